@@ -1,0 +1,262 @@
+"""The contract that every mechanism keeps: ``(B, N, D)`` in, the same shape out.
+
+Axes: B batch, N length (N_q queries, N_k keys), D embed_dim, H heads, d head_dim.
+
+A mechanism subclasses `Attention` and writes down only what makes it what it is, in three methods: `_forward`
+(the fast path), `_weights` (who looks at whom) and `_mix` (what such weights give). The public methods of the
+same names check what was asked, join ``causal`` with the mask so that neither can drop the other, and blank
+the rows that may look at nothing. What a mechanism does not support raises `Unsupported`; nothing is ever
+silently ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnlab.card import Card as Card
+from attnlab.masks import BoundMask, Mask, as_mask, causal
+
+
+class Unsupported(TypeError):  # noqa: N818  reads as what it says
+    """The mechanism was asked for something that its card does not claim."""
+
+
+class Attention(nn.Module):
+    """The base of every mechanism.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: H; it must divide ``embed_dim``.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+
+    Raises:
+        TypeError: a width or a head count that is no whole number.
+        ValueError: one that is not positive, heads that do not divide the width, a dropout outside [0, 1).
+        Unsupported: ``causal`` for a mechanism that cannot be.
+    """
+
+    card: ClassVar[Card]
+
+    def __init__(self, embed_dim: int, num_heads: int = 1, *, causal: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, value in {"embed_dim": embed_dim, "num_heads": num_heads}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads}); "
+                f"try num_heads={either(divisors_near(embed_dim, num_heads))}"
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        if causal:
+            self._require("causal")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.causal = causal
+        self.dropout = dropout
+
+    # The contract
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        *,
+        mask: Mask | Tensor | None = None,
+        bias: Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+        cache: Any = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Attend.
+
+        Args:
+            x: the tokens, (B, N, D).
+            mask: who may look at whom: a `Mask`, or a Boolean tensor (N_q, N_k), (B, N_q, N_k) or
+                (B, H, N_q, N_k) in which True means *may look*. It is joined with ``causal``.
+            bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). Keep it finite: who may
+                look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
+            context: the sequence looked at, (B, M, D); without it a token looks at its own sequence.
+            cache: what was seen before, for decoding step by step.
+
+        Returns:
+            (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero.
+
+        Raises:
+            Unsupported: for an argument that this mechanism does not take.
+            ValueError: for a shape that does not fit.
+            TypeError: for a mask that is not Boolean.
+        """
+        bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+        out = self._forward(x, bound, **given)
+        if context is not None and not context.shape[1]:
+            return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)  # there is nothing to look at
+        return out if bound is None else bound.blank(out)
+
+    @final
+    def weights(
+        self,
+        x: Float[Tensor, "B N D"],
+        *,
+        mask: Mask | Tensor | None = None,
+        bias: Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Float[Tensor, "B H N M"]:
+        """Who looks at whom: (B, H, N_q, N_k), rows are queries. Takes and raises what `forward` does.
+
+        Dropout is never in it: it is the map that the expected output is made with.
+        """
+        self._require("weights")
+        bound, given = self._admit(x, mask, bias=bias, context=context)
+        return self._weights(x, bound, **given)
+
+    @final
+    def mix(
+        self,
+        weights: Float[Tensor, "B H N M"],
+        x: Float[Tensor, "B N D"],
+        *,
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """The output that these weights give: ``mix(weights(x), x)`` equals ``forward(x)`` without dropout.
+
+        Edit the weights in between (drop a head, flatten a row) to see what they were worth.
+        """
+        self._require("weights")
+        _, given = self._admit(x, None, context=context)
+        wanted = (x.shape[0], self.num_heads, x.shape[1], (x if context is None else context).shape[1])
+        if weights.shape != wanted:
+            raise ValueError(
+                f"weights must have shape (batch, heads, queries, keys) = {wanted}, not {tuple(weights.shape)}"
+            )
+        out = self._mix(weights, **{"x": x, **given})
+        return out.masked_fill((weights == 0).all(-1).all(1).unsqueeze(-1), 0.0)
+
+    # What a mechanism writes; ``mask`` already holds ``causal``, and only supported arguments arrive.
+
+    def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no _forward")
+
+    def _weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _weights")
+
+    def _mix(self, weights: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _mix")
+
+    def scale_output(self, factor: float) -> None:
+        """Scale the last projection at the start of training, as residual branches want it.
+
+        Override it where that projection is not called ``output``.
+        """
+        output = self.get_submodule("output")
+        with torch.no_grad():
+            output.weight.mul_(factor)  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        """What a printed network shows of this layer."""
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, causal={self.causal}, dropout={self.dropout}"
+
+    # How the contract is kept
+
+    @classmethod
+    def supports(cls, capability: str) -> bool:
+        """Whether the card claims ``capability`` (see `attnlab.card.CAPABILITIES`)."""
+        return capability in cls.card.supports
+
+    @classmethod
+    def _require(cls, capability: str) -> None:
+        if not cls.supports(capability):
+            raise Unsupported(
+                f"{cls.__name__} does not support {capability}; "
+                f"it supports {', '.join(cls.card.supports) or 'self-attention alone'}"
+            )
+
+    def _admit(self, x: Tensor, mask: Mask | Tensor | None, **optional: Any) -> tuple[BoundMask | None, dict[str, Any]]:
+        """Check what was given, and bind ``causal`` and the mask to this length."""
+        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"{type(self).__name__} takes x of shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}"
+            )
+        given = {name: value for name, value in optional.items() if value is not None}
+        for name in given:
+            self._require(name)
+        keys = x.shape[1]
+        if (context := given.get("context")) is not None:
+            if context.dim() != 3 or context.shape[0] != x.shape[0] or context.shape[2] != self.embed_dim:
+                raise ValueError(
+                    f"context must have shape ({x.shape[0]}, length, {self.embed_dim}), not {tuple(context.shape)}"
+                )
+            keys = context.shape[1]
+        if (bias := given.get("bias")) is not None:
+            if not bias.is_floating_point():
+                raise TypeError(
+                    f"bias is added to the scores and must be a float tensor, not {bias.dtype}; "
+                    "to say who may look at whom use mask="
+                )
+            wanted = (x.shape[0], self.num_heads, x.shape[1], keys)
+            fits = zip(reversed(bias.shape), reversed(wanted), strict=False)
+            if bias.dim() > 4 or any(have not in (1, want) for have, want in fits):
+                raise ValueError(
+                    f"bias has shape {tuple(bias.shape)}, which does not broadcast to "
+                    f"(batch, heads, queries, keys) = {wanted}"
+                )
+        if mask is not None:
+            self._require("mask")
+            mask = as_mask(mask)
+        if self.causal:
+            mask = causal() if mask is None else causal() & mask
+        if mask is None:
+            return None, given
+        return mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), device=x.device), given
+
+
+def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:
+    """Let a constructor take its width under the spelling ``emd_dim`` too.
+
+    Raises:
+        TypeError: when both spellings are given, or neither.
+    """
+
+    @functools.wraps(init)
+    def wrapper(self: Attention, *args: Any, **options: Any) -> None:
+        given = bool(args) or "embed_dim" in options
+        if given and "emd_dim" in options:
+            raise TypeError("embed_dim and emd_dim are two spellings of one width; give one of them, not both")
+        if "emd_dim" in options:
+            options["embed_dim"] = options.pop("emd_dim")
+        elif not given:
+            raise TypeError(f"{type(self).__name__} needs its width: give embed_dim= (emd_dim= is accepted too)")
+        init(self, *args, **options)
+
+    return wrapper
+
+
+def linear(fan_in: int, fan_out: int, *, bias: bool = True) -> nn.Linear:
+    """A projection whose weights start with variance 1/fan_in (a fixed 0.02 starves narrow layers)."""
+    layer = nn.Linear(fan_in, fan_out, bias=bias)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(fan_in))
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:
+    """The ``count`` divisors of ``number`` nearest to ``wanted`` (by ratio), in order."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
+
+
+def either(numbers: list[int]) -> str:
+    """``[4, 5, 10]`` as ``4, 5 or 10``."""
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last

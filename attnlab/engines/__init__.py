@@ -1,0 +1,1 @@
+"""The fast exact computations that mechanisms share."""
