@@ -1,0 +1,3 @@
+"""Template: say in a line what it is."""
+
+from .template import TemplateAttention as TemplateAttention
