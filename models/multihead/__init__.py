@@ -1,0 +1,3 @@
+"""Multi-head attention."""
+
+from .multihead import MultiAttention as MultiAttention

@@ -1,0 +1,3 @@
+"""One head of scaled dot-product self-attention."""
+
+from .selfhead import SelfAttention as SelfAttention

@@ -1,0 +1,64 @@
+"""One head of scaled dot-product self-attention, written so that the code reads like the formula."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Attention, Card, accepts_emd_dim, linear
+from attnlab.engines.softmax import softmax_attention, softmax_weights
+from attnlab.masks import BoundMask
+
+
+class SelfAttention(Attention):
+    """``softmax(Q Kᵀ / √d) V``: every token asks, every token answers, one head.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+    """
+
+    card = Card(
+        title="Self-attention",
+        summary="one head: every token looks at every other, with one set of weights",
+        paper="Attention Is All You Need",
+        authors="Vaswani et al.",
+        year=2017,
+        arxiv="1706.03762",
+        kind="exact",
+        heads="1",
+        time="n²·d + n·d²",
+        memory="n·d",
+        representation="one softmax map",
+        use_case="learning how attention works; tasks that read one place at a time",
+        supports=("causal", "mask", "bias", "weights", "equivariant"),
+    )
+
+    @accepts_emd_dim
+    def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0) -> None:
+        super().__init__(embed_dim, causal=causal, dropout=dropout)
+        self.query = linear(embed_dim, embed_dim)
+        self.key = linear(embed_dim, embed_dim)
+        self.value = linear(embed_dim, embed_dim)
+        self.output = linear(embed_dim, embed_dim)
+
+    def _weights(
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None
+    ) -> Float[Tensor, "B 1 N N"]:
+        # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column)
+        return softmax_weights(self.query(x), self.key(x), mask, bias)
+
+    def _mix(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        # ... V: the average of the values, by those weights
+        return self.output(weights.squeeze(1) @ self.value(x))
+
+    def _forward(
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None
+    ) -> Float[Tensor, "B N D"]:
+        # softmax(Q Kᵀ / √d) V in one fused step: the same numbers, and the map is never written down
+        Q, K, V = self.query(x), self.key(x), self.value(x)
+        dropout = self.dropout if self.training else 0.0
+        return self.output(softmax_attention(Q, K, V, mask, bias, dropout=dropout))
