@@ -1,0 +1,1 @@
+"""The promises: one file a family, found by their presence."""

@@ -1,0 +1,92 @@
+"""Nothing is silently ignored: what is not supported raises, and one question has one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from attnlab.checks.probes import EXACT, difference, worst
+from attnlab.checks.registry import Measure, NotClaimed, promise
+from attnlab.checks.subject import B, N, Subject, as_matrix
+
+
+@promise("what is not claimed raises", needs=("contract",))
+def unclaimed_raises(subject: Subject) -> Measure:
+    """How many capabilities that the card does not claim are accepted in silence."""
+    layer, x = subject.layer(), subject.tokens()
+    square = torch.ones(N, N, device=x.device)
+    asked: dict[str, Callable[[], Any]] = {
+        "causal": lambda: subject.layer(causal=True),
+        "mask": lambda: layer(x, mask=square.bool()),
+        "bias": lambda: layer(x, bias=square.double()),
+        "context": lambda: layer(x, context=x),
+        "cache": lambda: layer(x, cache=object()),
+        "weights": lambda: layer.weights(x),  # type: ignore[operator]
+    }
+    accepted = [
+        name
+        for name, ask in asked.items()
+        if name not in subject.claims and not _raises(ask, (TypeError, NotClaimed))  # Unsupported is a TypeError
+    ]
+    return Measure(len(accepted), 0, f"accepts in silence: {', '.join(accepted) or 'nothing'}")
+
+
+@promise("a float mask raises and names bias=", needs=("contract", "mask"))
+def float_mask_raises(subject: Subject) -> Measure:
+    """How many masks of numbers are accepted, or refused without a word about bias=."""
+    layer, x, wrong = subject.layer(), subject.tokens(), 0
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        try:
+            layer(x, mask=torch.zeros(N, N, dtype=dtype, device=x.device))
+            wrong += 1
+        except TypeError as error:
+            wrong += "bias=" not in str(error)
+    return Measure(wrong, 0, "float masks accepted, or refused without naming bias=")
+
+
+@promise("what does not fit raises", needs=("contract",))
+def misfits_raise(subject: Subject) -> Measure:
+    """How many shapes that do not fit are accepted, or raise another thing than a ValueError."""
+    layer, x = subject.layer(), subject.tokens()
+    asked: dict[str, Callable[[], Any]] = {
+        "x of another width": lambda: layer(torch.cat([x, x], -1)),
+        "x without a batch": lambda: layer(x[0]),
+    }
+    if "mask" in subject.claims:
+        for shape in ((N, N + 1), (N + 1, N), (B + 1, N, N), (B, subject.num_heads + 1, N, N)):
+            mask = torch.ones(shape, dtype=torch.bool, device=x.device)
+            asked[f"a mask of shape {shape}"] = lambda mask=mask: layer(x, mask=mask)  # type: ignore[misc]
+    if "context" in subject.claims:
+        asked["a context of another batch"] = lambda: layer(x, context=subject.tokens(batch=B + 1))
+        asked["a context of another width"] = lambda: layer(x, context=torch.cat([x, x], -1))
+    accepted = [name for name, ask in asked.items() if not _raises(ask, (ValueError,))]
+    return Measure(len(accepted), 0, f"accepts {', '.join(accepted) or 'nothing'}")
+
+
+@promise("a mask is its Boolean tensor", needs=("contract", "mask"))
+def one_answer(subject: Subject) -> Measure:
+    """The difference between a mask and the same as a Boolean tensor of two, three and four axes."""
+
+    def measured() -> Iterator[tuple[float, str]]:
+        x = subject.tokens()
+        for causality in subject.causal_choices:
+            layer = subject.build(causality)
+            for mask in subject.masks():
+                expected, matrix = layer(x, mask=mask), as_matrix(mask, x, x)
+                heads = matrix.unsqueeze(1).expand(-1, subject.num_heads, -1, -1)
+                for tensor in (matrix, heads):
+                    yield difference(layer(x, mask=tensor), expected), f"{mask} differs from its tensor"
+                if bool((matrix == matrix[0]).all()):
+                    yield difference(layer(x, mask=matrix[0]), expected), f"{mask} differs from its tensor"
+
+    return worst(measured(), EXACT)
+
+
+def _raises(ask: Callable[[], Any], kinds: tuple[type[Exception], ...]) -> bool:
+    try:
+        ask()
+    except kinds:
+        return True
+    return False

@@ -1,0 +1,90 @@
+"""The backward pass: the slope that it claims is the slope, and extreme scores do not break it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnlab.checks.probes import attempt, not_finite, said, worst, worst_way
+from attnlab.checks.registry import Measure, promise
+from attnlab.checks.subject import M, N, Subject
+from attnlab.masks import Mask
+
+STEP = 1e-6
+
+
+@promise("gradients match finite differences")
+def slope(subject: Subject) -> Measure:
+    """The difference between the gradient and a central finite difference, in float64.
+
+    Along a random direction of each input and of each parameter by itself; relative where it is above one.
+    """
+
+    def measured(causality: bool, mask: Mask | None) -> list[tuple[float, str]]:
+        layer = subject.build(causality)
+        inputs = {"x": subject.tokens()}
+        if "context" in subject.claims and mask is None:
+            inputs["context"] = subject.tokens(length=M, seed=1)
+        if "bias" in subject.claims:
+            heads = subject.num_heads
+            inputs["bias"] = subject.random(2, heads, N, M if "context" in inputs else N, seed=2)
+        tensors = {**inputs, **{n: p for n, p in layer.named_parameters() if p.requires_grad}}
+
+        def output() -> Tensor:
+            torch.manual_seed(0)
+            extra = {name: tensor for name, tensor in inputs.items() if name != "x"}
+            out = subject(layer, inputs["x"], mask, **extra)
+            return (out * subject.random(*out.shape, seed=3)).sum()
+
+        for tensor in inputs.values():
+            tensor.requires_grad_()
+        found = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
+        said_so = []
+        for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+            direction = subject.random(*tensor.shape, seed=4)
+            claimed = 0.0 if gradient is None else (gradient * direction).sum().item()
+            with torch.no_grad():
+                tensor += STEP * direction
+                above = output().item()
+                tensor -= 2 * STEP * direction
+                below = output().item()
+                tensor += STEP * direction
+            true = (above - below) / (2 * STEP)
+            said_so.append((abs(claimed - true) / max(1.0, abs(true)), f"{name}: {claimed:.4g} for {true:.4g}"))
+        return said_so
+
+    def all_measured() -> Iterator[tuple[float, str]]:
+        for causality, mask in subject.ways():
+            for value, detail in attempt(measured, causality, mask):
+                yield value, f"{detail} ({said(causality, mask)})"
+
+    return worst(all_measured(), limit=1e-6)
+
+
+@promise("extreme scores stay finite")
+def extreme_scores(subject: Subject) -> Measure:
+    """How many outputs, gradients and weights are NaN or infinite, in float32 and float64.
+
+    For tokens of 10² and 10³ (scores of about 10⁴ and 10⁶), and for a bias of ±10⁴.
+    """
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        wrong = 0
+        for dtype in (torch.float32, torch.float64):
+            layer = subject.build(causality, dtype=dtype)
+            tries: list[tuple[float, dict[str, Tensor]]] = [(1e2, {}), (1e3, {})]
+            if "bias" in subject.claims:
+                bias = 1e4 * subject.random(2, subject.num_heads, N, N).sign().to(dtype)
+                tries.append((1.0, {"bias": bias}))
+            for scale, extra in tries:
+                x = (scale * subject.tokens(dtype=dtype)).requires_grad_()
+                out = subject(layer, x, mask, **extra)
+                found = torch.autograd.grad(out.sum(), [x, *layer.parameters()], allow_unused=True)
+                wrong += not_finite(out, *found)
+                if "weights" in subject.claims:
+                    wrong += not_finite(subject.weights(layer, x, mask, **extra))
+        return wrong
+
+    return worst_way(subject, measured, limit=0)

@@ -1,0 +1,126 @@
+"""Who looks at whom: the weights are what they are said to be, and looking at them changes nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from attnlab.checks.probes import EXACT, difference, worst, worst_way
+from attnlab.checks.registry import Measure, promise
+from attnlab.checks.subject import SEED, M, N, Subject
+from attnlab.masks import Mask, from_tensor
+
+
+@promise("weights sum to one", needs=("weights", "probabilities"))
+def one_in_sum(subject: Subject) -> Measure:
+    """How far the weights of a token that may look at something are from one in sum, or one of them below zero."""
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        layer, x = subject.build(causality), subject.tokens()
+        weights = subject.weights(layer, x, mask)
+        expected = subject.permitted(causality, mask, x).any(-1).to(weights).unsqueeze(1)  # 0 for an empty row
+        return max(difference(weights.sum(-1), expected.expand(weights.shape[:-1])), -weights.min().item())
+
+    return worst_way(subject, measured, EXACT)
+
+
+@promise("weights are zero where masked", needs=("weights",))
+def zero_where_forbidden(subject: Subject) -> Measure:
+    """The largest weight of a key that may not be looked at, rows that may look at nothing among them."""
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        layer, x = subject.build(causality), subject.tokens()
+        if "mask" in subject.claims:
+            open_rows = from_tensor((torch.arange(N, device=x.device) != 2).unsqueeze(1).expand(N, N))
+            mask = open_rows if mask is None else mask & open_rows
+        forbidden = ~subject.permitted(causality, mask, x).unsqueeze(1)
+        weights = subject.weights(layer, x, mask)
+        return difference(weights * forbidden, torch.zeros_like(weights))
+
+    return worst_way(subject, measured, limit=0)
+
+
+@promise("asking for weights changes nothing", needs=("weights",))
+def asking_changes_nothing(subject: Subject) -> Measure:
+    """The difference between the outputs before and after the weights were asked for, in eval and in training."""
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        found, x = 0.0, subject.tokens()
+        for train in (False, True):
+            layer = subject.build(causality, train=train)
+            outs = []
+            for ask in (False, True):
+                if ask:
+                    subject.weights(layer, x, mask)
+                torch.manual_seed(SEED)
+                outs.append(subject(layer, x, mask))
+            found = max(found, difference(outs[1], outs[0]))
+        return found
+
+    return worst_way(subject, measured, limit=0)
+
+
+@promise("weights hold no dropout", needs=("weights", "dropout"))
+def no_dropout(subject: Subject) -> Measure:
+    """The difference between the weights in training and in eval."""
+    layer, x = subject.layer(dropout=subject.dropout), subject.tokens()
+    expected = subject.weights(layer, x)
+    return Measure(difference(subject.weights(layer.train(), x), expected), EXACT, "training differs from eval")
+
+
+@promise("weights make the output", needs=("weights", "mix"))
+def they_make_the_output(subject: Subject) -> Measure:
+    """The difference between ``mix(weights(x), x)`` and the output."""
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        layer, x = subject.build(causality), subject.tokens()
+        mixed = layer.mix(subject.weights(layer, x, mask), x)  # type: ignore[operator]
+        found = difference(mixed, subject(layer, x, mask))
+        if "context" in subject.claims and mask is None:
+            context = subject.tokens(length=M, seed=1)
+            weights = subject.weights(layer, x, context=context)
+            mixed = layer.mix(weights, x, context=context)  # type: ignore[operator]
+            found = max(found, difference(mixed, subject(layer, x, context=context)))
+        return found
+
+    return worst_way(subject, measured, EXACT)
+
+
+@promise("bias adds to the scores", needs=("bias", "weights", "probabilities", "mix"))
+def bias_as_defined(subject: Subject) -> Measure:
+    """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again."""
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        layer, x = subject.build(causality), subject.tokens()
+        plain = subject.weights(layer, x, mask)
+        bias = subject.random(*plain.shape)
+        expected = plain * bias.exp()
+        expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # an empty row stays zero
+        mixed = layer.mix(expected, x)  # type: ignore[operator]
+        return max(
+            difference(subject.weights(layer, x, mask, bias=bias), expected),
+            difference(subject(layer, x, mask, bias=bias), mixed),
+        )
+
+    return worst_way(subject, measured, EXACT)
+
+
+@promise("context may be another sequence", needs=("context",))
+def another_sequence(subject: Subject) -> Measure:
+    """The largest difference: its own sequence as context is self-attention, an empty one gives zeros.
+
+    Shorter and longer ones are taken, and every token of them is heard.
+    """
+    layer, x = subject.build(False), subject.tokens()
+    itself = difference(subject(layer, x, context=x), subject(layer, x))
+    empty = subject(layer, x, context=x[:, :0])
+    measured = [
+        (itself, "context=x differs from self-attention"),
+        (difference(empty, torch.zeros_like(x)), "an empty context does not give zeros"),
+    ]
+    for length in (1, M, 2 * M + 1):
+        context = subject.tokens(length=length, seed=1).requires_grad_()
+        out = subject(layer, x, context=context)
+        (gradient,) = torch.autograd.grad(out.square().sum(), context, materialize_grads=True)
+        deaf = (gradient.abs().amax(-1) == 0).sum().item() + (0 if out.shape == x.shape else 1)
+        measured.append((deaf, f"{length} tokens of context: not all are heard, or the output has another shape"))
+    return worst(measured, EXACT)
