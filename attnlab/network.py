@@ -1,0 +1,188 @@
+"""What is trained: an embedding, blocks of [mechanism, MLP], and a readout.
+
+Axes: B batch, N length, D embed_dim, F features a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from attnlab import registry
+from attnlab.attention import Attention, linear
+from attnlab.masks import Mask, padding
+
+
+class Inputs(NamedTuple):
+    """What goes in: ``tokens`` (B, N) out of ``size`` kinds, or ``vectors`` (B, N, ``size``)."""
+
+    kind: Literal["tokens", "vectors"]
+    size: int
+
+
+class Outputs(NamedTuple):
+    """What comes out.
+
+    ``classes``: (B, slots, size) scores, one choice a slot for the whole sequence; ``tokens``: (B, N, size) scores,
+    one choice a position; ``values``: (B, slots) numbers (``size`` is 1).
+    """
+
+    kind: Literal["classes", "tokens", "values"]
+    size: int
+    slots: int = 1
+
+
+class Network(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="attnlab",
+    license="mit",
+    tags=["attention", "attnlab"],
+):
+    """A small transformer around one mechanism.
+
+    Args:
+        model: the mechanism's name (a folder of ``models/``).
+        inputs: what goes in, an `Inputs`.
+        outputs: what comes out, an `Outputs`.
+        length: the longest sequence; positions are learned up to here.
+        embed_dim: D.
+        layers: the number of blocks.
+        options: the mechanism's own options (``num_heads`` ...).
+        causal: whether the mechanism may only look back; needed to predict the next token.
+        dropout: on attention weights, embeddings and residual branches, in training only.
+        mlp: whether a block has an MLP of width 4·D after the mechanism.
+        pool: how one vector stands for the sequence: the ``mean`` of the real tokens, or the ``last`` of them.
+
+    Raises:
+        UserError: an unknown mechanism.
+        TypeError: an option that the mechanism does not have.
+        ValueError: an option's value that it refuses.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        length: int,
+        embed_dim: int = 64,
+        layers: int = 2,
+        options: dict[str, Any] | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        mlp: bool = True,
+        pool: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
+        self.length, self.pool = length, pool
+        mechanism = registry.load(model)
+        self.embed: nn.Module
+        if self.inputs.kind == "tokens":
+            self.embed = nn.Embedding(self.inputs.size, embed_dim)
+        else:
+            self.embed = linear(self.inputs.size, embed_dim)
+        self.positions = nn.Parameter(torch.randn(length, embed_dim))
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **(options or {})),
+                mlp=mlp,
+                dropout=dropout,
+                scale=1 / math.sqrt(2 * layers),
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Read a batch.
+
+        Args:
+            x: (B, N) whole numbers or (B, N, F) numbers, as `inputs` says.
+            lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
+                there (NaN, -100) has no effect. None: all are real.
+
+        Returns:
+            What `outputs` says.
+
+        Raises:
+            ValueError: a sequence longer than the learned positions; lengths that are not one a sequence, or (on the
+                CPU, where looking costs nothing) not from 1 to N.
+        """
+        N = x.shape[1]
+        if self.length < N:
+            raise ValueError(f"the sequence has {N} tokens, but this network was made for at most {self.length}")
+        mask = None
+        if lengths is not None:
+            self._check_lengths(lengths, x)
+            mask = padding(lengths)
+            x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
+        x = self.drop(self.embed(x) + self.positions[:N])
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        if self.outputs.kind == "tokens":
+            return self.readout(x)
+        out = self.readout(self._pooled(x, lengths)).unflatten(-1, (self.outputs.slots, self.outputs.size))
+        return out.squeeze(-1) if self.outputs.kind == "values" else out
+
+    def mechanisms(self) -> list[Attention]:
+        """The attention layers, first to last: their ``weights`` show what was learned."""
+        return [block.attention for block in self.blocks]  # type: ignore[misc]
+
+    @staticmethod
+    def _check_lengths(lengths: Tensor, x: Tensor) -> None:
+        if lengths.shape != x.shape[:1]:
+            raise ValueError(f"lengths must have shape ({x.shape[0]},), one a sequence, not {tuple(lengths.shape)}")
+        if lengths.is_cpu and lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
+            raise ValueError(
+                f"lengths must be from 1 to {x.shape[1]}, the length of the batch, "
+                f"not {int(lengths.min())} to {int(lengths.max())}"
+            )
+
+    def _pooled(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.pool == "last":
+            return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
+        if lengths is None:
+            return x.mean(1)
+        return _blanked(x, lengths).sum(1) / lengths.unsqueeze(-1)
+
+
+def _blanked(x: Tensor, lengths: Tensor) -> Tensor:
+    """``x`` (B, N, ...) with zeros in the padding."""
+    padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(padded.view(*padded.shape, *[1] * (x.dim() - 2)), 0)
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, attention: Attention, *, mlp: bool, dropout: float, scale: float) -> None:
+        super().__init__()
+        D = attention.embed_dim
+        attention.scale_output(scale)
+        self.norm1 = nn.LayerNorm(D)
+        self.attention = attention
+        self.drop = nn.Dropout(dropout)
+        self.mlp: nn.Sequential | None = None
+        if mlp:
+            out = linear(4 * D, D)
+            with torch.no_grad():
+                out.weight.mul_(scale)
+            self.norm2 = nn.LayerNorm(D)
+            self.mlp = nn.Sequential(linear(D, 4 * D), nn.GELU(), out)
+
+    def forward(self, x: Tensor, mask: Mask | None) -> Tensor:
+        """``x`` (B, N, D) to the same shape."""
+        x = x + self.drop(self.attention(self.norm1(x), mask=mask))
+        if self.mlp is not None:
+            x = x + self.drop(self.mlp(self.norm2(x)))
+        return x

@@ -1,0 +1,79 @@
+"""The tasks: one file each in this folder, found by its presence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnlab.errors import UnknownNameError, UserError
+from attnlab.source import read_class
+
+if TYPE_CHECKING:
+    from attnlab.task import Task
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task as its source text describes it."""
+
+    name: str
+    class_name: str
+    summary: str
+    remark: str
+    suffixes: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+def names() -> list[str]:
+    """The tasks' names, in order: every file of this folder that does not start with an underscore."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def entry(name: str) -> Entry:
+    """What the source text of a task says.
+
+    Raises:
+        UnknownNameError: for a name that no file has.
+    """
+    if name not in names():
+        raise UnknownNameError("task", name, names())
+    source = read_class(FOLDER / f"{name}.py", "summary")
+    said = source.attributes
+    return Entry(
+        name,
+        source.name,
+        said["summary"],
+        said.get("remark", ""),
+        tuple(said.get("suffixes", ())),
+        said.get("defaults", {}),
+    )
+
+
+def for_file(path: Path) -> str:
+    """The task that reads files like ``path``.
+
+    Raises:
+        UserError: when none does, with the endings that some task reads.
+    """
+    entries = [entry(name) for name in names()]
+    for candidate in entries:
+        if path.suffix.lower() in candidate.suffixes:
+            return candidate.name
+    known = sorted(suffix for e in entries for suffix in e.suffixes)
+    raise UserError(
+        f"no task reads {path.suffix or 'files without an ending'} ({path}); give one of {', '.join(known)}"
+    )
+
+
+def load(name: str) -> Task:
+    """The task itself.
+
+    Raises:
+        UnknownNameError: for a name that no file has.
+    """
+    described = entry(name)
+    return getattr(import_module(f"attnlab.tasks.{name}"), described.class_name)()  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""Real scanned digits, read row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnlab.errors import UserError
+from attnlab.network import Inputs, Outputs
+from attnlab.task import Problem, Request, Split, Task, read_x
+from attnlab.tasks._baselines import classifiers
+from attnlab.tasks._requests import takes
+from attnlab.tasks._split import stratified
+
+
+class Digits(Task):
+    """Which digit is it? 1,797 scans of 8 × 8 pixels; a token is a row of pixels, from 0 (white) to 1.
+
+    ::
+
+        x   . . # # # . . .     8 tokens of 8 numbers
+            . # . . . # . .
+            . . . . . # . .
+            . . . # # . . .
+            . . . . . # . .
+            . . . . . # . .
+            . # . . . # . .
+            . . # # # . . .
+        y   3
+
+    Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository;
+    its test set, as scikit-learn ships it.
+    """
+
+    summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
+    remark = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
+
+    def load(self, request: Request) -> Problem:
+        """The scans, split so that every digit is everywhere in the same proportion."""
+        from sklearn.datasets import load_digits
+
+        takes(request, "digits")
+        scans = load_digits()
+        x, y = (scans.images / 16).astype(np.float32), scans.target
+        parts = stratified(y, range(10), request)
+        train, validation, test = (Split(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)
+        return Problem(
+            train,
+            validation,
+            test,
+            inputs=Inputs("vectors", 8),
+            outputs=Outputs("classes", 10),
+            length=8,
+            metric="accuracy",
+            encoding={"labels": list(range(10))},
+            facts=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
+            baselines=lambda: classifiers(
+                train.x.flatten(1).numpy(), train.y.numpy(), test.x.flatten(1).numpy(), test.y.numpy()
+            ),
+        )
+
+    def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """``x`` (scans, 8, 8) of an .npz file, pixels from 0 to 1."""
+        x = read_x(path, inputs, length)
+        if x.numel() and not 0 <= x.min() <= x.max() <= 1:
+            raise UserError(
+                f"x in {path} holds {x.min():g} to {x.max():g}; expected pixels from 0 (white) to 1, "
+                "so divide by the darkest value that there can be"
+            )
+        return Split(x, torch.empty(0))

@@ -1,0 +1,90 @@
+"""Multi-query associative recall (MQAR): keys with values first, then the keys again, asking for their values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnlab.errors import UserError
+from attnlab.network import Inputs, Outputs
+from attnlab.task import IGNORE, Baseline, Problem, Request, Task
+from attnlab.tasks._requests import length_within, takes
+from attnlab.tasks._synthetic import Whole, draw_splits
+
+VOCABULARY = 128
+LENGTH = 64
+TRAIN = 16_000
+POWER = 0.01
+
+
+class Recall(Task):
+    """Pairs of a key and a value, then each key once more, at which its value must be named.
+
+    With two pairs and N = 16 (dots are random filler, and nothing is asked there)::
+
+        x   2 8 4 7 . . 4 . . . . . 2 . . .
+        y               7           8
+
+    Keys come from the lower half of the vocabulary and values from the upper; N / 8 pairs. The gap between the pairs
+    and a question follows a power law: near ones are common, far ones happen.
+
+    Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models"
+    (arXiv 2312.04927), with its defaults but for a vocabulary of 128 in place of 8,192.
+    """
+
+    summary = "what value came with this key: multi-query associative recall (Zoology's MQAR)"
+    defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
+
+    def load(self, request: Request) -> Problem:
+        """Draw the examples; ``seq_length`` must be even, and N / 8 keys must exist."""
+        takes(request, "recall", "seq_length")
+        N = length_within(request, "recall", LENGTH, 8, 8 * (VOCABULARY // 2 - 1))
+        if N % 2:
+            raise UserError(f"--seq_length for recall must be even, not {N}: keys and values come in pairs")
+
+        def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
+            return mqar(generator, count, N, pairs=N // 8)
+
+        train, validation, test = draw_splits(request, TRAIN, draw)
+        return Problem(
+            train,
+            validation,
+            test,
+            inputs=Inputs("tokens", VOCABULARY),
+            outputs=Outputs("tokens", VOCABULARY),
+            length=N,
+            metric="accuracy",
+            causal=True,
+            facts=(f"{N // 8} pairs out of {VOCABULARY // 2 - 1} keys and {VOCABULARY // 2} values; {N} tokens",),
+            baselines=lambda: [
+                Baseline("one of the sequence's values", 1 / (N // 8)),
+                Baseline("any value", 1 / (VOCABULARY // 2)),
+            ],
+        )
+
+
+def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tuple[Whole, Whole]:
+    """``x`` and ``y`` (count, N) of multi-query associative recall with so many pairs."""
+    half = VOCABULARY // 2
+    keys = 1 + _distinct(generator, np.ones(half - 1), count, pairs)
+    values = half + _distinct(generator, np.ones(half), count, pairs)
+
+    # After the pairs, at every second token a key may be asked; place i with probability ~ i^(POWER - 1).
+    gaps = np.arange(1, (N - 2 * pairs) // 2 + 1) ** (POWER - 1)
+    asked = 2 * pairs + 2 * _distinct(generator, gaps, count, pairs)
+
+    x = generator.integers(0, VOCABULARY, (count, N))
+    x[:, 0 : 2 * pairs : 2] = keys
+    x[:, 1 : 2 * pairs : 2] = values
+    np.put_along_axis(x, asked, keys, axis=1)
+    y = np.full((count, N), IGNORE)
+    np.put_along_axis(y, asked, values, axis=1)
+    return x, y
+
+
+def _distinct(generator: np.random.Generator, weights: np.ndarray, count: int, size: int) -> Whole:  # type: ignore[type-arg]
+    """(count, size) indices; in a row each is drawn once, by its weight among those that are left.
+
+    The largest of log-weights plus Gumbel noise are such a draw (Vieira 2014), for all rows at once.
+    """
+    scores = np.log(weights) + generator.gumbel(size=(count, len(weights)))
+    return np.argsort(-scores, axis=1)[:, :size]
