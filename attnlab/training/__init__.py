@@ -1,0 +1,1 @@
+"""The loop, the schedule, checkpoints and the run folder."""

@@ -1,0 +1,44 @@
+"""Text from a network that was trained to predict the next byte."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+import torch
+
+from attnlab.network import Network
+
+
+@torch.no_grad()
+def generate(
+    network: Network, prompt: str, *, length: int, temperature: float = 0.8, top_k: int = 0, seed: int = 0
+) -> Iterator[str]:
+    """Continue ``prompt`` by ``length`` bytes, yielding the text as its characters become whole.
+
+    Args:
+        network: reads and predicts bytes; it sees at most its own ``length`` of the last ones.
+        prompt: how the text begins.
+        length: bytes to write.
+        temperature: divides the scores; 0 takes the likeliest byte always.
+        top_k: choose among so many likeliest bytes; 0 among all.
+        seed: the same seed writes the same text.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    seen = list(prompt.encode())
+    network.eval()
+    for _ in range(length):
+        window = torch.tensor([seen[-network.length :]], device=device)
+        scores = network(window)[0, -1].float().cpu()
+        if top_k:
+            scores[scores < scores.topk(top_k).values[-1]] = -torch.inf
+        if temperature == 0:
+            byte = int(scores.argmax())
+        else:
+            scores = (scores - scores.max()) / temperature  # at most 0: no temperature makes them infinite
+            byte = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+        seen.append(byte)
+        yield decoder.decode(bytes([byte]))
+    yield decoder.decode(b"", final=True)

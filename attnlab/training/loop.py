@@ -1,0 +1,336 @@
+"""The loop: the same settings give the same weights, bit for bit, also when a run was killed and resumed.
+
+Whatever is random follows from the seed: the order of an epoch from (seed, epoch) alone, and dropout from a
+generator whose state is kept in every checkpoint. So it does not matter when checkpoints were written.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.errors import UserError
+from attnlab.network import Network
+from attnlab.task import Problem, Split
+from attnlab.training.machine import autocast, memory_advice
+from attnlab.training.objective import Objective, evaluate
+from attnlab.training.runs import Run
+from attnlab.training.settings import Settings
+
+LOOK_EVERY = 20
+"""Steps between looks at the loss: on a GPU each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told."""
+
+    step: int
+    steps: int
+    loss: float
+    metric: float | None
+    rate: float
+    """Steps a second since this process started training."""
+
+
+Watcher = Callable[[Progress], None]
+"""Who follows a run: the progress bar, or nobody."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: ``finished``, ``early`` (patience) or ``stopped`` (a signal)."""
+
+    how: str
+    step: int
+    best: float | None
+    best_step: int
+    seconds: float
+
+
+def rate_at(step: int, steps: int, highest: float, warmup: float) -> float:
+    """The learning rate at a step: up in a straight line, then down to zero along a cosine."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return highest * (step + 1) / rising
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+class Trainer:
+    """One network on one problem.
+
+    Args:
+        network: what is trained, on its device.
+        problem: the data; they are moved to the network's device whole.
+        settings: how.
+        run: where checkpoints go; None for a rehearsal that writes nothing.
+        checkpoint_seconds: how long may pass between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        problem: Problem,
+        settings: Settings,
+        run: Run | None = None,
+        *,
+        checkpoint_seconds: float = 10.0,
+    ) -> None:
+        how = settings.training
+        self.network, self.problem, self.settings, self.run = network, problem, settings, run
+        self.checkpoint_seconds = checkpoint_seconds
+        self.objective = Objective.of(problem)
+        self.device = next(network.parameters()).device
+        x, y, lengths = problem.train
+        self.train = Split(x.to(self.device), y.to(self.device), None if lengths is None else lengths.to(self.device))
+        self.autocast = autocast(settings.machine, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.machine.precision == "float16")
+        self.call: Callable[..., Tensor] = torch.compile(network) if settings.machine.compile else network
+        self.parameters = list(network.parameters())
+        matrices = [p for p in self.parameters if p.dim() >= 2]
+        others = [p for p in self.parameters if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=how.learning_rate,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.epoch_steps = math.ceil(len(self.train.x) / how.batch_size)
+        self.steps = how.steps if how.steps is not None else self.epoch_steps * (how.epochs or 1)
+        # At least twenty looks at the validation data, at most one an epoch.
+        self.evaluate_every = max(1, min(self.epoch_steps, self.steps // 20))
+        self.step = 0
+        self.best: float | None = None
+        self.best_step = 0
+        self.waited = 0
+        self.loss_sum, self.loss_count = 0.0, 0  # since the last evaluation
+        self.seconds = 0.0
+        self.last_metric: float | None = None
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def fit(self, watch: Watcher | None = None) -> Outcome:
+        """Train to the end, or until a signal asks to stop; the best network is in the run's folder then.
+
+        Raises:
+            UserError: a loss that is no number (the last good checkpoint is kept), memory or disk exhausted.
+        """
+        how = self.settings.training
+        began, first_step, spent = time.perf_counter(), self.step, self.seconds
+        saved = began
+        losses = torch.zeros(LOOK_EVERY, device=self.device)
+        pending, loss = 0, math.nan
+        stopped = False
+        with signals() as asked, memory_advice(how.batch_size):
+            if self.run is not None and self.step == 0:
+                self._save_state()
+            while self.step < self.steps and not self._out_of_patience():
+                losses[pending] = self.advance()
+                pending += 1
+                evaluating = self.step % self.evaluate_every == 0 or self.step == self.steps
+                if pending < LOOK_EVERY and not evaluating and not asked:
+                    continue
+                values = losses[:pending].tolist()
+                self._check_finite(values)
+                for value in values:  # one by one: the same sum wherever a checkpoint cut it
+                    self.loss_sum += value
+                self.loss_count += pending
+                loss, pending = sum(values) / len(values), 0
+                now = time.perf_counter()
+                self.seconds = spent + now - began
+                speed = (self.step - first_step) / (now - began)
+                if evaluating:
+                    self._evaluate(speed)
+                if watch is not None:
+                    watch(Progress(self.step, self.steps, loss, self.last_metric, speed))
+                if asked and self.step < self.steps and not self._out_of_patience():
+                    stopped = True
+                    break
+                if now - saved >= self.checkpoint_seconds:
+                    self._save_state()
+                    saved = time.perf_counter()
+            self._save_state()
+        ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
+        return Outcome(ended, self.step, self.best, self.best_step, self.seconds)
+
+    def advance(self) -> Tensor:
+        """One step of the optimizer; returns the loss, still on the device."""
+        how = self.settings.training
+        rate = rate_at(self.step, self.steps, how.learning_rate, how.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = self._rows()
+        lengths = None if self.train.lengths is None else self.train.lengths[rows]
+        with self.autocast:
+            scores = self.call(self.train.x[rows], lengths)
+            loss = self.objective.loss(scores, self.train.y[rows])
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if how.clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, how.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        return loss.detach()
+
+    def restore(self) -> None:
+        """Go back to the run's last checkpoint; where it was stopped before its first one, start at the beginning.
+
+        Raises:
+            UserError: a checkpoint that is missing, damaged or of another run.
+        """
+        assert self.run is not None
+        if not self.run.began:
+            return
+        tensors, about = self.run.load_state()
+        if about["best"] is not None:
+            self.run.load_model()  # better to find out now than at the end
+        self.network.load_state_dict(_below("model.", tensors))
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("optimizer.", tensors).items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        self.scaler.load_state_dict(about["scaler"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.step, self.waited, self.seconds = about["step"], about["waited"], about["seconds"]
+        self.best, self.best_step = about["best"], about["best_step"]
+        self.loss_sum, self.loss_count = about["loss_sum"], about["loss_count"]
+        self.run.rewind(self.step)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.training.patience
+        return patience is not None and self.waited >= patience
+
+    def _rows(self) -> Tensor:
+        how = self.settings.training
+        epoch, at = divmod(self.step, self.epoch_steps)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed((how.seed * 1_000_003 + epoch) % 2**63)
+            self._order = (epoch, torch.randperm(len(self.train.x), generator=generator).to(self.device))
+        return self._order[1][at * how.batch_size : (at + 1) * how.batch_size]
+
+    def _evaluate(self, speed: float) -> None:
+        size = max(self.settings.training.batch_size, 128)
+        loss, metric = evaluate(
+            self.network, self.problem.validation, self.objective, batch_size=size, autocast=self.autocast
+        )
+        self.last_metric = metric
+        self.waited += 1
+        if self.objective.better(metric, self.best):
+            self.best, self.best_step, self.waited = metric, self.step, 0
+            if self.run is not None:
+                self._check_weights()
+                self.run.save_model(self.network, {"step": self.step, "validation": metric})
+        if self.run is not None:
+            self.run.log(
+                {
+                    "step": self.step,
+                    "epoch": round(self.step / self.epoch_steps, 3),
+                    "train_loss": self.loss_sum / self.loss_count,
+                    "validation_loss": loss,
+                    f"validation_{self.problem.metric}": metric,
+                    "learning_rate": self.optimizer.param_groups[0]["lr"],
+                    "steps_per_second": round(speed, 2),
+                    "seconds": round(self.seconds, 3),
+                }
+            )
+        self.loss_sum, self.loss_count = 0.0, 0
+
+    def _save_state(self) -> None:
+        if self.run is None:
+            return
+        self._check_weights()
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        about: dict[str, Any] = {
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "waited": self.waited,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+        }
+        self.run.save_state(tensors, about)
+
+    def _check_finite(self, values: list[float]) -> None:
+        for offset, value in enumerate(values):
+            if not math.isfinite(value):
+                self._diverged(f"the loss became {value} at step {self.step - len(values) + offset + 1}")
+
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+            self._diverged(f"a weight became infinite or no number at step {self.step}")
+
+    def _diverged(self, what: str) -> None:
+        kept = ""
+        if self.run is not None and self.best is not None:
+            kept = f"; the best network (step {self.best_step}) is kept in {self.run.path}"
+        rate = self.settings.training.learning_rate
+        raise UserError(f"{what}{kept}; try a lower --learning_rate ({rate:g} now)")
+
+
+def seconds_a_step(network: Network, problem: Problem, settings: Settings) -> float:
+    """How long a step takes, measured on a copy: no weight and no random number is touched."""
+    times = []
+    rehearsal = Trainer(copy.deepcopy(network), problem, _without_compile(settings))
+    on_gpu = [rehearsal.device] if rehearsal.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_gpu), memory_advice(settings.training.batch_size):
+        for _ in range(6):
+            began = time.perf_counter()
+            float(rehearsal.advance())
+            times.append(time.perf_counter() - began)
+    return sorted(times[2:])[1]
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always did.
+
+    Outside of the main thread, where Python allows no handlers, nothing is collected.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+
+    def collect(which: int, _: FrameType | None) -> None:
+        asked.append(which)
+        signal.signal(which, before[signal.Signals(which)])
+
+    for which in before:
+        signal.signal(which, collect)
+    try:
+        yield asked
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _without_compile(settings: Settings) -> Settings:
+    settings = copy.deepcopy(settings)
+    settings.machine.compile = False
+    return settings
