@@ -1,0 +1,219 @@
+"""``--interactive``: ask for what was not given as a flag, then show the command that says the same.
+
+Every answer is put to the same parser and the same checks as a flag, at once. On a terminal there are arrow
+keys and completion; from a pipe there are plain lines, in which a choice may be given by its number.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnlab import registry, tasks
+from attnlab.attention import divisors_near
+from attnlab.cli._flags import Asked, given_flags, understand
+from attnlab.cli._words import command_line
+from attnlab.errors import UnknownNameError, UserError
+
+Check = Callable[[str], str | None]
+"""What is wrong with an answer, in one line; None where nothing is."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask; ``choices`` are names with a line about each."""
+
+    name: str
+    text: str
+    default: str
+    choices: dict[str, str] = field(default_factory=dict)
+
+
+class LeftError(Exception):
+    """The one who was asked has gone."""
+
+
+def ask(arguments: Sequence[str]) -> list[str] | None:
+    """Ask for everything that is not among ``arguments``.
+
+    Returns:
+        The arguments with the answers as flags; None where it was decided not to train.
+
+    Raises:
+        UserError: a flag that cannot be, or input that ends before the last question.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    words = [w for w in arguments if w.replace("-", "_") not in ("__interactive", "__no_interactive")]
+    asked = understand(words, validate=False)
+    if asked.output.resume is not None:
+        raise UserError("--resume goes on with the settings of the run, so there is nothing to ask; leave one out")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    put = on_terminal if terminal else on_lines
+    try:
+        words = _answers(words, put)
+        asked = understand(words)
+        print(f"\nthe same as a command:\n  {command_line(asked)}\n", flush=True)
+        if put(Question("start", "train now", "yes", {"yes": "", "no": ""}), _no_objection) == "no":
+            print("nothing was started")
+            return None
+    except (LeftError, EOFError):
+        if terminal:
+            print("left; nothing was started")
+            return None
+        raise UserError("the input ended before the last question; nothing was started") from None
+    return words
+
+
+def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[str]:
+    """The words with an answer appended for every question that they leave open."""
+
+    def settle(question: Question, also: Check = lambda _: None) -> str:
+        if question.name in given_flags(words):
+            return ""
+        answer = put(question, lambda given: _objection([*words, *_as_flag(question, given)]) or also(given))
+        words.extend(_as_flag(question, answer))
+        return answer
+
+    models = {name: registry.entry(name).card.summary for name in registry.names()}
+    settle(Question("model", "which mechanism", "multihead" if "multihead" in models else next(iter(models)), models))
+    if "data" not in given_flags(words):
+        known = {name: tasks.entry(name).summary for name in tasks.names()}
+        settle(Question("task", "what to train it on", "digits", known))
+    task = tasks.entry(understand(words, validate=False).settings.data.task)
+    if task.suffixes:
+        settle(Question("data", f"your file ({' '.join(task.suffixes)}; empty for what comes with the task)", ""))
+        if task.name == "table":
+            settle(Question("target", "the column to predict", ""))
+
+    settings = understand(words, validate=False).settings
+    settle(Question("embed_dim", "the width of every token (embed_dim)", str(settings.model.embed_dim)))
+    for option in registry.entry(settings.model.model).options:
+        if option.name in settings.model.options and option.name != "causal":
+            default = _fitting(option.name, settings.model.options[option.name], words)
+            choices = {"yes": "", "no": ""} if isinstance(default, bool) else {}
+            shown = ("yes" if default else "no") if choices else "" if default is None else str(default)
+            settle(
+                Question(option.name, f"{option.help.rstrip('.')} ({option.name})", shown, choices),
+                _built(words, option.name),
+            )
+    settle(Question("layers", "blocks of [mechanism, MLP] (layers)", str(settings.model.layers)))
+    if "steps" not in given_flags(words):
+        if settings.training.epochs is None:
+            settle(Question("steps", "optimizer steps (steps)", str(settings.training.steps)))
+        else:
+            settle(Question("epochs", "passes over the data (epochs)", str(settings.training.epochs)))
+    settle(Question("batch_size", "sequences a step (batch_size)", str(settings.training.batch_size)))
+    settle(
+        Question("learning_rate", "the highest learning rate (learning_rate)", f"{settings.training.learning_rate:g}")
+    )
+    settle(Question("save_path", "save the network to a file too (save_path; empty for the run folder alone)", ""))
+    return words
+
+
+def _as_flag(question: Question, answer: str) -> list[str]:
+    if not answer:
+        return []
+    if set(question.choices) == {"yes", "no"}:
+        return [f"--{question.name}" if answer == "yes" else f"--no_{question.name}"]
+    return [f"--{question.name}={answer}"]
+
+
+def _objection(words: list[str]) -> str | None:
+    """What the command line would say to these words."""
+    from pathlib import Path
+
+    from attnlab.training import runs
+
+    try:
+        asked: Asked = understand(words)
+        data, save_path = asked.settings.data.data, asked.output.save_path
+        if data is not None and not Path(data).is_file():
+            return f"{data} is not there"
+        if save_path is not None:
+            runs.check_save_path(Path(save_path))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _no_objection(_: str) -> str | None:
+    return None
+
+
+def _built(words: list[str], name: str) -> Check:
+    """Whether the mechanism can be built with this option beside those answered so far."""
+
+    def check(answer: str) -> str | None:
+        flag = [f"--{name}={answer}"] if answer not in ("", "yes", "no") else []
+        model = understand([*words, *flag], validate=False).settings.model
+        return _refusal(model.model, model.embed_dim, model.options)
+
+    return check
+
+
+def _refusal(model: str, embed_dim: int, options: dict[str, Any]) -> str | None:
+    import torch
+
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            registry.load(model)(embed_dim=embed_dim, **options)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def _fitting(name: str, default: Any, words: list[str]) -> Any:
+    """The default, or for heads that do not divide the width the nearest count that does."""
+    embed_dim = understand(words, validate=False).settings.model.embed_dim
+    if name == "num_heads" and embed_dim % default:
+        return max(n for n in divisors_near(embed_dim, default, 2) if n <= default or n == 1)
+    return default
+
+
+def on_lines(question: Question, check: Check) -> str:
+    """Ask in plain lines; a choice may be given by its number."""
+    names = list(question.choices)
+    width = max(map(len, names), default=0)
+    if any(question.choices.values()):
+        for number, (name, about) in enumerate(question.choices.items(), 1):
+            print(f"  {number}  {name:<{width}}  {about}")
+    hint = f" [{question.default}]" if question.default else ""
+    while True:
+        answer = input(f"{question.text}{hint}: ").strip()
+        if not sys.stdin.isatty():
+            print(answer or question.default, flush=True)
+        answer = answer or question.default
+        if names and answer.isdecimal() and 1 <= int(answer) <= len(names):
+            answer = names[int(answer) - 1]
+        wrong = _not_among(question, answer) or check(answer)
+        if wrong is None:
+            return answer
+        print(f"  {wrong}", flush=True)
+
+
+def on_terminal(question: Question, check: Check) -> str:
+    """Ask with arrow keys and completion."""
+    import questionary
+
+    names = list(question.choices)
+    if names and not any(question.choices.values()):
+        answer = questionary.confirm(question.text, default=question.default == "yes").unsafe_ask()
+        return "yes" if answer else "no"
+    if names:
+        width = max(map(len, names))
+        choices = [questionary.Choice(f"{n:<{width}}  {about}", n) for n, about in question.choices.items()]
+        prompt = questionary.select(
+            question.text, choices, default=question.default, use_search_filter=True, use_jk_keys=False
+        )
+    else:
+        make = questionary.path if question.name in ("data", "save_path") else questionary.text
+        prompt = make(question.text, default=question.default, validate=lambda given: check(given.strip()) or True)
+    return str(prompt.unsafe_ask()).strip()
+
+
+def _not_among(question: Question, answer: str) -> str | None:
+    if not question.choices or answer in question.choices:
+        return None
+    return str(UnknownNameError(question.name, answer, question.choices))

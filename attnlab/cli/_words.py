@@ -1,0 +1,82 @@
+"""The words that several commands print."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from attnlab.cli._flags import Asked
+from attnlab.training.objective import UNITS
+from attnlab.training.report import command, number, ranking
+
+
+def program() -> str:
+    """How this attnlab is called from here: ``attnlab`` where it is on the path, else by its Python."""
+    return "attnlab" if _active() else f"{python()} -m attnlab"
+
+
+def python() -> str:
+    """The Python that runs this, as one would type it here."""
+    return "python" if _active() else short(Path(sys.executable))
+
+
+def trainer() -> str:
+    """How training is called from here: ``python main.py`` in a checkout, ``attnlab train`` elsewhere."""
+    here = Path("main.py").is_file() and Path("models").is_dir()
+    return f"{python()} main.py" if here else f"{program()} train"
+
+
+def _active() -> bool:
+    """Whether this Python's environment comes first on the path."""
+    found = shutil.which("attnlab")
+    return found is not None and Path(found).parent == Path(sys.executable).parent
+
+
+def command_line(asked: Asked) -> str:
+    """The command that asks for the same."""
+    words = []
+    for f in fields(asked.output):
+        value = getattr(asked.output, f.name)
+        if f.name not in ("interactive", "config") and value not in (None, f.default):
+            words += [f"--{f.name}"] if value is True else [f"--{f.name}", shlex.quote(str(value))]
+    return " ".join([command(asked.settings), *words])
+
+
+def duration(seconds: float) -> str:
+    """``75`` as ``1 min 15 s``."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def show_result(console: Console, result: dict[str, Any]) -> None:
+    """The held-out result among its baselines."""
+    metric = result["metric"]
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
+    for name, value in ranking(result):
+        style = "bold" if name == result["model"] else ""
+        table.add_row("  " + name, number(metric, value), style=style)
+    console.print(
+        f"\nheld-out {UNITS[metric]} on {result['test_examples']:,} examples, seen once "
+        f"(the network that was best on validation, step {result['best_step']:,})\n",
+        highlight=False,
+    )
+    console.print(table)
+    if result["remark"]:
+        console.print(f"\n  {result['remark']}", style="dim", highlight=False)
+
+
+def short(path: Path) -> str:
+    """A path as one would type it here."""
+    return shlex.quote(os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path))

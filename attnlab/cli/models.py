@@ -1,0 +1,78 @@
+"""List the mechanisms, or say what one is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from attnlab import registry
+from attnlab.card import CAPABILITIES
+from attnlab.cli._parse import parse
+from attnlab.errors import UserError
+from attnlab.source import REQUIRED
+
+
+@dataclass
+class Options:
+    """What to list."""
+
+    name: Annotated[Positional[str], arg(metavar="[MODEL]")] = ""
+    """One mechanism to describe; all are listed without it."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print the cards."""
+    options = parse(Options, arguments, command="attnlab models", description="List the mechanisms.")
+    found, broken = [], []
+    for name in [options.name] if options.name else registry.names():
+        try:
+            found.append(registry.entry(name))
+        except UserError as error:
+            if options.name:
+                raise
+            broken.append(str(error))
+    if options.json:
+        print(json.dumps({e.name: asdict(e.card) for e in found}, indent=2, ensure_ascii=False))
+    elif options.name:
+        _describe(found[0])
+    else:
+        _list(found)
+    for line in broken:
+        print(f"left out: {line}", file=sys.stderr)
+    return 0
+
+
+def _list(entries: list[registry.Entry]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "heads", "time", "memory", "what it is"):
+        table.add_column(column, overflow="fold")
+    for e in entries:
+        table.add_row(e.name, e.card.heads, e.card.time, e.card.memory, e.card.summary)
+    console = Console()
+    console.print(table)
+    console.print("\n[dim]n length, d embed_dim, h heads.  attnlab models NAME says more;[/dim]")
+    console.print("[dim]python main.py --model NAME trains one.[/dim]")
+
+
+def _describe(e: registry.Entry) -> None:
+    card = e.card
+    where = f", arXiv:{card.arxiv}" if card.arxiv else ""
+    print(f"{card.title} ({e.name}): {card.summary}\n")
+    print(f"  paper     {card.authors} {card.year}, {card.paper}{where}")
+    print(f"  kind      {card.kind}")
+    print(f"  time      {card.time}\n  memory    {card.memory}")
+    print(f"  map       {card.representation}\n  use it    {card.use_case}")
+    print("  supports  " + "\n            ".join(f"{c}: {CAPABILITIES.get(c, c)}" for c in card.supports))
+    print("\n  options")
+    for o in e.options:
+        default = "required" if o.default is REQUIRED else f"default {o.default}"
+        print(f"    {o.name:<12} {o.help} ({default})")
+    print(f"\n  from attnlab.models.{e.name} import {e.class_name}")

@@ -1,0 +1,45 @@
+"""Start a new mechanism: a folder that works, to be changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from attnlab import documentation, scaffold
+from attnlab.cli._parse import parse
+from attnlab.errors import UserError
+
+
+@dataclass
+class Options:
+    """What to start."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    """What it shall be called: lower-case letters, digits and _, such as my_attention."""
+
+
+def run(arguments: list[str]) -> int:
+    """Write the folder and say what to do with it."""
+    name = parse(
+        Options,
+        arguments,
+        command="attnlab new",
+        description="Start a new mechanism: models/NAME/, one head of softmax attention that works, to be changed.",
+    ).name
+    if not name:
+        raise UserError("name the new mechanism: attnlab new my_attention")
+    scaffold.create(name)
+    print(f"models/{name}/ is there: one head of softmax attention, which keeps every promise of its card\n")
+    print(f"  {name}.py".ljust(24) + "the mechanism: change its formula, then its card")
+    print("  reference.py".ljust(24) + "the same formula in slow plain lines: the truth in every test")
+    print("  README.md".ljust(24) + "the lesson")
+    try:
+        documentation.update([name])
+        print("\nmodels/README.md lists it\n")
+    except UserError as error:
+        print(f"\nthe index was left as it is: {error}\n")
+    print(f"next:\n  attnlab check {name}\n  python main.py --model {name}")
+    print("  attnlab docs".ljust(24) + "after every change of the card")
+    return 0

@@ -1,0 +1,61 @@
+"""List the runs, with what each reached."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from attnlab.cli._parse import parse
+
+
+@dataclass
+class Options:
+    """Where to look."""
+
+    folder: Annotated[Positional[str], arg(metavar="[FOLDER]")] = "runs"
+    """The folder that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print a line a run."""
+    options = parse(Options, arguments, command="attnlab runs", description="List the runs.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnlab.training.report import number
+    from attnlab.training.runs import find
+
+    rows = []
+    for found in find(Path(options.folder)):
+        settings, result, lines = found.config["settings"], found.result(), found.metrics()
+        rows.append(
+            {
+                "run": str(found.path),
+                "model": settings["model"],
+                "task": settings["task"],
+                "metric": found.config["metric"],
+                "test": None if result is None else result["test"],
+                "step": lines[-1]["step"] if lines else 0,
+                "status": "running or stopped" if result is None else result["ended"],
+            }
+        )
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    if not rows:
+        print(f"no runs in {options.folder}; python main.py makes one")
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "model", "task", "step", "held out", "status"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        value = "" if row["test"] is None else f"{row['metric']} {number(row['metric'], row['test'])}"
+        table.add_row(row["run"], row["model"], row["task"], f"{row['step']:,}", value, row["status"])
+    Console().print(table, highlight=False)
+    return 0

@@ -1,0 +1,38 @@
+"""List the tasks: what a mechanism can be trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from attnlab import tasks
+from attnlab.cli._parse import parse
+
+
+@dataclass
+class Options:
+    """How to list."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Print a line a task."""
+    options = parse(Options, arguments, command="attnlab tasks", description="List the tasks.")
+    entries = [tasks.entry(name) for name in tasks.names()]
+    if options.json:
+        print(json.dumps([asdict(e) for e in entries], indent=2, ensure_ascii=False))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "what is asked", "your files"):
+        table.add_column(column, overflow="fold")
+    for e in entries:
+        table.add_row(e.name, e.summary, " ".join(e.suffixes))
+    console = Console()
+    console.print(table, highlight=False)
+    console.print("\n[dim]python main.py --task NAME trains on one; --data FILE on your own.[/dim]")
+    return 0
