@@ -1,0 +1,224 @@
+"""Every lesson: its sections, its length, its numbers by pencil, its pictures and its measured table."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from documents import blocks, links, prose, tables
+
+from attnlab import drawing, lesson, registry
+
+LESSONS = {name: registry.entry(name).folder / "README.md" for name in registry.names()}
+SECTIONS = [
+    "The problem it solves",
+    "Predict first",
+    "Three tokens by hand",
+    "The equation, then the code",
+    "What it looks like",
+    "Cost",
+    "Use it when / do not",
+    "Claims",
+    "Pitfalls",
+    "Exercises",
+    "Family",
+]
+WORDS = 3000  # fifteen minutes at 200 words a minute
+CODE_LINES = 40
+PICTURE_BYTES = 60_000
+
+every_lesson = pytest.mark.parametrize("path", LESSONS.values(), ids=LESSONS)
+drawn_lessons = pytest.mark.parametrize("name", [n for n, p in LESSONS.items() if p.with_name("figures.py").is_file()])
+
+
+# The form
+
+
+@every_lesson
+def test_sections_stand_in_order(path: Path) -> None:
+    titles = re.findall(r"^## +(.*)$", prose(path.read_text("utf-8")), flags=re.MULTILINE)
+    assert titles == [section for section in SECTIONS if section in titles]
+
+
+@every_lesson
+def test_the_head_says_what_kind_it_is(path: Path) -> None:
+    text = path.read_text("utf-8")
+    title = text.split("\n")[0]
+    assert re.match(r"# .+\(.+ · (exact|approximation|another operator)\)$", title), title
+    assert "<!-- card -->\n" in text
+    assert "<!-- /card -->" in text
+
+
+@every_lesson
+def test_it_is_read_in_fifteen_minutes(path: Path) -> None:
+    assert len(prose(path.read_text("utf-8")).split()) <= WORDS
+
+
+@every_lesson
+def test_code_is_short(path: Path) -> None:
+    assert {b.line: n for b in blocks(path.read_text("utf-8")) if (n := b.code.count("\n") + 1) > CODE_LINES} == {}
+
+
+# The shared example, in exact fractions
+
+VALUES = (21, 42, 63)
+Rule = Callable[[int, int], bool]
+Weight = Callable[[int, int], Fraction]
+
+
+def causal(i: int, j: int) -> bool:
+    return j <= i
+
+
+def rising(i: int, j: int) -> Fraction:
+    return Fraction(2) ** j
+
+
+def falling(i: int, j: int) -> Fraction:
+    return Fraction(2) ** (2 - j)
+
+
+def even(i: int, j: int) -> Fraction:
+    return Fraction(1)
+
+
+def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
+    """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
+    found = []
+    for i in range(3):
+        seen = [j for j in range(3) if may_look(i, j)]
+        total = sum((weight(i, j) for j in seen), Fraction(sink))
+        found.append(sum((weight(i, j) * values[j] for j in seen), Fraction(0)) / total if total else Fraction(0))
+    return found
+
+
+EXCHANGED = VALUES[::-1]
+EXACT: dict[str, list[Fraction]] = {
+    "causal": outputs(causal),
+    "looking both ways": outputs(lambda i, j: True),
+    "causal, window of 2": outputs(lambda i, j: 0 <= i - j < 2),
+    "the scale forgotten": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "ALiBi with slope ln 2": outputs(causal, lambda i, j: rising(i, j) / Fraction(2) ** (i - j)),
+    "a sink with logit 0": outputs(causal, sink=1),
+    "the mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
+    "one head": outputs(causal, even),
+    "head 1 of two": outputs(causal),
+    "head 2 of two": outputs(causal, falling),
+    "one head, exchanged": outputs(causal, even, EXCHANGED)[2:],
+    "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
+    "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
+}
+
+
+def section(text: str, title: str) -> str:
+    after = text.partition(f"\n## {title}\n")[2]
+    return after.partition("\n## ")[0]
+
+
+@every_lesson
+def test_the_numbers_by_hand_are_exact(path: Path) -> None:
+    by_hand = section(path.read_text("utf-8"), "Three tokens by hand")
+    rows = {row[0]: row[1:] for row in tables(by_hand)}
+    for variant in EXACT.keys() & rows.keys():
+        assert [Fraction(cell) for cell in rows[variant]] == EXACT[variant], variant
+    if by_hand:
+        assert all(str(value) in by_hand for value in VALUES)
+
+
+def test_the_first_lessons_show_every_variant() -> None:
+    shown = {
+        row[0]
+        for name in ("selfhead", "multihead")
+        for row in tables(section(LESSONS[name].read_text("utf-8"), "Three tokens by hand"))
+    }
+    assert EXACT.keys() - shown == {"a sink with logit 0"}  # an exercise
+    assert [float(x) for x in EXACT["a sink with logit 0"]] == [10.5, 26.25, 44.625]
+    assert "10.5, 26.25, 44.625" in LESSONS["selfhead"].read_text("utf-8")
+
+
+# Pictures and measurements
+
+
+@every_lesson
+def test_pictures_are_there_small_and_used(path: Path) -> None:
+    shown = {path.parent / link for link in links(path.read_text("utf-8")) if link.endswith(".png")}
+    assert shown == set(path.parent.glob("figures/*.png"))
+    for picture in shown:
+        content = picture.read_bytes()
+        width, _ = struct.unpack(">II", content[16:24])
+        assert len(content) <= PICTURE_BYTES, picture.name
+        assert 500 <= width <= 1000, picture.name
+
+
+@pytest.mark.slow
+@drawn_lessons
+def test_pictures_are_drawn_by_their_code(name: str, tmp_path: Path) -> None:
+    drawn = import_module(f"attnlab.models.{name}.figures").draw(tmp_path)
+    assert {path.name for path in drawn} == {p.name for p in (LESSONS[name].parent / "figures").glob("*.png")}
+    assert all(path.parent == tmp_path and path.stat().st_size <= PICTURE_BYTES for path in drawn)
+
+
+@drawn_lessons
+def test_the_table_of_costs_is_what_was_measured(name: str) -> None:
+    lengths, curves = lesson.read_cost(LESSONS[name].parent)
+    rows = {row[0]: row[1:] for row in tables(section(LESSONS[name].read_text("utf-8"), "Cost"))}
+    assert [int(cell) for cell in rows["n"]] == lengths
+    for curve, ratios in curves.items():
+        assert [float(cell) for cell in rows[curve]] == ratios
+
+
+def test_a_picture_is_the_same_twice_and_white(tmp_path: Path) -> None:
+    for name in ("once.png", "twice.png"):
+        figure, (ax,) = drawing.canvas(5, 2)
+        drawing.draw_curves(ax, [256, 512], {"a": [1.0, 3.0], "b": [1.0, 3.1]})
+        drawing.save(figure, tmp_path / name)
+    assert (tmp_path / "once.png").read_bytes() == (tmp_path / "twice.png").read_bytes()
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+
+
+# What all lessons share
+
+
+def test_reading_is_reproducible_and_leaves_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    once, twice = (lesson.read_text("selfhead", steps=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(once.maps, twice.maps)
+    assert once.maps.shape == (2, 1, len(lesson.TEXT), len(lesson.TEXT))
+    assert torch.allclose(once.maps.sum(-1), torch.ones(()))
+    assert not once.network.training
+
+
+def test_only_letters_that_can_be_known_are_asked_for() -> None:
+    torch.manual_seed(0)
+    texts, following = lesson._repeated_words(200)
+    asked = 0
+    for text, answer in zip(texts.tolist(), following.tolist(), strict=True):
+        space = text.index(len(lesson.LETTERS) - 1)
+        assert 5 <= space <= 10
+        assert len(set(text[:space])) == space
+        for place, letter in enumerate(answer):
+            if letter == -100:
+                assert place < space
+                continue
+            asked += 1
+            assert letter == text[(place + 1) % (space + 1)]
+            assert place >= space
+    assert asked > 200 * 12
+
+
+def test_costs_are_measured_against_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
+    threads = torch.get_num_threads()
+    curves = lesson.measure_cost({"a": ("selfhead", {}), "b": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=1)
+    assert torch.get_num_threads() == threads
+    assert list(curves) == ["a", "b"]
+    assert curves["a"][0] == 1
+    assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in curves.values())

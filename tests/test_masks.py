@@ -1,0 +1,432 @@
+"""The algebra of masks: its laws over drawn masks, its rules by brute force, and the conventions of others.
+
+Sizes are distinct primes wherever an axis could be swapped: B = 2, H = 3, N_k = 7, N_q up to 5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from attnlab import masks
+from attnlab.masks import Mask
+from attnlab.models.multihead import MultiAttention
+
+B, H, KEYS = 2, 3, 7
+
+
+def booleans(*shape: int) -> st.SearchStrategy[Tensor]:
+    size = int(torch.tensor(shape).prod())
+    return st.lists(st.booleans(), min_size=size, max_size=size).map(lambda bits: torch.tensor(bits).view(shape))
+
+
+def integers(size: int, low: int, high: int) -> st.SearchStrategy[Tensor]:
+    return st.lists(st.integers(low, high), min_size=size, max_size=size).map(torch.tensor)
+
+
+LENGTHS = integers(B, 0, KEYS)
+PLAIN = st.one_of(
+    st.builds(masks.causal),
+    st.integers(1, KEYS + 1).map(masks.window),
+    st.integers(0, KEYS + 1).map(masks.prefix),
+    st.integers(1, KEYS + 1).map(masks.blocks),
+)
+POSITIONAL = st.one_of(
+    PLAIN,
+    LENGTHS.map(masks.prefix),
+    LENGTHS.map(masks.padding),
+    LENGTHS.map(lambda lengths: masks.padding(lengths, side="left", total=KEYS)),
+    integers(KEYS, 0, 2).map(masks.documents),
+    integers(B * KEYS, 0, 2).map(lambda ids: masks.documents(ids.view(B, KEYS))),
+    booleans(4, 4).map(lambda pattern: masks.blocks(2, pattern)),
+    booleans(B, H, 3, 3).map(lambda pattern: masks.blocks(3, pattern)),
+    booleans(B, KEYS).map(masks.from_key_padding_mask),
+)
+SQUARE = st.one_of(
+    POSITIONAL,
+    booleans(KEYS, KEYS).map(masks.from_tensor),
+    booleans(B, KEYS, KEYS).map(masks.from_tensor),
+    booleans(B, H, KEYS, KEYS).map(masks.from_tensor),
+)
+
+
+def combined(leaves: st.SearchStrategy[Mask]) -> st.SearchStrategy[Mask]:
+    def grow(smaller: st.SearchStrategy[Mask]) -> st.SearchStrategy[Mask]:
+        pairs = st.tuples(smaller, smaller)
+        return st.one_of(pairs.map(lambda p: p[0] & p[1]), pairs.map(lambda p: p[0] | p[1]), smaller.map(lambda m: ~m))
+
+    return st.recursive(leaves, grow, max_leaves=4)
+
+
+def matrix(mask: Mask, queries: int = KEYS, keys: int = KEYS, offset: int | None = None) -> Tensor:
+    """The whole (B, H, N_q, N_k)."""
+    return mask.materialize(queries, keys, offset=offset).expand(B, H, queries, keys)
+
+
+def by_hand(rule: Callable[[int, int], bool], queries: int = KEYS, keys: int = KEYS) -> Tensor:
+    """The matrix of a rule over positions, cell by cell; queries are aligned at the end."""
+    return torch.tensor([[rule(q + keys - queries, k) for k in range(keys)] for q in range(queries)])
+
+
+# The laws
+
+
+@given(combined(SQUARE), combined(SQUARE))
+def test_de_morgan(a: Mask, b: Mask) -> None:
+    assert torch.equal(matrix(~(a & b)), matrix(~a | ~b))
+    assert torch.equal(matrix(~(a | b)), matrix(~a & ~b))
+
+
+@given(combined(SQUARE), combined(SQUARE))
+def test_operators_are_those_of_booleans(a: Mask, b: Mask) -> None:
+    assert torch.equal(matrix(a & b), matrix(a) & matrix(b))
+    assert torch.equal(matrix(a | b), matrix(a) | matrix(b))
+    assert torch.equal(matrix(~a), ~matrix(a))
+    assert torch.equal(matrix(~~a), matrix(a))
+
+
+@given(booleans(KEYS, KEYS))
+def test_a_tensor_joins_from_either_side(tensor: Tensor) -> None:
+    rule = masks.causal()
+    assert torch.equal(matrix(tensor & rule), matrix(rule & tensor))
+    assert torch.equal(matrix(tensor | rule), matrix(rule | tensor))
+    assert torch.equal(matrix(rule & tensor)[0, 0], tensor & by_hand(lambda q, k: k <= q))
+
+
+@given(combined(POSITIONAL), st.integers(1, 5), st.data())
+def test_an_offset_takes_rows_of_the_whole(mask: Mask, queries: int, data: st.DataObject) -> None:
+    offset = data.draw(st.integers(0, KEYS - queries))
+    assert torch.equal(matrix(mask, queries, offset=offset), matrix(mask)[:, :, offset : offset + queries])
+
+
+@given(combined(POSITIONAL), st.integers(1, 5))
+def test_queries_are_aligned_at_the_end(mask: Mask, queries: int) -> None:
+    assert torch.equal(matrix(mask, queries), matrix(mask)[:, :, -queries:])
+
+
+@given(combined(SQUARE))
+def test_sees_itself_is_never_claimed_wrongly(mask: Mask) -> None:
+    if mask.sees_itself:
+        assert matrix(mask).diagonal(dim1=-2, dim2=-1).all()
+
+
+@given(combined(PLAIN))
+def test_repr_is_the_sentence_that_makes_it(mask: Mask) -> None:
+    assert torch.equal(matrix(eval(repr(mask), vars(masks))), matrix(mask))
+
+
+@given(combined(SQUARE))
+def test_to_keeps_the_rule(mask: Mask) -> None:
+    assert torch.equal(matrix(mask.to("cpu")), matrix(mask))
+
+
+@given(combined(SQUARE), st.integers(1, 11))
+def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) -> None:
+    out = mask.bind(KEYS, shape=(B, H)).blank(torch.ones(B, KEYS, width))
+    seen = matrix(mask).any(-1).any(1)
+    assert torch.equal(out, seen.unsqueeze(-1).expand(B, KEYS, width).float())
+
+
+# The rules
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5, 7])
+def test_causal_lets_the_last_query_see_all(queries: int) -> None:
+    found = masks.causal().materialize(queries, KEYS)
+    assert torch.equal(found, by_hand(lambda q, k: k <= q, queries))
+    assert found[-1].all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 11])
+@pytest.mark.parametrize("queries", [2, 7])
+def test_window(size: int, queries: int) -> None:
+    assert torch.equal(masks.window(size).materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) < size, queries))
+    both = masks.causal() & masks.window(size)
+    assert torch.equal(both.materialize(queries, KEYS), by_hand(lambda q, k: q - size < k <= q, queries))
+    assert both.materialize(queries, KEYS).sum(-1).tolist() == [min(size, q + 1) for q in range(KEYS - queries, KEYS)]
+
+
+def test_prefix() -> None:
+    assert torch.equal(masks.prefix(3).materialize(5, KEYS), by_hand(lambda q, k: k < 3, 1).squeeze(0).expand(1, -1))
+    model = masks.causal() | masks.prefix(3)
+    assert torch.equal(model.materialize(KEYS), by_hand(lambda q, k: k <= q or k < 3))
+    each = matrix(masks.prefix(torch.tensor([2, 5])))
+    assert torch.equal(each[0], matrix(masks.prefix(2))[0])
+    assert torch.equal(each[1], matrix(masks.prefix(5))[0])
+
+
+def test_padding_on_either_side() -> None:
+    right = matrix(masks.padding(torch.tensor([2, 5])))
+    left = matrix(masks.padding(torch.tensor([2, 5]), side="left", total=KEYS))
+    for item, length in enumerate([2, 5]):
+        assert torch.equal(right[item, 0], by_hand(lambda q, k, n=length: k < n))
+        assert torch.equal(left[item, 0], by_hand(lambda q, k, n=length: k >= KEYS - n))
+    assert torch.equal(left, right.flip(-1))
+
+
+def test_documents() -> None:
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2, 0], [4, 4, 4, 4, 9, 9, 9]])
+    found = matrix(masks.documents(ids))
+    for item in range(B):
+        assert torch.equal(found[item, 0], by_hand(lambda q, k, i=item: bool(ids[i, q] == ids[i, k])))
+    assert torch.equal(matrix(masks.documents(ids[0])), found[:1].expand(B, -1, -1, -1))
+
+
+def test_a_position_without_a_document_sees_nothing() -> None:
+    found = masks.documents(torch.zeros(KEYS, dtype=torch.long)).materialize(5, KEYS, offset=5)
+    assert found.any(-1).tolist() == [True, True, False, False, False]
+
+
+def test_blocks() -> None:
+    assert torch.equal(masks.blocks(3).materialize(KEYS), by_hand(lambda q, k: q // 3 == k // 3))
+    pattern = torch.tensor([[True, False, False], [True, True, False], [False, True, True]])
+    assert torch.equal(masks.blocks(3, pattern).materialize(KEYS), by_hand(lambda q, k: bool(pattern[q // 3, k // 3])))
+
+
+def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
+    pattern = torch.rand(B, H, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    found = matrix(masks.blocks(2, pattern))
+    for item in range(B):
+        for head in range(H):
+            own = pattern[item, head]
+            assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
+
+
+def test_from_tensor_reads_three_axes_as_batch() -> None:
+    given = torch.rand(B, 5, KEYS, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
+
+
+# Bound to a length
+
+
+def test_a_bound_mask_knows_the_plain_triangle() -> None:
+    assert masks.causal().bind(5).is_causal
+    assert not masks.causal().bind(5, KEYS).is_causal
+    assert not masks.causal().bind(5, 5, offset=1).is_causal
+    assert not (masks.causal() & masks.window(3)).bind(5).is_causal
+    assert not (~masks.causal()).bind(5).is_causal
+
+
+def test_a_bound_mask_is_made_once_and_has_four_axes() -> None:
+    bound = masks.window(2).bind(5, KEYS, shape=(B, H))
+    assert bound.tensor().shape == (1, 1, 5, KEYS)
+    assert bound.tensor() is bound.tensor()
+
+
+def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:
+    # window sees itself, but a query beyond the last key does not
+    out = masks.window(2).bind(3, KEYS, offset=KEYS).blank(torch.ones(1, 3, 2))
+    assert out[0, :, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+# Text
+
+
+def test_draw() -> None:
+    assert masks.causal().draw(3) == "■ · ·\n■ ■ ·\n■ ■ ■"
+    assert masks.causal().draw(2, 3) == "■ ■ ·\n■ ■ ■"
+    assert masks.padding(torch.tensor([2, 1])).draw(2, 3) == "■ ■ ·\n■ ■ ·"
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (
+            masks.causal() & masks.window(128) & masks.padding(torch.tensor([3, 5])),
+            "causal() & window(128) & padding([3, 5])",
+        ),
+        ((masks.causal() | masks.prefix(3)) & masks.blocks(2), "(causal() | prefix(3)) & blocks(2)"),
+        (masks.causal() | masks.window(2) & masks.blocks(2), "causal() | window(2) & blocks(2)"),
+        (~(masks.causal() & masks.window(2)), "~(causal() & window(2))"),
+        (~masks.causal(), "~causal()"),
+        (masks.prefix(torch.tensor([2, 3])), "prefix([2, 3])"),
+        (masks.padding(torch.tensor([3]), side="left", total=7), "padding([3], side='left')"),
+        (masks.documents(torch.zeros(2, 11, dtype=torch.long)), "documents(<2x11>)"),
+        (masks.blocks(2, torch.ones(2, 2, dtype=torch.bool)), "blocks(2, [[True, True], [True, True]])"),
+        (masks.from_tensor(torch.ones(5, 7, dtype=torch.bool)), "from_tensor(<5x7>)"),
+        (masks.from_key_padding_mask(torch.ones(1, 2, dtype=torch.bool)), "keys([[False, False]])"),
+    ],
+)
+def test_repr(mask: Mask, sentence: str) -> None:
+    assert repr(mask) == sentence
+
+
+# The conventions of others
+
+
+@given(booleans(B, KEYS))
+def test_key_padding_mask_there_and_back(theirs: Tensor) -> None:
+    mask = masks.from_key_padding_mask(theirs)
+    assert torch.equal(masks.to_key_padding_mask(mask, 5, KEYS), theirs)
+    assert torch.equal(matrix(mask)[:, 0, 0], ~theirs)
+
+
+@given(booleans(B, KEYS))
+def test_attention_mask_there_and_back(real: Tensor) -> None:
+    mask = masks.from_attention_mask(real.long())
+    assert torch.equal(masks.to_attention_mask(mask, 5, KEYS), real.long())
+    assert torch.equal(matrix(mask)[:, 0, 0], real)
+
+
+@given(booleans(5, KEYS), booleans(B * H, 5, KEYS))
+def test_attn_mask_there_and_back(one: Tensor, each: Tensor) -> None:
+    assert torch.equal(masks.to_attn_mask(masks.from_attn_mask(one), 5, KEYS), one)
+    mask = masks.from_attn_mask(each, num_heads=H)
+    assert torch.equal(masks.to_attn_mask(mask, 5, KEYS, num_heads=H), each)
+    assert torch.equal(matrix(mask, 5), ~each.view(B, H, 5, KEYS))
+
+
+@given(booleans(5, KEYS))
+def test_attn_mask_of_zero_and_minus_infinity(forbidden: Tensor) -> None:
+    theirs = torch.zeros(5, KEYS).masked_fill(forbidden, -torch.inf)
+    assert torch.equal(masks.to_attn_mask(masks.from_attn_mask(theirs), 5, KEYS), forbidden)
+
+
+def test_to_attn_mask_repeats_what_is_the_same_for_every_head() -> None:
+    found = masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 3, KEYS, num_heads=H)
+    assert found.shape == (B * H, 3, KEYS)
+    assert found[:H, :, 2:].all()
+    assert not found[H:, :, :5].any()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_cu_seqlens_there_and_back(lengths: list[int]) -> None:
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
+    mask = masks.from_cu_seqlens(boundaries)
+    assert torch.equal(masks.to_cu_seqlens(mask), boundaries)
+    total = sum(lengths)
+    assert mask.materialize(total).sum() == sum(n * n for n in lengths)
+
+
+def test_an_empty_sequence_among_cu_seqlens_sees_nothing() -> None:
+    mask = masks.from_cu_seqlens(torch.tensor([0, 2, 2, 5]))
+    assert torch.equal(mask.materialize(5), by_hand(lambda q, k: (q < 2) == (k < 2), 5, 5))
+
+
+@pytest.fixture
+def torch_layer() -> nn.MultiheadAttention:
+    torch.manual_seed(0)
+    return nn.MultiheadAttention(5 * H, H, batch_first=True, dtype=torch.float64)
+
+
+def test_the_polarity_is_that_of_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
+    """Not by reading its documentation: its own output, with its own masks, is ours with the adapted ones."""
+    ours = MultiAttention.from_torch(torch_layer)
+    x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
+    ignored = torch.zeros(B, KEYS, dtype=torch.bool)
+    ignored[0, 3:], ignored[1, :2] = True, True
+    hidden = torch.rand(B * H, KEYS, KEYS) > 0.6
+    hidden[:, :, 2:4] = False  # no row is empty: theirs would be NaN
+    ignored[:, 2] = False
+
+    theirs, their_map = torch_layer(
+        x, x, x, key_padding_mask=ignored, attn_mask=hidden, average_attn_weights=False, need_weights=True
+    )
+    mask = masks.from_key_padding_mask(ignored) & masks.from_attn_mask(hidden, num_heads=H)
+    torch.testing.assert_close(ours(x, mask=mask), theirs)
+    torch.testing.assert_close(ours.weights(x, mask=mask), their_map)
+
+
+def test_what_goes_out_is_understood_by_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
+    ours = MultiAttention.from_torch(torch_layer)
+    x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
+    lengths, rule = masks.padding(torch.tensor([3, 7])), masks.causal() & masks.window(3) | masks.prefix(1)
+    theirs, _ = torch_layer(
+        x,
+        x,
+        x,
+        key_padding_mask=masks.to_key_padding_mask(lengths, KEYS),
+        attn_mask=masks.to_attn_mask(rule, KEYS),
+    )
+    torch.testing.assert_close(ours(x, mask=lengths & rule), theirs)
+
+
+# What does not fit is refused, with what to do
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool)
+
+
+REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: masks.window(0), ValueError, "at least 1, not 0"),
+    (lambda: masks.window(2.0), ValueError, "whole number of at least 1, not 2.0"),
+    (lambda: masks.window(True), ValueError, "whole number of at least 1, not True"),
+    (lambda: masks.blocks(-1), ValueError, "at least 1, not -1"),
+    (lambda: masks.blocks(2, torch.ones(2, 2)), ValueError, "Boolean tensor (query blocks, key blocks)"),
+    (lambda: masks.blocks(2, ones(2, 2, 2)), ValueError, "not torch.bool of shape (2, 2, 2)"),
+    (lambda: masks.blocks(2, [[True]]), TypeError, "torch.tensor"),
+    (lambda: masks.blocks(3, ones(2, 2)).materialize(7), ValueError, "2 x 2, too small for 7 keys, which are 3 blocks"),
+    (lambda: masks.prefix(-1), ValueError, "at least 0, not -1"),
+    (lambda: masks.prefix(2.5), ValueError, "whole number"),
+    (lambda: masks.prefix(True), ValueError, "whole number"),
+    (lambda: masks.prefix(torch.ones(2)), ValueError, "whole numbers of shape (batch,), not torch.float32"),
+    (lambda: masks.padding([2, 3]), TypeError, "padding(lengths) takes a tensor, not list; make one with torch.tensor"),
+    (lambda: masks.padding(torch.ones(2, 2, dtype=torch.long)), ValueError, "of shape (2, 2)"),
+    (lambda: masks.padding(ones(2)), ValueError, "whole numbers of shape (batch,), not torch.bool"),
+    (lambda: masks.padding(torch.tensor([1]), side="top"), ValueError, "'right' or 'left', not 'top'"),
+    (lambda: masks.padding(torch.tensor([1]), side="left"), ValueError, "needs total=, the padded length"),
+    (lambda: masks.padding(torch.tensor([9]), side="left", total=7), ValueError, "9 tokens, more than total=7"),
+    (lambda: masks.padding(torch.tensor([9]), total=7), ValueError, "9 tokens, more than total=7"),
+    (lambda: masks.documents(torch.ones(7)), ValueError, "whole numbers of shape (length,) or (batch, length)"),
+    (lambda: masks.documents(ones(7)), ValueError, "not torch.bool"),
+    (lambda: masks.documents([0, 1]), TypeError, "torch.tensor"),
+    (lambda: masks.documents(torch.tensor([0, 0, 1])).materialize(5), ValueError, "names 3 positions, but there are 5"),
+    (lambda: masks.from_tensor(torch.ones(5, 7)), TypeError, "give them as bias="),
+    (lambda: masks.from_tensor(torch.ones(5, 7, dtype=torch.long)), TypeError, "from_attention_mask"),
+    (lambda: masks.from_tensor(ones(7)), ValueError, "not (7,)"),
+    (lambda: masks.from_tensor([[True]]), TypeError, "torch.tensor"),
+    (lambda: masks.from_tensor(ones(5, 7)).materialize(7), ValueError, "from_key_padding_mask"),
+    (lambda: masks.from_tensor(ones(2, 7)).materialize(7), ValueError, "2 x 7 (queries x keys)"),
+    (lambda: masks.as_mask("causal"), TypeError, "not str"),
+    (lambda: masks.causal() & 3, TypeError, "not int"),
+    (lambda: masks.causal() | torch.ones(5, 5), TypeError, "give them as bias="),
+    (lambda: masks.from_key_padding_mask(torch.ones(2, 7)), TypeError, "Boolean of shape (batch, keys)"),
+    (lambda: masks.from_key_padding_mask(ones(2, 3)).materialize(5), ValueError, "(2, 3), (batch, keys), but there"),
+    (lambda: masks.from_key_padding_mask([[True]]), TypeError, "torch.tensor"),
+    (lambda: masks.to_key_padding_mask(masks.causal(), 5), ValueError, "use to_attn_mask"),
+    (lambda: masks.to_attention_mask(masks.window(2), 5), ValueError, "cannot be given as attention_mask"),
+    (lambda: masks.from_attn_mask(torch.full((5, 5), 0.5)), TypeError, "give it as bias="),
+    (lambda: masks.from_attn_mask(torch.ones(5, 5, dtype=torch.long)), TypeError, "Boolean or float"),
+    (lambda: masks.from_attn_mask(ones(5)), TypeError, "of shape (5,)"),
+    (lambda: masks.from_attn_mask(ones(6, 5, 5)), ValueError, "needs num_heads="),
+    (lambda: masks.from_attn_mask(ones(6, 5, 5), num_heads=4), ValueError, "a divisor"),
+    (lambda: masks.to_attn_mask(masks.from_tensor(ones(2, 3, 5, 5)), 5), ValueError, "give num_heads=3, not 1"),
+    (lambda: masks.from_attention_mask(torch.tensor([[2, 0]])), TypeError, "1 (real) or 0 (padding)"),
+    (lambda: masks.from_attention_mask(torch.tensor([1, 0])), TypeError, "(batch, keys)"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([1, 2])), ValueError, "starts at 0 and never falls"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0, 5, 3])), ValueError, "never falls"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0])), ValueError, "starts at 0"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0.0, 2.5])), ValueError, "whole numbers, not torch.float32"),
+    (lambda: masks.to_cu_seqlens(masks.causal()), ValueError, "only documents(ids)"),
+    (lambda: masks.to_cu_seqlens(masks.documents(torch.tensor([0, 1, 0]))), ValueError, "interrupted"),
+    (
+        lambda: masks.to_cu_seqlens(masks.documents(torch.zeros(2, 3, dtype=torch.long))),
+        ValueError,
+        "over one row",
+    ),
+    (
+        lambda: masks.from_tensor(ones(5, 3, 7, 7)).bind(7, shape=(B, H)).tensor(),
+        ValueError,
+        "(5, 3, 7, 7), which does not fit (batch, heads, queries, keys) = (2, 3, 7, 7)",
+    ),
+    (
+        lambda: masks.padding(torch.zeros(2, dtype=torch.long, device="meta")).materialize(3),
+        ValueError,
+        "lies on meta, the tokens on cpu; move it with mask.to(...)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("ask", "error", "says"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_refused(ask: Callable[[], Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=re.escape(says)):
+        ask()

@@ -1,0 +1,78 @@
+"""The shapes that the signatures of the mechanisms teach are true: enforced here at every call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnlab import registry
+
+# Enforcing is decided when a module is imported, so that it needs a process of its own.
+ASK = """
+import sys
+
+import torch
+from jaxtyping import TypeCheckError, install_import_hook
+
+import attnlab
+
+with install_import_hook(["attnlab.models", "attnlab.attention", "planted"], "beartype.beartype"):
+    from attnlab import registry
+    from attnlab.masks import causal, padding
+
+    for name in registry.names():
+        mechanism = registry.load(name)
+        for options in ({}, {"causal": True} if mechanism.supports("causal") else {}):
+            layer = mechanism(embed_dim=24, **options)
+            x = torch.randn(2, 5, 24)
+            calls = [{}]
+            if mechanism.supports("mask"):
+                calls.append({"mask": padding(torch.tensor([3, 5]))})
+            if mechanism.supports("bias"):
+                calls.append({"bias": torch.randn(5, 5)})
+            if mechanism.supports("context"):
+                calls.append({"context": torch.randn(2, 7, 24)})
+            for given in calls:
+                layer(x, **given)
+                if mechanism.supports("weights"):
+                    context = {name: value for name, value in given.items() if name == "context"}
+                    layer.mix(layer.weights(x, **given), x, **context)
+
+    from planted import MultiAttention
+
+    try:
+        MultiAttention(24, 3)(torch.randn(2, 5, 24))
+    except TypeCheckError as error:
+        assert "_concat" in str(error), error
+    else:
+        raise AssertionError("a wrong shape went through")
+print("held")
+"""
+
+
+def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
+    source = (registry.folder() / "multihead" / "multihead.py").read_text(encoding="utf-8")
+    right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
+    assert right in source
+    (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{ASK}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "held\n"
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_face_says_its_shapes(name: str) -> None:
+    source = (registry.folder() / name / f"{name}.py").read_text(encoding="utf-8")
+    for face in ("def _forward(", "def _weights(", "def _mix("):
+        if face in source:
+            signature = source.split(face)[1].split(":\n")[0]
+            assert "Float[Tensor" in signature, f"{name}.{face}"
+            assert '-> Float[Tensor, "B ' in signature, f"{name}.{face}"
