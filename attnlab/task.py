@@ -23,7 +23,11 @@ IGNORE = -100
 
 
 class Split(NamedTuple):
-    """Examples: ``x`` (B, N) or (B, N, F); ``y`` as `Outputs` says; ``lengths`` (B,) where some are padded."""
+    """Examples: ``x`` (B, N) or (B, N, F), ``lengths`` (B,) where some are padded, and what is asked.
+
+    ``y`` is (B, slots) whole numbers for outputs of ``classes``, (B, N) for ``tokens`` with `IGNORE` where nothing is
+    asked, (B, slots) numbers for ``values``.
+    """
 
     x: Tensor
     y: Tensor
@@ -78,6 +82,15 @@ class Problem:
     encoding: dict[str, Any] = field(default_factory=dict)
     facts: tuple[str, ...] = ()
     baselines: Callable[[], list[Baseline]] = list
+
+    def __post_init__(self) -> None:
+        """Hold the targets to what the outputs say: a wrong shape would be broadcast into a wrong metric."""
+        for part in (self.train, self.validation, self.test):
+            second = part.x.shape[1] if self.outputs.kind == "tokens" else self.outputs.slots
+            if part.y.shape != (len(part.x), second):
+                raise ValueError(
+                    f"y has shape {tuple(part.y.shape)}; {self.outputs.kind} want {(len(part.x), second)} here"
+                )
 
 
 class Task:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for word in arguments:
             if word != word.encode(errors="replace").decode():
-                raise UserError(f"{ascii(word)} is no valid UTF-8; give it another name")
+                raise UserError(f"{word!a} is no valid UTF-8; give it another name")
         try:
             return _dispatch(arguments)
         finally:

@@ -76,4 +76,4 @@ def load(name: str) -> Task:
         UnknownNameError: for a name that no file has.
     """
     described = entry(name)
-    return getattr(import_module(f"attnlab.tasks.{name}"), described.class_name)()  # type: ignore[no-any-return]
+    return getattr(import_module(f"attnlab.tasks.{name}"), described.class_name)()

@@ -10,7 +10,7 @@ from attnlab.task import Request
 _REFUSALS = {
     "data": "{task} has its own data, so it cannot read {value}; leave out --task, and the task that can is taken",
     "target": "{task} has no columns, so --target {value} means nothing to it; leave it out",
-    "seq_length": "the sequences of {task} have their length from the data, not from --seq_length {value}; leave it out",
+    "seq_length": "the data of {task} say how long a sequence is, not --seq_length {value}; leave it out",
 }
 
 
@@ -49,8 +49,8 @@ def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
     if not path.is_file():
         raise UserError(f"--data {path} is not there; check the name")
     if path.suffix.lower() not in suffixes:
-        given = path.suffix or "a file without an ending"
-        raise UserError(f"{task} reads {' '.join(suffixes)}, not {given} ({path}); leave out --task, or rename the file")
+        known = " ".join(suffixes) or "no file"
+        raise UserError(f"{task} reads {known}, not {path.name}; leave out --task, or rename the file")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)

@@ -54,7 +54,7 @@ def stratified(classes: NDArray[Any], labels: Sequence[Any], request: Request) -
         raise UserError(f"every row is of one class ({_first(labels)}), so there is nothing to learn; two are needed")
     counts = np.bincount(classes, minlength=len(labels))
     if counts.min() < 3:
-        rare = [f"{labels[i]} ({counts[i]})" for i in np.flatnonzero(counts < 3)]
+        rare = [f"{label} ({count})" for label, count in zip(labels, counts, strict=True) if count < 3]
         raise UserError(
             f"a class needs 3 rows at least, to be trained on, chosen by and tested on; fewer have: {listed(rare)}"
         )

@@ -46,7 +46,9 @@ class Digits(Task):
         scans = load_digits()
         x, y = (scans.images / 16).astype(np.float32), scans.target
         parts = stratified(y, range(10), request)
-        train, validation, test = (Split(torch.from_numpy(x[rows]), torch.from_numpy(y[rows])) for rows in parts)
+        train, validation, test = (
+            Split(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]).unsqueeze(1)) for rows in parts
+        )
         return Problem(
             train,
             validation,
@@ -58,7 +60,7 @@ class Digits(Task):
             encoding={"labels": list(range(10))},
             facts=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
             baselines=lambda: classifiers(
-                train.x.flatten(1).numpy(), train.y.numpy(), test.x.flatten(1).numpy(), test.y.numpy()
+                train.x.flatten(1).numpy(), train.y[:, 0].numpy(), test.x.flatten(1).numpy(), test.y[:, 0].numpy()
             ),
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
@@ -81,7 +84,7 @@ def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tupl
     return x, y
 
 
-def _distinct(generator: np.random.Generator, weights: np.ndarray, count: int, size: int) -> Whole:  # type: ignore[type-arg]
+def _distinct(generator: np.random.Generator, weights: NDArray[np.floating[Any]], count: int, size: int) -> Whole:
     """(count, size) indices; in a row each is drawn once, by its weight among those that are left.
 
     The largest of log-weights plus Gumbel noise are such a draw (Vieira 2014), for all rows at once.

@@ -74,7 +74,9 @@ class Text(Task):
         dropped = 1 - sum(map(len, paragraphs)) / max(1, len(text))
         train, validation, test = parts
         return Problem(
-            *(windows(part, N) for part in parts),
+            windows(train, N),
+            windows(validation, N),
+            windows(test, N),
             inputs=Inputs("tokens", 256),
             outputs=Outputs("tokens", 256),
             length=N,

@@ -28,7 +28,7 @@ from torch import Tensor
 import attnlab
 from attnlab.errors import UserError
 from attnlab.network import Network
-from attnlab.training.checkpoint import UNFINISHED, atomically, load_tensors, save_tensors, write_text
+from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors, write_text
 from attnlab.training.settings import Settings, defaults
 
 try:
