@@ -34,7 +34,7 @@ class Fetch(Task):
 
     summary = "name the symbols at four places at once: separates one head from several in seconds"
     remark = "fetch asks for four places at once: one head cannot look at them apart, four can"
-    defaults = {"layers": 1, "mlp": False, "learning_rate": 5e-3, "epochs": 1}
+    defaults = {"layers": 1, "mlp": False, "learning_rate": 8e-3, "epochs": 1}
 
     def load(self, request: Request) -> Problem:
         """Draw the examples; ``seq_length`` (9 or more) moves the places apart."""
