@@ -1,0 +1,64 @@
+"""The default task: real data, an honest split, honest baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.network import Inputs
+from attnlab.task import Problem, Request, Split
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return tasks.load("digits").load(Request())
+
+
+def rows(split: Split) -> set[bytes]:
+    return {row.numpy().tobytes() for row in split.x}
+
+
+def test_every_scan_is_in_one_part(problem: Problem) -> None:
+    parts = [problem.train, problem.validation, problem.test]
+    assert sum(len(part.x) for part in parts) == 1797
+    assert len(set.union(*map(rows, parts))) == 1797
+    assert problem.train.x.shape[1:] == (8, 8)
+    assert (problem.train.x.min(), problem.train.x.max()) == (0, 1)
+
+
+def test_the_split_is_stratified(problem: Problem) -> None:
+    for part in (problem.train, problem.validation, problem.test):
+        share = part.y.flatten().bincount()
+        assert (share / share.sum() - 0.1).abs().max() < 0.015
+
+
+def test_the_baselines_are_those_of_scikit_learn(problem: Problem) -> None:
+    found = {b.name: b.value for b in problem.baselines()}
+    assert found.keys() == {"3 nearest neighbours", "logistic regression", "majority class"}
+    assert found["3 nearest neighbours"] > 0.96
+    assert 0.93 < found["logistic regression"] < 0.99
+    assert found["majority class"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_it_says_that_it_does_not_rank_mechanisms() -> None:
+    assert "does not rank" in tasks.entry("digits").remark
+
+
+def test_pixels_out_of_range_are_refused(tmp_path: Path) -> None:
+    digits, inputs = tasks.load("digits"), Inputs("vectors", 8)
+    np.savez(tmp_path / "right.npz", x=np.full((3, 8, 8), 0.5))
+    np.savez(tmp_path / "wrong.npz", x=np.full((3, 8, 8), 16.0))
+    assert digits.read(tmp_path / "right.npz", inputs, 8, {}).x.dtype == torch.float32
+    with pytest.raises(UserError, match=r"pixels from 0 .* to 1"):
+        digits.read(tmp_path / "wrong.npz", inputs, 8, {})
+
+
+def test_a_target_of_the_wrong_shape_is_refused(problem: Problem) -> None:
+    flat = problem.train._replace(y=problem.train.y.flatten())
+    with pytest.raises(ValueError, match="classes want"):
+        Problem(flat, flat, flat, problem.inputs, problem.outputs, 8, "accuracy")

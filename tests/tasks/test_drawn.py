@@ -1,0 +1,97 @@
+"""The tasks that draw their examples: what is asked can be answered, and only so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.task import IGNORE, Request
+from attnlab.tasks.fetch import QUESTIONS, SYMBOLS, places
+from attnlab.tasks.induction import followers
+from attnlab.tasks.recall import VOCABULARY, mqar
+
+DRAWN = ["fetch", "recall", "induction"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_seed_decides_everything(name: str) -> None:
+    one, same, other = (tasks.load(name).load(Request(seed=seed)) for seed in (3, 3, 4))
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(one, part).x, getattr(same, part).x)
+        assert torch.equal(getattr(one, part).y, getattr(same, part).y)
+        assert not torch.equal(getattr(one, part).x, getattr(other, part).x)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_test_sequence_was_trained_on(name: str) -> None:
+    problem = tasks.load(name).load(Request())
+    trained = {row.tobytes() for row in problem.train.x.numpy()}
+    assert not any(row.tobytes() in trained for row in problem.test.x.numpy())
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_network_beats_a_baseline_only_if_it_is_right_more_often(name: str) -> None:
+    values = [b.value for b in tasks.load(name).load(Request()).baselines()]
+    assert all(0 < value < 0.6 for value in values)
+    assert values == sorted(values, reverse=True)
+
+
+def test_fetch_asks_for_what_stands_at_its_places() -> None:
+    problem = tasks.load("fetch").load(Request())
+    x, y = problem.test.x, problem.test.y
+    assert set(x[:, -1].tolist()) == set(range(SYMBOLS, SYMBOLS + QUESTIONS))
+    assert x[:, :-1].max() == SYMBOLS - 1
+    for row, answer in zip(x[:50].tolist(), y[:50].tolist(), strict=True):
+        question = row[-1] - SYMBOLS
+        assert answer == [row[(4 * question + 5 * k) % 20] for k in range(4)]
+
+
+@pytest.mark.parametrize("N", [9, 13, 24, 47])
+def test_the_places_of_a_question_are_four_before_it(N: int) -> None:
+    for asked in places(N).tolist():
+        assert len(set(asked)) == 4
+        assert max(asked) < N - 1
+
+
+def test_every_key_is_asked_once_after_the_pairs() -> None:
+    N, pairs = 64, 7
+    x, y = mqar(np.random.default_rng(0), 53, N, pairs)
+    for row, answers in zip(x, y, strict=True):
+        value = dict(zip(row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2], strict=True))
+        asked = np.flatnonzero(answers != IGNORE)
+        assert len(value) == len(asked) == pairs
+        assert asked.min() >= 2 * pairs
+        assert sorted(row[asked]) == sorted(value)
+        assert [value[key] for key in row[asked]] == answers[asked].tolist()
+        assert max(value) < VOCABULARY // 2 <= min(value.values())
+
+
+def test_near_questions_are_commoner() -> None:
+    _, y = mqar(np.random.default_rng(0), 500, 64, 4)
+    asked = (y != IGNORE).sum(0)
+    assert asked[8:16].sum() > 2 * asked[48:64].sum()
+
+
+def test_followers_by_hand() -> None:
+    _ = IGNORE
+    x = np.array([[2, 0, 5, 1, 0, 3, 5, 0, 2]])  # c a f b a d f a c
+    assert followers(x).tolist() == [[_, _, _, _, 5, _, 1, 3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "says"),
+    [
+        ("fetch", Request(seq_length=8), "from 9 to"),
+        ("recall", Request(seq_length=31), "even"),
+        ("recall", Request(seq_length=4), "from 8 to"),
+        ("induction", Request(seq_length=3), "from 4 to"),
+        ("induction", Request(target="price"), "no columns"),
+        ("digits", Request(seq_length=4), "--seq_length 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, request_: Request, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        tasks.load(name).load(request_)
