@@ -83,7 +83,7 @@ def train(asked: Asked) -> int:
         return 130
     if result is None:
         print(f"stopped at step {outcome.step:,} of {steps:,}; {go_on}", file=sys.stderr)
-        return 130
+        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM
     if save_path is not None:
         here.export(save_path)
     if output.json:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,9 +108,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} is truncated or no checkpoint ({reason}); restore it or train again") from None
-    except Exception as error:  # torch.load's own refusals: weights_only names the pickled thing it will not run
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is no checkpoint that can be read safely ({reason})") from None
+    except Exception as error:  # the refusals of weights_only, which would advise to trust the file
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it would run {asked[1]}" if asked else "it holds more than tensors, or was altered"
+        raise UserError(f"{path} is no checkpoint that can be read safely: {reason}; do not trust it") from None
     if not whole:
         raise UserError(f"{path} was altered: its checksum does not match; restore it or train again")
     return tensors, about

@@ -50,13 +50,14 @@ Watcher = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: ``finished``, ``early`` (patience) or ``stopped`` (a signal)."""
+    """How training ended: ``finished``, ``early`` (patience) or ``stopped`` (by ``signal``)."""
 
     how: str
     step: int
     best: float | None
     best_step: int
     seconds: float
+    signal: int | None = None
 
 
 def rate_at(step: int, steps: int, highest: float, warmup: float) -> float:
@@ -131,7 +132,8 @@ class Trainer:
         pending, loss = 0, math.nan
         stopped = False
         with signals() as asked, memory_advice(how.batch_size):
-            if self.run is not None and self.step == 0:
+            if self.step == 0:
+                torch.manual_seed(how.seed + 2**32)  # so that dropout does not follow from what was drawn before
                 self._save_state()
             while self.step < self.steps and not self._out_of_patience():
                 losses[pending] = self.advance()
@@ -160,7 +162,7 @@ class Trainer:
                     saved = time.perf_counter()
             self._save_state()
         ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
-        return Outcome(ended, self.step, self.best, self.best_step, self.seconds)
+        return Outcome(ended, self.step, self.best, self.best_step, self.seconds, asked[0] if stopped else None)
 
     def advance(self) -> Tensor:
         """One step of the optimizer; returns the loss, still on the device."""

@@ -1,0 +1,284 @@
+"""Checkpoints: back as they went, refused when damaged, and never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnlab.errors import UserError
+from attnlab.training import checkpoint
+from attnlab.training.checkpoint import KEY, atomically, load_tensors, save_tensors, write_text
+
+SUFFIXES = [".safetensors", ".pth", ".pt"]
+ABOUT = {"step": 3, "named": "näme", "nested": {"list": [1, 2.5, None, True]}}
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "weight": torch.randn(5, 3, generator=generator),
+        "step": torch.tensor(7.0),
+        "half": torch.randn(4, generator=generator).to(torch.bfloat16),
+        "state": torch.randint(0, 255, (11,), dtype=torch.uint8, generator=generator),
+        "none": torch.empty(0, 3),
+        "flag": torch.tensor([True, False]),
+        "transposed": torch.randn(2, 3, generator=generator).t(),
+    }
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a whole file of each kind."""
+    folder, found = tmp_path_factory.mktemp("written"), {}
+    for suffix in SUFFIXES:
+        save_tensors(folder / f"a{suffix}", tensors(), ABOUT)
+        found[suffix] = (folder / f"a{suffix}").read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_back_as_it_went(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    given_tensors = tensors()
+    save_tensors(path, given_tensors, ABOUT)
+    found, about = load_tensors(path)
+    assert equal(found, given_tensors)
+    assert about == ABOUT
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_others_can_read_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    save_tensors(tmp_path / "a.safetensors", tensors(), ABOUT)
+    save_tensors(tmp_path / "a.pth", tensors(), ABOUT)
+    assert equal(load_file(tmp_path / "a.safetensors"), tensors())
+    assert equal(torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"], tensors())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@given(data=st.data())
+def test_a_cut_file_is_refused(suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
+    whole = written[suffix]
+    path = scratch / f"cut{suffix}"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(UserError) as caught:
+        load_tensors(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@given(data=st.data())
+def test_no_altered_byte_alters_what_is_read(
+    suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject
+) -> None:
+    """A byte that carries nothing (the padding of a zip, white space in a header) may change; what is read may not."""
+    altered = bytearray(written[suffix])
+    altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
+    path = scratch / f"altered{suffix}"
+    path.write_bytes(altered)
+    try:
+        found, about = load_tensors(path)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert equal(found, tensors())
+        assert about == ABOUT
+
+
+def test_every_byte_of_the_numbers_counts(written: dict[str, bytes], tmp_path: Path) -> None:
+    whole = written[".safetensors"]
+    header = 8 + int.from_bytes(whole[:8], "little")
+    path = tmp_path / "a.safetensors"
+    for at in range(header, len(whole)):
+        altered = bytearray(whole)
+        altered[at] ^= 1
+        path.write_bytes(altered)
+        with pytest.raises(UserError, match="checksum does not match"):
+            load_tensors(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_put_together_from_two_is_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"a{suffix}"
+    monkeypatch.setattr(checkpoint, "_checksum", lambda *_: "0" * 64)
+    save_tensors(path, tensors(), ABOUT)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="was altered: its checksum does not match"):
+        load_tensors(path)
+
+
+class Bomb:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+@pytest.mark.parametrize("place", ["beside the weights", "in place of all", "a bare pickle"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(suffix: str, place: str, tmp_path: Path) -> None:
+    path, trace = tmp_path / f"bomb{suffix}", tmp_path / "it ran"
+    if place == "a bare pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Bomb(trace), KEY: "{}"}))
+    else:
+        bomb = Bomb(trace)
+        torch.save(bomb if place == "in place of all" else {"state_dict": tensors(), KEY: "{}", "more": bomb}, path)
+    with pytest.raises(
+        UserError, match=r"can be read safely: it (would run \S*mkdir|holds more than tensors).*; do not trust"
+    ):
+        load_tensors(path)
+    assert not trace.exists()
+    if place == "a bare pickle":  # a real one: whoever trusts it sets it off
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"state_dict": {}}, {KEY: "{}"}, [1, 2], torch.zeros(3), {"state_dict": 3, KEY: "{}"}, {"a": torch.ones(2)}],
+    ids=repr,
+)
+def test_what_others_wrote_is_refused(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pth"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"theirs\.pth") as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {"other": "x"}, {KEY: "no json"}, {KEY: "{}"}, {KEY: "[]"}, {KEY: "3"}])
+def test_safetensors_of_others_are_refused(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "theirs.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata)
+    with pytest.raises(UserError, match=r"theirs\.safetensors") as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_no_file_at_all(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name in (f"missing{suffix}", f"folder{suffix}"):
+        with pytest.raises(UserError, match="there is no checkpoint"):
+            load_tensors(tmp_path / name)
+    (tmp_path / f"empty{suffix}").touch()
+    with pytest.raises(UserError, match="empty"):
+        load_tensors(tmp_path / f"empty{suffix}")
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("a bug")])
+def test_a_failing_write_leaves_the_earlier_file_and_nothing_else(failure: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "earlier")
+
+    def fail() -> None:
+        with atomically(path) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            assert temporary.parent == path.parent, "another file system could not put it in its place at once"
+            raise failure
+
+    expected = UserError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected) as caught:
+        fail()
+    if isinstance(failure, OSError):
+        assert str(caught.value) == f"cannot write {path}: No space left on device; the earlier file is whole"
+    assert path.read_text("utf-8") == "earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_first_write_that_fails_promises_no_earlier_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write .*: No such file or directory$"):
+        write_text(tmp_path / "no folder" / "a.json", "text")
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.json", "text")
+    finally:
+        assert os.umask(before) == 0o027, "the umask is left as it was"
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "a.json", tmp_path / "a.json"
+    target.write_text("earlier", encoding="utf-8")
+    link.symlink_to(target)
+    write_text(link, "later")
+    assert link.is_symlink()
+    assert target.read_text("utf-8") == "later"
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from attnlab.errors import UserError
+from attnlab.training.checkpoint import save_tensors
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+save_tensors(path, {"w": torch.ones(1000)}, {"step": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_tensors(path, {"w": torch.zeros(100_000)}, {"step": 2})
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    ran = subprocess.run([sys.executable, "-c", DISK_FULL, str(path)], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"cannot write {path}: File too large; the earlier file is whole\n"
+    found, about = load_tensors(path)
+    assert about == {"step": 1}
+    assert torch.equal(found["w"], torch.ones(1000))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_description_is_part_of_the_checksum(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"w": torch.ones(2)}, {"step": 1})
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()[KEY])
+    save_file({"w": torch.ones(2)}, path, {KEY: json.dumps({**about, "step": 2})})
+    with pytest.raises(UserError, match="checksum does not match"):
+        load_tensors(path)

@@ -1,0 +1,384 @@
+"""The loop: the seed decides everything, and where a run was cut decides nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import TRAIN, KilledError, prepared, problem, same, stop_at, trainer, untimed
+
+from attnlab.errors import UserError
+from attnlab.task import Problem
+from attnlab.training.checkpoint import load_tensors
+from attnlab.training.loop import LOOK_EVERY, Progress, rate_at, seconds_a_step, signals
+from attnlab.training.objective import evaluate
+from attnlab.training.runs import Run
+
+# The same seed, the same weights
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    one, two = trainer(tmp_path / "one"), trainer(tmp_path / "two")
+    assert one.fit() == replace(two.fit(), seconds=one.seconds)
+    assert same(one.network, two.network)
+    assert same(Run.open(tmp_path / "one").load_model(), Run.open(tmp_path / "two").load_model())
+
+
+@pytest.mark.parametrize("said", [{}, {"dropout": 0.0}])
+def test_another_seed_gives_others(said: dict[str, Any]) -> None:
+    """Also from the same first weights: the order of the data differs."""
+    one, two = trainer(seed=0, **said), trainer(seed=1, **said)
+    assert not same(one.network, two.network)
+    two.network.load_state_dict(one.network.state_dict())
+    one.fit()
+    two.fit()
+    assert not same(one.network, two.network)
+
+
+def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    watched, alone = trainer(tmp_path / "run"), trainer()
+    watched.fit(seen.append)
+    alone.fit()
+    assert same(watched.network, alone.network)
+    assert seen[-1].step == seen[-1].steps == 23
+    assert seen[-1].rate > 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"dropout": 0.5},
+        {"patience": 3},
+        {"epochs": 5},
+        {"clip": 0.0, "weight_decay": 0.3, "warmup": 0.5},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "even"])
+def test_killed_again_and_again_it_ends_as_if_it_never_had_been(
+    said: dict[str, Any], padded: bool, tmp_path: Path
+) -> None:
+    asked = problem(padded=padded)
+    whole = trainer(tmp_path / "whole", asked, **said)
+    expected = whole.fit()
+    moments = random.Random(str(said) + str(padded))
+    path, kills = tmp_path / "cut", 0
+    while True:
+        cut = trainer(path, asked, **said)
+        torch.manual_seed(moments.randrange(1000))  # what a new process has drawn by then
+        cut.restore()
+        try:
+            outcome = cut.fit(stop_at(cut.step + moments.randint(1, 9)))
+            break
+        except KilledError:
+            kills += 1
+    assert kills >= (2 if outcome.step > 10 else 0)
+    assert same(cut.network, whole.network)
+    assert replace(outcome, seconds=0) == replace(expected, seconds=0)
+    assert same(load_tensors(path / "model.safetensors")[0], load_tensors(tmp_path / "whole/model.safetensors")[0])
+    assert untimed(Run.open(path).metrics()) == untimed(Run.open(tmp_path / "whole").metrics())
+
+
+def test_a_checkpoint_is_not_a_turn_of_the_road(tmp_path: Path) -> None:
+    """However often checkpoints are written, the weights and the sums in metrics.jsonl are the same."""
+    often, seldom = trainer(tmp_path / "often"), trainer(tmp_path / "seldom")
+    seldom.checkpoint_seconds = math.inf
+    often.fit()
+    seldom.fit()
+    assert same(often.network, seldom.network)
+    assert untimed(Run.open(tmp_path / "often").metrics()) == untimed(Run.open(tmp_path / "seldom").metrics())
+
+
+# How long, and how fast
+
+
+@pytest.mark.parametrize(
+    ("said", "steps", "evaluated"),
+    [
+        ({"epochs": 3}, 15, list(range(1, 16))),  # ⌈37 / 8⌉ = 5 steps an epoch
+        ({"epochs": 41}, 205, [5 * i for i in range(1, 42)]),  # at most once an epoch
+        ({"steps": 23}, 23, list(range(1, 24))),
+        ({"steps": 47}, 47, [2 * i for i in range(1, 24)] + [47]),  # at least twenty times, and at the end
+        ({"steps": 1}, 1, [1]),
+        ({"epochs": 1, "batch_size": 1000}, 1, [1]),
+    ],
+    ids=str,
+)
+def test_steps_and_looks_at_the_validation_data(
+    said: dict[str, Any], steps: int, evaluated: list[int], tmp_path: Path
+) -> None:
+    made = trainer(tmp_path / "run", **said)
+    outcome = made.fit()
+    assert (outcome.how, outcome.step, made.steps) == ("finished", steps, steps)
+    assert [line["step"] for line in Run.open(tmp_path / "run").metrics()] == evaluated
+
+
+def test_an_epoch_sees_every_example_once_and_the_next_in_another_order() -> None:
+    made = trainer(epochs=2)
+    orders = []
+    for _ in range(2):
+        rows = []
+        for _ in range(made.epoch_steps):
+            rows += made._rows().tolist()
+            made.step += 1
+        assert sorted(rows) == list(range(TRAIN))
+        orders.append(rows)
+    assert orders[0] != orders[1]
+
+
+def test_the_rate_at_its_corners() -> None:
+    assert rate_at(0, 100, 2.0, 0.1) == pytest.approx(0.2)  # not zero: the first step would be wasted
+    assert rate_at(9, 100, 2.0, 0.1) == pytest.approx(2.0)
+    assert rate_at(10, 100, 2.0, 0.1) == pytest.approx(2.0)
+    assert rate_at(55, 100, 2.0, 0.1) == pytest.approx(1.0)  # halfway down the cosine
+    assert rate_at(100, 100, 2.0, 0.1) == pytest.approx(0.0)
+    rates = [rate_at(step, 100, 2.0, 0.1) for step in range(101)]
+    assert max(rates) == 2.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
+def test_every_step_has_a_rate_above_zero(steps: int, warmup: float) -> None:
+    rates = [rate_at(step, steps, 3.0, warmup) for step in range(steps)]
+    assert all(0 < rate <= 3.0 for rate in rates)
+    assert max(rates) == 3.0
+
+
+def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", steps=20, learning_rate=0.01, warmup=0.25).fit()
+    found = [line["learning_rate"] for line in Run.open(tmp_path / "run").metrics()]
+    assert found == [rate_at(step, 20, 0.01, 0.25) for step in range(20)]
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-4])
+def test_the_gradient_is_cut_to_its_norm(clip: float) -> None:
+    made = trainer(clip=clip, dropout=0.0)
+    made.advance()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in made.parameters if p.grad is not None))
+    if clip:
+        assert norm == pytest.approx(clip, rel=1e-3)
+    else:
+        assert norm > 1e-3
+
+
+def test_only_matrices_decay() -> None:
+    made = trainer(learning_rate=1e-3, weight_decay=0.5)
+    decays = {id(p): group["weight_decay"] for group in made.optimizer.param_groups for p in group["params"]}
+    assert {decays[id(p)] for p in made.network.parameters() if p.dim() >= 2} == {0.5}
+    assert {decays[id(p)] for p in made.network.parameters() if p.dim() < 2} == {0.0}
+    assert len(decays) == len(list(made.network.parameters()))
+
+
+def test_it_learns() -> None:
+    made = trainer(epochs=60, learning_rate=1e-2, dropout=0.0)
+    before, _ = evaluate(made.network, made.problem.train, made.objective, batch_size=8)
+    made.fit()
+    after, metric = evaluate(made.network, made.problem.train, made.objective, batch_size=8)
+    assert after < before / 4
+    assert metric > 0.9
+
+
+# Stopping early, stopping badly, being stopped
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
+    """Let the validation metric be these numbers, one an evaluation."""
+    left = iter(metrics)
+    monkeypatch.setattr("attnlab.training.loop.evaluate", lambda *_, **__: (1.0, next(left)))
+
+
+def test_patience_counts_looks_without_a_better_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.2, 0.25, 0.1, 0.9])
+    outcome = trainer(tmp_path / "run", patience=3).fit()
+    assert (outcome.how, outcome.step, outcome.best, outcome.best_step) == ("early", 5, 0.3, 2)
+    assert load_tensors(tmp_path / "run/model.safetensors")[1]["step"] == 2
+
+
+def test_of_equals_the_later_is_kept_and_starts_the_count_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scripted(monkeypatch, [0.3, 0.2, 0.3, 0.2, 0.1, 0.9])
+    outcome = trainer(tmp_path / "run", patience=2).fit()
+    assert (outcome.how, outcome.step, outcome.best_step) == ("early", 5, 3)
+
+
+def test_patience_that_ends_at_the_last_step_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.3, 0.2, 0.2])
+    assert trainer(steps=3, patience=2).fit().how == "finished"
+
+
+def test_a_run_out_of_patience_goes_no_further_when_it_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scripted(monkeypatch, [0.3, 0.2, 0.2])
+    trainer(tmp_path / "run", patience=2).fit()
+    again = trainer(tmp_path / "run", patience=2)
+    assert (again.fit().how, again.step) == ("early", 3)
+
+
+def poisoned(row: int) -> Problem:
+    """One example of the training data is no number."""
+    asked = problem()
+    asked.train.x[row] = math.nan
+    return asked
+
+
+@pytest.mark.parametrize("looks", ["at every step", "seldom"])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
+    looks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(tmp_path / "run", poisoned(29), epochs=30)
+    if looks == "seldom":
+        made.evaluate_every = LOOK_EVERY * 3
+    order = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(0)).tolist()
+    step = order.index(29) // 8 + 1
+    with pytest.raises(UserError, match=rf"the loss became nan at step {step}\b.*try a lower --learning_rate \(0\.001"):
+        made.fit()
+
+
+def test_the_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path / "run")
+    advance = made.advance
+
+    def diverging() -> torch.Tensor:
+        loss = advance()
+        if made.step < 9:
+            return loss
+        with torch.no_grad():
+            made.parameters[0].fill_(math.nan)
+        return loss * math.nan
+
+    monkeypatch.setattr(made, "advance", diverging)
+    with pytest.raises(UserError) as caught:
+        made.fit()
+    assert "the loss became nan at step 9; the best network (step " in str(caught.value)
+    assert f"is kept in {tmp_path / 'run'}; try a lower --learning_rate" in str(caught.value)
+    whole = trainer(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        whole.fit(stop_at(8))
+    assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] in (7, 8)
+    assert same(Run.open(tmp_path / "run").load_model(), Run.open(tmp_path / "whole").load_model())
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is that of the weights before the step: the step itself may have spoilt them."""
+    made = trainer(tmp_path / "run")
+    advance = made.advance
+
+    def spoiling() -> torch.Tensor:
+        loss = advance()
+        if made.step == 5:
+            with torch.no_grad():
+                made.parameters[0].fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(made, "advance", spoiling)
+    with pytest.raises(UserError, match="a weight became infinite or no number at step 5"):
+        made.fit()
+    for name in ("model", "state"):
+        tensors, _ = load_tensors(tmp_path / f"run/{name}.safetensors")
+        assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
+    which: signal.Signals, tmp_path: Path
+) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.fit()
+    before = signal.getsignal(which)
+    cut = trainer(tmp_path / "cut")
+    cut.checkpoint_seconds = math.inf
+    outcome = cut.fit(lambda seen: os.kill(os.getpid(), which) if seen.step == 6 else None)
+    assert (outcome.how, outcome.signal) == ("stopped", which)
+    assert 6 <= outcome.step <= 8
+    assert signal.getsignal(which) is before
+    assert load_tensors(tmp_path / "cut/state.safetensors")[1]["step"] == outcome.step
+    again = trainer(tmp_path / "cut")
+    assert again.step == outcome.step
+    assert again.fit().how == "finished"
+    assert same(again.network, whole.network)
+
+
+def test_a_second_ctrl_c_does_what_it_always_did() -> None:
+    with signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    outcome = trainer(tmp_path / "run").fit(
+        lambda seen: os.kill(os.getpid(), signal.SIGINT) if seen.step == seen.steps else None
+    )
+    assert outcome.how == "finished"
+
+
+# What must leave no trace
+
+
+def test_looking_leaves_the_random_numbers_and_the_weights_alone() -> None:
+    made = trainer(dropout=0.5)
+    before = {name: t.clone() for name, t in made.network.state_dict().items()}
+    state = torch.get_rng_state()
+    first = evaluate(made.network, made.problem.validation, made.objective, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(made.network, before)
+    assert made.network.training
+    assert evaluate(made.network, made.problem.validation, made.objective, batch_size=4) == first, "dropout is off"
+    made.network.eval()
+    evaluate(made.network, made.problem.validation, made.objective, batch_size=4)
+    assert not made.network.training
+
+
+def test_the_rehearsal_touches_nothing(tmp_path: Path) -> None:
+    ready = prepared(dropout=0.5)
+    before = {name: t.clone() for name, t in ready.network.state_dict().items()}
+    data = [None if t is None else t.clone() for t in ready.problem.train]
+    flat, state = ready.settings.flat(), torch.get_rng_state()
+    assert seconds_a_step(ready.network, ready.problem, ready.settings) > 0
+    assert same(ready.network, before)
+    assert all(p.grad is None for p in ready.network.parameters())
+    assert ready.network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert ready.settings.flat() == flat
+    for one, two in zip(data, ready.problem.train, strict=True):
+        assert one is None or (two is not None and torch.equal(one, two))
+
+
+def test_the_test_data_are_not_looked_at_while_training(tmp_path: Path) -> None:
+    asked = problem()
+    blank = replace(asked, test=asked.test._replace(x=torch.full_like(asked.test.x, math.nan)))
+    one, two = trainer(tmp_path / "one", asked), trainer(tmp_path / "two", blank)
+    one.fit()
+    two.fit()
+    assert same(one.network, two.network)
+    assert untimed(Run.open(tmp_path / "one").metrics()) == untimed(Run.open(tmp_path / "two").metrics())
+
+
+def test_the_training_loss_in_the_log_is_the_mean_since_the_last_look(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", steps=50)  # a look every second step
+    losses, advance = [], made.advance
+
+    def noting() -> torch.Tensor:
+        losses.append(float(loss := advance()))
+        return loss
+
+    made.advance = noting  # type: ignore[method-assign]
+    made.fit()
+    found = [line["train_loss"] for line in Run.open(tmp_path / "run").metrics()]
+    assert found == [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)]

@@ -1,0 +1,206 @@
+"""Settings: every number within its range, every name known, and back from a file as they went."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnlab import registry, tasks
+from attnlab.errors import UserError
+from attnlab.training.settings import RANGES, Settings, check, defaults, mechanism_options, read_config
+
+WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "patience", "seed", "threads"}
+
+
+def changed(name: str, value: Any) -> Settings:
+    """The default settings with one of them put past `Settings.updated`, as the command line does."""
+    settings = Settings()
+    (group,) = [g for g in (settings.model, settings.data, settings.training, settings.machine) if hasattr(g, name)]
+    setattr(group, name, value)
+    if name == "steps":
+        settings.training.epochs = None
+    return settings
+
+
+def refused(settings: Settings) -> str:
+    with pytest.raises(UserError) as caught:
+        check(settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_both_ends_of_a_range_are_in_it_and_no_more(name: str) -> None:
+    low, high = RANGES[name]
+    check(changed(name, low))
+    check(changed(name, high))
+    tiny = 1 if name in WHOLE else 1e-9 * max(1.0, high)
+    for beyond in (low - tiny, high + tiny):
+        said = refused(changed(name, beyond))
+        assert said.startswith(f"{name} must be from ")
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", sorted(set(RANGES) - WHOLE))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
+def test_what_is_no_sensible_number_is_refused(name: str, value: float) -> None:
+    assert refused(changed(name, value)).startswith(f"{name} must be from ")
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+@pytest.mark.parametrize("value", [-1, 10**30, -(10**400), 10**400])
+def test_absurd_whole_numbers_are_refused_in_a_short_line(name: str, value: int) -> None:
+    said = refused(changed(name, value))
+    assert said.startswith(f"{name} must be from ")
+    assert len(said) < 150
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {k for k, v in Settings().flat().items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    assert numbers <= set(RANGES)
+
+
+def test_the_defaults_of_every_model_and_task_are_within_their_ranges() -> None:
+    for model in registry.names():
+        for task in tasks.names():
+            check(defaults(model, task))
+
+
+def test_epochs_or_steps() -> None:
+    both, neither = Settings(), Settings()
+    both.training.steps = 5
+    neither.training.epochs = None
+    for settings in (both, neither):
+        assert "by epochs or by steps" in refused(settings)
+    updated = Settings().updated({"steps": 5}, "a file")
+    assert (updated.training.steps, updated.training.epochs) == (5, None)
+    again = updated.updated({"epochs": 3}, "a file")
+    assert (again.training.steps, again.training.epochs) == (None, 3)
+    with pytest.raises(UserError, match=r"epochs and steps both say how long; give one of them \(in a file\)"):
+        Settings().updated({"steps": 5, "epochs": 3}, "a file")
+    assert Settings().updated({"steps": 5, "epochs": None}, "a file").training.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"embed_dim": "64"}, "embed_dim must be a whole number, not '64' (in a file)"),
+        ({"embed_dim": 64.0}, "embed_dim must be a whole number, not 64.0 (in a file)"),
+        ({"embed_dim": True}, "embed_dim must be a whole number, not True (in a file)"),
+        ({"embed_dim": None}, "embed_dim must be a whole number, not None (in a file)"),
+        ({"dropout": "a lot"}, "dropout must be a number, not 'a lot' (in a file)"),
+        ({"dropout": False}, "dropout must be a number, not False (in a file)"),
+        ({"mlp": 1}, "mlp must be true or false, not 1 (in a file)"),
+        ({"seq_length": 1.5}, "seq_length must be a whole number or nothing, not 1.5 (in a file)"),
+        ({"data": 3}, "data must be a text or nothing, not 3 (in a file)"),
+        ({"data": "a\0b"}, "data must be a text or nothing, not 'a\\x00b' (in a file)"),
+        ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, float64, not 'float8'"),
+        ({"num_heads": [2]}, "num_heads must be a whole number, not [2] (in a file)"),
+        ({"learning_rates": 0.1}, "unknown setting 'learning_rates'; did you mean learning_rate? (in a file)"),
+        ({"heads": 4}, "unknown setting 'heads'; "),
+        ({"quiet": True}, "unknown setting 'quiet'; "),
+    ],
+)
+def test_a_value_of_another_type_or_an_unknown_name_is_refused(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Settings().updated(said, "a file")
+    assert message in str(caught.value)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    rate = Settings().updated({"learning_rate": 1}, "a file").training.learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+
+
+def test_names_that_do_not_exist_suggest_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown model 'multihed'; did you mean multihead"):
+        defaults("multihed", "digits")
+    with pytest.raises(UserError, match="unknown task 'digit'; did you mean digits"):
+        defaults("multihead", "digit")
+
+
+@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("task", tasks.names())
+def test_settings_come_back_as_they_went(model: str, task: str) -> None:
+    settings = defaults(model, task)
+    flat = settings.flat()
+    assert set(settings.model.options) == {option.name for option in mechanism_options(model)}
+    assert set(settings.model.options) <= set(flat), "an option of the mechanism is a setting like any other"
+    assert "options" not in flat
+    through_a_file = json.loads(json.dumps(flat))
+    assert defaults(model, task).updated(through_a_file, "a file") == settings
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "embed_dim": st.integers(1, 65_536),
+            "num_heads": st.integers(1, 64),
+            "dropout": st.floats(0, 0.99),
+            "mlp": st.booleans(),
+            "steps": st.integers(1, 10**8),
+            "data": st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+            "precision": st.sampled_from(["float32", "bfloat16", "float16", "float64"]),
+            "threads": st.none() | st.integers(1, 4096),
+        },
+    )
+)
+def test_whatever_is_allowed_survives_a_file(said: dict[str, Any]) -> None:
+    settings = Settings().updated(said, "the test")
+    check(settings)
+    again = Settings().updated(json.loads(json.dumps(settings.flat())), "a file")
+    assert again.flat() == settings.flat()
+
+
+def test_updating_leaves_the_first_as_it_was() -> None:
+    first = defaults("multihead", "digits")
+    before = first.flat()
+    first.updated({"num_heads": 2, "embed_dim": 8, "steps": 3}, "the test")
+    assert first.flat() == before
+
+
+def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) -> None:
+    said = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
+    toml, plain, run = tmp_path / "a.toml", tmp_path / "a.json", tmp_path / "config.json"
+    toml.write_text("# mine\nembed-dim = 32\nnum_heads = 4\nlearning_rate = 1e-2\nmlp = false\n", encoding="utf-8")
+    plain.write_text("\ufeff" + json.dumps(said), encoding="utf-8")
+    run.write_text(json.dumps({"format": 1, "settings": said}), encoding="utf-8")
+    assert read_config(toml) == read_config(plain) == read_config(run) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "embed_dim = ", "is malformed: "),
+        ("a.toml", "embed_dim = 1\nembed_dim = 2", "is malformed: "),
+        ("a.toml", "embed_dim = 1\nembed-dim = 2", "is malformed: embed_dim is said twice"),
+        ("a.json", '{"embed_dim": 1, "embed_dim": 2}', "is malformed: embed_dim is said twice"),
+        ("a.json", "", "is malformed: "),
+        ("a.json", "[1, 2]", "holds [1, 2]; expected settings by name"),
+        ("a.json", '{"settings": 3}', "holds 3; expected settings by name"),
+        ("a.json", "[" * 100_000, "is malformed: it is nested too deeply"),
+        ("a.json", '{"embed_dim": ' + "9" * 5000 + "}", "is malformed: "),
+    ],
+)
+def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_config(path)
+    assert f"--config {path}" in str(caught.value)
+    assert message in str(caught.value)
+    with pytest.raises(UserError, match="cannot read --config .*: No such file"):
+        read_config(tmp_path / "missing.toml")
+
+
+def test_a_settings_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(UserError, match="is malformed: "):
+        read_config(path)
