@@ -293,9 +293,10 @@ class Trainer:
 def seconds_a_step(network: Network, problem: Problem, settings: Settings) -> float:
     """How long a step takes, measured on a copy: no weight and no random number is touched."""
     times = []
-    rehearsal = Trainer(copy.deepcopy(network), problem, _without_compile(settings))
-    on_gpu = [rehearsal.device] if rehearsal.device.type == "cuda" else []
+    device = next(network.parameters()).device
+    on_gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=on_gpu), memory_advice(settings.training.batch_size):
+        rehearsal = Trainer(copy.deepcopy(network), problem, _without_compile(settings))
         for _ in range(6):
             began = time.perf_counter()
             float(rehearsal.advance())

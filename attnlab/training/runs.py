@@ -228,7 +228,7 @@ class Run:
         """
         self.load_model()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; the network is in {self.path}") from None
         save_tensors(path, *load_tensors(self.path / "model.safetensors"))
@@ -356,11 +356,15 @@ def check_save_path(path: Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"--save_path {path} is a folder; name a file in it")
-        folder = path.parent
+        place = Path(os.path.realpath(path))  # where a link leads to
+        folder = place.parent
         while not os.path.lexists(folder):  # it will be made; can it be?
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for name in place.relative_to(folder).parts:  # may a file here be called so?
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).lstat()
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:

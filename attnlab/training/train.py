@@ -45,7 +45,8 @@ def prepare(settings: Settings) -> Prepared:
     """
     check(settings)
     device = machine.prepare(settings.machine)
-    problem = load_problem(settings)
+    with machine.memory_advice(settings.training.batch_size):
+        problem = load_problem(settings)
     with torch.device("meta"):  # shapes alone, to find out what it will take
         size = sum(p.numel() for p in build(settings, problem).parameters())
     machine.check_memory(size, settings.machine.precision, device)
@@ -137,8 +138,10 @@ def train(
     Returns:
         How training ended, and the result (see `judge`), None where a signal stopped it.
     """
-    trainer = Trainer(prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds)
-    with run.alone():
+    with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+        trainer = Trainer(
+            prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
+        )
         if resume:
             trainer.restore()
         outcome = trainer.fit(watch)

@@ -286,7 +286,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch:
         return loss
 
     monkeypatch.setattr(made, "advance", spoiling)
-    with pytest.raises(UserError, match="a weight became infinite or no number at step 5"):
+    with pytest.raises(UserError, match=r"a weight became infinite or no number at step 5"):
         made.fit()
     for name in ("model", "state"):
         tensors, _ = load_tensors(tmp_path / f"run/{name}.safetensors")

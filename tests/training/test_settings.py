@@ -118,9 +118,9 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_names_that_do_not_exist_suggest_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown model 'multihed'; did you mean multihead"):
+    with pytest.raises(UserError, match=r"unknown model 'multihed'; did you mean multihead"):
         defaults("multihed", "digits")
-    with pytest.raises(UserError, match="unknown task 'digit'; did you mean digits"):
+    with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits"):
         defaults("multihead", "digit")
 
 
@@ -195,12 +195,12 @@ def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, m
         read_config(path)
     assert f"--config {path}" in str(caught.value)
     assert message in str(caught.value)
-    with pytest.raises(UserError, match="cannot read --config .*: No such file"):
+    with pytest.raises(UserError, match=r"cannot read --config .*: No such file"):
         read_config(tmp_path / "missing.toml")
 
 
 def test_a_settings_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(UserError, match="is malformed: "):
+    with pytest.raises(UserError, match=r"is malformed: "):
         read_config(path)

@@ -1,0 +1,130 @@
+"""Real processes that are quick to start: a server imports torch once, and forks one for every command line."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+class Server:
+    """Starts command lines of attnlab as processes of their own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, arguments: list[str], folder: Path, **order: Any) -> int:
+        """Start ``attnlab ARGUMENTS`` in ``folder``; its output goes to files there. Returns the process's number.
+
+        ``signal_at``: (step, signal), which it sends itself after that step. ``file_size``: the largest file that it
+        may write once it has made that many steps: (step, bytes).
+        """
+        self._say({"start": arguments, "folder": str(folder), **order})
+        return int(self._hear())
+
+    def running(self, process: int) -> bool:
+        """Whether the process is still there."""
+        self._say({"poll": process})
+        return bool(json.loads(self._hear()) is None)
+
+    def wait(self, process: int) -> int:
+        """The exit code of a process; -9 for one that was killed."""
+        self._say({"wait": process})
+        return int(self._hear())
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.communicate("")
+
+    def _say(self, order: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def _hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+def serve() -> None:
+    """Answer a line for a line."""
+
+    for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._words"):
+        import_module(name)  # and all else that a run imports, before it is forked
+    import attnlab.tasks.digits
+    import attnlab.training.report
+
+    # What takes long and does not depend on where a run was cut: the baselines and the picture.
+    attnlab.tasks.digits.classifiers = lambda *_: []
+    attnlab.training.report.draw_curve = lambda run, _: attnlab.training.report.write_text(run.path / "curve.png", "")
+    gc.freeze()
+
+    ended: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "start" in order:
+            child = os.fork()
+            if not child:
+                become(order)
+            print(child, flush=True)
+        else:
+            process = order.get("wait", order.get("poll"))
+            if process not in ended:
+                found, status = os.waitpid(process, 0 if "wait" in order else os.WNOHANG)
+                if found:
+                    ended[process] = os.waitstatus_to_exitcode(status)
+            print(json.dumps(ended.get(process)), flush=True)
+
+
+def become(order: dict[str, Any]) -> None:
+    """Be the process that was ordered."""
+    code = 70
+    try:
+        folder = Path(order["folder"])
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        watch_steps(order)
+        from attnlab.cli import main
+
+        code = main(order["start"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def watch_steps(order: dict[str, Any]) -> None:
+    """Let something happen at a step."""
+    from attnlab.training.loop import Trainer
+
+    advance = Trainer.advance
+
+    def watched(trainer: Trainer) -> Any:
+        loss = advance(trainer)
+        if trainer.run is not None:  # not in the rehearsal
+            if trainer.step == order.get("signal_at", [None])[0]:
+                os.kill(os.getpid(), order["signal_at"][1])
+            if trainer.step == order.get("file_size", [None])[0]:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"][1],) * 2)
+        return loss
+
+    Trainer.advance = watched  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    serve()

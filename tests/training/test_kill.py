@@ -1,0 +1,143 @@
+"""Real processes, killed and stopped at any moment: resumed, they end bit for bit like one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import select
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Server
+from small import same, untimed
+
+from attnlab.training.checkpoint import UNFINISHED, load_tensors
+from attnlab.training.runs import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+KILLS = 20
+TRAIN = [
+    *("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1", "--steps", "240"),
+    *("--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nobody disturbed, and how many seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.perf_counter()
+    assert server.wait(server.start([*TRAIN, "--run_dir", "run"], folder)) == 0, (folder / "stderr").read_text("utf-8")
+    return folder / "run", time.perf_counter() - began
+
+
+def assert_the_same_run(path: Path, expected: Path) -> None:
+    """All that a run keeps, but for times and pictures of them."""
+    for name in ("model.safetensors", "state.safetensors"):
+        (tensors, about), (wanted, about_wanted) = load_tensors(path / name), load_tensors(expected / name)
+        assert same(tensors, wanted)
+        assert {**about, "seconds": 0} == {**about_wanted, "seconds": 0}
+    assert (path / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert (path / "report.md").read_bytes() == (expected / "report.md").read_bytes()
+    run, wanted_run = Run.open(path), Run.open(expected)
+    assert untimed(run.metrics()) == untimed(wanted_run.metrics())
+    result, wanted_result = run.result(), wanted_run.result()
+    assert result is not None
+    assert wanted_result is not None
+    assert {**result, "seconds": 0, "run": ""} == {**wanted_result, "seconds": 0, "run": ""}
+    assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in expected.iterdir())
+
+
+def command(path: Path) -> list[str]:
+    """Start the run, or go on with it."""
+    return (
+        ["train", "--quiet", "--checkpoint_seconds", "0", "--resume", "run"]
+        if path.exists()
+        else [*TRAIN, "--run_dir", "run"]
+    )
+
+
+def test_killed_at_random_moments(server: Server, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """Half of the moments are drawn from the whole life of a process; half are the middle of a write."""
+    expected, seconds = whole
+    moments = random.Random(2)
+    path, kills, in_a_write, ends = tmp_path / "run", 0, 0, 0
+    while kills < KILLS:
+        process = server.start(command(path), tmp_path)
+        if kills % 2:
+            select.select([], [], [], moments.uniform(0, seconds))
+        else:
+            for _ in range(moments.randint(1, 12)):  # the so-manieth file in the making, or the end of the process
+                while server.running(process) and not list(path.glob(f"{UNFINISHED}*")):
+                    pass
+        os.kill(process, signal.SIGKILL)  # it waits for its server, if it has ended
+        if server.wait(process) == -signal.SIGKILL:
+            kills += 1
+            in_a_write += bool(list(path.glob(f"{UNFINISHED}*")))
+        else:
+            ends += 1
+            assert_the_same_run(path, expected)
+            shutil.rmtree(path)
+    assert in_a_write > 0, "some of the kills left a file half written"
+    assert server.wait(server.start(command(path), tmp_path)) == 0, (tmp_path / "stderr").read_text("utf-8")
+    assert_the_same_run(path, expected)
+    assert not list(tmp_path.glob(f"{UNFINISHED}*")) or kills, "a folder in the making is swept away an hour later"
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_it_saves_and_says_how_to_go_on(
+    which: signal.Signals, code: int, server: Server, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    expected, _ = whole
+    quietly = [word for word in TRAIN if word not in ("--checkpoint_seconds", "0")]
+    process = server.start([*quietly, "--run_dir", "run"], tmp_path, signal_at=(101, which))
+    assert server.wait(process) == code
+    said = (tmp_path / "stderr").read_text("utf-8")
+    assert said.count("\n") == 1
+    match = re.fullmatch(r"stopped at step (\d+) of 240; go on with: .* (--resume run)\n", said)
+    assert match is not None, said
+    assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] == int(match[1]) >= 101
+    assert not (tmp_path / "run/result.json").exists()
+    again = server.start(["train", "--quiet", *shlex.split(match[2])], tmp_path)
+    assert server.wait(again) == 0, (tmp_path / "stderr").read_text("utf-8")
+    assert_the_same_run(tmp_path / "run", expected)
+
+
+def test_a_full_disk_stops_the_run_and_the_checkpoint_is_whole(
+    server: Server, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    expected, _ = whole
+    process = server.start([*TRAIN, "--run_dir", "run"], tmp_path, file_size=(101, 1000))
+    assert server.wait(process) == 2
+    said = (tmp_path / "stderr").read_text("utf-8")
+    assert re.fullmatch(r"error: cannot write run/\S+: File too large.*\n", said), said
+    assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] > 0
+    assert server.wait(server.start(command(tmp_path / "run"), tmp_path)) == 0
+    assert_the_same_run(tmp_path / "run", expected)
+
+
+def test_json_says_the_same_after_a_resume(server: Server, whole: tuple[Path, float], tmp_path: Path) -> None:
+    expected, _ = whole
+    shutil.copytree(expected, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()  # killed while it was judged
+    assert server.wait(server.start(["train", "--json", "--resume", "run"], tmp_path)) == 0
+    found = json.loads((tmp_path / "stdout").read_text("utf-8"))
+    wanted = Run.open(expected).result()
+    assert wanted is not None
+    assert {**found, "seconds": 0} == {**wanted, "seconds": 0}
+    assert_the_same_run(tmp_path / "run", expected)

@@ -1,0 +1,141 @@
+"""Losses and metrics, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from small import CLASSES, F, N, prepared, problem
+from torch import Tensor, nn
+
+from attnlab.network import Inputs, Outputs
+from attnlab.task import IGNORE, Problem, Split
+from attnlab.training.objective import Objective, evaluate, predict
+
+
+class Echo(nn.Module):
+    """A network that answers with what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        self.modes.append(self.training)
+        return x
+
+
+def judged(metric: str, x: Tensor, y: Tensor, *, batch_size: int = 2, unit: float = 1.0) -> tuple[float, float]:
+    network: Any = Echo()
+    return evaluate(network, Split(x, y), Objective(metric, unit), batch_size=batch_size)
+
+
+def scores(*probabilities: list[float]) -> Tensor:
+    return torch.tensor(probabilities).log().unsqueeze(1)
+
+
+def test_accuracy_and_cross_entropy() -> None:
+    x = scores([0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.5, 0.25, 0.25])
+    y = torch.tensor([[0], [1], [2]])
+    loss, accuracy = judged("accuracy", x, y)
+    assert accuracy == pytest.approx(2 / 3)
+    assert loss == pytest.approx(-(math.log(0.5) + math.log(0.75) + math.log(0.25)) / 3)
+    assert float(Objective("accuracy").loss(x, y)) == pytest.approx(loss)
+
+
+def test_bits_per_byte_are_the_cross_entropy_to_base_two() -> None:
+    x = scores([0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.5, 0.25, 0.25]).transpose(0, 1)  # one sequence of 3
+    y = torch.tensor([[0, 0, 2]])
+    assert judged("bits_per_byte", x, y)[1] == pytest.approx((1 + 3 + 2) / 3)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte"])
+def test_what_is_not_asked_does_not_count(metric: str) -> None:
+    x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    y = torch.full((3, 5), IGNORE)
+    y[0, 1], y[2, 4] = 3, int(x[2, 4].argmax())
+    asked = torch.stack([x[0, 1], x[2, 4]]).unsqueeze(1)
+    expected = judged(metric, asked, torch.stack([y[0, 1], y[2, 4]]).unsqueeze(1))
+    assert judged(metric, x, y) == pytest.approx(expected)
+    assert float(Objective(metric).loss(x, y)) == pytest.approx(expected[0])
+    x[1] = 1e4  # wherever nothing is asked, anything may stand
+    assert judged(metric, x, y) == pytest.approx(expected)
+
+
+def test_root_mean_squared_error_in_the_users_unit() -> None:
+    x, y = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0], [0.0, 2.0]])
+    loss, error = judged("rmse", x, y, unit=10.0)
+    assert loss == pytest.approx((4 + 16 + 4) / 6)
+    assert error == pytest.approx(10 * math.sqrt((4 + 16 + 4) / 6))
+    assert float(Objective("rmse", 10.0).loss(x, y)) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte", "rmse"])
+def test_the_size_of_a_batch_does_not_change_the_result(metric: str) -> None:
+    """Also where the last batch is smaller, and asks for less."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 5, 3, generator=generator), torch.randint(3, (7, 5), generator=generator)
+    y[5:, 1:] = IGNORE
+    if metric == "rmse":
+        x, y = x[..., 0], torch.randn(7, 5, generator=generator)
+    whole = judged(metric, x, y, batch_size=100)
+    for size in (1, 2, 3, 7):
+        assert judged(metric, x, y, batch_size=size) == pytest.approx(whole)
+
+
+def test_nothing_asked_at_all() -> None:
+    assert judged("accuracy", torch.randn(2, 3, 5), torch.full((2, 3), IGNORE)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "bad"), [("accuracy", 0.9, 0.1), ("bits_per_byte", 2.0, 8.0), ("rmse", 0.0, 3.0)]
+)
+def test_which_is_better(metric: str, good: float, bad: float) -> None:
+    objective = Objective(metric)
+    assert objective.better(good, bad)
+    assert not objective.better(bad, good)
+    assert objective.better(good, good), "of equals the later"
+    assert objective.better(bad, None)
+    for old in (None, bad):
+        assert not objective.better(math.nan, old)
+
+
+def test_an_objective_is_what_its_problem_asks_for() -> None:
+    asked = Problem(
+        *(Split(torch.zeros(1, N, F), torch.zeros(1, 1)) for _ in range(3)),
+        inputs=Inputs("vectors", F),
+        outputs=Outputs("values", 1),
+        length=N,
+        metric="rmse",
+        unit=2.5,
+    )
+    assert Objective.of(asked) == Objective("rmse", 2.5)
+
+
+def test_dropout_is_off_while_judging_and_predicting() -> None:
+    echo: Any = Echo().train()
+    split = Split(torch.randn(3, 1, 5), torch.zeros(3, 1, dtype=torch.long))
+    evaluate(echo, split, Objective("accuracy"), batch_size=2)
+    assert echo.training
+    predict(echo, split, batch_size=2)
+    assert not any(echo.modes)
+
+
+def test_a_prediction_a_row_in_order() -> None:
+    asked = problem()
+    network = prepared(asked).network
+    found = predict(network, asked.test, batch_size=4)
+    assert found.shape == (len(asked.test.x), 1, CLASSES)
+    lengths = asked.test.lengths
+    assert lengths is not None
+    for row, (x, length) in enumerate(zip(asked.test.x, lengths, strict=True)):
+        alone = network(x[None, : int(length)])
+        torch.testing.assert_close(found[row], alone[0])
+
+
+def test_no_example_is_no_prediction() -> None:
+    network = prepared().network
+    assert predict(network, Split(torch.empty(0, N, F), torch.empty(0)), batch_size=4).shape == (0, 1, CLASSES)
