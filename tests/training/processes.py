@@ -78,7 +78,7 @@ def serve() -> None:
             print(child, flush=True)
         else:
             process = order.get("wait", order.get("poll"))
-            if process not in ended:
+            if process and process not in ended:
                 found, status = os.waitpid(process, 0 if "wait" in order else os.WNOHANG)
                 if found:
                     ended[process] = os.waitstatus_to_exitcode(status)
