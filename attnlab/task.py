@@ -102,6 +102,8 @@ class Task:
     """One honest line about what a result here does and does not say; printed below every result."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """The files that ``--data`` may name; with none, the task makes or ships its own data."""
+    needs_data: ClassVar[bool] = False
+    """Whether there is nothing to train on without ``--data``."""
     defaults: ClassVar[dict[str, Any]] = {}
     """Training options that differ from the general defaults, by their flag's name."""
 
@@ -112,6 +114,14 @@ class Task:
             UserError: when the file, or what was asked, does not fit.
         """
         raise NotImplementedError
+
+    def columns(self, path: Path) -> dict[str, str]:
+        """The columns of a file that may be the ``--target``, each with its type; none where a file has no columns.
+
+        Raises:
+            UserError: when the file cannot be read.
+        """
+        return {}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """More of the same data, to predict on; ``y`` is empty. Here: ``x`` of an .npz file.

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from attnlab import registry, tasks
 from attnlab.attention import divisors_near
-from attnlab.cli._flags import Asked, given_flags, understand
+from attnlab.cli._flags import given_flags, understand
 from attnlab.cli._words import command_line
 from attnlab.errors import UnknownNameError, UserError
 
@@ -83,9 +84,12 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
         settle(Question("task", "what to train it on", "digits", known))
     task = tasks.entry(understand(words, validate=False).settings.data.task)
     if task.suffixes:
-        settle(Question("data", f"your file ({' '.join(task.suffixes)}; empty for what comes with the task)", ""))
-        if task.name == "table":
-            settle(Question("target", "the column to predict", ""))
+        without = "" if task.needs_data else "; empty for what comes with the task"
+        settle(Question("data", f"your file ({' '.join(task.suffixes)}{without})", ""), _readable(task))
+    data = understand(words, validate=False).settings.data.data
+    columns = {} if data is None else tasks.load(task.name).columns(Path(data))
+    if columns:
+        settle(Question("target", "the column to predict", "", columns), lambda answer: _unusable(words, answer))
 
     settings = understand(words, validate=False).settings
     settle(Question("embed_dim", "the width of every token (embed_dim)", str(settings.model.embed_dim)))
@@ -122,17 +126,40 @@ def _as_flag(question: Question, answer: str) -> list[str]:
 
 def _objection(words: list[str]) -> str | None:
     """What the command line would say to these words."""
-    from pathlib import Path
-
     from attnlab.training import runs
 
     try:
-        asked: Asked = understand(words)
-        data, save_path = asked.settings.data.data, asked.output.save_path
-        if data is not None and not Path(data).is_file():
-            return f"{data} is not there"
+        save_path = understand(words).output.save_path
         if save_path is not None:
             runs.check_save_path(Path(save_path))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _readable(task: tasks.Entry) -> Check:
+    """Whether a file can be read; where the task has data of its own, it may be left out."""
+
+    def check(answer: str) -> str | None:
+        if not answer:
+            return f"{task.name} has no data of its own; give a file" if task.needs_data else None
+        try:
+            if not Path(answer).is_file():
+                return f"{answer} is not there"
+            tasks.load(task.name).columns(Path(answer))
+        except UserError as error:
+            return str(error)
+        return None
+
+    return check
+
+
+def _unusable(words: list[str], target: str) -> str | None:
+    """What keeps a column from being predicted."""
+    from attnlab.training.train import load_problem
+
+    try:
+        load_problem(understand([*words, f"--target={target}"], validate=False).settings)
     except UserError as error:
         return str(error)
     return None
@@ -185,7 +212,7 @@ def on_lines(question: Question, check: Check) -> str:
         if not sys.stdin.isatty():
             print(answer or question.default, flush=True)
         answer = answer or question.default
-        if names and answer.isdecimal() and 1 <= int(answer) <= len(names):
+        if answer not in names and answer.isdecimal() and 1 <= int(answer) <= len(names):
             answer = names[int(answer) - 1]
         wrong = _not_among(question, answer) or check(answer)
         if wrong is None:
@@ -205,7 +232,7 @@ def on_terminal(question: Question, check: Check) -> str:
         width = max(map(len, names))
         choices = [questionary.Choice(f"{n:<{width}}  {about}", n) for n, about in question.choices.items()]
         prompt = questionary.select(
-            question.text, choices, default=question.default, use_search_filter=True, use_jk_keys=False
+            question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
         )
     else:
         make = questionary.path if question.name in ("data", "save_path") else questionary.text

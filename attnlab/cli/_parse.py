@@ -98,6 +98,8 @@ def _first_line(box: str) -> str:
     """
     lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
     message = next((line for line in lines if line.strip("─-╰╯")), box.strip() or "the arguments cannot be understood")
+    if message.startswith("Missing from"):  # the next line names the first one
+        return f"{lines[lines.index(message) + 1].split()[0]} is missing"
     message = message.removesuffix(".").replace("Error parsing ", "")
     for pattern, plain in PLAINLY.items():
         message = re.sub(pattern, plain, message)

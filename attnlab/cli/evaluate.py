@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from attnlab.cli._parse import parse
 
@@ -15,7 +16,7 @@ from attnlab.cli._parse import parse
 class Options:
     """What to judge."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """The run's folder."""
     device: str = "auto"
     """Where to compute."""

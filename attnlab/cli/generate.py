@@ -6,8 +6,9 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
@@ -17,7 +18,7 @@ from attnlab.errors import UserError
 class Options:
     """How to write."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run's folder, or a file written by --save_path."""
     prompt: str = "The "
     """How the text begins."""

@@ -20,9 +20,9 @@ from attnlab.errors import UserError
 class Options:
     """What to predict on."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run's folder, or a file written by --save_path."""
-    data: str
+    data: Annotated[str, arg(metavar="FILE")]
     """The new data, in a file like the one that the network was trained on; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
     """Write here instead of printing: .csv or .jsonl."""

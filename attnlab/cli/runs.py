@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from attnlab.cli._parse import parse
+from attnlab.errors import UserError
 
 
 @dataclass
@@ -31,6 +32,8 @@ def run(arguments: list[str]) -> int:
     from attnlab.training.report import number
     from attnlab.training.runs import find
 
+    if options.folder != Options.folder and not Path(options.folder).is_dir():
+        raise UserError(f"{options.folder} is no folder; give the one that holds the runs")
     rows = []
     for found in find(Path(options.folder)):
         settings, result, lines = found.config["settings"], found.result(), found.metrics()

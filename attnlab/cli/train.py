@@ -115,7 +115,7 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
     how, model = settings.training, settings.model
     entry = tasks.entry(settings.data.task)
     tokens = problem.train.x.shape[1] if problem.train.lengths is None else float(problem.train.lengths.float().mean())
-    steps = _steps(prepared)
+    steps, batch = _steps(prepared), min(how.batch_size, len(problem.train.x))
     options = "".join(f", {k} {v}" for k, v in model.options.items() if v not in (None, False))
     layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
     threads = f", {torch.get_num_threads()} thread(s)" if prepared.device.type == "cpu" else ""
@@ -133,7 +133,7 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
         ("", f"{prepared.parameters:,} parameters, {attention:,} in each attention layer"),
         (
             "training",
-            f"{steps:,} steps of {how.batch_size} sequences, {steps * how.batch_size * tokens:,.0f} tokens{epochs}",
+            f"{steps:,} steps of {batch:,} sequences, {steps * batch * tokens:,.0f} tokens{epochs}",
         ),
         ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
         ("time", f"about {duration(step_seconds * steps * 1.1)}"),

@@ -25,6 +25,7 @@ class Entry:
     summary: str
     remark: str
     suffixes: tuple[str, ...]
+    needs_data: bool
     defaults: dict[str, Any]
 
 
@@ -49,6 +50,7 @@ def entry(name: str) -> Entry:
         said["summary"],
         said.get("remark", ""),
         tuple(said.get("suffixes", ())),
+        said.get("needs_data", False),
         said.get("defaults", {}),
     )
 

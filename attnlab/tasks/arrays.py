@@ -26,6 +26,7 @@ class Arrays(Task):
 
     summary = "your own arrays: x (B, N, D) or tokens (B, N), and y (B,), in an .npz file"
     suffixes = (".npz",)
+    needs_data = True
 
     def load(self, request: Request) -> Problem:
         """Read, check and split ``x`` and ``y``.

@@ -38,6 +38,7 @@ class Table(Task):
 
     summary = "a column of your own table, from its text or its numbers"
     suffixes = (".csv", ".parquet", ".jsonl")
+    needs_data = True
 
     def load(self, request: Request) -> Problem:
         """Read the table, choose the columns, split the rows.
@@ -65,6 +66,14 @@ class Table(Task):
             return supervised(from_numbers(table, numbers, answers, request, facts), request, name=target)
         words = table[text].to_list()
         return supervised(from_text(words, text, answers, request, facts), request, name=target, features=bags(words))
+
+    def columns(self, path: Path) -> dict[str, str]:
+        """The columns of numbers, words or truth values.
+
+        Raises:
+            UserError: for a file that is missing or malformed, with the line.
+        """
+        return {column.name: str(column.dtype) for column in read_table(path) if is_text(column) or is_number(column)}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """The columns that the network was trained on; the target need not be there.

@@ -92,7 +92,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: a file that is missing, cut, of another program, or altered.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}; attnlab runs lists the runs that have one")
     try:
         if path.suffix in PTH:
             found = torch.load(path, map_location="cpu", weights_only=True)

@@ -356,28 +356,41 @@ def check_save_path(path: Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"--save_path {path} is a folder; name a file in it")
-        place = Path(os.path.realpath(path))  # where a link leads to
-        folder = place.parent
-        while not os.path.lexists(folder):  # it will be made; can it be?
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for name in place.relative_to(folder).parts:  # may a file here be called so?
-            with contextlib.suppress(FileNotFoundError):
-                (folder / name).lstat()
+        _try_to_make(path)
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise UserError(f"cannot write --save_path {path}: {error.strerror}") from None
 
 
+def _try_to_make(path: Path) -> None:
+    """Whether a file or a folder could be made there, leaving nothing behind.
+
+    Raises:
+        OSError: when not.
+    """
+    place = Path(os.path.realpath(path))  # where a link leads to
+    folder = place.parent
+    while not os.path.lexists(folder):  # it will be made; can it be?
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for name in place.relative_to(folder).parts:  # may a file here be called so?
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).lstat()
+
+
 def check_run_dir(path: Path, *, overwrite: bool) -> None:
     """Find out before training whether a run folder can be made there.
 
     Raises:
-        UserError: for one that exists (without ``overwrite``), or that ``overwrite`` would destroy though it is
-            no run.
+        UserError: for a place that cannot be written to, a folder that exists (without ``overwrite``), or one that
+            ``overwrite`` would destroy though it is no run.
     """
+    try:
+        _try_to_make(path)
+    except OSError as error:
+        raise UserError(f"cannot make --run_dir {path}: {error.strerror}") from None
     if not path.exists():
         return
     if not overwrite:

@@ -1,0 +1,302 @@
+"""What cannot be is refused in one line, with exit code 2, before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from answers import below, call, files, refused
+
+from attnlab.training.checkpoint import load_tensors
+from attnlab.training.loop import Trainer
+from attnlab.training.runs import Run
+
+SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
+
+FLAGS = {
+    # unknown names
+    "--model multihed": "unknown model 'multihed'; did you mean multihead?",
+    "--model ../selfhead": "unknown model '../selfhead'; there are: multihead, selfhead",
+    "--task digit": "unknown task 'digit'; did you mean digits?",
+    "--embed_dims 64": "unknown option --embed_dims; did you mean --embed_dim?",
+    "--embed-dims=64": "unknown option --embed-dims; did you mean --embed_dim?",
+    "--zzz 1": "unknown option --zzz; see python main.py --help",
+    "64": "unexpected argument '64'; options start with --",
+    "--model selfhead --num_heads 2": "selfhead has no option num_heads; models that have it: multihead",
+    # values
+    "--embed_dim": "--embed_dim needs a value",
+    "--embed_dim 10 --num_heads 3": "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
+    "--num_heads 0": "num_heads must be",
+    "--embed_dim 0": "embed_dim must be from 1 to 65,536, not 0",
+    "--embed_dim -4": "embed_dim must be from 1 to 65,536, not -4",
+    "--embed_dim nan": "--embed_dim takes a whole number, not 'nan'",
+    "--embed_dim 6.5": "--embed_dim takes a whole number, not '6.5'",
+    "--embed_dim 99999999999": "embed_dim must be from 1 to 65,536, not 99999999999",
+    "--layers 0": "layers must be from 1 to 1,000, not 0",
+    "--learning_rate nan": "learning_rate must be from 1e-12 to 100, not nan",
+    "--learning_rate inf": "learning_rate must be from 1e-12 to 100, not inf",
+    "--learning_rate 0": "learning_rate must be from 1e-12 to 100, not 0.0",
+    "--learning_rate fast": "--learning_rate takes a number, not 'fast'",
+    "--epochs 0": "epochs must be from 1 to 10,000,000, not 0",
+    "--steps -3": "steps must be from 1 to 100,000,000, not -3",
+    "--epochs 3 --steps 3": "--epochs and --steps both say how long; give one of them",
+    "--batch_size 0": "batch_size must be from 1 to 10,000,000, not 0",
+    "--dropout 1": "dropout must be from 0 to 0.99, not 1.0",
+    "--dropout -0.1": "dropout must be from 0 to 0.99, not -0.1",
+    "--warmup 2": "warmup must be from 0 to 1, not 2.0",
+    "--weight_decay -1": "weight_decay must be from 0 to 100, not -1.0",
+    "--clip -1": "clip must be from 0 to 1,000,000, not -1.0",
+    "--patience 0": "patience must be from 1 to 1,000,000, not 0",
+    "--seed -1": "seed must be from 0 to 999,999,999, not -1",
+    "--val_fraction 1": "val_fraction must be from 0.001 to 0.9, not 1.0",
+    "--threads 0": "threads must be from 1 to 4,096, not 0",
+    "--checkpoint_seconds nan": "checkpoint_seconds must be 0 or more, not nan",
+    "--precision float8": "--precision is one of 'float32', 'bfloat16', 'float16', 'float64', not 'float8'",
+    # what the machine does not have
+    "--device cuda:77": "device 'cuda:77' is not there; there are here: auto, cpu",
+    "--device gpu": "unknown device 'gpu'; there are here: auto, cpu",
+    "--embed_dim 65536 --layers 1000": "parameters need",
+    # what a task does not do
+    "--seq_length 5": "the data of digits say how long a sequence is, not --seq_length 5; leave it out",
+    "--task fetch --seq_length 1": "--seq_length for fetch must be from 9 to 100,000, not 1",
+    "--task text --no_causal": "text asks for what comes next, so the model must not look ahead: leave out --no_causal",
+    "--target b": "digits has no columns, so --target b means nothing to it; leave it out",
+    # the user's own data
+    "--data not_there.csv --target b": "--data not_there.csv is not there; check the name",
+    "--data empty.csv --target b": "--data empty.csv is empty",
+    "--data head.csv --target b": "head.csv has no rows below its header; add some",
+    "--data ragged.csv --target b": "ragged.csv cannot be read as a table: line 3 has 1 fields, the header 2",
+    "--data bad.jsonl --target b": "bad.jsonl cannot be read as a table: line 2 is no JSON",
+    "--data bad.parquet --target b": "bad.parquet cannot be read as a table",
+    "--data bad.npz": "bad.npz is no readable .npz file",
+    "--data binary.txt": "binary.txt is binary: byte 0 is NUL",
+    "--data empty.txt": "--data empty.txt is empty",
+    "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .txt",
+    "--data .": "no task reads files without an ending (.)",
+    "--data good.csv": "which column of good.csv shall be predicted? give --target; there are a, b",
+    "--data good.csv --target c": "good.csv has no column c; --target must be one of a, b",
+    "--data one_class.csv --target b": "every row is of one class (x), so there is nothing to learn",
+    "--task text --data good.csv": "text reads .txt, not good.csv",
+    "--task digits --data good.csv": "digits has its own data, so it cannot read good.csv",
+    "--task table": "table needs a file of yours",
+    # where the result goes
+    "--save_path x.bin": "--save_path x.bin must end in .safetensors, .pth or .pt",
+    "--save_path good.csv/x.pth": "cannot write --save_path good.csv/x.pth: Not a directory",
+    "--run_dir good.csv/x": "cannot make --run_dir good.csv/x: Not a directory",
+    "--run_dir good.csv": "good.csv exists; give another --run_dir, --resume good.csv, or --overwrite",
+    "--run_dir . --overwrite": "--overwrite replaces run folders only, and . is none",
+    "--resume not_there": "not_there is no run folder",
+    "--resume .": ". is no run folder",
+    "--config not_there.toml": "cannot read --config not_there.toml: No such file or directory",
+    "--config good.csv": "--config good.csv is malformed",
+    "--config bad.toml": "--config bad.toml is malformed",
+    "--config unknown.toml": "unknown.toml",
+    "--config typed.json": "typed.json",
+}
+
+COMMANDS = {
+    "trian": "unknown command 'trian'; did you mean train?",
+    "evaluate": "RUN is missing (see attnlab evaluate --help)",
+    "evaluate not_there": "not_there is no run folder",
+    "predict": "RUN is missing (see attnlab predict --help)",
+    "predict not_there": "--data is missing (see attnlab predict --help)",
+    "predict not_there --data good.csv": "there is no checkpoint not_there; attnlab runs lists the runs that have one",
+    "predict not_there --data gone.csv": "--data gone.csv is not there",
+    "predict good.csv --data good.csv": "good.csv",
+    "predict not_there --data good.csv --output x.xls": "--output x.xls must end in .csv or .jsonl",
+    "generate not_there": "there is no checkpoint not_there",
+    "generate not_there --temperature nan": "temperature must be from 0 to 100, not nan",
+    "generate not_there --length 0": "length must be from 1 to 1,000,000 bytes, not 0",
+    "generate not_there --top_k 257": "top_k must be from 0 to 256, not 257",
+    "generate not_there --prompt=": "the prompt is empty",
+    "runs not_there": "not_there is no folder",
+    "models multihed": "unknown model 'multihed'; did you mean multihead?",
+    "tasks digits": "unexpected argument 'digits'",
+    "check multihed": "unknown model 'multihed'; did you mean multihead?",
+    "new 9lives": "'9lives' is no name for a mechanism",
+}
+
+
+@pytest.fixture
+def mine(empty_folder: Path) -> Path:
+    """A folder with files of all kinds."""
+    files(
+        empty_folder,
+        {
+            "good.csv": "a,b\n" + "".join(f"{i % 7},{'xy'[i % 7 > 3]}\n" for i in range(89)),
+            "empty.csv": "",
+            "empty.txt": "",
+            "head.csv": "a,b\n",
+            "ragged.csv": "a,b\n1,2\n3\n",
+            "one_class.csv": "a,b\n" + "1,x\n" * 41,
+            "bad.jsonl": '{"a": 1, "b": "x"}\n{"a":\n',
+            "bad.parquet": b"PAR1xx",
+            "bad.npz": b"PK\x03\x04nothing",
+            "binary.txt": bytes(range(256)) * 3,
+            "archive.zip": "a",
+            "bad.toml": "embed_dim = = 3",
+            "unknown.toml": "embed_dimm = 64",
+            "typed.json": '{"embed_dim": "wide"}',
+        },
+    )
+    return empty_folder
+
+
+@pytest.mark.parametrize("line", FLAGS)
+def test_a_training_that_cannot_be(line: str, mine: Path) -> None:
+    assert FLAGS[line] in refused("train", *line.split())
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_that_cannot_be(line: str, mine: Path) -> None:
+    assert COMMANDS[line] in refused(*line.split())
+
+
+def test_a_word_that_is_no_text() -> None:
+    assert "is no valid UTF-8" in refused("train", "--data", "m\udcffine.csv")
+
+
+def test_a_name_of_several_lines_stays_in_one() -> None:
+    assert refused("train", "--data", "a\nb.csv", "--target", "c").count("\n") == 0
+
+
+def test_an_option_of_a_file_that_the_model_lacks(mine: Path) -> None:
+    files(mine, {"s.toml": 'model = "selfhead"\nnum_heads = 2\n'})
+    assert "selfhead has no option num_heads; models that have it: multihead" in refused("train", "--config", "s.toml")
+
+
+# A run that is there
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    assert call(*SMALL, "--quiet", "--run_dir", str(path)).code == 0
+    return path
+
+
+@pytest.fixture
+def run(trained: Path) -> Path:
+    return Path(shutil.copytree(trained, "run"))
+
+
+def test_a_run_is_never_overwritten_unasked(run: Path) -> None:
+    assert refused(*SMALL, "--run_dir", "run") == (
+        "run exists; give another --run_dir, --resume run, or --overwrite to replace it"
+    )
+
+
+def test_overwrite_replaces_it(run: Path) -> None:
+    assert call(*SMALL, "--quiet", "--seed", "1", "--run_dir", "run", "--overwrite").code == 0
+    assert Run.open(run).settings.training.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--embed_dim 16", "run was started with embed_dim=8, so it cannot go on with 16; leave --embed_dim out"),
+        ("--num-heads=4", "run was started with num_heads=2, so it cannot go on with 4; leave --num_heads out"),
+        ("--steps 9", "run was started with steps=3, so it cannot go on with 9"),
+        ("--model selfhead", "run was started with model=multihead, so it cannot go on with selfhead"),
+        ("--no_mlp", "run was started with mlp=True, so it cannot go on with False"),
+        ("--run_dir other", "leave --run_dir out"),
+        ("--overwrite", "leave --overwrite out"),
+    ],
+)
+def test_resuming_with_a_changed_option(flags: str, message: str, run: Path) -> None:
+    assert message in refused("train", "--resume", "run", *flags.split())
+
+
+def test_resuming_with_the_same_options_is_the_same(run: Path) -> None:
+    before = below(run)
+    said = call("train", "--resume", "run", "--embed_dim", "8", "--num_heads", "2")
+    assert said.code == 0
+    assert "run has finished already" in said.out
+    assert below(run) == before
+
+
+def damaged(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "altered":
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    else:
+        torch.save({"network": print}, path)  # a pickle that would call something
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
+@pytest.mark.parametrize("command", ["evaluate run", "predict run --data x.npz"])
+def test_a_damaged_checkpoint(how: str, command: str, run: Path) -> None:
+    files(Path(), {"x.npz": b"not read"})
+    damaged(run / "model.safetensors", how)
+    assert "model.safetensors" in refused(*command.split())
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
+def test_a_damaged_state(how: str, run: Path) -> None:
+    (run / "result.json").unlink()
+    damaged(run / "state.safetensors", how)
+    before = below(run)
+    said = call("train", "--resume", "run", "--quiet")
+    assert said.code == 2
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert "state.safetensors" in said.err
+    assert {name: content for name, content in below(run).items() if name in before} == before
+
+
+def test_a_pth_of_a_stranger_executes_nothing(empty_folder: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path("trapped"),)
+
+    torch.save({"weights": Trap()}, "x.pth")
+    files(empty_folder, {"d.npz": b"not read"})
+    assert "x.pth" in refused("predict", "x.pth", "--data", "d.npz")
+    assert not Path("trapped").exists()
+
+
+def test_generate_wants_a_network_of_text(run: Path) -> None:
+    assert "run was trained on digits, not on text" in refused("generate", "run")
+
+
+def test_data_that_do_not_fit_the_network(run: Path, mine: Path) -> None:
+    assert "good.csv" in refused("predict", "run", "--data", "good.csv")
+
+
+# While it trains
+
+
+def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Trainer.advance
+
+    def poisoned(trainer: Trainer) -> object:
+        if trainer.run is not None and trainer.step == 61:
+            with torch.no_grad():
+                next(trainer.network.parameters()).fill_(float("nan"))
+        return advance(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", poisoned)
+    words = [*SMALL[:-1], "97", "--checkpoint_seconds", "0", "--run_dir", "run", "--quiet"]
+    said = call(*words)
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert "step 62" in said.err
+    for name in ("model.safetensors", "state.safetensors"):
+        tensors, _ = load_tensors(Path("run") / name)
+        assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_memory_that_runs_out_says_what_to_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(_: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
+
+    monkeypatch.setattr(Trainer, "advance", exhausted)
+    said = call(*SMALL, "--quiet")
+    assert said.code == 2
+    assert said.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")
