@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attnlab.errors import UserError
@@ -148,17 +149,28 @@ class Task:
         ]
 
 
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, by name; nothing in it is executed.
+
+    Raises:
+        UserError: for a file that is none, or holds Python objects.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays}
+    except Exception as error:  # a damaged archive fails in many ways
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
+        ) from None
+
+
 def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
     """``x`` of an .npz file, checked against what a network takes."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays:
-                raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array called x")
-            x = arrays["x"]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is no readable .npz file ({error}); make one with numpy.savez(path, x=x)") from None
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array called x")
+    x = arrays["x"]
     tokens = inputs.kind == "tokens"
     wanted = f"(batch, at most {length})" if tokens else f"(batch, at most {length}, {inputs.size})"
     if x.ndim != (2 if tokens else 3) or not 1 <= x.shape[1] <= length or (not tokens and x.shape[2] != inputs.size):

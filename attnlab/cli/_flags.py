@@ -29,9 +29,10 @@ from attnlab.training.settings import (
 )
 
 COMMAND = "python main.py"
-DESCRIPTION = """Train an attention mechanism on real data, and see how good it is beside honest baselines.
+DESCRIPTION = """Train an attention mechanism on real data, beside honest baselines.
 
-For example:  python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200
+For example:
+  python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200
 """
 
 

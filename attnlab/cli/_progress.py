@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from attnlab.cli._console import Console
 from attnlab.training.loop import Progress as Seen
 from attnlab.training.report import number
 

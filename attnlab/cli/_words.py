@@ -10,9 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.training.objective import UNITS
 from attnlab.training.report import command, number, ranking

@@ -12,12 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from attnlab import registry
+from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
 from attnlab.errors import UnknownNameError, UserError
 

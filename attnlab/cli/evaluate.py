@@ -27,8 +27,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     """Compute the held-out metric again, and print it beside the baselines."""
     options = parse(Options, arguments, command="attnlab evaluate", description="Judge a run on its held-out data.")
-    from rich.console import Console
-
+    from attnlab.cli._console import Console
     from attnlab.cli._words import show_result
     from attnlab.training import runs
     from attnlab.training.train import evaluate_run

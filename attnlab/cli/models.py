@@ -7,12 +7,12 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from attnlab import registry
 from attnlab.card import CAPABILITIES
+from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 from attnlab.source import REQUIRED

@@ -26,9 +26,9 @@ class Options:
 def run(arguments: list[str]) -> int:
     """Print a line a run."""
     options = parse(Options, arguments, command="attnlab runs", description="List the runs.")
-    from rich.console import Console
     from rich.table import Table
 
+    from attnlab.cli._console import Console
     from attnlab.training.report import number
     from attnlab.training.runs import find
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from attnlab import tasks
+from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
 
 

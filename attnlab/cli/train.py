@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attnlab.cli._flags import Asked, given_flags, understand
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from attnlab.cli._console import Console
     from attnlab.training.runs import Run
     from attnlab.training.train import Prepared
 
@@ -33,8 +32,7 @@ def run(arguments: list[str]) -> int:
 def train(asked: Asked) -> int:
     """Do what was asked."""
     # Everything below needs torch, which takes a second to import; --help never comes here.
-    from rich.console import Console
-
+    from attnlab.cli._console import Console
     from attnlab.cli._progress import Display
     from attnlab.cli._words import program, short, show_result, trainer
     from attnlab.training import runs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attnlab.errors import UserError
 from attnlab.network import Inputs
-from attnlab.task import Problem, Request, Split, Task, read_x
+from attnlab.task import Problem, Request, Split, Task, read_arrays, read_x
 from attnlab.tasks._requests import check_file, takes
 from attnlab.tasks._supervised import Rows, standardise, supervised
 
@@ -38,7 +38,7 @@ class Arrays(Task):
         if request.data is None:
             raise UserError("arrays needs a file of yours: give --data FILE.npz with the arrays x and y")
         check_file(request.data, "arrays", self.suffixes)
-        x, y = read_arrays(request.data)
+        x, y = read_x_and_y(request.data)
         tokens = x.ndim == 2
         inputs = Inputs("tokens", int(x.max()) + 1) if tokens else Inputs("vectors", x.shape[2])
         kind = f"{inputs.size} kinds of tokens" if tokens else f"{x.shape[2]} numbers a token"
@@ -54,20 +54,13 @@ class Arrays(Task):
         return Split(x, torch.empty(0))
 
 
-def read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """``x`` and ``y`` of an .npz file, without pickle.
 
     Raises:
         UserError: for a file that cannot be read, or arrays that do not fit each other.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays}
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
-        ) from None
+    found = read_arrays(path)
     for name in ("x", "y"):
         if name not in found:
             raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; expected x and y, and {name} is not there")

@@ -42,7 +42,7 @@ def command(settings: Settings) -> str:
 def write_report(run: Run, result: dict[str, Any]) -> None:
     """Write report.md and curve.png into the run's folder."""
     draw_curve(run, result)
-    metric, settings = result["metric"], run.settings
+    metric, settings, threads = result["metric"], run.settings, run.config["threads"]
     rows = [
         f"| {'**' + name + '**' if name == result['model'] else name} | {number(metric, value)} |"
         for name, value in ranking(result)
@@ -68,7 +68,7 @@ Made by:
 ```
 
 {result["parameters"]:,} parameters, attnlab {run.config["attnlab"]}, PyTorch {run.config["torch"]}, \
-{run.config["threads"]} CPU threads.
+{threads} CPU thread{"s" if threads > 1 else ""}.
 
 | setting | value |
 |---|---|

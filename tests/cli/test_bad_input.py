@@ -18,7 +18,7 @@ SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "
 FLAGS = {
     # unknown names
     "--model multihed": "unknown model 'multihed'; did you mean multihead?",
-    "--model ../selfhead": "unknown model '../selfhead'; there are: multihead, selfhead",
+    "--model ../selfhead": "unknown model '../selfhead'; did you mean selfhead?",
     "--task digit": "unknown task 'digit'; did you mean digits?",
     "--embed_dims 64": "unknown option --embed_dims; did you mean --embed_dim?",
     "--embed-dims=64": "unknown option --embed-dims; did you mean --embed_dim?",

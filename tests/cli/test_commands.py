@@ -1,0 +1,200 @@
+"""The commands as one types them one after another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from answers import below, call, files
+
+import attnlab
+from attnlab.network import Network
+from attnlab.training.runs import Run
+
+SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--num_heads", "2")
+DIGITS = (*SMALL, "--steps", "5")
+
+
+def test_train_evaluate_predict_runs() -> None:
+    said = call(*DIGITS)
+    assert (said.code, said.err) == (0, "")
+    for words in (
+        "task      digits: ",
+        "1,295 to train on, 143 to choose by, 359 held out",
+        "network   multihead: 1 layer, embed_dim 8, num_heads 2",
+        "training  5 steps of 32 sequences, 1,280 tokens",
+        "time      about ",
+        "run       runs/digits-multihead-001",
+        "step 5 of 5  loss ",
+        "held-out accuracy on 359 examples, seen once",
+        "3 nearest neighbours",
+        "logistic regression",
+        "majority class",
+        "digits does not rank mechanisms",
+        "evaluate runs/digits-multihead-001",
+        "predict runs/digits-multihead-001 --data FILE",
+    ):
+        assert words in said.out
+    assert "\x1b" not in said.out, "no colours into a pipe"
+    here = Path("runs/digits-multihead-001")
+    kept = {"config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "curve.png", "report.md"}
+    assert kept < {p.name for p in here.iterdir()}
+
+    result = Run.open(here).result()
+    assert result is not None
+    before = below(Path())
+    again = json.loads(call("evaluate", str(here), "--json").out)
+    assert again == {**result, "seconds": again["seconds"]}
+    shown = call("evaluate", str(here)).out
+    assert re.search(rf"  multihead +{result['test']:.3f}\n", shown)
+    assert "digits does not rank mechanisms" in shown
+
+    listed = json.loads(call("runs", "--json").out)
+    assert [(r["run"], r["test"], r["step"], r["status"]) for r in listed] == [
+        (str(here), result["test"], 5, "finished")
+    ]
+    assert f"accuracy {result['test']:.3f}" in call("runs").out
+    assert below(Path()) == before, "looking changes nothing"
+
+    network = attnlab.load(here)
+    rng = np.random.default_rng(0)
+    np.savez("new.npz", x=rng.random((3, 8, 8)).astype("float32"))
+    rows = list(csv.DictReader(io.StringIO(call("predict", str(here), "--data", "new.npz").out)))
+    scores = network(torch.from_numpy(np.load("new.npz")["x"]))
+    assert [int(row["prediction"]) for row in rows] == scores.argmax(-1).flatten().tolist()
+    assert call("predict", str(here), "--data", "new.npz", "--output", "out.jsonl").out == "3 rows in out.jsonl\n"
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text("utf-8").splitlines()]
+    assert [str(line["prediction"]) for line in lines] == [row["prediction"] for row in rows]
+
+
+def test_the_report_says_how_to_do_it_again() -> None:
+    assert call(*DIGITS, "--quiet", "--seed", "3", "--run_dir", "a").code == 0
+    report = Path("a/report.md").read_text("utf-8")
+    command = report.split("```sh\n")[1].split("\n")[0]
+    assert command.startswith("python main.py --model multihead --task digits ")
+    assert call("train", *command.split()[2:], "--quiet", "--run_dir", "b").code == 0
+    assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
+
+
+def test_json_stands_alone() -> None:
+    said = call(*DIGITS, "--json", "--run_dir", "run")
+    assert said.code == 0
+    assert json.loads(said.out) == Run.open(Path("run")).result()
+    assert said.err == ""
+
+
+def test_quiet_prints_the_result_alone() -> None:
+    out = call(*DIGITS, "--quiet").out
+    assert "held-out accuracy" in out
+    assert "step 5 of 5" not in out
+    assert "next:" not in out
+
+
+@pytest.mark.parametrize("path", ["x.pth", "models/x.safetensors"])
+def test_save_path(path: str) -> None:
+    said = call(*DIGITS, "--save_path", path, "--run_dir", "run")
+    assert said.code == 0
+    assert f"saved to {path}" in said.out
+    network = attnlab.load(path)
+    assert isinstance(network, Network)
+    for one, two in zip(network.parameters(), attnlab.load("run").parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert call("predict", path, "--data", "none.npz").code == 2
+
+
+def test_a_finished_run_can_still_be_saved() -> None:
+    assert call(*DIGITS, "--quiet", "--run_dir", "run").code == 0
+    assert call("train", "--resume", "run", "--save_path", "late.pth").code == 0
+    assert Path("late.pth").is_file()
+
+
+def test_a_name_with_a_space_and_a_sign_can_be_pasted() -> None:
+    said = call(*DIGITS, "--run_dir", "my run; ü")
+    assert said.code == 0
+    command = next(line.strip() for line in said.out.splitlines() if " evaluate " in line)
+    assert command.endswith("evaluate 'my run; ü'")
+
+
+def test_text_is_generated() -> None:
+    files(Path(), {"mine.txt": "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(331))})
+    words = (*SMALL, "--data", "mine.txt", "--steps", "2", "--seq_length", "13", "--run_dir", "run")
+    said = call(*words)
+    assert said.code == 0, said.err
+    assert "generate run --prompt" in said.out
+    texts = [
+        call("generate", "run", "--prompt", "the ", "--length", "23", "--seed", seed).out for seed in ("0", "0", "1")
+    ]
+    assert texts[0].startswith("the ")
+    assert texts[0] == texts[1] != texts[2]
+    greedy = [
+        call("generate", "run", "--length", "23", "--temperature", "0", "--seed", seed).out for seed in ("0", "1")
+    ]
+    assert greedy[0] == greedy[1]
+
+
+def test_a_table_is_understood_aloud_and_predicted() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(211, 3))
+    lines = [f"{a:.3f},{b:.3f},{c:.3f},{'up' if a > 0 else 'down'}" for a, b, c in numbers]
+    files(Path(), {"mine.csv": "\n".join(["a,b,c,way", *lines]) + "\n", "new.csv": "c,b,a\n0,0,3\n0,0,-3\n"})
+    said = call(*SMALL, "--data", "mine.csv", "--target", "way", "--epochs", "30", "--run_dir", "run")
+    assert said.code == 0, said.err
+    assert "mine.csv: 211 rows" in said.out.split("step ")[0], "before training"
+    rows = list(csv.DictReader(io.StringIO(call("predict", "run", "--data", "new.csv").out)))
+    assert [next(v for v in row.values() if v in ("up", "down")) for row in rows] == ["up", "down"]
+
+
+# How it looks in other places
+
+
+def started(*words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "attnlab", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = started("models", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_a_terminal_without_utf_8_is_no_error() -> None:
+    process = started("models", PYTHONIOENCODING="ascii")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert "multihead" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_output_that_is_full_is_said() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "attnlab", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: the system says: No space left on device\n"
+
+
+@pytest.mark.parametrize("width", [40, 72])
+def test_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for line in ("models", "tasks"):
+        assert max(map(len, call(*line.split()).out.splitlines())) <= width

@@ -1,0 +1,168 @@
+"""What can be said without torch is said at once; and what the help promises is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from answers import call
+
+from attnlab import registry, tasks
+from attnlab.cli import commands
+from attnlab.cli._flags import given_flags, peek, understand
+from attnlab.training.settings import mechanism_options
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = "python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200"
+
+LIGHT = [
+    *("", "--help", "--version", "train --help", "train --model selfhead --help", "models", "models multihead"),
+    *("models --json", "tasks", "tasks --json"),
+    *(f"{name} --help" for name in commands()),
+    *("train --model multihed", "train --embed_dim 0", "train --embed_dims 3", "predict run", "trian"),
+]
+WITHOUT_TORCH = """
+import sys
+
+class Closed:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "numpy", "sklearn", "polars", "matplotlib", "questionary"):
+            raise ImportError(f"{name} takes long to import")
+
+sys.meta_path.insert(0, Closed())
+from attnlab.cli import main
+for line in sys.argv[1:]:
+    try:
+        code = main(line.split())
+    except SystemExit as left:
+        code = left.code or 0
+    print("code", code, "for", repr(line))
+"""
+
+
+def test_what_needs_no_torch_does_not_import_it() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *LIGHT], capture_output=True, text=True, check=True)
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
+    mistakes = LIGHT[-5:]
+    assert codes == [f"code {2 if line in mistakes else 0} for {line!r}" for line in LIGHT]
+
+
+def test_main_py_help_does_not_import_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "attnlab.cli._flags" in imported
+    assert not {name.split(".")[0] for name in imported} & {"torch", "sklearn", "numpy", "polars", "matplotlib"}
+    assert "usage: python main.py" in done.stdout
+
+
+def test_help_shows_groups_defaults_and_an_example() -> None:
+    said = call("train", "--help")
+    assert said.code == 0
+    assert f"\n  {EXAMPLE}\n" in said.out
+    assert len(EXAMPLE) + 2 <= 80
+    for group in ("model options", "mechanism options", "data options", "training options", "output options"):
+        assert group in said.out
+    flags = (
+        "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
+        "weight_decay dropout clip seed device precision threads compile val_fraction patience save_path run_dir "
+        "resume config json quiet interactive overwrite"
+    )
+    for flag in flags.split():
+        assert f"--{flag}" in said.out, flag
+    assert "(default: 0.001)" in said.out
+    assert "(default: float32)" in said.out
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_help_has_every_option_of_the_mechanism(name: str) -> None:
+    said = call("train", "--model", name, "--help")
+    words = " ".join(said.out.replace("│", " ").replace("|", " ").split())
+    for option in mechanism_options(name):
+        assert f"--{option.name}" in words
+        assert " ".join(option.help.split()) in words
+
+
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_help_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for line in LIGHT:
+        if "--help" in line and "train" in line:
+            lines = call(*line.split()).out.split(EXAMPLE)[1].splitlines()
+            assert max(map(len, lines)) <= width, line
+
+
+def test_every_command_has_a_line_about_it() -> None:
+    said = call()
+    assert said.code == 0
+    for name, summary in commands().items():
+        assert summary.endswith(".")
+        assert f"  {name}" in said.out
+        assert summary in said.out
+        assert call(name, "--help").out.startswith(
+            f"usage: {'python main.py' if name == 'train' else f'attnlab {name}'}"
+        )
+
+
+def test_lists_say_what_there_is() -> None:
+    assert set(json.loads(call("models", "--json").out)) == set(registry.names())
+    assert [entry["name"] for entry in json.loads(call("tasks", "--json").out)] == tasks.names()
+    models, listed = call("models").out, call("tasks").out
+    assert all(name in models for name in registry.names())
+    assert all(name in listed for name in tasks.names())
+    about = call("models", "multihead").out
+    assert "arXiv:1706.03762" in about
+    assert "from attnlab.models.multihead import MultiAttention" in about
+
+
+@pytest.mark.parametrize("spelled", ["--embed_dim 48", "--embed-dim 48", "--embed_dim=48", "--embed-dim=48"])
+def test_hyphens_and_underscores_are_one(spelled: str) -> None:
+    asked = understand(spelled.split())
+    assert asked.settings.model.embed_dim == 48
+    assert asked.given == {"embed_dim"}
+    assert given_flags(["--no-mlp", "--num-heads=2"]) == {"mlp", "num_heads"}
+    assert not understand(["--no-mlp"]).settings.model.mlp
+
+
+def test_the_options_of_a_mechanism_are_flags() -> None:
+    own = understand(["--model", "multihead", "--num-heads", "2", "--no_bias"]).settings.model.options
+    assert own["num_heads"] == 2
+    assert own["bias"] is False
+
+
+def test_a_task_brings_its_own_defaults_and_flags_win() -> None:
+    assert (
+        understand(["--task", "fetch"]).settings.training.learning_rate
+        == tasks.entry("fetch").defaults["learning_rate"]
+    )
+    assert understand(["--task", "fetch", "--learning_rate", "0.5"]).settings.training.learning_rate == 0.5
+
+
+def test_epochs_and_steps_replace_each_other() -> None:
+    training = understand(["--steps", "7"]).settings.training
+    assert (training.steps, training.epochs) == (7, None)
+    training = understand(["--task", "text", "--epochs", "7"]).settings.training
+    assert (training.steps, training.epochs) == (None, 7)
+
+
+def test_the_last_of_two_flags_counts() -> None:
+    assert peek(["--model", "selfhead", "--model=multihead"], "model") == "multihead"
+    assert (
+        understand(["--model", "selfhead", "--model", "multihead", "--num_heads", "2"]).settings.model.options[
+            "num_heads"
+        ]
+        == 2
+    )
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_flags_win_over_a_file(ending: str, empty_folder: Path) -> None:
+    said = {"model": "multihead", "embed_dim": 48, "num_heads": 3, "steps": 7}
+    text = json.dumps(said) if ending == "json" else "".join(f"{k} = {json.dumps(v)}\n" for k, v in said.items())
+    Path(f"s.{ending}").write_text(text, encoding="utf-8")
+    settings = understand(["--config", f"s.{ending}", "--num-heads", "6"]).settings
+    assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.training.steps) == (48, 6, 7)

@@ -1,0 +1,281 @@
+"""The questions, answered from a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import select
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from answers import Said, below, call, files, refused
+
+from attnlab.training.runs import Run
+
+if sys.platform == "win32":  # pragma: no cover
+    pytest.skip("no pseudo-terminals here", allow_module_level=True)
+import pty
+
+SHORT = ("--steps", "2", "--quiet", "--run_dir", "run")
+QUESTIONS = (
+    "which mechanism",
+    "what to train it on",
+    "the width of every token (embed_dim)",
+    "(num_heads)",
+    "blocks of [mechanism, MLP] (layers)",
+    "sequences a step (batch_size)",
+    "the highest learning rate (learning_rate)",
+    "save the network to a file too",
+    "train now",
+)
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, typed: str, *words: str) -> Said:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    return call("train", "--interactive", *words)
+
+
+def same_as(said: Said) -> list[str]:
+    """The command that is shown to say the same."""
+    return shlex.split(said.out.split("the same as a command:\n  ")[1].split("\n")[0])
+
+
+def test_empty_answers_take_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answered(monkeypatch, "\n" * 20, *SHORT)
+    assert (said.code, said.err) == (0, "")
+    assert all(question in said.out for question in QUESTIONS)
+    settings = Run.open(Path("run")).settings
+    assert (settings.model.model, settings.data.task, settings.model.embed_dim) == ("multihead", "digits", 64)
+
+
+def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also: the card of each model is shown beside its name."""
+    tail = "\n16\n\n\n\n\nno\n"
+    by_name = answered(monkeypatch, "selfhead\ndigits" + tail, *SHORT)
+    number = re.search(r"^  (\d)  selfhead +(.+)$", by_name.out, re.MULTILINE)
+    assert number is not None
+    assert "head" in number[2]
+    task = re.search(r"^  (\d)  digits ", by_name.out, re.MULTILINE)
+    assert task is not None
+    by_number = answered(monkeypatch, f"{number[1]}\n{task[1]}{tail}", *SHORT)
+    assert same_as(by_name) == same_as(by_number)
+    assert by_name.code == by_number.code == 0
+    assert "nothing was started" in by_name.out
+    assert below(Path()) == {}
+
+
+def test_the_command_shown_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\n1\n16\n0.01\n\nyes\n", *SHORT)
+    assert said.code == 0, said
+    program, script, *words = same_as(said)
+    assert (program, script) == ("python", "main.py")
+    words[words.index("run")] = "again"
+    assert call("train", *words).code == 0
+    assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    settings = Run.open(Path("run")).settings
+    assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.layers) == (24, 3, 1)
+
+
+def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = [
+        *("multihed", "7", "multihead", "digit", "digits"),
+        *("0", "wide", "-3", "10"),
+        *("3", "0", "2.5", "5"),
+        "",
+        *("0", "2"),
+        *("0", ""),
+        *("nan", "0.01"),
+        *("x.bin", "/proc/none/x.pth", ""),
+        *("perhaps", "no"),
+    ]
+    said = answered(monkeypatch, "\n".join(typed) + "\n", *SHORT)
+    assert said.code == 0, said
+    for words in (
+        "unknown model 'multihed'; did you mean multihead?",
+        "unknown model '7'; there are: multihead, selfhead",
+        "unknown task 'digit'; did you mean digits?",
+        "embed_dim must be from 1 to 65,536, not 0",
+        "--embed_dim takes a whole number, not 'wide'",
+        "embed_dim must be from 1 to 65,536, not -3",
+        "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
+        "num_heads takes a whole number, not '2.5'",
+        "layers must be from 1 to 1,000, not 0",
+        "batch_size must be from 1 to 10,000,000, not 0",
+        "learning_rate must be from 1e-12 to 100, not nan",
+        "--save_path x.bin must end in .safetensors, .pth or .pt",
+        "cannot write --save_path /proc/none/x.pth",
+        "unknown start 'perhaps'",
+    ):
+        assert words in said.out, words
+    assert "--num_heads 5" in " ".join(same_as(said))
+    assert below(Path()) == {}
+
+
+def test_flags_beside_it_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--model", "multihead", "--embed-dim=16", "--num_heads", "2", "--layers", "1", "--no-bias")
+    said = answered(monkeypatch, "\n" * 9, *SHORT, *words)
+    assert said.code == 0, said
+    for question in ("which mechanism", "embed_dim)", "num_heads)", "layers)", "(bias)", "optimizer steps"):
+        assert question not in said.out
+    for question in ("what to train it on", "(batch_size)", "(learning_rate)", "train now"):
+        assert question in said.out
+    settings = Run.open(Path("run")).settings
+    assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.options["bias"]) == (
+        *(16, 2),
+        False,
+    )
+
+
+def test_heads_that_do_not_divide_are_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answered(monkeypatch, "multihead\ndigits\n35\n" + "\n" * 8 + "no\n", *SHORT)
+    assert said.code == 0, said
+    assert "(num_heads) [7]" in said.out
+
+
+def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"{i % 7},{'xy'[i % 7 > 3]},same\n" for i in range(89))
+    files(Path(), {"mine.csv": "number,letter,one\n" + rows, "ragged.csv": "a,b\n1,2\n3\n"})
+    typed = ["multihead", "table", "", "none.csv", "ragged.csv", "mine.csv", "size", "one", "letter", "16", "2"]
+    said = answered(monkeypatch, "\n".join(typed) + "\n" * 9, *SHORT)
+    assert said.code == 0, said
+    for words in (
+        "table has no data of its own; give a file",
+        "none.csv is not there",
+        "ragged.csv cannot be read as a table: line 3 has 1 fields, the header 2",
+        "unknown target 'size'; there are: number, letter, one",
+        "every row is of one class (same)",
+    ):
+        assert words in said.out, words
+    assert Run.open(Path("run")).settings.data.target == "letter"
+
+
+def test_help_asks_nothing() -> None:
+    assert "usage: python main.py" in call("train", "--interactive", "--help").out
+
+
+@pytest.mark.parametrize("typed", ["", "multihead\n", "multihead\ndigits\n" + "\n" * 6])
+def test_an_input_that_ends_leaves_nothing(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answered(monkeypatch, typed, *SHORT)
+    assert said.code == 2
+    assert said.err == "error: the input ended before the last question; nothing was started\n"
+    assert below(Path()) == {}
+
+
+@pytest.mark.parametrize("flag", ["--embed_dim=0", "--learning_rate=nan", "--embed_dimm=3", "--resume=x"])
+def test_a_wrong_flag_beside_it(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * 20))
+    said = call("train", "--interactive", flag)
+    assert said.code == 2
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert below(Path()) == {}
+
+
+def test_ctrl_c_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(io.StringIO):
+        def readline(self, *_: object) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    said = call("train", "--interactive")
+    assert (said.code, said.err) == (130, "stopped\n")
+
+
+def test_resume_has_nothing_to_ask() -> None:
+    assert call("train", *SHORT, "--embed_dim", "8", "--layers", "1").code == 0
+    assert "there is nothing to ask" in refused("train", "--interactive", "--resume", "run")
+
+
+# On a terminal
+
+
+class Terminal:
+    """``attnlab`` on a terminal of its own."""
+
+    def __init__(self, *words: str) -> None:
+        self._raw, self._read_up_to = "", 0
+        self.process, self._end = pty.fork()
+        if not self.process:
+            os.environ.update(TERM="xterm", COLUMNS="100", LINES="40")
+            os.execv(sys.executable, [sys.executable, "-m", "attnlab", *words])
+
+    @property
+    def shown(self) -> str:
+        """All that was printed, without what moves the cursor and colours it."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw)
+
+    def until(self, text: str) -> None:
+        """Read on until a text comes, after the one that was waited for last."""
+        while text not in self.shown[self._read_up_to :]:
+            assert select.select([self._end], [], [], 100)[0], f"{text!r} did not come: {self.shown}"
+            assert self._more(), f"{text!r} never came: {self.shown}"
+        self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
+
+    def _more(self) -> bool:
+        try:
+            text = os.read(self._end, 65536).decode(errors="replace")
+        except OSError:  # the other side has gone
+            return False
+        if "\x1b[6n" in text:  # where is the cursor? a terminal answers
+            os.write(self._end, b"\x1b[1;1R")
+        self._raw += text
+        return bool(text)
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._end, keys.encode())
+
+    def leave(self) -> int:
+        """The exit code, once all has been read."""
+        while self._more():
+            pass
+        os.close(self._end)
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+DOWN, ENTER, CTRL_C, CTRL_D = "\x1b[B", "\r", "\x03", "\x04"
+
+
+@pytest.mark.slow
+def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
+    terminal = Terminal("train", "--interactive", *SHORT, "--layers", "1", "--batch_size=32", "--learning_rate=0.01")
+    terminal.until("which mechanism")
+    terminal.until("selfhead")
+    terminal.type(DOWN + ENTER)
+    terminal.until("what to train it on")
+    terminal.until("digits")
+    terminal.type(ENTER)
+    terminal.until("(embed_dim)")
+    terminal.type("\x7f\x7f0" + ENTER)
+    terminal.until("embed_dim must be from 1 to 65,536, not 0")
+    terminal.type("\x7f16" + ENTER)
+    terminal.until("save_path")
+    terminal.type(ENTER)
+    terminal.until("the same as a command")
+    terminal.until("train now")
+    terminal.type("y")
+    assert terminal.leave() == 0, terminal.shown
+    settings = Run.open(Path("run")).settings
+    assert (settings.model.model, settings.model.embed_dim) == ("selfhead", 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "question", "keys", "code"),
+    [
+        ((), "which mechanism", CTRL_C, 130),
+        (("--model=selfhead", "--task=digits"), "(embed_dim)", CTRL_C, 130),
+        (("--model=selfhead", "--task=digits"), "(embed_dim)", "\x7f\x7f" + CTRL_D, 0),
+    ],
+)
+def test_leaving_a_terminal(flags: tuple[str, ...], question: str, keys: str, code: int) -> None:
+    terminal = Terminal("train", "--interactive", *SHORT, *flags)
+    terminal.until(question)
+    terminal.type(keys)
+    assert terminal.leave() == code, terminal.shown
+    assert ("stopped" if code else "left; nothing was started") in terminal.shown
+    assert "Traceback" not in terminal.shown
+    assert below(Path()) == {}
