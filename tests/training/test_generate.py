@@ -1,0 +1,63 @@
+"""Text written by a network whose next byte we know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.training.generate import generate
+
+
+class Known(nn.Module):
+    """After byte b comes b + 1, or less likely b + 2; it sees ``length`` bytes and keeps what it was shown."""
+
+    def __init__(self, length: int = 7) -> None:
+        super().__init__()
+        self.length = length
+        self.seen: list[list[int]] = []
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.seen.append(tokens[0].tolist())
+        scores = torch.full((*tokens.shape, 256), -20.0)
+        scores.scatter_(-1, ((tokens + 1) % 256)[..., None], 1.0)
+        scores.scatter_(-1, ((tokens + 2) % 256)[..., None], 0.0)
+        return scores * self.weight
+
+
+def written(network: Known, prompt: str, **how: float) -> str:
+    return "".join(generate(network, prompt, **how))  # type: ignore[arg-type]
+
+
+def test_the_likeliest_byte_at_temperature_zero() -> None:
+    assert written(Known(), "abc", length=5, temperature=0) == "defgh"
+    assert written(Known(), "abc", length=5, temperature=9, top_k=1) == "defgh"
+
+
+def test_top_k_and_temperature_choose_among_the_likely() -> None:
+    for text in (written(Known(), "a", length=13, temperature=5, top_k=2, seed=s) for s in range(3)):
+        steps = {ord(b) - ord(a) for a, b in zip("a" + text, text, strict=False)}
+        assert steps == {1, 2}
+    hot = written(Known(), "a", length=97, temperature=100)
+    assert len({ord(b) - ord(a) for a, b in zip("a" + hot, hot, strict=False)}) > 5
+
+
+def test_the_same_seed_writes_the_same() -> None:
+    texts = [written(Known(), "a", length=23, temperature=1, seed=seed) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_it_sees_no_more_than_its_length() -> None:
+    network = Known(length=7)
+    written(network, "abcde", length=5, temperature=0)
+    assert [bytes(window).decode() for window in network.seen] == ["abcde", "abcdef", "abcdefg", "bcdefgh", "cdefghi"]
+
+
+def test_characters_of_several_bytes_come_out_whole() -> None:
+    pieces = list(generate(Known(), "\N{LATIN SMALL LETTER I WITH ACUTE}", length=3, temperature=0))  # type: ignore[arg-type]
+    assert "".join(pieces) == "\N{REPLACEMENT CHARACTER}" * 3, "bytes AE AF B0 begin no character"
+    first = "\N{LATIN CAPITAL LETTER A WITH DIAERESIS}".encode()[0]  # C3; the next byte, C4, begins another
+    pieces = list(generate(Known(), "\N{LATIN SMALL LETTER A}" + chr(first), length=1, temperature=0))  # type: ignore[arg-type]
+    assert len(pieces) == 2

@@ -1,0 +1,169 @@
+"""A whole run from settings to result: what is refused, judged, loaded and predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+
+import attnlab
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.network import Network
+from attnlab.training import machine, train
+from attnlab.training.objective import predict
+from attnlab.training.runs import Run
+from attnlab.training.settings import Settings, defaults
+
+
+def settings(task: str = "digits", **said: Any) -> Settings:
+    tiny = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 7, "threads": 1}
+    return defaults("multihead", task).updated({**tiny, **said}, "the test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Prepared, Run, dict[str, Any]]:
+    prepared = train.prepare(settings())
+    run = train.start(prepared, tmp_path_factory.mktemp("done") / "run")
+    _, result = train.train(prepared, run)
+    assert result is not None
+    return prepared, run, result
+
+
+def test_every_task_without_a_file_can_be_prepared() -> None:
+    for name in tasks.names():
+        if not tasks.entry(name).needs_data and name != "text":  # text is as long as a corpus; its own tests read it
+            prepared = train.prepare(settings(name))
+            x, _, lengths = prepared.problem.train
+            scores = prepared.network(x[:3], None if lengths is None else lengths[:3])
+            assert scores.shape[0] == 3
+            assert torch.isfinite(scores).all()
+
+
+def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
+    first = train.prepare(settings())
+    torch.randn(97)
+    assert small.same(first.network, train.prepare(settings()).network)
+    assert not small.same(first.network, train.prepare(settings(seed=1)).network)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"num_heads": 3}, r"multihead: embed_dim \(8\) must be divisible by num_heads \(3\)"),
+        ({"task": "text", "causal": False}, r"text asks for what comes next, so the model must not look ahead"),
+        ({"device": "cuda:99"}, r"there are here: auto, cpu"),
+        ({"embed_dim": 65536, "layers": 999}, r"parameters need .* reduce --embed_dim or --layers"),
+    ],
+)
+def test_what_cannot_be_trained(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.prepare(settings(said.pop("task", "digits"), **said))
+
+
+def test_the_result_is_of_the_best_network_on_the_test_data(
+    done: tuple[train.Prepared, Run, dict[str, Any]],
+) -> None:
+    prepared, run, result = done
+    test = prepared.problem.test
+    scores = predict(attnlab.load(run.path), test, batch_size=31)
+    assert result["test"] == pytest.approx(float((scores.argmax(-1) == test.y).float().mean()))
+    best = max(run.metrics(), key=lambda line: (line["validation_accuracy"], line["step"]))
+    assert (result["validation"], result["best_step"]) == (best["validation_accuracy"], best["step"])
+    assert {b["name"] for b in result["baselines"]} == {"majority class", "logistic regression", "3 nearest neighbours"}
+    assert run.result() == result
+
+
+def test_the_test_data_are_touched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepared = train.prepare(settings())
+    judged = []
+    evaluate = train.evaluate
+
+    def watched(network: Network, split: Any, *rest: Any, **more: Any) -> tuple[float, float]:
+        judged.append(split is prepared.problem.test)
+        return evaluate(network, split, *rest, **more)
+
+    monkeypatch.setattr(train, "evaluate", watched)
+    train.train(prepared, train.start(prepared, tmp_path / "run"))
+    assert judged == [True]
+
+
+def test_it_is_judged_again_to_the_same_numbers(done: tuple[train.Prepared, Run, dict[str, Any]]) -> None:
+    _, run, result = done
+    again = train.evaluate_run(Run.open(run.path))
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
+    prepared = train.prepare(settings(precision="float64"))
+    run = train.start(prepared, tmp_path / "run")
+    _, result = train.train(prepared, run)
+    network = attnlab.load(run.path)
+    assert next(network.parameters()).dtype == torch.float64
+    assert result is not None
+    assert train.evaluate_run(run)["test"] == result["test"]
+    np.savez(tmp_path / "new.npz", x=prepared.problem.test.x[:3].float().numpy())
+    assert len(train.predict_file(run.path, tmp_path / "new.npz")) == 3
+
+
+def test_mixed_precision_trains_weights_of_full_precision(tmp_path: Path) -> None:
+    prepared = train.prepare(settings(precision="bfloat16"))
+    run = train.start(prepared, tmp_path / "run")
+    _, result = train.train(prepared, run)
+    assert result is not None
+    assert next(attnlab.load(run.path).parameters()).dtype == torch.float32
+
+
+def test_predictions_are_those_of_the_network(done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path) -> None:
+    prepared, run, _ = done
+    x = prepared.problem.test.x[:11]
+    np.savez(tmp_path / "new.npz", x=x.numpy())
+    run.export(tmp_path / "x.pth")
+    rows = train.predict_file(run.path, tmp_path / "new.npz")
+    assert [row["prediction"] for row in rows] == attnlab.load(run.path)(x).argmax(-1).flatten().tolist()
+    assert train.predict_file(tmp_path / "x.pth", tmp_path / "new.npz") == rows
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{"y": np.zeros(3)}, {"x": np.zeros((3, 8))}, {"x": np.zeros((3, 8, 7))}, {"x": np.zeros((3, 99, 8))},
+     {"x": np.full((3, 8, 8), np.nan)}, {"x": np.array([None, {}])}],
+)  # fmt: skip
+def test_data_that_do_not_fit_are_refused(
+    arrays: dict[str, Any], done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "new.npz", **arrays)
+    with pytest.raises(UserError, match=r"new\.npz"):
+        train.predict_file(done[1].path, tmp_path / "new.npz")
+
+
+def test_a_network_goes_to_a_hub_folder_and_back(
+    done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    network = attnlab.load(done[1].path)
+    network.save_pretrained(tmp_path / "hub")
+    back = Network.from_pretrained(tmp_path / "hub")
+    x = done[0].problem.test.x
+    assert torch.equal(back(x), network(x))
+
+
+def test_no_network_worth_keeping_is_no_result(tmp_path: Path) -> None:
+    prepared = small.prepared()
+    run = train.start(prepared, tmp_path / "run")
+    trainer = small.trainer(tmp_path / "run")
+    outcome = trainer.fit()
+    with pytest.raises(UserError, match=r"no evaluation gave a number, so .*run holds no network"):
+        train.judge(prepared, run, replace(outcome, best=None))
+    assert run.result() is None
+
+
+def test_where_it_computes_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(machine, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
+    assert train.prepare(settings()).device == torch.device("cpu")
+    assert len(asked) == 1
