@@ -4,9 +4,9 @@
 them all as a table. A promise is a function in ``promises/``, found by its presence.
 """
 
-from attnlab.checks.registry import Broken as Broken
+from attnlab.checks.claims import Broken as Broken
+from attnlab.checks.claims import NotClaimed as NotClaimed
 from attnlab.checks.registry import Measure as Measure
-from attnlab.checks.registry import NotClaimed as NotClaimed
 from attnlab.checks.registry import Promise as Promise
 from attnlab.checks.registry import every_promise as every_promise
 from attnlab.checks.registry import promise as promise

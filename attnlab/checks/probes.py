@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnlab.checks.registry import Broken, Measure, NotClaimed
+from attnlab.checks.claims import Broken, NotClaimed
+from attnlab.checks.registry import Measure
 from attnlab.checks.subject import Subject, first_line
 from attnlab.masks import Mask
 

@@ -8,35 +8,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from attnlab.checks.claims import CLAIMS
 from attnlab.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from attnlab.checks.subject import Subject
-
-CLAIMS = {
-    "causal": "it cannot be causal",
-    "mask": "it takes no mask",
-    "padding": "it takes no mask",
-    "bias": "it takes no bias",
-    "context": "it takes no context",
-    "cache": "it takes no cache",
-    "weights": "it shows no weights",
-    "equivariant": "it does not claim to know no order",
-    "probabilities": "its weights are no probabilities",
-    "mix": "it has no mix(weights, x)",
-    "dropout": "it has no dropout",
-    "reference": "there is no reference to compare with",
-    "contract": "it is no attnlab.Attention",
-}
-"""What a layer may claim, and what is said of one that does not. The first seven are a card's capabilities."""
-
-
-class NotClaimed(Exception):  # noqa: N818  an outcome, not an error
-    """Raised inside a check: this layer cannot be asked for that; the message says why."""
-
-
-class Broken(Exception):  # noqa: N818  an outcome, not an error
-    """Raised inside a check: the layer raised, or gave what cannot be measured; the message says what."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.attention import Attention
-from attnlab.checks.registry import CLAIMS, NotClaimed
+from attnlab.checks.claims import CLAIMS, NotClaimed
 from attnlab.errors import UnknownNameError, UserError
 from attnlab.masks import Mask, blocks, causal, documents, from_tensor, padding, prefix, window
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from attnlab.checks.registry import CLAIMS, Broken, NotClaimed, Promise, every_promise
+from attnlab.checks.claims import CLAIMS, Broken, NotClaimed
+from attnlab.checks.registry import Promise, every_promise
 from attnlab.checks.report import Report, Row
 from attnlab.checks.subject import SEED, Call, Subject, first_line
 from attnlab.errors import UserError, nearest

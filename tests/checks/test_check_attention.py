@@ -27,7 +27,7 @@ from attnlab.checks import (
     every_promise,
     promise,
 )
-from attnlab.checks.registry import CLAIMS
+from attnlab.checks.claims import CLAIMS
 from attnlab.checks.suite import check
 from attnlab.errors import UnknownNameError, UserError
 from attnlab.masks import BoundMask

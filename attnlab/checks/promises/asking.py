@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from attnlab.checks.claims import NotClaimed
 from attnlab.checks.probes import EXACT, difference, worst
-from attnlab.checks.registry import Measure, NotClaimed, promise
+from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, N, Subject, as_matrix
 
 

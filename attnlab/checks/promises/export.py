@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from attnlab.checks.claims import Broken
 from attnlab.checks.probes import difference, said, worst
-from attnlab.checks.registry import Broken, Measure, promise
+from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import N, Subject, as_matrix, first_line
 from attnlab.masks import padding
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnlab.checks.claims import Broken
 from attnlab.checks.probes import EXACT, difference, said, worst
-from attnlab.checks.registry import Broken, Measure, promise
+from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, M, N, Subject, first_line
 from attnlab.masks import Mask, causal, from_tensor
 

@@ -1,0 +1,48 @@
+"""Who may look at whom: an algebra of masks.
+
+``causal() & window(128) & padding(lengths)``: read aloud, it is the specification. A mask is a rule over the
+positions of a query and a key, not a matrix; it becomes one only when a length is known. One polarity
+everywhere: True means *may look*. Other conventions are converted by name (`from_key_padding_mask`,
+`from_attn_mask`, `from_attention_mask`, `from_cu_seqlens`), never by guessing.
+
+Queries are aligned with keys at the end: with more keys than queries (a cache, a shorter query) the last query
+sees all keys. ``offset`` overrides this: it is the position of the first query among the keys.
+
+Axes: B batch, H heads, N_q queries, N_k keys.
+"""
+
+from __future__ import annotations
+
+from attnlab.masks.conventions import (
+    from_attention_mask,
+    from_attn_mask,
+    from_cu_seqlens,
+    from_key_padding_mask,
+    to_attention_mask,
+    to_attn_mask,
+    to_cu_seqlens,
+    to_key_padding_mask,
+)
+from attnlab.masks.mask import BoundMask, Mask, as_mask, from_tensor
+from attnlab.masks.rules import blocks, causal, documents, padding, prefix, window
+
+__all__ = [
+    "BoundMask",
+    "Mask",
+    "as_mask",
+    "blocks",
+    "causal",
+    "documents",
+    "from_attention_mask",
+    "from_attn_mask",
+    "from_cu_seqlens",
+    "from_key_padding_mask",
+    "from_tensor",
+    "padding",
+    "prefix",
+    "to_attention_mask",
+    "to_attn_mask",
+    "to_cu_seqlens",
+    "to_key_padding_mask",
+    "window",
+]

@@ -1,0 +1,201 @@
+"""The rules by name: causal, window, prefix, padding, documents, blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnlab.masks.mask import Mask, on_device_of, require_tensor, short
+
+
+@dataclass(frozen=True, eq=False)
+class _Causal(Mask):
+    sees_itself = True
+    is_triangle = True
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return k <= q
+
+    def __repr__(self) -> str:
+        return "causal()"
+
+
+@dataclass(frozen=True, eq=False)
+class _Window(Mask):
+    size: int
+    sees_itself = True
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q - k).abs() < self.size
+
+    def __repr__(self) -> str:
+        return f"window({self.size})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Prefix(Mask):
+    length: int | Tensor
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        if isinstance(self.length, Tensor):
+            return k < on_device_of(k, self.length, "prefix(length)")[:, None, None, None]
+        return k < self.length
+
+    def __repr__(self) -> str:
+        return f"prefix({short(self.length)})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Padding(Mask):
+    """Keys from ``start`` up to, not including, ``stop`` are real; None leaves that end open."""
+
+    lengths: Tensor
+    start: Tensor | None
+    stop: Tensor | None
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        if self.start is not None:
+            return k >= on_device_of(k, self.start, "padding(lengths)")[:, None, None, None]
+        assert self.stop is not None
+        return k < on_device_of(k, self.stop, "padding(lengths)")[:, None, None, None]
+
+    def __repr__(self) -> str:
+        side = "" if self.start is None else ", side='left'"
+        return f"padding({short(self.lengths)}{side})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Documents(Mask):
+    ids: Tensor
+    sees_itself = True
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        ids = on_device_of(k, self.ids, "documents(ids)")
+        length = ids.shape[-1]
+        if length < k.shape[-1]:
+            raise ValueError(f"documents(ids) names {length} positions, but there are {k.shape[-1]} keys")
+        inside = (q >= 0) & (q < length)  # a position that the ids do not name is in no document
+        queries, keys = ids[..., q.squeeze(1).clamp(0, length - 1)], ids[..., k.squeeze(0)]
+        same = (queries.unsqueeze(-1) == keys.unsqueeze(-2)) & inside
+        return same if same.dim() == 2 else same.unsqueeze(1)
+
+    def __repr__(self) -> str:
+        return f"documents({short(self.ids)})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks(Mask):
+    size: int
+    pattern: Tensor | None
+
+    @property
+    def sees_itself(self) -> bool:
+        return self.pattern is None
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        q, k = q // self.size, k // self.size
+        if self.pattern is None:
+            return q == k
+        pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
+        rows, columns = pattern.shape[-2:]
+        need = k.shape[-1] and -(-k.shape[-1] // self.size)
+        if columns * self.size < k.shape[-1] or rows < need:
+            raise ValueError(
+                f"the pattern of blocks({self.size}, ...) is {rows} x {columns}, too small for {k.shape[-1]} keys, "
+                f"which are {need} blocks"
+            )
+        return pattern[..., q.clamp(0, rows - 1), k] & (q >= 0) & (q < rows)
+
+    def __repr__(self) -> str:
+        return f"blocks({self.size}{'' if self.pattern is None else f', {short(self.pattern)}'})"
+
+
+def causal() -> Mask:
+    """A token looks at itself and back, never ahead."""
+    return _Causal()
+
+
+def window(size: int) -> Mask:
+    """Less than ``size`` positions away, on either side; with ``causal()``: itself and the ``size - 1`` before."""
+    return _Window(_positive("window(size)", size))
+
+
+def prefix(length: int | Tensor) -> Mask:
+    """Everyone may look at the first keys: ``length`` is a number, or one a batch item, (B,).
+
+    A prefix language model is ``causal() | prefix(length)``.
+    """
+    if isinstance(length, Tensor):
+        return _Prefix(_integers("prefix(length)", length, 1))
+    if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+        raise ValueError(f"prefix(length) takes a whole number of at least 0, not {length!r}")
+    return _Prefix(length)
+
+
+def padding(lengths: Tensor, *, side: str = "right", total: int | None = None) -> Mask:
+    """Only real keys: ``lengths`` (B,) counts them, the padding stands on ``side``.
+
+    Args:
+        lengths: (B,), whole numbers.
+        side: "right" (real tokens first) or "left" (real tokens last).
+        total: the padded length; needed on the left, where it says at which position the real tokens start.
+
+    Raises:
+        ValueError: an unknown side; left padding without ``total``; a length above ``total``.
+    """
+    lengths = _integers("padding(lengths)", lengths, 1)
+    if side not in ("right", "left"):
+        raise ValueError(f"padding(side=) is 'right' or 'left', not {side!r}")
+    if total is not None and lengths.numel() and int(lengths.max()) > total:
+        raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than total={total}")
+    if side == "right":
+        return _Padding(lengths, None, lengths)
+    if total is None:
+        raise ValueError("left padding needs total=, the padded length, to know where the real tokens start")
+    return _Padding(lengths, total - lengths, None)
+
+
+def documents(ids: Tensor) -> Mask:
+    """Only within one's own document: ``ids`` (N,) or (B, N) names the document of every position."""
+    require_tensor("documents(ids)", ids)
+    if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"documents(ids) takes whole numbers of shape (length,) or (batch, length), "
+            f"not {ids.dtype} of shape {tuple(ids.shape)}"
+        )
+    return _Documents(ids)
+
+
+def blocks(size: int, pattern: Tensor | None = None) -> Mask:
+    """Blocks of ``size`` positions: each looks into its own, or where ``pattern`` says.
+
+    Args:
+        size: positions a block.
+        pattern: Boolean (query blocks, key blocks), or with leading batch and head axes; True where every query
+            of the one block may look at every key of the other.
+    """
+    if pattern is not None:
+        require_tensor("blocks(pattern=)", pattern)
+    if pattern is not None and (pattern.dtype != torch.bool or pattern.dim() not in (2, 4)):
+        raise ValueError(
+            f"blocks(pattern=) takes a Boolean tensor (query blocks, key blocks) or (batch, heads, ...), "
+            f"not {pattern.dtype} of shape {tuple(pattern.shape)}"
+        )
+    return _Blocks(_positive("blocks(size)", size), pattern)
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} takes a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _integers(name: str, tensor: Tensor, dim: int) -> Tensor:
+    require_tensor(name, tensor)
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() != dim:
+        raise ValueError(
+            f"{name} takes whole numbers of shape (batch,), not {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    return tensor
