@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from attnlab import registry, tasks
 from attnlab.cli._parse import parse
+from attnlab.cli._program import trainer
 from attnlab.errors import UserError
 from attnlab.training.settings import (
     Data,
@@ -28,11 +29,10 @@ from attnlab.training.settings import (
     read_config,
 )
 
-COMMAND = "python main.py"
 DESCRIPTION = """Train an attention mechanism on real data, beside honest baselines.
 
 For example:
-  python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200
+  {trainer} --model multihead --embed_dim 128 --num_heads 8 --epochs 200
 """
 
 
@@ -79,7 +79,7 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
     base = _base(arguments)
     model = base.model.model
     _refuse_foreign(given, model)
-    parsed = parse(_interface(base), arguments, command=COMMAND, description=DESCRIPTION)
+    parsed = parse(_interface(base), arguments, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
     own = {} if not mechanism_options(model) else dataclasses.asdict(parsed.mechanism)
     settings = Settings(dataclasses.replace(parsed.model, options=own), parsed.data, parsed.training, parsed.machine)
     if {"epochs", "steps"} <= given:

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
+from attnlab.cli._program import trainer
 from attnlab.training.objective import UNITS
-from attnlab.training.report import command, number, ranking
-
-
-def program() -> str:
-    """How this attnlab is called from here: ``attnlab`` where it is on the path, else by its Python."""
-    return "attnlab" if _active() else f"{python()} -m attnlab"
-
-
-def python() -> str:
-    """The Python that runs this, as one would type it here."""
-    return "python" if _active() else short(Path(sys.executable))
-
-
-def trainer() -> str:
-    """How training is called from here: ``python main.py`` in a checkout, ``attnlab train`` elsewhere."""
-    here = Path("main.py").is_file() and Path("models").is_dir()
-    return f"{python()} main.py" if here else f"{program()} train"
-
-
-def _active() -> bool:
-    """Whether this Python's environment comes first on the path."""
-    found = shutil.which("attnlab")
-    return found is not None and Path(found).parent == Path(sys.executable).parent
+from attnlab.training.report import number, options, ranking
 
 
 def command_line(asked: Asked) -> str:
@@ -47,7 +22,7 @@ def command_line(asked: Asked) -> str:
         value = getattr(asked.output, f.name)
         if f.name not in ("interactive", "config") and value not in (None, f.default):
             words += [f"--{f.name}"] if value is True else [f"--{f.name}", shlex.quote(str(value))]
-    return " ".join([command(asked.settings), *words])
+    return " ".join([trainer(), *options(asked.settings), *words])
 
 
 def duration(seconds: float) -> str:
@@ -75,8 +50,3 @@ def show_result(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if result["remark"]:
         console.print(f"\n  {result['remark']}", style="dim", highlight=False)
-
-
-def short(path: Path) -> str:
-    """A path as one would type it here."""
-    return shlex.quote(os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path))

@@ -14,6 +14,7 @@ from attnlab import registry
 from attnlab.card import CAPABILITIES
 from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
+from attnlab.cli._program import trainer
 from attnlab.errors import UserError
 from attnlab.source import REQUIRED
 
@@ -59,7 +60,7 @@ def _list(entries: list[registry.Entry]) -> None:
     console = Console()
     console.print(table)
     console.print("\n[dim]n length, d embed_dim, h heads.  attnlab models NAME says more;[/dim]")
-    console.print("[dim]python main.py --model NAME trains one.[/dim]")
+    console.print(f"[dim]{trainer()} --model NAME trains one.[/dim]")
 
 
 def _describe(e: registry.Entry) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from attnlab import documentation, scaffold
 from attnlab.cli._parse import parse
+from attnlab.cli._program import program, trainer
 from attnlab.errors import UserError
 
 
@@ -40,6 +41,6 @@ def run(arguments: list[str]) -> int:
         print("\nmodels/README.md lists it\n")
     except UserError as error:
         print(f"\nthe index was left as it is: {error}\n")
-    print(f"next:\n  attnlab check {name}\n  python main.py --model {name}")
+    print(f"next:\n  {program()} check {name}\n  {trainer()} --model {name}")
     print("  attnlab docs".ljust(24) + "after every change of the card")
     return 0

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from attnlab.cli._parse import parse
+from attnlab.cli._program import trainer
 from attnlab.errors import UserError
 
 
@@ -52,7 +53,7 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(rows))
         return 0
     if not rows:
-        print(f"no runs in {options.folder}; python main.py makes one")
+        print(f"no runs in {options.folder}; {trainer()} makes one")
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "model", "task", "step", "held out", "status"):

@@ -10,6 +10,7 @@ from rich.table import Table
 from attnlab import tasks
 from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
+from attnlab.cli._program import trainer
 
 
 @dataclass
@@ -34,5 +35,5 @@ def run(arguments: list[str]) -> int:
         table.add_row(e.name, e.summary, " ".join(e.suffixes))
     console = Console()
     console.print(table, highlight=False)
-    console.print("\n[dim]python main.py --task NAME trains on one; --data FILE on your own.[/dim]")
+    console.print(f"\n[dim]{trainer()} --task NAME trains on one; --data FILE on your own.[/dim]")
     return 0

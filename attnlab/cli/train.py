@@ -33,8 +33,9 @@ def train(asked: Asked) -> int:
     """Do what was asked."""
     # Everything below needs torch, which takes a second to import; --help never comes here.
     from attnlab.cli._console import Console
+    from attnlab.cli._program import program, short, trainer
     from attnlab.cli._progress import Display
-    from attnlab.cli._words import program, short, show_result, trainer
+    from attnlab.cli._words import show_result
     from attnlab.training import runs
     from attnlab.training.loop import seconds_a_step
     from attnlab.training.train import prepare, start
@@ -144,7 +145,7 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
 
 def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared, program: str) -> None:
     """Say what one can do with it."""
-    from attnlab.cli._words import python, short
+    from attnlab.cli._program import python, short
 
     where = short(run.path)
     lines = [f"{program} evaluate {where}", f"{program} predict {where} --data FILE"]
@@ -161,7 +162,8 @@ def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared
 
 
 def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bool) -> int:
-    from attnlab.cli._words import short, show_result
+    from attnlab.cli._program import short
+    from attnlab.cli._words import show_result
 
     result: dict[str, Any] | None = run.result()
     assert result is not None

@@ -23,8 +23,8 @@ def number(metric: str, value: float) -> str:
     return f"{value:.4g}" if metric == "rmse" else f"{value:.3f}"
 
 
-def command(settings: Settings) -> str:
-    """The command that trains with these settings; what is default is left out."""
+def options(settings: Settings) -> list[str]:
+    """The words that ask for these settings on a command line; what is default is left out."""
     said, usual = settings.flat(), defaults(settings.model.model, settings.data.task).flat()
     words = ["--model", settings.model.model]
     if settings.data.data is None:
@@ -36,7 +36,7 @@ def command(settings: Settings) -> str:
             words.append(f"--{name}" if value else f"--no_{name}")
         elif value is not None:
             words += [f"--{name}", str(value)]
-    return f"python main.py {shlex.join(words)}"
+    return [shlex.quote(word) for word in words]
 
 
 def write_report(run: Run, result: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(me
 Made by:
 
 ```sh
-{command(settings)}
+attnlab train {" ".join(options(settings))}
 ```
 
 {result["parameters"]:,} parameters, attnlab {run.config["attnlab"]}, PyTorch {run.config["torch"]}, \

@@ -22,7 +22,7 @@ FLAGS = {
     "--task digit": "unknown task 'digit'; did you mean digits?",
     "--embed_dims 64": "unknown option --embed_dims; did you mean --embed_dim?",
     "--embed-dims=64": "unknown option --embed-dims; did you mean --embed_dim?",
-    "--zzz 1": "unknown option --zzz; see python main.py --help",
+    "--zzz 1": "unknown option --zzz; see attnlab train --help",
     "64": "unexpected argument '64'; options start with --",
     "--model selfhead --num_heads 2": "selfhead has no option num_heads; models that have it: multihead",
     # values

@@ -17,6 +17,7 @@ import torch
 from answers import below, call, files
 
 import attnlab
+from attnlab.cli._program import program, trainer
 from attnlab.network import Network
 from attnlab.training.runs import Run
 
@@ -80,7 +81,7 @@ def test_the_report_says_how_to_do_it_again() -> None:
     assert call(*DIGITS, "--quiet", "--seed", "3", "--run_dir", "a").code == 0
     report = Path("a/report.md").read_text("utf-8")
     command = report.split("```sh\n")[1].split("\n")[0]
-    assert command.startswith("python main.py --model multihead --task digits ")
+    assert command.startswith("attnlab train --model multihead --task digits ")
     assert call("train", *command.split()[2:], "--quiet", "--run_dir", "b").code == 0
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
 
@@ -198,3 +199,14 @@ def test_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     for line in ("models", "tasks"):
         assert max(map(len, call(*line.split()).out.splitlines())) <= width
+
+
+def test_commands_are_named_as_they_can_be_typed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (program(), trainer()) == ("attnlab", "attnlab train")
+    files(Path(), {"main.py": ""})
+    Path("models").mkdir()
+    assert (program(), trainer()) == ("attnlab", "python main.py")
+    monkeypatch.setenv("PATH", "/usr/bin")  # the environment is not activated
+    assert (program(), trainer()) == (f"{sys.executable} -m attnlab", f"{sys.executable} main.py")
+    monkeypatch.setattr(sys, "executable", str(Path(".venv/bin/python").absolute()))
+    assert (program(), trainer()) == (".venv/bin/python -m attnlab", ".venv/bin/python main.py")

@@ -70,8 +70,8 @@ def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPa
 def test_the_command_shown_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
     said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\n1\n16\n0.01\n\nyes\n", *SHORT)
     assert said.code == 0, said
-    program, script, *words = same_as(said)
-    assert (program, script) == ("python", "main.py")
+    program, command, *words = same_as(said)
+    assert (program, command) == ("attnlab", "train")
     words[words.index("run")] = "again"
     assert call("train", *words).code == 0
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
@@ -153,7 +153,7 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_asks_nothing() -> None:
-    assert "usage: python main.py" in call("train", "--interactive", "--help").out
+    assert "usage: attnlab train" in call("train", "--interactive", "--help").out
 
 
 @pytest.mark.parametrize("typed", ["", "multihead\n", "multihead\ndigits\n" + "\n" * 6])
