@@ -7,12 +7,9 @@ import subprocess
 import sys
 import time
 
-COMMANDS = {
-    "python main.py --help": ["main.py", "--help"],
-    "attnlab models": ["-m", "attnlab", "models"],
-    "python -c pass": ["-c", "pass"],
-    "python -c 'import torch'": ["-c", "import torch"],
-}
+OURS = {"python main.py --help": ["main.py", "--help"], "attnlab models": ["-m", "attnlab", "models"]}
+TORCH = "python -c 'import torch'"
+COMMANDS = {**OURS, "python -c pass": ["-c", "pass"], TORCH: ["-c", "import torch"]}
 TARGET = 0.5
 """Seconds, on an idle core."""
 

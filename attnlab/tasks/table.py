@@ -173,7 +173,8 @@ def where_malformed(path: Path) -> str | None:
                 header = next(reader)
                 for row in reader:
                     if row and len(row) != len(header):
-                        return f"line {reader.line_num} has {len(row)} fields, the header {len(header)}"
+                        fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+                        return f"line {reader.line_num} has {fields}, the header {len(header)}"
     except json.JSONDecodeError as error:
         return f"line {number} is no JSON ({error.msg})"
     except UnicodeDecodeError:

@@ -20,7 +20,7 @@ def ranking(result: dict[str, Any]) -> list[tuple[str, float]]:
 
 def number(metric: str, value: float) -> str:
     """A metric's value as it is printed."""
-    return f"{value:.4g}" if metric == "rmse" else f"{value:.3f}"
+    return f"{value:#.4g}".rstrip(".") if metric == "rmse" else f"{value:.3f}"
 
 
 def options(settings: Settings) -> list[str]:
