@@ -57,9 +57,9 @@ def run(arguments: list[str]) -> int:
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "model", "task", "step", "held out", "status"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         value = "" if row["test"] is None else f"{row['metric']} {number(row['metric'], row['test'])}"
         table.add_row(row["run"], row["model"], row["task"], f"{row['step']:,}", value, row["status"])
-    Console().print(table, highlight=False)
+    Console(width=10_000).print(table, highlight=False)  # a line a run, also where the terminal is narrow
     return 0

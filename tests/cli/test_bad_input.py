@@ -67,7 +67,7 @@ FLAGS = {
     "--data not_there.csv --target b": "--data not_there.csv is not there; check the name",
     "--data empty.csv --target b": "--data empty.csv is empty",
     "--data head.csv --target b": "head.csv has no rows below its header; add some",
-    "--data ragged.csv --target b": "ragged.csv cannot be read as a table: line 3 has 1 fields, the header 2",
+    "--data ragged.csv --target b": "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
     "--data bad.jsonl --target b": "bad.jsonl cannot be read as a table: line 2 is no JSON",
     "--data bad.parquet --target b": "bad.parquet cannot be read as a table",
     "--data bad.npz": "bad.npz is no readable .npz file",

@@ -144,7 +144,7 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (
         "table has no data of its own; give a file",
         "none.csv is not there",
-        "ragged.csv cannot be read as a table: line 3 has 1 fields, the header 2",
+        "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
         "unknown target 'size'; there are: number, letter, one",
         "every row is of one class (same)",
     ):

@@ -104,7 +104,7 @@ def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:
     [
         ("a,b\n1,2\n", None, "give --target; there are a, b"),
         ("a,b\n1,2\n", "c", "no column c; --target must be one of a, b"),
-        ("a,b\n1,2\n3\n", "b", "line 3 has 1 fields, the header 2"),
+        ("a,b\n1,2\n3\n", "b", "line 3 has 1 field, the header 2"),
         ("a,b\n1,2\n3,4,5\n", "b", "line 3 has 3 fields, the header 2"),
         ("a,b\n", "b", "no rows"),
         ("a,b\n" + "1,2\n" * 5, "b", "there are 5 rows, too few"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnlab.network import Inputs, Outputs
 from attnlab.task import IGNORE, Problem, Split
 from attnlab.training.objective import Objective, evaluate, predict
+from attnlab.training.report import number
 
 
 class Echo(nn.Module):
@@ -139,3 +140,8 @@ def test_a_prediction_a_row_in_order() -> None:
 def test_no_example_is_no_prediction() -> None:
     network = prepared().network
     assert predict(network, Split(torch.empty(0, N, F), torch.empty(0)), batch_size=4).shape == (0, 1, CLASSES)
+
+
+def test_numbers_keep_their_digits() -> None:
+    assert [number("rmse", value) for value in (0.207, 12.3456, 1234.5)] == ["0.2070", "12.35", "1234"]
+    assert number("accuracy", 1.0) == "1.000"
