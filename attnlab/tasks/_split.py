@@ -68,7 +68,7 @@ def check_count(count: int, what: str = "rows") -> None:
         UserError: with how many there are.
     """
     if count < FEWEST:
-        raise UserError(f"there are {count} {what}, too few to train, choose and test on; give {FEWEST} at least")
+        raise UserError(f"there are too few {what} to train, choose and test on ({count}); give {FEWEST} at least")
 
 
 def listed(words: Sequence[Any], most: int = 8) -> str:
