@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attnlab.attention import Attention, Card
     from attnlab.checks import check_attention
+    from attnlab.engines.paths import explain_path
     from attnlab.network import Network
     from attnlab.training.runs import load
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "Card", "Network", "__version__", "check_attention", "load", "masks"]
+__all__ = ["Attention", "Card", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
 
 # In a checkout the mechanisms stand in models/ beside this folder; in a wheel they are attnlab/models.
 if not (Path(__file__).parent / "models").is_dir():
@@ -27,6 +28,7 @@ _HOME = {
     "Card": "attnlab.attention",
     "Network": "attnlab.network",
     "check_attention": "attnlab.checks",
+    "explain_path": "attnlab.engines.paths",
     "load": "attnlab.training.runs",
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+
+Reach = tuple[int | None, int | None]
+"""How far back and how far ahead; None: as far as there is."""
 
 
 class Mask:
@@ -16,10 +19,42 @@ class Mask:
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         """The rule itself, for positions ``q`` (N_q, 1) and ``k`` (1, N_k).
 
+        It is asked for any part of the map, so it may depend on the positions alone.
+
         Returns:
             Boolean, broadcastable to (B, H, N_q, N_k).
         """
         raise NotImplementedError
+
+    def check(self, queries: int, keys: int) -> None:
+        """Refuse lengths that this rule does not fit.
+
+        Raises:
+            ValueError: with what it fits.
+        """
+
+    @property
+    def reach(self) -> Reach:
+        """How far from itself a query can look at most: (back, ahead), None where there is no end."""
+        return (None, None)
+
+    @property
+    def by_position(self) -> bool:
+        """Whether `allows` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
+        return True
+
+    def spans(self, keys: int) -> list[slice] | None:
+        """Where the rule is one range of keys for each batch item, those ranges; else None."""
+        return None
+
+    def segments(self, length: int) -> list[slice] | None:
+        """Where the rule cuts one row into pieces that know nothing of each other, those pieces; else None."""
+        return None
+
+    @property
+    def factors(self) -> tuple[Mask, ...]:
+        """The rules that all must allow a look: ``a & b & c`` as (a, b, c)."""
+        return (self,)
 
     @property
     def sees_itself(self) -> bool:
@@ -70,9 +105,8 @@ class Mask:
         """
         keys = queries if keys is None else keys
         offset = keys - queries if offset is None else offset
-        q = torch.arange(offset, offset + queries, device=device).unsqueeze(1)
-        k = torch.arange(keys, device=device).unsqueeze(0)
-        return self.allows(q, k)
+        self.check(queries, keys)
+        return _evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
 
     def bind(
         self,
@@ -106,7 +140,19 @@ class Mask:
 
 
 class BoundMask:
-    """A mask at one length, as a mechanism and the engines see it: it becomes a matrix at most once."""
+    """A mask at one length, as a mechanism and the engines see it: it becomes a matrix at most once.
+
+    Args:
+        mask: the rule.
+        queries: N_q.
+        keys: N_k.
+        offset: the position of the first query among the keys.
+        shape: the (B, H) that it must fit.
+        device: where matrices are made.
+
+    Raises:
+        ValueError: when the rule does not fit these lengths.
+    """
 
     def __init__(
         self,
@@ -117,6 +163,7 @@ class BoundMask:
         shape: tuple[int, int] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        mask.check(queries, keys)
         self.mask, self.queries, self.keys, self.offset = mask, queries, keys, offset
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
@@ -130,35 +177,69 @@ class BoundMask:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
         if self._tensor is None:
             matrix = self.mask.materialize(self.queries, self.keys, offset=self.offset, device=self._device)
-            matrix = matrix[(None,) * (4 - matrix.dim())]
-            wanted = (*(self._shape or matrix.shape[:2]), self.queries, self.keys)
-            if any(have not in (1, want) for have, want in zip(matrix.shape, wanted, strict=True)):
-                raise ValueError(
-                    f"the mask has shape {tuple(matrix.shape)}, which does not fit "
-                    f"(batch, heads, queries, keys) = {wanted}"
-                )
-            self._tensor = matrix
+            self._tensor = self._fitted(matrix, self.queries, self.keys)
         return self._tensor
+
+    def tile(self, queries: slice, keys: slice) -> Tensor:
+        """The part of `tensor` for these rows and columns; the rest is not made where the rule allows that."""
+        if self._tensor is not None or not self.mask.by_position:
+            whole = self.tensor()
+            return whole[..., _of(whole.shape[-2], queries), _of(whole.shape[-1], keys)]
+        positions = slice(queries.start + self.offset, queries.stop + self.offset)
+        matrix = _evaluate(self.mask, positions, keys, self._device)
+        return self._fitted(matrix, queries.stop - queries.start, keys.stop - keys.start)
+
+    def without(self, rule: Mask) -> BoundMask | None:
+        """The mask that the other factors make; None where there is no other."""
+        left = [factor for factor in self.mask.factors if factor is not rule]
+        if not left:
+            return None
+        return BoundMask(functools.reduce(_And, left), self.queries, self.keys, self.offset, self._shape, self._device)
 
     def blank(self, out: Tensor) -> Tensor:
         """``out`` (B, N_q, D) with zeros in the rows that may look at nothing."""
         if self.mask.sees_itself and 0 <= self.offset <= self.keys - self.queries:
             return out
-        empty = ~self.tensor().any(-1).any(1)  # (B | 1, N_q)
-        return out.masked_fill(empty.unsqueeze(-1), 0.0)
+        return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
+
+    def seen(self, queries: slice) -> slice:
+        """The keys that these rows can reach."""
+        back, ahead = self.mask.reach
+        first = 0 if back is None else queries.start + self.offset - back
+        last = self.keys if ahead is None else queries.stop + self.offset + ahead
+        start = min(max(first, 0), self.keys)
+        return slice(start, max(start, min(last, self.keys)))
+
+    def _empty(self) -> Tensor:
+        """Which rows may look at nothing, (B | 1, N_q)."""
+        if self._tensor is not None or None in self.mask.reach or not self.mask.by_position:
+            return ~self.tensor().any(-1).any(1)
+        rows = [slice(at, min(at + 256, self.queries)) for at in range(0, self.queries, 256)]
+        found = [~self.tile(part, self.seen(part)).any(-1).any(1) for part in rows]
+        return torch.cat(found, -1) if found else torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+
+    def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
+        matrix = matrix[(None,) * (4 - matrix.dim())]
+        wanted = (*(self._shape or matrix.shape[:2]), queries, keys)
+        if any(have not in (1, want) for have, want in zip(matrix.shape, wanted, strict=True)):
+            raise ValueError(
+                f"the mask has shape {tuple(matrix.shape)}, which does not fit (batch, heads, queries, keys) = {wanted}"
+            )
+        return matrix
 
 
 @dataclass(frozen=True, eq=False)
 class _Keys(Mask):
     keep: Tensor
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        keep = on_device_of(k, self.keep, "the key mask")
-        if keep.shape[1] != k.shape[-1]:
+    def check(self, queries: int, keys: int) -> None:
+        if self.keep.shape[1] != keys:
             raise ValueError(
-                f"the key mask has shape {tuple(keep.shape)}, (batch, keys), but there are {k.shape[-1]} keys"
+                f"the key mask has shape {tuple(self.keep.shape)}, (batch, keys), but there are {keys} keys"
             )
-        return keep[:, None, None, :]
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return on_device_of(k, self.keep, "the key mask")[:, None, k]
 
     def __repr__(self) -> str:
         return f"keys({short(self.keep)})"
@@ -168,13 +249,18 @@ class _Keys(Mask):
 class _Matrix(Mask):
     matrix: Tensor
 
+    by_position = False
+
+    def check(self, queries: int, keys: int) -> None:
+        rows, columns = self.matrix.shape[-2:]
+        if rows not in (1, queries) or columns not in (1, keys):
+            raise ValueError(
+                f"the mask is {rows} x {columns} (queries x keys), but there are "
+                f"{queries} queries and {keys} keys; for one row a batch item use from_key_padding_mask"
+            )
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         matrix = on_device_of(k, self.matrix, "the mask")
-        if any(have not in (1, want) for have, want in zip(matrix.shape[-2:], (q.shape[0], k.shape[1]), strict=True)):
-            raise ValueError(
-                f"the mask is {matrix.shape[-2]} x {matrix.shape[-1]} (queries x keys), but there are "
-                f"{q.shape[0]} queries and {k.shape[1]} keys; for one row a batch item use from_key_padding_mask"
-            )
         return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
     def __repr__(self) -> str:
@@ -182,32 +268,54 @@ class _Matrix(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class _And(Mask):
+class _Pair(Mask):
     left: Mask
     right: Mask
 
+    def check(self, queries: int, keys: int) -> None:
+        self.left.check(queries, keys)
+        self.right.check(queries, keys)
+
+    @property
+    def by_position(self) -> bool:
+        return self.left.by_position and self.right.by_position
+
+
+@dataclass(frozen=True, eq=False)
+class _And(_Pair):
     @property
     def sees_itself(self) -> bool:
         return self.left.sees_itself and self.right.sees_itself
 
+    @property
+    def reach(self) -> Reach:
+        back, ahead = zip(self.left.reach, self.right.reach, strict=True)
+        return _nearer(*back), _nearer(*ahead)
+
+    @property
+    def factors(self) -> tuple[Mask, ...]:
+        return (*self.left.factors, *self.right.factors)
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return _join(self.left, self.right, q, k, torch.logical_and)
+        return self.left.allows(q, k) & self.right.allows(q, k)
 
     def __repr__(self) -> str:
         return " & ".join(f"({m})" if isinstance(m, _Or) else f"{m}" for m in (self.left, self.right))
 
 
 @dataclass(frozen=True, eq=False)
-class _Or(Mask):
-    left: Mask
-    right: Mask
-
+class _Or(_Pair):
     @property
     def sees_itself(self) -> bool:
         return self.left.sees_itself or self.right.sees_itself
 
+    @property
+    def reach(self) -> Reach:
+        back, ahead = zip(self.left.reach, self.right.reach, strict=True)
+        return _farther(*back), _farther(*ahead)
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return _join(self.left, self.right, q, k, torch.logical_or)
+        return self.left.allows(q, k) | self.right.allows(q, k)
 
     def __repr__(self) -> str:
         return f"{self.left} | {self.right}"
@@ -216,6 +324,13 @@ class _Or(Mask):
 @dataclass(frozen=True, eq=False)
 class _Not(Mask):
     mask: Mask
+
+    def check(self, queries: int, keys: int) -> None:
+        self.mask.check(queries, keys)
+
+    @property
+    def by_position(self) -> bool:
+        return self.mask.by_position
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.allows(q, k)
@@ -278,5 +393,19 @@ def short(value: int | Tensor) -> str:
     return str(value.tolist()) if value.numel() <= 8 else f"<{'x'.join(map(str, value.shape))}>"
 
 
-def _join(left: Mask, right: Mask, q: Tensor, k: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return operation(left.allows(q, k), right.allows(q, k))
+def _evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
+    q = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
+    k = torch.arange(keys.start, keys.stop, device=device).unsqueeze(0)
+    return mask.allows(q, k)
+
+
+def _of(size: int, part: slice) -> slice:
+    return slice(None) if size == 1 else part  # one row stands for all
+
+
+def _nearer(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)
+
+
+def _farther(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else max(a, b)

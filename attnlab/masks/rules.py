@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.masks.mask import Mask, on_device_of, require_tensor, short
+from attnlab.masks.mask import Mask, Reach, on_device_of, require_tensor, short
 
 
 @dataclass(frozen=True, eq=False)
 class _Causal(Mask):
     sees_itself = True
     is_triangle = True
+    reach = (None, 0)
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return k <= q
@@ -26,6 +27,10 @@ class _Causal(Mask):
 class _Window(Mask):
     size: int
     sees_itself = True
+
+    @property
+    def reach(self) -> Reach:
+        return (self.size - 1, self.size - 1)
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return (q - k).abs() < self.size
@@ -61,6 +66,12 @@ class _Padding(Mask):
         assert self.stop is not None
         return k < on_device_of(k, self.stop, "padding(lengths)")[:, None, None, None]
 
+    def spans(self, keys: int) -> list[slice]:
+        if self.start is not None:
+            return [slice(min(max(start, 0), keys), keys) for start in self.start.tolist()]
+        assert self.stop is not None
+        return [slice(0, min(max(stop, 0), keys)) for stop in self.stop.tolist()]
+
     def __repr__(self) -> str:
         side = "" if self.start is None else ", side='left'"
         return f"padding({short(self.lengths)}{side})"
@@ -71,15 +82,26 @@ class _Documents(Mask):
     ids: Tensor
     sees_itself = True
 
+    def check(self, queries: int, keys: int) -> None:
+        if self.ids.shape[-1] < keys:
+            raise ValueError(f"documents(ids) names {self.ids.shape[-1]} positions, but there are {keys} keys")
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
         length = ids.shape[-1]
-        if length < k.shape[-1]:
-            raise ValueError(f"documents(ids) names {length} positions, but there are {k.shape[-1]} keys")
         inside = (q >= 0) & (q < length)  # a position that the ids do not name is in no document
         queries, keys = ids[..., q.squeeze(1).clamp(0, length - 1)], ids[..., k.squeeze(0)]
         same = (queries.unsqueeze(-1) == keys.unsqueeze(-2)) & inside
         return same if same.dim() == 2 else same.unsqueeze(1)
+
+    def segments(self, length: int) -> list[slice] | None:
+        if self.ids.dim() == 2 and len(self.ids) != 1:
+            return None
+        ids, counts = torch.unique_consecutive(self.ids.flatten()[:length], return_counts=True)
+        if ids.unique().numel() != ids.numel():  # a document that another interrupts
+            return None
+        ends = counts.cumsum(0).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def __repr__(self) -> str:
         return f"documents({short(self.ids)})"
@@ -94,18 +116,27 @@ class _Blocks(Mask):
     def sees_itself(self) -> bool:
         return self.pattern is None
 
+    @property
+    def reach(self) -> Reach:
+        return (self.size - 1, self.size - 1) if self.pattern is None else (None, None)
+
+    def check(self, queries: int, keys: int) -> None:
+        if self.pattern is None:
+            return
+        rows, columns = self.pattern.shape[-2:]
+        need = -(-keys // self.size)
+        if columns * self.size < keys or rows < need:
+            raise ValueError(
+                f"the pattern of blocks({self.size}, ...) is {rows} x {columns}, too small for {keys} keys, "
+                f"which are {need} blocks"
+            )
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
         if self.pattern is None:
             return q == k
         pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
-        rows, columns = pattern.shape[-2:]
-        need = k.shape[-1] and -(-k.shape[-1] // self.size)
-        if columns * self.size < k.shape[-1] or rows < need:
-            raise ValueError(
-                f"the pattern of blocks({self.size}, ...) is {rows} x {columns}, too small for {k.shape[-1]} keys, "
-                f"which are {need} blocks"
-            )
+        rows = pattern.shape[-2]
         return pattern[..., q.clamp(0, rows - 1), k] & (q >= 0) & (q < rows)
 
     def __repr__(self) -> str:

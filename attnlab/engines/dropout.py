@@ -1,0 +1,97 @@
+"""Softmax attention with dropout on its weights, on a CPU, without PyTorch's costly random numbers.
+
+PyTorch draws a float for every weight; two bytes are enough to drop with a probability exact to 1/65536.
+
+Axes: B batch, H heads, N queries, M keys, d head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GRID = 2**16
+
+
+def dropout_attention(
+    q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """``dropout(softmax(q kᵀ / √d + bias)) v`` over the permitted keys.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, M, d).
+        v: (B, H, M, w).
+        permitted: Boolean, four axes, broadcastable to (B, H, N, M).
+        bias: broadcastable to (B, H, N, M); no gradient is given to it.
+        dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536.
+
+    Returns:
+        (B, H, N, w); zeros in a row that may look at nothing.
+
+    Source: Srivastava et al. 2014, "Dropout", with the scaling at training time.
+    """
+    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, round(dropout * GRID))[0]  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Dropout(torch.autograd.Function):
+    """An item at a time, so that its map stays in the cache; what the backward pass needs is written down once."""
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropped: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (B, H, N, d), M, width = q.shape, k.shape[2], v.shape[3]
+        out = q.new_empty(B, N, H, width).transpose(1, 2)
+        weights, keep = q.new_empty(B, H, N, M), torch.empty(B, H, N, M, dtype=torch.bool)
+        random = torch.empty(-(-H * N * M // 4), dtype=torch.int64)
+        mixed = q.new_empty(H, N, width)
+        for b in range(B):
+            scores = (q[b] @ k[b].mT).mul_(1 / math.sqrt(d))
+            if bias is not None:
+                scores += _item(bias, b)
+            if permitted is not None:
+                forbidden = ~_item(permitted, b)
+                scores.masked_fill_(forbidden, torch.finfo(scores.dtype).min)
+            torch.softmax(scores, -1, out=weights[b])
+            if permitted is not None:
+                weights[b].masked_fill_(forbidden, 0.0)
+            random.random_(-(2**63), 2**63 - 1)
+            torch.ge(random.view(torch.int16)[: H * N * M].view(H, N, M), dropped - GRID // 2, out=keep[b])
+            torch.matmul(torch.mul(weights[b], keep[b], out=scores), v[b], out=mixed)
+            out[b] = mixed.mul_(GRID / (GRID - dropped))
+        return out, weights, keep
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        q, k, v, _, _, dropped = inputs
+        _, weights, keep = output
+        ctx.mark_non_differentiable(weights, keep)
+        ctx.save_for_backward(q, k, v, weights, keep)
+        ctx.factor = GRID / (GRID - dropped)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, keep = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for b in range(len(q)):
+            given = gradient[b] * ctx.factor
+            kept = weights[b] * keep[b]
+            dv[b] = kept.mT @ given
+            flow = kept.mul_(given @ v[b].mT)
+            # The softmax's own gradient: weights are tied to one in sum.
+            flow -= weights[b] * flow.sum(-1, keepdim=True)
+            flow *= 1 / math.sqrt(q.shape[-1])
+            dq[b], dk[b] = flow @ k[b], flow.mT @ q[b]
+        return dq, dk, dv, None, None, None
+
+
+def _item(tensor: Tensor, b: int) -> Tensor:
+    """Item b of what broadcasts to (B, H, N, M)."""
+    tensor = tensor[(None,) * (4 - tensor.dim())]
+    return tensor[0 if len(tensor) == 1 else b]
