@@ -50,11 +50,12 @@ SQUARE: dict[str, tuple[str, Mask | None]] = {
     "causal, left padding": ("items", padding(LENGTHS, side="left", total=N) & causal()),
     "an empty item": ("items", padding(EMPTY)),
     "padding, prefix of an item": ("items", (causal() | prefix(torch.tensor([3, 41]))) & padding(LENGTHS)),
+    "one padding for all": ("matrix", padding(torch.tensor([37]))),
     "hardly padded": ("matrix", padding(torch.tensor([N, N - 2]))),
     "packed": ("segments", from_cu_seqlens(torch.tensor([0, 17, 60, 60, N]))),
     "packed, causal": ("segments", causal() & from_cu_seqlens(torch.tensor([0, 17, 60, 130, N]))),
     "packed, prefix": ("segments", documents(IDS) & (causal() | prefix(29))),
-    "documents interrupted": ("matrix", documents(torch.arange(N) % 2)),
+    "documents interrupted": ("matrix", documents(IDS % 2)),
     "one document": ("matrix", documents(torch.zeros(N, dtype=torch.long))),
     "a wide window": ("matrix", window(70)),
     "a matrix": ("matrix", from_tensor(torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(5)) > 0.6)),
@@ -110,6 +111,11 @@ def test_a_bias_goes_every_way(name: str, shape: tuple[int, ...]) -> None:
 )
 def test_with_more_keys_than_queries(path: str, mask: Mask) -> None:
     check(mask, path, keys=M)
+
+
+def test_lengths_of_another_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        check(padding(torch.tensor([37, 41, 101])), None)
 
 
 RULES = st.sampled_from(
@@ -252,6 +258,10 @@ def test_dropout_follows_the_seed_and_is_left_to_the_kernel_where_it_must() -> N
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_a_mapped_call_takes_one_kernel() -> None:
+    dropping = MultiAttention(12, 3, dropout=0.5).double()
+    same = torch.randn(1, 2, N, 12, dtype=torch.float64).expand(7, -1, -1, -1)
+    a, b, *_ = torch.func.vmap(dropping, randomness="different")(same)
+    assert not torch.equal(a, b)
     layer = MultiAttention(12, 3).double()
     x = torch.randn(B, 5, N, 12, dtype=torch.float64)
     mapped = torch.func.vmap(lambda x: layer(x, mask=causal() & window(7)))(x)
