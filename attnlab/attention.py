@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.card import Card as Card
+from attnlab.engines.packing import packed
 from attnlab.masks import BoundMask, Mask, as_mask, causal
 
 
@@ -44,6 +45,10 @@ class Attention(nn.Module):
     """
 
     card: ClassVar[Card]
+
+    packs: ClassVar[bool] = False
+    """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
+    padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
     def __init__(self, embed_dim: int, num_heads: int = 1, *, causal: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -98,6 +103,10 @@ class Attention(nn.Module):
             TypeError: for a mask that is not Boolean.
         """
         bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+        if self.packs and bound is not None and not given and not (self.training and self.dropout):
+            row = packed(x, bound, self.num_heads)
+            if row is not None:
+                return row.run(self._forward, x)
         out = self._forward(x, bound, **given)
         if context is not None and not context.shape[1]:
             return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)  # there is nothing to look at

@@ -123,7 +123,7 @@ class Network(
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
-            mask = padding(lengths)
+            mask = padding(lengths, queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
         x = self.drop(self.embed(x) + self.positions[:N])
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Measure, and write a dated report of each part: ``python -m benchmarks [attention|overhead|startup|first] ...``."""
+"""Measure, and write a dated report of each part: ``python -m benchmarks [attention|engines|overhead|...] ...``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention, first_command, overhead, startup
+from benchmarks import attention, engines, first_command, overhead, startup
 
 RESULTS = Path(__file__).parent / "results"
 Lines = Iterator[tuple[str, dict[str, Any]]]
@@ -30,6 +30,23 @@ def _attention() -> Lines:
         verdict = "reached" if row.reached else "**missed**"
         causal = "causal" if row.causal else ""
         yield f"| {row.shape} | {causal} | {row.what} | {row.ratio} | {row.control} | {verdict} |", asdict(row)
+
+
+def _engines() -> Lines:
+    yield "# What the softmax engine leaves out\n", {}
+    yield "Speed ratio, above 1 is faster. Median (quartiles) of paired ratios. Batch 8 or 1, 8 heads of 64.\n", {}
+    yield "| what | against | ours / theirs | control theirs / theirs | target | |", {}
+    yield "|---|---|---|---|---|---|", {}
+    for row in engines.rows():
+        verdict = "reached" if row.ratio.median >= row.target else "**missed**"
+        yield f"| {row.what} | {row.peer} | {row.ratio} | {row.control} | {row.target} | {verdict} |", asdict(row)
+    exponent, steps = engines.growth()
+    verdict = "reached" if exponent <= 1.15 else "**missed**"
+    yield (
+        f"\nA causal window of 256 grows from 1,024 to 8,192 tokens as N^{exponent:.2f} "
+        f"({', '.join(f'{step:.2f}' for step in steps)} by doubling; target 1.15): {verdict}",
+        {"growth": exponent, "by doubling": steps},
+    )
 
 
 def _overhead() -> Lines:
@@ -85,6 +102,7 @@ def _first() -> Lines:
 
 PARTS: dict[str, Callable[[], Lines]] = {
     "attention": _attention,
+    "engines": _engines,
     "overhead": _overhead,
     "startup": _startup,
     "first": _first,

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,6 +36,17 @@ def tell(path: Path) -> None:
     listening = _listener.get()
     if listening is not None:
         listening.append(path)
+
+
+def may_split(x: Tensor) -> bool:
+    """Whether a computation may be split by what the tensors hold: on a CPU, and not traced or transformed."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 @contextmanager

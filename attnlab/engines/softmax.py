@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.engines.dropout import dropout_attention
-from attnlab.engines.paths import Path, tell
+from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.tiles import ROWS, additive, itemwise, segmentwise, triangular, windowed
 from attnlab.masks import BoundMask
 
@@ -91,7 +91,7 @@ def _choose(
 ) -> tuple[Path, Callable[[], Tensor]]:
     """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part engines."""
     N, M = q.shape[2], k.shape[2]
-    by_parts = _in_parts(q)
+    by_parts = may_split(q)
     if dropout and by_parts and q.shape[1] * N * M >= CHEAP and (bias is None or not bias.requires_grad):
         permitted = None if mask is None else mask.tensor()
         return Path("dropout", f"dropout {dropout:g} in training on a CPU; two random bytes a weight"), partial(
@@ -143,13 +143,3 @@ def _parts(
             triangular, q, k, v
         )
     return None
-
-
-def _in_parts(q: Tensor) -> bool:
-    """Whether a computation may be split by what the tensors hold: not where it is traced or transformed."""
-    return (
-        q.device.type == "cpu"
-        and q.dtype in (torch.float32, torch.float64)
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
-    )

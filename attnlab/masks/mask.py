@@ -47,6 +47,15 @@ class Mask:
         """Where the rule is one range of keys for each batch item, those ranges; else None."""
         return None
 
+    def tokens(self, length: int) -> list[slice] | None:
+        """Where the rule keeps one range of tokens of each batch item, to look and to be looked at; else None."""
+        return None
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it depends on how far two positions are apart alone."""
+        return False
+
     def segments(self, length: int) -> list[slice] | None:
         """Where the rule cuts one row into pieces that know nothing of each other, those pieces; else None."""
         return None
@@ -283,6 +292,10 @@ class _Pair(Mask):
 
 @dataclass(frozen=True, eq=False)
 class _And(_Pair):
+    @property
+    def is_relative(self) -> bool:
+        return self.left.is_relative and self.right.is_relative
+
     @property
     def sees_itself(self) -> bool:
         return self.left.sees_itself and self.right.sees_itself

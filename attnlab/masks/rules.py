@@ -14,6 +14,7 @@ from attnlab.masks.mask import Mask, Reach, on_device_of, require_tensor, short
 class _Causal(Mask):
     sees_itself = True
     is_triangle = True
+    is_relative = True
     reach = (None, 0)
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
@@ -27,6 +28,7 @@ class _Causal(Mask):
 class _Window(Mask):
     size: int
     sees_itself = True
+    is_relative = True
 
     @property
     def reach(self) -> Reach:
@@ -54,27 +56,37 @@ class _Prefix(Mask):
 
 @dataclass(frozen=True, eq=False)
 class _Padding(Mask):
-    """Keys from ``start`` up to, not including, ``stop`` are real; None leaves that end open."""
+    """Positions from ``start`` up to, not including, ``stop`` are real; None leaves that end open."""
 
     lengths: Tensor
     start: Tensor | None
     stop: Tensor | None
+    queries: bool
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        if self.start is not None:
-            return k >= on_device_of(k, self.start, "padding(lengths)")[:, None, None, None]
-        assert self.stop is not None
-        return k < on_device_of(k, self.stop, "padding(lengths)")[:, None, None, None]
+        return self._real(k) & self._real(q) if self.queries else self._real(k)
 
-    def spans(self, keys: int) -> list[slice]:
+    def spans(self, keys: int) -> list[slice] | None:
+        return None if self.queries else self._ranges(keys)
+
+    def tokens(self, length: int) -> list[slice] | None:
+        return self._ranges(length) if self.queries else None
+
+    def _real(self, place: Tensor) -> Tensor:
         if self.start is not None:
-            return [slice(min(max(start, 0), keys), keys) for start in self.start.tolist()]
+            return place >= on_device_of(place, self.start, "padding(lengths)")[:, None, None, None]
         assert self.stop is not None
-        return [slice(0, min(max(stop, 0), keys)) for stop in self.stop.tolist()]
+        return place < on_device_of(place, self.stop, "padding(lengths)")[:, None, None, None]
+
+    def _ranges(self, length: int) -> list[slice]:
+        if self.start is not None:
+            return [slice(min(max(start, 0), length), length) for start in self.start.tolist()]
+        assert self.stop is not None
+        return [slice(0, min(max(stop, 0), length)) for stop in self.stop.tolist()]
 
     def __repr__(self) -> str:
         side = "" if self.start is None else ", side='left'"
-        return f"padding({short(self.lengths)}{side})"
+        return f"padding({short(self.lengths)}{side}{', queries=True' if self.queries else ''})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,13 +177,17 @@ def prefix(length: int | Tensor) -> Mask:
     return _Prefix(length)
 
 
-def padding(lengths: Tensor, *, side: str = "right", total: int | None = None) -> Mask:
+def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, queries: bool = False) -> Mask:
     """Only real keys: ``lengths`` (B,) counts them, the padding stands on ``side``.
+
+    A padded position still looks, at the real ones, unless ``queries`` is set; nobody reads what it finds.
 
     Args:
         lengths: (B,), whole numbers.
         side: "right" (real tokens first) or "left" (real tokens last).
         total: the padded length; needed on the left, where it says at which position the real tokens start.
+        queries: a padded position does not look either: its row is zero, and need not be computed. For a sequence
+            that looks at itself.
 
     Raises:
         ValueError: an unknown side; left padding without ``total``; a length above ``total``.
@@ -182,10 +198,10 @@ def padding(lengths: Tensor, *, side: str = "right", total: int | None = None) -
     if total is not None and lengths.numel() and int(lengths.max()) > total:
         raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than total={total}")
     if side == "right":
-        return _Padding(lengths, None, lengths)
+        return _Padding(lengths, None, lengths, queries)
     if total is None:
         raise ValueError("left padding needs total=, the padded length, to know where the real tokens start")
-    return _Padding(lengths, total - lengths, None)
+    return _Padding(lengths, total - lengths, None, queries)
 
 
 def documents(ids: Tensor) -> Mask:

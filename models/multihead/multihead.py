@@ -41,6 +41,8 @@ class MultiAttention(Attention):
         supports=("causal", "mask", "bias", "context", "weights", "equivariant"),
     )
 
+    packs = True
+
     @accepts_emd_dim
     def __init__(
         self,

@@ -37,6 +37,8 @@ class SelfAttention(Attention):
         supports=("causal", "mask", "bias", "weights", "equivariant"),
     )
 
+    packs = True
+
     @accepts_emd_dim
     def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)
