@@ -36,7 +36,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | No
         parts.append(
             _attend(q[:, :, part], k[:, :, keys], v[:, :, keys], mask.tile(part, keys), _cut(bias, part, keys))
         )
-    return torch.cat(parts, 2)
+    return _joined(parts, 2)
 
 
 def triangular(q: Tensor, k: Tensor, v: Tensor, parts: int = 4) -> Tensor:
@@ -47,7 +47,7 @@ def triangular(q: Tensor, k: Tensor, v: Tensor, parts: int = 4) -> Tensor:
         # A part's own triangle, aligned at its end.
         permitted = torch.ones(rows.stop - rows.start, rows.stop, dtype=torch.bool, device=q.device).tril(rows.start)
         done.append(_attend(q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], permitted))
-    return torch.cat(done, 2)
+    return _joined(done, 2)
 
 
 def itemwise(q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tensor | None, keys: list[slice]) -> Tensor:
@@ -72,7 +72,7 @@ def itemwise(q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tens
         permitted = None if rest is None else _of_item(rest.tile(everyone, own), b)
         added = _cut(bias, everyone, own)
         done.append(_attend(*args, permitted, None if added is None else _of_item(added, b)))
-    return torch.cat(done)
+    return _joined(done, 0)
 
 
 def segmentwise(
@@ -95,13 +95,18 @@ def segmentwise(
             done.append(F.scaled_dot_product_attention(*args, is_causal=True))
         else:
             done.append(_attend(*args, None if rest is None else rest.tile(own, own), _cut(bias, own, own)))
-    return torch.cat(done, 2)
+    return _joined(done, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None = None) -> Tensor:
     if not k.shape[2]:
         return torch.zeros_like(q)  # nothing to look at
     return F.scaled_dot_product_attention(q, k, v, attn_mask=additive(permitted, bias, q.dtype))
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts in one tensor, laid out as the kernels lay out theirs, (B, N, H, d): joining heads is then free."""
+    return torch.cat([part.transpose(1, 2) for part in parts], {0: 0, 2: 1}[axis]).transpose(1, 2)
 
 
 def additive(permitted: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
