@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnlab.attention import Attention, Card
+    from attnlab.cache import Cache
     from attnlab.checks import check_attention
     from attnlab.engines.paths import explain_path
     from attnlab.network import Network
     from attnlab.training.runs import load
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "Card", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
+__all__ = ["Attention", "Cache", "Card", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
 
 # In a checkout the mechanisms stand in models/ beside this folder; in a wheel they are attnlab/models.
 if not (Path(__file__).parent / "models").is_dir():
@@ -25,6 +26,7 @@ if not (Path(__file__).parent / "models").is_dir():
 
 _HOME = {
     "Attention": "attnlab.attention",
+    "Cache": "attnlab.cache",
     "Card": "attnlab.attention",
     "Network": "attnlab.network",
     "check_attention": "attnlab.checks",

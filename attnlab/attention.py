@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attnlab.cache import Cache
 from attnlab.card import Card as Card
 from attnlab.engines.packing import packed
 from attnlab.masks import BoundMask, Mask, as_mask, causal
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         mask: Mask | Tensor | None = None,
         bias: Tensor | None = None,
         context: Float[Tensor, "B M D"] | None = None,
-        cache: Any = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Attend.
 
@@ -92,14 +93,16 @@ class Attention(nn.Module):
             bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). Keep it finite: who may
                 look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
             context: the sequence looked at, (B, M, D); without it a token looks at its own sequence.
-            cache: what was seen before, for decoding step by step.
+            cache: what was seen before, for decoding step by step: ``x`` is what is new; a mask and a bias speak of all
+                keys. Needs ``causal``, or a mask that does not look ahead.
 
         Returns:
             (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero.
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
-            ValueError: for a shape that does not fit.
+            ValueError: for a shape that does not fit; a cache that is full, of another batch or device, or that would
+                not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
         bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
@@ -206,27 +209,52 @@ class Attention(nn.Module):
                     f"context must have shape ({x.shape[0]}, length, {self.embed_dim}), not {tuple(context.shape)}"
                 )
             keys = context.shape[1]
+        if mask is not None:
+            self._require("mask")
+            mask = as_mask(mask)
+        if self.causal:
+            mask = causal() if mask is None else causal() & mask
+        first, cache = 0, given.get("cache")
+        if cache is not None:
+            self._check_cache(x, mask, context, cache)
+            keys, first = cache.kept + x.shape[1], cache.first
         if (bias := given.get("bias")) is not None:
             if not bias.is_floating_point():
                 raise TypeError(
                     f"bias is added to the scores and must be a float tensor, not {bias.dtype}; "
                     "to say who may look at whom use mask="
                 )
-            wanted = (x.shape[0], self.num_heads, x.shape[1], keys)
+            wanted = (x.shape[0], self.num_heads, x.shape[1], first + keys)
             fits = zip(reversed(bias.shape), reversed(wanted), strict=False)
             if bias.dim() > 4 or any(have not in (1, want) for have, want in fits):
                 raise ValueError(
                     f"bias has shape {tuple(bias.shape)}, which does not broadcast to "
                     f"(batch, heads, queries, keys) = {wanted}"
                 )
-        if mask is not None:
-            self._require("mask")
-            mask = as_mask(mask)
-        if self.causal:
-            mask = causal() if mask is None else causal() & mask
+            if first and bias.shape[-1] > 1:
+                given["bias"] = bias[..., first:]
         if mask is None:
             return None, given
-        return mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), device=x.device), given
+        return mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device), given
+
+    @staticmethod
+    def _check_cache(x: Tensor, mask: Mask | None, context: Tensor | None, cache: Cache) -> None:
+        """Refuse a cache with which the steps would differ from the full pass; make room in it for ``x``."""
+        if not isinstance(cache, Cache):
+            raise TypeError(f"cache is an attnlab.Cache, not a {type(cache).__name__}")
+        if context is not None:
+            raise ValueError("a cache keeps what a sequence has seen of itself; give context= or cache=, not both")
+        back, ahead = (None, None) if mask is None else mask.reach
+        if ahead != 0:
+            raise ValueError(
+                "with a cache nobody can look ahead: build the layer with causal=True, or join causal() to the mask"
+            )
+        if cache.window is not None and (back is None or back >= cache.window):
+            raise ValueError(
+                f"the cache keeps {cache.window} tokens, but the mask looks {'all the way' if back is None else back} "
+                f"back; join window({cache.window}) to it"
+            )
+        cache.admit(x)
 
 
 def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear
+from attnlab.cache import Cache
 from attnlab.card import CAPABILITIES, Card
 from attnlab.masks import BoundMask, causal, from_tensor, padding, window
 from attnlab.models.multihead import MultiAttention
@@ -174,10 +175,11 @@ def test_only_what_was_given_arrives() -> None:
     layer(x())
     assert layer.mask is None
     assert layer.given == {}
-    cache = object()
-    layer(x(), context=x(M), bias=torch.zeros(N, M), cache=cache)
-    assert set(layer.given) == {"context", "bias", "cache"}
-    assert layer.given["cache"] is cache
+    layer(x(), context=x(M), bias=torch.zeros(N, M))
+    assert set(layer.given) == {"context", "bias"}
+    cache = Cache(N)
+    layer(x(), mask=causal(), cache=cache)
+    assert layer.given == {"cache": cache}
 
 
 @pytest.mark.parametrize(

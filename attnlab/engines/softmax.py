@@ -57,6 +57,8 @@ def softmax_attention(
         return one.squeeze(1)
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
         return _whole(q, k, v, mask, bias, dropout)
+    if mask is not None and mask.is_open:
+        mask = None
     path, compute = _choose(q, k, v, mask, bias, dropout)
     tell(path)
     return compute()
@@ -122,12 +124,14 @@ def _parts(
 ) -> tuple[Path, Callable[[], Tensor]] | None:
     """A way that leaves out what may not be looked at; None where there is too little of it."""
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
-    if N < SHORT or M < SHORT:
+    if M < SHORT:
         return None
     back, ahead = mask.mask.reach
-    if back is not None and ahead is not None and 1.5 * (back + ahead + 1 + ROWS) <= M:
+    if back is not None and ahead is not None and 1.5 * (back + ahead + 1 + min(N, ROWS)) <= M:
         why = f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys"
         return Path("window", why), partial(windowed, q, k, v, mask, bias)
+    if N < SHORT or mask.first:
+        return None
     for rule in mask.mask.factors:
         if mask.offset == 0 and N == M and (segments := rule.segments(N)) and 1 < len(segments) <= N // 4:
             why = f"{len(segments)} sequences packed in one row"

@@ -124,11 +124,12 @@ class Mask:
         *,
         shape: tuple[int, int] | None = None,
         offset: int | None = None,
+        first: int = 0,
         device: torch.device | str | None = None,
     ) -> BoundMask:
-        """The rule at one length; ``shape`` is the (B, H) that it must fit."""
+        """The rule at one length; ``shape`` is the (B, H) that it must fit, ``first`` the first key's position."""
         keys = queries if keys is None else keys
-        return BoundMask(self, queries, keys, keys - queries if offset is None else offset, shape, device)
+        return BoundMask(self, queries, keys, keys - queries if offset is None else offset, shape, device, first)
 
     def to(self, device: torch.device | str) -> Self:
         """The same rule with its tensors on ``device``."""
@@ -158,6 +159,7 @@ class BoundMask:
         offset: the position of the first query among the keys.
         shape: the (B, H) that it must fit.
         device: where matrices are made.
+        first: the position of the first key, where a cache has let go of earlier ones.
 
     Raises:
         ValueError: when the rule does not fit these lengths.
@@ -171,9 +173,10 @@ class BoundMask:
         offset: int,
         shape: tuple[int, int] | None = None,
         device: torch.device | str | None = None,
+        first: int = 0,
     ) -> None:
-        mask.check(queries, keys)
-        self.mask, self.queries, self.keys, self.offset = mask, queries, keys, offset
+        mask.check(queries, first + keys)
+        self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
 
@@ -182,10 +185,20 @@ class BoundMask:
         """Whether this is the plain square triangle, for which kernels need no matrix."""
         return self.mask.is_triangle and self.queries == self.keys and self.offset == 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is forbidden: a triangle whose first query is at the end already, as in decoding."""
+        return self.mask.is_triangle and self.offset >= self.keys - 1
+
     def tensor(self) -> Tensor:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
         if self._tensor is None:
-            matrix = self.mask.materialize(self.queries, self.keys, offset=self.offset, device=self._device)
+            if self.mask.by_position:
+                matrix = self._evaluated(slice(0, self.queries), slice(0, self.keys))
+            else:  # a given matrix has a column for every key that ever was
+                at = slice(self.first + self.offset, self.first + self.offset + self.queries)
+                matrix = _evaluate(self.mask, at, slice(0, self.first + self.keys), self._device)
+                matrix = matrix[..., _of(matrix.shape[-1], slice(self.first, self.first + self.keys))]
             self._tensor = self._fitted(matrix, self.queries, self.keys)
         return self._tensor
 
@@ -194,16 +207,15 @@ class BoundMask:
         if self._tensor is not None or not self.mask.by_position:
             whole = self.tensor()
             return whole[..., _of(whole.shape[-2], queries), _of(whole.shape[-1], keys)]
-        positions = slice(queries.start + self.offset, queries.stop + self.offset)
-        matrix = _evaluate(self.mask, positions, keys, self._device)
-        return self._fitted(matrix, queries.stop - queries.start, keys.stop - keys.start)
+        return self._fitted(self._evaluated(queries, keys), queries.stop - queries.start, keys.stop - keys.start)
 
     def without(self, rule: Mask) -> BoundMask | None:
         """The mask that the other factors make; None where there is no other."""
         left = [factor for factor in self.mask.factors if factor is not rule]
         if not left:
             return None
-        return BoundMask(functools.reduce(_And, left), self.queries, self.keys, self.offset, self._shape, self._device)
+        rest = functools.reduce(_And, left)
+        return BoundMask(rest, self.queries, self.keys, self.offset, self._shape, self._device, self.first)
 
     def blank(self, out: Tensor) -> Tensor:
         """``out`` (B, N_q, D) with zeros in the rows that may look at nothing."""
@@ -226,6 +238,11 @@ class BoundMask:
         rows = [slice(at, min(at + 256, self.queries)) for at in range(0, self.queries, 256)]
         found = [~self.tile(part, self.seen(part)).any(-1).any(1) for part in rows]
         return torch.cat(found, -1) if found else torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+
+    def _evaluated(self, queries: slice, keys: slice) -> Tensor:
+        at = self.first + self.offset
+        positions = slice(at + queries.start, at + queries.stop)
+        return _evaluate(self.mask, positions, slice(self.first + keys.start, self.first + keys.stop), self._device)
 
     def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
         matrix = matrix[(None,) * (4 - matrix.dim())]

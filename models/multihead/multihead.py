@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Attention, Card, accepts_emd_dim, linear
+from attnlab.cache import Cache
 from attnlab.engines.softmax import softmax_attention, softmax_weights
 from attnlab.masks import BoundMask
 
@@ -38,7 +39,7 @@ class MultiAttention(Attention):
         memory="n·d",
         representation="h softmax maps over slices of the width",
         use_case="the default; tasks that read several places at once",
-        supports=("causal", "mask", "bias", "context", "weights", "equivariant"),
+        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
     )
 
     packs = True
@@ -82,8 +83,11 @@ class MultiAttention(Attention):
         mask: BoundMask | None,
         bias: Tensor | None = None,
         context: Float[Tensor, "B M D"] | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project(x, context)
+        if cache is not None:
+            K, V = cache.append(K, V)
         dropout = self.dropout if self.training else 0.0
         heads = softmax_attention(Q, K, V, mask, bias, dropout=dropout)  # √d_k: each head sums over its own d_k
         return self.output(self._concat(heads))

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Attention, Card, accepts_emd_dim, linear
+from attnlab.cache import Cache
 from attnlab.engines.softmax import softmax_attention, softmax_weights
 from attnlab.masks import BoundMask
 
@@ -34,7 +35,7 @@ class SelfAttention(Attention):
         memory="n·d",
         representation="one softmax map",
         use_case="learning how attention works; tasks that read one place at a time",
-        supports=("causal", "mask", "bias", "weights", "equivariant"),
+        supports=("causal", "mask", "bias", "cache", "weights", "equivariant"),
     )
 
     packs = True
@@ -58,9 +59,11 @@ class SelfAttention(Attention):
         return self.output(weights.squeeze(1) @ self.value(x))
 
     def _forward(
-        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "B N D"]:
         # softmax(Q Kᵀ / √d) V in one fused step: the same numbers, and the map is never written down
         Q, K, V = self.query(x), self.key(x), self.value(x)
+        if cache is not None:
+            K, V = cache.append(K, V)  # with all that was seen before
         dropout = self.dropout if self.training else 0.0
         return self.output(softmax_attention(Q, K, V, mask, bias, dropout=dropout))

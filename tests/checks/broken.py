@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from attnlab.attention import Attention
 from attnlab.engines.softmax import softmax_attention, softmax_weights
-from attnlab.masks import BoundMask, as_mask, from_tensor
+from attnlab.masks import BoundMask, as_mask, causal, from_tensor
 from attnlab.models.multihead import MultiAttention
 
 TWINS: list[tuple[str, type[Attention]]] = []
@@ -471,7 +472,9 @@ class HoldsALambda(MultiAttention):
 
 @breaks("what is not claimed raises")
 class SwallowsTheCache(MultiAttention):
-    """Takes a cache and does nothing with it."""
+    """Takes a cache, which its card does not claim, and does nothing with it."""
+
+    card = replace(MultiAttention.card, supports=tuple(set(MultiAttention.card.supports) - {"cache"}))
 
     def forward(self, x: Tensor, *, cache: Any = None, **given: Any) -> Tensor:
         return super().forward(x, **given)
@@ -499,6 +502,86 @@ class HasTwoPolarities(MultiAttention):
 
     def _admit(self, x: Tensor, mask: Any, **optional: Any) -> Any:
         return super()._admit(x, ~mask if isinstance(mask, Tensor) else mask, **optional)
+
+
+# Decoding and packing
+
+
+@breaks("steps with a cache = the full pass")
+class StartsAnew(MultiAttention):
+    """Lets a step look at the first keys, not at those up to its own place."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        if mask is not None and cache is not None:
+            mask = mask.mask.bind(mask.queries, mask.keys, offset=0)
+        return super()._forward(x, mask, bias, context, cache)
+
+
+@breaks("steps with a cache = the full pass")
+class ForgetsThePrompt(MultiAttention):
+    """Looks at the new tokens alone."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        if cache is None or mask is None:
+            return super()._forward(x, mask, bias, context)
+        _, K, V = self._project(x, context)
+        cache.append(K, V)
+        return super()._forward(x, mask.mask.bind(x.shape[1]) if mask.mask.by_position else None)
+
+
+@breaks("a windowed cache = the full pass")
+class CountsFromTheWindow(MultiAttention):
+    """Takes the first key that is left for the first that there was."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        if mask is not None and cache is not None:
+            mask = mask.mask.bind(mask.queries, mask.keys, shape=(len(x), self.num_heads))
+        return super()._forward(x, mask, bias, context, cache)
+
+
+@breaks("a cache can be rolled back")
+class RemembersTheLast(MultiAttention):
+    """Adds a memory of its own to the cache's, which nobody takes back."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        out = super()._forward(x, mask, bias, context, cache)
+        if cache is None:
+            return out
+        last = getattr(cache, "last", [0, 0.0])
+        cache.last = [cache.length, x[:, -1:].mean()]
+        return out + (last[1] if cache.length - x.shape[1] != last[0] else 0.0)
+
+
+@breaks("packed sequences are each alone")
+class GluesDocuments(MultiAttention):
+    """Takes packed sequences for one."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        if mask is not None and any(rule.segments(x.shape[1]) for rule in mask.mask.factors):
+            mask = causal().bind(x.shape[1]) if self.causal else None
+        return super()._forward(x, mask, bias, context, cache)
+
+
+@breaks("packed padding changes nothing")
+class PacksWithPlaces(MultiAttention):
+    """Adds to every token its place, and lets itself be packed all the same."""
+
+    def _forward(
+        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
+    ) -> Any:
+        start = 0 if cache is None else cache.length
+        place = torch.arange(start, start + x.shape[1], device=x.device)[:, None]
+        return super()._forward(x + 0.1 * place, mask, bias, context, cache)
 
 
 # Outside of eager Python

@@ -54,7 +54,7 @@ def test_a_careless_stranger_is_told_where() -> None:
     with pytest.raises(AssertionError) as caught:
         check_attention(strangers.Careless, fast=True)
     message = str(caught.value)
-    assert message.startswith("Careless breaks 4 of 20 promises:\n")
+    assert message.startswith("Careless breaks 5 of 21 promises:\n")
     assert "causal hears no future under a mask: " in message
     assert "output 0 hears token 2 of item 1 (causal=True and mask=padding([7, 4]))" in message
 

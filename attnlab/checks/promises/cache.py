@@ -1,0 +1,98 @@
+"""Decoding step by step gives what the full pass gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from attnlab.cache import Cache
+from attnlab.checks.probes import difference, said, worst
+from attnlab.checks.registry import Measure, promise
+from attnlab.checks.subject import N, Subject
+from attnlab.masks import Mask, causal, padding, window
+
+SAME = 1e-12
+"""In float64."""
+
+SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
+LONG = 151
+REACH = 5
+
+
+@promise("steps with a cache = the full pass", needs=("contract", "cache"))
+def steps(subject: Subject) -> Measure:
+    """The difference between a sequence at once and in several pieces, under every mask and at a longer length."""
+
+    @torch.no_grad()
+    def measured() -> Iterator[tuple[float, str]]:
+        for length, splits in ((N, SPLITS), (LONG, ((LONG - 70, 1, 68, 1),))):
+            x = subject.tokens(length=length)
+            layer, masks = _looking_back(subject, x)
+            for mask in masks:
+                whole = subject(layer, x, mask)
+                for split in splits:
+                    found = _in_steps(subject, x, mask, split, Cache(length))
+                    yield difference(found, whole), f"in pieces of {split} ({said(True, mask)})"
+
+    return worst(measured(), SAME)
+
+
+@promise("a windowed cache = the full pass", needs=("contract", "cache", "mask"))
+def ring(subject: Subject) -> Measure:
+    """The difference where the cache lets go of what the mask's window has passed, over many times its memory."""
+
+    @torch.no_grad()
+    def measured() -> Iterator[tuple[float, str]]:
+        length = 5 * 67
+        x = subject.tokens(length=length)
+        layer, _ = _looking_back(subject, x)
+        for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", total=50)):
+            mask = causal() & window(REACH) if other is None else causal() & window(REACH) & other
+            cache = Cache(length, window=REACH)
+            found = _in_steps(subject, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
+            yield difference(found, subject(layer, x, mask)), f"{said(True, mask)}"
+            yield float(cache.first == 0), "the cache kept everything"
+
+    return worst(measured(), SAME)
+
+
+@promise("a cache can be rolled back", needs=("contract", "cache"))
+def edited(subject: Subject) -> Measure:
+    """The difference after tokens were taken back, and items exchanged, as in speculative decoding and beam search."""
+
+    @torch.no_grad()
+    def measured() -> Iterator[tuple[float, str]]:
+        x, other = subject.tokens(), subject.tokens(seed=21)
+        layer, (mask, *_) = _looking_back(subject, x)
+        whole, cache = subject(layer, x, mask), Cache(N)
+        _step(layer, x[:, :3], mask, cache)
+        _step(layer, other[:, :3], mask, cache)
+        cache.rollback(3)
+        yield difference(_step(layer, x[:, 3:5], mask, cache), whole[:, 3:5]), "after rollback(3)"
+        items = torch.tensor([1, 1, 0], device=x.device)
+        cache.select(items)
+        yield difference(_step(layer, x[items, 5:], mask, cache), whole[items, 5:]), "after select([1, 1, 0])"
+
+    return worst(measured(), SAME)
+
+
+def _looking_back(subject: Subject, x: Tensor) -> tuple[torch.nn.Module, list[Mask | None]]:
+    """A layer that cannot look ahead, and the masks to ask it with."""
+    layer = subject.build(True)
+    plain: Mask | None = None if getattr(layer, "causal", False) else causal()
+    masks = subject.masks(length=x.shape[1])
+    return layer, [plain, *(mask if plain is None else plain & mask for mask in masks)]
+
+
+def _in_steps(subject: Subject, x: Tensor, mask: Mask | None, split: Sequence[int], cache: Cache) -> Tensor:
+    layer, _ = _looking_back(subject, x)
+    return torch.cat([_step(layer, part, mask, cache, x.shape[1]) for part in x.split(list(split), 1)], 1)
+
+
+def _step(layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: Cache, total: int = N) -> Tensor:
+    if mask is not None and not mask.by_position:  # a given matrix: the rows and columns that the step is about
+        matrix, seen = mask.materialize(total, device=x.device), cache.length + x.shape[1]
+        return layer(x, mask=matrix[..., cache.length : seen, :seen], cache=cache)
+    return layer(x, mask=mask, cache=cache)

@@ -1,0 +1,202 @@
+"""The cache itself: its memory, its errors, and what it keeps. That decoding equals the full pass the suite says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnlab import Cache
+from attnlab.engines.paths import explain_path
+from attnlab.masks import causal, from_tensor, padding, prefix, window
+from attnlab.models.multihead import MultiAttention
+from attnlab.models.selfhead import SelfAttention
+
+B, H, d, D = 2, 3, 4, 12
+
+
+def numbered(start: int, stop: int, batch: int = B) -> tuple[Tensor, Tensor]:
+    """Keys that are their position, values that are minus it."""
+    keys = torch.arange(start, stop, dtype=torch.float32)[:, None].expand(batch, H, stop - start, d)
+    return keys, -keys
+
+
+def feed(cache: Cache, count: int) -> tuple[Tensor, Tensor]:
+    cache.admit(torch.zeros(B, count, D))
+    return cache.append(*numbered(cache.length, cache.length + count))
+
+
+def positions(keys: Tensor) -> list[int]:
+    return [int(key) for key in keys[0, 0, :, 0]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.none() | st.integers(1, 70))
+def test_it_keeps_what_may_be_looked_at(counts: list[int], size: int | None) -> None:
+    cache, seen = Cache(2000, window=size), 0
+    for count in counts:
+        keys, values = feed(cache, count)
+        seen += count
+        found = positions(keys)
+        assert found == list(range(cache.first, seen))
+        assert torch.equal(values, -keys)
+        assert (cache.length, cache.kept) == (seen, len(found))
+        oldest = 0 if size is None else max(0, seen - count - size + 1)
+        assert cache.first <= oldest, "the first new token looks back to here"
+
+
+def test_memory_doubles_up_to_the_capacity() -> None:
+    cache, token = Cache(300), 2 * B * H * d * 4
+    assert (cache.bytes, cache.bytes_per_token) == (0, 0)
+    sizes = []
+    for _ in range(300):
+        feed(cache, 1)
+        sizes.append(cache.bytes // token)
+    assert sorted(set(sizes)) == [64, 130, 262, 300]
+    assert cache.bytes_per_token == token
+    assert repr(cache) == f"Cache(capacity=300): 300 seen, 300 kept, {300 * token:,} bytes"
+
+
+def test_a_window_takes_the_memory_of_the_window() -> None:
+    cache, most = Cache(10_000, window=50), 0
+    for _ in range(1000):
+        feed(cache, 1)
+        most = max(most, cache.bytes // (2 * B * H * d * 4))
+    assert most <= 2 * 50 + 2
+    assert cache.first >= 1000 - 2 * 50
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: Cache(0), "capacity must be a whole number of at least 1, not 0"),
+        (lambda: Cache(7, window=0), "window must be a whole number of at least 1, not 0"),
+        (lambda: Cache(True), "capacity must be a whole number"),
+        (lambda: feed(full(), 3), r"has seen 5 of at most 7 tokens, and 3 more do not fit; .* Cache\(capacity=8\)"),
+        (lambda: full().admit(torch.zeros(3, 1, D)), r"holds 2 sequences, not 3; use select\(\), or reset\(\)"),
+        (lambda: full().admit(torch.zeros(B, 1, D, device="meta")), "lies on cpu, the tokens on meta"),
+        (lambda: full().rollback(6), "rollback takes from 0 to 5 tokens, as many as were seen, not 6"),
+        (lambda: full().rollback(-1), "not -1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(act: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        act()  # type: ignore[operator]
+
+
+def full() -> Cache:
+    cache = Cache(7)
+    feed(cache, 5)
+    return cache
+
+
+def test_a_window_cannot_bring_back_what_it_let_go() -> None:
+    cache = Cache(500, window=10)
+    for _ in range(100):
+        feed(cache, 1)
+    spare = cache.kept - 9
+    with pytest.raises(ValueError, match=f"can forget {spare}"):
+        cache.rollback(spare + 1)
+    cache.rollback(spare)
+    keys, _ = feed(cache, 1)
+    assert positions(keys)[-10:] == list(range(100 - spare - 9, 100 - spare + 1))
+
+
+def test_a_refused_token_changes_nothing() -> None:
+    cache = full()
+    before = (cache.length, cache.bytes)
+    with pytest.raises(ValueError, match="do not fit"):
+        feed(cache, 3)
+    assert (cache.length, cache.bytes) == before
+    keys, _ = feed(cache, 2)
+    assert positions(keys) == list(range(7))
+
+
+def test_rollback_and_reset() -> None:
+    cache = full()
+    cache.rollback(2)
+    keys, _ = feed(cache, 1)
+    assert positions(keys) == [0, 1, 2, 3]
+    cache.reset()
+    assert (cache.length, cache.bytes) == (0, 0)
+    cache.admit(torch.zeros(3, 2, D))
+    assert cache.append(*numbered(0, 2, batch=3))[0].shape == (3, H, 2, d)
+
+
+def test_gradients_are_refused_and_inference_mode_mixes() -> None:
+    layer, cache, x = MultiAttention(D, H, causal=True), Cache(9), torch.randn(B, 5, D)
+    with pytest.raises(ValueError, match="cache gives no gradients"):
+        layer(x, cache=cache)
+    assert cache.length == 0
+    with torch.inference_mode():
+        first = layer(x[:, :3], cache=cache)
+    with torch.no_grad():
+        second = layer(x[:, 3:4], cache=cache)
+    with torch.inference_mode():
+        third = layer(x[:, 4:], cache=cache)
+    torch.testing.assert_close(torch.cat([first, second, third], 1), layer(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "cache", "given", "error", "says"),
+    [
+        (SelfAttention(D), Cache(9), {}, ValueError, "build the layer with causal=True, or join causal"),
+        (SelfAttention(D), Cache(9), {"mask": window(2)}, ValueError, "nobody can look ahead"),
+        (SelfAttention(D), Cache(9), {"mask": causal() | prefix(2)}, ValueError, "nobody can look ahead"),
+        (
+            SelfAttention(D, causal=True),
+            Cache(9, window=4),
+            {},
+            ValueError,
+            r"looks all the way back; join window\(4\)",
+        ),
+        (SelfAttention(D, causal=True), Cache(9, window=4), {"mask": window(5)}, None, None),
+        (SelfAttention(D, causal=True), Cache(9, window=4), {"mask": window(6)}, ValueError, "the mask looks 5 back"),
+        (SelfAttention(D, causal=True), {}, {}, TypeError, "cache is an attnlab.Cache, not a dict"),
+        (MultiAttention(D, H, causal=True), Cache(9), {"context": True}, ValueError, "context= or cache=, not both"),
+        (SelfAttention(D, causal=True), Cache(9), {"bias": torch.zeros(5, 4)}, ValueError, "does not broadcast"),
+    ],
+)
+@torch.no_grad()
+def test_a_cache_that_would_give_something_else_is_refused(
+    layer: SelfAttention, cache: Cache, given: dict, error: type[Exception] | None, says: str
+) -> None:
+    x = torch.zeros(B, 5, D)
+    if "context" in given:
+        given = {"context": x}
+    if error is None:
+        layer(x, cache=Cache(9, window=5), **given)
+        return
+    with pytest.raises(error, match=says):
+        layer(x, cache=cache, **given)
+    assert getattr(cache, "length", 0) == 0
+
+
+@torch.no_grad()
+def test_masks_and_biases_speak_of_all_keys() -> None:
+    layer, x = MultiAttention(D, H, causal=True).double(), torch.randn(B, 211, D, dtype=torch.float64)
+    bias = torch.randn(H, 211, 211, dtype=torch.float64)
+    given = from_tensor(torch.rand(B, 211, 211) > 0.2)
+    whole = layer(x, mask=given & window(9), bias=bias)
+    cache, parts = Cache(211, window=9), []
+    for start in range(0, 211, 7):
+        stop = min(start + 7, 211)
+        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & window(9)
+        parts.append(layer(x[:, start:stop], mask=mask, bias=bias[:, start:stop, :stop], cache=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    assert cache.first > 0
+
+
+@torch.no_grad()
+def test_decoding_makes_no_matrix() -> None:
+    layer, x = MultiAttention(D, H, causal=True), torch.randn(B, 300, D)
+    cache = Cache(400)
+    layer(x, cache=cache)
+    (path,) = explain_path(layer, x[:, :1], cache=cache)
+    assert path.name == "fused"
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=window(8))
+    assert path.name == "window"
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", total=300))
+    assert path.name == "matrix"
