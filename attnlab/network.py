@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnlab import registry
 from attnlab.attention import Attention, linear
+from attnlab.cache import Cache
 from attnlab.masks import Mask, padding
 
 
@@ -102,32 +103,36 @@ class Network(
         self.norm = nn.LayerNorm(embed_dim)
         self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[Cache] | None = None) -> Tensor:
         """Read a batch.
 
         Args:
             x: (B, N) whole numbers or (B, N, F) numbers, as `inputs` says.
             lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
                 there (NaN, -100) has no effect. None: all are real.
+            caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
 
         Returns:
             What `outputs` says.
 
         Raises:
             ValueError: a sequence longer than the learned positions; lengths that are not one a sequence, or (on the
-                CPU, where looking costs nothing) not from 1 to N.
+                CPU, where looking costs nothing) not from 1 to N; caches that could not give what the full pass gives.
         """
-        N = x.shape[1]
+        first = caches[0].length if caches else 0
+        N = first + x.shape[1]
         if self.length < N:
             raise ValueError(f"the sequence has {N} tokens, but this network was made for at most {self.length}")
+        if caches is not None and (lengths is not None or self.outputs.kind != "tokens"):
+            raise ValueError("caches are for networks that answer for every token, and for sequences without lengths")
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
             mask = padding(lengths, queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
-        x = self.drop(self.embed(x) + self.positions[:N])
-        for block in self.blocks:
-            x = block(x, mask)
+        x = self.drop(self.embed(x) + self.positions[first:N])
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if caches is None else caches[i])
         x = self.norm(x)
         if self.outputs.kind == "tokens":
             return self.readout(x)
@@ -137,6 +142,12 @@ class Network(
     def mechanisms(self) -> list[Attention]:
         """The attention layers, first to last: their ``weights`` show what was learned."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
+
+    def caches(self) -> list[Cache] | None:
+        """An empty cache for every block, with which to read on token by token; None where a mechanism has none."""
+        if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
+            return None
+        return [Cache(self.length) for _ in self.blocks]
 
     @staticmethod
     def _check_lengths(lengths: Tensor, x: Tensor) -> None:
@@ -180,9 +191,9 @@ class Block(nn.Module):
             self.norm2 = nn.LayerNorm(D)
             self.mlp = nn.Sequential(linear(D, 4 * D), nn.GELU(), out)
 
-    def forward(self, x: Tensor, mask: Mask | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None, cache: Cache | None = None) -> Tensor:
         """``x`` (B, N, D) to the same shape."""
-        x = x + self.drop(self.attention(self.norm1(x), mask=mask))
+        x = x + self.drop(self.attention(self.norm1(x), mask=mask, cache=cache))
         if self.mlp is not None:
             x = x + self.drop(self.mlp(self.norm2(x)))
         return x

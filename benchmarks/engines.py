@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlab.cache import Cache
 from attnlab.engines.softmax import softmax_attention
 from attnlab.masks import causal, padding, window
 from attnlab.models.multihead import MultiAttention
@@ -40,6 +41,7 @@ def rows() -> Iterator[Row]:
     yield _window()
     yield from _triangle()
     yield from _dropout()
+    yield _decoding()
 
 
 def growth() -> tuple[float, list[float]]:
@@ -123,6 +125,30 @@ def _dropout() -> Iterator[Row]:
 
         what = f"dropout 0.1, {N} tokens, forward + backward"
         yield _compared(what, "SDPA, dropout_p", 1.25, _backward(ask), _backward(peer))
+
+
+def _decoding() -> Row:
+    """One token more after 2,048, against the same layer with keys and values that are joined anew each step."""
+    layer, x = MultiAttention(512, 8, causal=True).eval(), torch.randn(1, 2049, 512)
+    new = x[:, 2048:]
+    with torch.inference_mode():
+        cache = Cache(4096)
+        layer(x[:, :2048], cache=cache)
+        _, K, V = layer._project(x[:, :2048], None)
+
+    def ask() -> Tensor:
+        out: Tensor = layer(new, cache=cache)
+        cache.rollback(1)
+        return out
+
+    def peer() -> Tensor:
+        q, k, v = layer._project(new, None)
+        heads = F.scaled_dot_product_attention(q, torch.cat([K, k], 2), torch.cat([V, v], 2))
+        return layer.output(heads.transpose(1, 2).flatten(2))
+
+    with torch.inference_mode():
+        torch.testing.assert_close(ask(), peer(), rtol=1e-4, atol=1e-5)
+    return _compared("one token after 2,048", "keys and values joined by torch.cat", 1.0, _forward(ask), _forward(peer))
 
 
 def _compared(what: str, peer: str, target: float, a: Work, b: Work, pairs: int = 21) -> Row:

@@ -147,3 +147,22 @@ def test_it_comes_back_from_disk_as_it_went(tmp_path: Path, inputs: Inputs) -> N
     back = Network.from_pretrained(tmp_path / "saved").eval()
     assert (back.inputs, back.outputs, back.length, back.pool) == (net.inputs, net.outputs, N, "last")
     assert torch.equal(back(batch(inputs)), net(batch(inputs)))
+
+
+@torch.no_grad()
+def test_caches_read_on_where_they_stopped() -> None:
+    torch.manual_seed(0)
+    network = Network("multihead", ("tokens", 7), ("tokens", 7), 23, embed_dim=16, causal=True).double().eval()
+    x, caches = torch.randint(7, (3, 23)), network.caches()
+    assert caches is not None
+    parts = [network(part, caches=caches) for part in x.split([11, 1, 0, 5, 6], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), network(x))
+    with pytest.raises(ValueError, match="has 24 tokens, but this network was made for at most 23"):
+        network(x[:, :1], caches=caches)
+
+
+def test_caches_where_they_cannot_be() -> None:
+    assert Network("multihead", ("tokens", 7), ("tokens", 7), 23, embed_dim=16).caches() is None
+    pooled = Network("multihead", ("tokens", 7), ("classes", 7), 23, embed_dim=16, causal=True)
+    with pytest.raises(ValueError, match="answer for every token"):
+        pooled(torch.zeros(2, 3, dtype=torch.long), caches=pooled.caches())

@@ -29,9 +29,13 @@ def generate(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     seen = list(prompt.encode())
     network.eval()
+    caches = network.caches()
     for _ in range(length):
-        window = torch.tensor([seen[-network.length :]], device=device)
-        scores = network(window)[0, -1].float().cpu()
+        if caches and len(seen) <= network.length:
+            scores = network(torch.tensor([seen[caches[0].length :]], device=device), caches=caches)
+        else:  # positions are learned up to the network's length: from there on they all move by one
+            scores = network(torch.tensor([seen[-network.length :]], device=device))
+        scores = scores[0, -1].float().cpu()
         if top_k:
             scores[scores < scores.topk(top_k).values[-1]] = -torch.inf
         if temperature == 0:

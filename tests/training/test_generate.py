@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from attnlab.network import Network
 from attnlab.training.generate import generate
 
 
@@ -16,6 +18,9 @@ class Known(nn.Module):
         self.length = length
         self.seen: list[list[int]] = []
         self.weight = nn.Parameter(torch.ones(1))
+
+    def caches(self) -> None:
+        return None
 
     def forward(self, tokens: Tensor) -> Tensor:
         assert not self.training
@@ -53,6 +58,17 @@ def test_it_sees_no_more_than_its_length() -> None:
     network = Known(length=7)
     written(network, "abcde", length=5, temperature=0)
     assert [bytes(window).decode() for window in network.seen] == ["abcde", "abcdef", "abcdefg", "bcdefgh", "cdefghi"]
+
+
+def test_a_cache_writes_the_same_and_reads_each_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, embed_dim=16, causal=True)
+    read: list[int] = []
+    network.embed.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
+    with_cache = "".join(generate(network, "abc", length=17, temperature=1, seed=3))
+    assert read == [3, *[1] * 10, *[13] * 6]
+    monkeypatch.setattr(Network, "caches", lambda self: None)
+    assert with_cache == "".join(generate(network, "abc", length=17, temperature=1, seed=3))
 
 
 def test_characters_of_several_bytes_come_out_whole() -> None:
