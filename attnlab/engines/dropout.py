@@ -27,14 +27,15 @@ def dropout_attention(
         v: (B, H, M, w).
         permitted: Boolean, four axes, broadcastable to (B, H, N, M).
         bias: broadcastable to (B, H, N, M); no gradient is given to it.
-        dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536.
+        dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536 below one.
 
     Returns:
         (B, H, N, w); zeros in a row that may look at nothing.
 
     Source: Srivastava et al. 2014, "Dropout", with the scaling at training time.
     """
-    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, round(dropout * GRID))[0]  # type: ignore[no-untyped-call]
+    dropped = min(round(dropout * GRID), GRID - 1)
+    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, dropped)[0]  # type: ignore[no-untyped-call]
     return out
 
 

@@ -31,7 +31,7 @@ class Packed:
 
     def run(self, compute: Callable[[Tensor, BoundMask], Tensor], x: Tensor) -> Tensor:
         """``compute`` on the real tokens, (1, T, D) to the same; (B, N, D) with zeros in the padding comes back."""
-        out = compute(x.flatten(0, 1)[self.index].unsqueeze(0), self.mask).squeeze(0)
+        out = compute(x.flatten(0, 1).index_select(0, self.index).unsqueeze(0), self.mask).squeeze(0)
         whole = out.new_zeros(self.shape[0] * self.shape[1], out.shape[-1])
         return whole.index_copy(0, self.index, out).unflatten(0, self.shape)
 

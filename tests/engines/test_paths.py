@@ -227,6 +227,11 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
         assert abs(share - 0.7) < 5 * math.sqrt(0.21 / int(here.sum()))
 
 
+def test_nearly_everything_may_be_dropped() -> None:
+    q, k, v = tensors()
+    assert dropout_attention(q, k, v, None, None, 1 - 1e-9).isfinite().all()
+
+
 def test_dropout_has_the_gradient_of_what_it_kept() -> None:
     q, k, v = (t[:, :, :19].detach().requires_grad_() for t in tensors())
     bound = causal().bind(19, shape=(B, H))
