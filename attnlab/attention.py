@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -165,6 +166,15 @@ class Attention(nn.Module):
     def _mix(self, weights: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _mix")
 
+    def _knows_order(self, *, packs: bool) -> None:
+        """Take back what a mechanism with positions cannot claim: that order is nothing to it, and context.
+
+        A place in another sequence is no distance from a place in this one.
+        """
+        left = tuple(word for word in self.card.supports if word not in ("equivariant", "context"))
+        own: Any = self  # the card and the flag of this layer, not of its class
+        own.card, own.packs = replace(self.card, supports=left), packs
+
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.
 
@@ -180,17 +190,15 @@ class Attention(nn.Module):
 
     # How the contract is kept
 
-    @classmethod
-    def supports(cls, capability: str) -> bool:
+    def supports(self, capability: str) -> bool:
         """Whether the card claims ``capability`` (see `attnlab.card.CAPABILITIES`)."""
-        return capability in cls.card.supports
+        return capability in self.card.supports
 
-    @classmethod
-    def _require(cls, capability: str) -> None:
-        if not cls.supports(capability):
+    def _require(self, capability: str) -> None:
+        if not self.supports(capability):
             raise Unsupported(
-                f"{cls.__name__} does not support {capability}; "
-                f"it supports {', '.join(cls.card.supports) or 'self-attention alone'}"
+                f"{type(self).__name__} does not support {capability}; "
+                f"it supports {', '.join(self.card.supports) or 'self-attention alone'}"
             )
 
     def _admit(self, x: Tensor, mask: Mask | Tensor | None, **optional: Any) -> tuple[BoundMask | None, dict[str, Any]]:

@@ -158,8 +158,8 @@ def test_a_refusal_lists_what_there_is() -> None:
 
 
 def test_supports() -> None:
-    assert MultiAttention.supports("context")
-    assert not SelfAttention.supports("context")
+    assert MultiAttention(D, 3).supports("context")
+    assert not SelfAttention(D).supports("context")
 
 
 def test_a_claim_without_its_code_says_so() -> None:

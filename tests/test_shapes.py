@@ -25,19 +25,19 @@ with install_import_hook(["attnlab.models", "attnlab.attention", "planted"], "be
 
     for name in registry.names():
         mechanism = registry.load(name)
-        for options in ({}, {"causal": True} if mechanism.supports("causal") else {}):
+        for options in ({}, {"causal": True} if "causal" in mechanism.card.supports else {}):
             layer = mechanism(embed_dim=24, **options)
             x = torch.randn(2, 5, 24)
             calls = [{}]
-            if mechanism.supports("mask"):
+            if "mask" in mechanism.card.supports:
                 calls.append({"mask": padding(torch.tensor([3, 5]))})
-            if mechanism.supports("bias"):
+            if "bias" in mechanism.card.supports:
                 calls.append({"bias": torch.randn(5, 5)})
-            if mechanism.supports("context"):
+            if "context" in mechanism.card.supports:
                 calls.append({"context": torch.randn(2, 7, 24)})
             for given in calls:
                 layer(x, **given)
-                if mechanism.supports("weights"):
+                if "weights" in mechanism.card.supports:
                     context = {name: value for name, value in given.items() if name == "context"}
                     layer.mix(layer.weights(x, **given), x, **context)
 

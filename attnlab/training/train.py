@@ -86,11 +86,11 @@ def build(settings: Settings, problem: Problem) -> Network:
     mechanism = registry.load(model.model)
     options = dict(model.options)
     causal = options.pop("causal", False)
-    if problem.causal and not mechanism.supports("causal"):
+    if problem.causal and "causal" not in mechanism.card.supports:
         raise UserError(f"{model.model} cannot look back only, which {task} needs; {_those_with('causal')}")
     if problem.causal and not causal:
         raise UserError(f"{task} asks for what comes next, so the model must not look ahead: leave out --no_causal")
-    if problem.train.lengths is not None and not mechanism.supports("mask"):
+    if problem.train.lengths is not None and "mask" not in mechanism.card.supports:
         raise UserError(f"{model.model} takes no mask, which {task} needs for its padding; {_those_with('mask')}")
     try:
         return Network(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,6 +13,7 @@ from attnlab.attention import Attention, Card, accepts_emd_dim, linear
 from attnlab.cache import Cache
 from attnlab.engines.softmax import softmax_attention, softmax_weights
 from attnlab.masks import BoundMask
+from attnlab.positions import make
 
 
 class MultiAttention(Attention):
@@ -24,6 +27,7 @@ class MultiAttention(Attention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5 (see attnlab.positions).
     """
 
     card = Card(
@@ -53,10 +57,16 @@ class MultiAttention(Attention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] = "none",
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout)
         self.qkv = linear(embed_dim, 3 * embed_dim, bias=bias)  # W_Q, W_K and W_V of all heads in one product
         self.output = linear(embed_dim, embed_dim, bias=bias)  # W_O
+        self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
+        if positions != "none":
+            self._knows_order(
+                packs=positions == "rotary"
+            )  # the others add a matrix, as large as the packed row squared
 
     def _weights(
         self,
@@ -66,6 +76,7 @@ class MultiAttention(Attention):
         context: Float[Tensor, "B M D"] | None = None,
     ) -> Float[Tensor, "B H N M"]:
         Q, K, _ = self._project(x, context)
+        Q, K, bias = self._place(Q, K, bias, context)
         return softmax_weights(Q, K, mask, bias)
 
     def _mix(
@@ -86,6 +97,7 @@ class MultiAttention(Attention):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project(x, context)
+        Q, K, bias = self._place(Q, K, bias, context, cache)
         if cache is not None:
             K, V = cache.append(K, V)
         dropout = self.dropout if self.training else 0.0
@@ -102,6 +114,17 @@ class MultiAttention(Attention):
             KV = F.linear(context, weight[D:], None if bias is None else bias[D:])
             K, V = KV.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
         return Q.transpose(1, 2), K.transpose(1, 2), V.transpose(1, 2)
+
+    def _place(
+        self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Q and K turned by their places, and the bias of distance added to ``bias``."""
+        first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
+        Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
+        own = self.positions.bias(Q.shape[2], kept + K.shape[2])
+        if own is None:
+            return Q, K, bias
+        return Q, K, own.to(Q.dtype) if bias is None else bias + own.to(bias.dtype)
 
     @staticmethod
     def _concat(heads: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N D"]:
@@ -135,7 +158,12 @@ class MultiAttention(Attention):
         """An `nn.MultiheadAttention` (batch_first) with the same weights, exactly.
 
         ``causal`` is an argument of its forward, not of the layer: give it ``attn_mask`` there.
+
+        Raises:
+            ValueError: for a layer with positions, which theirs has not.
         """
+        if (positions := self.positions.name) != "none":
+            raise ValueError(f"nn.MultiheadAttention knows no positions, and this layer has {positions}")
         weight, bias = self.qkv.weight, self.qkv.bias
         theirs = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, dropout=self.dropout, bias=bias is not None, batch_first=True
