@@ -17,6 +17,7 @@ from attnlab.attention import divisors_near
 from attnlab.cli._flags import given_flags, understand
 from attnlab.cli._words import command_line
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.training.settings import choices_of
 
 Check = Callable[[str], str | None]
 """What is wrong with an answer, in one line; None where nothing is."""
@@ -96,8 +97,10 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
     for option in registry.entry(settings.model.model).options:
         if option.name in settings.model.options and option.name != "causal":
             default = _fitting(option.name, settings.model.options[option.name], words)
-            choices = {"yes": "", "no": ""} if isinstance(default, bool) else {}
-            shown = ("yes" if default else "no") if choices else "" if default is None else str(default)
+            choices = dict.fromkeys(choices_of(option, settings.model.model), "")
+            shown = (
+                ("yes" if default else "no") if isinstance(default, bool) else "" if default is None else str(default)
+            )
             settle(
                 Question(option.name, f"{option.help.rstrip('.')} ({option.name})", shown, choices),
                 _built(words, option.name),
@@ -225,18 +228,22 @@ def on_terminal(question: Question, check: Check) -> str:
     import questionary
 
     names = list(question.choices)
-    if names and not any(question.choices.values()):
+    if names == ["yes", "no"]:
         answer = questionary.confirm(question.text, default=question.default == "yes").unsafe_ask()
         return "yes" if answer else "no"
     if names:
         width = max(map(len, names))
-        choices = [questionary.Choice(f"{n:<{width}}  {about}", n) for n, about in question.choices.items()]
-        prompt = questionary.select(
-            question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
-        )
-    else:
-        make = questionary.path if question.name in ("data", "save_path") else questionary.text
-        prompt = make(question.text, default=question.default, validate=lambda given: check(given.strip()) or True)
+        choices = [questionary.Choice(f"{n:<{width}}  {about}".rstrip(), n) for n, about in question.choices.items()]
+        while True:
+            chosen = questionary.select(
+                question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
+            ).unsafe_ask()
+            wrong = check(chosen)
+            if wrong is None:
+                return str(chosen)
+            print(f"  {wrong}", flush=True)
+    make = questionary.path if question.name in ("data", "save_path") else questionary.text
+    prompt = make(question.text, default=question.default, validate=lambda given: check(given.strip()) or True)
     return str(prompt.unsafe_ask()).strip()
 
 

@@ -198,6 +198,14 @@ def option_type(option: Option, model: str) -> Any:
         ) from None
 
 
+def choices_of(option: Option, model: str) -> tuple[str, ...]:
+    """The answers that an option can have, where they are few: yes and no, or the names of a Literal."""
+    kind = option_type(option, model)
+    if kind is bool:
+        return ("yes", "no")
+    return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
+
+
 def defaults(model: str, task: str) -> Settings:
     """The settings of a mechanism on a task when nothing else is said.
 

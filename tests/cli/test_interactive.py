@@ -68,7 +68,7 @@ def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_shown_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\n1\n16\n0.01\n\nyes\n", *SHORT)
+    said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\nrotary\n1\n16\n0.01\n\nyes\n", *SHORT)
     assert said.code == 0, said
     program, command, *words = same_as(said)
     assert (program, command) == ("attnlab", "train")
@@ -83,8 +83,9 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
     typed = [
         *("multihed", "7", "multihead", "digit", "digits"),
         *("0", "wide", "-3", "10"),
-        *("3", "0", "2.5", "5"),
+        *("3", "0", "2.5", "10"),
         "",
+        *("rope", "rotary", "alibi"),
         *("0", "2"),
         *("0", ""),
         *("nan", "0.01"),
@@ -102,6 +103,8 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "embed_dim must be from 1 to 65,536, not -3",
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
         "num_heads takes a whole number, not '2.5'",
+        "unknown positions 'rope'; there are: none, rotary, alibi, t5",
+        "rotary positions turn pairs: 1 of head_dim (1) must be even and at least 2, not 1",
         "layers must be from 1 to 1,000, not 0",
         "batch_size must be from 1 to 10,000,000, not 0",
         "learning_rate must be from 1e-12 to 100, not nan",
@@ -110,7 +113,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "unknown start 'perhaps'",
     ):
         assert words in said.out, words
-    assert "--num_heads 5" in " ".join(same_as(said))
+    assert "--num_heads 10" in " ".join(same_as(said))
     assert below(Path()) == {}
 
 
@@ -260,6 +263,25 @@ def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
     assert terminal.leave() == 0, terminal.shown
     settings = Run.open(Path("run")).settings
     assert (settings.model.model, settings.model.embed_dim) == ("selfhead", 16)
+
+
+@pytest.mark.slow
+def test_a_choice_that_does_not_fit_is_asked_again_on_a_terminal() -> None:
+    flags = ("--model=multihead", "--task=digits", "--embed_dim=10", "--num_heads=10", "--bias")
+    terminal = Terminal(
+        "train", "--interactive", *SHORT, *flags, "--layers=1", "--batch_size=32", "--learning_rate=0.01"
+    )
+    terminal.until("how place matters")
+    terminal.type(DOWN + ENTER)
+    terminal.until("rotary positions turn pairs")
+    terminal.until("how place matters")
+    terminal.type(DOWN + DOWN + ENTER)
+    terminal.until("save_path")
+    terminal.type(ENTER)
+    terminal.until("train now")
+    terminal.type("y")
+    assert terminal.leave() == 0, terminal.shown
+    assert Run.open(Path("run")).settings.model.options["positions"] == "alibi"
 
 
 @pytest.mark.slow
