@@ -24,6 +24,8 @@ SHORT = 128
 MIDDLING = 768
 """Up to here the causal kernel computes most of what it then forbids."""
 
+FUSED = Path("fused", "every key may be looked at")
+
 CHEAP = 2**15
 """Weights an item below which PyTorch's own random numbers cost nothing that matters."""
 
@@ -93,7 +95,7 @@ def _choose(
 ) -> tuple[Path, Callable[[], Tensor]]:
     """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part engines."""
     N, M = q.shape[2], k.shape[2]
-    by_parts = may_split(q)
+    by_parts = (mask is not None or dropout > 0) and may_split(q)
     if dropout and by_parts and q.shape[1] * N * M >= CHEAP and (bias is None or not bias.requires_grad):
         permitted = None if mask is None else mask.tensor()
         return Path("dropout", f"dropout {dropout:g} in training on a CPU; two random bytes a weight"), partial(
@@ -102,7 +104,7 @@ def _choose(
     if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias)):
         return found
     if bias is None and mask is None:
-        path = Path("fused", "every key may be looked at")
+        path = FUSED
     elif bias is None and mask is not None and mask.is_causal:
         path = Path("causal", "a plain triangle, for which the kernel needs no matrix")
     else:

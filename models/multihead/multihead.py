@@ -119,6 +119,8 @@ class MultiAttention(Attention):
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Q and K turned by their places, and the bias of distance added to ``bias``."""
+        if self.positions.name == "none":
+            return Q, K, bias
         first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
         Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
         own = self.positions.bias(Q.shape[2], kept + K.shape[2])
