@@ -116,6 +116,8 @@ class Cache:
             )
         self.length -= tokens
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def select(self, items: Tensor) -> None:
         """Go on with these batch items in this order; one may come several times, or not at all (beam search).
 

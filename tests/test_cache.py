@@ -200,3 +200,10 @@ def test_decoding_makes_no_matrix() -> None:
     assert path.name == "window"
     (path,) = explain_path(layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", total=300))
     assert path.name == "matrix"
+
+
+def test_what_was_selected_in_inference_mode_may_be_written_outside() -> None:
+    cache = full()
+    with torch.inference_mode():
+        cache.select(torch.tensor([1, 0]))
+    assert positions(feed(cache, 1)[0]) == list(range(6))
