@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlab.engines.tiles import of_items
+
 GRID = 2**16
 
 
@@ -26,7 +28,7 @@ def dropout_attention(
         k: (B, H, M, d).
         v: (B, H, M, w).
         permitted: Boolean, four axes, broadcastable to (B, H, N, M).
-        bias: broadcastable to (B, H, N, M); no gradient is given to it.
+        bias: four axes, broadcastable to (B, H, N, M); no gradient is given to it.
         dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536 below one.
 
     Returns:
@@ -52,11 +54,12 @@ class _Dropout(torch.autograd.Function):
         random = torch.empty(-(-H * N * M // 4), dtype=torch.int64)
         mixed = q.new_empty(H, N, width)
         for b in range(B):
+            item = slice(b, b + 1)
             scores = (q[b] @ k[b].mT).mul_(1 / math.sqrt(d))
             if bias is not None:
-                scores += _item(bias, b)
+                scores += of_items(bias, item)[0]
             if permitted is not None:
-                forbidden = ~_item(permitted, b)
+                forbidden = ~of_items(permitted, item)[0]
                 scores.masked_fill_(forbidden, torch.finfo(scores.dtype).min)
             torch.softmax(scores, -1, out=weights[b])
             if permitted is not None:
@@ -90,9 +93,3 @@ class _Dropout(torch.autograd.Function):
             flow *= 1 / math.sqrt(q.shape[-1])
             dq[b], dk[b] = flow @ k[b], flow.mT @ q[b]
         return dq, dk, dv, None, None, None
-
-
-def _item(tensor: Tensor, b: int) -> Tensor:
-    """Item b of what broadcasts to (B, H, N, M)."""
-    tensor = tensor[(None,) * (4 - tensor.dim())]
-    return tensor[0 if len(tensor) == 1 else b]

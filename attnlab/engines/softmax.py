@@ -57,6 +57,8 @@ def softmax_attention(
     if q.dim() == 3:  # the fused kernels want a head axis
         one = softmax_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), mask, bias, dropout=dropout)
         return one.squeeze(1)
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
         return _whole(q, k, v, mask, bias, dropout)
     if mask is not None and mask.is_open:

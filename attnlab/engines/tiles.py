@@ -23,7 +23,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | No
         k: (B, H, M, d).
         v: (B, H, M, d).
         mask: its ``reach`` says what is left out.
-        bias: broadcastable to (B, H, N, M).
+        bias: four axes, broadcastable to (B, H, N, M).
 
     Source: Beltagy et al. 2020, "Longformer", section 3.1, for the pattern.
     """
@@ -33,9 +33,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | No
     parts = []
     for part in _slices(q.shape[2], max(ROWS, (back + ahead + 1) // 4)):
         keys = mask.seen(part)
-        parts.append(
-            _attend(q[:, :, part], k[:, :, keys], v[:, :, keys], mask.tile(part, keys), _cut(bias, part, keys))
-        )
+        parts.append(_part(q[:, :, part], k[:, :, keys], v[:, :, keys], mask, bias, part, keys))
     return _joined(parts, 2)
 
 
@@ -58,20 +56,14 @@ def itemwise(q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tens
         k: (B, H, M, d).
         v: (B, H, M, d).
         rest: what else the mask says.
-        bias: broadcastable to (B, H, N, M).
+        bias: four axes, broadcastable to (B, H, N, M).
         keys: the real keys of every item.
     """
     everyone = slice(0, q.shape[2])
     done = []
     for b, own in enumerate(keys):
         item = slice(b, b + 1)
-        args = q[item], k[item, :, own], v[item, :, own]
-        if rest is not None and rest.is_causal and bias is None and own.start == 0:
-            done.append(F.scaled_dot_product_attention(*args, is_causal=True))
-            continue
-        permitted = None if rest is None else _of_item(rest.tile(everyone, own), b)
-        added = _cut(bias, everyone, own)
-        done.append(_attend(*args, permitted, None if added is None else _of_item(added, b)))
+        done.append(_part(q[item], k[item, :, own], v[item, :, own], rest, bias, everyone, own, item))
     return _joined(done, 0)
 
 
@@ -85,17 +77,28 @@ def segmentwise(
         k: (B, H, N, d).
         v: (B, H, N, d).
         rest: what else the mask says.
-        bias: broadcastable to (B, H, N, N).
+        bias: four axes, broadcastable to (B, H, N, N).
         segments: the rows of every sequence.
     """
-    done = []
-    for own in segments:
-        args = q[:, :, own], k[:, :, own], v[:, :, own]
-        if rest is not None and rest.is_causal and bias is None:
-            done.append(F.scaled_dot_product_attention(*args, is_causal=True))
-        else:
-            done.append(_attend(*args, None if rest is None else rest.tile(own, own), _cut(bias, own, own)))
+    done = [_part(q[:, :, own], k[:, :, own], v[:, :, own], rest, bias, own, own) for own in segments]
     return _joined(done, 2)
+
+
+def _part(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BoundMask | None,
+    bias: Tensor | None,
+    rows: slice,
+    keys: slice,
+    items: slice = slice(None),
+) -> Tensor:
+    """One part, already cut out of q, k and v, under what the mask and the bias say of it."""
+    if mask is not None and mask.is_causal and bias is None and rows.start == keys.start and k.shape[2]:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    permitted = None if mask is None else of_items(mask.tile(rows, keys), items)
+    return _attend(q, k, v, permitted, None if bias is None else of_items(_cut(bias, rows, keys), items))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None = None) -> Tensor:
@@ -121,13 +124,11 @@ def _slices(length: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, length)) for at in range(0, length, size)]
 
 
-def _cut(bias: Tensor | None, queries: slice, keys: slice) -> Tensor | None:
-    if bias is None:
-        return None
-    bias = bias[(None,) * (4 - bias.dim())]
+def _cut(bias: Tensor, queries: slice, keys: slice) -> Tensor:
     rows = slice(None) if bias.shape[-2] == 1 else queries
     return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
 
 
-def _of_item(tensor: Tensor, b: int) -> Tensor:
-    return tensor if len(tensor) == 1 else tensor[b : b + 1]
+def of_items(tensor: Tensor, items: slice) -> Tensor:
+    """These batch items of what broadcasts to (B, H, N, M)."""
+    return tensor if len(tensor) == 1 else tensor[items]

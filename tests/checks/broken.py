@@ -511,25 +511,21 @@ class HasTwoPolarities(MultiAttention):
 class StartsAnew(MultiAttention):
     """Lets a step look at the first keys, not at those up to its own place."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
-        if mask is not None and cache is not None:
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
+        if mask is not None and "cache" in given:
             mask = mask.mask.bind(mask.queries, mask.keys, offset=0)
-        return super()._forward(x, mask, bias, context, cache)
+        return super()._forward(x, mask, **given)
 
 
 @breaks("steps with a cache = the full pass")
 class ForgetsThePrompt(MultiAttention):
     """Looks at the new tokens alone."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
-        if cache is None or mask is None:
-            return super()._forward(x, mask, bias, context)
-        _, K, V = self._project(x, context)
-        cache.append(K, V)
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
+        if "cache" not in given or mask is None:
+            return super()._forward(x, mask, **given)
+        _, K, V = self._project(x, None)
+        given["cache"].append(K, V)
         return super()._forward(x, mask.mask.bind(x.shape[1]) if mask.mask.by_position else None)
 
 
@@ -537,22 +533,18 @@ class ForgetsThePrompt(MultiAttention):
 class CountsFromTheWindow(MultiAttention):
     """Takes the first key that is left for the first that there was."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
-        if mask is not None and cache is not None:
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
+        if mask is not None and "cache" in given:
             mask = mask.mask.bind(mask.queries, mask.keys, shape=(len(x), self.num_heads))
-        return super()._forward(x, mask, bias, context, cache)
+        return super()._forward(x, mask, **given)
 
 
 @breaks("a cache can be rolled back")
 class RemembersTheLast(MultiAttention):
     """Adds a memory of its own to the cache's, which nobody takes back."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
-        out = super()._forward(x, mask, bias, context, cache)
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
+        out, cache = super()._forward(x, mask, **given), given.get("cache")
         if cache is None:
             return out
         last = getattr(cache, "last", [0, 0.0])
@@ -564,24 +556,20 @@ class RemembersTheLast(MultiAttention):
 class GluesDocuments(MultiAttention):
     """Takes packed sequences for one."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
         if mask is not None and any(rule.segments(x.shape[1]) for rule in mask.mask.factors):
             mask = causal().bind(x.shape[1]) if self.causal else None
-        return super()._forward(x, mask, bias, context, cache)
+        return super()._forward(x, mask, **given)
 
 
 @breaks("packed padding changes nothing")
 class PacksWithPlaces(MultiAttention):
     """Adds to every token its place, and lets itself be packed all the same."""
 
-    def _forward(
-        self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None, cache: Any = None
-    ) -> Any:
-        start = 0 if cache is None else cache.length
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
+        start = given["cache"].length if "cache" in given else 0
         place = torch.arange(start, start + x.shape[1], device=x.device)[:, None]
-        return super()._forward(x + 0.1 * place, mask, bias, context, cache)
+        return super()._forward(x + 0.1 * place, mask, **given)
 
 
 # Outside of eager Python

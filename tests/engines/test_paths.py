@@ -210,7 +210,7 @@ DROPPED = {
 @pytest.mark.parametrize("biased", [False, True])
 def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: bool) -> None:
     q, k, _ = tensors()
-    bias = torch.randn(H, 1, N, dtype=torch.float64) if biased else None
+    bias = torch.randn(1, H, 1, N, dtype=torch.float64) if biased else None
     bound = None if mask is None else mask.bind(N, shape=(B, H))
     permitted = None if bound is None else bound.tensor()
     torch.manual_seed(0)
