@@ -116,6 +116,8 @@ def additive(permitted: Tensor | None, bias: Tensor | None, dtype: torch.dtype) 
     """A mask and a bias as the one tensor that the fused kernel takes."""
     if bias is None:
         return permitted
+    if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for a bias that asks for a gradient
+        bias = bias.detach()
     bias = bias.to(dtype)
     return bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
 
