@@ -267,6 +267,13 @@ class _Keys(Mask):
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return on_device_of(k, self.keep, "the key mask")[:, None, k]
 
+    def spans(self, keys: int) -> list[slice] | None:
+        starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
+        place = torch.arange(self.keep.shape[1], device=self.keep.device)
+        if not torch.equal(self.keep, (place >= starts) & (place < starts + counts)):
+            return None
+        return [slice(a, a + n) for a, n in zip(starts.flatten().tolist(), counts.flatten().tolist(), strict=True)]
+
     def __repr__(self) -> str:
         return f"keys({short(self.keep)})"
 
