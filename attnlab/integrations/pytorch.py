@@ -112,7 +112,7 @@ def from_torch(
     """A copy of ``model`` in which every `nn.MultiheadAttention` computes with ours, with the same weights.
 
     The copy gives what the original gives, in train and in eval mode, with ``mask``, ``src_key_padding_mask`` and
-    ``is_causal``; PyTorch's eval fast path, which would bypass our layers, is left out. A layer that is frozen stays so.
+    ``is_causal``; PyTorch's eval fast path, which would bypass our layers, is left out. What is frozen stays so.
 
     Args:
         model: an `nn.TransformerEncoder`, or anything that holds an `nn.MultiheadAttention`.

@@ -55,8 +55,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "numbers a head": {"mask": torch.randn(B * H, N, N, dtype=torch.float64)},
     "causal": {"mask": TRIANGLE},
     "causal, said": {"mask": TRIANGLE, "is_causal": True},
-    "causal, Boolean": {"mask": TRIANGLE == -torch.inf, "is_causal": True},
-    "causal, padding": {"mask": TRIANGLE == -torch.inf, "src_key_padding_mask": IGNORED, "is_causal": True},
+    "causal, Boolean": {"mask": -torch.inf == TRIANGLE, "is_causal": True},
+    "causal, padding": {"mask": -torch.inf == TRIANGLE, "src_key_padding_mask": IGNORED, "is_causal": True},
     "numbers, padding": {
         "mask": torch.randn(N, N, dtype=torch.float64),
         "src_key_padding_mask": torch.randn(B, N, dtype=torch.float64).masked_fill(IGNORED, -torch.inf),
