@@ -8,13 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnlab.attention import Attention
 from attnlab.masks import Mask, causal, from_attn_mask, from_key_padding_mask
-from attnlab.models.multihead import MultiAttention
+from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
 
 
 class AsMultihead(nn.Module):
@@ -67,7 +68,7 @@ class AsMultihead(nn.Module):
         context = None if key is query else self._batched(key)
         x, unbatched = self._batched(query), query.dim() == 2
         mask, bias = self._rule(x, x if context is None else context, attn_mask, key_padding_mask, is_causal)
-        asked = {"mask": mask, "bias": bias, "context": context}
+        asked: dict[str, Any] = {"mask": mask, "bias": bias, "context": context}
         out = self.attention(x, **asked)
         out = out.squeeze(0) if unbatched else out if self.batch_first else out.transpose(0, 1)
         if not need_weights:
