@@ -126,8 +126,10 @@ def test_a_matrix_is_taken_as_given() -> None:
 
 def test_packed_sequences_are_each_alone() -> None:
     places = torch.cat([torch.arange(4), torch.arange(N - 4)]).expand(B, -1)
-    eager, ours = (states(model("Llama", name), None, position_ids=places) for name in ("eager", "attnlab"))
+    given = {"position_ids": places, "use_cache": False}
+    eager, ours = (states(model("Llama", name), None, **given) for name in ("eager", "attnlab"))
     same(ours, eager, 1e-5)
+    assert (ours[0] - states(model("Llama", "attnlab"), None)[0])[:, 4:].abs().max() > 1e-3
 
 
 def test_a_decoder_that_is_told_to_look_both_ways() -> None:
