@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnlab.engines.core import Core
 from attnlab.engines.dropout import dropout_attention
+from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, cut, scaled_dot_product
@@ -221,6 +222,11 @@ def _choose(
         )
     if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias, kernel)):
         return found
+    if mask is not None and not (dropout or bias is not None or kernel.sink is not None or mask.is_causal):
+        blocks = block_mask(q, k, mask)
+        if blocks is not None:
+            why = f"{mask.mask} forbids {blocks.sparsity():.0f}% of the blocks on a GPU, and these are left out"
+            return Path("flex", why), partial(flexible, q, k, v, blocks, kernel.scale)
     if bias is None and mask is None:
         path = FUSED
     elif bias is None and mask is not None and mask.is_causal:
