@@ -34,6 +34,9 @@ FUSED = Path("fused", "every key may be looked at")
 CHEAP = 2**15
 """Weights an item below which PyTorch's own random numbers cost nothing that matters."""
 
+NARROW = 4
+"""How many times as many keys as a query can reach make it worth while to drop weights a few rows at a time."""
+
 FEW = 16
 """Queries up to which the heads that share keys are read as one head with more queries: the keys are not copied."""
 
@@ -75,8 +78,10 @@ def softmax_attention(
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
-    if softcap is not None:
-        return SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap).attend(v, dropout=dropout)
+    narrow = mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)
+    if softcap is not None or (dropout and narrow):
+        core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
+        return core.by_rows().attend(_repeated(v, _groups(q, v)), dropout=dropout)
     groups, width = _groups(q, k), v.shape[-1]
     kernel = Kernel(1 / math.sqrt(q.shape[-1]), sink)
     q, k, v = _widened(q, k, v)
@@ -146,14 +151,15 @@ class SoftmaxCore(Core):
         """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
         one = values.shape[1] == 1 and self.k.shape[1] > 1
         values = values.expand(len(self.q), self.k.shape[1] if one else -1, -1, -1)
-        if self.softcap is None:
-            return softmax_attention(self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink)
-        return self._by_rows().attend(_repeated(values, _groups(self.q, values)), dropout=dropout)
+        return softmax_attention(
+            self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
+        )
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self._by_rows()._rows(rows)
+        return self.by_rows()._rows(rows)
 
-    def _by_rows(self) -> RowsCore:
+    def by_rows(self) -> RowsCore:
+        """The same, with its weights written down a few rows at a time."""
         k, sink, softcap = _repeated(self.k, _groups(self.q, self.k)), self.sink, self.softcap
 
         def capped(q: Tensor, k: Tensor) -> Tensor:

@@ -206,6 +206,12 @@ class BoundMask:
         """Whether nothing is forbidden: a triangle whose first query is at the end already, as in decoding."""
         return self.mask.is_triangle and self.offset >= self.keys - 1
 
+    @property
+    def most(self) -> int:
+        """How many keys one query can reach at most."""
+        back, ahead = self.mask.reach
+        return self.keys if back is None or ahead is None else min(self.keys, back + 1 + ahead)
+
     def tensor(self) -> Tensor:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
         if self._tensor is None:
@@ -337,11 +343,11 @@ class _Pair(Mask):
 
     @property
     def items(self) -> int:
-        return max(self.left.items, self.right.items)
+        return self.left.items if self.right.items == 1 else self.right.items
 
     @property
     def heads(self) -> int:
-        return max(self.left.heads, self.right.heads)
+        return self.left.heads if self.right.heads == 1 else self.right.heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -482,7 +488,7 @@ def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
 
 def one_for_all(index: Tensor, count: int) -> Tensor:
     """``index`` into ``count`` items or heads, where a single one stands for all."""
-    return index if count > 1 else torch.zeros_like(index)
+    return torch.zeros_like(index) if count == 1 else index
 
 
 def _of(size: int, part: slice) -> slice:
