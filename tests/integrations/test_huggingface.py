@@ -235,6 +235,25 @@ def test_a_row_that_may_look_at_nothing_is_zero() -> None:
     assert (out[2, N - 4 :] != 0).all()
 
 
+def test_a_compiled_step_gets_a_matrix() -> None:
+    """The place of its query is a tensor, so that one graph serves every step."""
+    real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
+    matrix = mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
+    assert isinstance(matrix, Tensor)
+    assert torch.equal(matrix, (real & (torch.arange(N) <= 4))[:, None, None])
+
+
+def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return torch.stack([k <= q, q == 3]).any()
+
+    matrix = mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
+    expected = torch.ones(N, N, dtype=torch.bool).tril()
+    expected[3] = True
+    assert isinstance(matrix, Tensor)
+    assert torch.equal(matrix, expected.expand(B, 1, N, N))
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [

@@ -175,12 +175,12 @@ def mask(
         given: what their other implementations need.
 
     Returns:
-        `Seen`; a Boolean matrix (B, 1, N, M) where the rule is another, or where the mask becomes the input of a
-        compiled step.
+        `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
+        mask becomes the input of a compiled step.
     """
     if isinstance(attention_mask, Seen):  # made before, by generate()
         return attention_mask
-    if isinstance(q_offset, Tensor) or use_vmap or not (allow_is_causal_skip or allow_is_bidirectional_skip):
+    if isinstance(q_offset, Tensor) or use_vmap:
         matrix: Tensor = masking.sdpa_mask(
             batch_size,
             q_length,
@@ -194,10 +194,14 @@ def mask(
             device=device,
         )
         return matrix
-    rule: Mask | None = causal() if allow_is_causal_skip else None
-    if local_size is not None and kv_length >= local_size:
-        reach = (local_size - 1, 0) if allow_is_causal_skip else (local_size, local_size)
-        rule = _Local(mask_function, batch_size, *reach)
+    local = None if local_size is None or kv_length < local_size else local_size
+    rule: Mask | None
+    if allow_is_causal_skip:
+        rule = _Theirs(mask_function, batch_size, (local - 1, 0)) if local else causal()
+    elif allow_is_bidirectional_skip:
+        rule = _Theirs(mask_function, batch_size, (local, local)) if local else None
+    else:
+        rule = _Theirs(mask_function, batch_size, (None, None))
     if attention_mask is not None:
         real = masking.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, : kv_offset + kv_length].bool()
         if torch.compiler.is_compiling() or not bool(real.all()):
@@ -209,24 +213,26 @@ def mask(
 
 
 @dataclass(frozen=True, eq=False)
-class _Local(Mask):
-    """A rule of theirs that reaches so far ``back`` and ``ahead``, and no further."""
+class _Theirs(Mask):
+    """A rule of theirs for so many items, which reaches no further than it says."""
 
     function: Callable[..., Tensor]
-    items: int
-    back: int
-    ahead: int
+    batch: int
+    extent: Reach
+
+    @property
+    def items(self) -> int:
+        return self.batch
 
     @property
     def reach(self) -> Reach:
-        return self.back, self.ahead
+        return self.extent
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        item = torch.arange(self.items, device=q.device)[:, None, None, None]
-        return self.function(item, item.new_zeros(1, 1, 1, 1), q[None, None], k[None, None])
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.function(b, h, q, k)
 
     def __repr__(self) -> str:
-        return f"local({self.back} back, {self.ahead} ahead)"
+        return f"transformers({self.function.__qualname__.partition('.')[0]})"
 
 
 def _read(matrix: Tensor) -> tuple[Mask, Tensor | None]:
