@@ -150,7 +150,7 @@ class SoftmaxCore(Core):
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
         one = values.shape[1] == 1 and self.k.shape[1] > 1
-        values = values.expand(len(self.q), self.k.shape[1] if one else -1, -1, -1)
+        values = values.expand(self.q.shape[0], self.k.shape[1] if one else -1, -1, -1)
         return softmax_attention(
             self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
         )

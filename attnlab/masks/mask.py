@@ -297,7 +297,7 @@ class _Keys(Mask):
 
     @property
     def items(self) -> int:
-        return len(self.keep)
+        return self.keep.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
