@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnlab.engines.bias import Bias, cut
 from attnlab.engines.kernel import Kernel
-from attnlab.engines.rows import cut
 from attnlab.masks import BoundMask
 
 ROWS = 64
 """Queries a tile; more of them reach more keys that most of them may not look at."""
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None, kernel: Kernel) -> Tensor:
+def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None, kernel: Kernel) -> Tensor:
     """A mask of limited reach: rows by tiles, each with the keys that it can reach; O(N · reach).
 
     Args:
@@ -55,7 +55,7 @@ def itemwise(
     k: Tensor,
     v: Tensor,
     rest: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     keys: list[slice],
     kernel: Kernel,
 ) -> Tensor:
@@ -83,7 +83,7 @@ def segmentwise(
     k: Tensor,
     v: Tensor,
     rest: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     segments: list[slice],
     kernel: Kernel,
 ) -> Tensor:
@@ -107,7 +107,7 @@ def _part(
     k: Tensor,
     v: Tensor,
     mask: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     kernel: Kernel,
     rows: slice,
     keys: slice,
