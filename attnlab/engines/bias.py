@@ -95,6 +95,11 @@ def of_rows(bias: Bias, rows: Tensor) -> Tensor:
     return bias if bias.shape[-2] == 1 else bias[..., rows, :]
 
 
+def four_axes(bias: Bias) -> Bias:
+    """The same with the axes that it lacks in front."""
+    return bias if isinstance(bias, RelativeBias) else bias[(None,) * (4 - bias.dim())]
+
+
 def written(bias: Bias) -> Tensor:
     """All of it, for a kernel that takes nothing less."""
     return bias.tensor() if isinstance(bias, RelativeBias) else bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.engines.bias import Bias, cut
+from attnlab.engines.bias import Bias, cut, written
 from attnlab.engines.kernel import Kernel
 from attnlab.masks import BoundMask
 
@@ -128,12 +128,12 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
     return torch.cat([part.transpose(1, 2) for part in parts], {0: 0, 2: 1}[axis]).transpose(1, 2)
 
 
-def additive(permitted: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
     """A mask and a bias as the one tensor that the fused kernel takes."""
     if bias is None:
         return permitted
-    bias = bias.to(dtype)
-    return bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
+    matrix = written(bias).to(dtype)
+    return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
 def _slices(length: int, size: int) -> list[slice]:
