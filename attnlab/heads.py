@@ -30,7 +30,7 @@ from attnlab.cache import Cache
 from attnlab.engines.core import Core
 from attnlab.masks import BoundMask
 from attnlab.narrow import narrow, numbered, slots
-from attnlab.positions import Name, make
+from attnlab.positions import Positions, make
 
 
 class HeadedAttention(Attention):
@@ -62,7 +62,7 @@ class HeadedAttention(Attention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
-        positions: Name = "none",
+        positions: str | Positions = "none",
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
         self.num_kv_heads = num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
@@ -76,8 +76,8 @@ class HeadedAttention(Attention):
         self.qkv = linear(embed_dim, sum(self._widths), bias=bias)
         self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
         self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
-        if positions != "none":  # but rotary, they add a matrix, as large as the packed row squared
-            self._knows_order(packs=positions == "rotary")
+        if self.positions.name != "none":  # but rotary, they add a matrix, as large as the packed row squared
+            self._knows_order(packs=self.positions.name == "rotary")
 
     # The steps, in their order
 

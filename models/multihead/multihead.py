@@ -12,6 +12,7 @@ from attnlab.attention import Card, accepts_emd_dim
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.positions import Positions
 
 
 class MultiAttention(HeadedAttention):
@@ -25,7 +26,8 @@ class MultiAttention(HeadedAttention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5 (see attnlab.positions).
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
     """
 
     card = Card(
@@ -53,7 +55,7 @@ class MultiAttention(HeadedAttention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
-        positions: Literal["none", "rotary", "alibi", "t5"] = "none",
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
 
