@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear, positive
 from attnlab.cache import Cache
+from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.masks import BoundMask
 from attnlab.narrow import narrow, numbered, slots
@@ -90,10 +91,10 @@ class HeadedAttention(Attention):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project(x, context)
-        Q, K, bias = self._place(Q, K, bias, context, cache)
+        Q, K, added = self._place(Q, K, bias, context, cache)
         if cache is not None:
             K, V = cache.append(K, V)  # with all that was seen before
-        heads = self._look(Q, K, mask, bias).attend(V, dropout=self.dropout if self.training else 0.0)
+        heads = self._look(Q, K, mask, added).attend(V, dropout=self.dropout if self.training else 0.0)
         return self._join(heads, x)
 
     def _project(
@@ -113,18 +114,18 @@ class HeadedAttention(Attention):
 
     def _place(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Bias | None]:
         """Q and K turned by their places, and the bias of distance added to ``bias``."""
         if self.positions.name == "none":
             return Q, K, bias
         first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
         Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
-        own = self.positions.bias(Q.shape[2], kept + K.shape[2])
+        own = self.positions.relative(Q.shape[2], kept + K.shape[2])
         if own is None:
             return Q, K, bias
-        return Q, K, own.to(Q.dtype) if bias is None else bias + own.to(bias.dtype)
+        return Q, K, own.to(Q.dtype) if bias is None else own.to(bias.dtype) + bias
 
-    def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> Core:
+    def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Bias | None) -> Core:
         """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""
         raise NotImplementedError(f"{type(self).__name__} has no _look")
 
@@ -198,8 +199,8 @@ class HeadedAttention(Attention):
         context: Float[Tensor, "B M D"] | None = None,
     ) -> Core:
         Q, K, _ = self._project(x, context)
-        Q, K, bias = self._place(Q, K, bias, context)
-        return self._look(Q, K, mask, bias)
+        Q, K, added = self._place(Q, K, bias, context)
+        return self._look(Q, K, mask, added)
 
     def _mix(
         self,

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnlab.engines.bias import Bias, of_rows, written
-from attnlab.engines.bias import cut as cut
+from attnlab.engines.bias import Bias, cut, of_rows, written
 from attnlab.engines.core import Core
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.masks import BoundMask

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
@@ -77,7 +78,7 @@ class GroupedQueryAttention(HeadedAttention):
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H_kv M d"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         # softmax(Q_i K_gᵀ / √d_k): H maps over H_kv sets of keys; heads of one group follow each other
         return SoftmaxCore(Q, K, mask, bias)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card, accepts_emd_dim
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
@@ -64,7 +65,7 @@ class MultiAttention(HeadedAttention):
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H M d"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         # softmax(Q_i K_iᵀ / √d_k): a map a head, (B, H, N, M); each head sums over its own d_k
         return SoftmaxCore(Q, K, mask, bias)
