@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.heads import HeadedAttention
 from attnlab.positions import ALiBi, Rotary, T5Bias
 
 from .multihead import MultiAttention
@@ -67,7 +68,7 @@ def turned(x: Tensor, d: int) -> Tensor:
     return torch.stack(out, 1) if out else x
 
 
-def distance(layer: MultiAttention, head: int, offset: int) -> Tensor | float:
+def distance(layer: HeadedAttention, head: int, offset: int) -> Tensor | float:
     """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
     if isinstance(layer.positions, ALiBi):
         return -float(layer.positions.slopes[head]) * abs(offset)
