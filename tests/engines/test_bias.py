@@ -113,30 +113,27 @@ def given_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("way", ["window", "items", "segments", "rows"])
-def test_the_parts_ask_for_their_own_part_alone(way: str) -> None:
-    q, k, v, line = given_tensors()
-    near = (causal() & window(11)).bind(N, shape=(B, H))
-    items, cuts = [slice(0, 203), slice(90, N)], [slice(0, 100), slice(100, 131), slice(131, N)]
+def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", 2**9)
     NeverWhole.cells = 0
-
-    def run(bias: Any) -> Tensor:
-        if way == "window":
-            return windowed(q, k, v, near, bias, KERNEL)
-        if way == "items":
-            return itemwise(q, k, v, None, bias, items, KERNEL)
-        if way == "rows":
-            return attend_by_rows(q, k, v, near, bias, masked_softmax)
-        return segmentwise(q, k, v, None, bias, cuts, KERNEL)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnlab.engines.rows.NUMBERS", 2**9)
-        out = run(NeverWhole(line, N, N))
-        direction = torch.randn(out.shape, dtype=out.dtype)
-        (found,) = torch.autograd.grad((out * direction).sum(), line)
-        expected = run(written(RelativeBias(line, N, N)))
-        (gradient,) = torch.autograd.grad((expected * direction).sum(), line)
+    q, k, v, line = given_tensors()
+    bias, place = NeverWhole(line, N, N), torch.arange(N)
+    near = (causal() & window(11)).bind(N, shape=(B, H))
+    if way == "window":
+        out, permitted, most = windowed(q, k, v, near, bias, KERNEL), near.tensor(), N * (64 + 10)  # 64 rows a tile
+    elif way == "rows":  # 2**9 numbers are 7 rows of 11 keys of 6 heads
+        out, permitted, most = attend_by_rows(q, k, v, near, bias, masked_softmax), near.tensor(), N * (7 + 10)
+    elif way == "items":
+        out = itemwise(q, k, v, None, bias, [slice(0, 203), slice(90, N)], KERNEL)
+        permitted, most = torch.stack([place < 203, place >= 90])[:, None, None], N * 2 * 203
+    else:
+        out = segmentwise(q, k, v, None, bias, [slice(0, 100), slice(100, 131), slice(131, N)], KERNEL)
+        segment = (place >= 100).long() + (place >= 131)
+        permitted, most = (segment[:, None] == segment)[None, None], 100**2 + 31**2 + 162**2
+    scores = q @ k.mT / math.sqrt(d) + RelativeBias(line, N, N).tensor()
+    expected = scores.masked_fill(~permitted, -torch.inf).softmax(-1) @ v
     torch.testing.assert_close(out, expected)
+    direction = torch.randn(out.shape, dtype=out.dtype)
+    found, gradient = (torch.autograd.grad((result * direction).sum(), line)[0] for result in (out, expected))
     torch.testing.assert_close(found, gradient)
-    # 64 rows a tile see 10 keys back; an item has 203 keys; 2**9 numbers are 7 rows of 11 keys of 6 heads
-    most = {"window": N * (64 + 10), "items": N * 2 * 203, "segments": 100**2 + 31**2 + 162**2, "rows": N * (7 + 10)}
-    assert 0 < NeverWhole.cells <= most[way]
+    assert 0 < NeverWhole.cells <= most
