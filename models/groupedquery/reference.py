@@ -27,7 +27,7 @@ def reference(
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split([h * d_k, h_kv * d_k, h_kv * d_k])
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
     if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k), turned(K, d_k)
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
 
     rows = []
     for b in range(B):
