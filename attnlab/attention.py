@@ -3,10 +3,10 @@
 Axes: B batch, N length (N_q queries, N_k keys), D embed_dim, H heads, d head_dim.
 
 A mechanism subclasses `Attention` and writes down only what makes it what it is, in three methods: `_forward`
-(the fast path), `_weights` (who looks at whom) and `_mix` (what such weights give). The public methods of the
-same names check what was asked, join ``causal`` with the mask so that neither can drop the other, and blank
-the rows that may look at nothing. What a mechanism does not support raises `Unsupported`; nothing is ever
-silently ignored.
+(the fast path), `_core` or `_weights` (who looks at whom) and `_mix` (what such weights give). The public methods
+of the same names check what was asked, join ``causal`` with the mask so that neither can drop the other, and blank
+the rows that may look at nothing. What a mechanism does not support raises `Unsupported`; nothing is ever silently
+ignored.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from attnlab.cache import Cache
 from attnlab.card import Card as Card
+from attnlab.engines.core import Core, Written
 from attnlab.engines.packing import packed
 from attnlab.masks import BoundMask, Mask, as_mask, causal
 
@@ -36,7 +37,8 @@ class Attention(nn.Module):
 
     Args:
         embed_dim: D, the width of every token, in and out.
-        num_heads: H; it must divide ``embed_dim``.
+        num_heads: H; it must divide ``embed_dim`` where ``head_dim`` is not given.
+        head_dim: d, the width of a head; ``embed_dim / num_heads`` where not given.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
 
@@ -52,14 +54,20 @@ class Attention(nn.Module):
     """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
     padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
-    def __init__(self, embed_dim: int, num_heads: int = 1, *, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 1,
+        *,
+        head_dim: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        for name, value in {"embed_dim": embed_dim, "num_heads": num_heads}.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if embed_dim % num_heads:
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "head_dim": 1 if head_dim is None else head_dim}
+        for name, value in sizes.items():
+            positive(name, value)
+        if head_dim is None and embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads}); "
                 f"try num_heads={either(divisors_near(embed_dim, num_heads))}"
@@ -70,7 +78,7 @@ class Attention(nn.Module):
             self._require("causal")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.causal = causal
         self.dropout = dropout
 
@@ -127,11 +135,28 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B H N M"]:
         """Who looks at whom: (B, H, N_q, N_k), rows are queries. Takes and raises what `forward` does.
 
-        Dropout is never in it: it is the map that the expected output is made with.
+        Dropout is never in it: it is the map that the expected output is made with. For a part of a map that is too
+        large to be written down, see `core`.
         """
         self._require("weights")
         bound, given = self._admit(x, mask, bias=bias, context=context)
         return self._weights(x, bound, **given)
+
+    @final
+    def core(
+        self,
+        x: Float[Tensor, "B N D"],
+        *,
+        mask: Mask | Tensor | None = None,
+        bias: Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Core:
+        """The map of `weights`, without writing it down: some rows and heads of it, its sums over blocks of keys, its
+        entropy, its largest weights, or what it makes of other values. Takes and raises what `forward` does.
+        """
+        self._require("weights")
+        bound, given = self._admit(x, mask, bias=bias, context=context)
+        return self._core(x, bound, **given)
 
     @final
     def mix(
@@ -160,8 +185,13 @@ class Attention(nn.Module):
     def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no _forward")
 
-    def _weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _weights")
+    def _core(self, x: Tensor, mask: BoundMask | None, *args: Any, **given: Any) -> Core:
+        if type(self)._weights is Attention._weights:
+            raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _core and no _weights")
+        return Written(self._weights(x, mask, *args, **given))
+
+    def _weights(self, x: Tensor, mask: BoundMask | None, *args: Any, **given: Any) -> Tensor:
+        return self._core(x, mask, *args, **given).weights()
 
     def _mix(self, weights: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _mix")
@@ -293,6 +323,15 @@ def linear(fan_in: int, fan_out: int, *, bias: bool = True) -> nn.Linear:
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def positive(name: str, value: int) -> int:
+    """``value``, a whole number of at least 1; else TypeError or ValueError with its name."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
 
 
 def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:

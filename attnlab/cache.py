@@ -5,6 +5,8 @@ Axes: B batch, H heads, N new tokens, L tokens kept, d head_dim.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,11 @@ FIRST = 64
 
 
 class Cache:
-    """Keys and values of one attention layer, in memory that is written in place and read without a copy.
+    """What one attention layer keeps of the tokens, in memory that is written in place and read without a copy.
 
     With a cache, ``layer(x, cache=cache)`` takes the new tokens alone and gives what the full pass would give them:
-    a prompt at once, then token by token, in whatever pieces.
+    a prompt at once, then token by token, in whatever pieces. A mechanism keeps something of every token (`append`:
+    keys and values, or whatever it computes them from), or a state of constant size (`carry`: a recurrence).
 
     Args:
         capacity: the most tokens that may be seen.
@@ -35,8 +38,9 @@ class Cache:
         """Tokens seen."""
         self.first = 0
         """The position of the first token that is still kept."""
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self.state: tuple[Tensor, ...] = ()
+        """What a recurrence goes on with, batch first; empty before the first token."""
+        self._memory: tuple[Tensor, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -46,14 +50,12 @@ class Cache:
     @property
     def bytes(self) -> int:
         """The memory that is held."""
-        return sum(t.nbytes for t in (self._keys, self._values) if t is not None)
+        return sum(t.nbytes for t in (*self._memory, *self.state))
 
     @property
     def bytes_per_token(self) -> int:
-        """What one token of every batch item takes; 0 before the first."""
-        if self._keys is None or self._values is None:
-            return 0
-        return (self._keys.nbytes + self._values.nbytes) // self._keys.shape[-2]
+        """What one token of every batch item takes; 0 before the first, and for a state, which does not grow."""
+        return sum(t.nbytes // t.shape[-2] for t in self._memory)
 
     def admit(self, x: Tensor) -> None:
         """Make room for new tokens (B, N, D), or refuse them.
@@ -67,48 +69,66 @@ class Cache:
                 f"the cache has seen {self.length} of at most {self.capacity} tokens, and {N} more do not fit; "
                 f"make it with Cache(capacity={self.length + N}) or more, or roll back"
             )
-        if self._keys is None:
-            return
-        if len(self._keys) != len(x):
-            raise ValueError(
-                f"the cache holds {len(self._keys)} sequences, not {len(x)}; use select(), or reset() for a new batch"
-            )
-        if self._keys.device != x.device:
-            raise ValueError(f"the cache lies on {self._keys.device}, the tokens on {x.device}; reset() it to move")
-        self._make_room(N)
+        for held in (*self._memory, *self.state)[:1]:
+            if len(held) != len(x):
+                raise ValueError(
+                    f"the cache holds {len(held)} sequences, not {len(x)}; use select(), or reset() for a new batch"
+                )
+            if held.device != x.device:
+                raise ValueError(f"the cache lies on {held.device}, the tokens on {x.device}; reset() it to move")
+        if self._memory:
+            self._make_room(N)
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep new keys and values.
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Keep what new tokens bring: keys and values, or as many tensors as at the first time.
 
         Args:
-            keys: (B, H, N, d), or (B, N, d) for one head.
-            values: the same.
+            new: (B, H, N, d) each, or (B, N, d).
 
         Returns:
-            All keys and values that the new tokens may look at, (B, H, L, d); views, valid until the next call.
+            The same of all tokens that the new ones may look at, L in place of N; views, valid until the next call.
 
         Raises:
             ValueError: where a gradient is asked for, which memory written in place cannot give.
         """
-        if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
-            raise ValueError("a cache gives no gradients; decode under torch.no_grad() or torch.inference_mode()")
-        N = keys.shape[-2]
-        if self._keys is None or self._values is None:
+        _refuse_gradients(new)
+        N = new[0].shape[-2]
+        if not self._memory:
             room = min(max(FIRST, 2 * N), self.capacity)
-            self._keys, self._values = _moved(None, keys, room), _moved(None, values, room)
-        new = slice(self.kept, self.kept + N)
-        self._keys[..., new, :], self._values[..., new, :] = keys, values
+            self._memory = tuple(_moved(None, t, room) for t in new)
+        at = slice(self.kept, self.kept + N)
+        for memory, t in zip(self._memory, new, strict=True):
+            memory[..., at, :] = t
         self.length += N
-        return self._keys[..., : self.kept, :], self._values[..., : self.kept, :]
+        return tuple(memory[..., : self.kept, :] for memory in self._memory)
+
+    def carry(self, tokens: int, *state: Tensor) -> None:
+        """Keep the state after so many more tokens, in place of the one before.
+
+        Args:
+            tokens: N.
+            state: tensors of constant size, batch first.
+
+        Raises:
+            ValueError: where a gradient is asked for: a state is for decoding.
+        """
+        _refuse_gradients(state)
+        self.state = state
+        self.length += tokens
 
     def rollback(self, tokens: int) -> None:
         """Forget the last ``tokens``, as if they had never been seen (speculative decoding).
 
         Raises:
-            ValueError: for more than are kept; a window has already let go of what came before.
+            ValueError: for more than are kept; a window has already let go of what came before, and a state cannot
+                be taken back at all.
         """
         if not 0 <= tokens <= self.length:
             raise ValueError(f"rollback takes from 0 to {self.length} tokens, as many as were seen, not {tokens}")
+        if self.state and tokens:
+            raise ValueError(
+                f"a state cannot forget its last {tokens} tokens; keep cache.copy() from before them, and go on with it"
+            )
         if self.window is not None and self.first and tokens > self.kept - (self.window - 1):
             raise ValueError(
                 f"a cache with a window of {self.window} cannot forget {tokens} tokens: what would be looked at then "
@@ -124,23 +144,26 @@ class Cache:
         Args:
             items: (B',) whole numbers below B.
         """
-        if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._keys.index_select(0, items), self._values.index_select(0, items)
+        self._memory = tuple(t.index_select(0, items) for t in self._memory)
+        self.state = tuple(t.index_select(0, items) for t in self.state)
+
+    def copy(self) -> Cache:
+        """Another cache that goes on from here by itself."""
+        return deepcopy(self)
 
     def reset(self) -> None:
         """Forget everything, and let go of the memory."""
         self.length = self.first = 0
-        self._keys = self._values = None
+        self._memory = self.state = ()
 
     def __repr__(self) -> str:
         window = "" if self.window is None else f", window={self.window}"
-        return f"Cache(capacity={self.capacity}{window}): {self.length} seen, {self.kept} kept, {self.bytes:,} bytes"
+        kept = "a state" if self.state else f"{self.kept} kept"
+        return f"Cache(capacity={self.capacity}{window}): {self.length} seen, {kept}, {self.bytes:,} bytes"
 
     def _make_room(self, new: int) -> None:
         """Double the memory, or let go of what a window has passed."""
-        assert self._keys is not None
-        assert self._values is not None
-        room = self._keys.shape[-2]
+        room = self._memory[0].shape[-2]
         if self.kept + new <= room:
             return
         drop = 0 if self.window is None else min(max(0, self.kept - (self.window - 1)), self.kept)
@@ -148,9 +171,13 @@ class Cache:
         if 2 * need > room:
             room = min(max(room, 2 * need), self.capacity)
         kept = slice(drop, self.kept)
-        self._keys = _moved(self._keys[..., kept, :], self._keys, room)
-        self._values = _moved(self._values[..., kept, :], self._values, room)
+        self._memory = tuple(_moved(memory[..., kept, :], memory, room) for memory in self._memory)
         self.first += drop
+
+
+def _refuse_gradients(new: tuple[Tensor, ...]) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in new):
+        raise ValueError("a cache gives no gradients; decode under torch.no_grad() or torch.inference_mode()")
 
 
 @torch.inference_mode(False)

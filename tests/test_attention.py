@@ -164,7 +164,7 @@ def test_supports() -> None:
 
 def test_a_claim_without_its_code_says_so() -> None:
     layer = Recorder(D)
-    with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _weights"):
+    with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _core and no _weights"):
         layer.weights(x())
     with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _mix"):
         layer.mix(torch.ones(B, 1, N, N), x())

@@ -7,7 +7,6 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ GRID = 2**16
 
 
 def dropout_attention(
-    q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropout: float, scale: float
 ) -> Tensor:
-    """``dropout(softmax(q kᵀ / √d + bias)) v`` over the permitted keys.
+    """``dropout(softmax(scale · q kᵀ + bias)) v`` over the permitted keys.
 
     Args:
         q: (B, H, N, d).
@@ -30,6 +29,7 @@ def dropout_attention(
         permitted: Boolean, four axes, broadcastable to (B, H, N, M).
         bias: four axes, broadcastable to (B, H, N, M); no gradient is given to it.
         dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536 below one.
+        scale: what a score is multiplied by.
 
     Returns:
         (B, H, N, w); zeros in a row that may look at nothing.
@@ -37,7 +37,7 @@ def dropout_attention(
     Source: Srivastava et al. 2014, "Dropout", with the scaling at training time.
     """
     dropped = min(round(dropout * GRID), GRID - 1)
-    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, dropped)[0]  # type: ignore[no-untyped-call]
+    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, dropped, scale)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -46,16 +46,22 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropped: int
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        permitted: Tensor | None,
+        bias: Tensor | None,
+        dropped: int,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (B, H, N, d), M, width = q.shape, k.shape[2], v.shape[3]
+        (B, H, N, _), M, width = q.shape, k.shape[2], v.shape[3]
         out = q.new_empty(B, N, H, width).transpose(1, 2)
         weights, keep = q.new_empty(B, H, N, M), torch.empty(B, H, N, M, dtype=torch.bool)
         random = torch.empty(-(-H * N * M // 4), dtype=torch.int64)
         mixed = q.new_empty(H, N, width)
         for b in range(B):
             item = slice(b, b + 1)
-            scores = (q[b] @ k[b].mT).mul_(1 / math.sqrt(d))
+            scores = (q[b] @ k[b].mT).mul_(scale)
             if bias is not None:
                 scores += of_items(bias, item)[0]
             if permitted is not None:
@@ -72,11 +78,11 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        q, k, v, _, _, dropped = inputs
+        q, k, v, _, _, dropped, scale = inputs
         _, weights, keep = output
         ctx.mark_non_differentiable(weights, keep)
         ctx.save_for_backward(q, k, v, weights, keep)
-        ctx.factor = GRID / (GRID - dropped)
+        ctx.factor, ctx.scale = GRID / (GRID - dropped), scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -90,6 +96,6 @@ class _Dropout(torch.autograd.Function):
             flow = kept.mul_(given @ v[b].mT)
             # The softmax's own gradient: weights are tied to one in sum.
             flow -= weights[b] * flow.sum(-1, keepdim=True)
-            flow *= 1 / math.sqrt(q.shape[-1])
+            flow *= ctx.scale
             dq[b], dk[b] = flow @ k[b], flow.mT @ q[b]
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None, None, None

@@ -1,6 +1,7 @@
 """Softmax attention: the fused computation, and the map that it never writes down.
 
-Axes: B batch, H heads, N queries, M keys, d head_dim. A mechanism with one head may leave H away.
+Axes: B batch, H heads, G of them to a head of keys, N queries, M keys, d head_dim. A mechanism with one head may leave
+H away.
 """
 
 from __future__ import annotations
@@ -13,21 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.engines.core import Core
 from attnlab.engines.dropout import dropout_attention
+from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
+from attnlab.engines.rows import RowsCore, cut, scaled_dot_product
 from attnlab.engines.tiles import ROWS, additive, itemwise, segmentwise, triangular, windowed
 from attnlab.masks import BoundMask
 
 SHORT = 128
 """Below this length a kernel is through before anything could be saved."""
 
-MIDDLING = 768
-"""Up to here the causal kernel computes most of what it then forbids."""
+TRIANGLE = (192, 768)
+"""Between these lengths the causal kernel computes most of what it then forbids."""
 
 FUSED = Path("fused", "every key may be looked at")
 
 CHEAP = 2**15
 """Weights an item below which PyTorch's own random numbers cost nothing that matters."""
+
+FEW = 16
+"""Queries up to which the heads that share keys are read as one head with more queries: the keys are not copied."""
 
 
 def softmax_attention(
@@ -38,34 +45,50 @@ def softmax_attention(
     bias: Tensor | None = None,
     *,
     dropout: float = 0.0,
+    sink: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """``softmax(q kᵀ / √d + bias) v`` over the permitted keys, by PyTorch's fused kernels.
 
     Args:
         q: (B, H, N, d), or (B, N, d) for one head.
-        k: (B, H, M, d).
-        v: (B, H, M, d).
+        k: (B, H, M, d), or with H / G heads, each for G heads of queries that follow each other.
+        v: (B, H, M, w), with as many heads as ``k``.
         mask: who may look at whom.
         bias: added to the scores, broadcastable to (B, H, N, M).
         dropout: the probability of dropping a weight; 0 outside of training.
+        sink: (H,), a logit in every row that takes weight and gives nothing (gpt-oss 2025).
+        softcap: scores become ``softcap · tanh(score / softcap)`` before the bias (Gemma 2, 2024, section 2).
 
     Returns:
-        The shape of ``q``; zeros in a row that may look at nothing.
+        (B, H, N, w); zeros in a row that may look at nothing.
 
-    Source: Vaswani et al. 2017, section 3.2.1; Dao et al. 2022 for the kernel that never writes the map.
+    Raises:
+        ValueError: for heads of keys that do not divide those of the queries.
+
+    Source: Vaswani et al. 2017, section 3.2.1; Dao et al. 2022 for the kernel that never writes the map; Shazeer 2019
+    and Ainslie et al. 2023 for heads that share keys.
     """
     if q.dim() == 3:  # the fused kernels want a head axis
-        one = softmax_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), mask, bias, dropout=dropout)
-        return one.squeeze(1)
+        q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+        return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
+    if softcap is not None:
+        return SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap).attend(v, dropout=dropout)
+    groups, width = _groups(q, k), v.shape[-1]
+    kernel = Kernel(1 / math.sqrt(q.shape[-1]), sink)
+    q, k, v = _widened(q, k, v)
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
-        return _whole(q, k, v, mask, bias, dropout)
+        k, v = _repeated(k, groups), _repeated(v, groups)
+        return _whole(q, k, v, mask, bias, dropout, kernel)[..., :width]
     if mask is not None and mask.is_open:
         mask = None
-    path, compute = _choose(q, k, v, mask, bias, dropout)
+    if groups > 1 and q.shape[2] <= FEW and not dropout and sink is None and may_split(q):
+        return _shared(q, k, v, mask, bias, kernel)[..., :width]
+    path, compute = _choose(q, _repeated(k, groups), _repeated(v, groups), mask, bias, dropout, kernel)
     tell(path)
-    return compute()
+    return compute()[..., :width]
 
 
 def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: Tensor | None = None) -> Tensor:
@@ -75,35 +98,128 @@ def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: T
     """
     if q.dim() == 3:
         return softmax_weights(q.unsqueeze(1), k.unsqueeze(1), mask, bias)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
-    return masked_softmax(scores if bias is None else scores + bias.to(q.dtype), mask)
+    return SoftmaxCore(q, k, mask, bias).weights()
 
 
-def masked_softmax(scores: Tensor, mask: BoundMask | None = None) -> Tensor:
+def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink: Tensor | None = None) -> Tensor:
     """``softmax(scores)`` over the permitted keys: (B, H, N, M), zero where a query may not look.
 
     A score of -inf is not permitted either. A row without any permitted key is zero, and its gradient too.
+
+    Args:
+        scores: (B, H, N, M).
+        mask: who may look at whom; a tensor is Boolean, four axes.
+        sink: (H,), a logit in every row that takes weight and is not shown.
     """
     forbidden = scores == -torch.inf
     if mask is not None:
-        forbidden = forbidden | ~mask.tensor()
+        forbidden = forbidden | ~(mask.tensor() if isinstance(mask, BoundMask) else mask)
     # The most negative finite number: -inf would make an empty row NaN on the way, forward and backward.
     scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).masked_fill(forbidden, 0.0)
+    if sink is None:
+        return scores.softmax(-1).masked_fill(forbidden, 0.0)
+    logit = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([logit, scores], -1).softmax(-1)[..., 1:].masked_fill(forbidden, 0.0)
+
+
+class SoftmaxCore(Core):
+    """The core of softmax attention; takes what `softmax_attention` takes, but the values."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        mask: BoundMask | None = None,
+        bias: Tensor | None = None,
+        *,
+        sink: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> None:
+        if q.dim() == 3:
+            q, k = q.unsqueeze(1), k.unsqueeze(1)
+        super().__init__((*q.shape[:3], k.shape[2]), q)
+        self.q, self.k, self.mask, self.sink, self.softcap = q, k, mask, sink, softcap
+        self.bias = None if bias is None else bias[(None,) * (4 - bias.dim())]
+
+    def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
+        one = values.shape[1] == 1 and self.k.shape[1] > 1
+        values = values.expand(len(self.q), self.k.shape[1] if one else -1, -1, -1)
+        if self.softcap is None:
+            return softmax_attention(self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink)
+        return self._by_rows().attend(_repeated(values, _groups(self.q, values)), dropout=dropout)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self._by_rows()._rows(rows)
+
+    def _by_rows(self) -> RowsCore:
+        k, sink, softcap = _repeated(self.k, _groups(self.q, self.k)), self.sink, self.softcap
+
+        def capped(q: Tensor, k: Tensor) -> Tensor:
+            scores = scaled_dot_product(q, k)
+            return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+        def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+            return masked_softmax(scores, permitted, sink)
+
+        return RowsCore(self.q, k, self.mask, self.bias, weigh, score=capped)
+
+
+def _groups(q: Tensor, k: Tensor) -> int:
+    """G, how many heads of queries share one of keys."""
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{q.shape[1]} heads of queries cannot share {k.shape[1]} heads of keys; it must divide them")
+    return q.shape[1] // k.shape[1]
+
+
+def _repeated(keys: Tensor, groups: int) -> Tensor:
+    """(B, H / G, M, d) as (B, H, M, d). The copy costs what one query more for each head would."""
+    return keys if groups == 1 else keys.repeat_interleave(groups, 1)
+
+
+def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All of one width, filled with zeros, which change no score: the fused kernels take no other."""
+    more = v.shape[-1] - q.shape[-1]
+    if more > 0:
+        return F.pad(q, (0, more)), F.pad(k, (0, more)), v
+    return q, k, F.pad(v, (0, -more)) if more else v
+
+
+def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, kernel: Kernel) -> Tensor:
+    """A few queries of G heads that share keys, as G times as many queries of one head: nothing is repeated."""
+    (H, N), (heads, M), G = q.shape[1:3], k.shape[1:3], _groups(q, k)
+    rows = slice(0, N)
+    keys = slice(0, M) if mask is None else mask.seen(rows)
+    tell(Path("shared", f"{H} heads of {N} queries read {heads} heads of {keys.stop - keys.start} keys as they lie"))
+
+    def folded(matrix: Tensor) -> Tensor:
+        matrix = matrix.expand(matrix.shape[0], H, N, keys.stop - keys.start)
+        return matrix.unflatten(1, (heads, G)).flatten(2, 3)
+
+    permitted = None if mask is None else folded(mask.tile(rows, keys))
+    added = None if bias is None else folded(cut(bias, rows, keys))
+    out = kernel(
+        q.unflatten(1, (heads, G)).flatten(2, 3),
+        k[:, :, keys],
+        v[:, :, keys],
+        additive(permitted, added, q.dtype),
+    )
+    return out.unflatten(2, (G, N)).flatten(1, 2)
 
 
 def _choose(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]]:
     """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part engines."""
     N, M = q.shape[2], k.shape[2]
     by_parts = (mask is not None or dropout > 0) and may_split(q)
-    if dropout and by_parts and q.shape[1] * N * M >= CHEAP and (bias is None or not bias.requires_grad):
+    constant = bias is None or not bias.requires_grad
+    if dropout and by_parts and q.shape[1] * N * M >= CHEAP and constant and kernel.sink is None:
         permitted = None if mask is None else mask.tensor()
         return Path("dropout", f"dropout {dropout:g} in training on a CPU; two random bytes a weight"), partial(
-            dropout_attention, q, k, v, permitted, bias, dropout
+            dropout_attention, q, k, v, permitted, bias, dropout, kernel.scale
         )
-    if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias)):
+    if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias, kernel)):
         return found
     if bias is None and mask is None:
         path = FUSED
@@ -112,19 +228,20 @@ def _choose(
     else:
         given = [*(["a bias"] if bias is not None else []), *([f"{mask.mask}"] if mask is not None else [])]
         path = Path("matrix", f"{' and '.join(given)}, as a matrix of {N} queries and {M} keys")
-    return path, partial(_whole, q, k, v, mask, bias, dropout)
+    return path, partial(_whole, q, k, v, mask, bias, dropout, kernel)
 
 
-def _whole(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float) -> Tensor:
+def _whole(
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float, kernel: Kernel
+) -> Tensor:
     """One call of the fused kernel."""
     if bias is None and (mask is None or mask.is_causal):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask is not None)
-    matrix = additive(None if mask is None else mask.tensor(), bias, q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout)
+        return kernel(q, k, v, causal=mask is not None, dropout=dropout)
+    return kernel(q, k, v, additive(None if mask is None else mask.tensor(), bias, q.dtype), dropout=dropout)
 
 
 def _parts(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]] | None:
     """A way that leaves out what may not be looked at; None where there is too little of it."""
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
@@ -133,21 +250,21 @@ def _parts(
     back, ahead = mask.mask.reach
     if back is not None and ahead is not None and 1.5 * (back + ahead + 1 + min(N, ROWS)) <= M:
         why = f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys"
-        return Path("window", why), partial(windowed, q, k, v, mask, bias)
+        return Path("window", why), partial(windowed, q, k, v, mask, bias, kernel)
     if N < SHORT or mask.first:
         return None
     for rule in mask.mask.factors:
         if mask.offset == 0 and N == M and (segments := rule.segments(N)) and 1 < len(segments) <= N // 4:
             why = f"{len(segments)} sequences packed in one row"
-            return Path("segments", why), partial(segmentwise, q, k, v, mask.without(rule), bias, segments)
+            return Path("segments", why), partial(segmentwise, q, k, v, mask.without(rule), bias, segments, kernel)
         spans = rule.spans(M)
         if spans is not None and len(spans) == B:
             real = sum(span.stop - span.start for span in spans)
             if real <= 0.9 * B * M:
                 why = f"{real / (B * M):.0%} of the keys are real; an item at a time leaves out the rest"
-                return Path("items", why), partial(itemwise, q, k, v, mask.without(rule), bias, spans)
-    if bias is None and mask.is_causal and N <= MIDDLING:
+                return Path("items", why), partial(itemwise, q, k, v, mask.without(rule), bias, spans, kernel)
+    if bias is None and mask.is_causal and TRIANGLE[0] <= N <= TRIANGLE[1]:
         return Path("triangle", f"causal, {N} long: four parts leave out most of what is ahead"), partial(
-            triangular, q, k, v
+            triangular, q, k, v, kernel
         )
     return None

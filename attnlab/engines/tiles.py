@@ -6,16 +6,17 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.engines.kernel import Kernel
+from attnlab.engines.rows import cut
 from attnlab.masks import BoundMask
 
 ROWS = 64
 """Queries a tile; more of them reach more keys that most of them may not look at."""
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None) -> Tensor:
+def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None, kernel: Kernel) -> Tensor:
     """A mask of limited reach: rows by tiles, each with the keys that it can reach; O(N · reach).
 
     Args:
@@ -24,6 +25,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | No
         v: (B, H, M, d).
         mask: its ``reach`` says what is left out.
         bias: four axes, broadcastable to (B, H, N, M).
+        kernel: computes a part.
 
     Source: Beltagy et al. 2020, "Longformer", section 3.1, for the pattern.
     """
@@ -33,22 +35,30 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | No
     parts = []
     for part in _slices(q.shape[2], max(ROWS, (back + ahead + 1) // 4)):
         keys = mask.seen(part)
-        parts.append(_part(q[:, :, part], k[:, :, keys], v[:, :, keys], mask, bias, part, keys))
+        parts.append(_part(q[:, :, part], k[:, :, keys], v[:, :, keys], mask, bias, kernel, part, keys))
     return _joined(parts, 2)
 
 
-def triangular(q: Tensor, k: Tensor, v: Tensor, parts: int = 4) -> Tensor:
+def triangular(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) -> Tensor:
     """Causal attention in a few parts: the keys ahead of a part are left out, where a kernel would not notice."""
     N = q.shape[2]
     done = []
     for rows in _slices(N, -(-N // parts)):
         # A part's own triangle, aligned at its end.
         permitted = torch.ones(rows.stop - rows.start, rows.stop, dtype=torch.bool, device=q.device).tril(rows.start)
-        done.append(_attend(q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], permitted))
+        done.append(kernel(q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], permitted))
     return _joined(done, 2)
 
 
-def itemwise(q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tensor | None, keys: list[slice]) -> Tensor:
+def itemwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: BoundMask | None,
+    bias: Tensor | None,
+    keys: list[slice],
+    kernel: Kernel,
+) -> Tensor:
     """An item at a time, with its real keys alone.
 
     Args:
@@ -58,17 +68,24 @@ def itemwise(q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tens
         rest: what else the mask says.
         bias: four axes, broadcastable to (B, H, N, M).
         keys: the real keys of every item.
+        kernel: computes a part.
     """
     everyone = slice(0, q.shape[2])
     done = []
     for b, own in enumerate(keys):
         item = slice(b, b + 1)
-        done.append(_part(q[item], k[item, :, own], v[item, :, own], rest, bias, everyone, own, item))
+        done.append(_part(q[item], k[item, :, own], v[item, :, own], rest, bias, kernel, everyone, own, item))
     return _joined(done, 0)
 
 
 def segmentwise(
-    q: Tensor, k: Tensor, v: Tensor, rest: BoundMask | None, bias: Tensor | None, segments: list[slice]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: BoundMask | None,
+    bias: Tensor | None,
+    segments: list[slice],
+    kernel: Kernel,
 ) -> Tensor:
     """Packed sequences, one after the other.
 
@@ -79,8 +96,9 @@ def segmentwise(
         rest: what else the mask says.
         bias: four axes, broadcastable to (B, H, N, N).
         segments: the rows of every sequence.
+        kernel: computes a part.
     """
-    done = [_part(q[:, :, own], k[:, :, own], v[:, :, own], rest, bias, own, own) for own in segments]
+    done = [_part(q[:, :, own], k[:, :, own], v[:, :, own], rest, bias, kernel, own, own) for own in segments]
     return _joined(done, 2)
 
 
@@ -90,21 +108,19 @@ def _part(
     v: Tensor,
     mask: BoundMask | None,
     bias: Tensor | None,
+    kernel: Kernel,
     rows: slice,
     keys: slice,
     items: slice = slice(None),
 ) -> Tensor:
     """One part, already cut out of q, k and v, under what the mask and the bias say of it."""
-    if mask is not None and mask.is_causal and bias is None and rows.start == keys.start and k.shape[2]:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    permitted = None if mask is None else of_items(mask.tile(rows, keys), items)
-    return _attend(q, k, v, permitted, None if bias is None else of_items(_cut(bias, rows, keys), items))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None = None) -> Tensor:
     if not k.shape[2]:
         return torch.zeros_like(q)  # nothing to look at
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=additive(permitted, bias, q.dtype))
+    if mask is not None and mask.is_causal and bias is None and rows.start == keys.start:
+        return kernel(q, k, v, causal=True)
+    permitted = None if mask is None else of_items(mask.tile(rows, keys), items)
+    added = None if bias is None else of_items(cut(bias, rows, keys), items)
+    return kernel(q, k, v, additive(permitted, added, q.dtype))
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:
@@ -122,11 +138,6 @@ def additive(permitted: Tensor | None, bias: Tensor | None, dtype: torch.dtype) 
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, length)) for at in range(0, length, size)]
-
-
-def _cut(bias: Tensor, queries: slice, keys: slice) -> Tensor:
-    rows = slice(None) if bias.shape[-2] == 1 else queries
-    return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
 
 
 def of_items(tensor: Tensor, items: slice) -> Tensor:

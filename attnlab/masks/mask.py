@@ -209,6 +209,18 @@ class BoundMask:
             return whole[..., _of(whole.shape[-2], queries), _of(whole.shape[-1], keys)]
         return self._fitted(self._evaluated(queries, keys), queries.stop - queries.start, keys.stop - keys.start)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Chosen rows of `tensor`, (B | 1, H | 1, rows, N_k); the rest is not made where the rule allows that."""
+        if self._tensor is not None or not self.mask.by_position:
+            whole = self.tensor()
+            return whole if whole.shape[-2] == 1 else whole[..., index, :]
+        keys = torch.arange(self.first, self.first + self.keys, device=self._device)
+        return self._fitted(
+            self.mask.allows((self.first + self.offset + index).unsqueeze(1), keys.unsqueeze(0)),
+            len(index),
+            self.keys,
+        )
+
     def without(self, rule: Mask) -> BoundMask | None:
         """The mask that the other factors make; None where there is no other."""
         left = [factor for factor in self.mask.factors if factor is not rule]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnlab.attention import Attention, Card, accepts_emd_dim, linear
 from attnlab.cache import Cache
-from attnlab.engines.softmax import softmax_attention, softmax_weights
+from attnlab.engines.softmax import SoftmaxCore, softmax_attention
 from attnlab.masks import BoundMask
 
 
@@ -48,11 +48,9 @@ class SelfAttention(Attention):
         self.value = linear(embed_dim, embed_dim)
         self.output = linear(embed_dim, embed_dim)
 
-    def _weights(
-        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None
-    ) -> Float[Tensor, "B 1 N N"]:
-        # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column)
-        return softmax_weights(self.query(x), self.key(x), mask, bias)
+    def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
+        # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column), (B, 1, N, N)
+        return SoftmaxCore(self.query(x), self.key(x), mask, bias)
 
     def _mix(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # ... V: the average of the values, by those weights

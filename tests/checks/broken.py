@@ -283,6 +283,17 @@ class ShowsTheMeanHead(MultiAttention):
         return weights.mean(1, keepdim=True).expand_as(weights)
 
 
+@breaks("the core is the map")
+class ProbesWithoutMask(MultiAttention):
+    """Shows the map that it uses, but what it says of its parts is without the mask."""
+
+    def _core(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Any:
+        return super()._core(x, None, bias, context)
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        return super()._core(x, mask, bias, context).weights()
+
+
 @breaks("bias adds to the scores")
 class DropsTheBias(MultiAttention):
     """Forgets the bias where there is a mask."""

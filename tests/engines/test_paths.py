@@ -28,7 +28,7 @@ from attnlab.masks import (
 )
 from attnlab.models.multihead import MultiAttention
 
-B, H, N, M, d = 2, 3, 131, 149, 5
+B, H, N, M, d = 2, 3, 197, 211, 5
 
 LENGTHS = torch.tensor([37, 101])
 EMPTY = torch.tensor([0, 101])
@@ -216,7 +216,7 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
     torch.manual_seed(0)
     # With the identity for values, the answer is the map itself.
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N)
-    found = dropout_attention(q, k, eye, permitted, bias, 0.3) * (GRID - round(0.3 * GRID)) / GRID
+    found = dropout_attention(q, k, eye, permitted, bias, 0.3, d**-0.5) * (GRID - round(0.3 * GRID)) / GRID
     weights = softmax_weights(q, k, bound, bias)
     kept = found != 0
     torch.testing.assert_close(found, weights * kept)
@@ -229,7 +229,7 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
 
 def test_nearly_everything_may_be_dropped() -> None:
     q, k, v = tensors()
-    assert dropout_attention(q, k, v, None, None, 1 - 1e-9).isfinite().all()
+    assert dropout_attention(q, k, v, None, None, 1 - 1e-9, 1.0).isfinite().all()
 
 
 def test_dropout_has_the_gradient_of_what_it_kept() -> None:
@@ -238,7 +238,7 @@ def test_dropout_has_the_gradient_of_what_it_kept() -> None:
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(7)
-        return dropout_attention(q, k, v, bound.tensor(), None, 0.4)
+        return dropout_attention(q, k, v, bound.tensor(), None, 0.4, 0.3)
 
     assert torch.autograd.gradcheck(run, (q, k, v))
 

@@ -9,6 +9,9 @@ from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
 
+LONG = 67
+"""Beyond a block of 64: what goes block by block must agree as well."""
+
 
 @promise("weights sum to one", needs=("weights", "probabilities"))
 def one_in_sum(subject: Subject) -> Measure:
@@ -124,3 +127,38 @@ def another_sequence(subject: Subject) -> Measure:
         deaf = (gradient.abs().amax(-1) == 0).sum().item() + (0 if out.shape == x.shape else 1)
         measured.append((deaf, f"{length} tokens of context: not all are heard, or the output has another shape"))
     return worst(measured, EXACT)
+
+
+@promise("the core is the map", needs=("contract", "weights"))
+def core_is_the_map(subject: Subject) -> Measure:
+    """The difference between what a core says without writing its map down, and the same of the weights.
+
+    Rows and heads by choice and by stream, sums over blocks of keys, entropy, largest weights, and what it makes of the
+    identity.
+    """
+    blocks = torch.arange(LONG, device=subject.device) % 3
+
+    def measured(causality: bool, mask: Mask | None) -> float:
+        found = 0.0
+        layer = subject.build(causality)
+        for length in (N, LONG) if mask is None else (N,):
+            x = subject.tokens(length=length)
+            weights = subject.weights(layer, x, mask)
+            core = layer.core(x, **({} if mask is None else {"mask": mask}))  # type: ignore[operator]
+            eye = torch.eye(length, dtype=x.dtype, device=x.device)[None, None]
+            indicators = torch.eye(3, dtype=x.dtype, device=x.device)[blocks[:length]]
+            largest, keys = core.top(2)
+            pairs = [
+                (core.weights(), weights),
+                (core.attend(eye), weights),
+                (core.weights(rows=[2, 0], heads=[-1]), weights[:, [-1]][:, :, [2, 0]]),
+                (torch.cat([part for _, part in core.stream(3)], 2), weights),
+                (core.pooled(blocks[:length]), weights @ indicators),
+                *([(core.entropy(), torch.special.entr(weights).sum(-1))] if "probabilities" in subject.claims else []),
+                (largest, weights.topk(2).values),
+                (weights.gather(-1, keys), largest),
+            ]
+            found = max(found, *(difference(ours, true) for ours, true in pairs))
+        return found
+
+    return worst_way(subject, measured, EXACT)

@@ -1,0 +1,200 @@
+"""Attention in heads, out of parts: the steps that such mechanisms share, and the parts that they exchange.
+
+A mechanism with heads subclasses `HeadedAttention` and writes `_look`: its map, the line that makes it what it is. One
+that differs elsewhere overrides that step (`_project`, `_place`, `_join`) and holds the part that the step uses:
+
+- keys and values shared by several heads: ``num_kv_heads`` (Shazeer 2019; Ainslie et al. 2023);
+- `HeadNorm`, queries and keys of one length (in `_project`);
+- a cap on the scores and a sink, ``SoftmaxCore(..., softcap=50.0, sink=self.sink)`` (in `_look`);
+- `OutputGate`, which lets through what a token wants of its heads (in `_join`).
+
+Axes: B batch, H heads, G of them to a head of keys, N queries, M keys, D embed_dim, d head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnlab.attention import Attention, divisors_near, either, linear, positive
+from attnlab.cache import Cache
+from attnlab.engines.core import Core
+from attnlab.masks import BoundMask
+from attnlab.positions import Name, make
+
+
+class HeadedAttention(Attention):
+    """``concat(head_1, ..., head_H) W_O``: query, key, value, map and output, a step each.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: H, the heads of queries.
+        num_kv_heads: H / G, the heads of keys and values; as many as of queries where not given.
+        head_dim: d, the width of a head; ``embed_dim / num_heads`` where not given.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters (see `attnlab.positions`).
+
+    Raises:
+        ValueError: for ``num_kv_heads`` that do not divide ``num_heads``, and what `Attention` refuses.
+    """
+
+    packs = True
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Name = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
+        self.num_kv_heads = num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
+        if num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
+                f"try num_kv_heads={either(divisors_near(num_heads, self.num_kv_heads))}"
+            )
+        # W_Q, W_K and W_V of all heads in one product
+        self._widths = [heads * self.head_dim for heads in (num_heads, self.num_kv_heads, self.num_kv_heads)]
+        self.qkv = linear(embed_dim, sum(self._widths), bias=bias)
+        self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
+        self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
+        if positions != "none":  # but rotary, they add a matrix, as large as the packed row squared
+            self._knows_order(packs=positions == "rotary")
+
+    # The steps, in their order
+
+    def _forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        Q, K, V = self._project(x, context)
+        Q, K, bias = self._place(Q, K, bias, context, cache)
+        if cache is not None:
+            K, V = cache.append(K, V)  # with all that was seen before
+        heads = self._look(Q, K, mask, bias).attend(V, dropout=self.dropout if self.training else 0.0)
+        return self._join(heads, x)
+
+    def _project(
+        self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"], Float[Tensor, "B H/G M d"]]:
+        """Queries, keys and values: views into one product, without a copy."""
+        if context is None:
+            parts = self.qkv(x).split(self._widths, -1)
+        else:
+            own = self._widths[0]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            Q = F.linear(x, weight[:own], None if bias is None else bias[:own])
+            KV = F.linear(context, weight[own:], None if bias is None else bias[own:])
+            parts = (Q, *KV.split(self._widths[1:], -1))
+        Q, K, V = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        return Q, K, V
+
+    def _place(
+        self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Q and K turned by their places, and the bias of distance added to ``bias``."""
+        if self.positions.name == "none":
+            return Q, K, bias
+        first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
+        Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
+        own = self.positions.bias(Q.shape[2], kept + K.shape[2])
+        if own is None:
+            return Q, K, bias
+        return Q, K, own.to(Q.dtype) if bias is None else bias + own.to(bias.dtype)
+
+    def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> Core:
+        """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""
+        raise NotImplementedError(f"{type(self).__name__} has no _look")
+
+    def _join(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """The heads side by side, mixed by W_O."""
+        return self.output(self._concat(heads))
+
+    # The map, and what it gives
+
+    def _core(
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Core:
+        Q, K, _ = self._project(x, context)
+        Q, K, bias = self._place(Q, K, bias, context)
+        return self._look(Q, K, mask, bias)
+
+    def _mix(
+        self,
+        weights: Float[Tensor, "B H N M"],
+        x: Float[Tensor, "B N D"],
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        _, _, V = self._project(x, context)
+        return self._join(weights @ V.repeat_interleave(self.num_heads // self.num_kv_heads, 1), x)
+
+    @staticmethod
+    def _concat(heads: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N H*d"]:
+        return heads.transpose(1, 2).flatten(2)
+
+    def extra_repr(self) -> str:
+        """What a printed network shows of this layer."""
+        shared = "" if self.num_kv_heads == self.num_heads else f", num_kv_heads={self.num_kv_heads}"
+        wide = "" if self.head_dim * self.num_heads == self.embed_dim else f", head_dim={self.head_dim}"
+        return f"{super().extra_repr()}{shared}{wide}"
+
+
+class HeadNorm(nn.Module):
+    """Queries and keys of one length: a score can then grow with the learned gains alone.
+
+    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", arXiv:2010.04245; by the root of the mean
+    square, as in Qwen3 (2025).
+
+    Args:
+        head_dim: d.
+        eps: keeps a vector of zeros finite.
+    """
+
+    def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.query, self.key = nn.RMSNorm(head_dim, eps=eps), nn.RMSNorm(head_dim, eps=eps)
+
+    def forward(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H/G M d"]
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"]]:
+        """Each vector over its root mean square, times the gains."""
+        return self.query(Q), self.key(K)
+
+
+class OutputGate(nn.Module):
+    """``heads · sigmoid(x W_G)``: each token decides what of its heads' answers goes on.
+
+    Source: Qiu et al. 2025, "Gated Attention for Large Language Models", arXiv:2505.06708, section 2 (the gate after
+    the attention, elementwise).
+
+    Args:
+        embed_dim: D.
+        width: H · d, the heads side by side.
+        bias: whether the gate's projection adds a bias.
+    """
+
+    def __init__(self, embed_dim: int, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.projection = linear(embed_dim, width, bias=bias)
+
+    def forward(self, heads: Float[Tensor, "B N W"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
+        """What is let through."""
+        return heads * torch.sigmoid(self.projection(x))

@@ -1,0 +1,3 @@
+"""Grouped-query attention."""
+
+from .groupedquery import GroupedQueryAttention as GroupedQueryAttention
