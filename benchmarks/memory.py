@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.pairing import Work
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells standard error that it starts and stops
 
 
 def peak(work: Work) -> int:

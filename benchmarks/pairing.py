@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,29 +60,29 @@ def race(ours: Work, theirs: Mapping[str, Work], pace: Pace) -> tuple[dict[str, 
     with the mean of our two, so that a machine that slows down meanwhile cannot favour a side. The control is the ratio
     of our own two: what the noise alone makes of the same work.
     """
-    works = [ours, *theirs.values(), ours]
-    repeats = [_repeats(work, pace.sample) for work in works]
-    one = sum(_time(work, count) * count for work, count in zip(works, repeats, strict=True))
+    works = [ours, *theirs.values()]
+    samples = [_sample(work, pace.sample) for work in works]
+    works, samples = [*works, ours], [*samples, samples[0]]
+    last = len(works) - 1
     ratios: list[list[float]] = [[] for _ in works]
-    for turn in range(pace.rounds(one)):
+    for turn in range(pace.rounds(sum(sample.seconds for sample in samples))):
         order = range(len(works)) if turn % 2 == 0 else reversed(range(len(works)))
-        taken = {i: _time(works[i], repeats[i]) for i in order}
-        own = (taken[0] + taken[len(works) - 1]) / 2
+        taken = {i: _time(works[i], samples[i].repeats) for i in order}
+        own = (taken[0] + taken[last]) / 2
         for i, seconds in taken.items():
-            ratios[i].append(seconds / (taken[0] if i == len(works) - 1 else own))
-    found = dict(zip(theirs, map(_summary, ratios[1:-1]), strict=True))
-    return found, _summary(ratios[-1])
+            ratios[i].append(seconds / (taken[0] if i == last else own))
+    found = dict(zip(theirs, map(_summary, ratios[1:last]), strict=True))
+    return found, _summary(ratios[last])
 
 
 def seconds(works: Mapping[Any, Work], pace: Pace) -> dict[Any, float]:
     """The median time of every work, all of them in turn."""
-    repeats = {name: _repeats(work, pace.sample) for name, work in works.items()}
-    one = sum(_time(works[name], count) * count for name, count in repeats.items())
+    samples = {name: _sample(work, pace.sample) for name, work in works.items()}
     taken: dict[Any, list[float]] = {name: [] for name in works}
-    for _ in range(pace.rounds(one)):
+    for _ in range(pace.rounds(sum(sample.seconds for sample in samples.values()))):
         for name, work in works.items():
-            taken[name].append(_time(work, repeats[name]))
-    return {name: statistics.median(samples) for name, samples in taken.items()}
+            taken[name].append(_time(work, samples[name].repeats))
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def _summary(ratios: list[float]) -> Ratio:
@@ -90,10 +90,20 @@ def _summary(ratios: list[float]) -> Ratio:
     return Ratio(lower, median, upper, len(ratios))
 
 
-def _repeats(work: Work, sample: float) -> int:
-    """How often the work is repeated to last so long; it is warm then."""
-    work()
-    return max(1, round(sample / _time(work, 1)))
+class _Sample(NamedTuple):
+    """How often a work is repeated in a sample, and how many seconds that takes."""
+
+    repeats: int
+    seconds: float
+
+
+def _sample(work: Work, least: float) -> _Sample:
+    """A sample that lasts so long; the work is warm then."""
+    once = _time(work, 1)
+    if once < 10 * least:
+        once = _time(work, 3)  # the first was cold
+    repeats = max(1, round(least / once))
+    return _Sample(repeats, repeats * once)
 
 
 def _time(work: Work, repeats: int) -> float:

@@ -37,13 +37,14 @@ class Peer:
 
 
 def load(name: str, part: str = "") -> Any:
-    """The module of a peer, or a part of it.
+    """The module of a peer, or a part of it, as ``.models``.
 
     Raises:
         Missing: where it is not installed, or cannot be imported.
     """
     module = PEERS[name]
-    os.environ.setdefault("KERAS_BACKEND", "torch")
+    for setting, value in {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": "cpu"}.items():
+        os.environ.setdefault(setting, value)  # Keras reads them when it is imported
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they import that is deprecated is theirs to mend
