@@ -176,7 +176,12 @@ class HeadNorm(nn.Module):
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H/G M d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"]]:
         """Each vector over its root mean square, times the gains."""
-        return self.query(Q), self.key(K)
+        return _normed(Q, self.query), _normed(K, self.key)
+
+
+def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    # The gains in the dtype of x, which under autocast is not theirs.
+    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.eps)
 
 
 class OutputGate(nn.Module):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnlab import Cache
+from attnlab import Cache, check_attention
+from attnlab.attention import Attention
 from attnlab.engines.paths import explain_path
-from attnlab.masks import causal, from_tensor, padding, prefix, window
+from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 
@@ -207,3 +211,77 @@ def test_what_was_selected_in_inference_mode_may_be_written_outside() -> None:
     with torch.inference_mode():
         cache.select(torch.tensor([1, 0]))
     assert positions(feed(cache, 1)[0]) == list(range(6))
+
+
+# A state of constant size
+
+
+class Sums(Attention):
+    """The sum of all tokens so far: the plainest recurrence."""
+
+    card = replace(SelfAttention.card, supports=("causal", "cache"))
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: Cache | None = None) -> Tensor:
+        before = cache.state[0] if cache is not None and cache.state else x.new_zeros(len(x), 1, self.embed_dim)
+        sums = before + x.cumsum(1)
+        if cache is not None and x.shape[1]:
+            cache.carry(x.shape[1], sums[:, -1:])
+        return sums
+
+
+def test_a_recurrence_is_held_to_the_same_promises() -> None:
+    report = check_attention(partial(Sums, causal=True), only=["steps with a cache = the full pass"])
+    assert report["steps with a cache = the full pass"].measured <= 1e-12  # type: ignore[operator]
+
+
+@torch.no_grad()
+def test_a_state_does_not_grow_and_is_selected_from() -> None:
+    layer, cache, x = Sums(D, causal=True), Cache(100), torch.randn(B, 7, D)
+    layer(x[:, :3], cache=cache)
+    size = cache.bytes
+    layer(x[:, 3:5], cache=cache)
+    assert (cache.length, cache.bytes, cache.bytes_per_token) == (5, size, 0)
+    assert repr(cache) == f"Cache(capacity=100): 5 seen, a state, {B * D * 4} bytes"
+    items = torch.tensor([1, 1, 0])
+    cache.select(items)
+    torch.testing.assert_close(layer(x[items, 5:], cache=cache), layer(x)[items, 5:])
+    with pytest.raises(ValueError, match=r"holds 3 sequences, not 2; use select\(\), or reset\(\)"):
+        layer(x[:, :1], cache=cache)
+    cache.reset()
+    assert (cache.length, cache.bytes, cache.state) == (0, 0, ())
+
+
+@torch.no_grad()
+def test_a_state_is_copied_where_it_cannot_be_rolled_back() -> None:
+    layer, cache, x = Sums(D, causal=True), Cache(100), torch.randn(B, 7, D)
+    layer(x[:, :5], cache=cache)
+    before = cache.copy()
+    layer(torch.randn(B, 2, D), cache=cache)
+    cache.rollback(0)
+    with pytest.raises(ValueError, match=r"a state cannot forget its last 2 tokens; keep cache.copy\(\)"):
+        cache.rollback(2)
+    torch.testing.assert_close(layer(x[:, 5:], cache=before), layer(x)[:, 5:])
+
+
+def test_a_state_gives_no_gradients() -> None:
+    with pytest.raises(ValueError, match="a cache gives no gradients"):
+        Sums(D, causal=True)(torch.randn(B, 3, D, requires_grad=True), cache=Cache(9))
+
+
+@torch.no_grad()
+def test_a_copy_of_keys_goes_on_by_itself() -> None:
+    cache = full()
+    twin = cache.copy()
+    feed(cache, 2)
+    assert (cache.length, twin.length) == (7, 5)
+    assert positions(feed(twin, 1)[0]) == list(range(6))
+
+
+def test_as_many_tensors_as_at_the_first_time() -> None:
+    cache = Cache(9)
+    latent, turned = torch.randn(B, 3, 5), torch.randn(B, 3, 2)
+    kept = cache.append(latent, turned)
+    assert [t.shape for t in kept] == [(B, 3, 5), (B, 3, 2)]
+    assert cache.bytes_per_token == B * (5 + 2) * 4
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        cache.append(latent)

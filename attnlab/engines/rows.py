@@ -60,7 +60,9 @@ def attend_by_rows(
         weights = weigh(scores if bias is None else scores + bias.to(scores.dtype), permitted)
         return torch.dropout(weights, dropout, dropout > 0) @ v
 
-    size = max(1, NUMBERS // max(1, B * H * M))
+    if torch.compiler.is_compiling():  # one graph for every length
+        return part(q, k, v, None if mask is None else mask.tensor(), bias)
+    size = max(1, NUMBERS // max(1, B * H * (M if mask is None else mask.most)))
     if not may_split(q) or size >= N:
         tell(Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
         return part(q, k, v, None if mask is None else mask.tensor(), bias)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnlab.engines.core import Core
 from attnlab.engines.dropout import dropout_attention
+from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, cut, scaled_dot_product
@@ -32,6 +33,9 @@ FUSED = Path("fused", "every key may be looked at")
 
 CHEAP = 2**15
 """Weights an item below which PyTorch's own random numbers cost nothing that matters."""
+
+NARROW = 4
+"""How many times as many keys as a query can reach make it worth while to drop weights a few rows at a time."""
 
 FEW = 16
 """Queries up to which the heads that share keys are read as one head with more queries: the keys are not copied."""
@@ -74,8 +78,10 @@ def softmax_attention(
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = bias[(None,) * (4 - bias.dim())]
-    if softcap is not None:
-        return SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap).attend(v, dropout=dropout)
+    narrow = mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)
+    if softcap is not None or (dropout and narrow):
+        core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
+        return core.by_rows().attend(_repeated(v, _groups(q, v)), dropout=dropout)
     groups, width = _groups(q, k), v.shape[-1]
     kernel = Kernel(1 / math.sqrt(q.shape[-1]), sink)
     q, k, v = _widened(q, k, v)
@@ -145,14 +151,15 @@ class SoftmaxCore(Core):
         """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
         one = values.shape[1] == 1 and self.k.shape[1] > 1
         values = values.expand(len(self.q), self.k.shape[1] if one else -1, -1, -1)
-        if self.softcap is None:
-            return softmax_attention(self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink)
-        return self._by_rows().attend(_repeated(values, _groups(self.q, values)), dropout=dropout)
+        return softmax_attention(
+            self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
+        )
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self._by_rows()._rows(rows)
+        return self.by_rows()._rows(rows)
 
-    def _by_rows(self) -> RowsCore:
+    def by_rows(self) -> RowsCore:
+        """The same, with its weights written down a few rows at a time."""
         k, sink, softcap = _repeated(self.k, _groups(self.q, self.k)), self.sink, self.softcap
 
         def capped(q: Tensor, k: Tensor) -> Tensor:
@@ -221,6 +228,11 @@ def _choose(
         )
     if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias, kernel)):
         return found
+    if mask is not None and not (dropout or bias is not None or kernel.sink is not None or mask.is_causal):
+        blocks = block_mask(q, k, mask)
+        if blocks is not None:
+            why = f"{mask.mask} forbids {blocks.sparsity():.0f}% of the blocks on a GPU, and these are left out"
+            return Path("flex", why), partial(flexible, q, k, v, blocks, kernel.scale)
     if bias is None and mask is None:
         path = FUSED
     elif bias is None and mask is not None and mask.is_causal:

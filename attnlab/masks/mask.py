@@ -16,15 +16,31 @@ Reach = tuple[int | None, int | None]
 class Mask:
     """A rule: which query position may look at which key position. Combine rules with ``&``, ``|`` and ``~``."""
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        """The rule itself, for positions ``q`` (N_q, 1) and ``k`` (1, N_k).
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """The rule itself, one number at a time: may query ``q`` of head ``h`` of item ``b`` look at key ``k``?
 
-        It is asked for any part of the map, so it may depend on the positions alone.
+        It is asked for any part of the map, so it may depend on these four alone; a kernel asks for one place of it.
+
+        Args:
+            b: items, (B, 1, 1, 1), or any shape that broadcasts with the others; likewise
+            h: heads, (H, 1, 1).
+            q: positions of queries, (N_q, 1).
+            k: positions of keys, (1, N_k).
 
         Returns:
-            Boolean, broadcastable to (B, H, N_q, N_k).
+            Boolean, of the shape to which those that matter broadcast.
         """
         raise NotImplementedError
+
+    @property
+    def items(self) -> int:
+        """Of how many batch items it speaks one by one; 1 where it is the same for all."""
+        return 1
+
+    @property
+    def heads(self) -> int:
+        """Of how many heads it speaks one by one; 1 where it is the same for all."""
+        return 1
 
     def check(self, queries: int, keys: int) -> None:
         """Refuse lengths that this rule does not fit.
@@ -40,7 +56,7 @@ class Mask:
 
     @property
     def by_position(self) -> bool:
-        """Whether `allows` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
+        """Whether `at` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
         return True
 
     def spans(self, keys: int) -> list[slice] | None:
@@ -190,6 +206,12 @@ class BoundMask:
         """Whether nothing is forbidden: a triangle whose first query is at the end already, as in decoding."""
         return self.mask.is_triangle and self.offset >= self.keys - 1
 
+    @property
+    def most(self) -> int:
+        """How many keys one query can reach at most."""
+        back, ahead = self.mask.reach
+        return self.keys if back is None or ahead is None else min(self.keys, back + 1 + ahead)
+
     def tensor(self) -> Tensor:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
         if self._tensor is None:
@@ -215,11 +237,8 @@ class BoundMask:
             whole = self.tensor()
             return whole if whole.shape[-2] == 1 else whole[..., index, :]
         keys = torch.arange(self.first, self.first + self.keys, device=self._device)
-        return self._fitted(
-            self.mask.allows((self.first + self.offset + index).unsqueeze(1), keys.unsqueeze(0)),
-            len(index),
-            self.keys,
-        )
+        matrix = _asked(self.mask, (self.first + self.offset + index).unsqueeze(1), keys.unsqueeze(0))
+        return self._fitted(matrix, len(index), self.keys)
 
     def without(self, rule: Mask) -> BoundMask | None:
         """The mask that the other factors make; None where there is no other."""
@@ -276,8 +295,12 @@ class _Keys(Mask):
                 f"the key mask has shape {tuple(self.keep.shape)}, (batch, keys), but there are {keys} keys"
             )
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return on_device_of(k, self.keep, "the key mask")[:, None, k]
+    @property
+    def items(self) -> int:
+        return len(self.keep)
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
 
     def __repr__(self) -> str:
         return f"keys({short(self.keep)})"
@@ -297,7 +320,7 @@ class _Matrix(Mask):
                 f"{queries} queries and {keys} keys; for one row a batch item use from_key_padding_mask"
             )
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         matrix = on_device_of(k, self.matrix, "the mask")
         return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
@@ -317,6 +340,14 @@ class _Pair(Mask):
     @property
     def by_position(self) -> bool:
         return self.left.by_position and self.right.by_position
+
+    @property
+    def items(self) -> int:
+        return self.left.items if self.right.items == 1 else self.right.items
+
+    @property
+    def heads(self) -> int:
+        return self.left.heads if self.right.heads == 1 else self.right.heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,8 +369,8 @@ class _And(_Pair):
     def factors(self) -> tuple[Mask, ...]:
         return (*self.left.factors, *self.right.factors)
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.left.allows(q, k) & self.right.allows(q, k)
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.at(b, h, q, k) & self.right.at(b, h, q, k)
 
     def __repr__(self) -> str:
         return " & ".join(f"({m})" if isinstance(m, _Or) else f"{m}" for m in (self.left, self.right))
@@ -356,8 +387,8 @@ class _Or(_Pair):
         back, ahead = zip(self.left.reach, self.right.reach, strict=True)
         return _farther(*back), _farther(*ahead)
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.left.allows(q, k) | self.right.allows(q, k)
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.at(b, h, q, k) | self.right.at(b, h, q, k)
 
     def __repr__(self) -> str:
         return f"{self.left} | {self.right}"
@@ -374,8 +405,16 @@ class _Not(Mask):
     def by_position(self) -> bool:
         return self.mask.by_position
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return ~self.mask.allows(q, k)
+    @property
+    def items(self) -> int:
+        return self.mask.items
+
+    @property
+    def heads(self) -> int:
+        return self.mask.heads
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ~self.mask.at(b, h, q, k)
 
     def __repr__(self) -> str:
         return f"~({self.mask})" if isinstance(self.mask, _And | _Or) else f"~{self.mask}"
@@ -438,7 +477,18 @@ def short(value: int | Tensor) -> str:
 def _evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
     q = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
     k = torch.arange(keys.start, keys.stop, device=device).unsqueeze(0)
-    return mask.allows(q, k)
+    return _asked(mask, q, k)
+
+
+def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
+    """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
+    b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
+    return mask.at(b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k)
+
+
+def one_for_all(index: Tensor, count: int) -> Tensor:
+    """``index`` into ``count`` items or heads, where a single one stands for all."""
+    return torch.zeros_like(index) if count == 1 else index
 
 
 def _of(size: int, part: slice) -> slice:

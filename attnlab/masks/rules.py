@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.masks.mask import Mask, Reach, on_device_of, require_tensor, short
+from attnlab.masks.mask import Mask, Reach, on_device_of, one_for_all, require_tensor, short
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class _Causal(Mask):
     is_relative = True
     reach = (None, 0)
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k <= q
 
     def __repr__(self) -> str:
@@ -34,7 +34,7 @@ class _Window(Mask):
     def reach(self) -> Reach:
         return (self.size - 1, self.size - 1)
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k).abs() < self.size
 
     def __repr__(self) -> str:
@@ -45,9 +45,13 @@ class _Window(Mask):
 class _Prefix(Mask):
     length: int | Tensor
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    @property
+    def items(self) -> int:
+        return len(self.length) if isinstance(self.length, Tensor) else 1
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if isinstance(self.length, Tensor):
-            return k < on_device_of(k, self.length, "prefix(length)")[:, None, None, None]
+            return k < on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)]
         return k < self.length
 
     def __repr__(self) -> str:
@@ -63,8 +67,12 @@ class _Padding(Mask):
     stop: Tensor | None
     queries: bool
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return self._real(k) & self._real(q) if self.queries else self._real(k)
+    @property
+    def items(self) -> int:
+        return len(self.lengths)
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
 
     def spans(self, keys: int) -> list[slice] | None:
         return None if self.queries else self._ranges(keys)
@@ -72,11 +80,12 @@ class _Padding(Mask):
     def tokens(self, length: int) -> list[slice] | None:
         return self._ranges(length) if self.queries else None
 
-    def _real(self, place: Tensor) -> Tensor:
+    def _real(self, b: Tensor, place: Tensor) -> Tensor:
+        b = one_for_all(b, self.items)
         if self.start is not None:
-            return place >= on_device_of(place, self.start, "padding(lengths)")[:, None, None, None]
+            return place >= on_device_of(place, self.start, "padding(lengths)")[b]
         assert self.stop is not None
-        return place < on_device_of(place, self.stop, "padding(lengths)")[:, None, None, None]
+        return place < on_device_of(place, self.stop, "padding(lengths)")[b]
 
     def _ranges(self, length: int) -> list[slice]:
         if self.start is not None:
@@ -98,13 +107,19 @@ class _Documents(Mask):
         if self.ids.shape[-1] < keys:
             raise ValueError(f"documents(ids) names {self.ids.shape[-1]} positions, but there are {keys} keys")
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    @property
+    def items(self) -> int:
+        return 1 if self.ids.dim() == 1 else len(self.ids)
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
         length = ids.shape[-1]
         inside = (q >= 0) & (q < length)  # a position that the ids do not name is in no document
-        queries, keys = ids[..., q.squeeze(1).clamp(0, length - 1)], ids[..., k.squeeze(0)]
-        same = (queries.unsqueeze(-1) == keys.unsqueeze(-2)) & inside
-        return same if same.dim() == 2 else same.unsqueeze(1)
+        q = q.clamp(0, length - 1)
+        if ids.dim() == 1:
+            return (ids[q] == ids[k]) & inside
+        b = one_for_all(b, self.items)
+        return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:
         if self.ids.dim() == 2 and len(self.ids) != 1:
@@ -143,13 +158,24 @@ class _Blocks(Mask):
                 f"which are {need} blocks"
             )
 
-    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+    @property
+    def items(self) -> int:
+        return 1 if self.pattern is None or self.pattern.dim() == 2 else self.pattern.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return 1 if self.pattern is None or self.pattern.dim() == 2 else self.pattern.shape[1]
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
         if self.pattern is None:
             return q == k
         pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
         rows = pattern.shape[-2]
-        return pattern[..., q.clamp(0, rows - 1), k] & (q >= 0) & (q < rows)
+        inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
+        if pattern.dim() == 2:
+            return pattern[q, k] & inside
+        return pattern[one_for_all(b, self.items), one_for_all(h, self.heads), q, k] & inside
 
     def __repr__(self) -> str:
         return f"blocks({self.size}{'' if self.pattern is None else f', {short(self.pattern)}'})"

@@ -271,3 +271,26 @@ def test_a_mapped_call_takes_one_kernel() -> None:
     x = torch.randn(B, 5, N, 12, dtype=torch.float64)
     mapped = torch.func.vmap(lambda x: layer(x, mask=causal() & window(7)))(x)
     torch.testing.assert_close(mapped, layer(x.flatten(0, 1), mask=causal() & window(7)).unflatten(0, (B, 5)))
+
+
+def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
+    q, k, v = tensors()
+    bound = (causal() & window(7)).bind(N, shape=(B, H))
+    torch.manual_seed(0)
+    with listening() as heard:
+        outs = torch.stack([softmax_attention(q, k, v, bound, dropout=0.3).detach() for _ in range(400)])
+    assert heard[0].name == "rows"
+    torch.testing.assert_close(outs.mean(0), softmax_attention(q, k, v, bound).detach(), rtol=0, atol=0.2)
+    assert not torch.equal(outs[0], outs[1])
+
+
+def test_a_row_dropped_twice_is_dropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 7 * 50)  # 50 rows at a time, computed again backward
+    q, k, _ = tensors()
+    eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N).clone().requires_grad_()
+    bound = (causal() & window(7)).bind(N, shape=(B, H))
+    torch.manual_seed(0)
+    out = softmax_attention(q, k, eye, bound, dropout=0.3)
+    (gradient,) = torch.autograd.grad(out.sum(), eye)
+    # The gradient of a value is the weight that it had, summed over the rows: what was kept forward is kept backward.
+    torch.testing.assert_close(gradient[..., 0], out.sum(2))
