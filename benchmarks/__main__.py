@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 
 from benchmarks import machine, page, report
 from benchmarks.pairing import BRIEF, FULL
@@ -21,9 +23,12 @@ def main() -> None:
             if name not in there:
                 parser.error(f"unknown part {name!r}; there are: {', '.join(there)}")
         cores = machine.pin(options.threads)
+        pace = BRIEF if options.brief else FULL
+        if options.threads > 1 or not cores:
+            pace = replace(pace, clock=time.perf_counter)
         for name in options.parts or there:
             part = report.load(name)
-            result = report.measure(name, part, BRIEF if options.brief else FULL, cores, lambda line: print(line, flush=True))
+            result = report.measure(name, part, pace, cores, lambda line: print(line, flush=True))
             print()
             if not options.brief:
                 report.keep(result, part)

@@ -26,9 +26,10 @@ make bench
 ```
 
 Both sides compute the same from the same weights, and their outputs are compared first. They run in turn, in one
-process on one core; a speed is the median (lower–upper quartile) of their time over ours, round by round. A goal
-counts as reached when every one of its rows does; a parity goal asks for its lower quartile too. Beside each row of the
-results stands a control, our own time over our own, which shows what the noise alone makes.
+process on one core, by the time that the process computes; a speed is the median (lower–upper quartile) of their time
+over ours, round by round. A goal counts as reached when every one of its rows does; a parity goal asks for its lower
+quartile too. Beside each row of the results stands a control, our own time over our own, which shows what the noise
+alone makes.
 """
 
 

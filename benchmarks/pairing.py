@@ -36,12 +36,22 @@ class Pace:
         seconds: what the rounds of one race take together.
         least: rounds, however long one takes.
         most: rounds, however short one is.
+        clock: what tells the time. With one thread on one core it is the time that our own process computes: what other
+            processes take of the core is nobody's slowness. Wall time for more threads, and for what waits.
     """
 
     sample: float = 0.01
     seconds: float = 8.0
     least: int = 9
     most: int = 41
+    clock: Callable[[], float] = time.process_time
+
+    def time(self, work: Work, repeats: int = 1) -> float:
+        """Seconds that the work takes once."""
+        began = self.clock()
+        for _ in range(repeats):
+            work()
+        return (self.clock() - began) / repeats
 
     def rounds(self, one: float) -> int:
         """How many rounds there are time for, where one takes so many seconds."""
@@ -61,13 +71,13 @@ def race(ours: Work, theirs: Mapping[str, Work], pace: Pace) -> tuple[dict[str, 
     of our own two: what the noise alone makes of the same work.
     """
     works = [ours, *theirs.values()]
-    samples = [_sample(work, pace.sample) for work in works]
+    samples = [_sample(work, pace) for work in works]
     works, samples = [*works, ours], [*samples, samples[0]]
     last = len(works) - 1
     ratios: list[list[float]] = [[] for _ in works]
     for turn in range(pace.rounds(sum(sample.seconds for sample in samples))):
         order = range(len(works)) if turn % 2 == 0 else reversed(range(len(works)))
-        taken = {i: _time(works[i], samples[i].repeats) for i in order}
+        taken = {i: pace.time(works[i], samples[i].repeats) for i in order}
         own = (taken[0] + taken[last]) / 2
         for i, seconds in taken.items():
             ratios[i].append(seconds / (taken[0] if i == last else own))
@@ -77,11 +87,11 @@ def race(ours: Work, theirs: Mapping[str, Work], pace: Pace) -> tuple[dict[str, 
 
 def seconds(works: Mapping[Any, Work], pace: Pace) -> dict[Any, float]:
     """The median time of every work, all of them in turn."""
-    samples = {name: _sample(work, pace.sample) for name, work in works.items()}
+    samples = {name: _sample(work, pace) for name, work in works.items()}
     taken: dict[Any, list[float]] = {name: [] for name in works}
     for _ in range(pace.rounds(sum(sample.seconds for sample in samples.values()))):
         for name, work in works.items():
-            taken[name].append(_time(work, samples[name].repeats))
+            taken[name].append(pace.time(work, samples[name].repeats))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -97,21 +107,13 @@ class _Sample(NamedTuple):
     seconds: float
 
 
-def _sample(work: Work, least: float) -> _Sample:
-    """A sample that lasts so long; the work is warm then."""
-    once = _time(work, 1)
-    if once < 10 * least:
-        once = _time(work, 3)  # the first was cold
-    repeats = max(1, round(least / once))
+def _sample(work: Work, pace: Pace) -> _Sample:
+    """A sample that lasts long enough; the work is warm then."""
+    once = pace.time(work)
+    if once < 10 * pace.sample:
+        once = pace.time(work, 3)  # the first was cold
+    repeats = max(1, round(pace.sample / max(once, 1e-9)))
     return _Sample(repeats, repeats * once)
-
-
-def _time(work: Work, repeats: int) -> float:
-    """Seconds that the work takes once."""
-    began = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - began) / repeats
 
 
 def forward(run: Callable[[], Tensor]) -> Work:

@@ -57,6 +57,18 @@ def load(name: str, part: str = "") -> Any:
         raise Missing(f"{name} cannot be imported ({type(error).__name__}: {error})") from None
 
 
+def linear_scan() -> Any:
+    """The scan engine, as long as it may not be there.
+
+    Raises:
+        Missing: where it is not.
+    """
+    try:
+        return importlib.import_module("attnlab.engines.scan").linear_scan
+    except ModuleNotFoundError:
+        raise Missing("attnlab.engines.scan is not there") from None
+
+
 def torch_layer(ours: MultiAttention, length: int) -> Peer:
     """``nn.MultiheadAttention`` without weights; causal as it asks for it, with the matrix and ``is_causal``."""
     layer = ours.to_torch()

@@ -81,7 +81,10 @@ def line_of(row: Row) -> str:
 def closing(result: Result) -> list[str]:
     lines = ["", f"Measured with `python -m benchmarks {result.part}`. {result.machine}."]
     if any(isinstance(row, Speed) for row in result.rows):
-        how = "A speed is the median (quartiles) of the ratios of all rounds; the control is our own against our own."
+        how = (
+            "Above 1 we are faster. A speed is the median (quartiles) of the ratios of all rounds, the control our own "
+            "time over our own."
+        )
         lines[1:1] = [how, ""]
     if absent := sum(isinstance(row, Absent) for row in result.rows):
         lines[1:1] = [f"{absent} row(s) could not be measured here.", ""]

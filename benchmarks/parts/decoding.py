@@ -18,9 +18,9 @@ from benchmarks.results import Absent, Row, Speed
 
 TITLE = "Decoding"
 ABOUT = (
-    "One token more after a context, batch 1, embed_dim 512, 8 heads of 64, under `inference_mode`. A step appends to the "
-    "cache, attends, and is taken back, so that every step has the same context. Hugging Face: GPT-2's attention with "
-    "`sdpa` and a `DynamicCache`, the same weights. The outputs are compared first."
+    "One token more after a context, embed_dim 512, 8 heads of 64, under `inference_mode`. A step appends to the cache, "
+    "attends, and is taken back, so that every step has the same context. Hugging Face: GPT-2's attention with `sdpa` and "
+    "a `DynamicCache`, the same weights. The outputs are compared first."
 )
 
 D, H = 512, 8
@@ -29,9 +29,9 @@ D, H = 512, 8
 def rows(pace: Pace, context: int = 2048) -> Iterator[Row]:
     """A whole layer against Hugging Face's, against one that joins its keys anew, and the core with grouped keys."""
     ours = MultiAttention(D, H, causal=True).eval()
-    x = torch.randn(1, context + 1, D)
-    yield _dynamic_cache(pace, ours, x)
-    yield _joined(pace, ours, x)
+    for B in (1, 8):
+        yield _dynamic_cache(pace, ours, torch.randn(B, context + 1, D))
+    yield _joined(pace, ours, torch.randn(1, context + 1, D))
     yield _grouped(pace, context)
 
 
@@ -50,16 +50,17 @@ def _step(ours: MultiAttention, x: Tensor) -> Work:
 
 
 def _dynamic_cache(pace: Pace, ours: MultiAttention, x: Tensor) -> Row:
-    what, against = f"one token after {x.shape[1] - 1}, the layer", "Hugging Face, DynamicCache"
+    what, against = f"one token after {x.shape[1] - 1}, batch {len(x)}, the layer", "Hugging Face, DynamicCache"
     try:
         theirs, cache = peers.transformers_decoder(ours), peers.load("transformers").DynamicCache()
     except Missing as missing:
         return Absent(what, against, str(missing), "decoding")
+    new = x[:, -1:].contiguous()  # its projection takes no other
     with torch.inference_mode():
-        theirs(x[:, :-1], cache)
+        theirs(x[:, :-1].contiguous(), cache)
 
     def peer() -> Tensor:
-        out: Tensor = theirs(x[:, -1:], cache)[0]
+        out: Tensor = theirs(new, cache)[0]
         cache.crop(-1)
         return out
 
@@ -76,7 +77,7 @@ def _joined(pace: Pace, ours: MultiAttention, x: Tensor) -> Row:
         heads = F.scaled_dot_product_attention(q, torch.cat([K, k], 2), torch.cat([V, v], 2))
         return ours.output(heads.transpose(1, 2).flatten(2))
 
-    what, against = f"one token after {x.shape[1] - 1}, the layer", "keys and values joined by torch.cat"
+    what, against = f"one token after {x.shape[1] - 1}, batch {len(x)}, the layer", "keys and values joined by torch.cat"
     return _compared(pace, what, against, 1.0, _step(ours, x), peer)
 
 
