@@ -8,20 +8,28 @@ that differs elsewhere overrides that step (`_project`, `_place`, `_join`) and h
 - a cap on the scores and a sink, ``SoftmaxCore(..., softcap=50.0, sink=self.sink)`` (in `_look`);
 - `OutputGate`, which lets through what a token wants of its heads (in `_join`).
 
+One with a part that has something for each head (a sink, a gate) says in `_narrow` what fewer heads leave of it.
+
 Axes: B batch, H heads, G of them to a head of keys, N queries, M keys, D embed_dim, d head_dim.
 """
 
 from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Attention, divisors_near, either, linear, positive
+from attnlab.attention import Attention, Unsupported, divisors_near, either, linear, positive
 from attnlab.cache import Cache
 from attnlab.engines.core import Core
 from attnlab.masks import BoundMask
+from attnlab.narrow import narrow, numbered, slots
 from attnlab.positions import Name, make
 
 
@@ -124,6 +132,62 @@ class HeadedAttention(Attention):
         """The heads side by side, mixed by W_O."""
         return self.output(self._concat(heads))
 
+    # Fewer heads
+
+    def keep_heads(self, heads: Iterable[int]) -> Self:
+        """A copy with these heads alone, whose output is this layer's without what the other heads add to it.
+
+        Args:
+            heads: which stay, counted from 0, in any order. A mask or a bias of an axis of heads must then have theirs.
+
+        Raises:
+            TypeError: for a number that is not whole, or a projection that is no plain `nn.Linear`.
+            ValueError: for a head that is not there or named twice, for none, or for heads of keys that would be read
+                by unequal numbers of heads.
+            Unsupported: for a mechanism with parts that it does not say how to narrow.
+        """
+        kept = numbered(heads, self.num_heads)
+        if not kept:
+            raise ValueError("at least one head must stay; to be rid of all, leave the layer out")
+        readers = self.num_heads // self.num_kv_heads
+        left = Counter(head // readers for head in kept)
+        if len(set(left.values())) > 1:
+            raise ValueError(
+                f"heads {', '.join(map(str, kept))} cannot stay alone: each head of keys is read by {readers} "
+                f"({', '.join(f'{g * readers} to {g * readers + readers - 1}' for g in range(self.num_kv_heads))}); "
+                f"keep as many of each group, or leave out whole groups"
+            )
+        self._check_parts()
+        layer = copy.deepcopy(self)
+        with torch.no_grad():
+            layer._narrow(kept, sorted(left))
+        return layer
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        """Leave these heads of queries and these of keys, in place. One with more parts a head extends it."""
+        first_key, first_value = self._widths[0], sum(self._widths[:2])
+        own, shared = slots(heads, self.head_dim), slots(groups, self.head_dim)
+        narrow(self.qkv, rows=[*own, *(first_key + i for i in shared), *(first_value + i for i in shared)])
+        narrow(self.output, columns=own)
+        self.positions.keep_heads(heads)
+        self.num_heads, self.num_kv_heads = len(heads), len(groups)
+        self._widths = [len(own), len(shared), len(shared)]
+
+    def _check_parts(self) -> None:
+        parts = {name.split(".")[0] for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        own = {name for name in parts if not isinstance(getattr(self, name), HeadNorm)}  # one for all heads
+        if (own := own - {"qkv", "output", "positions"}) and type(self)._narrow is HeadedAttention._narrow:
+            raise Unsupported(
+                f"{type(self).__name__} does not say what is left of {', '.join(sorted(own))} with fewer heads; "
+                "extend _narrow for it"
+            )
+        for name in ("qkv", "output"):
+            if type(part := getattr(self, name)) is not nn.Linear:
+                raise TypeError(
+                    f"heads are cut out of an nn.Linear, and {name} is a {type(part).__name__}; "
+                    "merge what was added to it first"
+                )
+
     # The map, and what it gives
 
     def _core(
@@ -203,3 +267,20 @@ class OutputGate(nn.Module):
     def forward(self, heads: Float[Tensor, "B N W"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """What is let through."""
         return heads * torch.sigmoid(self.projection(x))
+
+    def keep_heads(self, heads: list[int], head_dim: int) -> None:
+        """Leave what is let through of these heads, in place."""
+        narrow(self.projection, rows=slots(heads, head_dim))
+
+
+def headed(layer: nn.Module) -> HeadedAttention:
+    """``layer``, where its heads can be told apart.
+
+    Raises:
+        Unsupported: for any other.
+    """
+    if not isinstance(layer, HeadedAttention):
+        raise Unsupported(
+            f"{type(layer).__name__} has no heads that can be told apart; an attnlab.heads.HeadedAttention has"
+        )
+    return layer

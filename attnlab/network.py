@@ -5,8 +5,9 @@ Axes: B batch, N length, D embed_dim, F features a token.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from attnlab import registry
 from attnlab.attention import Attention, linear
 from attnlab.cache import Cache
+from attnlab.heads import headed
 from attnlab.masks import Mask, padding
+from attnlab.narrow import numbered
 
 
 class Inputs(NamedTuple):
@@ -59,11 +62,13 @@ class Network(
         dropout: on attention weights, embeddings and residual branches, in training only.
         mlp: whether a block has an MLP of width 4·D after the mechanism.
         pool: how one vector stands for the sequence: the ``mean`` of the real tokens, or the ``last`` of them.
+        heads: which heads are left in a layer, of those that its mechanism is made with, by the layer's number; all
+            where it is not named (see `keep_heads`).
 
     Raises:
         UserError: an unknown mechanism.
-        TypeError: an option that the mechanism does not have.
-        ValueError: an option's value that it refuses.
+        TypeError: an option that the mechanism does not have, or ``heads`` for one without.
+        ValueError: an option's value that it refuses, a layer or a head that is not there.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Network(
         dropout: float = 0.0,
         mlp: bool = True,
         pool: str = "mean",
+        heads: dict[str, list[int]] | None = None,
     ) -> None:
         super().__init__()
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
@@ -100,6 +106,9 @@ class Network(
             )
             for _ in range(layers)
         )
+        for layer, left in (heads or {}).items():
+            block = self._block(int(layer))
+            block.attention = headed(block.attention).keep_heads(left)
         self.norm = nn.LayerNorm(embed_dim)
         self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
 
@@ -148,6 +157,32 @@ class Network(
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
         return [Cache(self.length) for _ in self.blocks]
+
+    def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
+        """A copy with these heads alone, which is saved and loaded like any other.
+
+        Args:
+            heads: which stay in a layer, by the layer's number, both counted from 0 as they are now; a layer that is
+                not named keeps all.
+
+        Raises:
+            ValueError: for a layer that is not there, and what `HeadedAttention.keep_heads` refuses.
+            TypeError: for a mechanism without heads, and the same.
+        """
+        network = copy.deepcopy(self)
+        config: Any = self._hub_mixin_config
+        left = {int(layer): list(kept) for layer, kept in (config.get("heads") or {}).items()}
+        for layer, kept in heads.items():
+            block, kept = network._block(layer), list(kept)
+            first = left.get(layer, range(headed(block.attention).num_heads))  # their numbers when it was made
+            block.attention = headed(block.attention).keep_heads(kept)
+            left[layer] = [first[head] for head in sorted(kept)]
+        network._hub_mixin_config = {**config, "heads": {str(layer): left[layer] for layer in sorted(left)}}
+        return network
+
+    def _block(self, layer: int) -> Block:
+        numbered([layer], len(self.blocks), "layer")
+        return self.blocks[layer]  # type: ignore[return-value]
 
     @staticmethod
     def _check_lengths(lengths: Tensor, x: Tensor) -> None:

@@ -32,6 +32,9 @@ class Positions(nn.Module):
         """What is added to the scores, (H, N, M), the queries aligned with the keys at the end; None for nothing."""
         return None
 
+    def keep_heads(self, heads: list[int]) -> None:
+        """Leave what belongs to these heads, in place."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Positions:
         """Move along, but keep angles and slopes in float64: rounded to float16, far places would fall together."""
         exact = dict(self._buffers)
@@ -154,6 +157,10 @@ class ALiBi(Positions):
         """``-slope · |i - j|``."""
         return -self.slopes[:, None, None] * _offsets(queries, keys, self.slopes.device).abs()
 
+    def keep_heads(self, heads: list[int]) -> None:
+        """The slopes that these heads have, not those of a layer that was made with as many."""
+        self.slopes = self.slopes[heads]
+
 
 class T5Bias(Positions):
     """A learned number for each head and each of a few ranges of distance, exact when near and coarse when far.
@@ -180,6 +187,12 @@ class T5Bias(Positions):
         ranges = self.ranges(_offsets(queries, keys, self.table.weight.device))
         learned: Tensor = self.table(ranges)
         return learned.permute(2, 0, 1)
+
+    def keep_heads(self, heads: list[int]) -> None:
+        """The columns of these heads."""
+        weight = self.table.weight
+        self.table.weight = nn.Parameter(weight.detach()[:, heads], weight.requires_grad)
+        self.table.embedding_dim = len(heads)
 
     def ranges(self, offsets: Tensor) -> Tensor:
         """The range of every offset (key minus query)."""

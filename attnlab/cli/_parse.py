@@ -110,6 +110,7 @@ PLAINLY = {
     r": invalid literal for int\(\) with base 10: (.*)": r" takes a whole number, not \1",
     r": could not convert string to float: (.*)": r" takes a number, not \1",
     r": no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r" takes a whole number, not \1",
+    r": no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r" takes a number, not \1",
     r"invalid choice (.*) for argument '(.*)'. Expected one of \((.*)\)": r"\2 is one of \3, not \1",
     r"Missing value for argument '(.*)'. Expected 1 values": r"\1 needs a value",
 }

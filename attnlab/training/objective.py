@@ -51,13 +51,19 @@ class Objective:
 
     def total(self, scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over a batch: of the loss, of what the metric averages, and how many were asked."""
+        loss, hits, asked = self.each(scores, y)
+        return loss.sum(), hits.sum(), asked.sum()
+
+    def each(self, scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same sums for each example by itself, (B,)."""
         if self.metric == "rmse":
-            squares = (scores - y).square().sum()
-            return squares, squares, torch.tensor(y.numel(), device=y.device)
+            squares = (scores - y).square().sum(1)
+            return squares, squares, torch.full_like(squares, y.shape[1], dtype=torch.long)
         asked = y != IGNORE
-        loss = F.cross_entropy(scores.flatten(0, -2), y.flatten(), ignore_index=IGNORE, reduction="sum")
-        hits = loss if self.metric == "bits_per_byte" else ((scores.argmax(-1) == y) & asked).sum()
-        return loss, hits, asked.sum()
+        losses = F.cross_entropy(scores.flatten(0, -2), y.flatten(), ignore_index=IGNORE, reduction="none")
+        loss = losses.view_as(y).sum(1)
+        hits = loss if self.metric == "bits_per_byte" else ((scores.argmax(-1) == y) & asked).sum(1)
+        return loss, hits, asked.sum(1)
 
     def measure(self, total: float, count: int) -> float:
         """The metric out of its sum."""

@@ -175,16 +175,26 @@ def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
+    prepared = reopen(run, device)
+    _, about = load_tensors(run.path / "model.safetensors")
+    steps = max((line["step"] for line in run.metrics()), default=about["step"])
+    outcome = Outcome("finished", steps, about["validation"], about["step"], 0.0)
+    return _result(prepared, run, outcome)
+
+
+def reopen(run: runs.Run, device: str = "auto") -> Prepared:
+    """A run's data and its best network, as they were.
+
+    Raises:
+        UserError: a run that holds no network yet, or is damaged.
+    """
     settings = run.settings
     settings.machine.device = device
     problem = load_problem(settings)
     if settings.machine.precision == "float64":
         problem = _double(problem)
-    prepared = Prepared(settings, problem, run.load_model(), machine.prepare(settings.machine))
-    _, about = load_tensors(run.path / "model.safetensors")
-    steps = max((line["step"] for line in run.metrics()), default=about["step"])
-    outcome = Outcome("finished", steps, about["validation"], about["step"], 0.0)
-    return _result(prepared, run, outcome)
+    place = machine.prepare(settings.machine)
+    return Prepared(settings, problem, run.load_model().to(place), place)
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:

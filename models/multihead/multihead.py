@@ -97,10 +97,15 @@ class MultiAttention(HeadedAttention):
         ``causal`` is an argument of its forward, not of the layer: give it ``attn_mask`` there.
 
         Raises:
-            ValueError: for a layer with positions, which theirs has not.
+            ValueError: for what theirs has not: positions, or heads that do not share the width among them (pruned).
         """
         if (positions := self.positions.name) != "none":
             raise ValueError(f"nn.MultiheadAttention knows no positions, and this layer has {positions}")
+        if self.num_heads * self.head_dim != self.embed_dim:
+            raise ValueError(
+                f"the heads of an nn.MultiheadAttention share its width ({self.embed_dim}), and this layer has "
+                f"{self.num_heads} of {self.head_dim}"
+            )
         weight, bias = self.qkv.weight, self.qkv.bias
         theirs = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, dropout=self.dropout, bias=bias is not None, batch_first=True

@@ -20,11 +20,10 @@ def reference(
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
-    (B, N, D), h = x.shape, layer.num_heads
-    d_k = D // h
+    (B, N, D), h, d_k = x.shape, layer.num_heads, layer.head_dim
     context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split(D)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
+    W_Q, W_K, W_V = layer.qkv.weight.split(h * d_k)
+    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(h * d_k)
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
     if isinstance(layer.positions, Rotary):
         Q, K = turned(Q, d_k), turned(K, d_k)
