@@ -1,4 +1,4 @@
-"""Measure, keep a dated report of each part, and make docs/performance.md of them: ``python -m benchmarks [part ...]``."""
+"""Measure, keep a report of each part, and make docs/performance.md of them: ``python -m benchmarks [part ...]``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def main() -> None:
     """Measure the parts that are named, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     there = report.names()
-    parser.add_argument("parts", nargs="*", help=f"what to measure: {', '.join(there)}; all without it; or `page`, alone")
+    parser.add_argument(
+        "parts", nargs="*", help=f"what to measure: {', '.join(there)}; all without it; or `page`, alone"
+    )
     parser.add_argument("--threads", type=int, default=1, help="compute with so many threads, pinned to as many cores")
     parser.add_argument("--brief", action="store_true", help="three rounds each, to see that it runs; nothing is kept")
     options = parser.parse_args()

@@ -57,7 +57,13 @@ def look(cores: list[int]) -> Machine:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return Machine(
-        f"{datetime.now(UTC):%Y-%m-%d}", _processor(), os.cpu_count() or 1, torch.get_num_threads(), cores, versions, load()
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        _processor(),
+        os.cpu_count() or 1,
+        torch.get_num_threads(),
+        cores,
+        versions,
+        load(),
     )
 
 
@@ -71,5 +77,3 @@ def _processor() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{name or platform.processor()} ({platform.machine()})"
-
-

@@ -118,6 +118,9 @@ def _growth(result: Result) -> list[str]:
         curves = picture.growths(result, quantity)
         for winner, loser, length, _ in picture.crossings(curves):
             lines.append(f"- In {quantity}, *{winner}* overtakes *{loser}* at about {round(length, -1):,.0f} tokens.")
-    lines += ["", "One sequence, embed_dim 512, 8 heads, a forward pass without gradients. `nn.MultiheadAttention` takes"]
+    lines += [
+        "",
+        "One sequence, embed_dim 512, 8 heads, a forward pass without gradients. `nn.MultiheadAttention` takes",
+    ]
     lines += ["its fast path, which is not causal and writes the whole map down; the others are causal."]
     return lines

@@ -1,4 +1,4 @@
-"""Ratios that a noisy machine cannot fake: all sides in turn, the ratio within every round, its median and quartiles."""
+"""Ratios that a noisy machine cannot fake: all sides in turn, the ratio in every round, median and quartiles."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from attnlab import drawing
 from attnlab.drawing import BLUE, GREEN, INK, ORANGE, RED
@@ -15,13 +16,16 @@ COLOURS = (RED, BLUE, GREEN, ORANGE)
 
 
 def crossings(curves: list[Growth]) -> Iterator[tuple[str, str, float, float]]:
-    """(winner, loser, length, value) where a curve passes below another for good, between two measured lengths."""
+    """(winner, loser, length, value) where a curve passes below another for good, between two measured lengths.
+
+    Curves that end within a tenth of each other are one to the eye, and none overtakes the other.
+    """
     for loser in curves:
         for winner in curves:
             ratios = [math.log(w / v) for w, v in zip(winner.values, loser.values, strict=True)]
             above = [i for i, ratio in enumerate(ratios) if ratio > 0]
-            if not above or above[-1] == len(ratios) - 1:
-                continue  # never above, or still above at the end
+            if not above or ratios[-1] > math.log(0.9):
+                continue
             i = above[-1]
             share = ratios[i] / (ratios[i] - ratios[i + 1])
             length, value = (
@@ -36,27 +40,45 @@ def growths(result: Result, quantity: str) -> list[Growth]:
 
 
 def draw(result: Result, file: Path) -> Path:
-    """Two pictures side by side, both axes doubling."""
+    """Two pictures side by side, both axes logarithmic; a circle where a curve overtakes another."""
     figure, axes = drawing.canvas(10.0, 4.2, columns=2)
     for ax, (quantity, unit, scale) in zip(
         axes, [("time", "milliseconds", 1e3), ("peak memory", "megabytes", 2**-20)], strict=True
     ):
         curves = growths(result, quantity)
         lengths = curves[0].lengths
-        for colour, curve in zip(COLOURS, curves, strict=False):
-            ax.plot(lengths, [scale * v for v in curve.values], color=colour, linewidth=2, marker="o", markersize=4)
-        for name, height, colour in _spread(curves, scale):
-            ax.annotate(
-                name, (lengths[-1], height), (8, 0), textcoords="offset points", va="center", fontsize=9, color=colour,
-                annotation_clip=False,
-            )  # fmt: skip
-        for _, _, length, value in crossings(curves):
-            ax.plot([length], [scale * value], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
-            ax.annotate(
-                f"{length:,.0f}", (length, scale * value), (9, -12), textcoords="offset points", fontsize=9, color=INK
+        colours = dict(zip([curve.what for curve in curves], COLOURS, strict=False))
+        for size, curve in zip(
+            (4, 3, 2, 1), curves, strict=False
+        ):  # the later over the earlier, where they are the same
+            ax.plot(
+                lengths,
+                [scale * v for v in curve.values],
+                color=colours[curve.what],
+                linewidth=1 + 0.6 * size,
+                marker="o",
+                markersize=2 + 1.5 * size,
             )
+        for name, height in _spread(curves, scale):
+            beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+            ax.annotate(name, (lengths[-1], height), (8, 0), fontsize=9, color=colours[name], **beside)
+        line = 0.97
+        for winner, loser, length, value in crossings(curves):
+            ax.plot([length], [scale * value], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
+            ax.text(
+                0.03,
+                line,
+                f"{winner} overtakes {loser} at {length:,.0f}",
+                transform=ax.transAxes,
+                fontsize=8,
+                color=colours[winner],
+                va="top",
+            )
+            line -= 0.055
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=10)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** (0.09 * len(list(crossings(curves)))))  # room for what overtakes what
         ax.set_xticks(lengths, labels=[f"{n:,}" for n in lengths])
         ax.minorticks_off()
         ax.set_xlabel("length", fontsize=9, color=INK)
@@ -64,17 +86,15 @@ def draw(result: Result, file: Path) -> Path:
     return drawing.save(figure, file)
 
 
-def _spread(curves: list[Growth], scale: float) -> Iterator[tuple[str, float, str]]:
+def _spread(curves: list[Growth], scale: float) -> Iterator[tuple[str, float]]:
     """Names beside the ends of their curves, moved apart where they would lie on each other."""
     values = [scale * v for curve in curves for v in curve.values]
-    apart = (max(values) / min(values)) ** 0.065  # a line of text, as a factor on this axis
-    ends = sorted(
-        [scale * curve.values[-1], curve.what, colour] for colour, curve in zip(COLOURS, curves, strict=False)
-    )
+    apart = (max(values) / min(values)) ** 0.08  # a line of text, as a factor on this axis
+    ends: list[list[Any]] = sorted([scale * curve.values[-1], curve.what] for curve in curves)
     for _ in range(100):
         for below, above in pairwise(ends):
             if (gap := above[0] / below[0]) < apart:
                 push = (apart / gap) ** 0.5
                 below[0], above[0] = below[0] / push, above[0] * push
-    for height, name, colour in ends:
-        yield str(name), float(height), str(colour)
+    for height, name in ends:
+        yield name, height

@@ -139,7 +139,7 @@ class Absent:
 
 
 Row = Speed | Memory | Growth | Finding | Absent
-KINDS: dict[str, type[Row]] = {cls.kind: cls for cls in (Speed, Memory, Growth, Finding, Absent)}
+KINDS: dict[str, Any] = {cls.kind: cls for cls in (Speed, Memory, Growth, Finding, Absent)}
 
 
 @dataclass(frozen=True)

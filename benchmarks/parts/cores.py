@@ -19,11 +19,11 @@ from benchmarks.results import Absent, Row, Speed
 
 TITLE = "Windows, linear attention, short causal sequences, dropout"
 ABOUT = (
-    "Batch 8 where there are up to 512 tokens and 1 beyond, 8 heads of 64, float32. The outputs are compared first, where "
-    "no chance is in them. The windows of local-attention: with `exact_windowsize=True` it looks 256 back, as our "
-    "`window(257)` does, and both give the same; as it comes it is cheaper, and a token sees 256 to 511 back, by the "
-    "place that it has in its block. performer-pytorch runs as it does on every CPU, without its CUDA code, and with the "
-    "cheapest features that it has (`no_projection=True`); ours computes the same features."
+    "Batch 8 where there are up to 512 tokens and 1 beyond, 8 heads of 64, float32. The outputs are compared first, "
+    "where no chance is in them. The windows of local-attention: with `exact_windowsize=True` it looks 256 back, as "
+    "our `window(257)` does, and both give the same; as it comes it is cheaper, and a token sees 256 to 511 back, "
+    "by the place that it has in its block. performer-pytorch runs as it does on every CPU, without its CUDA code, "
+    "and with the cheapest features that it has (`no_projection=True`); ours computes the same features."
 )
 
 HEADS, WIDTH = 8, 64

@@ -18,9 +18,9 @@ from benchmarks.results import Absent, Row, Speed
 
 TITLE = "Decoding"
 ABOUT = (
-    "One token more after a context, embed_dim 512, 8 heads of 64, under `inference_mode`. A step appends to the cache, "
-    "attends, and is taken back, so that every step has the same context. Hugging Face: GPT-2's attention with `sdpa` and "
-    "a `DynamicCache`, the same weights. The outputs are compared first."
+    "One token more after a context, embed_dim 512, 8 heads of 64, under `inference_mode`. A step appends to the "
+    "cache, attends, and is taken back, so that every step has the same context. Hugging Face: GPT-2's attention "
+    "with `sdpa` and a `DynamicCache`, the same weights. The outputs are compared first."
 )
 
 D, H = 512, 8
@@ -77,7 +77,10 @@ def _joined(pace: Pace, ours: MultiAttention, x: Tensor) -> Row:
         heads = F.scaled_dot_product_attention(q, torch.cat([K, k], 2), torch.cat([V, v], 2))
         return ours.output(heads.transpose(1, 2).flatten(2))
 
-    what, against = f"one token after {x.shape[1] - 1}, batch {len(x)}, the layer", "keys and values joined by torch.cat"
+    what, against = (
+        f"one token after {x.shape[1] - 1}, batch {len(x)}, the layer",
+        "keys and values joined by torch.cat",
+    )
     return _compared(pace, what, against, 1.0, _step(ours, x), peer)
 
 

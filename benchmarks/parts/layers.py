@@ -17,8 +17,8 @@ TITLE = "The layer against the layers of others"
 ABOUT = (
     "Self-attention with the same four projections and the same weights; the outputs are compared first. A shape is "
     "(batch, length, embed_dim, heads), float32. *forward* and *forward + backward* run in training mode, without "
-    "dropout; *forward, eval* in eval mode under `inference_mode`, where `nn.MultiheadAttention` takes its fast path "
-    "when it is not causal. x-transformers knows no bias, and is compared with our layer without one."
+    "dropout; *forward, eval* in eval mode under `inference_mode`, where `nn.MultiheadAttention` takes its fast "
+    "path when it is not causal. x-transformers knows no bias, and is compared with our layer without one."
 )
 
 SHAPES = [(32, 16, 64, 4), (8, 128, 128, 8), (8, 512, 512, 8), (1, 2048, 512, 8), (1, 8192, 512, 8)]
@@ -61,9 +61,7 @@ NAMES = {
 }
 
 
-def _rows(
-    shape: tuple[int, int, int, int], causal: bool, bias: bool, makers: Makers, pace: Pace
-) -> Iterator[Row]:
+def _rows(shape: tuple[int, int, int, int], causal: bool, bias: bool, makers: Makers, pace: Pace) -> Iterator[Row]:
     B, N, D, H = shape
     ours, x = MultiAttention(D, H, causal=causal, bias=bias), torch.randn(B, N, D)
     where = f"{shape}{', causal' if causal else ''}"

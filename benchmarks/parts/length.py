@@ -18,13 +18,13 @@ from benchmarks.results import Absent, Growth, Memory, Row
 
 TITLE = "Growth with the length"
 ABOUT = (
-    "A forward pass of one sequence, embed_dim 512, 8 heads of 64, in eval mode under `inference_mode`. All layers and "
-    "lengths take turns; the median counts. The linear layer has the same projections around `linear_scan` (Katharopoulos "
-    "et al. 2020: elu + 1 of queries and keys). Peak memory is what a pass allocates at its most beyond weights and input, "
-    "from every allocation and release that PyTorch's profiler saw."
+    "A forward pass of one sequence, embed_dim 512, 8 heads of 64, in eval mode under `inference_mode`. All layers "
+    "and lengths take turns; the median counts. The linear layer has the same projections around `linear_scan` "
+    "(Katharopoulos et al. 2020: elu + 1 of queries and keys). Peak memory is what a pass allocates at its most "
+    "beyond weights and input, from every allocation and release that PyTorch's profiler saw."
 )
 
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 D, H, WINDOW = 512, 8, 256
 LIMIT = 1.15
 

@@ -32,9 +32,9 @@ TRAIN, VALIDATION = 1_295, 143
 
 TITLE = "The trainer against a bare loop"
 ABOUT = (
-    f"Steps a second over {EPOCHS} epochs of {TRAIN} examples (embed_dim {WIDTH}, {LENGTH} tokens, batch {BATCH}). The "
-    f"trainer also makes its run folder, evaluates {VALIDATION} examples an epoch, writes logs and checkpoints; the bare "
-    "loop does none of it. The weights of both are compared first. Wall time: to wait for the disk counts."
+    f"Steps a second over {EPOCHS} epochs of {TRAIN} examples (embed_dim {WIDTH}, {LENGTH} tokens, batch {BATCH}). "
+    f"The trainer also makes its run folder, evaluates {VALIDATION} examples an epoch, writes logs and checkpoints; "
+    "the bare loop does none of it. The weights of both are compared first. Wall time: to wait for the disk counts."
 )
 
 

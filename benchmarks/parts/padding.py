@@ -15,8 +15,8 @@ from benchmarks.results import Row, Speed
 TITLE = "Padded batches"
 ABOUT = (
     "A batch of 8 sequences padded to 512 tokens, 56 % of them real, embed_dim 512, 8 heads: our layer under "
-    "`padding(lengths, queries=True)`, `nn.MultiheadAttention` under the same `key_padding_mask`, with the same weights. "
-    "The outputs of the real tokens are compared first."
+    "`padding(lengths, queries=True)`, `nn.MultiheadAttention` under the same `key_padding_mask`, with the same "
+    "weights. The outputs of the real tokens are compared first."
 )
 
 LENGTHS = (512, 100, 300, 450, 64, 200, 290, 380)
