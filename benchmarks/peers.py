@@ -48,6 +48,7 @@ def load(name: str, part: str = "") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they import that is deprecated is theirs to mend
+            importlib.import_module(module)
             return importlib.import_module(f"{module}{part}")
     except ModuleNotFoundError as error:
         if error.name == module:
