@@ -26,8 +26,8 @@ format: $(READY)
 check: $(READY)  ## the conformance suite over every mechanism
 	$(RUN) -m attnlab check
 
-bench: $(READY)  ## speed against peers, as ratios in one run
-	$(RUN) -m benchmarks
+bench: $(VENV)/.bench  ## speed and memory against peers, and docs/performance.md
+	$(RUN) -m benchmarks $(ARGS)
 
 docs: $(READY)  ## redraw what is generated: the index of mechanisms and the lessons' figures
 	$(RUN) -m attnlab docs --figures
@@ -39,6 +39,11 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+# The peers; without them their rows say that they are not installed.
+$(VENV)/.bench: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -218,7 +218,7 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias 
 def _choose(
     q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]]:
-    """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part engines."""
+    """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part cores."""
     N, M = q.shape[2], k.shape[2]
     by_parts = (mask is not None or dropout > 0) and may_split(q)
     constant = bias is None or not bias.requires_grad
