@@ -77,8 +77,8 @@ class HeadedAttention(Attention):
         self.qkv = linear(embed_dim, sum(self._widths), bias=bias)
         self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
         self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
-        if self.positions.name != "none":  # but rotary, they add a matrix, as large as the packed row squared
-            self._knows_order(packs=self.positions.name == "rotary")
+        if self.positions.name != "none":
+            self._knows_order(packs=self.packs)
 
     # The steps, in their order
 
@@ -123,7 +123,8 @@ class HeadedAttention(Attention):
         own = self.positions.relative(Q.shape[2], kept + K.shape[2])
         if own is None:
             return Q, K, bias
-        return Q, K, own.to(Q.dtype) if bias is None else own.to(bias.dtype) + bias
+        own = own.to(Q.dtype)  # a bias may be of a lower precision
+        return Q, K, own if bias is None else own + bias
 
     def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Bias | None) -> Core:
         """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnlab import Cache, check_attention
 from attnlab.attention import Unsupported
+from attnlab.engines.bias import RelativeBias
 from attnlab.engines.paths import explain_path
 from attnlab.masks import documents, from_tensor, padding, window
 from attnlab.models.groupedquery import GroupedQueryAttention
@@ -112,9 +113,32 @@ def test_what_positions_take_away() -> None:
     with pytest.raises(Unsupported, match="does not support context"):
         attend(torch.zeros(1, 2, D), context=torch.zeros(1, 3, D))
     assert MultiAttention(D, H).supports("context")
-    mask, x = padding(torch.tensor([199, 67, 101]), queries=True), torch.randn(3, 199, D)
-    ways = {p: explain_path(MultiAttention(D, H, positions=p), x, mask=mask)[0].name for p in ("rotary", "alibi")}
-    assert ways == {"rotary": "packed", "alibi": "matrix"}
+
+
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_padded_batch_is_packed_and_no_matrix_of_distances_is_made(
+    positions: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, x = layer(positions, causal=causal), tokens(199, batch=3)
+    lengths = torch.tensor([199, 67, 101])
+    expected = [attend(x[b : b + 1, :n]) for b, n in enumerate(lengths.tolist())]
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    mask = padding(lengths, queries=True)
+    assert [path.name for path in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
+    together = attend(x, mask=mask)
+    for b, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(together[b : b + 1, :n], expected[b])
+
+
+@pytest.mark.parametrize("positions", ["alibi", "t5"])
+def test_under_a_window_no_matrix_of_distances_is_made(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend, x = layer(positions), tokens(301)
+    expected = attend(x, mask=from_tensor(window(7).materialize(301)))
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    torch.testing.assert_close(attend(x, mask=window(7)), expected)
+    torch.testing.assert_close(attend(x, mask=window(7), bias=torch.ones(301)), expected)
+    assert explain_path(attend, x, mask=window(7))[0].name == "window"
 
 
 @pytest.mark.parametrize("positions", ["rotary(base=5)", "alibi", "t5"])
