@@ -39,14 +39,9 @@ class ScanCore(Core):
         N = self.shape[2]
         stop = int(rows.max()) + 1 if rows.numel() else 0
         until = slice(0, stop)
-        log_decay, beta = self.log_decay, self.beta
+        log_decay, beta = self.log_decay, None if self.beta is None else self.beta[:, :, until]
         if log_decay is not None and log_decay.dim() > 1:
             log_decay = log_decay[:, :, until]
-        head = ScanCore(
-            self.q[:, :, until],
-            self.k[:, :, until],
-            log_decay=log_decay,
-            beta=None if beta is None else beta[:, :, until],
-        )
+        head = ScanCore(self.q[:, :, until], self.k[:, :, until], log_decay=log_decay, beta=beta)
         seen = super(ScanCore, head)._rows(rows)
         return torch.cat([seen, seen.new_zeros(*seen.shape[:-1], N - stop)], -1)
