@@ -101,15 +101,17 @@ class HeadedAttention(Attention):
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"], Float[Tensor, "B H/G M d"]]:
         """Queries, keys and values: views into one product, without a copy."""
+        d = self.head_dim
+        heads = [width // d for width in self._widths]
         if context is None:
-            parts = self.qkv(x).split(self._widths, -1)
+            Q, K, V = self.qkv(x).unflatten(-1, (sum(heads), d)).transpose(1, 2).split(heads, 1)
         else:
             own = self._widths[0]
             weight, bias = self.qkv.weight, self.qkv.bias
             Q = F.linear(x, weight[:own], None if bias is None else bias[:own])
+            Q = Q.unflatten(-1, (heads[0], d)).transpose(1, 2)
             KV = F.linear(context, weight[own:], None if bias is None else bias[own:])
-            parts = (Q, *KV.split(self._widths[1:], -1))
-        Q, K, V = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+            K, V = KV.unflatten(-1, (sum(heads[1:]), d)).transpose(1, 2).split(heads[1:], 1)
         return Q, K, V
 
     def _place(

@@ -88,14 +88,14 @@ def softmax_attention(
     q, k, v = _widened(q, k, v)
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
         k, v = _repeated(k, groups), _repeated(v, groups)
-        return _whole(q, k, v, mask, bias, dropout, kernel)[..., :width]
+        return _narrowed(_whole(q, k, v, mask, bias, dropout, kernel), width)
     if mask is not None and mask.is_open:
         mask = None
     if groups > 1 and q.shape[2] <= FEW and not dropout and sink is None and may_split(q):
-        return _shared(q, k, v, mask, bias, kernel)[..., :width]
+        return _narrowed(_shared(q, k, v, mask, bias, kernel), width)
     path, compute = _choose(q, _repeated(k, groups), _repeated(v, groups), mask, bias, dropout, kernel)
     tell(path)
-    return compute()[..., :width]
+    return _narrowed(compute(), width)
 
 
 def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: Bias | None = None) -> Tensor:
@@ -150,8 +150,9 @@ class SoftmaxCore(Core):
 
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
-        one = values.shape[1] == 1 and self.k.shape[1] > 1
-        values = values.expand(self.q.shape[0], self.k.shape[1] if one else -1, -1, -1)
+        if 1 in values.shape[:2]:
+            heads = self.k.shape[1] if values.shape[1] == 1 else values.shape[1]
+            values = values.expand(self.q.shape[0], heads, -1, -1)
         return softmax_attention(
             self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
         )
@@ -191,6 +192,10 @@ def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if more > 0:
         return F.pad(q, (0, more)), F.pad(k, (0, more)), v
     return q, k, F.pad(v, (0, -more)) if more else v
+
+
+def _narrowed(out: Tensor, width: int) -> Tensor:
+    return out if out.shape[-1] == width else out[..., :width]
 
 
 def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, kernel: Kernel) -> Tensor:
