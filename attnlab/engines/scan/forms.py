@@ -115,7 +115,7 @@ def _correct(
     """The delta rule: each chunk's corrections ``u`` solve ``u + beta pairs u = beta (v - readers state)``.
 
     Args:
-        pairs: (B, H, T, C, C), what a key reads of each key of its chunk; what is before it counts.
+        pairs: (B, H, T, C, C), what a key reads of each key of its chunk; the solver leaves out what is not before it.
         readers: (B, H, T, C, d), what the keys read of the state before the chunk.
         v: (B, H, T, C, w).
         beta: (B, H, T, C, 1).
@@ -125,7 +125,7 @@ def _correct(
     Returns:
         The corrections, (B, H, T, C, w), the state before each chunk, (B, H, T, d, w), and after the last.
     """
-    earlier, wanted, readers = (beta * pairs).tril(-1), beta * v, beta * readers
+    earlier, wanted, readers = beta * pairs, beta * v, beta * readers
     decays = repeat(None) if chunk.log_decay is None else chunk.log_decay.exp().unsqueeze(-1).unbind(2)
     corrections, entering = [], []
     for matrix, value, reader, writer, decay in zip(
