@@ -83,7 +83,7 @@ def torch_layer(ours: MultiAttention, length: int) -> Peer:
 
 
 def x_transformers_layer(ours: MultiAttention) -> Peer:
-    """Its ``Attention`` with ``flash=True``, which is PyTorch's fused attention; it knows no bias."""
+    """Its ``Attention`` with ``flash=True``, which is PyTorch's fused attention; it knows no bias, so ours must be zero."""
     attention = load("x-transformers", ".x_transformers").Attention
     layer = attention(
         ours.embed_dim, dim_head=ours.head_dim, heads=ours.num_heads, causal=ours.causal, flash=True, dropout=0.0
