@@ -47,7 +47,7 @@ class _Prefix(Mask):
 
     @property
     def items(self) -> int:
-        return len(self.length) if isinstance(self.length, Tensor) else 1
+        return self.length.shape[0] if isinstance(self.length, Tensor) else 1
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if isinstance(self.length, Tensor):
@@ -69,7 +69,7 @@ class _Padding(Mask):
 
     @property
     def items(self) -> int:
-        return len(self.lengths)
+        return self.lengths.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
@@ -109,7 +109,7 @@ class _Documents(Mask):
 
     @property
     def items(self) -> int:
-        return 1 if self.ids.dim() == 1 else len(self.ids)
+        return 1 if self.ids.dim() == 1 else self.ids.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
@@ -122,7 +122,7 @@ class _Documents(Mask):
         return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:
-        if self.ids.dim() == 2 and len(self.ids) != 1:
+        if self.ids.dim() == 2 and self.ids.shape[0] != 1:
             return None
         ids, counts = torch.unique_consecutive(self.ids.flatten()[:length], return_counts=True)
         if ids.unique().numel() != ids.numel():  # a document that another interrupts

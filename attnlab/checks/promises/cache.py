@@ -68,8 +68,12 @@ def edited(subject: Subject) -> Measure:
         layer, (mask, *_) = _looking_back(subject, x)
         whole, cache = subject(layer, x, mask), Cache(N)
         _step(layer, x[:, :3], mask, cache)
+        before = cache.copy()
         _step(layer, other[:, :3], mask, cache)
-        cache.rollback(3)
+        if cache.state:
+            cache = before  # a state cannot be taken back; one goes on from a copy
+        else:
+            cache.rollback(3)
         yield difference(_step(layer, x[:, 3:5], mask, cache), whole[:, 3:5]), "after rollback(3)"
         items = torch.tensor([1, 1, 0], device=x.device)
         cache.select(items)

@@ -1,0 +1,68 @@
+"""What the tests of the scan engine share: every kind of recurrence, in sizes that are distinct primes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+B, H, d, w = 2, 3, 5, 7
+KINDS = (
+    "plain",
+    "constant decay",
+    "scalar decay",
+    "vector decay",
+    "delta rule",
+    "delta rule, scalar decay",
+    "delta rule, vector decay",
+)
+FORMS = ("recurrent", "chunked", "parallel", "auto")
+Given = dict[str, Tensor]
+
+
+def given(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Given:
+    """The arguments of one scan; what it starts with is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    tensors = {"q": randn(B, H, N, d), "k": F.normalize(randn(B, H, N, d), dim=-1), "v": randn(B, H, N, w)}
+    decays = {"constant": (H,), "scalar": (B, H, N), "vector": (B, H, N, d)}
+    for name, shape in decays.items():
+        if name in kind:
+            tensors["log_decay"] = F.logsigmoid(randn(*shape) + 1)
+    if "delta" in kind:
+        tensors["beta"] = randn(B, H, N).sigmoid() * 1.5
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return {**tensors, "state": randn(B, H, d, w).to(wide)}
+
+
+def by_hand(case: Given) -> tuple[Tensor, Tensor]:
+    """The formula, one number at a time."""
+    q, k, v, states = case["q"], case["k"], case["v"], case["state"].clone()
+    out = torch.zeros_like(v)
+    for b, h, t in itertools.product(range(B), range(H), range(q.shape[2])):
+        state = states[b, h]
+        decay = torch.ones(d, dtype=torch.float64)
+        if "log_decay" in case:
+            decay = (case["log_decay"][h] if case["log_decay"].dim() == 1 else case["log_decay"][b, h, t]).exp() * decay
+        old = [[float(decay[i]) * float(state[i, j]) for j in range(w)] for i in range(d)]
+        for j in range(w):
+            u = float(v[b, h, t, j])
+            if "beta" in case:
+                u = float(case["beta"][b, h, t]) * (u - math.fsum(old[i][j] * float(k[b, h, t, i]) for i in range(d)))
+            for i in range(d):
+                state[i, j] = old[i][j] + float(k[b, h, t, i]) * u
+            out[b, h, t, j] = math.fsum(float(state[i, j]) * float(q[b, h, t, i]) for i in range(d))
+    return out, states
+
+
+def part(case: Given, rows: slice, state: Tensor | None = None) -> Given:
+    """The steps in these rows, with another state at their beginning, or none."""
+    cut = {name: x if x.dim() == 1 else x[:, :, rows] for name, x in case.items() if name != "state"}
+    return cut if state is None else {**cut, "state": state}
