@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -20,23 +22,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="compute with so many threads, pinned to as many cores")
     parser.add_argument("--brief", action="store_true", help="three rounds each, to see that it runs; nothing is kept")
     options = parser.parse_args()
-    if options.parts != ["page"]:
-        for name in options.parts:
-            if name not in there:
-                parser.error(f"unknown part {name!r}; there are: {', '.join(there)}")
-        cores = machine.pin(options.threads)
-        pace = BRIEF if options.brief else FULL
-        if options.threads > 1 or not cores:
-            pace = replace(pace, clock=time.perf_counter)
-        for name in options.parts or there:
-            part = report.load(name)
-            result = report.measure(name, part, pace, cores, lambda line: print(line, flush=True))
-            print()
-            if not options.brief:
-                report.keep(result, part)
+    names = [] if options.parts == ["page"] else options.parts or there
+    for name in names:
+        if name not in there:
+            parser.error(f"unknown part {name!r}; there are: {', '.join(there)}")
+    if len(names) == 1:
+        _measure(names[0], options.threads, options.brief)
+    for name in names if len(names) > 1 else []:
+        # In a process of its own: what memory the parts before have used changes what an allocation costs.
+        flags = ["--threads", str(options.threads), *(["--brief"] if options.brief else [])]
+        subprocess.run([sys.executable, "-m", "benchmarks", name, *flags], check=True)
     if not options.brief:
         for file in page.write():
             print(f"written: {file.relative_to(page.ROOT)}")
+
+
+def _measure(name: str, threads: int, brief: bool) -> None:
+    cores = machine.pin(threads)
+    pace = BRIEF if brief else FULL
+    if threads > 1 or not cores:
+        pace = replace(pace, clock=time.perf_counter)
+    part = report.load(name)
+    result = report.measure(name, part, pace, cores, lambda line: print(line, flush=True))
+    print()
+    if not brief:
+        report.keep(result, part)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Pace:
 
     sample: float = 0.01
     seconds: float = 8.0
-    least: int = 9
+    least: int = 5
     most: int = 41
     clock: Callable[[], float] = time.process_time
 

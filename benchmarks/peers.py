@@ -58,18 +58,6 @@ def load(name: str, part: str = "") -> Any:
         raise Missing(f"{name} cannot be imported ({type(error).__name__}: {error})") from None
 
 
-def linear_scan() -> Any:
-    """The scan engine, as long as it may not be there.
-
-    Raises:
-        Missing: where it is not.
-    """
-    try:
-        return importlib.import_module("attnlab.engines.scan").linear_scan
-    except ModuleNotFoundError:
-        raise Missing("attnlab.engines.scan is not there") from None
-
-
 def torch_layer(ours: MultiAttention, length: int) -> Peer:
     """``nn.MultiheadAttention`` without weights; causal as it asks for it, with the matrix and ``is_causal``."""
     layer = ours.to_torch()
@@ -83,7 +71,7 @@ def torch_layer(ours: MultiAttention, length: int) -> Peer:
 
 
 def x_transformers_layer(ours: MultiAttention) -> Peer:
-    """Its ``Attention`` with ``flash=True``, which is PyTorch's fused attention; it knows no bias."""
+    """Its ``Attention`` with ``flash=True``, PyTorch's fused attention; it has no bias, so that ours must be zero."""
     attention = load("x-transformers", ".x_transformers").Attention
     layer = attention(
         ours.embed_dim, dim_head=ours.head_dim, heads=ours.num_heads, causal=ours.causal, flash=True, dropout=0.0
@@ -145,6 +133,6 @@ def _copy(layers: list[nn.Linear], own: nn.Linear) -> None:
     with torch.no_grad():
         for layer, weight in zip(layers, own.weight.chunk(len(layers)), strict=True):
             layer.weight.copy_(weight)
-        if own.bias is not None:
+        if layers[0].bias is not None:
             for layer, bias in zip(layers, own.bias.chunk(len(layers)), strict=True):
                 layer.bias.copy_(bias)

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlab.engines.scan import linear_scan
 from attnlab.engines.softmax import softmax_attention
 from attnlab.masks import causal, window
 from attnlab.models.multihead import MultiAttention
 from benchmarks.pairing import Pace, Work, backward, forward, race
-from benchmarks.peers import Missing, linear_scan, load
+from benchmarks.peers import Missing, load
 from benchmarks.results import Absent, Row, Speed
 
 TITLE = "Windows, linear attention, short causal sequences, dropout"
@@ -87,7 +88,7 @@ def _linear(pace: Pace, N: int) -> Row:
     """Softmax over the features of queries, exponentials of keys; the mean over what was seen, by a column of ones."""
     what, against = f"linear attention, {N} tokens, the core, forward", "performer-pytorch, causal"
     try:
-        scan, attention = linear_scan(), load("performer-pytorch").FastAttention
+        attention = load("performer-pytorch").FastAttention
     except Missing as missing:
         return Absent(what, against, str(missing), "linear")
     with contextlib.redirect_stdout(io.StringIO()):  # it says that it has no CUDA code
@@ -95,7 +96,7 @@ def _linear(pace: Pace, N: int) -> Row:
     q, k, v = torch.randn(3, 1, HEADS, N, WIDTH)
 
     def ask() -> Tensor:
-        out, _ = scan(q.softmax(-1), k.exp(), F.pad(v, (0, 1), value=1.0))
+        out, _ = linear_scan(q.softmax(-1), k.exp(), F.pad(v, (0, 1), value=1.0))
         return out[..., :-1] / out[..., -1:]
 
     torch.testing.assert_close(ask(), theirs(q, k, v), rtol=1e-4, atol=1e-5)

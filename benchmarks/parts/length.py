@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlab.engines.scan import linear_scan
 from attnlab.masks import window
 from attnlab.models.multihead import MultiAttention
 from benchmarks import memory
 from benchmarks.pairing import Pace, forward, seconds
-from benchmarks.peers import Missing, linear_scan
-from benchmarks.results import Absent, Growth, Memory, Row
+from benchmarks.results import Growth, Memory, Row
 
 TITLE = "Growth with the length"
 ABOUT = (
@@ -38,11 +38,10 @@ class LinearAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qkv, self.output = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.scan = linear_scan()
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, H, D // H)).transpose(1, 3).unbind(2)
-        out, _ = self.scan(F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0))
+        out, _ = linear_scan(F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0))
         heads = out[..., :-1] / out[..., -1:]
         return self.output(heads.transpose(1, 2).flatten(2))
 
@@ -55,11 +54,8 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
         THEIRS: lambda x: theirs(x, x, x, need_weights=False)[0],
         FULL: causal,
         WINDOWED: lambda x: causal(x, mask=window(WINDOW)),
+        LINEAR: LinearAttention().eval(),
     }
-    try:
-        layers[LINEAR] = LinearAttention().eval()
-    except Missing as missing:
-        yield Absent(LINEAR, "", str(missing), "growth")
     inputs = {N: torch.randn(1, N, D) for N in lengths}
     shortest, longest = inputs[lengths[0]], inputs[lengths[-1]]
     with torch.inference_mode():

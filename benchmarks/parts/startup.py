@@ -24,7 +24,7 @@ ABOUT = "Medians, taken in turn; the first of each warms the file cache and does
 def rows(pace: Pace) -> Iterator[Row]:
     """What each command takes of the time that importing torch takes."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for run in range(pace.least + 1):
+    for run in range(2 * pace.least):
         for name, words in COMMANDS.items():
             began = time.perf_counter()
             subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
