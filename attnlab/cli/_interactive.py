@@ -249,7 +249,7 @@ def on_terminal(question: Question, check: Check) -> str:
     """Ask with arrow keys and completion."""
     import questionary
 
-    names = list(question.choices)
+    names, text = list(question.choices), question.text
     if names == ["yes", "no"]:
         answer = questionary.confirm(question.text, default=question.default == "yes").unsafe_ask()
         return "yes" if answer else "no"
@@ -265,13 +265,14 @@ def on_terminal(question: Question, check: Check) -> str:
                 question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
             ).unsafe_ask()
             if chosen == OTHER:
+                text = f"in your own words: {text}"
                 break
             wrong = check(chosen)
             if wrong is None:
                 return str(chosen)
             print(f"  {wrong}", flush=True)
     make = questionary.path if question.name in ("data", "save_path") else questionary.text
-    prompt = make(question.text, default=question.default, validate=lambda given: check(given.strip()) or True)
+    prompt = make(text, default=question.default, validate=lambda given: check(given.strip()) or True)
     return str(prompt.unsafe_ask()).strip()
 
 
