@@ -25,6 +25,7 @@ from attnlab.cache import Cache
 from attnlab.card import Card as Card
 from attnlab.engines.core import Core, Written
 from attnlab.engines.packing import packed
+from attnlab.engines.paths import may_split
 from attnlab.masks import BoundMask, Mask, as_mask, causal
 
 
@@ -106,23 +107,44 @@ class Attention(nn.Module):
                 keys. Needs ``causal``, or a mask that does not look ahead.
 
         Returns:
-            (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero.
+            (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero. On a CPU, and without a cache, a
+            token that is NaN makes NaN of its own row and of those that may look at it, and of no other.
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
-            ValueError: for a shape that does not fit; a cache that is full, of another batch or device, or that would
-                not give what the full pass gives.
+            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch or device, or
+                that would not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
         bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+        if bound is not None and cache is None and _may_hold_nan(x, context):
+            return self._around_nan(x, bound, given)
+        return self._compute(x, bound, given)
+
+    def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
+        """`forward`, once what was asked is checked."""
         if self.packs and bound is not None and not given and not (self.training and self.dropout):
             row = packed(x, bound, self.num_heads)
             if row is not None:
                 return row.run(self._forward, x)
         out = self._forward(x, bound, **given)
-        if context is not None and not context.shape[1]:
+        if "context" in given and not given["context"].shape[1]:
             return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)  # there is nothing to look at
         return out if bound is None else bound.blank(out)
+
+    def _around_nan(self, x: Tensor, bound: BoundMask, given: dict[str, Any]) -> Tensor:
+        """`forward` without the tokens that are no numbers: a fused kernel would add 0 · NaN to rows that may not look.
+
+        What may look at such a token, and its own row, is NaN.
+        """
+        own = ~x.isfinite().all(-1)
+        lost = ~given["context"].isfinite().all(-1) if "context" in given else own
+        clean = dict(given)
+        if "context" in given:
+            clean["context"] = given["context"].masked_fill(lost.unsqueeze(-1), 0.0)
+        out = self._compute(x.masked_fill(own.unsqueeze(-1), 0.0), bound, clean)
+        heard = (lost[:, None, None] & bound.tensor()).any(-1).any(1)
+        return bound.blank(out.masked_fill((own | heard).unsqueeze(-1), torch.nan))
 
     @final
     def weights(
@@ -177,7 +199,15 @@ class Attention(nn.Module):
             raise ValueError(
                 f"weights must have shape (batch, heads, queries, keys) = {wanted}, not {tuple(weights.shape)}"
             )
-        out = self._mix(weights, **{"x": x, **given})
+        source = "x" if context is None else "context"
+        values = {"x": x, **given}
+        if _may_hold_nan(values[source]):
+            lost = ~values[source].isfinite().all(-1)
+            values[source] = values[source].masked_fill(lost.unsqueeze(-1), 0.0)
+            heard = ((weights != 0) & lost[:, None, None]).any(-1).any(1)
+            out = self._mix(weights, **values).masked_fill(heard.unsqueeze(-1), torch.nan)
+        else:
+            out = self._mix(weights, **values)
         return out.masked_fill((weights == 0).all(-1).all(1).unsqueeze(-1), 0.0)
 
     # What a mechanism writes; ``mask`` already holds ``causal``, and only supported arguments arrive.
@@ -246,6 +276,7 @@ class Attention(nn.Module):
                 raise ValueError(
                     f"context must have shape ({x.shape[0]}, length, {self.embed_dim}), not {tuple(context.shape)}"
                 )
+            _check_device("context", context, x)
             keys = context.shape[1]
         if mask is not None:
             self._require("mask")
@@ -262,6 +293,7 @@ class Attention(nn.Module):
                     f"bias is added to the scores and must be a float tensor, not {bias.dtype}; "
                     "to say who may look at whom use mask="
                 )
+            _check_device("bias", bias, x)
             wanted = (x.shape[0], self.num_heads, x.shape[1], first + keys)
             fits = zip(reversed(bias.shape), reversed(wanted), strict=False)
             if bias.dim() > 4 or any(have not in (1, want) for have, want in fits):
@@ -293,6 +325,16 @@ class Attention(nn.Module):
                 f"back; join window({cache.window}) to it"
             )
         cache.admit(x)
+
+
+def _check_device(name: str, given: Tensor, x: Tensor) -> None:
+    if given.device != x.device:
+        raise ValueError(f"{name} lies on {given.device}, the tokens on {x.device}; move it with {name}.to(...)")
+
+
+def _may_hold_nan(*tokens: Tensor | None) -> bool:
+    """Whether some token may be no number; looked for on the CPU alone, where looking costs nothing."""
+    return any(t is not None and may_split(t) and not math.isfinite(t.detach().sum()) for t in tokens)
 
 
 def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:

@@ -104,6 +104,11 @@ BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "fewer keys": (lambda: torch.zeros(N, 4), ValueError, "bias has shape (5, 4), which does not broadcast to"),
     "another batch": (lambda: torch.zeros(3, 1, N, N), ValueError, "bias has shape (3, 1, 5, 5)"),
     "five axes": (lambda: torch.zeros(1, 1, 1, 1, 1), ValueError, "does not broadcast"),
+    "elsewhere": (
+        lambda: torch.zeros(N, N, device="meta"),
+        ValueError,
+        "bias lies on meta, the tokens on cpu; move it",
+    ),
 }
 
 
@@ -125,6 +130,8 @@ def test_a_context_that_does_not_fit(name: str) -> None:
         for ask in (attend, attend.weights):
             with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
                 ask(x(), context=context)
+    with pytest.raises(ValueError, match="context lies on meta, the tokens on cpu; move it"):
+        attend(x(), context=x().to("meta"))
 
 
 # Caches
