@@ -99,7 +99,7 @@ class HeadedAttention(Attention):
 
     def _project(
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
-    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"], Float[Tensor, "B H/G M d"]]:
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"], Float[Tensor, "B H_kv M d"]]:
         """Queries, keys and values: views into one product, without a copy."""
         d = self.head_dim
         heads = [width // d for width in self._widths]
@@ -241,8 +241,8 @@ class HeadNorm(nn.Module):
         self.query, self.key = nn.RMSNorm(head_dim, eps=eps), nn.RMSNorm(head_dim, eps=eps)
 
     def forward(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H/G M d"]
-    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H/G M d"]]:
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H_kv M d"]
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"]]:
         """Each vector over its root mean square, times the gains."""
         return _normed(Q, self.query), _normed(K, self.key)
 

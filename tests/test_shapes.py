@@ -41,10 +41,12 @@ with install_import_hook(["attnlab.models", "attnlab.attention", "planted"], "be
                     context = {name: value for name, value in given.items() if name == "context"}
                     layer.mix(layer.weights(x, **given), x, **context)
 
-    from planted import MultiAttention
+    from attnlab.models.multihead import MultiAttention
+    from planted import HeadedAttention
 
+    wrong = type("Wrong", (HeadedAttention,), {"card": MultiAttention.card, "_look": MultiAttention._look})
     try:
-        MultiAttention(24, 3)(torch.randn(2, 5, 24))
+        wrong(24, 3)(torch.randn(2, 5, 24))
     except TypeCheckError as error:
         assert "_concat" in str(error), error
     else:
@@ -54,9 +56,10 @@ print("held")
 
 
 def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
-    source = (registry.folder() / "multihead" / "multihead.py").read_text(encoding="utf-8")
+    source = (Path(__file__).parent.parent / "attnlab" / "heads.py").read_text(encoding="utf-8")
     right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
     assert right in source
+    source = source.replace("-> Self:", "-> HeadedAttention:")  # beartype wants the class of a Self decorated
     (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{ASK}"],
