@@ -55,8 +55,7 @@ class Core:
 
     def stream(self, size: int = CHUNK) -> Iterator[tuple[slice, Tensor]]:
         """The whole map, ``size`` rows at a time: (which rows, (B, H, rows, M))."""
-        for at in range(0, self.shape[2], size):
-            rows = slice(at, min(at + size, self.shape[2]))
+        for rows in slices(self.shape[2], size):
             yield rows, self.weights(rows)
 
     def pooled(self, blocks: int | Tensor) -> Tensor:
@@ -87,10 +86,9 @@ class Core:
     def _rows(self, rows: Tensor) -> Tensor:
         """These rows of the map, (B, H, rows, M): what the values of one key at a time give."""
         M, columns = self.shape[3], []
-        for at in range(0, M, CHUNK):
-            keys = torch.arange(at, min(at + CHUNK, M), device=self._like.device)
-            one = torch.zeros(M, len(keys), dtype=self._like.dtype, device=self._like.device)
-            one[keys, keys - at] = 1.0
+        for keys in slices(M, CHUNK):
+            one = torch.zeros(M, keys.stop - keys.start, dtype=self._like.dtype, device=self._like.device)
+            one[keys].fill_diagonal_(1.0)
             columns.append(self.attend(one[None, None])[:, :, rows])
         return torch.cat(columns, -1) if columns else self._like.new_zeros(*self.shape[:2], len(rows), 0)
 
@@ -109,6 +107,11 @@ class Written(Core):
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._map[:, :, rows]
+
+
+def slices(length: int, size: int) -> list[slice]:
+    """``length`` places, ``size`` at a time."""
+    return [slice(at, min(at + size, length)) for at in range(0, length, size)]
 
 
 def _chosen(name: str, choice: Choice, count: int, device: torch.device) -> Tensor:

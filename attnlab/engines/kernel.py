@@ -57,9 +57,8 @@ class Kernel:
             )
         learned = matrix is not None and matrix.requires_grad
         if may_split(q) and not dropout and not learned and k.shape[2] and q.numel():
-            if matrix is not None and matrix.dtype == torch.bool:
-                matrix = torch.zeros_like(matrix, dtype=q.dtype).masked_fill_(~matrix, -torch.inf)
-            out: Tensor = _Sunk.apply(q, k, v, self.sink, matrix, causal, self.scale)[0]  # type: ignore[no-untyped-call]
+            added = None if matrix is None else _added(matrix, q.dtype)
+            out: Tensor = _Sunk.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
             return out
         return self._with_a_key(q, k, v, self.sink, matrix, causal, dropout)
 
@@ -70,12 +69,9 @@ class Kernel:
         (H, N), M = q.shape[1:3], k.shape[2]
         if causal:
             matrix = torch.ones(N, M, dtype=torch.bool, device=q.device).tril()
-        if matrix is None:
-            matrix = q.new_zeros(1, 1, 1, M)
-        elif matrix.dtype == torch.bool:
-            matrix = torch.zeros_like(matrix, dtype=q.dtype).masked_fill(~matrix, -torch.inf)
+        matrix = q.new_zeros(1, 1, 1, M) if matrix is None else _added(matrix, q.dtype)
         matrix = matrix[(None,) * (4 - matrix.dim())]
-        matrix = matrix.expand(matrix.shape[0], H, N, M).to(q.dtype)
+        matrix = matrix.expand(matrix.shape[0], H, N, M)
         logit = sink.to(q.dtype)[:, None, None].expand(matrix.shape[0], H, N, 1)
         return F.scaled_dot_product_attention(
             q,
@@ -89,6 +85,13 @@ class Kernel:
     def _said(self, q: Tensor) -> float | None:
         """The scale; None where it is PyTorch's own. What is said, the exporter to ONNX rounds to float32."""
         return None if self.scale == 1 / math.sqrt(q.shape[-1]) else self.scale
+
+
+def _added(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Who may look, or what is added, as what is added."""
+    if matrix.dtype != torch.bool:
+        return matrix.to(dtype)
+    return torch.zeros_like(matrix, dtype=dtype).masked_fill(~matrix, -torch.inf)
 
 
 class _Sunk(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnlab.engines.bias import Bias, cut, of_rows, written
-from attnlab.engines.core import Core
+from attnlab.engines.core import Core, slices
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.masks import BoundMask
 
@@ -72,8 +72,7 @@ def attend_by_rows(
         return whole()
     tell(Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     parts = []
-    for at in range(0, N, size):
-        rows = slice(at, min(at + size, N))
+    for rows in slices(N, size):
         keys = slice(0, M) if mask is None else mask.seen(rows)
         given = (
             q[:, :, rows],

@@ -79,8 +79,7 @@ def softmax_attention(
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = four_axes(bias)
-    narrow = mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)
-    if softcap is not None or (dropout and narrow):
+    if softcap is not None or (dropout and mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)):
         core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
         return core.by_rows().attend(_repeated(v, _groups(q, v)), dropout=dropout)
     groups, width = _groups(q, k), v.shape[-1]

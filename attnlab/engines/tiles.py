@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnlab.engines.bias import Bias, cut, written
+from attnlab.engines.core import slices
 from attnlab.engines.kernel import Kernel
 from attnlab.masks import BoundMask
 
@@ -33,7 +34,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None
     assert back is not None
     assert ahead is not None
     parts = []
-    for part in _slices(q.shape[2], max(ROWS, (back + ahead + 1) // 4)):
+    for part in slices(q.shape[2], max(ROWS, (back + ahead + 1) // 4)):
         keys = mask.seen(part)
         parts.append(_part(q[:, :, part], k[:, :, keys], v[:, :, keys], mask, bias, kernel, part, keys))
     return _joined(parts, 2)
@@ -43,7 +44,7 @@ def triangular(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) 
     """Causal attention in a few parts: the keys ahead of a part are left out, where a kernel would not notice."""
     N = q.shape[2]
     done = []
-    for rows in _slices(N, -(-N // parts)):
+    for rows in slices(N, -(-N // parts)):
         # A part's own triangle, aligned at its end.
         permitted = torch.ones(rows.stop - rows.start, rows.stop, dtype=torch.bool, device=q.device).tril(rows.start)
         done.append(kernel(q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], permitted))
@@ -136,10 +137,6 @@ def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) ->
     if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for a bias that asks for a gradient
         matrix = matrix.detach()
     return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(at, min(at + size, length)) for at in range(0, length, size)]
 
 
 def of_items(tensor: Tensor, items: slice) -> Tensor:
