@@ -226,14 +226,14 @@ class Attention(nn.Module):
     def _mix(self, weights: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} claims weights, but has no _mix")
 
-    def _knows_order(self, *, packs: bool) -> None:
+    def _knows_order(self) -> None:
         """Take back what a mechanism with positions cannot claim: that order is nothing to it, and context.
 
         A place in another sequence is no distance from a place in this one.
         """
         left = tuple(word for word in self.card.supports if word not in ("equivariant", "context"))
-        own: Any = self  # the card and the flag of this layer, not of its class
-        own.card, own.packs = replace(self.card, supports=left), packs
+        own: Any = self  # the card of this layer, not of its class
+        own.card = replace(self.card, supports=left)
 
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.

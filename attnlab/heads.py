@@ -72,13 +72,17 @@ class HeadedAttention(Attention):
                 f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
                 f"try num_kv_heads={either(divisors_near(num_heads, self.num_kv_heads))}"
             )
-        # W_Q, W_K and W_V of all heads in one product
-        self._widths = [heads * self.head_dim for heads in (num_heads, self.num_kv_heads, self.num_kv_heads)]
-        self.qkv = linear(embed_dim, sum(self._widths), bias=bias)
+        self.qkv = linear(embed_dim, sum(self.widths), bias=bias)  # W_Q, W_K and W_V of all heads in one product
         self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
         self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
         if self.positions.name != "none":
-            self._knows_order(packs=self.packs)
+            self._knows_order()
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """How much of ``qkv`` makes queries, keys and values."""
+        shared = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, shared, shared
 
     # The steps, in their order
 
@@ -101,17 +105,16 @@ class HeadedAttention(Attention):
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"], Float[Tensor, "B H_kv M d"]]:
         """Queries, keys and values: views into one product, without a copy."""
-        d = self.head_dim
-        heads = [width // d for width in self._widths]
+        H, shared, d = self.num_heads, self.num_kv_heads, self.head_dim
         if context is None:
-            Q, K, V = self.qkv(x).unflatten(-1, (sum(heads), d)).transpose(1, 2).split(heads, 1)
+            heads = self.qkv(x).unflatten(-1, (H + 2 * shared, d)).transpose(1, 2)
+            Q, K, V = heads.split([H, shared, shared], 1)
         else:
-            own = self._widths[0]
-            weight, bias = self.qkv.weight, self.qkv.bias
+            own, weight, bias = H * d, self.qkv.weight, self.qkv.bias
             Q = F.linear(x, weight[:own], None if bias is None else bias[:own])
-            Q = Q.unflatten(-1, (heads[0], d)).transpose(1, 2)
+            Q = Q.unflatten(-1, (H, d)).transpose(1, 2)
             KV = F.linear(context, weight[own:], None if bias is None else bias[own:])
-            K, V = KV.unflatten(-1, (sum(heads[1:]), d)).transpose(1, 2).split(heads[1:], 1)
+            K, V = KV.unflatten(-1, (2 * shared, d)).transpose(1, 2).split(shared, 1)
         return Q, K, V
 
     def _place(
@@ -169,13 +172,12 @@ class HeadedAttention(Attention):
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         """Leave these heads of queries and these of keys, in place. One with more parts a head extends it."""
-        first_key, first_value = self._widths[0], sum(self._widths[:2])
+        first_key, first_value = self.widths[0], sum(self.widths[:2])
         own, shared = slots(heads, self.head_dim), slots(groups, self.head_dim)
         narrow(self.qkv, rows=[*own, *(first_key + i for i in shared), *(first_value + i for i in shared)])
         narrow(self.output, columns=own)
         self.positions.keep_heads(heads)
         self.num_heads, self.num_kv_heads = len(heads), len(groups)
-        self._widths = [len(own), len(shared), len(shared)]
 
     def _check_parts(self) -> None:
         parts = {name.split(".")[0] for name, _ in (*self.named_parameters(), *self.named_buffers())}

@@ -78,8 +78,8 @@ def reference(
         F @ weight.T + offset
         for F, weight, offset in zip(
             (x, context, context),
-            layer.qkv.weight.split(layer._widths),
-            layer.qkv.bias.split(layer._widths),
+            layer.qkv.weight.split(layer.widths),
+            layer.qkv.bias.split(layer.widths),
             strict=True,
         )
     )

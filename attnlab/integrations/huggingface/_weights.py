@@ -43,10 +43,8 @@ def load(ours: HeadedAttention, query: Weights, key: Weights, value: Weights, ou
 
 def parts(ours: HeadedAttention) -> tuple[Weights, Weights, Weights, Weights]:
     """Our weights as theirs: query, key, value, output."""
-    own = ours.num_heads * ours.head_dim
-    shared = ours.num_kv_heads * ours.head_dim
-    weights = ours.qkv.weight.split([own, shared, shared])
-    biases = (None,) * 3 if ours.qkv.bias is None else ours.qkv.bias.split([own, shared, shared])
+    weights = ours.qkv.weight.split(ours.widths)
+    biases = (None,) * 3 if ours.qkv.bias is None else ours.qkv.bias.split(ours.widths)
     query, key, value = zip(weights, biases, strict=True)
     return query, key, value, (ours.output.weight, ours.output.bias)
 
