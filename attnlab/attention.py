@@ -367,6 +367,14 @@ def linear(fan_in: int, fan_out: int, *, bias: bool = True) -> nn.Linear:
     return layer
 
 
+def copy_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Write these weights into a projection; a bias of None leaves its own."""
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+
+
 def positive(name: str, value: int) -> int:
     """``value``, a whole number of at least 1; else TypeError or ValueError with its name."""
     if isinstance(value, bool) or not isinstance(value, int):

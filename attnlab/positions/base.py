@@ -34,11 +34,6 @@ class Positions(nn.Module):
     def keep_heads(self, heads: list[int]) -> None:
         """Leave what belongs to these heads, in place."""
 
-    def bias(self, queries: int, keys: int) -> Tensor | None:
-        """`relative` written out, (H, N, M)."""
-        found = self.relative(queries, keys)
-        return None if found is None else found.tensor().squeeze(0)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Positions:
         """Move along, but keep angles and slopes exact: rounded to float16, far places would fall together."""
         before = dict(self._buffers)

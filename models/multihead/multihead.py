@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card, accepts_emd_dim
+from attnlab.attention import Card, accepts_emd_dim, copy_weights
 from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
@@ -90,8 +90,8 @@ class MultiAttention(HeadedAttention):
             dropout=layer.dropout,
             bias=layer.in_proj_bias is not None,
         ).to(weight.device, weight.dtype)
-        _copy(ours.qkv, weight, layer.in_proj_bias)
-        _copy(ours.output, layer.out_proj.weight, layer.out_proj.bias)
+        copy_weights(ours.qkv, weight, layer.in_proj_bias)
+        copy_weights(ours.output, layer.out_proj.weight, layer.out_proj.bias)
         return ours.train(layer.training)
 
     def to_torch(self) -> nn.MultiheadAttention:
@@ -117,12 +117,5 @@ class MultiAttention(HeadedAttention):
             theirs.in_proj_weight.copy_(weight)
             if bias is not None:
                 theirs.in_proj_bias.copy_(bias)
-        _copy(theirs.out_proj, self.output.weight, self.output.bias)
+        copy_weights(theirs.out_proj, self.output.weight, self.output.bias)
         return theirs.train(self.training)
-
-
-def _copy(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attnlab.attention import copy_weights
 from attnlab.heads import HeadedAttention
 
 Weights = tuple[Tensor, Tensor | None]
@@ -37,8 +38,8 @@ def require_places(ours: HeadedAttention, name: str, theirs: str) -> None:
 def load(ours: HeadedAttention, query: Weights, key: Weights, value: Weights, output: Weights) -> None:
     """Write their weights into ours."""
     biases = [bias for _, bias in (query, key, value) if bias is not None]
-    _copy(ours.qkv, torch.cat([query[0], key[0], value[0]]), torch.cat(biases) if biases else None)
-    _copy(ours.output, *output)
+    copy_weights(ours.qkv, torch.cat([query[0], key[0], value[0]]), torch.cat(biases) if biases else None)
+    copy_weights(ours.output, *output)
 
 
 def parts(ours: HeadedAttention) -> tuple[Weights, Weights, Weights, Weights]:
@@ -47,15 +48,3 @@ def parts(ours: HeadedAttention) -> tuple[Weights, Weights, Weights, Weights]:
     biases = (None,) * 3 if ours.qkv.bias is None else ours.qkv.bias.split(ours.widths)
     query, key, value = zip(weights, biases, strict=True)
     return query, key, value, (ours.output.weight, ours.output.bias)
-
-
-def store(layer: nn.Linear, weights: Weights) -> None:
-    """Write our weights into a projection of theirs."""
-    _copy(layer, *weights)
-
-
-def _copy(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same, store
+from attnlab.attention import copy_weights
+from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
 
 modeling: Any = import_module("transformers.models.bert.modeling_bert")
@@ -57,7 +58,7 @@ def to_bert(ours: MultiAttention, layer: Any) -> Any:
     if output[1] is None:
         raise ValueError("BERT's projections add a bias, and this layer was built with bias=False")
     for theirs, weights in ((own.query, query), (own.key, key), (own.value, value), (layer.output.dense, output)):
-        store(theirs, weights)
+        copy_weights(theirs, *weights)
     own.dropout.p = ours.dropout
     return layer
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same, store
+from attnlab.attention import copy_weights
+from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
 from attnlab.models.groupedquery import GroupedQueryAttention  # type: ignore[import-not-found]
 from attnlab.positions import Rotary
 
@@ -113,6 +114,6 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
     if biased != (ours.qkv.bias is not None):
         raise ValueError(f"Llama's projections have attention_bias={biased}, and this layer bias={not biased}")
     for theirs, weights in zip((layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), parts(ours), strict=True):
-        store(theirs, weights)
+        copy_weights(theirs, *weights)
     layer.attention_dropout = ours.dropout
     return layer
