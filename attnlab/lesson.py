@@ -1,4 +1,4 @@
-"""What all lessons share: a text to look at, and a way to measure a cost.
+"""What all lessons share: a text to look at, the picture of its maps, and a way to measure a cost.
 
 Both take any mechanism by name, so that the maps and curves of two lessons can be laid side by side.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab import registry
+from attnlab import drawing, registry
 from attnlab.cache import Cache
 from attnlab.network import Block, Inputs, Network, Outputs
 from attnlab.task import IGNORE
@@ -121,6 +121,17 @@ def _maps(network: Network, text: Tensor) -> Tensor:
         maps.append(block.attention.weights(block.norm1(x))[0])
         x = block(x, None)
     return torch.stack(maps)
+
+
+def draw_maps(maps: Tensor, file: Path) -> Path:
+    """The maps of `read_text`, (2 layers, 2 heads, N, N), in one picture: a row a layer, a column a head."""
+    figure, axes = drawing.canvas(7.6, 8.0, rows=2, columns=2)
+    titles = [f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)]
+    for ax, weights, title in zip(axes, maps.flatten(0, 1).tolist(), titles, strict=True):
+        drawing.draw_map(ax, weights, list(TEXT.replace(" ", "·")), title)
+    figure.supxlabel("looks at", fontsize=9, color=drawing.INK)
+    figure.supylabel("a letter", fontsize=9, color=drawing.INK)
+    return drawing.save(figure, file)
 
 
 def measure_cost(layers: Layers, *, embed_dim: int = 64, rounds: int = 7) -> dict[str, list[float]]:

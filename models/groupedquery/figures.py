@@ -79,14 +79,7 @@ def _two_readers(file: Path) -> Path:
 
 def _map(file: Path) -> Path:
     """The maps of a network whose two heads share their keys, in both layers."""
-    maps = lesson.read_text("groupedquery", num_heads=2, num_kv_heads=1).maps
-    figure, axes = drawing.canvas(7.6, 8.0, rows=2, columns=2)
-    titles = [f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)]
-    for ax, weights, title in zip(axes, maps.flatten(0, 1).tolist(), titles, strict=True):
-        drawing.draw_map(ax, weights, list(lesson.TEXT.replace(" ", "·")), title)
-    figure.supxlabel("looks at", fontsize=9, color=INK)
-    figure.supylabel("a letter", fontsize=9, color=INK)
-    return drawing.save(figure, file)
+    return lesson.draw_maps(lesson.read_text("groupedquery", num_heads=2, num_kv_heads=1).maps, file)
 
 
 def _decoding(file: Path) -> Path:

@@ -44,14 +44,7 @@ def _two_heads(file: Path) -> Path:
 
 def _map(file: Path) -> Path:
     """The four maps of a network that goes on with a word which it has read once."""
-    maps = lesson.read_text("multihead", num_heads=2).maps
-    figure, axes = drawing.canvas(7.6, 8.0, rows=2, columns=2)
-    titles = [f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)]
-    for ax, weights, title in zip(axes, maps.flatten(0, 1).tolist(), titles, strict=True):
-        drawing.draw_map(ax, weights, list(lesson.TEXT.replace(" ", "·")), title)
-    figure.supxlabel("looks at", fontsize=9, color=INK)
-    figure.supylabel("a letter", fontsize=9, color=INK)
-    return drawing.save(figure, file)
+    return lesson.draw_maps(lesson.read_text("multihead", num_heads=2).maps, file)
 
 
 def _cost(file: Path) -> Path:
