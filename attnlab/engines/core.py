@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from attnlab.masks.bound import slices
+
 CHUNK = 256
 """Rows of a map that are written down at a time."""
 
@@ -107,11 +109,6 @@ class Written(Core):
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._map[:, :, rows]
-
-
-def slices(length: int, size: int) -> list[slice]:
-    """``length`` places, ``size`` at a time."""
-    return [slice(at, min(at + size, length)) for at in range(0, length, size)]
 
 
 def _chosen(name: str, choice: Choice, count: int, device: torch.device) -> Tensor:

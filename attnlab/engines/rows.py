@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnlab.engines.bias import Bias, cut, of_rows, written
-from attnlab.engines.core import Core, slices
+from attnlab.engines.core import Core
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.masks import BoundMask
+from attnlab.masks.bound import slices
 
 NUMBERS = 2**21
 """Weights that are written down at a time."""

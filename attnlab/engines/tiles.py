@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from attnlab.engines.bias import Bias, cut, written
-from attnlab.engines.core import slices
 from attnlab.engines.kernel import Kernel
 from attnlab.masks import BoundMask
+from attnlab.masks.bound import slices
 
 ROWS = 64
 """Queries a tile; more of them reach more keys that most of them may not look at."""

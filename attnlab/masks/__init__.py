@@ -13,6 +13,7 @@ Axes: B batch, H heads, N_q queries, N_k keys.
 
 from __future__ import annotations
 
+from attnlab.masks.bound import BoundMask
 from attnlab.masks.conventions import (
     from_attention_mask,
     from_attn_mask,
@@ -23,7 +24,7 @@ from attnlab.masks.conventions import (
     to_cu_seqlens,
     to_key_padding_mask,
 )
-from attnlab.masks.mask import BoundMask, Mask, as_mask, from_tensor
+from attnlab.masks.mask import Mask, as_mask, from_tensor
 from attnlab.masks.rules import blocks, causal, documents, padding, prefix, window
 
 __all__ = [

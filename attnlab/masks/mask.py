@@ -1,13 +1,14 @@
-"""A rule over positions, how rules are joined, and a rule at one length."""
+"""A rule over positions, and how rules are joined."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from attnlab.masks.bound import BoundMask, evaluate
 
 Reach = tuple[int | None, int | None]
 """How far back and how far ahead; None: as far as there is."""
@@ -131,7 +132,7 @@ class Mask:
         keys = queries if keys is None else keys
         offset = keys - queries if offset is None else offset
         self.check(queries, keys)
-        return _evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
+        return evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
 
     def bind(
         self,
@@ -163,128 +164,6 @@ class Mask:
             matrix = matrix[0]
         matrix = matrix.expand(queries, queries if keys is None else keys)
         return "\n".join(" ".join("■" if cell else "·" for cell in row) for row in matrix.tolist())
-
-
-class BoundMask:
-    """A mask at one length, as a mechanism and the engines see it: it becomes a matrix at most once.
-
-    Args:
-        mask: the rule.
-        queries: N_q.
-        keys: N_k.
-        offset: the position of the first query among the keys.
-        shape: the (B, H) that it must fit.
-        device: where matrices are made.
-        first: the position of the first key, where a cache has let go of earlier ones.
-
-    Raises:
-        ValueError: when the rule does not fit these lengths, or holds a tensor on another device.
-    """
-
-    def __init__(
-        self,
-        mask: Mask,
-        queries: int,
-        keys: int,
-        offset: int,
-        shape: tuple[int, int] | None = None,
-        device: torch.device | str | None = None,
-        first: int = 0,
-    ) -> None:
-        if device is not None and not torch.compiler.is_compiling():
-            _check_place(mask, torch.device(device))
-        mask.check(queries, first + keys)
-        if shape is not None and (mask.items not in (1, shape[0]) or mask.heads not in (1, shape[1])):
-            raise ValueError(_misfit((mask.items, mask.heads, queries, keys), (*shape, queries, keys)))
-        self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
-        self._shape, self._device = shape, device
-        self._tensor: Tensor | None = None
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether this is the plain square triangle, for which kernels need no matrix."""
-        return self.mask.is_triangle and self.queries == self.keys and self.offset == 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing is forbidden: a triangle whose first query is at the end already, as in decoding."""
-        return self.mask.is_triangle and self.offset >= self.keys - 1
-
-    @property
-    def most(self) -> int:
-        """How many keys one query can reach at most."""
-        back, ahead = self.mask.reach
-        return self.keys if back is None or ahead is None else min(self.keys, back + 1 + ahead)
-
-    def tensor(self) -> Tensor:
-        """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
-        if self._tensor is None:
-            if self.mask.by_position:
-                matrix = self._evaluated(slice(0, self.queries), slice(0, self.keys))
-            else:  # a given matrix has a column for every key that ever was
-                at = slice(self.first + self.offset, self.first + self.offset + self.queries)
-                matrix = _evaluate(self.mask, at, slice(0, self.first + self.keys), self._device)
-                matrix = matrix[..., _of(matrix.shape[-1], slice(self.first, self.first + self.keys))]
-            self._tensor = self._fitted(matrix, self.queries, self.keys)
-        return self._tensor
-
-    def tile(self, queries: slice, keys: slice) -> Tensor:
-        """The part of `tensor` for these rows and columns; the rest is not made where the rule allows that."""
-        if self._tensor is not None or not self.mask.by_position:
-            whole = self.tensor()
-            return whole[..., _of(whole.shape[-2], queries), _of(whole.shape[-1], keys)]
-        return self._fitted(self._evaluated(queries, keys), queries.stop - queries.start, keys.stop - keys.start)
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Chosen rows of `tensor`, (B | 1, H | 1, rows, N_k); the rest is not made where the rule allows that."""
-        if self._tensor is not None or not self.mask.by_position:
-            whole = self.tensor()
-            return whole if whole.shape[-2] == 1 else whole[..., index, :]
-        keys = torch.arange(self.first, self.first + self.keys, device=self._device)
-        matrix = _asked(self.mask, (self.first + self.offset + index).unsqueeze(1), keys.unsqueeze(0))
-        return self._fitted(matrix, len(index), self.keys)
-
-    def without(self, rule: Mask) -> BoundMask | None:
-        """The mask that the other factors make; None where there is no other."""
-        left = [factor for factor in self.mask.factors if factor is not rule]
-        if not left:
-            return None
-        rest = functools.reduce(_And, left)
-        return BoundMask(rest, self.queries, self.keys, self.offset, self._shape, self._device, self.first)
-
-    def blank(self, out: Tensor) -> Tensor:
-        """``out`` (B, N_q, D) with zeros in the rows that may look at nothing."""
-        if self.mask.sees_itself and 0 <= self.offset <= self.keys - self.queries:
-            return out
-        return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
-
-    def seen(self, queries: slice) -> slice:
-        """The keys that these rows can reach."""
-        back, ahead = self.mask.reach
-        first = 0 if back is None else queries.start + self.offset - back
-        last = self.keys if ahead is None else queries.stop + self.offset + ahead
-        start = min(max(first, 0), self.keys)
-        return slice(start, max(start, min(last, self.keys)))
-
-    def _empty(self) -> Tensor:
-        """Which rows may look at nothing, (B | 1, N_q)."""
-        if self._tensor is not None or None in self.mask.reach or not self.mask.by_position:
-            return ~self.tensor().any(-1).any(1)
-        rows = [slice(at, min(at + 256, self.queries)) for at in range(0, self.queries, 256)]
-        found = [~self.tile(part, self.seen(part)).any(-1).any(1) for part in rows]
-        return torch.cat(found, -1) if found else torch.zeros(1, 0, dtype=torch.bool, device=self._device)
-
-    def _evaluated(self, queries: slice, keys: slice) -> Tensor:
-        at = self.first + self.offset
-        positions = slice(at + queries.start, at + queries.stop)
-        return _evaluate(self.mask, positions, slice(self.first + keys.start, self.first + keys.stop), self._device)
-
-    def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
-        matrix = matrix[(None,) * (4 - matrix.dim())]
-        wanted = (*(self._shape or matrix.shape[:2]), queries, keys)
-        if any(have not in (1, want) for have, want in zip(matrix.shape, wanted, strict=True)):
-            raise ValueError(_misfit(tuple(matrix.shape), wanted))
-        return matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -478,22 +357,6 @@ def on_device_of(k: Tensor, tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def _check_place(mask: Any, device: torch.device) -> None:
-    """Refuse tensors of a mask that lie elsewhere: some ways would look into them there and be slow, others fail."""
-    for field in fields(mask) if is_dataclass(mask) else ():
-        value = getattr(mask, field.name)
-        if isinstance(value, Mask):
-            _check_place(value, device)
-        elif isinstance(value, Tensor):
-            there = value.device if device.index is not None else torch.device(value.device.type)
-            if there != device:
-                raise ValueError(f"the mask lies on {value.device}, the tokens on {device}; move it with mask.to(...)")
-
-
-def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    return f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
-
-
 def require_tensor(name: str, value: object) -> None:
     """TypeError for what is no tensor."""
     if not isinstance(value, Tensor):
@@ -507,25 +370,9 @@ def short(value: int | Tensor) -> str:
     return str(value.tolist()) if value.numel() <= 8 else f"<{'x'.join(map(str, value.shape))}>"
 
 
-def _evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
-    q = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
-    k = torch.arange(keys.start, keys.stop, device=device).unsqueeze(0)
-    return _asked(mask, q, k)
-
-
-def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
-    """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
-    b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
-    return mask.at(b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k)
-
-
 def one_for_all(index: Tensor, count: int) -> Tensor:
     """``index`` into ``count`` items or heads, where a single one stands for all."""
     return torch.zeros_like(index) if count == 1 else index
-
-
-def _of(size: int, part: slice) -> slice:
-    return slice(None) if size == 1 else part  # one row stands for all
 
 
 def _nearer(a: int | None, b: int | None) -> int | None:
