@@ -1,0 +1,45 @@
+"""Something is accepted in silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from attnlab.models.multihead import MultiAttention
+from broken._twins import breaks
+
+
+@breaks("what is not claimed raises")
+class SwallowsTheCache(MultiAttention):
+    """Takes a cache, which its card does not claim, and does nothing with it."""
+
+    card = replace(MultiAttention.card, supports=tuple(set(MultiAttention.card.supports) - {"cache"}))
+
+    def forward(self, x: Tensor, *, cache: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, **given)
+
+
+@breaks("a float mask raises and names bias=")
+class GuessesTheMask(MultiAttention):
+    """Takes a mask of numbers to mean what is not zero."""
+
+    def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, mask=mask.bool() if isinstance(mask, Tensor) else mask, **given)
+
+
+@breaks("what does not fit raises")
+class PadsTheWidth(MultiAttention):
+    """Cuts tokens that are too wide."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        return super().forward(x[..., : self.embed_dim], **given)
+
+
+@breaks("a mask is its Boolean tensor")
+class HasTwoPolarities(MultiAttention):
+    """Reads a tensor as `nn.MultiheadAttention` does, a Mask as itself."""
+
+    def _admit(self, x: Tensor, mask: Any, **optional: Any) -> Any:
+        return super()._admit(x, ~mask if isinstance(mask, Tensor) else mask, **optional)

@@ -1,0 +1,44 @@
+"""The numbers, or their slopes, are off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnlab.models.multihead import MultiAttention
+from broken._twins import attend, breaks
+from broken.rows import NanOnEmptyRows
+
+
+class WrongSlope(torch.autograd.Function):
+    """The identity, with half its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient / 2
+
+
+@breaks("gradients match finite differences")
+class HalvesTheSlope(MultiAttention):
+    """Its own backward pass forgets a factor."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        return super().forward(WrongSlope.apply(x), **given)
+
+
+@breaks("extreme scores stay finite")
+class OverflowsExp(NanOnEmptyRows):
+    """The softmax without taking off the highest score first."""
+
+    def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
+        bound, given = self._admit(x, mask, **given)
+        powers = self.scores(x, given.get("bias"), given.get("context")).exp()
+        if bound is not None:
+            powers = powers.masked_fill(~bound.tensor(), 0.0)
+        return attend(self, powers / powers.sum(-1, keepdim=True), x, given.get("context"))

@@ -1,0 +1,97 @@
+"""The weights are not what they are said to be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnlab.masks import BoundMask
+from attnlab.models.multihead import MultiAttention
+from broken._twins import breaks
+
+
+@breaks("weights sum to one")
+class ShowsScores(MultiAttention):
+    """Shows the powers of the scores, without dividing by their sum."""
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        Q, K, _ = self._project(x, context)
+        powers = (Q @ K.mT / math.sqrt(self.head_dim)).exp()
+        return powers if mask is None else powers.masked_fill(~mask.tensor(), 0.0)
+
+
+@breaks("weights are zero where masked")
+class ShowsWithoutMask(MultiAttention):
+    """Shows the weights as if there were no mask."""
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        return super()._weights(x, None, bias, context)
+
+
+@breaks("asking for weights changes nothing")
+class ChangedByAsking(MultiAttention):
+    """Goes another way once its weights were asked for."""
+
+    asked = False
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        self.asked = True
+        return super()._weights(x, mask, bias, context)
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
+        return super()._forward(x, mask, bias, context) * (0.5 if self.asked else 1.0)
+
+
+@breaks("weights hold no dropout")
+class DropsWhatItShows(MultiAttention):
+    """Shows the weights after dropout."""
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        return F.dropout(super()._weights(x, mask, bias, context), self.dropout, self.training)
+
+
+@breaks("weights make the output")
+class ShowsTheMeanHead(MultiAttention):
+    """Shows the mean over the heads for each of them."""
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        weights = super()._weights(x, mask, bias, context)
+        return weights.mean(1, keepdim=True).expand_as(weights)
+
+
+@breaks("the core is the map")
+class ProbesWithoutMask(MultiAttention):
+    """Shows the map that it uses, but what it says of its parts is without the mask."""
+
+    def _core(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Any:
+        return super()._core(x, None, bias, context)
+
+    def _weights(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None) -> Tensor:
+        return super()._core(x, mask, bias, context).weights()
+
+
+@breaks("bias adds to the scores")
+class DropsTheBias(MultiAttention):
+    """Forgets the bias where there is a mask."""
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
+        return super()._forward(x, mask, bias if mask is None else None, context)
+
+
+@breaks("context may be another sequence")
+class LooksAtItself(MultiAttention):
+    """Takes a context and looks at its own sequence."""
+
+    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._project(x, None)
+
+
+@breaks("context may be another sequence")
+class TrimsTheContext(MultiAttention):
+    """Looks at as much of a context as it has tokens itself."""
+
+    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._project(x, None if context is None else context[:, : x.shape[1]])
