@@ -39,10 +39,14 @@ def tell(path: Path) -> None:
 
 
 def may_split(x: Tensor) -> bool:
-    """Whether a computation may be split by what the tensors hold: on a CPU, and not traced or transformed."""
+    """Whether a computation may be split by what the tensors hold."""
+    return x.dtype in (torch.float32, torch.float64) and may_read(x)
+
+
+def may_read(x: Tensor) -> bool:
+    """Whether a number may decide: not where that waits for a device, nor where there are no numbers yet."""
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnlab.engines.paths import may_read
+
 FORMS = ("auto", "chunked", "parallel", "recurrent")
 
 
@@ -76,7 +78,7 @@ def _check_decay(log_decay: Tensor, q: Tensor) -> None:
             f"log_decay must have shape (heads,) = {(H,)}, (batch, heads, steps) = {(B, H, N)} or "
             f"(batch, heads, steps, key width) = {(B, H, N, d)}, not {tuple(log_decay.shape)}"
         )
-    if _may_look(log_decay) and bool((log_decay > 0).any()):
+    if may_read(log_decay) and bool((log_decay > 0).any()):
         raise ValueError(
             f"log_decay must be at most 0, a decay of at most 1, not {log_decay.max().item():.4g}; "
             "give the logarithm, as F.logsigmoid does"
@@ -91,13 +93,3 @@ def _check_segments(segments: list[slice], N: int) -> None:
         end = part.stop
     if end != N:
         raise ValueError(f"segments must follow each other from step 0 to step {N}; they end at step {end}")
-
-
-def _may_look(x: Tensor) -> bool:
-    """Whether a number may decide: not where that waits for a device, nor where there are no numbers yet."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
-    )
