@@ -54,6 +54,9 @@ class Attention(nn.Module):
     """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
     padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
+    linear_in_weights: ClassVar[bool] = True
+    """Whether the output is linear in the weights, so that dropout on them is right on average."""
+
     def __init__(
         self,
         embed_dim: int,
