@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear, positive
 from attnlab.cache import Cache
+from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.masks import BoundMask
 from attnlab.narrow import narrow, numbered, slots
-from attnlab.positions import Name, make
+from attnlab.positions import Positions, make
 
 
 class HeadedAttention(Attention):
@@ -62,7 +63,7 @@ class HeadedAttention(Attention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
-        positions: Name = "none",
+        positions: str | Positions = "none",
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
         self.num_kv_heads = num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
@@ -76,8 +77,8 @@ class HeadedAttention(Attention):
         self.qkv = linear(embed_dim, sum(self._widths), bias=bias)
         self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
         self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
-        if positions != "none":  # but rotary, they add a matrix, as large as the packed row squared
-            self._knows_order(packs=positions == "rotary")
+        if self.positions.name != "none":  # but rotary, they add a matrix, as large as the packed row squared
+            self._knows_order(packs=self.positions.name == "rotary")
 
     # The steps, in their order
 
@@ -90,10 +91,10 @@ class HeadedAttention(Attention):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project(x, context)
-        Q, K, bias = self._place(Q, K, bias, context, cache)
+        Q, K, added = self._place(Q, K, bias, context, cache)
         if cache is not None:
             K, V = cache.append(K, V)  # with all that was seen before
-        heads = self._look(Q, K, mask, bias).attend(V, dropout=self.dropout if self.training else 0.0)
+        heads = self._look(Q, K, mask, added).attend(V, dropout=self.dropout if self.training else 0.0)
         return self._join(heads, x)
 
     def _project(
@@ -113,18 +114,18 @@ class HeadedAttention(Attention):
 
     def _place(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Bias | None]:
         """Q and K turned by their places, and the bias of distance added to ``bias``."""
         if self.positions.name == "none":
             return Q, K, bias
         first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
         Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
-        own = self.positions.bias(Q.shape[2], kept + K.shape[2])
+        own = self.positions.relative(Q.shape[2], kept + K.shape[2])
         if own is None:
             return Q, K, bias
-        return Q, K, own.to(Q.dtype) if bias is None else bias + own.to(bias.dtype)
+        return Q, K, own.to(Q.dtype) if bias is None else own.to(bias.dtype) + bias
 
-    def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> Core:
+    def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Bias | None) -> Core:
         """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""
         raise NotImplementedError(f"{type(self).__name__} has no _look")
 
@@ -198,8 +199,8 @@ class HeadedAttention(Attention):
         context: Float[Tensor, "B M D"] | None = None,
     ) -> Core:
         Q, K, _ = self._project(x, context)
-        Q, K, bias = self._place(Q, K, bias, context)
-        return self._look(Q, K, mask, bias)
+        Q, K, added = self._place(Q, K, bias, context)
+        return self._look(Q, K, mask, added)
 
     def _mix(
         self,

@@ -89,7 +89,7 @@ def _loss(network: Network, text: Tensor, following: Tensor) -> tuple[Tensor, fl
 
 
 def _maps(network: Network, text: Tensor) -> Tensor:
-    x = network.embed(text) + network.positions[: text.shape[1]]
+    x = network.position_embedding(network.embed(text))
     maps = []
     for block in network.blocks:
         assert isinstance(block, Block)

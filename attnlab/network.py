@@ -6,7 +6,9 @@ Axes: B batch, N length, D embed_dim, F features a token.
 from __future__ import annotations
 
 import copy
+import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +22,7 @@ from attnlab.cache import Cache
 from attnlab.heads import headed
 from attnlab.masks import Mask, padding
 from attnlab.narrow import numbered
+from attnlab.positions import make_absolute
 
 
 class Inputs(NamedTuple):
@@ -54,7 +57,7 @@ class Network(
         model: the mechanism's name (a folder of ``models/``).
         inputs: what goes in, an `Inputs`.
         outputs: what comes out, an `Outputs`.
-        length: the longest sequence; positions are learned up to here.
+        length: the longest sequence that is trained on; learned positions end here.
         embed_dim: D.
         layers: the number of blocks.
         options: the mechanism's own options (``num_heads`` ...).
@@ -64,11 +67,14 @@ class Network(
         pool: how one vector stands for the sequence: the ``mean`` of the real tokens, or the ``last`` of them.
         heads: which heads are left in a layer, of those that its mechanism is made with, by the layer's number; all
             where it is not named (see `keep_heads`).
+        position_embedding: what is added to each token for its place: ``learned`` (up to ``length``), ``sinusoidal``
+            or ``none``; the last two have no end.
 
     Raises:
         UserError: an unknown mechanism.
-        TypeError: an option that the mechanism does not have, or ``heads`` for one without.
-        ValueError: an option's value that it refuses, a layer or a head that is not there.
+        TypeError: an option that the mechanism does not have, or that JSON, and so a checkpoint, cannot hold;
+            ``heads`` for a mechanism without.
+        ValueError: an option's value that it refuses, a layer, a head or a position embedding that is not there.
     """
 
     def __init__(
@@ -85,8 +91,10 @@ class Network(
         mlp: bool = True,
         pool: str = "mean",
         heads: dict[str, list[int]] | None = None,
+        position_embedding: str = "learned",
     ) -> None:
         super().__init__()
+        _must_be_json(options or {})
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
         mechanism = registry.load(model)
@@ -95,7 +103,7 @@ class Network(
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
         else:
             self.embed = linear(self.inputs.size, embed_dim)
-        self.positions = nn.Parameter(torch.randn(length, embed_dim))
+        self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -125,13 +133,10 @@ class Network(
             What `outputs` says.
 
         Raises:
-            ValueError: a sequence longer than the learned positions; lengths that are not one a sequence, or (on the
+            ValueError: a sequence longer than `limit`; lengths that are not one a sequence, or (on the
                 CPU, where looking costs nothing) not from 1 to N; caches that could not give what the full pass gives.
         """
         first = caches[0].length if caches else 0
-        N = first + x.shape[1]
-        if self.length < N:
-            raise ValueError(f"the sequence has {N} tokens, but this network was made for at most {self.length}")
         if caches is not None and (lengths is not None or self.outputs.kind != "tokens"):
             raise ValueError("caches are for networks that answer for every token, and for sequences without lengths")
         mask = None
@@ -139,7 +144,8 @@ class Network(
             self._check_lengths(lengths, x)
             mask = padding(lengths, queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
-        x = self.drop(self.embed(x) + self.positions[first:N])
+        x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
+        x = self.drop(self.position_embedding(x, first=first))
         for i, block in enumerate(self.blocks):
             x = block(x, mask, None if caches is None else caches[i])
         x = self.norm(x)
@@ -148,15 +154,20 @@ class Network(
         out = self.readout(self._pooled(x, lengths)).unflatten(-1, (self.outputs.slots, self.outputs.size))
         return out.squeeze(-1) if self.outputs.kind == "values" else out
 
+    @property
+    def limit(self) -> int | None:
+        """The longest sequence that it can read; None where there is no end."""
+        return self.position_embedding.limit
+
     def mechanisms(self) -> list[Attention]:
         """The attention layers, first to last: their ``weights`` show what was learned."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
     def caches(self) -> list[Cache] | None:
-        """An empty cache for every block, with which to read on token by token; None where a mechanism has none."""
+        """An empty cache for every block, with which to read on up to `limit`; None where a mechanism has none."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
-        return [Cache(self.length) for _ in self.blocks]
+        return [Cache(self.limit or sys.maxsize) for _ in self.blocks]
 
     def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
         """A copy with these heads alone, which is saved and loaded like any other.
@@ -200,6 +211,18 @@ class Network(
         if lengths is None:
             return x.mean(1)
         return _blanked(x, lengths).sum(1) / lengths.unsqueeze(-1)
+
+
+def _must_be_json(options: dict[str, Any]) -> None:
+    """Refuse an option that would be lost when the network is saved."""
+    for name, value in options.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise TypeError(
+                f"a network's options are saved as JSON, and {name} is a {type(value).__name__}; write it in words or "
+                "numbers"
+            ) from None
 
 
 def _blanked(x: Tensor, lengths: Tensor) -> Tensor:

@@ -26,6 +26,15 @@ class Option:
     default: Any
     help: str
 
+    @property
+    def annotation_parts(self) -> list[str]:
+        """The types of ``A | B | C``, one by one."""
+        parts, left = [], ast.parse(self.annotation, mode="eval").body
+        while isinstance(left, ast.BinOp) and isinstance(left.op, ast.BitOr):
+            parts.append(left.right)
+            left = left.left
+        return [ast.unparse(part) for part in (left, *reversed(parts))]
+
 
 @dataclass(frozen=True)
 class ClassSource:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from documents import ROOT, Runner, blocks, broken_links, commands, matches, name
 
+from attnlab.extras import MissingExtraError, need
+
 PAGES = documents.documents()
 
 FIRST = "python main.py --model selfhead --embed_dim 64 --epochs 100"
@@ -35,6 +37,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
     '@promise("keeps the shape", needs=())': (None, "would be held to it from then on"),
     "python main.py --interactive": (None, "asks on a terminal; the tests of the command line answer it"),
 }
+
+
+# Pages that show an extra: they are run where it is installed.
+EXTRAS = {"docs/interop.md": ("hf", "export")}
 
 
 def instead(command: str) -> str | None:
@@ -69,8 +75,14 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "checkout"
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")  # PyTorch's, on its way to ONNX
 @pytest.mark.parametrize("page", page_parameters())
 def test_page_runs(page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for extra in EXTRAS.get(name(page), ()):
+        try:
+            need(extra, name(page))
+        except MissingExtraError as missing:
+            pytest.skip(str(missing))
     monkeypatch.chdir(checkout)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

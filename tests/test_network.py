@@ -111,9 +111,49 @@ def test_lengths_that_do_not_fit_are_refused(lengths: Tensor, says: str, pool: s
 
 
 def test_a_sequence_that_is_too_long_is_refused() -> None:
-    with pytest.raises(ValueError, match="the sequence has 8 tokens, but this network was made for at most 7"):
+    with pytest.raises(ValueError, match="the sequence has 8 tokens, but there are learned positions for 7 alone"):
         network()(batch(length=N + 1))
     assert network()(batch(length=1)).shape == (B, 1, 13)
+
+
+@pytest.mark.parametrize("inputs", [TOKENS, VECTORS], ids=["tokens", "vectors"])
+@pytest.mark.parametrize("name", ["sinusoidal", "none"])
+def test_without_a_table_nothing_is_too_long(inputs: Inputs, name: str) -> None:
+    net = network(inputs, OUTPUTS["tokens"][0], position_embedding=name)
+    assert (net.limit, network().limit) == (None, N)
+    lengths = torch.tensor([2, 50, 61])
+    together = net(batch(inputs, 61), lengths)
+    for i, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(together[i : i + 1, :n], net(batch(inputs, 61)[i : i + 1, :n]))
+
+
+def test_what_is_added_tells_the_places() -> None:
+    x = torch.zeros(1, N, dtype=torch.long)
+    kinds = ("learned", "sinusoidal", "none")
+    told = {
+        name: network(outputs=OUTPUTS["tokens"][0], position_embedding=name)(x).unique(dim=1).shape[1] for name in kinds
+    }
+    assert told == {"learned": N, "sinusoidal": N, "none": 1}
+    assert "position_embedding.table" in network().state_dict()
+    assert not any("position" in key for key in network(position_embedding="sinusoidal").state_dict())
+
+
+def test_what_is_added_stays_precise_under_autocast() -> None:
+    for name in ("learned", "sinusoidal", "none"):
+        net, seen = network(VECTORS, position_embedding=name), []
+        net.blocks[0].norm1.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            net(batch(VECTORS))
+        assert seen == [torch.float32]
+
+
+def test_what_cannot_be_saved_is_no_option() -> None:
+    from attnlab.positions import Rotary
+
+    with pytest.raises(TypeError, match="options are saved as JSON, and positions is a Rotary; write it in words"):
+        network(model="multihead", options={"num_heads": 2, "positions": Rotary(8)})
+    with pytest.raises(ValueError, match="absolute positions are learned, sinusoidal or none, not 'waves'"):
+        network(position_embedding="waves")
 
 
 def test_what_the_mechanism_does_not_have_is_refused() -> None:
@@ -141,12 +181,26 @@ def test_residual_outputs_start_smaller_with_depth() -> None:
 
 @pytest.mark.parametrize("inputs", [TOKENS, VECTORS], ids=["tokens", "vectors"])
 def test_it_comes_back_from_disk_as_it_went(tmp_path: Path, inputs: Inputs) -> None:
-    net = network(inputs, OUTPUTS["slots"][0], model="multihead", options={"num_heads": 4}, causal=True, pool="last")
+    options = {"num_heads": 4, "positions": "rotary(base=500)"}
+    made = {"options": options, "causal": True, "pool": "last", "position_embedding": "sinusoidal"}
+    net = network(inputs, OUTPUTS["slots"][0], model="multihead", **made)
     net.save_pretrained(tmp_path / "saved")
     assert sorted(p.name for p in (tmp_path / "saved").glob("*.*s*")) == ["config.json", "model.safetensors"]
     back = Network.from_pretrained(tmp_path / "saved").eval()
     assert (back.inputs, back.outputs, back.length, back.pool) == (net.inputs, net.outputs, N, "last")
     assert torch.equal(back(batch(inputs)), net(batch(inputs)))
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "none"])
+@torch.no_grad()
+def test_caches_without_a_table_have_no_end(name: str) -> None:
+    net = network(
+        outputs=OUTPUTS["tokens"][0], model="multihead", options={"num_heads": 4}, causal=True, position_embedding=name
+    )
+    x, caches = batch(length=200), net.caches()
+    assert caches is not None
+    parts = [net(part, caches=caches) for part in x.split([100, 1, 99], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), net(x))
 
 
 @torch.no_grad()
@@ -157,7 +211,7 @@ def test_caches_read_on_where_they_stopped() -> None:
     assert caches is not None
     parts = [network(part, caches=caches) for part in x.split([11, 1, 0, 5, 6], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), network(x))
-    with pytest.raises(ValueError, match="has 24 tokens, but this network was made for at most 23"):
+    with pytest.raises(ValueError, match="the sequence has 24 tokens, but there are learned positions for 23"):
         network(x[:, :1], caches=caches)
 
 

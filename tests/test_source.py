@@ -72,6 +72,13 @@ def test_options_are_those_of_the_constructor(file: Path) -> None:
     ]
 
 
+def test_a_type_of_several_is_read_one_by_one(file: Path) -> None:
+    found = {o.name: o.annotation_parts for o in read_class(file, "card").options}
+    assert found["width"] == ["int"]
+    assert found["kind"] == ["Literal['a', 'b']"]
+    assert found["rest"] == ["float", "None"]
+
+
 def test_a_class_without_a_constructor_has_no_options(file: Path) -> None:
     assert read_class(file, "size").options == ()
 

@@ -19,18 +19,22 @@ from attnlab.cli._words import command_line
 from attnlab.errors import UnknownNameError, UserError
 from attnlab.training.settings import choices_of
 
+OTHER = "\0"
+"""Chosen to give an answer in one's own words."""
+
 Check = Callable[[str], str | None]
 """What is wrong with an answer, in one line; None where nothing is."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask; ``choices`` are names with a line about each."""
+    """One thing to ask; ``choices`` are names with a line about each, ``open``: other words may do as well."""
 
     name: str
     text: str
     default: str
     choices: dict[str, str] = field(default_factory=dict)
+    open: bool = False
 
 
 class LeftError(Exception):
@@ -97,14 +101,32 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
     for option in registry.entry(settings.model.model).options:
         if option.name in settings.model.options and option.name != "causal":
             default = _fitting(option.name, settings.model.options[option.name], words)
-            choices = dict.fromkeys(choices_of(option, settings.model.model), "")
+            choices = choices_of(option, settings.model.model)
             shown = (
                 ("yes" if default else "no") if isinstance(default, bool) else "" if default is None else str(default)
             )
             settle(
-                Question(option.name, f"{option.help.rstrip('.')} ({option.name})", shown, choices),
+                Question(
+                    option.name,
+                    f"{option.help.rstrip('.')} ({option.name})",
+                    shown,
+                    dict.fromkeys(choices.names, ""),
+                    choices.open,
+                ),
                 _built(words, option.name),
             )
+    settle(
+        Question(
+            "position_embedding",
+            "what is added to each token for its place (position_embedding)",
+            settings.model.position_embedding,
+            {
+                "learned": "a vector for each place, up to the length trained on",
+                "sinusoidal": "waves, which have no end",
+                "none": "nothing: the mechanism tells places itself, or order does not matter",
+            },
+        )
+    )
     settle(Question("layers", "blocks of [mechanism, MLP] (layers)", str(settings.model.layers)))
     if "steps" not in given_flags(words):
         if settings.training.epochs is None:
@@ -232,12 +254,18 @@ def on_terminal(question: Question, check: Check) -> str:
         answer = questionary.confirm(question.text, default=question.default == "yes").unsafe_ask()
         return "yes" if answer else "no"
     if names:
+        if question.default and question.default not in names:
+            names.append(question.default)
         width = max(map(len, names))
-        choices = [questionary.Choice(f"{n:<{width}}  {about}".rstrip(), n) for n, about in question.choices.items()]
+        choices = [questionary.Choice(f"{n:<{width}}  {question.choices.get(n, '')}".rstrip(), n) for n in names]
+        if question.open:
+            choices.append(questionary.Choice("write it out", OTHER))
         while True:
             chosen = questionary.select(
                 question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
             ).unsafe_ask()
+            if chosen == OTHER:
+                break
             wrong = check(chosen)
             if wrong is None:
                 return str(chosen)
@@ -248,6 +276,6 @@ def on_terminal(question: Question, check: Check) -> str:
 
 
 def _not_among(question: Question, answer: str) -> str | None:
-    if not question.choices or answer in question.choices:
+    if not question.choices or question.open or answer in question.choices:
         return None
     return str(UnknownNameError(question.name, answer, question.choices))

@@ -20,6 +20,7 @@ from attnlab import registry
 from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.training.settings import choices_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> int:
     if options.args and not options.target:
         raise UserError("--args are one layer's options; name it: attnlab check multihead --args num_heads=4")
     kept, found = True, []
-    for name, make in _targets(options.target, _literals(options.args)):
+    for name, make in _targets(options.target, _literals(options.args, options.target)):
         try:
             report = _checked(name, make(), options)
         except UserError as error:
@@ -135,14 +136,16 @@ def _named(target: str) -> Any:
     return found
 
 
-def _literals(words: tuple[str, ...]) -> dict[str, Any]:
-    """``embed_dim=64 kind=relu`` as a dictionary."""
-    found = {}
+def _literals(words: tuple[str, ...], target: str) -> dict[str, Any]:
+    """``embed_dim=64 kind=relu`` as a dictionary; ``none`` is a word where the mechanism has such a choice."""
+    found: dict[str, Any] = {}
+    own = {option.name: option for option in registry.entry(target).options} if target in registry.names() else {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--args takes NAME=VALUE, such as embed_dim=64, not {word!r}")
-        if value in ("true", "false", "none"):
+        chosen = name in own and value in choices_of(own[name], target).names
+        if value in ("true", "false", "none") and not chosen:
             raise UserError(f"--args takes values as Python writes them: {name}={value.capitalize()}")
         try:
             found[name] = ast.literal_eval(value)

@@ -5,6 +5,7 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class Kernel:
         """
         if self.sink is None:
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=self.scale
+                q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=self._said(q)
             )
         learned = matrix is not None and matrix.requires_grad
         if may_split(q) and not dropout and not learned and k.shape[2] and q.numel():
@@ -82,8 +83,12 @@ class Kernel:
             F.pad(v, (0, 0, 1, 0)),
             attn_mask=torch.cat([logit, matrix], -1),
             dropout_p=dropout,
-            scale=self.scale,
+            scale=self._said(q),
         )
+
+    def _said(self, q: Tensor) -> float | None:
+        """The scale; None where it is PyTorch's own. What is said, the exporter to ONNX rounds to float32."""
+        return None if self.scale == 1 / math.sqrt(q.shape[-1]) else self.scale
 
 
 class _Sunk(torch.autograd.Function):

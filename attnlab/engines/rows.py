@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attnlab.engines.bias import Bias, cut, of_rows, written
 from attnlab.engines.core import Core
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.masks import BoundMask
@@ -32,7 +33,7 @@ def attend_by_rows(
     k: Tensor,
     v: Tensor,
     mask: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     weigh: Weigh,
     *,
     score: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -63,12 +64,15 @@ def attend_by_rows(
         weights = weigh(scores if bias is None else scores + bias.to(scores.dtype), permitted)
         return torch.dropout(weights, dropout, dropout > 0) @ v
 
+    def whole() -> Tensor:
+        return part(q, k, v, None if mask is None else mask.tensor(), None if bias is None else written(bias))
+
     if torch.compiler.is_compiling():  # one graph for every length
-        return part(q, k, v, None if mask is None else mask.tensor(), bias)
+        return whole()
     size = max(1, NUMBERS // max(1, B * H * cost * (M if mask is None else mask.most)))
     if not may_split(q) or size >= N:
         tell(Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
-        return part(q, k, v, None if mask is None else mask.tensor(), bias)
+        return whole()
     tell(Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     parts = []
     for at in range(0, N, size):
@@ -94,7 +98,7 @@ class RowsCore(Core):
         q: Tensor,
         k: Tensor,
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
         weigh: Weigh,
         *,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -120,14 +124,3 @@ class RowsCore(Core):
 def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:
     """``q kᵀ / √d``, (B, H, N, M)."""
     return q @ k.mT / math.sqrt(q.shape[-1])
-
-
-def cut(bias: Tensor, queries: slice, keys: slice) -> Tensor:
-    """The part of a bias for these rows and columns; one row or column stands for all."""
-    rows = slice(None) if bias.shape[-2] == 1 else queries
-    return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
-
-
-def of_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Chosen rows of what broadcasts to (B, H, N, M)."""
-    return tensor if tensor.shape[-2] == 1 else tensor[..., rows, :]

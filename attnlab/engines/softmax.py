@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.engines.bias import Bias, cut, four_axes, written
 from attnlab.engines.core import Core
 from attnlab.engines.dropout import dropout_attention
 from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
-from attnlab.engines.rows import RowsCore, cut, scaled_dot_product
+from attnlab.engines.rows import RowsCore, scaled_dot_product
 from attnlab.engines.tiles import ROWS, additive, itemwise, segmentwise, triangular, windowed
 from attnlab.masks import BoundMask
 
@@ -46,7 +47,7 @@ def softmax_attention(
     k: Tensor,
     v: Tensor,
     mask: BoundMask | None = None,
-    bias: Tensor | None = None,
+    bias: Bias | None = None,
     *,
     dropout: float = 0.0,
     sink: Tensor | None = None,
@@ -77,7 +78,7 @@ def softmax_attention(
         q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
-        bias = bias[(None,) * (4 - bias.dim())]
+        bias = four_axes(bias)
     narrow = mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)
     if softcap is not None or (dropout and narrow):
         core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
@@ -97,7 +98,7 @@ def softmax_attention(
     return compute()[..., :width]
 
 
-def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: Tensor | None = None) -> Tensor:
+def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: Bias | None = None) -> Tensor:
     """``softmax(q kᵀ / √d + bias)`` written down: (B, H, N, M), zero where a query may not look.
 
     Takes what `softmax_attention` takes. A row that may look at nothing is zero.
@@ -136,7 +137,7 @@ class SoftmaxCore(Core):
         q: Tensor,
         k: Tensor,
         mask: BoundMask | None = None,
-        bias: Tensor | None = None,
+        bias: Bias | None = None,
         *,
         sink: Tensor | None = None,
         softcap: float | None = None,
@@ -145,12 +146,12 @@ class SoftmaxCore(Core):
             q, k = q.unsqueeze(1), k.unsqueeze(1)
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask, self.sink, self.softcap = q, k, mask, sink, softcap
-        self.bias = None if bias is None else bias[(None,) * (4 - bias.dim())]
+        self.bias = None if bias is None else four_axes(bias)
 
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
         one = values.shape[1] == 1 and self.k.shape[1] > 1
-        values = values.expand(len(self.q), self.k.shape[1] if one else -1, -1, -1)
+        values = values.expand(self.q.shape[0], self.k.shape[1] if one else -1, -1, -1)
         return softmax_attention(
             self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
         )
@@ -192,7 +193,7 @@ def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, F.pad(v, (0, -more)) if more else v
 
 
-def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, kernel: Kernel) -> Tensor:
+def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, kernel: Kernel) -> Tensor:
     """A few queries of G heads that share keys, as G times as many queries of one head: nothing is repeated."""
     (H, N), (heads, M), G = q.shape[1:3], k.shape[1:3], _groups(q, k)
     rows = slice(0, N)
@@ -215,7 +216,7 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tenso
 
 
 def _choose(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float, kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]]:
     """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part engines."""
     N, M = q.shape[2], k.shape[2]
@@ -223,8 +224,9 @@ def _choose(
     constant = bias is None or not bias.requires_grad
     if dropout and by_parts and q.shape[1] * N * M >= CHEAP and constant and kernel.sink is None:
         permitted = None if mask is None else mask.tensor()
+        matrix = None if bias is None else written(bias)
         return Path("dropout", f"dropout {dropout:g} in training on a CPU; two random bytes a weight"), partial(
-            dropout_attention, q, k, v, permitted, bias, dropout, kernel.scale
+            dropout_attention, q, k, v, permitted, matrix, dropout, kernel.scale
         )
     if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias, kernel)):
         return found
@@ -244,7 +246,7 @@ def _choose(
 
 
 def _whole(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Tensor | None, dropout: float, kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
 ) -> Tensor:
     """One call of the fused kernel."""
     if bias is None and (mask is None or mask.is_causal):
@@ -253,7 +255,7 @@ def _whole(
 
 
 def _parts(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None, kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]] | None:
     """A way that leaves out what may not be looked at; None where there is too little of it."""
     B, N, M = q.shape[0], q.shape[2], k.shape[2]

@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnlab.engines.bias import Bias, cut, written
 from attnlab.engines.kernel import Kernel
-from attnlab.engines.rows import cut
 from attnlab.masks import BoundMask
 
 ROWS = 64
 """Queries a tile; more of them reach more keys that most of them may not look at."""
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Tensor | None, kernel: Kernel) -> Tensor:
+def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None, kernel: Kernel) -> Tensor:
     """A mask of limited reach: rows by tiles, each with the keys that it can reach; O(N · reach).
 
     Args:
@@ -55,7 +55,7 @@ def itemwise(
     k: Tensor,
     v: Tensor,
     rest: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     keys: list[slice],
     kernel: Kernel,
 ) -> Tensor:
@@ -83,7 +83,7 @@ def segmentwise(
     k: Tensor,
     v: Tensor,
     rest: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     segments: list[slice],
     kernel: Kernel,
 ) -> Tensor:
@@ -107,7 +107,7 @@ def _part(
     k: Tensor,
     v: Tensor,
     mask: BoundMask | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     kernel: Kernel,
     rows: slice,
     keys: slice,
@@ -128,12 +128,14 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
     return torch.cat([part.transpose(1, 2) for part in parts], {0: 0, 2: 1}[axis]).transpose(1, 2)
 
 
-def additive(permitted: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
     """A mask and a bias as the one tensor that the fused kernel takes."""
     if bias is None:
         return permitted
-    bias = bias.to(dtype)
-    return bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
+    matrix = written(bias).to(dtype)
+    if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for a bias that asks for a gradient
+        matrix = matrix.detach()
+    return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -24,7 +24,7 @@ from attnlab.masks.conventions import (
     to_key_padding_mask,
 )
 from attnlab.masks.mask import BoundMask, Mask, as_mask, from_tensor
-from attnlab.masks.rules import blocks, causal, documents, padding, prefix, window
+from attnlab.masks.rules import blocks, causal, dilated, documents, padding, prefix, window
 
 __all__ = [
     "BoundMask",
@@ -32,6 +32,7 @@ __all__ = [
     "as_mask",
     "blocks",
     "causal",
+    "dilated",
     "documents",
     "from_attention_mask",
     "from_attn_mask",

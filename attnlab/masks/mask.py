@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +70,11 @@ class Mask:
     @property
     def is_relative(self) -> bool:
         """Whether it depends on how far two positions are apart alone."""
+        return False
+
+    @property
+    def is_unbroken(self) -> bool:
+        """Whether what every query may look at behind it is one range that ends with itself."""
         return False
 
     def segments(self, length: int) -> list[slice] | None:
@@ -178,7 +183,7 @@ class BoundMask:
         first: the position of the first key, where a cache has let go of earlier ones.
 
     Raises:
-        ValueError: when the rule does not fit these lengths.
+        ValueError: when the rule does not fit these lengths, or holds a tensor on another device.
     """
 
     def __init__(
@@ -191,7 +196,11 @@ class BoundMask:
         device: torch.device | str | None = None,
         first: int = 0,
     ) -> None:
+        if device is not None and not torch.compiler.is_compiling():
+            _check_place(mask, torch.device(device))
         mask.check(queries, first + keys)
+        if shape is not None and (mask.items not in (1, shape[0]) or mask.heads not in (1, shape[1])):
+            raise ValueError(_misfit((mask.items, mask.heads, queries, keys), (*shape, queries, keys)))
         self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
@@ -213,7 +222,7 @@ class BoundMask:
             return False
         length = self.first + self.keys
         return all(
-            rule.is_relative or rule.spans(length) or rule.tokens(length) or rule.segments(length)
+            rule.is_unbroken or rule.spans(length) or rule.tokens(length) or rule.segments(length)
             for rule in self.mask.factors
         )
 
@@ -290,9 +299,7 @@ class BoundMask:
         matrix = matrix[(None,) * (4 - matrix.dim())]
         wanted = (*(self._shape or matrix.shape[:2]), queries, keys)
         if any(have not in (1, want) for have, want in zip(matrix.shape, wanted, strict=True)):
-            raise ValueError(
-                f"the mask has shape {tuple(matrix.shape)}, which does not fit (batch, heads, queries, keys) = {wanted}"
-            )
+            raise ValueError(_misfit(tuple(matrix.shape), wanted))
         return matrix
 
 
@@ -308,10 +315,17 @@ class _Keys(Mask):
 
     @property
     def items(self) -> int:
-        return len(self.keep)
+        return self.keep.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
+
+    def spans(self, keys: int) -> list[slice] | None:
+        starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
+        place = torch.arange(self.keep.shape[1], device=self.keep.device)
+        if not torch.equal(self.keep, (place >= starts) & (place < starts + counts)):
+            return None
+        return [slice(a, a + n) for a, n in zip(starts.flatten().tolist(), counts.flatten().tolist(), strict=True)]
 
     def __repr__(self) -> str:
         return f"keys({short(self.keep)})"
@@ -322,6 +336,14 @@ class _Matrix(Mask):
     matrix: Tensor
 
     by_position = False
+
+    @property
+    def items(self) -> int:
+        return 1 if self.matrix.dim() == 2 else self.matrix.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.matrix.shape[1] if self.matrix.dim() == 4 else 1
 
     def check(self, queries: int, keys: int) -> None:
         rows, columns = self.matrix.shape[-2:]
@@ -470,6 +492,22 @@ def on_device_of(k: Tensor, tensor: Tensor, name: str) -> Tensor:
     if tensor.device != k.device:
         raise ValueError(f"{name} lies on {tensor.device}, the tokens on {k.device}; move it with mask.to(...)")
     return tensor
+
+
+def _check_place(mask: Any, device: torch.device) -> None:
+    """Refuse tensors of a mask that lie elsewhere: some ways would look into them there and be slow, others fail."""
+    for field in fields(mask) if is_dataclass(mask) else ():
+        value = getattr(mask, field.name)
+        if isinstance(value, Mask):
+            _check_place(value, device)
+        elif isinstance(value, Tensor):
+            there = value.device if device.index is not None else torch.device(value.device.type)
+            if there != device:
+                raise ValueError(f"the mask lies on {value.device}, the tokens on {device}; move it with mask.to(...)")
+
+
+def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    return f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
 
 
 def require_tensor(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""The rules by name: causal, window, prefix, padding, documents, blocks."""
+"""The rules by name: causal, window, dilated, prefix, padding, documents, blocks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class _Causal(Mask):
     sees_itself = True
     is_triangle = True
     is_relative = True
+    is_unbroken = True
     reach = (None, 0)
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -29,6 +30,7 @@ class _Window(Mask):
     size: int
     sees_itself = True
     is_relative = True
+    is_unbroken = True
 
     @property
     def reach(self) -> Reach:
@@ -42,12 +44,30 @@ class _Window(Mask):
 
 
 @dataclass(frozen=True, eq=False)
+class _Dilated(Mask):
+    size: int
+    step: int
+    sees_itself = True
+    is_relative = True
+
+    @property
+    def reach(self) -> Reach:
+        return ((self.size - 1) * self.step, (self.size - 1) * self.step)
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ((q - k).abs() <= (self.size - 1) * self.step) & ((q - k) % self.step == 0)
+
+    def __repr__(self) -> str:
+        return f"dilated({self.size}, {self.step})"
+
+
+@dataclass(frozen=True, eq=False)
 class _Prefix(Mask):
     length: int | Tensor
 
     @property
     def items(self) -> int:
-        return len(self.length) if isinstance(self.length, Tensor) else 1
+        return self.length.shape[0] if isinstance(self.length, Tensor) else 1
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if isinstance(self.length, Tensor):
@@ -69,7 +89,7 @@ class _Padding(Mask):
 
     @property
     def items(self) -> int:
-        return len(self.lengths)
+        return self.lengths.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
@@ -109,7 +129,7 @@ class _Documents(Mask):
 
     @property
     def items(self) -> int:
-        return 1 if self.ids.dim() == 1 else len(self.ids)
+        return 1 if self.ids.dim() == 1 else self.ids.shape[0]
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
@@ -122,7 +142,7 @@ class _Documents(Mask):
         return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:
-        if self.ids.dim() == 2 and len(self.ids) != 1:
+        if self.ids.dim() == 2 and self.ids.shape[0] != 1:
             return None
         ids, counts = torch.unique_consecutive(self.ids.flatten()[:length], return_counts=True)
         if ids.unique().numel() != ids.numel():  # a document that another interrupts
@@ -189,6 +209,11 @@ def causal() -> Mask:
 def window(size: int) -> Mask:
     """Less than ``size`` positions away, on either side; with ``causal()``: itself and the ``size - 1`` before."""
     return _Window(_positive("window(size)", size))
+
+
+def dilated(size: int, step: int) -> Mask:
+    """A window with gaps: less than ``size`` steps away on either side, ``step`` positions each; 1 is `window`."""
+    return _Dilated(_positive("dilated(size)", size), _positive("dilated(step)", step))
 
 
 def prefix(length: int | Tensor) -> Mask:

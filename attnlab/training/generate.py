@@ -17,7 +17,7 @@ def generate(
     """Continue ``prompt`` by ``length`` bytes, yielding the text as its characters become whole.
 
     Args:
-        network: reads and predicts bytes; it sees at most its own ``length`` of the last ones.
+        network: reads and predicts bytes; where its positions end, it sees at most its `limit` of the last ones.
         prompt: how the text begins.
         length: bytes to write.
         temperature: divides the scores; 0 takes the likeliest byte always.
@@ -29,12 +29,12 @@ def generate(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     seen = list(prompt.encode())
     network.eval()
-    caches = network.caches()
+    caches, limit = network.caches(), network.limit
     for _ in range(length):
-        if caches and len(seen) <= network.length:
+        if caches and (limit is None or len(seen) <= limit):
             scores = network(torch.tensor([seen[caches[0].length :]], device=device), caches=caches)
-        else:  # positions are learned up to the network's length: from there on they all move by one
-            scores = network(torch.tensor([seen[-network.length :]], device=device))
+        else:  # beyond the last learned position they all move by one
+            scores = network(torch.tensor([seen if limit is None else seen[-limit:]], device=device))
         scores = scores[0, -1].float().cpu()
         if top_k:
             scores[scores < scores.topk(top_k).values[-1]] = -torch.inf

@@ -6,8 +6,10 @@ Free of torch, so that ``--help`` is instant. The fields are the command line's 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import operator
 import reprlib
 import tomllib
 import types
@@ -41,6 +43,8 @@ class Model:
     """Whether a block has an MLP after the mechanism."""
     dropout: float = 0.0
     """The probability of dropping an attention weight or an activation, in training only."""
+    position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
+    """What is added to each token for its place: learned (up to the length trained on), sinusoidal (no end) or none."""
     options: Suppress[dict[str, Any]] = field(default_factory=dict)
     """The mechanism's own options; on the command line each is a flag."""
 
@@ -182,28 +186,51 @@ def mechanism_options(model: str) -> tuple[Option, ...]:
 
 
 def option_type(option: Option, model: str) -> Any:
-    """The type that a constructor's annotation names.
+    """The type that a constructor's annotation names; of ``str | Positions`` the part that words can say.
 
     Raises:
         UserError: for one that can be neither a flag nor a setting in a file.
     """
-    names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
-    names |= {kind.__name__: kind for kind in (int, float, bool, str)}
-    try:
-        return eval(option.annotation, {"__builtins__": {}}, names)
-    except Exception:
+    kinds = [kind for part in option.annotation_parts if (kind := _named_type(part)) is not _UNKNOWN]
+    if kinds in ([], [None]):
         raise UserError(
             f"models/{model} has an option of type {option.annotation}, which cannot be a flag; use int, float, bool, "
             "str, Literal[...] or one of these with | None"
-        ) from None
+        )
+    return functools.reduce(operator.or_, kinds)
 
 
-def choices_of(option: Option, model: str) -> tuple[str, ...]:
-    """The answers that an option can have, where they are few: yes and no, or the names of a Literal."""
+_UNKNOWN = object()
+
+
+def _named_type(annotation: str) -> Any:
+    """The type, where it is one of those that words can say."""
+    names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
+    names |= {kind.__name__: kind for kind in (int, float, bool, str)}
+    try:
+        return eval(annotation, {"__builtins__": {}}, names)
+    except Exception:
+        return _UNKNOWN
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The answers that an option can have, where they are few; ``open``: other words may do as well."""
+
+    names: tuple[str, ...] = ()
+    open: bool = False
+
+
+def choices_of(option: Option, model: str) -> Choices:
+    """Yes and no, or the names of a Literal; in ``Literal[...] | str`` they are not all."""
     kind = option_type(option, model)
     if kind is bool:
-        return ("yes", "no")
-    return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
+        return Choices(("yes", "no"))
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    literals = [part for part in parts if typing.get_origin(part) is Literal]
+    if not literals or not all(part is str for part in parts if part not in literals):
+        return Choices()
+    return Choices(tuple(str(name) for part in literals for name in typing.get_args(part)), open=str in parts)
 
 
 def defaults(model: str, task: str) -> Settings:

@@ -105,6 +105,7 @@ def build(settings: Settings, problem: Problem) -> Network:
             dropout=model.dropout,
             mlp=model.mlp,
             pool=problem.pool,
+            position_embedding=model.position_embedding,
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{model.model}: {error}") from None

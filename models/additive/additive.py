@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.rows import RowsCore
 from attnlab.engines.softmax import masked_softmax
 from attnlab.heads import HeadedAttention
@@ -59,12 +60,14 @@ class AdditiveAttention(HeadedAttention):
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
         if self.positions.name == "rotary":
-            raise ValueError("rotary positions turn what is multiplied, and here queries and keys are added; take alibi")
+            raise ValueError(
+                "rotary positions turn what is multiplied, and here queries and keys are added; take alibi"
+            )
         # A score has variance 1 at the start, as a scaled dot product has.
         self.score = nn.Parameter(torch.randn(num_heads, self.head_dim) / self.head_dim**0.5)  # v
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowsCore:
         def score(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
             hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, n, m, d)

@@ -35,7 +35,7 @@ def reference(
                     continue
                 blind = False
                 scores = [
-                    sum(layer.score[head] * torch.tanh(Q[b, i, own] + K[b, j, own]))
+                    (layer.score[head] * torch.tanh(Q[b, i, own] + K[b, j, own])).sum()
                     + (0 if bias is None else bias[b, head, i, j])
                     for j in seen
                 ]

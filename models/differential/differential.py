@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
@@ -75,7 +76,7 @@ class DifferentialAttention(HeadedAttention):
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
     def _look(
-        self, Q: Float[Tensor, "B H N 2d"], K: Float[Tensor, "B H M 2d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N 2d"], K: Float[Tensor, "B H M 2d"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
         q1, k1, q2, k2 = self.lambdas.to(Q.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.rows import RowsCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
@@ -64,7 +65,7 @@ class EntmaxAttention(HeadedAttention):
         self.alpha = alpha
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowsCore:
         def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             return entmax(scores, self.alpha, permitted)
@@ -106,7 +107,7 @@ class _Entmax(torch.autograd.Function):
         ctx.alpha = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weights,) = ctx.saved_tensors
         slope = torch.where(weights > 0, weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (2 - ctx.alpha), 0.0)
         flow = gradient * slope

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnlab.attention import Card, linear
 from attnlab.cache import Cache
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
@@ -73,20 +74,27 @@ class ForgettingAttention(HeadedAttention):
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
         bias: Tensor | None = None,
+        context: Tensor | None = None,  # not claimed: a gate lies between two places of one sequence
         cache: Cache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project(x, None)
-        Q, K, bias = self._place(Q, K, bias, None, cache)
+        Q, K, added = self._place(Q, K, bias, None, cache)
         gates = self._gates(x)
         if cache is not None:
             K, V, gates = cache.append(K, V, gates)
-        heads = self._decayed(Q, K, gates, mask, bias).attend(V, dropout=self.dropout if self.training else 0.0)
+        heads = self._decayed(Q, K, gates, mask, added).attend(V, dropout=self.dropout if self.training else 0.0)
         return self._join(heads, x)
 
-    def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
+    def _core(
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> SoftmaxCore:
         Q, K, _ = self._project(x, None)
-        Q, K, bias = self._place(Q, K, bias, None)
-        return self._decayed(Q, K, self._gates(x), mask, bias)
+        Q, K, added = self._place(Q, K, bias, None)
+        return self._decayed(Q, K, self._gates(x), mask, added)
 
     def _gates(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N 1"]:
         return F.logsigmoid(self.forget(x)).mT.unsqueeze(-1)  # log f
@@ -97,12 +105,12 @@ class ForgettingAttention(HeadedAttention):
         K: Float[Tensor, "B H M d"],
         gates: Float[Tensor, "B H M 1"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         """The scores with their decay, as one number more in each query and key wherever that is the same."""
         if mask is None or not mask.looks_back_unbroken:
             decay = between(gates.squeeze(-1), Q.shape[2], None if mask is None else mask.tensor())
-            return SoftmaxCore(Q, K, mask, decay if bias is None else decay + bias)
+            return SoftmaxCore(Q, K, mask, decay if bias is None else bias + decay)
         # With C the running sum of log f, D_ij = C_i - C_j, and softmax does not see the C_i that its row shares:
         # (q, 1) · (k, -C √d) / √d = q · k / √d - C. The engine divides by √(d + 1).
         d = Q.shape[-1]
@@ -115,9 +123,7 @@ class ForgettingAttention(HeadedAttention):
         narrow(self.forget, rows=heads)
 
 
-def between(
-    gates: Float[Tensor, "B H M"], queries: int, permitted: Tensor | None
-) -> Float[Tensor, "B H N M"]:
+def between(gates: Float[Tensor, "B H M"], queries: int, permitted: Tensor | None) -> Float[Tensor, "B H N M"]:
     """The sum of log gates from each query to each key, of those that the query may look at; queries at the end."""
     (B, H, M), N = gates.shape, queries
     own = gates.unsqueeze(2).expand(B, H, N, M)

@@ -32,8 +32,8 @@ def reference(layer: ForgettingAttention, x: Tensor, mask: Tensor | None = None,
                 blind = False
                 scores = []
                 for j in seen:
-                    passed = [l for l in seen if (j < l <= i if j < i else i <= l < j)]
-                    decay = sum(torch.log(forget[b, l, head]) for l in passed)
+                    passed = [m for m in seen if (j < m <= i if j < i else i <= m < j)]
+                    decay = sum(torch.log(forget[b, m, head]) for m in passed)
                     score = Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + decay
                     scores.append(score + (0 if bias is None else bias[b, head, i, j]))
                 highest = max(score.item() for score in scores)

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention, OutputGate
 from attnlab.masks import BoundMask
-from attnlab.positions import Positions as Positions
+from attnlab.positions import Positions
 
 
 class GatedAttention(HeadedAttention):
@@ -64,7 +65,7 @@ class GatedAttention(HeadedAttention):
         self.gate = OutputGate(embed_dim, num_heads, self.head_dim if gate == "elementwise" else 1, bias=bias)
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> SoftmaxCore:
         return SoftmaxCore(Q, K, mask, bias)
 

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.positions import Positions
 
 
 class GroupedQueryAttention(HeadedAttention):
@@ -28,7 +30,8 @@ class GroupedQueryAttention(HeadedAttention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5 (see attnlab.positions).
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
     """
 
     card = Card(
@@ -57,7 +60,7 @@ class GroupedQueryAttention(HeadedAttention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
-        positions: Literal["none", "rotary", "alibi", "t5"] = "none",
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
     ) -> None:
         super().__init__(
             embed_dim,
@@ -75,7 +78,7 @@ class GroupedQueryAttention(HeadedAttention):
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H_kv M d"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         # softmax(Q_i K_gᵀ / √d_k): H maps over H_kv sets of keys; heads of one group follow each other
         return SoftmaxCore(Q, K, mask, bias)

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card, accepts_emd_dim
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.positions import Positions
 
 
 class MultiAttention(HeadedAttention):
@@ -25,7 +27,8 @@ class MultiAttention(HeadedAttention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5 (see attnlab.positions).
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
     """
 
     card = Card(
@@ -53,7 +56,7 @@ class MultiAttention(HeadedAttention):
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
-        positions: Literal["none", "rotary", "alibi", "t5"] = "none",
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
 
@@ -62,7 +65,7 @@ class MultiAttention(HeadedAttention):
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H M d"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         # softmax(Q_i K_iᵀ / √d_k): a map a head, (B, H, N, M); each head sums over its own d_k
         return SoftmaxCore(Q, K, mask, bias)

@@ -26,7 +26,7 @@ def reference(
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(h * d_k)
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
     if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k), turned(K, d_k)
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
 
     rows = []
     for b in range(B):
@@ -52,18 +52,23 @@ def reference(
     return torch.stack(rows).reshape(B, N, D)
 
 
-def turned(x: Tensor, d: int) -> Tensor:
-    """Each pair (i, i + d/2) of a head, at place m, turned by the angle m · 10000^(-2i/d)."""
-    out = []
-    for m, row in enumerate(x.unbind(1)):
-        heads = []
-        for head in row.split(d, -1):
-            a, b = head[:, : d // 2], head[:, d // 2 :]
-            angles = [m * 10_000.0 ** (-2 * i / d) for i in range(d // 2)]
-            cos, sin = (x.new_tensor([f(angle) for angle in angles]) for f in (math.cos, math.sin))
-            heads += [a * cos - b * sin, a * sin + b * cos]
-        out.append(torch.cat(heads, -1))
-    return torch.stack(out, 1) if out else x
+def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
+    """Each pair of the first r numbers of a head, at place m, turned by the angle m · base^(-2i/r).
+
+    A pair is (i, i + r/2), or (2i, 2i + 1) where they are interleaved.
+    """
+    r, out = rotary.width, x.clone()
+    theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
+    if rotary.scaling is not None:
+        theta = rotary.frequencies.tolist()
+    for m in range(x.shape[1]):
+        for head in range(0, x.shape[2], d):
+            for i in range(r // 2):
+                first, second = (i, i + r // 2) if rotary.layout == "half" else (2 * i, 2 * i + 1)
+                a, b = x[:, m, head + first], x[:, m, head + second]
+                cos, sin = (rotary.sharpening * f(m * theta[i]) for f in (math.cos, math.sin))
+                out[:, m, head + first], out[:, m, head + second] = a * cos - b * sin, a * sin + b * cos
+    return out
 
 
 def distance(layer: MultiAttention, head: int, offset: int) -> Tensor | float:
@@ -71,16 +76,16 @@ def distance(layer: MultiAttention, head: int, offset: int) -> Tensor | float:
     if isinstance(layer.positions, ALiBi):
         return -float(layer.positions.slopes[head]) * abs(offset)
     if isinstance(layer.positions, T5Bias):
-        return layer.positions.table.weight[t5_range(offset, layer.causal), head]
+        return layer.positions.table.weight[t5_range(offset, layer.positions), head]
     return 0.0
 
 
-def t5_range(offset: int, causal: bool) -> int:
-    """One of 32 ranges: half of them for keys ahead, unless causal; the nearer half exact, the others by logarithm."""
-    count = 32 if causal else 16
-    far = max(-offset, 0) if causal else abs(offset)
-    start = 0 if causal or offset <= 0 else 16
+def t5_range(offset: int, t5: T5Bias) -> int:
+    """Half of the ranges are for keys ahead, unless causal; the nearer half is exact, the others go by logarithm."""
+    count = t5.buckets if t5.causal else t5.buckets // 2
+    far = max(-offset, 0) if t5.causal else abs(offset)
+    start = 0 if t5.causal or offset <= 0 else count
     if far < count // 2:
         return start + far
-    coarse = int(math.log(far / (count // 2)) / math.log(128 / (count // 2)) * (count - count // 2))
+    coarse = int(math.log(far / (count // 2)) / math.log(t5.longest / (count // 2)) * (count - count // 2))
     return start + min(count // 2 + coarse, count - 1)

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
-from attnlab.positions import Positions as Positions
+from attnlab.positions import Positions
 
 
 class MultiQueryAttention(HeadedAttention):
@@ -73,7 +74,7 @@ class MultiQueryAttention(HeadedAttention):
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B 1 M d"],
         mask: BoundMask | None,
-        bias: Tensor | None,
+        bias: Bias | None,
     ) -> SoftmaxCore:
         # softmax(Q_i Kᵀ / √d_k): H maps over the same keys
         return SoftmaxCore(Q, K, mask, bias)

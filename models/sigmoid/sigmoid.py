@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.rows import RowsCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
@@ -61,7 +62,7 @@ class SigmoidAttention(HeadedAttention):
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowsCore:
         return RowsCore(Q, K, mask, bias, sigmoids)
 

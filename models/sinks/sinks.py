@@ -1,4 +1,4 @@
-"""Attention with sinks: a logit in every row that takes weight and gives nothing, so that a head may look at nothing."""
+"""Attention with sinks: a logit in every row takes weight and gives nothing, so that a head may look at nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
-from attnlab.positions import Positions as Positions
+from attnlab.positions import Positions
 
 
 class SinkAttention(HeadedAttention):
@@ -65,7 +66,7 @@ class SinkAttention(HeadedAttention):
         self.sink = nn.Parameter(torch.zeros(num_heads), requires_grad=sink == "learned")
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> SoftmaxCore:
         # softmax([sink | Q Kᵀ / √d_k]) without its first column
         return SoftmaxCore(Q, K, mask, bias, sink=self.sink)

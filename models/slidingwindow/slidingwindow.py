@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.attention import Card, positive
+from attnlab.engines.bias import Bias
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, dilated, window
@@ -68,6 +69,6 @@ class SlidingWindowAttention(HeadedAttention):
         return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> SoftmaxCore:
         return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern

@@ -35,7 +35,7 @@ def reference(
                     sum(layer.scores[g, f] * (Q[b, i, owns[f]] @ K[b, j, owns[f]]) / math.sqrt(d_k) for f in range(h))
                     for j in seen
                 ]
-                highest = max((score.item() for score in mixed), default=0.0)  # type: ignore[union-attr]
+                highest = max((score.item() for score in mixed), default=0.0)
                 powers = [torch.exp(score - highest) for score in mixed]
                 maps.append([(power / sum(powers), j) for power, j in zip(powers, seen, strict=True)])
             heads = []

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card
+from attnlab.engines.bias import Bias
 from attnlab.engines.rows import RowsCore
 from attnlab.engines.softmax import masked_softmax
 from attnlab.heads import HeadedAttention
@@ -66,7 +67,7 @@ class TalkingHeadsAttention(HeadedAttention):
         self.mixture = nn.Parameter(torch.eye(num_heads))  # P_w
 
     def _look(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Tensor | None
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowsCore:
         def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             mixed = torch.einsum("hg,bgnm->bhnm", self.scores.to(scores.dtype), scores)

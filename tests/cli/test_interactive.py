@@ -25,6 +25,7 @@ QUESTIONS = (
     "what to train it on",
     "the width of every token (embed_dim)",
     "(num_heads)",
+    "what is added to each token for its place (position_embedding)",
     "blocks of [mechanism, MLP] (layers)",
     "sequences a step (batch_size)",
     "the highest learning rate (learning_rate)",
@@ -53,7 +54,7 @@ def test_empty_answers_take_the_defaults(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: the card of each model is shown beside its name."""
-    tail = "\n16\n\n\n\n\nno\n"
+    tail = "\n16\n\n\n\n\n\nno\n"
     by_name = answered(monkeypatch, "selfhead\ndigits" + tail, *SHORT)
     number = re.search(r"^  (\d)  selfhead +(.+)$", by_name.out, re.MULTILINE)
     assert number is not None
@@ -68,7 +69,7 @@ def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_shown_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\nrotary\n1\n16\n0.01\n\nyes\n", *SHORT)
+    said = answered(monkeypatch, "multihead\ndigits\n24\n3\n\nrotary(base=500)\n2\n1\n16\n0.01\n\nyes\n", *SHORT)
     assert said.code == 0, said
     program, command, *words = same_as(said)
     assert (program, command) == ("attnlab", "train")
@@ -77,15 +78,18 @@ def test_the_command_shown_trains_the_same_network(monkeypatch: pytest.MonkeyPat
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
     settings = Run.open(Path("run")).settings
     assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.layers) == (24, 3, 1)
+    assert settings.model.options["positions"] == "rotary(base=500)"
+    assert settings.model.position_embedding == "sinusoidal"
 
 
 def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = [
-        *("multihed", "7", "multihead", "digit", "digits"),
+        *("multihed", "97", "multihead", "digit", "digits"),
         *("0", "wide", "-3", "10"),
         *("3", "0", "2.5", "10"),
         "",
-        *("rope", "rotary", "alibi"),
+        *("rope", "rotary", "t5(buckets=3)", "2", "alibi"),
+        *("waves", "none"),
         *("0", "2"),
         *("0", ""),
         *("nan", "0.01"),
@@ -96,14 +100,16 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
     assert said.code == 0, said
     for words in (
         "unknown model 'multihed'; did you mean multihead?",
-        "unknown model '7'; there are: multihead, selfhead",
+        "unknown model '97'; there are: ",
         "unknown task 'digit'; did you mean digits?",
         "embed_dim must be from 1 to 65,536, not 0",
         "--embed_dim takes a whole number, not 'wide'",
         "embed_dim must be from 1 to 65,536, not -3",
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
         "num_heads takes a whole number, not '2.5'",
-        "unknown positions 'rope'; there are: none, rotary, alibi, t5",
+        "or one of these with settings, such as rotary(base=500000); not 'rope'",
+        "buckets is a whole number from 4 to 65536, not 3",
+        "unknown position_embedding 'waves'; there are: learned, sinusoidal, none",
         "rotary positions turn pairs: 1 of head_dim (1) must be even and at least 2, not 1",
         "layers must be from 1 to 1,000, not 0",
         "batch_size must be from 1 to 10,000,000, not 0",
@@ -255,6 +261,8 @@ def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
     terminal.type("\x7f\x7f0" + ENTER)
     terminal.until("embed_dim must be from 1 to 65,536, not 0")
     terminal.type("\x7f16" + ENTER)
+    terminal.until("what is added to each token")
+    terminal.type(ENTER)
     terminal.until("save_path")
     terminal.type(ENTER)
     terminal.until("the same as a command")
@@ -276,12 +284,33 @@ def test_a_choice_that_does_not_fit_is_asked_again_on_a_terminal() -> None:
     terminal.until("rotary positions turn pairs")
     terminal.until("how place matters")
     terminal.type(DOWN + DOWN + ENTER)
+    terminal.until("what is added to each token")
+    terminal.type(DOWN + ENTER)
     terminal.until("save_path")
     terminal.type(ENTER)
     terminal.until("train now")
     terminal.type("y")
     assert terminal.leave() == 0, terminal.shown
-    assert Run.open(Path("run")).settings.model.options["positions"] == "alibi"
+    model = Run.open(Path("run")).settings.model
+    assert (model.options["positions"], model.position_embedding) == ("alibi", "sinusoidal")
+
+
+@pytest.mark.slow
+def test_beside_the_choices_one_may_write_on_a_terminal() -> None:
+    flags = ("--model=multihead", "--task=digits", "--embed_dim=8", "--num_heads=2", "--bias", "--layers=1")
+    more = ("--batch_size=32", "--learning_rate=0.01", "--position_embedding=none", "--save_path=x.pth")
+    terminal = Terminal("train", "--interactive", *SHORT, *flags, *more)
+    terminal.until("how place matters")
+    terminal.until("write it out")
+    terminal.type(DOWN * 4 + ENTER)
+    terminal.until("how place matters")
+    terminal.type("\x7f" * 4 + "t5(buckets=3)" + ENTER)
+    terminal.until("buckets is a whole number from 4")
+    terminal.type("\x7f\x7f8)" + ENTER)
+    terminal.until("train now")
+    terminal.type("y")
+    assert terminal.leave() == 0, terminal.shown
+    assert Run.open(Path("run")).settings.model.options["positions"] == "t5(buckets=8)"
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ from attnlab.training.generate import generate
 
 
 class Known(nn.Module):
-    """After byte b comes b + 1, or less likely b + 2; it sees ``length`` bytes and keeps what it was shown."""
+    """After byte b comes b + 1, or less likely b + 2; it sees ``limit`` bytes and keeps what it was shown."""
 
-    def __init__(self, length: int = 7) -> None:
+    def __init__(self, limit: int | None = 7) -> None:
         super().__init__()
-        self.length = length
+        self.limit = limit
         self.seen: list[list[int]] = []
         self.weight = nn.Parameter(torch.ones(1))
 
@@ -54,10 +54,16 @@ def test_the_same_seed_writes_the_same() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_it_sees_no_more_than_its_length() -> None:
-    network = Known(length=7)
+def test_it_sees_no_more_than_its_limit() -> None:
+    network = Known(limit=7)
     written(network, "abcde", length=5, temperature=0)
     assert [bytes(window).decode() for window in network.seen] == ["abcde", "abcdef", "abcdefg", "bcdefgh", "cdefghi"]
+
+
+def test_without_a_limit_it_sees_all() -> None:
+    network = Known(limit=None)
+    written(network, "abcde", length=5, temperature=0)
+    assert [bytes(window).decode() for window in network.seen] == ["abcdefghi"[:n] for n in range(5, 10)]
 
 
 def test_a_cache_writes_the_same_and_reads_each_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +75,19 @@ def test_a_cache_writes_the_same_and_reads_each_byte_once(monkeypatch: pytest.Mo
     assert read == [3, *[1] * 10, *[13] * 6]
     monkeypatch.setattr(Network, "caches", lambda self: None)
     assert with_cache == "".join(generate(network, "abc", length=17, temperature=1, seed=3))
+
+
+@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
+def test_without_a_table_the_cache_is_never_read_anew(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    about = {"embed_dim": 16, "causal": True, "options": {"positions": positions, "num_heads": 4}}
+    network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, position_embedding="sinusoidal", **about)
+    read: list[int] = []
+    network.embed.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
+    with_cache = "".join(generate(network, "abc", length=90, temperature=1, seed=3))
+    assert read == [3, *[1] * 89]
+    monkeypatch.setattr(Network, "caches", lambda self: None)
+    assert with_cache == "".join(generate(network, "abc", length=90, temperature=1, seed=3))
 
 
 def test_characters_of_several_bytes_come_out_whole() -> None:

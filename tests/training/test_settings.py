@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from attnlab import registry, tasks
 from attnlab.errors import UserError
-from attnlab.training.settings import RANGES, Settings, check, defaults, mechanism_options, read_config
+from attnlab.source import REQUIRED, Option
+from attnlab.training.settings import (
+    RANGES,
+    Choices,
+    Settings,
+    check,
+    choices_of,
+    defaults,
+    mechanism_options,
+    option_type,
+    read_config,
+)
 
 WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "patience", "seed", "threads"}
 
@@ -204,3 +215,47 @@ def test_a_settings_file_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"is malformed: "):
         read_config(path)
+
+
+# The types of a mechanism's own options
+
+
+def option(annotation: str) -> Option:
+    return Option("kind", annotation, REQUIRED, "")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind", "choices"),
+    [
+        ("int", int, Choices()),
+        ("bool", bool, Choices(("yes", "no"))),
+        ("int | None", int | None, Choices()),
+        ("None | float", None | float, Choices()),
+        ("Literal['a', 'b']", Literal["a", "b"], Choices(("a", "b"))),
+        ("Literal['a', 'b'] | None", Literal["a", "b"] | None, Choices()),
+        ("Literal['a', 'b'] | str", Literal["a", "b"] | str, Choices(("a", "b"), open=True)),
+        ("Literal['a', 'b'] | str | Positions", Literal["a", "b"] | str, Choices(("a", "b"), open=True)),
+        ("Positions | Literal['a', 'b']", Literal["a", "b"], Choices(("a", "b"))),
+        ("attnlab.Positions | str", str, Choices()),
+    ],
+)
+def test_of_a_type_words_say_what_they_can(annotation: str, kind: Any, choices: Choices) -> None:
+    assert option_type(option(annotation), "mine") == kind
+    assert choices_of(option(annotation), "mine") == choices
+
+
+@pytest.mark.parametrize(
+    "annotation", ["Tensor", "Tensor | None", "Tensor | Mask", "__import__('os')", "dict[str, int]"]
+)
+def test_what_no_words_can_say_is_no_option(annotation: str) -> None:
+    with pytest.raises(UserError, match=r"models/mine has an option of type .*, which cannot be a flag; use int"):
+        option_type(option(annotation), "mine")
+
+
+def test_positions_in_a_file_are_words() -> None:
+    words = "rotary(base=500000)"
+    assert Settings().updated({"positions": words}, "a file").model.options["positions"] == words
+    with pytest.raises(UserError, match="positions must be one of none, rotary, alibi, t5 or a text, not 3"):
+        Settings().updated({"positions": 3}, "a file")
+    with pytest.raises(UserError, match="position_embedding must be one of learned, sinusoidal, none, not 'waves'"):
+        Settings().updated({"position_embedding": "waves"}, "a file")

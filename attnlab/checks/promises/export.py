@@ -1,24 +1,32 @@
-"""Outside of eager Python it answers the same: compiled and exported, whatever the length."""
+"""Outside of eager Python it answers the same: compiled and exported, whatever the batch and the length."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnlab.checks.claims import Broken
+from attnlab.checks.claims import Broken, NotClaimed
 from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import N, Subject, as_matrix, first_line
+from attnlab.checks.subject import B, N, Subject, as_matrix, first_line
+from attnlab.extras import MissingExtraError, need
 from attnlab.masks import padding
 
 SAME = 1e-9
 """Compiled sums run in another order than eager ones."""
 
 LENGTHS = (N, N + 4, 2 * N + 3)
+
+SIZES = ((B, N), (B - 1, N + 4), (B + 3, 2 * N + 3), (B, 2))
+"""Items and tokens that are asked of what was exported with the first."""
 
 
 @promise("torch.compile = eager", slow=True)
@@ -50,24 +58,86 @@ def compiled(subject: Subject) -> Measure:
 
 @promise("torch.export = eager", slow=True)
 def exported(subject: Subject) -> Measure:
-    """The difference in outputs, at other lengths than the one at which it was exported."""
+    """The difference in outputs, at other batches and lengths than those with which it was exported."""
+
+    def convert(asked: _Asked, masked: bool, how: str) -> Callable[..., Tensor]:
+        program = _converted(torch.export.export, asked, _arguments(subject, N, masked), how)
+        return program.module()
+
+    return _worst_size(subject, convert)
+
+
+@promise("ONNX = eager", slow=True)
+def onnx(subject: Subject) -> Measure:
+    """The same, exported to ONNX and run in onnxruntime on the CPU."""
+    try:
+        need("export", "it")
+    except MissingExtraError as error:
+        raise NotClaimed(str(error)) from None
+    onnxruntime = import_module("onnxruntime")
+
+    def convert(asked: _Asked, masked: bool, how: str) -> Callable[..., Tensor]:
+        with _quiet("torch.onnx"):
+            program = _converted(torch.onnx.export, asked, _arguments(subject, N, masked), how, verbose=False)
+        session = onnxruntime.InferenceSession(
+            program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        names = [given.name for given in session.get_inputs()]
+
+        def run(*arguments: Tensor) -> Tensor:
+            given = {name: value.numpy(force=True) for name, value in zip(names, arguments, strict=True)}
+            return torch.as_tensor(session.run(None, given)[0], device=subject.device)
+
+        return run
+
+    return _worst_size(subject, convert)
+
+
+def _worst_size(subject: Subject, convert: Callable[[_Asked, bool, str], Callable[..., Tensor]]) -> Measure:
+    """The largest difference between what ``convert`` makes of the layer and the layer, at every size."""
 
     def measured() -> Iterator[tuple[float, str]]:
-        any_length = torch.export.Dim("length", min=2, max=4096)
         for asked, masked, how in _asked(subject):
-            shapes = ({1: any_length}, {1: any_length, 2: any_length})[: 1 + masked]
-            try:
-                program = torch.export.export(asked, _arguments(subject, N, masked), dynamic_shapes=shapes).module()
-            except Exception as error:
-                raise Broken(f"{first_line(error)} ({how})") from error
-            for length in LENGTHS:
-                arguments = _arguments(subject, length, masked)
+            program = convert(asked.eval(), masked, how)
+            for batch, length in SIZES:
+                arguments = _arguments(subject, length, masked, batch)
                 found = difference(_attempt(program, arguments, how), asked(*arguments))
-                yield found, f"{length} tokens, exported with {N} ({how})"
+                yield found, f"{batch} items of {length} tokens, exported with {B} of {N} ({how})"
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the exporters' own deprecations are not the layer's
         return worst(measured(), SAME)
+
+
+def _converted(
+    export: Callable[..., Any], asked: _Asked, arguments: tuple[Tensor, ...], how: str, **options: Any
+) -> Any:
+    """What ``export`` makes of the layer, for any batch and any length.
+
+    Raises:
+        Broken: where it cannot, with the first reason of all.
+    """
+    batch, length = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("length", min=2, max=4096)
+    shapes = ({0: batch, 1: length}, {0: batch, 1: length, 2: length})[: len(arguments)]
+    try:
+        return export(asked, arguments, dynamic_shapes=shapes, **options)
+    except Exception as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise Broken(f"{first_line(reason)} ({how})") from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the warnings that this logger would print."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Asked(nn.Module):
@@ -92,11 +162,12 @@ def _asked(subject: Subject) -> list[tuple[_Asked, bool, str]]:
     ]
 
 
-def _arguments(subject: Subject, length: int, masked: bool) -> tuple[Tensor, ...]:
-    x = subject.tokens(length=length)
+def _arguments(subject: Subject, length: int, masked: bool, batch: int = B) -> tuple[Tensor, ...]:
+    x = subject.tokens(batch, length)
     if not masked:
         return (x,)
-    return x, as_matrix(padding(torch.tensor([length, 3], device=x.device)), x, x).contiguous()
+    lengths = (length - 4 * torch.arange(batch, device=x.device)).clamp(min=1)
+    return x, as_matrix(padding(lengths), x, x).contiguous()
 
 
 def _attempt(run: Callable[..., Tensor], arguments: tuple[Tensor, ...], how: str) -> Tensor:

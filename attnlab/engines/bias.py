@@ -1,0 +1,105 @@
+"""What is added to the scores: a tensor, or a bias that depends on distance alone and is written out only where needed.
+
+Axes: B batch, H heads, N queries, M keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RelativeBias:
+    """One number for each head and each distance, cut as needed.
+
+    A window asks for its tiles, and the whole is never made: what is kept is H · (N + M - 1) numbers. It may be added
+    to a tensor that broadcasts to (B, H, N, M).
+
+    Args:
+        line: (H, N + M - 1), the numbers from the farthest key behind to the farthest ahead: key minus query is
+            -(M - 1) to N - 1, the queries aligned with the keys at the end. Gradients reach it.
+        queries: N.
+        keys: M.
+        matrix: what else is added, four axes.
+
+    Raises:
+        ValueError: for a line of another length.
+    """
+
+    def __init__(self, line: Tensor, queries: int, keys: int, matrix: Tensor | None = None) -> None:
+        if line.dim() != 2 or line.shape[1] + 1 < queries + keys:
+            raise ValueError(
+                f"a line for {queries} queries and {keys} keys has shape (heads, {queries + keys - 1}), not "
+                f"{tuple(line.shape)}"
+            )
+        self.line, self.queries, self.keys, self.matrix = line, queries, keys, matrix
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is asked for."""
+        return self.line.requires_grad or (self.matrix is not None and self.matrix.requires_grad)
+
+    def tensor(self) -> Tensor:
+        """All of it: (1 | B, H, N, M)."""
+        return self.tile(slice(0, self.queries), slice(0, self.keys))
+
+    def tile(self, queries: slice, keys: slice) -> Tensor:
+        """The part for these rows and columns: (1 | B, H, rows, columns)."""
+        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        start = keys.start - queries.stop + self.queries  # the last row's first key: the farthest behind
+        if torch.compiler.is_compiling():  # `unfold` fixes the length
+            key, row = (torch.arange(n, device=self.line.device) for n in (columns, rows))
+            tile = self.line[:, start + rows - 1 - row[:, None] + key].unsqueeze(0)
+        elif rows and columns:
+            near = self.line[:, start : start + rows + columns - 1]
+            tile = near.unfold(-1, columns, 1).flip(-2).unsqueeze(0)  # a row down is a step back along the line
+        else:
+            tile = self.line.new_zeros(1, len(self.line), rows, columns)
+        return tile if self.matrix is None else tile + cut(self.matrix, queries, keys)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Chosen rows: (1 | B, H, rows, M)."""
+        keys = torch.arange(self.keys, device=self.line.device)
+        chosen = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
+        return chosen if self.matrix is None else chosen + of_rows(self.matrix, rows)
+
+    def to(self, dtype: torch.dtype) -> RelativeBias:
+        """The same in another precision."""
+        matrix = None if self.matrix is None else self.matrix.to(dtype)
+        return RelativeBias(self.line.to(dtype), self.queries, self.keys, matrix)
+
+    def __add__(self, other: Tensor) -> RelativeBias:
+        other = other[(None,) * (4 - other.dim())]
+        matrix = other if self.matrix is None else self.matrix + other
+        return RelativeBias(self.line, self.queries, self.keys, matrix)
+
+    __radd__ = __add__
+
+
+Bias = Tensor | RelativeBias
+"""What broadcasts to (B, H, N, M), as a tensor or cut as needed."""
+
+
+def cut(bias: Bias, queries: slice, keys: slice) -> Tensor:
+    """The part for these rows and columns."""
+    if isinstance(bias, RelativeBias):
+        return bias.tile(queries, keys)
+    rows = slice(None) if bias.shape[-2] == 1 else queries
+    return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
+
+
+def of_rows(bias: Bias, rows: Tensor) -> Tensor:
+    """Chosen rows, with all keys."""
+    if isinstance(bias, RelativeBias):
+        return bias.rows(rows)
+    return bias if bias.shape[-2] == 1 else bias[..., rows, :]
+
+
+def four_axes(bias: Bias) -> Bias:
+    """The same with the axes that it lacks in front."""
+    return bias if isinstance(bias, RelativeBias) else bias[(None,) * (4 - bias.dim())]
+
+
+def written(bias: Bias) -> Tensor:
+    """All of it, for a kernel that takes nothing less."""
+    return bias.tensor() if isinstance(bias, RelativeBias) else bias

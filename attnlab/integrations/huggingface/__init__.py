@@ -1,0 +1,17 @@
+"""Hugging Face's transformers: our softmax engine inside of its models, and the attention of its models as ours.
+
+Needs the extra ``hf``: without it, importing this raises `attnlab.extras.MissingExtraError`, an ImportError.
+"""
+
+from __future__ import annotations
+
+from attnlab.extras import need
+
+need("hf", "attnlab.integrations.huggingface")
+
+from attnlab.integrations.huggingface.attention import register  # noqa: E402  transformers is imported from here on
+from attnlab.integrations.huggingface.bert import from_bert, to_bert  # noqa: E402
+from attnlab.integrations.huggingface.gpt2 import from_gpt2, to_gpt2  # noqa: E402
+from attnlab.integrations.huggingface.llama import from_llama, to_llama  # noqa: E402
+
+__all__ = ["from_bert", "from_gpt2", "from_llama", "register", "to_bert", "to_gpt2", "to_llama"]

@@ -1,0 +1,275 @@
+"""Our softmax engine as an attention implementation of transformers.
+
+A model asks for its mask once (`mask`) and for attention in every layer (`attend`). What goes from the one to the other
+is a rule, not a matrix, so that the engine can leave out what nobody looks at.
+
+Axes: B batch, H heads, H_kv heads of keys, N queries, M keys, d head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor, window
+from attnlab.masks.mask import Reach
+
+modeling: Any = import_module("transformers.modeling_utils")
+masking: Any = import_module("transformers.masking_utils")
+capturing: Any = import_module("transformers.utils.output_capturing")
+
+SAYS_NOTHING = {
+    "cache_position",
+    "deterministic",
+    "encoder_attention_mask",
+    "encoder_hidden_states",
+    "num_items_in_batch",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+"""What models pass on to every part of theirs, and what is none of attention's business once queries, keys and the mask
+are made. Anything else is refused."""
+
+
+def register(name: str = "attnlab") -> None:
+    """Make our engine known to transformers: ``from_pretrained(..., attn_implementation="attnlab")``.
+
+    It computes what their ``eager`` computes: encoders and decoders, heads that share keys, padding on either side,
+    sliding windows, caches and ``generate``, soft caps, sinks, position biases, dropout in training. Two things
+    differ: a row that may look at nothing (a padded query under a causal mask) is zero, and the weights that
+    ``output_attentions=True`` gives have no dropout in them. What it cannot do raises.
+
+    Args:
+        name: what to call it.
+    """
+    modeling.AttentionInterface.register(name, attend)
+    masking.AttentionMaskInterface.register(name, mask)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Who may look at whom, where transformers expects a matrix; its shape is what the matrix would have.
+
+    Args:
+        mask: the rule at this length; None where everyone may look at everything.
+        shape: (B, 1, N, M).
+    """
+
+    mask: BoundMask | None
+    shape: tuple[int, int, int, int]
+
+    ndim: ClassVar[int] = 4
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Seen | Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool | None = None,
+    **given: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """One layer's attention, as transformers asks for it.
+
+    Args:
+        module: the layer, asked for ``is_causal`` where there is no mask.
+        query: (B, H, N, d).
+        key: (B, H_kv, M, d).
+        value: (B, H_kv, M, w).
+        attention_mask: what `mask` made, or a matrix that broadcasts to (B, H, N, M): Boolean, True means *may look*,
+            or numbers that are added.
+        dropout: the probability of dropping a weight.
+        scaling: what scores are multiplied by; 1 / √d where not given.
+        is_causal: whether to look back only; read where there is no mask, which says it otherwise.
+        sliding_window: how far back; read where there is no mask.
+        softcap: scores become ``softcap · tanh(score / softcap)``.
+        s_aux: (H,), a logit in every row that takes weight and gives nothing.
+        position_bias: added to the scores, broadcastable to (B, H, N, M).
+        output_attentions: whether to return the weights.
+        given: what a model passes on to all of its parts; see `SAYS_NOTHING`.
+
+    Returns:
+        (B, N, H, w), and the weights (B, H, N, M) or None.
+
+    Raises:
+        TypeError: for an argument that it does not know.
+        ValueError: for a mask that does not fit; no mask where it is not certain which keys are meant.
+    """
+    for name, what in given.items():
+        if name not in SAYS_NOTHING and what is not None:
+            raise TypeError(
+                f"{type(module).__name__} asks attention for {name}, which attnlab does not know; use "
+                "attn_implementation='eager'"
+                + (", or give position_ids that start anew" if name.startswith(("cu_seq_lens", "max_length")) else "")
+            )
+    (B, H, N, d), M = query.shape, key.shape[2]
+    bias = position_bias
+    if isinstance(attention_mask, Seen):
+        bound = attention_mask.mask
+    elif attention_mask is None:
+        bound = _unsaid(module, N, M, is_causal, sliding_window, query.device)
+    else:
+        rule, added = _read(attention_mask)
+        bound = rule.bind(N, M, shape=(B, H), device=query.device)
+        if added is not None:
+            bias = added if bias is None else bias + added
+    if bound is not None and (bound.queries, bound.keys) != (N, M):
+        raise ValueError(f"the mask is for {bound.queries} queries and {bound.keys} keys, not for {N} and {M}")
+    factor = 1.0 if scaling is None else scaling * math.sqrt(d)  # the engine divides by √d
+    if abs(factor - 1.0) > 1e-12:
+        query = query * factor
+    core = SoftmaxCore(query, key, bound, bias, sink=s_aux, softcap=softcap)
+    out = core.attend(value, dropout=dropout).transpose(1, 2).contiguous()
+    return out, core.weights() if output_attentions or _captured() else None
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] = masking.causal_mask_function,
+    attention_mask: Tensor | Seen | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **given: Any,
+) -> Seen | Tensor:
+    """Who may look at whom, as transformers asks for it once a forward pass.
+
+    Args:
+        batch_size: B.
+        q_length: N.
+        kv_length: M.
+        q_offset: the position of the first query; a tensor where the cache has memory for all that will ever be seen.
+        kv_offset: the position of the first key.
+        mask_function: the rule over (item, head, query, key).
+        attention_mask: (B, keys seen so far), True or 1 is a real token.
+        local_size: how far a window or a chunk reaches.
+        allow_is_causal_skip: says that the rule is causal and local, and no more.
+        allow_is_bidirectional_skip: says that the rule is local, and no more.
+        use_vmap: says that the rule takes single positions only.
+        device: where matrices are made.
+        given: what their other implementations need.
+
+    Returns:
+        `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
+        mask becomes the input of a compiled step.
+    """
+    if isinstance(attention_mask, Seen):  # made before, by generate()
+        return attention_mask
+    if isinstance(q_offset, Tensor) or use_vmap:
+        matrix: Tensor = masking.sdpa_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            allow_is_causal_skip=False,
+            use_vmap=use_vmap,
+            device=device,
+        )
+        return matrix
+    local = None if local_size is None or kv_length < local_size else local_size
+    rule: Mask | None
+    if allow_is_causal_skip:
+        rule = _Theirs(mask_function, batch_size, (local - 1, 0)) if local else causal()
+    elif allow_is_bidirectional_skip:
+        rule = _Theirs(mask_function, batch_size, (local, local)) if local else None
+    else:
+        rule = _Theirs(mask_function, batch_size, (None, None))
+    if attention_mask is not None:
+        real = masking.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, : kv_offset + kv_length].bool()
+        if torch.compiler.is_compiling() or not bool(real.all()):
+            padding = from_key_padding_mask(~real)
+            rule = padding if rule is None else rule & padding
+    offset = q_offset - kv_offset
+    bound = None if rule is None else rule.bind(q_length, kv_length, offset=offset, first=kv_offset, device=device)
+    return Seen(bound, (batch_size, 1, q_length, kv_length))
+
+
+@dataclass(frozen=True, eq=False)
+class _Theirs(Mask):
+    """A rule of theirs for so many items, which reaches no further than it says."""
+
+    function: Callable[..., Tensor]
+    batch: int
+    extent: Reach
+
+    @property
+    def items(self) -> int:
+        return self.batch
+
+    @property
+    def reach(self) -> Reach:
+        return self.extent
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.function(b, h, q, k)
+
+    def __repr__(self) -> str:
+        return f"transformers({self.function.__qualname__.partition('.')[0]})"
+
+
+def _read(matrix: Tensor) -> tuple[Mask, Tensor | None]:
+    """A matrix of theirs as who may look at whom, and what is added to the scores."""
+    if matrix.dim() != 4:
+        raise ValueError(
+            f"attention_mask has shape {tuple(matrix.shape)} where a layer wants (batch, 1 or heads, queries, keys); "
+            "give it to the model, which makes one of (batch, keys)"
+        )
+    if not matrix.is_floating_point():
+        return from_tensor(matrix), None
+    forbidden = matrix <= torch.finfo(matrix.dtype).min  # theirs is finite, and means never
+    return from_tensor(~forbidden), matrix.masked_fill(forbidden, 0.0)
+
+
+def _unsaid(
+    module: nn.Module, N: int, M: int, is_causal: bool | None, sliding_window: int | None, device: torch.device
+) -> BoundMask | None:
+    """What no mask means: what the layer says of itself, as in their ``sdpa``."""
+    back_only = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if sliding_window is not None and sliding_window < M and not (back_only and N == M):
+        raise ValueError(
+            f"without a mask it is not certain where a window of {sliding_window} lies; give attention_mask"
+        )
+    if not back_only or N == 1:
+        return None
+    if N != M:
+        raise ValueError(
+            f"{type(module).__name__} is causal, and without a mask it is not certain where {N} queries stand among "
+            f"{M} keys; give attention_mask"
+        )
+    rule = causal() if sliding_window is None else causal() & window(sliding_window)
+    return rule.bind(N, M, device=device)
+
+
+def _captured() -> bool:
+    """Whether the model collects weights: some layers keep ``output_attentions`` to themselves."""
+    if torch.compiler.is_compiling():
+        return False
+    return any("attentions" in name for name in capturing._active_collector.get() or ())

@@ -1,0 +1,79 @@
+"""The attention of GPT-2: ``c_attn`` and ``c_proj`` of `GPT2Attention`, whose weights lie transposed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
+from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
+
+modeling: Any = import_module("transformers.models.gpt2.modeling_gpt2")
+
+
+def from_gpt2(layer: Any) -> MultiAttention:
+    """The same attention with the same weights, exactly; causal.
+
+    Converted are both projections and the dropout of the weights. The dropout after the last projection
+    (``resid_pdrop``) is not attention.
+
+    Args:
+        layer: a `GPT2Attention` (``model.h[i].attn``).
+
+    Raises:
+        TypeError: for another layer.
+        ValueError: for cross-attention, or scores that are not divided by √d (``scale_attn_weights=False``,
+            ``scale_attn_by_inverse_layer_idx=True``).
+    """
+    _check(layer, "from_gpt2")
+    ours = MultiAttention(layer.embed_dim, layer.num_heads, causal=True, dropout=layer.attn_dropout.p).to(
+        layer.c_attn.weight.device, layer.c_attn.weight.dtype
+    )
+    query, key, value = zip(layer.c_attn.weight.mT.chunk(3), layer.c_attn.bias.chunk(3), strict=True)
+    load(ours, query, key, value, (layer.c_proj.weight.mT, layer.c_proj.bias))
+    return ours.train(layer.training)
+
+
+def to_gpt2(ours: MultiAttention, layer: Any) -> Any:
+    """The way back from `from_gpt2`: our weights and dropout, written into ``layer``.
+
+    Args:
+        ours: what to convert; causal.
+        layer: a `GPT2Attention` of the same form.
+
+    Returns:
+        ``layer``.
+
+    Raises:
+        TypeError: for another layer.
+        ValueError: where the two are not of the same form, or ours has positions.
+    """
+    _check(layer, "to_gpt2")
+    require_same(ours, embed_dim=layer.embed_dim, num_heads=layer.num_heads, causal=True)
+    require_same(ours, num_kv_heads=ours.num_heads)
+    require_places(ours, "none", "GPT-2")
+    if ours.qkv.bias is None:
+        raise ValueError("GPT-2's projections add a bias, and this layer was built with bias=False")
+    *qkv, (weight, bias) = parts(ours)
+    with torch.no_grad():
+        layer.c_attn.weight.copy_(torch.cat([part[0] for part in qkv]).mT)
+        layer.c_attn.bias.copy_(ours.qkv.bias)
+        layer.c_proj.weight.copy_(weight.mT)
+        layer.c_proj.bias.copy_(bias)
+    layer.attn_dropout.p = ours.dropout
+    return layer
+
+
+def _check(layer: Any, name: str) -> None:
+    require(layer, modeling.GPT2Attention, name)
+    if layer.is_cross_attention:
+        raise ValueError(
+            "this GPT2Attention looks at another sequence with keys of its own making; convert self-attention only"
+        )
+    if not layer.scale_attn_weights or layer.scale_attn_by_inverse_layer_idx:
+        raise ValueError(
+            "this GPT2Attention does not divide its scores by √head_dim (scale_attn_weights=False or "
+            "scale_attn_by_inverse_layer_idx=True), and ours always does"
+        )

@@ -1,0 +1,118 @@
+"""The attention of Llama: `LlamaAttention`, whose heads share keys and whose positions are rotary."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same, store
+from attnlab.models.groupedquery import GroupedQueryAttention  # type: ignore[import-not-found]
+from attnlab.positions import Rotary
+
+modeling: Any = import_module("transformers.models.llama.modeling_llama")
+
+
+class LlamaRotary(Rotary):
+    """Rotary positions that turn at a Llama's own frequencies, whatever its ``rope_type`` made them.
+
+    Args:
+        config: a `LlamaConfig`.
+
+    Raises:
+        ValueError: for frequencies that change with the length (``dynamic``, ``longrope``), or that turn a part of d.
+    """
+
+    def __init__(self, config: Any) -> None:
+        rope = config.rope_parameters
+        self.kind: str = rope["rope_type"]
+        if "dynamic" in self.kind or self.kind == "longrope":
+            raise ValueError(f"rope_type {self.kind!r} turns otherwise at other lengths, and ours does not")
+        theirs = modeling.LlamaRotaryEmbedding(config)
+        if 2 * len(theirs.inv_freq) != config.head_dim:
+            raise ValueError(f"this rope turns {2 * len(theirs.inv_freq)} of {config.head_dim} numbers of a head")
+        super().__init__(config.head_dim, base=rope["rope_theta"])
+        self.frequencies = theirs.inv_freq.double()
+        self.sharpening = float(theirs.attention_scaling)
+
+    def extra_repr(self) -> str:
+        """What a printed network shows."""
+        return f"{super().extra_repr()}, rope_type={self.kind!r}"
+
+
+def from_llama(layer: Any) -> GroupedQueryAttention:
+    """The same attention with the same weights, exactly; causal.
+
+    Converted are the four projections, which heads share keys, the frequencies of the rotary positions with their
+    scaling, and the dropout of the weights. Angles are computed in float64 here and in float32 there: that is what is
+    left between the two outputs.
+
+    Args:
+        layer: a `LlamaAttention` (``model.layers[i].self_attn``).
+
+    Raises:
+        TypeError: for another layer.
+        ValueError: for rotary positions that `LlamaRotary` refuses.
+    """
+    require(layer, modeling.LlamaAttention, "from_llama")
+    config, weight = layer.config, layer.q_proj.weight
+    rotary = LlamaRotary(config)
+    ours = GroupedQueryAttention(
+        config.hidden_size,
+        config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=layer.head_dim,
+        causal=True,
+        dropout=layer.attention_dropout,
+        bias=layer.q_proj.bias is not None,
+        positions="rotary",
+    )
+    ours.positions = rotary
+    ours = ours.to(weight.device, weight.dtype)
+    load(ours, *((p.weight, p.bias) for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)))
+    return ours.train(layer.training)
+
+
+def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
+    """The way back from `from_llama`: our weights and dropout, written into ``layer``.
+
+    Args:
+        ours: what to convert; causal, with the rotary positions of ``layer``.
+        layer: a `LlamaAttention` of the same form.
+
+    Returns:
+        ``layer``.
+
+    Raises:
+        TypeError: for another layer.
+        ValueError: where the two are not of the same form, or their positions turn otherwise.
+    """
+    require(layer, modeling.LlamaAttention, "to_llama")
+    config = layer.config
+    require_same(
+        ours,
+        embed_dim=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=layer.head_dim,
+        causal=True,
+    )
+    require_places(ours, "rotary", "Llama")
+    assert isinstance(ours.positions, Rotary)
+    wanted, have = LlamaRotary(config), ours.positions
+    same = (
+        have.layout == wanted.layout
+        and have.frequencies.shape == wanted.frequencies.shape
+        and torch.allclose(have.frequencies.cpu(), wanted.frequencies, rtol=1e-6, atol=0)
+        and abs(have.sharpening - wanted.sharpening) < 1e-6
+    )
+    if not same:
+        raise ValueError(f"the rotary positions differ: ours turn as {have}, theirs as {wanted}")
+    biased = layer.q_proj.bias is not None
+    if biased != (ours.qkv.bias is not None):
+        raise ValueError(f"Llama's projections have attention_bias={biased}, and this layer bias={not biased}")
+    for theirs, weights in zip((layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), parts(ours), strict=True):
+        store(theirs, weights)
+    layer.attention_dropout = ours.dropout
+    return layer

@@ -1,0 +1,121 @@
+"""Scores that are changed by distance: ALiBi's fixed slopes, T5's learned table."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.engines.bias import RelativeBias
+from attnlab.positions.base import Positions, checked_number
+
+
+class ALiBi(Positions):
+    """Attention with linear biases: a score is lowered in proportion to the distance, in each head by another slope.
+
+    Source: Press et al. 2021, "Train Short, Test Long", arXiv:2108.12409, section 3; without ``causal`` the distance
+    is taken on both sides alike.
+
+    Args:
+        num_heads: H; slopes are 2^(-8/H), 2^(-16/H), ...; where H is no power of two, the paper's code interleaves.
+    """
+
+    name = "alibi"
+
+    slopes: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(_slopes(num_heads), dtype=torch.float64), persistent=False)
+
+    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+        """Refuse another number of heads."""
+        if num_heads != len(self.slopes):
+            raise ValueError(f"these ALiBi slopes are for {len(self.slopes)} heads, not {num_heads}")
+
+    def relative(self, queries: int, keys: int) -> RelativeBias:
+        """``-slope · |i - j|``."""
+        far = _distances(queries, keys, self.slopes.device).abs()
+        return RelativeBias(-self.slopes[:, None] * far, queries, keys)
+
+    def keep_heads(self, heads: list[int]) -> None:
+        """The slopes that these heads have, not those of a layer that was made with as many."""
+        self.slopes = self.slopes[heads]
+
+
+class T5Bias(Positions):
+    """A learned number for each head and each of a few ranges of distance, exact when near and coarse when far.
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
+
+    Args:
+        num_heads: H.
+        causal: whether the keys ahead need no ranges of their own.
+        buckets: how many ranges; without ``causal`` half of them are for the keys ahead.
+        longest: from this distance on all are one range.
+
+    Raises:
+        TypeError: for a count that is no whole number.
+        ValueError: for too few or an odd number of ranges, or a longest distance within the exact ones.
+    """
+
+    name = "t5"
+
+    def __init__(self, num_heads: int, *, causal: bool = False, buckets: int = 32, longest: int = 128) -> None:
+        super().__init__()
+        checked_number("buckets", buckets, 2 if causal else 4, 65_536, whole=True)
+        if buckets % 2:
+            raise ValueError(f"buckets must be even, half of them are for what is near; not {buckets}")
+        checked_number("longest", longest, (buckets if causal else buckets // 2) // 2 + 1, 1e9, whole=True)
+        self.causal, self.buckets, self.longest = causal, buckets, longest
+        self.table = nn.Embedding(buckets, num_heads)
+        nn.init.normal_(self.table.weight, std=0.1)
+
+    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+        """Refuse another number of heads, and keys ahead that have no ranges."""
+        if num_heads != self.table.embedding_dim:
+            raise ValueError(f"this T5 bias is for {self.table.embedding_dim} heads, not {num_heads}")
+        if self.causal and not causal:
+            raise ValueError(
+                "this T5 bias has no ranges for keys ahead; make it with causal=False, or the layer causal"
+            )
+
+    def relative(self, queries: int, keys: int) -> RelativeBias:
+        """The numbers of the ranges; gradients reach the table."""
+        learned: Tensor = self.table(self.ranges(_distances(queries, keys, self.table.weight.device)))
+        return RelativeBias(learned.T, queries, keys)
+
+    def keep_heads(self, heads: list[int]) -> None:
+        """The columns of these heads."""
+        weight = self.table.weight
+        self.table.weight = nn.Parameter(weight.detach()[:, heads], weight.requires_grad)
+        self.table.embedding_dim = len(heads)
+
+    def ranges(self, distances: Tensor) -> Tensor:
+        """The range of every distance (key minus query)."""
+        count, start = self.buckets, torch.zeros_like(distances)
+        if not self.causal:
+            count //= 2
+            start = (distances > 0) * count
+        far = -distances if self.causal else distances.abs()
+        far = far.clamp(min=0)
+        near = count // 2
+        coarse = torch.log(far.clamp(min=1) / near) / math.log(self.longest / near) * (count - near)
+        return start + torch.where(far < near, far, (near + coarse.long()).clamp(max=count - 1))
+
+    def extra_repr(self) -> str:
+        """What a printed network shows."""
+        return f"causal={self.causal}, buckets={self.buckets}, longest={self.longest}"
+
+
+def _distances(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Every distance there is, key minus query, ascending: (N + M - 1,)."""
+    return torch.arange(-keys, queries, device=device)[1:]
+
+
+def _slopes(heads: int) -> list[float]:
+    if heads & (heads - 1) == 0:
+        return [2 ** (-8 * (i + 1) / heads) for i in range(heads)]
+    below = 1 << (heads.bit_length() - 1)
+    return _slopes(below) + _slopes(2 * below)[::2][: heads - below]

@@ -1,0 +1,136 @@
+"""Rotary positions: queries and keys are turned by their place, so that scores follow from distance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnlab.positions.base import Positions, checked_number, exact
+
+FAST, SLOW = 32, 1
+"""Turns within the trained length above which yarn leaves a pair as it is, and below which it divides it in full."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How rotary positions are stretched to sequences ``factor`` times as long as those that were trained on.
+
+    Args:
+        kind: ``linear`` divides every position (Chen et al. 2023, arXiv:2306.15595); ``ntk`` widens the base, so that
+            near places stay apart (bloc97 2023); ``yarn`` divides the slow turns, leaves the fast ones, and sharpens
+            the scores (Peng et al. 2023, arXiv:2309.00071, section 3; between slow and fast by the pair's index, as
+            in the authors' code and the models trained with it).
+        factor: at least 1.
+        original: the length that was trained on, for yarn.
+
+    Raises:
+        TypeError: a factor or a length that is no number.
+        ValueError: for a kind that does not exist, a factor below 1, yarn without ``original`` or another kind with it.
+    """
+
+    kind: Literal["linear", "ntk", "yarn"]
+    factor: float
+    original: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "ntk", "yarn"):
+            raise ValueError(f"scaling is linear, ntk or yarn, not {self.kind!r}")
+        checked_number("the scaling's factor", self.factor, 1, 1e9)
+        if self.kind == "yarn" and self.original is None:
+            raise ValueError("yarn needs original=, the length that was trained on")
+        if self.kind != "yarn" and self.original is not None:
+            raise ValueError(f"original= is for yarn; {self.kind} scaling does not need the length that was trained on")
+        if self.original is not None:
+            checked_number("original", self.original, 1, 1e12, whole=True)
+
+
+class Rotary(Positions):
+    """Rotary positions: pairs of numbers are turned by an angle that grows with the place.
+
+    Source: Su et al. 2021, "RoFormer", arXiv:2104.09864, section 3.2.
+
+    Args:
+        head_dim: d.
+        base: the slowest pair turns once in about 2π · base places.
+        share: the part of d that is turned, from the front (partial rotary, as in GPT-NeoX), to the nearest number.
+        layout: which numbers make a pair: ``half`` (i and i + r/2, as in Llama), ``interleaved`` (2i and 2i + 1, as in
+            the paper).
+        scaling: for sequences longer than those that were trained on.
+
+    Raises:
+        TypeError: a base or a share that is no number.
+        ValueError: for a turned width that is odd or empty, a base that is not above 1, or no such layout.
+    """
+
+    name = "rotary"
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        *,
+        base: float = 10_000.0,
+        share: float = 1.0,
+        layout: Literal["half", "interleaved"] = "half",
+        scaling: Scaling | None = None,
+    ) -> None:
+        super().__init__()
+        checked_number("base", base, 1.001, 1e30)
+        checked_number("share", share, 0, 1)
+        width = round(head_dim * share)
+        if width < 2 or width % 2:
+            raise ValueError(
+                f"rotary positions turn pairs: {share:g} of head_dim ({head_dim}) must be even and at least 2, not "
+                f"{width}; choose num_heads so that head_dim is even"
+            )
+        if layout not in ("half", "interleaved"):
+            raise ValueError(f"layout is half or interleaved, not {layout!r}")
+        self.head_dim, self.width, self.layout, self.base, self.scaling = head_dim, width, layout, base, scaling
+        self.register_buffer("frequencies", _frequencies(width, base, scaling), persistent=False)
+        self.sharpening = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
+
+    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+        """Refuse heads of another width."""
+        if head_dim != self.head_dim:
+            raise ValueError(f"these rotary positions are for heads of width {self.head_dim}, not {head_dim}")
+
+    def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+        """Each pair (a, b) at place m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
+        # Angles in float64: in float32 place 100,000 is off by a hundredth of a turn.
+        places = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
+        angles = torch.outer(places, self.frequencies.to(places.dtype))
+        cos, sin = ((t * self.sharpening).to(x.dtype) for t in (angles.cos(), angles.sin()))
+        turned, rest = x[..., : self.width], x[..., self.width :]
+        a, b = turned.chunk(2, -1) if self.layout == "half" else (turned[..., ::2], turned[..., 1::2])
+        pair = (a * cos - b * sin, a * sin + b * cos)
+        turned = torch.cat(pair, -1) if self.layout == "half" else torch.stack(pair, -1).flatten(-2)
+        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+    def extra_repr(self) -> str:
+        """What a printed network shows."""
+        scaling = "" if self.scaling is None else f", scaling={self.scaling}"
+        return f"width={self.width} of {self.head_dim}, base={self.base:g}, layout={self.layout!r}{scaling}"
+
+
+def _frequencies(width: int, base: float, scaling: Scaling | None) -> Tensor:
+    """θ of every pair, radians a place, (width / 2,)."""
+    if scaling and scaling.kind == "ntk" and width > 2:
+        base = base * scaling.factor ** (width / (width - 2))
+    theta = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    if scaling is None or scaling.kind == "ntk":
+        return theta
+    if scaling.kind == "linear":
+        return theta / scaling.factor
+    assert scaling.original is not None
+    # The pairs that turn so often within the length that was trained on.
+    fast, slow = (
+        width * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (FAST, SLOW)
+    )
+    first, last = max(math.floor(fast), 0), min(math.ceil(slow), width - 1)
+    divided = ((torch.arange(width // 2, dtype=torch.float64) - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return theta * (1 - divided) + theta / scaling.factor * divided

@@ -1,0 +1,303 @@
+"""A model of transformers gives with our engine what it gives with its own: states, gradients, tokens."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers", reason="pip install 'attnlab[hf]'")
+
+import hub
+import torch
+from hub import DECODERS, FAMILIES, LONG, B, N, model, padded, tokens
+from torch import Tensor, nn
+
+from attnlab.engines.paths import listening
+from attnlab.extras import MissingExtraError
+from attnlab.integrations.huggingface import register
+from attnlab.integrations.huggingface.attention import Seen, attend, mask
+
+EXACT = ("Bert", "GPT2")
+"""The others round to float32 inside, whatever their dtype."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    register()
+
+
+def states(made: Any, real: Tensor | None, length: int = N, **given: Any) -> tuple[Tensor, Tensor]:
+    """The last hidden states and a gradient that went through every layer; zeros for what is padding."""
+    body = getattr(made, made.base_model_prefix, made)
+    out = body(tokens(length), attention_mask=real, **given).last_hidden_state
+    out = out if real is None or real.dim() > 2 else out * real.unsqueeze(-1)
+    out.square().sum(1).mean().backward()
+    return out.detach(), made.get_input_embeddings().weight.grad
+
+
+def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], limit: float) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.abs().max() > 1e-3
+        assert (ours - theirs).abs().max() <= limit * max(1.0, theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("length", [N, LONG])
+@pytest.mark.parametrize("side", ["none", "right", "left", "hole"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_gradients(family: str, side: str, length: int) -> None:
+    real = padded(side, length)
+    for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-10))[: 1 + (family in EXACT)]:
+        eager, ours = (states(model(family, name, dtype=dtype), real, length) for name in ("eager", "attnlab"))
+        same(ours, eager, limit)
+
+
+PATHS = {
+    ("Bert", "none"): "fused",
+    ("Bert", "right"): "items",
+    ("Bert", "left"): "items",
+    ("GPT2", "none"): "causal",
+    ("GPT2", "left"): "items",
+    ("Llama", "none"): "causal",
+    ("Mistral", "none"): "window",
+    ("Mistral", "right"): "window",
+}
+
+
+@pytest.mark.parametrize(("family", "side"), PATHS)
+def test_what_nobody_looks_at_is_left_out(family: str, side: str) -> None:
+    made = model(family, "attnlab")
+    with listening() as heard:
+        made(tokens(LONG), attention_mask=padded(side, LONG))
+    assert {path.name for path in heard} == {PATHS[family, side]}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "without a cache": {"use_cache": False},
+    "a static cache": {"cache_implementation": "static", "disable_compile": True},
+    "a static cache, one token": {"cache_implementation": "static", "max_new_tokens": 1},
+    "beams": {"num_beams": 3},
+    "sampled": {"do_sample": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", DECODERS)
+def test_generate_gives_the_same_tokens(family: str, way: str) -> None:
+    given = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, **WAYS[way]}
+    found = []
+    for name in ("eager", "attnlab"):
+        made = model(family, name)
+        made.generation_config.eos_token_id = None
+        torch.manual_seed(0)
+        found.append(made.generate(tokens(), attention_mask=padded("left"), **given))
+    assert torch.equal(*found)
+    assert found[0].shape == (B, N + given["max_new_tokens"])
+
+
+def test_decoding_reads_shared_keys_as_they_lie() -> None:
+    with listening() as heard:
+        model("Llama", "attnlab").generate(tokens(), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert {path.name for path in heard[-2:]} == {"shared"}
+
+
+@pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama", "GptOss"])
+def test_output_attentions_gives_the_weights(family: str) -> None:
+    real = padded("right")
+    outs = [model(family, name)(tokens(), attention_mask=real, output_attentions=True) for name in ("eager", "attnlab")]
+    assert len(outs[1].attentions) == 2
+    for theirs, ours in zip(*(out.attentions for out in outs), strict=True):
+        assert theirs.shape == ours.shape
+        assert ((ours - theirs) * real[:, None, :, None]).abs().max() < 1e-5
+    assert model(family, "attnlab")(tokens()).attentions is None
+
+
+def test_a_matrix_is_taken_as_given() -> None:
+    allowed = torch.rand(B, 1, N, N, generator=torch.Generator().manual_seed(1)) > 0.4
+    allowed |= torch.eye(N, dtype=torch.bool)
+    numbers = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    numbers[..., 0] = numbers[..., 0] + 0.5
+    for given in (numbers, allowed):
+        eager, ours = (states(model("GPT2", name), given) for name in ("sdpa", "attnlab"))
+        same(ours, eager, 1e-5)
+
+
+def test_packed_sequences_are_each_alone() -> None:
+    places = torch.cat([torch.arange(4), torch.arange(N - 4)]).expand(B, -1)
+    given = {"position_ids": places, "use_cache": False}
+    eager, ours = (states(model("Llama", name), None, **given) for name in ("eager", "attnlab"))
+    same(ours, eager, 1e-5)
+    assert (ours[0] - states(model("Llama", "attnlab"), None)[0])[:, 4:].abs().max() > 1e-3
+
+
+def test_a_decoder_that_is_told_to_look_both_ways() -> None:
+    eager, ours = (states(model("Llama", name, is_causal=False), None) for name in ("eager", "attnlab"))
+    same(ours, eager, 1e-5)
+    assert (ours[0] - states(model("Llama", "attnlab"), None)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["T5", "Bart"])
+def test_an_encoder_and_a_decoder(family: str) -> None:
+    """Cross-attention, and for T5 scores that are not scaled and numbers for every distance."""
+    import transformers
+
+    sizes = {"T5": {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 3, "dropout_rate": 0.0}}
+    sizes["T5"] |= {"decoder_start_token_id": 0}
+    sizes["Bart"] = {"d_model": 12, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0}
+    sizes["Bart"] |= {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in HEADS.items()}
+    found = []
+    for name in ("eager", "attnlab"):
+        config = getattr(transformers, f"{family}Config")(vocab_size=hub.VOCABULARY, **sizes[family])
+        kind = getattr(transformers, f"{family}ForConditionalGeneration")
+        made = hub.shaken(kind._from_config(config, attn_implementation=name), torch.float32)
+        out = made(tokens(), attention_mask=padded("right"), decoder_input_ids=tokens(7))
+        out.logits.square().mean().backward()
+        told = made.generate(tokens(), attention_mask=padded("left"), max_new_tokens=5, do_sample=False)
+        found.append((out.logits.detach(), made.get_input_embeddings().weight.grad, told.float()))
+    same(found[1], found[0], 1e-5)
+
+
+HEADS = {"attention_heads": 3, "ffn_dim": 16}
+
+
+def test_training_drops_weights_and_eval_does_not() -> None:
+    made = model("Bert", "attnlab", attention_probs_dropout_prob=0.4).train()
+    torch.manual_seed(0)
+    first, second = (made(tokens()).last_hidden_state for _ in range(2))
+    assert (first - second).abs().max() > 1e-3
+    made.eval()
+    assert torch.equal(made(tokens()).last_hidden_state, made(tokens()).last_hidden_state)
+
+
+def test_dropout_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    q, k = (torch.randn(B, 2, 67, 5) for _ in range(2))
+    out, _ = attend(nn.Module(), q, k, torch.ones(B, 2, 67, 5), None, dropout=0.25, is_causal=False)
+    assert out.std() > 1e-3
+    assert abs(out.mean() - 1) < 5 * out[..., 0].std() / out[..., 0].numel() ** 0.5
+
+
+def test_gradient_checkpointing() -> None:
+    plain, saving = model("GPT2", "attnlab"), model("GPT2", "attnlab")
+    saving.activation_checkpointing_enable({"use_reentrant": False})
+    real = padded("left")
+    same(states(saving.train(), real), states(plain.train(), real), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Bert", "Llama"])
+def test_compiled_as_one_graph(family: str) -> None:
+    made = model(family, "attnlab")
+    torch.compiler.reset()
+    compiled = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
+    for side, length in (("none", N), ("left", N)):
+        real = padded(side, length)
+        expected = made(tokens(length), attention_mask=real)[0]
+        found = compiled(tokens(length), attention_mask=real)[0]
+        shown = torch.ones(B, length) if real is None else real
+        assert ((found - expected) * shown.unsqueeze(-1)).abs().max() < 1e-5
+
+
+# One layer by itself
+
+
+def test_without_a_mask_a_layer_says_itself_what_it_is() -> None:
+    x = torch.randn(B, N, 12, generator=torch.Generator().manual_seed(0))
+    layers = {name: model("GPT2", name).transformer.h[0].attn for name in ("sdpa", "attnlab")}
+    theirs, ours = (layers[name](x)[0] for name in ("sdpa", "attnlab"))
+    assert (ours - theirs).abs().max() < 1e-5
+    moved = x.clone()
+    moved[:, -1] += 1
+    assert torch.equal(layers["attnlab"](moved)[0][:, :-1], ours[:, :-1])
+
+
+def vectors(queries: int = N, keys: int = N) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(B, 6, queries, 4), torch.randn(B, 2, keys, 4), torch.randn(B, 2, keys, 3)
+
+
+def test_heads_that_share_keys_values_of_another_width_and_another_scale() -> None:
+    q, k, v = vectors()
+    out, weights = attend(nn.Module(), q, k, v, None, scaling=0.3, is_causal=False, output_attentions=True)
+    expected = (q @ k.repeat_interleave(3, 1).mT * 0.3).softmax(-1)
+    assert (weights - expected).abs().max() < 1e-6
+    assert out.shape == (B, N, 6, 3)
+    assert (out.transpose(1, 2) - expected @ v.repeat_interleave(3, 1)).abs().max() < 1e-6
+
+
+def test_a_row_that_may_look_at_nothing_is_zero() -> None:
+    seen = mask(B, N, N, attention_mask=padded("left").bool())
+    assert isinstance(seen, Seen)
+    out, _ = attend(nn.Module(), *vectors(), seen)
+    assert (out[2, : N - 4] == 0).all()
+    assert (out[2, N - 4 :] != 0).all()
+
+
+def test_a_compiled_step_gets_a_matrix() -> None:
+    """The place of its query is a tensor, so that one graph serves every step."""
+    real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
+    matrix = mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
+    assert isinstance(matrix, Tensor)
+    assert torch.equal(matrix, (real & (torch.arange(N) <= 4))[:, None, None])
+
+
+def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return torch.stack([k <= q, q == 3]).any()
+
+    matrix = mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
+    expected = torch.ones(N, N, dtype=torch.bool).tril()
+    expected[3] = True
+    assert isinstance(matrix, Tensor)
+    assert torch.equal(matrix, expected.expand(B, 1, N, N))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"cu_seq_lens_q": torch.tensor([0, 5])},
+            TypeError,
+            "asks attention for cu_seq_lens_q, .*, or give position_ids",
+        ),
+        ({"indices": torch.tensor([0])}, TypeError, "asks attention for indices, which attnlab does not know"),
+        ({"attention_mask": torch.ones(B, N)}, ValueError, r"shape \(3, 11\) where a layer wants \(batch, 1 or heads"),
+        ({"attention_mask": torch.ones(B, 1, N, 5)}, ValueError, "the mask is 11 x 5"),
+        ({"sliding_window": 5, "is_causal": False}, ValueError, "not certain where a window of 5 lies"),
+        ({"s_aux": torch.zeros(6), "scaling": 0.5, "sinks": torch.zeros(6)}, TypeError, "for sinks"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    asked = {"attention_mask": None, **given}
+    with pytest.raises(error, match=message):
+        attend(nn.Module(), *vectors(), **asked)
+
+
+def test_causal_queries_among_more_keys_need_a_mask() -> None:
+    with pytest.raises(ValueError, match="not certain where 5 queries stand among 11 keys"):
+        attend(nn.Module(), *vectors(5, N), None, is_causal=True)
+    with pytest.raises(ValueError, match="the mask is for 11 queries and 11 keys, not for 5 and 11"):
+        attend(nn.Module(), *vectors(5, N), mask(B, N, N))
+
+
+def test_an_argument_that_is_none_asks_for_nothing() -> None:
+    attend(nn.Module(), *vectors(), None, cu_seq_lens_q=None, sinks=None, use_cache=True)
+
+
+def test_a_window_without_a_mask() -> None:
+    q, k, v = vectors()
+    out, _ = attend(nn.Module(), q, k, v, None, is_causal=True, sliding_window=3)
+    place = torch.arange(N)
+    seen = (place <= place[:, None]) & (place > place[:, None] - 3)
+    expected, _ = attend(nn.Module(), q, k, v, seen[None, None])
+    assert (out - expected).abs().max() < 1e-6
+
+
+def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("attnlab.integrations.huggingface")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"needs transformers; pip install 'attnlab\[hf\]'"):
+        import attnlab.integrations.huggingface  # noqa: F401

@@ -1,0 +1,228 @@
+"""An encoder with our layers inside gives what it gave, in train and in eval mode; and back. Sizes are primes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnlab
+from attnlab.attention import Unsupported
+from attnlab.integrations.pytorch import AsMultihead, from_torch, to_torch
+from attnlab.models.multihead import MultiAttention
+from attnlab.models.selfhead import SelfAttention
+
+B, N, M, D, H, DEPTH = 3, 7, 5, 12, 2, 2
+LENGTHS = torch.tensor([7, 4, 2])
+IGNORED = torch.arange(N) >= LENGTHS[:, None]
+TRIANGLE = nn.Transformer.generate_square_subsequent_mask(N, dtype=torch.float64)
+
+
+def encoder(*, batch_first: bool = True, norm_first: bool = False, bias: bool = True, **options: Any) -> Any:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(
+        D, H, 17, dropout=0.0, batch_first=batch_first, norm_first=norm_first, bias=bias, dtype=torch.float64
+    )
+    model = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=batch_first and not norm_first and bias, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():  # its layers begin as copies of one, and its biases as zeros
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tokens(*, batch_first: bool = True, length: int = N) -> Tensor:
+    x = torch.randn(B, length, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return x if batch_first else x.transpose(0, 1)
+
+
+def scattered(*shape: int) -> Tensor:
+    """True is *may not look*; everyone may look at himself."""
+    hidden = torch.rand(*shape, generator=torch.Generator().manual_seed(2)) > 0.6
+    return hidden & ~torch.eye(shape[-1], dtype=torch.bool)
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "plainly": {},
+    "padding": {"src_key_padding_mask": IGNORED},
+    "padding in numbers": {"src_key_padding_mask": torch.zeros(B, N).double().masked_fill(IGNORED, -torch.inf)},
+    "padding left": {"src_key_padding_mask": IGNORED.flip(1)},
+    "a mask": {"mask": scattered(N, N)},
+    "a mask a head": {"mask": scattered(B * H, N, N)},
+    "numbers": {"mask": torch.randn(N, N, dtype=torch.float64)},
+    "numbers a head": {"mask": torch.randn(B * H, N, N, dtype=torch.float64)},
+    "causal": {"mask": TRIANGLE},
+    "causal, said": {"mask": TRIANGLE, "is_causal": True},
+    "causal, Boolean": {"mask": -torch.inf == TRIANGLE, "is_causal": True},
+    "causal, padding": {"mask": -torch.inf == TRIANGLE, "src_key_padding_mask": IGNORED, "is_causal": True},
+    "numbers, padding": {
+        "mask": torch.randn(N, N, dtype=torch.float64),
+        "src_key_padding_mask": torch.randn(B, N, dtype=torch.float64).masked_fill(IGNORED, -torch.inf),
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("how", ASKED)
+def test_the_encoder_gives_what_it_gave(how: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, x = encoder().train(training), tokens()
+    ours = from_torch(theirs)
+    # Without gradients theirs takes its fast path, which gives NaN for a mask of numbers.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", "numbers" not in how or "padding in" in how)
+    with torch.set_grad_enabled(training):
+        expected, found = theirs(x, **ASKED[how]), ours(x, **ASKED[how])
+    real = torch.ones(B, N, dtype=torch.bool)
+    if (padding := ASKED[how].get("src_key_padding_mask")) is not None and not training:
+        real = padding == 0 if not padding.is_floating_point() else padding != -torch.inf
+    assert (found - expected)[real].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("batch_first", "norm_first", "bias"), [(False, False, True), (True, True, False)])
+def test_the_gradients_too_and_the_other_constructions(batch_first: bool, norm_first: bool, bias: bool) -> None:
+    theirs = encoder(batch_first=batch_first, norm_first=norm_first, bias=bias)
+    ours = from_torch(theirs)
+    slopes = []
+    for model in (theirs, ours):
+        x = tokens(batch_first=batch_first).requires_grad_()
+        model(x, src_key_padding_mask=IGNORED).square().sum().backward()
+        slopes.append((x.grad, model.layers[1].linear1.weight.grad, model.layers[0].norm1.weight.grad))
+    for found, expected in zip(*slopes, strict=True):
+        assert (found - expected).abs().max() < 1e-10
+    weight, expected = ours.layers[0].self_attn.attention.qkv.weight, theirs.layers[0].self_attn.in_proj_weight
+    assert (weight.grad - expected.grad).abs().max() < 1e-10
+
+
+def test_no_fast_path_passes_our_layer_by() -> None:
+    ours = from_torch(encoder()).eval()
+    with torch.no_grad():
+        taken = attnlab.explain_path(ours, tokens(), src_key_padding_mask=IGNORED)
+    assert len(taken) == DEPTH
+
+
+def test_a_triangle_is_recognised_and_takes_no_matrix() -> None:
+    ours = from_torch(encoder())
+    names = {path.name for path in attnlab.explain_path(ours, tokens(), mask=TRIANGLE)}
+    assert names == {"causal"}
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_there_and_back_is_the_same_model(batch_first: bool) -> None:
+    theirs = encoder(batch_first=batch_first)
+    theirs.layers[0].self_attn.requires_grad_(False)
+    ours = from_torch(theirs)
+    assert isinstance(theirs.layers[0].self_attn, nn.MultiheadAttention), "the original is left as it was"
+    assert not any(p.requires_grad for p in ours.layers[0].self_attn.parameters())
+    assert not ours.use_nested_tensor
+    back = to_torch(ours)
+    assert back.use_nested_tensor is theirs.use_nested_tensor is batch_first
+    assert [layer.self_attn.batch_first for layer in back.layers] == [batch_first] * DEPTH
+    expected = theirs.state_dict()
+    assert expected.keys() == back.state_dict().keys()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in back.state_dict().items())
+    assert [p.requires_grad for p in back.parameters()] == [p.requires_grad for p in theirs.parameters()]
+
+
+def test_a_decoder_looks_at_another_sequence() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Transformer(D, H, 1, 2, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
+    ours = from_torch(theirs)
+    kinds = [type(module) for module in ours.modules()]
+    assert kinds.count(AsMultihead) == 5
+    given = {
+        "tgt_mask": nn.Transformer.generate_square_subsequent_mask(M, dtype=torch.float64),
+        "memory_mask": scattered(N, N)[:M],
+        "memory_key_padding_mask": IGNORED,
+    }
+    source, target = tokens(), tokens(length=M)
+    assert (ours(source, target, **given) - theirs(source, target, **given)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_it_is_asked_as_multihead_attention_is(batch_first: bool, average: bool, batched: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(D, H, batch_first=batch_first, dtype=torch.float64)
+    ours = from_torch(theirs)
+    x, memory = tokens(batch_first=batch_first), tokens(batch_first=batch_first, length=M)
+    ignored = IGNORED[:, :M]
+    if not batched:
+        x, memory, ignored = tokens()[0], tokens(length=M)[0], IGNORED[1, :M]
+    given = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
+    given["attn_mask"][:, 0] = False  # the first key is real in every item: no row is empty
+    for found, expected in zip(ours(x, memory, memory, **given), theirs(x, memory, memory, **given), strict=True):
+        assert (found - expected).abs().max() < 1e-12
+    assert ours(x, x, x, need_weights=False)[1] is None
+
+
+def test_a_row_that_may_look_at_nothing_is_zero_where_theirs_is_nan() -> None:
+    theirs = nn.MultiheadAttention(D, H, batch_first=True, dtype=torch.float64)
+    x, everything = tokens(), torch.ones(B, N, dtype=torch.bool)
+    assert theirs(x, x, x, key_padding_mask=everything)[0].isnan().all()
+    assert (from_torch(theirs)(x, x, x, key_padding_mask=everything)[0] == 0).all()
+
+
+def test_another_mechanism_in_its_place() -> None:
+    model = from_torch(encoder(), lambda theirs: SelfAttention(theirs.embed_dim).to(torch.float64))
+    assert model(tokens(), src_key_padding_mask=IGNORED).shape == (B, N, D)
+    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* cannot say what SelfAttention computes"):
+        to_torch(model)
+
+
+def test_compiled_as_one_graph() -> None:
+    ours = from_torch(encoder()).eval()
+    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    for given in ({"mask": TRIANGLE, "is_causal": True}, {"mask": scattered(N, N)}, {"src_key_padding_mask": IGNORED}):
+        assert (compiled(tokens(), **given) - ours(tokens(), **given)).abs().max() < 1e-12
+
+
+# What is refused
+
+
+def test_a_hint_that_contradicts_the_mask_or_has_none() -> None:
+    ours = from_torch(encoder())
+    with pytest.raises(ValueError, match="is_causal=True, but attn_mask is not causal"):
+        ours(tokens(), mask=scattered(N, N), is_causal=True)
+    with pytest.raises(ValueError, match="is_causal=True says something of attn_mask, and there is none"):
+        ours(tokens(), is_causal=True)
+
+
+def test_keys_that_are_not_the_values() -> None:
+    ours, x = from_torch(nn.MultiheadAttention(D, H, batch_first=True, dtype=torch.float64)), tokens()
+    with pytest.raises(ValueError, match="keys and values come from one sequence"):
+        ours(x, x, x.clone())
+
+
+def test_numbers_for_a_mechanism_that_takes_none() -> None:
+    class Plain(SelfAttention):
+        card = replace(SelfAttention.card, supports=("causal", "mask"))
+
+    ours, x = AsMultihead(Plain(D).double(), batch_first=True), tokens()
+    with pytest.raises(Unsupported, match="does not support bias"):
+        ours(x, x, x, attn_mask=torch.randn(N, N, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Linear(2, 2), "there is no MultiheadAttention in Linear"),
+        (lambda: nn.Sequential(nn.MultiheadAttention(D, H, kdim=5)), "0: only an nn.MultiheadAttention without kdim"),
+        (lambda: nn.Sequential(Extended(D, H)), "0: Extended extends nn.MultiheadAttention"),
+    ],
+)
+def test_what_cannot_be_said_is_named(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_torch(model())
+
+
+def test_a_layer_that_is_causal_by_itself_has_no_way_back() -> None:
+    ours = from_torch(encoder(), lambda theirs: MultiAttention.from_torch(theirs, causal=True))
+    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* told by attn_mask to be causal"):
+        to_torch(ours)
+
+
+class Extended(nn.MultiheadAttention):
+    pass

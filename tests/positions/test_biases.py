@@ -1,0 +1,114 @@
+"""ALiBi and T5 against their papers, and that the table of T5 learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from attnlab.masks import window
+from attnlab.models.multihead import MultiAttention
+from attnlab.positions import ALiBi, T5Bias
+
+H = 3
+
+
+def test_alibi_slopes_are_the_papers() -> None:
+    assert ALiBi(8).slopes.tolist() == [2.0**-i for i in range(1, 9)]
+    assert ALiBi(6).slopes.tolist() == [2.0**-i for i in (2, 4, 6, 8, 1, 3)]
+    bias = ALiBi(2).bias(3, 5)
+    assert bias is not None
+    assert bias.shape == (2, 3, 5)
+    assert (bias[0] * -16).tolist() == [[2, 1, 0, 1, 2], [3, 2, 1, 0, 1], [4, 3, 2, 1, 0]]
+
+
+def test_t5_ranges_are_the_papers() -> None:
+    causal, both = T5Bias(H, causal=True), T5Bias(H)
+    back = {0: 0, 1: 1, 15: 15, 16: 16, 31: 21, 64: 26, 127: 31, 128: 31, 10_000: 31}
+    for far, expected in back.items():
+        assert int(causal.ranges(torch.tensor(-far))) == expected, far
+    assert int(causal.ranges(torch.tensor(5))) == 0
+    for offset, expected in {0: 0, -1: 1, -7: 7, -8: 8, -127: 15, 1: 17, 7: 23, 8: 24, 500: 31}.items():
+        assert int(both.ranges(torch.tensor(offset))) == expected, offset
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_range_is_used_and_no_other(causal: bool) -> None:
+    for buckets, longest in ((4, 2), (4, 100), (16, 9), (32, 128), (64, 1000)):
+        t5 = T5Bias(H, causal=causal, buckets=buckets, longest=max(longest, buckets // 2 + 1))
+        found = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
+        # The keys ahead have a range of their own for distance 0, which is theirs by rule and never asked for.
+        expected = set(range(buckets)) - (set() if causal else {buckets // 2})
+        assert set(found.tolist()) <= expected
+        assert {0, buckets - 1} <= set(found.tolist())
+        assert bool((found[: 2001 if causal else 2000].diff() <= 0).all()), "nearer is a lower range"
+
+
+def test_a_bias_is_of_the_table() -> None:
+    t5 = T5Bias(H, buckets=6, longest=9)
+    bias = t5.bias(5, 7)
+    assert bias is not None
+    for i in range(5):
+        for j in range(7):
+            expected = t5.table.weight[int(t5.ranges(torch.tensor(j - i - 2)))]
+            assert torch.equal(bias[:, i, j], expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -> None:
+    torch.manual_seed(0)
+    layer = MultiAttention(6, H, positions="t5(buckets=4, longest=3)", causal=causal).double()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+
+    def out(table: torch.Tensor) -> torch.Tensor:
+        return functional_call(layer, {"positions.table.weight": table}, (x,))
+
+    assert torch.autograd.gradcheck(out, (layer.positions.table.weight.detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, window(9)])
+def test_a_step_along_the_gradient_of_the_table_does_what_it_says(causal: bool, mask: object) -> None:
+    torch.manual_seed(0)
+    layer = MultiAttention(6, H, positions="t5", causal=causal).double()
+    table, x = layer.positions.table.weight, torch.randn(2, 211, 6, dtype=torch.float64)
+    direction = torch.randn(211, 6, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return (layer(x, mask=mask) * direction).sum()
+
+    loss().backward()
+    step = 1e-5 * torch.randn_like(table)
+    assert table.grad is not None
+    with torch.no_grad():
+        expected = (table.grad * step).sum()
+        table.add_(step)
+        ahead = loss()
+        table.sub_(2 * step)
+        behind = loss()
+    torch.testing.assert_close((ahead - behind) / 2, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_the_table_learns_under_dropout() -> None:
+    layer = MultiAttention(12, H, positions="t5", dropout=0.2)
+    layer(torch.randn(2, 131, 12)).square().sum().backward()
+    gradient = layer.positions.table.weight.grad
+    assert gradient is not None
+    assert gradient.abs().amax(1).nonzero().flatten().tolist() == [i for i in range(32) if i != 16]
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (lambda: T5Bias(H, buckets=2), ValueError, "buckets is a whole number from 4 to 65536, not 2"),
+        (lambda: T5Bias(H, causal=True, buckets=3), ValueError, "buckets must be even"),
+        (lambda: T5Bias(H, buckets=8.0), TypeError, "buckets is a whole number, not 8.0"),  # type: ignore[arg-type]
+        (lambda: T5Bias(H, longest=8), ValueError, "longest is a whole number from 9 to"),
+        (lambda: T5Bias(H, causal=True, longest=16), ValueError, "longest is a whole number from 17 to"),
+    ],
+)
+def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        act()

@@ -1,0 +1,131 @@
+"""The laws that make relative positions safe to pad, pack, cache and cut: what is heard follows from distance alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnlab import Cache, check_attention
+from attnlab.attention import Unsupported
+from attnlab.engines.paths import explain_path
+from attnlab.masks import documents, from_tensor, padding, window
+from attnlab.models.groupedquery import GroupedQueryAttention
+from attnlab.models.multihead import MultiAttention
+
+D, H = 12, 3
+SCHEMES = [
+    "rotary",
+    "rotary(base=500, share=0.5, layout=interleaved)",
+    "rotary(scaling=yarn, factor=4, original=64)",
+    "alibi",
+    "t5(buckets=8, longest=20)",
+]
+
+schemes = pytest.mark.parametrize("scheme", SCHEMES)
+lengths = st.integers(1, 160)
+
+
+def layer(scheme: str, *, causal: bool = True) -> MultiAttention:
+    torch.manual_seed(0)
+    made = MultiAttention(D, H, positions=scheme, causal=causal).double().eval()
+    torch.nn.init.normal_(made.qkv.weight, std=0.7)  # scores far from uniform, where a wrong place shows
+    return made
+
+
+def tokens(length: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, length, D, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
+
+
+@schemes
+@given(length=lengths, shift=st.integers(0, 90), causal=st.booleans())
+@settings(deadline=None, max_examples=20)
+@torch.no_grad()
+def test_padding_on_the_left_shifts_nothing(scheme: str, length: int, shift: int, causal: bool) -> None:
+    attend, x = layer(scheme, causal=causal), tokens(length)
+    padded = torch.cat([tokens(shift) if shift else x[:, :0], x], 1)
+    mask = padding(torch.tensor([length]), side="left", total=shift + length)
+    torch.testing.assert_close(attend(padded, mask=mask)[:, shift:], attend(x))
+
+
+@schemes
+@given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5), causal=st.booleans())
+@settings(deadline=None, max_examples=20)
+@torch.no_grad()
+def test_sequences_packed_in_one_row_are_as_each_alone(scheme: str, sizes: list[int], causal: bool) -> None:
+    attend, parts = layer(scheme, causal=causal), [tokens(size) for size in sizes]
+    numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    row = attend(torch.cat(parts, 1), mask=documents(numbers))
+    torch.testing.assert_close(row, torch.cat([attend(part) for part in parts], 1))
+
+
+@schemes
+@given(length=lengths, cuts=st.lists(st.integers(0, 160), max_size=6), size=st.none() | st.integers(1, 40))
+@settings(deadline=None, max_examples=20)
+@torch.no_grad()
+def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
+    attend, x = layer(scheme), tokens(length, batch=2)
+    mask = None if size is None else window(size)
+    cache = Cache(length, window=size)
+    edges = [0, *sorted(cut for cut in cuts if cut < length), length]
+    parts = [attend(x[:, a:b], mask=mask, cache=cache) for a, b in pairwise(edges)]
+    torch.testing.assert_close(torch.cat(parts, 1), attend(x, mask=mask))
+
+
+@schemes
+@given(length=st.integers(130, 300), size=st.integers(1, 60), causal=st.booleans())
+@settings(deadline=None, max_examples=20)
+@torch.no_grad()
+def test_a_window_is_as_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
+    attend, x = layer(scheme, causal=causal), tokens(length)
+    bias = torch.randn(H, length, length, dtype=torch.float64)
+    written = from_tensor(window(size).materialize(length))
+    for given_ in ({}, {"bias": bias}, {"bias": bias[:, :1]}):
+        torch.testing.assert_close(attend(x, mask=window(size), **given_), attend(x, mask=written, **given_))
+
+
+@schemes
+@torch.no_grad()
+def test_another_order_is_heard(scheme: str) -> None:
+    attend, x = layer(scheme, causal=False), tokens(7)
+    order = torch.tensor([1, 0, 2, 3, 4, 5, 6])
+    assert not torch.allclose(attend(x[:, order])[:, order], attend(x), atol=1e-3)
+
+
+@pytest.mark.slow
+@schemes
+def test_a_layer_with_positions_keeps_every_promise(scheme: str) -> None:
+    report = check_attention(partial(MultiAttention, positions=scheme))
+    assert report.passed
+    assert report["fast path = reference, outputs"].outcome == "pass"
+    assert report["steps with a cache = the full pass"].outcome == "pass"
+    assert report["permuted in, permuted out"].outcome == "not claimed"
+
+
+def test_what_positions_take_away() -> None:
+    attend = MultiAttention(D, H, positions="rotary")
+    with pytest.raises(Unsupported, match="does not support context"):
+        attend(torch.zeros(1, 2, D), context=torch.zeros(1, 3, D))
+    assert MultiAttention(D, H).supports("context")
+    mask, x = padding(torch.tensor([199, 67, 101]), queries=True), torch.randn(3, 199, D)
+    ways = {p: explain_path(MultiAttention(D, H, positions=p), x, mask=mask)[0].name for p in ("rotary", "alibi")}
+    assert ways == {"rotary": "packed", "alibi": "matrix"}
+
+
+@pytest.mark.parametrize("positions", ["rotary(base=5)", "alibi", "t5"])
+def test_pytorchs_layer_knows_no_positions(positions: str) -> None:
+    name = positions.split("(")[0]
+    with pytest.raises(ValueError, match=f"nn.MultiheadAttention knows no positions, and this layer has {name}"):
+        MultiAttention(D, H, positions=positions).to_torch()
+
+
+def test_heads_that_share_keys_take_them_too() -> None:
+    grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(share=0.67)")
+    assert grouped.positions.width == 2  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="positions turn pairs"):
+        GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary")

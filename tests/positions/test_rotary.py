@@ -1,0 +1,165 @@
+"""Rotary positions against complex numbers, and their scalings against the papers and the models that use them."""
+
+from __future__ import annotations
+
+import cmath
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnlab.models.multihead import MultiAttention
+from attnlab.positions import Rotary, Scaling
+from attnlab.positions.base import exact
+
+d, N, H = 10, 7, 3
+
+
+def x(length: int = N, width: int = d) -> torch.Tensor:
+    return torch.randn(2, H, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_pair_is_a_complex_number_that_turns() -> None:
+    out, given_ = Rotary(d, layout="interleaved").rotate(x(), first=5), x()
+    for m in range(N):
+        for i in range(d // 2):
+            before = complex(given_[1, 2, m, 2 * i], given_[1, 2, m, 2 * i + 1])
+            after = before * cmath.exp(1j * (m + 5) * 10_000 ** (-2 * i / d))
+            assert complex(out[1, 2, m, 2 * i], out[1, 2, m, 2 * i + 1]) == pytest.approx(after, abs=1e-12)
+
+
+def test_the_layouts_pair_other_numbers() -> None:
+    order = torch.tensor([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
+    interleaved = Rotary(d, layout="interleaved").rotate(x()[..., order])
+    torch.testing.assert_close(Rotary(d).rotate(x())[..., order], interleaved, rtol=0, atol=0)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 500),
+    st.sampled_from(["half", "interleaved"]),
+    st.sampled_from([1.0, 0.4]),
+    st.sampled_from([None, Scaling("linear", 3), Scaling("ntk", 3), Scaling("yarn", 3, original=64)]),
+)
+def test_scores_follow_from_the_distance(
+    shift: int, distance: int, layout: Literal["half", "interleaved"], share: float, scaling: Scaling | None
+) -> None:
+    rotary = Rotary(d, layout=layout, share=share, scaling=scaling)
+    q, k = x(1), x(1) + 1
+    here = (rotary.rotate(q, distance) * rotary.rotate(k, 0)).sum(-1)
+    there = (rotary.rotate(q, shift + distance) * rotary.rotate(k, shift)).sum(-1)
+    torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-8)
+
+
+def test_partial_rotary_leaves_the_rest() -> None:
+    out = Rotary(d, share=0.4).rotate(x(), first=3)
+    assert torch.equal(out[..., 4:], x()[..., 4:])
+    torch.testing.assert_close(out[..., :4], Rotary(4).rotate(x()[..., :4], first=3), rtol=0, atol=0)
+
+
+# Scaling
+
+
+def test_scaling_by_hand() -> None:
+    plain = [10_000 ** (-i / 4) for i in range(4)]  # 1, 0.1, 0.01, 0.001 radians a place
+    assert Rotary(8).frequencies.tolist() == pytest.approx(plain)
+    linear = Rotary(8, scaling=Scaling("linear", 4)).frequencies.tolist()
+    assert linear == pytest.approx([0.25, 0.025, 0.0025, 0.00025])
+    ntk = Rotary(8, scaling=Scaling("ntk", 8)).frequencies.tolist()  # the base times 8^(8/6) = 16
+    assert ntk == pytest.approx([1, 0.05, 0.0025, 0.001 / 8])
+    # Within 1000 places the pairs turn 159, 16, 1.6 and 0.16 times: 32 turns lie between pairs 0 and 1, one turn
+    # between 2 and 3. So pair 0 is left, pair 3 divided, and a third and two thirds of the way lie 1 and 2.
+    yarn = Rotary(8, scaling=Scaling("yarn", 4, original=1000))
+    expected = [1, 0.1 * (2 / 3 + 1 / 12), 0.01 * (1 / 3 + 2 / 12), 0.00025]
+    assert yarn.frequencies.tolist() == pytest.approx(expected)
+    assert yarn.rotate(torch.ones(1, 8)).norm().item() == pytest.approx(8**0.5 * (0.1 * math.log(4) + 1))
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
+    scaled = Rotary(64, scaling=Scaling(kind, 1.0, original=2048 if kind == "yarn" else None))
+    torch.testing.assert_close(scaled.frequencies, Rotary(64).frequencies)
+    assert scaled.sharpening == 1
+
+
+@pytest.mark.parametrize("base", [10_000.0, 500_000.0])
+@pytest.mark.parametrize("width", [12, 64, 128])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_scaling_as_transformers_does_it(base: float, width: int, share: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+
+    def theirs(kind: str, seen: int | None = None, **settings: Any) -> tuple[torch.Tensor, float]:
+        about = {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": share, **settings}
+        config = transformers.LlamaConfig(
+            head_dim=width,
+            hidden_size=2 * width,
+            num_attention_heads=2,
+            max_position_embeddings=2048,
+            rope_parameters=about,
+        )
+        frequencies, sharpening = rope.ROPE_INIT_FUNCTIONS[kind](config, "cpu", seen)
+        return frequencies.double(), sharpening
+
+    pairs = {
+        Scaling("linear", 4.0): theirs("linear", factor=4.0),
+        Scaling("ntk", 4.0): theirs("dynamic", seen=4 * 2048, factor=1.0),  # dynamic: by the length that was seen
+        Scaling("yarn", 4.0, original=2048): theirs("yarn", factor=4.0, original_max_position_embeddings=2048),
+    }
+    for scaling, (frequencies, sharpening) in pairs.items():
+        ours = Rotary(width, base=base, share=share, scaling=scaling)
+        torch.testing.assert_close(ours.frequencies, frequencies, rtol=1e-6, atol=0)
+        assert ours.sharpening == sharpening
+
+
+# As a module
+
+
+def test_angles_stay_exact_when_the_layer_is_halved_or_moved() -> None:
+    layer = MultiAttention(24, 2, positions="rotary")
+    for moved in (layer.half(), copy.deepcopy(layer).to(torch.bfloat16), pickle.loads(pickle.dumps(layer))):
+        assert moved.positions.frequencies.dtype == torch.float64
+    far = Rotary(64).rotate(torch.ones(1, 64), first=99_999)
+    truth = Rotary(64).rotate(torch.ones(1, 64, dtype=torch.float64), first=99_999)
+    torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
+
+
+def test_where_there_is_no_float64() -> None:
+    assert exact(torch.device("mps")) == torch.float32
+    assert exact(torch.device("cuda", 1)) == exact(torch.device("cpu")) == torch.float64
+
+
+def test_printed_it_shows_its_settings() -> None:
+    assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
+        Rotary(10, base=500, share=0.4, scaling=Scaling("ntk", 2))
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "says"),
+    [
+        (lambda: Rotary(5), ValueError, r"1 of head_dim \(5\) must be even and at least 2, not 5"),
+        (lambda: Rotary(8, share=0.1), ValueError, "must be even and at least 2, not 1"),
+        (lambda: Rotary(8, share=0), ValueError, "not 0"),
+        (lambda: Rotary(8, share=1.5), ValueError, "share is a number from 0 to 1, not 1.5"),
+        (lambda: Rotary(8, base=math.nan), ValueError, "base is a number from 1.001 to 1e.30, not nan"),
+        (lambda: Rotary(8, base=1), ValueError, "not 1"),
+        (lambda: Rotary(8, base="1e4"), TypeError, "base is a number, not '1e4'"),  # type: ignore[arg-type]
+        (lambda: Rotary(8, layout="whole"), ValueError, "layout is half or interleaved, not 'whole'"),  # type: ignore[arg-type]
+        (lambda: Scaling("linear", 0.5), ValueError, "factor is a number from 1 to 1e.09, not 0.5"),
+        (lambda: Scaling("linear", True), TypeError, "factor is a number, not True"),
+        (lambda: Scaling("yarn", 2.0), ValueError, "yarn needs original="),
+        (lambda: Scaling("yarn", 2.0, original=2.5), TypeError, "original is a whole number, not 2.5"),  # type: ignore[arg-type]
+        (lambda: Scaling("ntk", 2.0, original=64), ValueError, "original= is for yarn; ntk scaling does not need"),
+        (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        act()

@@ -1,0 +1,99 @@
+"""Positions from words: what they mean, and what is said of words that mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnlab.models.multihead import MultiAttention
+from attnlab.positions import ALiBi, Positions, Rotary, Scaling, T5Bias, make
+
+
+def made(positions: str | Positions, causal: bool = False) -> Positions:
+    return make(positions, num_heads=3, head_dim=8, causal=causal)
+
+
+def test_names_are_as_the_papers_set_them() -> None:
+    assert type(made("none")) is Positions
+    assert isinstance(made("alibi"), ALiBi)
+    rotary, t5 = made("rotary"), made(" t5() ", causal=True)
+    assert isinstance(rotary, Rotary)
+    assert isinstance(t5, T5Bias)
+    assert (rotary.base, rotary.width, rotary.layout, rotary.scaling) == (10_000, 8, "half", None)
+    assert (t5.causal, t5.buckets, t5.longest) == (True, 32, 128)
+
+
+def test_settings_are_numbers_and_bare_words() -> None:
+    rotary = made("rotary(base=5e5, share=0.5, layout=interleaved)")
+    assert isinstance(rotary, Rotary)
+    assert (rotary.base, rotary.width, rotary.layout) == (500_000, 4, "interleaved")
+    quoted = made("rotary(layout='interleaved', scaling=yarn, factor=4, original=2_048)")
+    assert isinstance(quoted, Rotary)
+    assert (quoted.layout, quoted.scaling) == ("interleaved", Scaling("yarn", 4, original=2048))
+    t5 = made("t5(buckets=16, longest=64)")
+    assert isinstance(t5, T5Bias)
+    assert (t5.buckets, t5.longest) == (16, 64)
+
+
+def test_an_instance_is_taken_as_it_is_where_it_fits() -> None:
+    for positions in (Rotary(8, base=500), ALiBi(3), T5Bias(3), Positions()):
+        layer = MultiAttention(24, 3, positions=positions)
+        assert layer.positions is positions
+        assert layer.supports("equivariant") == (positions.name == "none")
+    assert made(T5Bias(3, causal=True), causal=True).name == "t5"
+
+
+POSSIBLE = r"positions is none, rotary, alibi or t5, or one of these with settings, such as rotary\(base=500000\); not "
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "says"),
+    [
+        ("rope", ValueError, POSSIBLE + "'rope'"),
+        ("", ValueError, POSSIBLE + "''"),
+        ("rotary(", ValueError, POSSIBLE + r"'rotary\('"),
+        ("rotary(base=3", ValueError, POSSIBLE),
+        ("rotary; import os", ValueError, POSSIBLE),
+        ("a.rotary", ValueError, POSSIBLE),
+        ("rotary(base=2)(share=1)", ValueError, POSSIBLE),
+        ("[rotary]", ValueError, POSSIBLE),
+        ("rotary\0", ValueError, POSSIBLE),
+        ("(" * 10_000, ValueError, POSSIBLE),
+        ("rotary(500)", ValueError, r"settings are NAME=VALUE, such as rotary\(base=500000\); not 'rotary\(500\)'"),
+        ("rotary(**base)", ValueError, "settings are NAME=VALUE"),
+        ("rotary(base=2, base=3)", ValueError, r"rotary\(...\) sets base twice"),
+        ("rotary(bse=2)", ValueError, "rotary has no setting bse; did you mean base?"),
+        ("rotary(zzz=2)", ValueError, "no setting zzz; it has base, share, layout, scaling, factor, original"),
+        ("alibi(slope=2)", ValueError, "alibi has no setting slope; it takes none"),
+        ("rotary(base=1+1)", ValueError, r"base takes a number or a word, not '1 \+ 1'"),
+        ("rotary(base=open('x'))", ValueError, "base takes a number or a word, not "),
+        ("rotary(base=many)", TypeError, "base is a number, not 'many'"),
+        ("rotary(base=1e999)", ValueError, "not inf"),
+        ("rotary(layout=[1])", ValueError, r"layout is half or interleaved, not \[1\]"),
+        ("rotary(factor=2, original=3)", ValueError, r"factor and original in rotary\(...\) .* add scaling=linear"),
+        ("rotary(scaling=ntk)", ValueError, r"scaling=ntk in rotary\(...\) needs factor="),
+        ("rotary(scaling=yarn, factor=2)", ValueError, "yarn needs original="),
+        ("rotary(scaling=none, factor=2)", ValueError, "scaling is linear, ntk or yarn, not 'none'"),
+        ("t5(buckets=2.5)", TypeError, "buckets is a whole number, not 2.5"),
+        (None, TypeError, "positions are words or an attnlab.positions.Positions, not NoneType"),
+        (Rotary(10), ValueError, "for heads of width 10, not 8"),
+        (ALiBi(2), ValueError, "these ALiBi slopes are for 2 heads, not 3"),
+        (T5Bias(4), ValueError, "this T5 bias is for 4 heads, not 3"),
+        (T5Bias(3, causal=True), ValueError, "this T5 bias has no ranges for keys ahead"),
+    ],
+)
+def test_what_cannot_be(words: str | Positions, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says) as caught:
+        made(words)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@given(st.text() | st.from_regex(r"(rotary|t5|alibi)\([a-z]{0,6}=[^\n]{0,9}\)", fullmatch=True))
+def test_no_words_do_anything_else(words: str) -> None:
+    try:
+        found = made(words)
+    except (ValueError, TypeError) as error:
+        found = str(error)
+    assert isinstance(found, Positions) or "\n" not in found
