@@ -8,22 +8,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab import registry
+from attnlab.cache import Cache
 from attnlab.network import Block, Inputs, Network, Outputs
 from attnlab.task import IGNORE
 
 TEXT = "blacksmith blacksmith"
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+
+Layers = Mapping[str, tuple[str, Mapping[str, Any]]]
+Work = tuple[Callable[[], object], int]  # what is timed, and how often in a row
 
 
 class Reading(NamedTuple):
@@ -45,8 +50,7 @@ def read_text(model: str, *, steps: int = 600, seed: int = 0, **options: Any) ->
     brings 64 new ones, so nothing can be learned by heart. Only letters from the second time on are asked for.
     A few seconds on one core; the same seed gives the same maps.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         kinds = len(LETTERS)
         network = Network(
             model,
@@ -59,16 +63,37 @@ def read_text(model: str, *, steps: int = 600, seed: int = 0, **options: Any) ->
             causal=True,
             mlp=False,
         )
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-        for _ in range(steps):
-            loss, _ = _loss(network, *_repeated_words(64))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        accuracy = _taught(network, steps)
         with torch.no_grad():
-            _, accuracy = _loss(network.eval(), *_repeated_words(1000))
             text = torch.tensor([[LETTERS.index(letter) for letter in TEXT]])
             return Reading(network, accuracy, _maps(network, text))
+
+
+def teach(network: Network, *, steps: int, seed: int = 0) -> float:
+    """Teach a network of `read_text` for so many steps more, in place; gives its accuracy on new words.
+
+    With 0 steps it is only asked: what did a change to its mechanisms do?
+    """
+    with _seeded(seed):
+        return _taught(network, steps)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _taught(network: Network, steps: int) -> float:
+    optimizer = torch.optim.AdamW(network.train().parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss, _ = _loss(network, *_repeated_words(64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return _loss(network.eval(), *_repeated_words(1000))[1]
 
 
 def _repeated_words(batch: int, length: int = 24) -> tuple[Tensor, Tensor]:
@@ -98,9 +123,7 @@ def _maps(network: Network, text: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def measure_cost(
-    layers: Mapping[str, tuple[str, Mapping[str, Any]]], *, embed_dim: int = 64, rounds: int = 7
-) -> dict[str, list[float]]:
+def measure_cost(layers: Layers, *, embed_dim: int = 64, rounds: int = 7) -> dict[str, list[float]]:
     """The time of a forward pass at each of `LENGTHS`, as a multiple of the first layer's at the first length.
 
     One sequence, float32, one thread, causal, without gradients. All layers and lengths take turns, round after
@@ -111,6 +134,38 @@ def measure_cost(
         embed_dim: D.
         rounds: how many times each is timed.
     """
+    inputs = {n: torch.randn(1, n, embed_dim) for n in LENGTHS}
+
+    def passes(layer: nn.Module, n: int) -> Work:
+        return lambda: layer(inputs[n]), max(1, 8192 // n)
+
+    return _measured(layers, embed_dim, rounds, passes)
+
+
+def measure_decoding(layers: Layers, *, embed_dim: int = 512, rounds: int = 11) -> dict[str, list[float]]:
+    """The time of one token more after each of `LENGTHS` tokens, as a multiple of the first layer's at the first.
+
+    The tokens before lie in a cache. Measured as `measure_cost` does, and takes what it takes.
+    """
+    token, often = torch.randn(1, 1, embed_dim), 16
+
+    def steps(layer: nn.Module, n: int) -> Work:
+        cache = Cache(n + often * (rounds + 1))
+        layer(torch.randn(1, n, embed_dim), cache=cache)
+
+        def step() -> None:
+            layer(token, cache=cache)
+            if not cache.state:  # which cannot go back, and does not grow
+                cache.rollback(1)
+
+        return step, often
+
+    return _measured(layers, embed_dim, rounds, steps)
+
+
+def _measured(
+    layers: Layers, embed_dim: int, rounds: int, prepare: Callable[[nn.Module, int], Work]
+) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -118,43 +173,55 @@ def measure_cost(
             name: registry.load(model)(embed_dim=embed_dim, causal=True, **options).eval()
             for name, (model, options) in layers.items()
         }
-        inputs = {n: torch.randn(1, n, embed_dim) for n in LENGTHS}
-        times: dict[tuple[str, int], list[float]] = {(name, n): [] for name in made for n in LENGTHS}
         with torch.inference_mode():
+            work = {(name, n): prepare(layer, n) for name, layer in made.items() for n in LENGTHS}
+            times: dict[tuple[str, int], list[float]] = {which: [] for which in work}
             for turn in range(rounds + 1):
-                for (name, n), taken in times.items():
-                    seconds = _timed(made[name], inputs[n])
+                for which, taken in times.items():
+                    seconds = _timed(*work[which])
                     if turn:  # the first turn warms up
                         taken.append(seconds)
-        unit = median(times[next(iter(made)), LENGTHS[0]])
-        return {name: [round(median(times[name, n]) / unit, 1) for n in LENGTHS] for name in made}
+        unit = median(next(iter(times.values())))
+        return {name: [round(median(times[name, n]) / unit, 1) for n in LENGTHS] for name in layers}
     finally:
         torch.set_num_threads(threads)
 
 
-def _timed(layer: torch.nn.Module, x: Tensor) -> float:
-    repeats = max(1, 8192 // x.shape[1])
-    start = time.perf_counter()
+def _timed(work: Callable[[], object], repeats: int) -> float:
+    start = time.process_time()  # of the processor: what others do on this machine meanwhile does not count
     for _ in range(repeats):
-        layer(x)
-    return (time.perf_counter() - start) / repeats
+        work()
+    return (time.process_time() - start) / repeats
 
 
-def read_cost(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """The lengths and the curves that were measured last, from ``cost.json``."""
+def read_cost(folder: Path, curves: str = "curves") -> tuple[list[int], dict[str, list[float]]]:
+    """The lengths and the ``curves`` (or the ``decoding``) that were measured last, from ``cost.json``.
+
+    Where decoding was not measured there are no curves of it.
+    """
     found = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    return found["lengths"], found["curves"]
+    return found["lengths"], found.get(curves, {})
 
 
-def main(draw: Callable[[Path], list[Path]], folder: Path, layers: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """``python -m models.NAME.figures``: draw the lesson's pictures; ``--measure`` times the layers anew first."""
+def main(draw: Callable[[Path], list[Path]], folder: Path, layers: Layers, decoding: Layers | None = None) -> None:
+    """``python -m models.NAME.figures``: draw the lesson's pictures; ``--measure`` times the layers anew first.
+
+    Args:
+        draw: draws the pictures into a folder, and returns their paths.
+        folder: the lesson's.
+        layers: whose forward pass is measured (see `measure_cost`).
+        decoding: whose steps with a cache are (see `measure_decoding`), under names of their own.
+    """
     parser = argparse.ArgumentParser(description="Draw the pictures of a lesson.")
-    parser.add_argument("--measure", action="store_true", help="measure the cost anew before drawing (half a minute)")
+    parser.add_argument("--measure", action="store_true", help="measure the cost anew before drawing (about a minute)")
     if parser.parse_args().measure:
-        curves = measure_cost(layers)
-        measured = {"torch": torch.__version__, "lengths": LENGTHS, "curves": curves}
-        (folder / "cost.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        for name, ratios in curves.items():
-            print(name, *(f"n={n}: {ratio}" for n, ratio in zip(LENGTHS, ratios, strict=True)))
+        measured = {"curves": measure_cost(layers)}
+        if decoding is not None:
+            measured["decoding"] = measure_decoding(decoding)
+        kept = {"torch": torch.__version__, "lengths": LENGTHS, **measured}
+        (folder / "cost.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        for curves in measured.values():
+            for name, ratios in curves.items():
+                print(name, *(f"n={n}: {ratio}" for n, ratio in zip(LENGTHS, ratios, strict=True)))
     for path in draw(folder / "figures"):
         print(path.name)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
 from collections.abc import Callable
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from documents import blocks, links, prose, tables
+from torch import Tensor
 
 from attnlab import drawing, lesson, registry
+from attnlab.cache import Cache
+from attnlab.models.multihead import MultiAttention
 
 LESSONS = {name: registry.entry(name).folder / "README.md" for name in registry.names()}
 SECTIONS = [
@@ -88,6 +93,11 @@ def even(i: int, j: int) -> Fraction:
     return Fraction(1)
 
 
+def pooled(i: int, j: int) -> Fraction:
+    """The mean of the keys j and 2 - j."""
+    return Fraction(2) ** Fraction(j + (2 - j), 2)
+
+
 def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
@@ -113,6 +123,7 @@ EXACT: dict[str, list[Fraction]] = {
     "one head, exchanged": outputs(causal, even, EXCHANGED)[2:],
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
+    "keys pooled by the mean": outputs(causal, pooled),
 }
 
 
@@ -131,11 +142,9 @@ def test_the_numbers_by_hand_are_exact(path: Path) -> None:
         assert all(str(value) in by_hand for value in VALUES)
 
 
-def test_the_first_lessons_show_every_variant() -> None:
+def test_every_variant_is_shown_in_a_lesson() -> None:
     shown = {
-        row[0]
-        for name in ("selfhead", "multihead")
-        for row in tables(section(LESSONS[name].read_text("utf-8"), "Three tokens by hand"))
+        row[0] for path in LESSONS.values() for row in tables(section(path.read_text("utf-8"), "Three tokens by hand"))
     }
     assert EXACT.keys() - shown == {"a sink with logit 0"}  # an exercise
     assert [float(x) for x in EXACT["a sink with logit 0"]] == [10.5, 26.25, 44.625]
@@ -166,10 +175,12 @@ def test_pictures_are_drawn_by_their_code(name: str, tmp_path: Path) -> None:
 
 @drawn_lessons
 def test_the_table_of_costs_is_what_was_measured(name: str) -> None:
-    lengths, curves = lesson.read_cost(LESSONS[name].parent)
+    folder = LESSONS[name].parent
+    (lengths, curves), (_, decoding) = lesson.read_cost(folder), lesson.read_cost(folder, "decoding")
+    assert not curves.keys() & decoding.keys(), "a row of the tables has one name"
     rows = {row[0]: row[1:] for row in tables(section(LESSONS[name].read_text("utf-8"), "Cost"))}
     assert [int(cell) for cell in rows["n"]] == lengths
-    for curve, ratios in curves.items():
+    for curve, ratios in {**curves, **decoding}.items():
         assert [float(cell) for cell in rows[curve]] == ratios
 
 
@@ -194,6 +205,20 @@ def test_reading_is_reproducible_and_leaves_the_seed_alone() -> None:
     assert once.maps.shape == (2, 1, len(lesson.TEXT), len(lesson.TEXT))
     assert torch.allclose(once.maps.sum(-1), torch.ones(()))
     assert not once.network.training
+
+
+def test_teaching_goes_on_where_reading_ended() -> None:
+    network = lesson.read_text("selfhead", steps=3).network
+    before = [parameter.clone() for parameter in network.parameters()]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    asked = [lesson.teach(network, steps=0, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert asked[0] == asked[1] != asked[2]
+    assert all(map(torch.equal, before, network.parameters())), "asking teaches nothing"
+    twin = copy.deepcopy(network)
+    assert lesson.teach(network, steps=40) == lesson.teach(twin, steps=40) > asked[0]
+    assert not network.training
 
 
 def test_only_letters_that_can_be_known_are_asked_for() -> None:
@@ -222,3 +247,32 @@ def test_costs_are_measured_against_the_first(monkeypatch: pytest.MonkeyPatch) -
     assert list(curves) == ["a", "b"]
     assert curves["a"][0] == 1
     assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in curves.values())
+
+
+def test_decoding_is_measured_after_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
+    seen: list[tuple[int, int]] = []
+    forward = MultiAttention._forward
+
+    def watched(self: MultiAttention, x: Tensor, *args: Any, **given: Any) -> Tensor:
+        seen.append((given["cache"].length, x.shape[1]))
+        return forward(self, x, *args, **given)
+
+    monkeypatch.setattr(MultiAttention, "_forward", watched)
+    layers = {"a": ("multihead", {"num_heads": 2}), "b": ("multihead", {"num_heads": 1})}
+    curves = lesson.measure_decoding(layers, embed_dim=8, rounds=2)
+    assert list(curves) == ["a", "b"]
+    assert curves["a"][0] == 1
+    assert set(seen) == {(0, 8), (0, 16), (8, 1), (16, 1)}, "the cache does not grow while it is measured"
+
+
+def test_a_state_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
+
+    def carries(self: MultiAttention, x: Tensor, mask: object, cache: Cache) -> Tensor:
+        cache.carry(x.shape[1], x[:, -1])
+        return x
+
+    monkeypatch.setattr(MultiAttention, "_forward", carries)
+    curves = lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=3)
+    assert len(curves["a"]) == 2

@@ -36,7 +36,7 @@ class GroupedQueryAttention(HeadedAttention):
 
     card = Card(
         title="Grouped-query attention",
-        summary="several heads of queries share a head of keys and values: a smaller cache, nearly the same answers",
+        summary="several heads of queries share a head of keys and values: a smaller cache",
         paper="GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
         authors="Ainslie et al.",
         year=2023,

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.positions import Rotary
+
+from ..multihead.reference import distance, turned
 from .groupedquery import GroupedQueryAttention
 
 
@@ -17,12 +20,14 @@ def reference(
     bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
     (B, N, _), h, h_kv, d_k = x.shape, layer.num_heads, layer.num_kv_heads, layer.head_dim
     context = x if context is None else context
     W_Q, W_K, W_V = layer.qkv.weight.split([h * d_k, h_kv * d_k, h_kv * d_k])
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split([h * d_k, h_kv * d_k, h_kv * d_k])
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
+    if isinstance(layer.positions, Rotary):
+        Q, K = turned(Q, d_k), turned(K, d_k)
 
     rows = []
     for b in range(B):
@@ -38,7 +43,9 @@ def reference(
                     continue
                 blind = False
                 scores = [
-                    Q[b, i, own] @ K[b, j, shared] / math.sqrt(d_k) + (0 if bias is None else bias[b, head, i, j])
+                    Q[b, i, own] @ K[b, j, shared] / math.sqrt(d_k)
+                    + (0 if bias is None else bias[b, head, i, j])
+                    + distance(layer, head, j - i)
                     for j in seen
                 ]
                 highest = max(score.item() for score in scores)

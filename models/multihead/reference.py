@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.heads import HeadedAttention
 from attnlab.positions import ALiBi, Rotary, T5Bias
 
 from .multihead import MultiAttention
@@ -71,7 +72,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
     return out
 
 
-def distance(layer: MultiAttention, head: int, offset: int) -> Tensor | float:
+def distance(layer: HeadedAttention, head: int, offset: int) -> Tensor | float:
     """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
     if isinstance(layer.positions, ALiBi):
         return -float(layer.positions.slopes[head]) * abs(offset)
