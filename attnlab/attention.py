@@ -55,6 +55,9 @@ class Attention(nn.Module):
     """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
     padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
+    linear_in_weights: ClassVar[bool] = True
+    """Whether the output is linear in the weights, so that dropout on them is right on average."""
+
     def __init__(
         self,
         embed_dim: int,
@@ -210,6 +213,13 @@ class Attention(nn.Module):
             out = self._mix(weights, **values)
         return out.masked_fill((weights == 0).all(-1).all(1).unsqueeze(-1), 0.0)
 
+    def pattern(self, length: int) -> Mask | None:
+        """The keys that this mechanism looks at by itself, in a sequence of this length; None for all of them.
+
+        It is joined with ``causal`` and with the mask that is given, so that none drops another.
+        """
+        return None
+
     # What a mechanism writes; ``mask`` already holds ``causal``, and only supported arguments arrive.
 
     def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
@@ -281,8 +291,10 @@ class Attention(nn.Module):
         if mask is not None:
             self._require("mask")
             mask = as_mask(mask)
-        if self.causal:
-            mask = causal() if mask is None else causal() & mask
+        own = self.pattern(getattr(given.get("cache"), "length", 0) + keys)
+        for rule in (own, causal() if self.causal else None):
+            if rule is not None:
+                mask = rule if mask is None else rule & mask
         first, cache = 0, given.get("cache")
         if cache is not None:
             self._check_cache(x, mask, context, cache)

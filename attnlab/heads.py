@@ -258,25 +258,28 @@ class OutputGate(nn.Module):
     """``heads · sigmoid(x W_G)``: each token decides what of its heads' answers goes on.
 
     Source: Qiu et al. 2025, "Gated Attention for Large Language Models", arXiv:2505.06708, section 2 (the gate after
-    the attention, elementwise).
+    the attention, by element or by head).
 
     Args:
         embed_dim: D.
-        width: H · d, the heads side by side.
+        num_heads: H.
+        width: the gates of a head, d (one for each of its numbers) or 1 (one for all of them).
         bias: whether the gate's projection adds a bias.
     """
 
-    def __init__(self, embed_dim: int, width: int, *, bias: bool = True) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, width: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.projection = linear(embed_dim, width, bias=bias)
+        self.width = width
+        self.projection = linear(embed_dim, num_heads * width, bias=bias)
 
-    def forward(self, heads: Float[Tensor, "B N W"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
+    def forward(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
         """What is let through."""
-        return heads * torch.sigmoid(self.projection(x))
+        gates = torch.sigmoid(self.projection(x)).unflatten(-1, (-1, self.width))
+        return heads * gates.transpose(1, 2)
 
-    def keep_heads(self, heads: list[int], head_dim: int) -> None:
+    def keep_heads(self, heads: list[int]) -> None:
         """Leave what is let through of these heads, in place."""
-        narrow(self.projection, rows=slots(heads, head_dim))
+        narrow(self.projection, rows=slots(heads, self.width))
 
 
 def headed(layer: nn.Module) -> HeadedAttention:

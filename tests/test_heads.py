@@ -63,10 +63,10 @@ class Gated(Normed):
 
     def __init__(self, embed_dim: int, num_heads: int = 6, **options: Any) -> None:
         super().__init__(embed_dim, num_heads, num_kv_heads=1, head_dim=6, **options)
-        self.gate = OutputGate(embed_dim, num_heads * self.head_dim)
+        self.gate = OutputGate(embed_dim, num_heads, self.head_dim)
 
     def _join(self, heads: Tensor, x: Tensor) -> Tensor:
-        return self.output(self.gate(self._concat(heads), x))
+        return super()._join(self.gate(heads, x), x)
 
 
 def reference(

@@ -247,7 +247,7 @@ class Parted(HeadedAttention):
         super().__init__(embed_dim, num_heads, **options)
         self.norm = HeadNorm(self.head_dim)
         self.sink = nn.Parameter(torch.zeros(num_heads))
-        self.gate = OutputGate(embed_dim, num_heads * self.head_dim)
+        self.gate = OutputGate(embed_dim, num_heads, self.head_dim)
 
     def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         Q, K, V = super()._project(x, context)
@@ -257,7 +257,7 @@ class Parted(HeadedAttention):
         return SoftmaxCore(Q, K, mask, bias, sink=self.sink)
 
     def _join(self, heads: Tensor, x: Tensor) -> Tensor:
-        return self.output(self.gate(self._concat(heads), x))
+        return super()._join(self.gate(heads, x), x)
 
 
 class Narrowing(Parted):
@@ -266,7 +266,7 @@ class Narrowing(Parted):
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         super()._narrow(heads, groups)
         self.sink = nn.Parameter(self.sink[heads])
-        self.gate.keep_heads(heads, self.head_dim)
+        self.gate.keep_heads(heads)
 
 
 def test_parts_a_head_go_with_their_heads() -> None:

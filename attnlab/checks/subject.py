@@ -200,6 +200,8 @@ class Subject:
         """The truth: Boolean (B, N, N), which token may look at which."""
         rule = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
         rule = as_matrix(rule if mask is None else mask, x, x)
+        if isinstance(self._sample, Attention) and (own := self._sample.pattern(x.shape[1])) is not None:
+            rule = rule & as_matrix(own.to(x.device), x, x)
         return rule & causal().materialize(x.shape[1], device=x.device) if causality else rule
 
     # How a target is understood

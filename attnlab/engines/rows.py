@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def attend_by_rows(
     weigh: Weigh,
     *,
     score: Callable[[Tensor, Tensor], Tensor] | None = None,
+    cost: int = 1,
     dropout: float = 0.0,
 ) -> Tensor:
     """``weigh(q kᵀ / √d + bias) v``, with the keys that a row can reach alone.
@@ -49,6 +51,7 @@ def attend_by_rows(
         bias: four axes, broadcastable to (B, H, N, M).
         weigh: makes weights of scores. A key that no row at hand may look at can be missing.
         score: makes scores (B, H, n, m) of q and k; the scaled dot product without it.
+        cost: how many numbers a score takes while it is made.
         dropout: the probability of dropping a weight.
 
     Returns:
@@ -67,7 +70,7 @@ def attend_by_rows(
 
     if torch.compiler.is_compiling():  # one graph for every length
         return whole()
-    size = max(1, NUMBERS // max(1, B * H * (M if mask is None else mask.most)))
+    size = max(1, NUMBERS // max(1, B * H * cost * (M if mask is None else mask.most)))
     if not may_split(q) or size >= N:
         tell(Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
         return whole()
@@ -99,19 +102,20 @@ class RowsCore(Core):
         weigh: Weigh,
         *,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
+        cost: int = 1,
     ) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask, self.bias = q, k, mask, bias
-        self._weigh, self._score = weigh, score or scaled_dot_product
+        self._weigh, self._score, self._cost = weigh, score or scaled_dot_product, cost
 
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets."""
-        return attend_by_rows(
-            self.q, self.k, values, self.mask, self.bias, self._weigh, score=self._score, dropout=dropout
-        )
+        how: dict[str, Any] = {"score": self._score, "cost": self._cost, "dropout": dropout}
+        return attend_by_rows(self.q, self.k, values, self.mask, self.bias, self._weigh, **how)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        scores = self._score(self.q[:, :, rows], self.k)
+        size = max(1, NUMBERS // max(1, self.shape[0] * self.shape[1] * self.shape[3] * self._cost))
+        scores = torch.cat([self._score(self.q[:, :, part], self.k) for part in rows.split(size)], 2)
         if self.bias is not None:
             scores = scores + of_rows(self.bias, rows).to(scores.dtype)
         return self._weigh(scores, None if self.mask is None else self.mask.rows(rows))

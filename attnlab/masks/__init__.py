@@ -25,7 +25,7 @@ from attnlab.masks.conventions import (
     to_key_padding_mask,
 )
 from attnlab.masks.mask import Mask, as_mask, from_tensor
-from attnlab.masks.rules import blocks, causal, documents, padding, prefix, window
+from attnlab.masks.rules import blocks, causal, dilated, documents, padding, prefix, window
 
 __all__ = [
     "BoundMask",
@@ -33,6 +33,7 @@ __all__ = [
     "as_mask",
     "blocks",
     "causal",
+    "dilated",
     "documents",
     "from_attention_mask",
     "from_attn_mask",

@@ -63,6 +63,17 @@ class BoundMask:
         return self.mask.is_triangle and self.offset >= self.keys - 1
 
     @property
+    def looks_back_unbroken(self) -> bool:
+        """Whether each query is certain to see one unbroken range of keys that ends with itself, or nothing."""
+        if self.mask.reach[1] != 0 or self.offset != self.keys - self.queries:
+            return False
+        length = self.first + self.keys
+        return all(
+            rule.is_unbroken or rule.spans(length) or rule.tokens(length) or rule.segments(length)
+            for rule in self.mask.factors
+        )
+
+    @property
     def most(self) -> int:
         """How many keys one query can reach at most."""
         back, ahead = self.mask.reach

@@ -73,6 +73,11 @@ class Mask:
         """Whether it depends on how far two positions are apart alone."""
         return False
 
+    @property
+    def is_unbroken(self) -> bool:
+        """Whether what every query may look at behind it is one range that ends with itself."""
+        return False
+
     def segments(self, length: int) -> list[slice] | None:
         """Where the rule cuts one row into pieces that know nothing of each other, those pieces; else None."""
         return None

@@ -1,4 +1,4 @@
-"""The rules by name: causal, window, prefix, padding, documents, blocks."""
+"""The rules by name: causal, window, dilated, prefix, padding, documents, blocks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class _Causal(Mask):
     sees_itself = True
     is_triangle = True
     is_relative = True
+    is_unbroken = True
     reach = (None, 0)
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -29,6 +30,7 @@ class _Window(Mask):
     size: int
     sees_itself = True
     is_relative = True
+    is_unbroken = True
 
     @property
     def reach(self) -> Reach:
@@ -39,6 +41,24 @@ class _Window(Mask):
 
     def __repr__(self) -> str:
         return f"window({self.size})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Dilated(Mask):
+    size: int
+    step: int
+    sees_itself = True
+    is_relative = True
+
+    @property
+    def reach(self) -> Reach:
+        return ((self.size - 1) * self.step, (self.size - 1) * self.step)
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ((q - k).abs() <= (self.size - 1) * self.step) & ((q - k) % self.step == 0)
+
+    def __repr__(self) -> str:
+        return f"dilated({self.size}, {self.step})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +209,11 @@ def causal() -> Mask:
 def window(size: int) -> Mask:
     """Less than ``size`` positions away, on either side; with ``causal()``: itself and the ``size - 1`` before."""
     return _Window(_positive("window(size)", size))
+
+
+def dilated(size: int, step: int) -> Mask:
+    """A window with gaps: less than ``size`` steps away on either side, ``step`` positions each; 1 is `window`."""
+    return _Dilated(_positive("dilated(size)", size), _positive("dilated(step)", step))
 
 
 def prefix(length: int | Tensor) -> Mask:

@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import torch
 
+from attnlab.checks.claims import NotClaimed
 from attnlab.checks.probes import EXACT, difference
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, Subject
@@ -29,6 +30,8 @@ def off_in_eval(subject: Subject) -> Measure:
 @promise("dropout is right on average", needs=("dropout",))
 def right_on_average(subject: Subject) -> Measure:
     """How many standard errors the mean of 4096 outputs in training is from the output in eval."""
+    if not getattr(subject.layer(), "linear_in_weights", True):
+        raise NotClaimed("its output is not linear in its weights")
     layer, x = subject.layer(dropout=subject.dropout), subject.tokens(batch=1)
     expected = subject(layer, x)
     torch.manual_seed(SEED)

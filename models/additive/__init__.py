@@ -1,0 +1,3 @@
+"""Additive attention."""
+
+from .additive import AdditiveAttention as AdditiveAttention

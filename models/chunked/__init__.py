@@ -1,0 +1,3 @@
+"""Chunked attention."""
+
+from .chunked import ChunkedAttention as ChunkedAttention

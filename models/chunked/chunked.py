@@ -1,0 +1,74 @@
+"""Chunked attention: the sequence is cut into chunks, and a token looks into its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card, positive
+from attnlab.engines.bias import Bias
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask, Mask, blocks
+from attnlab.positions import Positions
+
+
+class ChunkedAttention(HeadedAttention):
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys of the query's own chunk.
+
+    Source: Meta 2025, "The Llama 4 herd" (local layers, chunks of 8,192); the same block-diagonal pattern is the local
+    part of Child et al. 2019, "Generating Long Sequences with Sparse Transformers".
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        chunk: c, how many tokens a chunk has, counted from the first token.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Chunked attention",
+        summary="a token looks into its own chunk of c tokens, and not across its border",
+        paper="The Llama 4 herd: The beginning of a new era of natively multimodal AI innovation",
+        authors="Meta",
+        year=2025,
+        arxiv=None,
+        kind="exact",
+        heads="h",
+        time="n·c·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps of diagonal blocks",
+        use_case="local layers between full ones",
+        supports=("causal", "mask", "bias", "cache", "weights"),
+    )
+
+    packs = False  # a chunk is counted from the first token, which is another one in a packed row
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        chunk: int = 64,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        self.chunk = positive("chunk", chunk)
+
+    def pattern(self, length: int) -> Mask:
+        """Within the chunk."""
+        return blocks(self.chunk)
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> SoftmaxCore:
+        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern

@@ -1,0 +1,3 @@
+"""Differential attention."""
+
+from .differential import DifferentialAttention as DifferentialAttention

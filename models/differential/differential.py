@@ -1,0 +1,104 @@
+"""Differential attention: the difference of two softmax maps, so that what both look at cancels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnlab.attention import Card
+from attnlab.engines.bias import Bias
+from attnlab.engines.core import Core
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask
+from attnlab.positions import Positions
+
+
+class DifferentialAttention(HeadedAttention):
+    """``head = norm((softmax(Q₁ K₁ᵀ / √d) - λ softmax(Q₂ K₂ᵀ / √d)) V) · (1 - λ₀)``, with values twice as wide, 2d.
+
+    ``λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ₀`` is one number for all heads of a layer.
+
+    Source: Ye et al. 2024, "Differential Transformer", section 2.1.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; D / h must be even, for a head has two queries and two keys.
+        lambda_init: λ₀, from 0 to below 1; the paper takes 0.8 - 0.6 exp(-0.3 (l - 1)) in layer l.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Differential attention",
+        summary="two softmax maps a head, and what counts is their difference: common noise cancels",
+        paper="Differential Transformer",
+        authors="Ye et al.",
+        year=2024,
+        arxiv="2410.05258",
+        kind="another operator",
+        heads="h pairs",
+        time="n²·d + n·d²",
+        memory="n·d",
+        representation="h differences of two softmax maps; weights may be negative",
+        use_case="retrieval from long contexts with much that does not matter",
+        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+    )
+
+    linear_in_weights = False  # the norm
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 4,
+        *,
+        lambda_init: float = 0.8,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        if self.head_dim % 2:
+            raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
+        if not 0.0 <= lambda_init < 1.0:
+            raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
+        self.lambda_init = lambda_init
+        # λ_q1, λ_k1, λ_q2, λ_k2
+        self.lambdas = nn.Parameter(0.1 * torch.randn(4, self.head_dim // 2))
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+
+    def _look(
+        self, Q: Float[Tensor, "B H N 2d"], K: Float[Tensor, "B H M 2d"], mask: BoundMask | None, bias: Bias | None
+    ) -> Difference:
+        (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
+        q1, k1, q2, k2 = self.lambdas.to(Q.dtype)
+        weight = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.lambda_init  # λ
+        return Difference(SoftmaxCore(Q1, K1, mask, bias), SoftmaxCore(Q2, K2, mask, bias), weight)
+
+    def _join(self, heads: Float[Tensor, "B H N 2d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        # each head on its own scale, as where there is one map
+        gain = (1 - self.lambda_init) * self.norm.weight.to(heads.dtype)
+        return super()._join(F.rms_norm(heads, heads.shape[-1:], gain, self.norm.eps), x)
+
+
+class Difference(Core):
+    """``first - weight · second``."""
+
+    def __init__(self, first: Core, second: Core, weight: Tensor) -> None:
+        super().__init__(first.shape, weight)
+        self.first, self.second, self.weight = first, second, weight
+
+    def attend(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
+        """What each query gets."""
+        return self.first.attend(values, dropout=dropout) - self.weight * self.second.attend(values, dropout=dropout)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self.first._rows(rows) - self.weight * self.second._rows(rows)

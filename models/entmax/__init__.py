@@ -1,0 +1,3 @@
+"""Sparse attention by α-entmax."""
+
+from .entmax import EntmaxAttention as EntmaxAttention

@@ -1,0 +1,119 @@
+"""Sparse attention: α-entmax gives most keys a weight of exactly zero, and the scores decide which."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card
+from attnlab.engines.bias import Bias
+from attnlab.engines.rows import RowsCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask
+from attnlab.positions import Positions
+
+
+class EntmaxAttention(HeadedAttention):
+    """``weight_j = [(α - 1) s_j - τ]₊^(1 / (α - 1))``, with τ such that they sum to one; α = 2 is sparsemax.
+
+    Source: Peters et al. 2019, "Sparse Sequence-to-Sequence Models", section 3; Martins and Astudillo 2016 for α = 2.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        alpha: above 1, where softmax is the limit, up to 4; the larger, the sparser.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Entmax attention",
+        summary="α-entmax in place of softmax: exact zeros for what does not matter",
+        paper="Sparse Sequence-to-Sequence Models",
+        authors="Peters et al.",
+        year=2019,
+        arxiv="1905.05702",
+        kind="another operator",
+        heads="h",
+        time="n²·d + n·d²",
+        memory="n·d",
+        representation="h sparse maps whose rows sum to one",
+        use_case="maps that are read by people; tasks with few places to look at",
+        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        alpha: float = 1.5,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        if not 1.0 < alpha <= 4.0:
+            raise ValueError(f"alpha must be above 1 (softmax is the limit) and at most 4, not {alpha}")
+        self.alpha = alpha
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> RowsCore:
+        def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
+            return entmax(scores, self.alpha, permitted)
+
+        return RowsCore(Q, K, mask, bias, weigh)
+
+
+def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | None = None) -> Float[Tensor, "... M"]:
+    """α-entmax over the last axis: exact zeros, rows that sum to one, and zeros where nothing is permitted."""
+    if permitted is not None:
+        scores = scores.masked_fill(~permitted, -torch.inf)
+    out: Tensor = _Entmax.apply(scores, alpha)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Entmax(torch.autograd.Function):
+    """τ by bisection; the gradient is that of the weights that are not zero (Peters et al. 2019, proposition 2)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, alpha: float) -> Tensor:
+        if not scores.shape[-1]:
+            return scores.clone()
+        z = (alpha - 1) * (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min))
+        # The sum of the weights falls from at least 1 at τ = -1 to at most 1 at τ = -(1 / M)^(α - 1).
+        low = torch.full_like(z[..., :1], -1.0)
+        step = 1.0 - (1.0 / max(1, z.shape[-1])) ** (alpha - 1)
+        for _ in range(60 if z.dtype == torch.float64 else 30):
+            step = step / 2
+            middle = low + step
+            low = torch.where(_weights(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
+        weights = _weights(z, low, alpha)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.alpha = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        slope = torch.where(weights > 0, weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (2 - ctx.alpha), 0.0)
+        flow = gradient * slope
+        share = flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return flow - share * slope, None
+
+
+def _weights(z: Tensor, tau: Tensor, alpha: float) -> Tensor:
+    return (z - tau).clamp(min=0) ** (1 / (alpha - 1))

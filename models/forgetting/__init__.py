@@ -1,0 +1,3 @@
+"""Forgetting attention."""
+
+from .forgetting import ForgettingAttention as ForgettingAttention

@@ -1,0 +1,3 @@
+"""Gated attention."""
+
+from .gated import GatedAttention as GatedAttention

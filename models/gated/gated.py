@@ -1,0 +1,78 @@
+"""Gated attention: each token decides how much of each head's answer goes on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card
+from attnlab.engines.bias import Bias
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention, OutputGate
+from attnlab.masks import BoundMask
+from attnlab.positions import Positions
+
+
+class GatedAttention(HeadedAttention):
+    """``(concat(head_1, ..., head_h) ⊙ σ(x W_G)) W_O``: multi-head attention, and a gate before W_O.
+
+    Source: Qiu et al. 2025, "Gated Attention for Large Language Models: Non-linearity, Sparsity, and
+    Attention-Sink-Free", section 2 (position G1).
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        gate: a gate for each number of each head (elementwise), or one a head (headwise).
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Gated attention",
+        summary="a sigmoid gate on the heads' answers: a token may take nothing, without a sink to look at",
+        paper="Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free",
+        authors="Qiu et al.",
+        year=2025,
+        arxiv="2505.06708",
+        kind="exact",
+        heads="h",
+        time="n²·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps, and a gate a token",
+        use_case="deep networks; long sequences, where softmax would look at a sink",
+        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        gate: Literal["elementwise", "headwise"] = "elementwise",
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        if gate not in ("elementwise", "headwise"):
+            raise ValueError(f"gate is 'elementwise' or 'headwise', not {gate!r}")
+        self.gate = OutputGate(embed_dim, num_heads, self.head_dim if gate == "elementwise" else 1, bias=bias)
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> SoftmaxCore:
+        return SoftmaxCore(Q, K, mask, bias)
+
+    def _join(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        # (concat(heads) ⊙ σ(x W_G)) W_O: what the token that asked lets through
+        return super()._join(self.gate(heads, x), x)
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        super()._narrow(heads, groups)
+        self.gate.keep_heads(heads)

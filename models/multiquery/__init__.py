@@ -1,0 +1,3 @@
+"""Multi-query attention."""
+
+from .multiquery import MultiQueryAttention as MultiQueryAttention

@@ -1,0 +1,3 @@
+"""Sigmoid attention."""
+
+from .sigmoid import SigmoidAttention as SigmoidAttention

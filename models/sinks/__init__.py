@@ -1,0 +1,3 @@
+"""Attention with sinks."""
+
+from .sinks import SinkAttention as SinkAttention

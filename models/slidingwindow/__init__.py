@@ -1,0 +1,3 @@
+"""Sliding-window attention."""
+
+from .slidingwindow import SlidingWindowAttention as SlidingWindowAttention

@@ -1,0 +1,74 @@
+"""Sliding-window attention: a token looks at its neighbours, and layers pass on what lies farther."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card, positive
+from attnlab.engines.bias import Bias
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask, Mask, dilated, window
+from attnlab.positions import Positions
+
+
+class SlidingWindowAttention(HeadedAttention):
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window`` away, or every few of them.
+
+    Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1 (the dilation too); Jiang et
+    al. 2023, "Mistral 7B", section 2, for the causal window.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        window: w, how many keys a token reaches on a side, itself among them; causal, it looks at w keys in all.
+        dilation: the step between these keys; 1 takes them all.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Sliding-window attention",
+        summary="a token looks at its w nearest neighbours: time and memory grow with the length alone",
+        paper="Longformer: The Long-Document Transformer",
+        authors="Beltagy et al.",
+        year=2020,
+        arxiv="2004.05150",
+        kind="exact",
+        heads="h",
+        time="n·w·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps within a band",
+        use_case="long sequences whose meaning is near; decoding with a cache of w tokens",
+        supports=("causal", "mask", "bias", "cache", "weights"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        window: int = 64,
+        dilation: int = 1,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        self.window, self.dilation = positive("window", window), positive("dilation", dilation)
+
+    def pattern(self, length: int) -> Mask:
+        """Less than ``window`` steps away."""
+        return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> SoftmaxCore:
+        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern

@@ -1,0 +1,3 @@
+"""Talking-heads attention."""
+
+from .talkingheads import TalkingHeadsAttention as TalkingHeadsAttention

@@ -1,0 +1,77 @@
+"""Talking-heads attention: the heads' scores are mixed before the softmax, and their weights after it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnlab.attention import Card
+from attnlab.engines.bias import Bias
+from attnlab.engines.rows import RowsCore
+from attnlab.engines.softmax import masked_softmax
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask
+from attnlab.positions import Positions
+
+
+class TalkingHeadsAttention(HeadedAttention):
+    """``W = P_w · softmax(P_l · (Q Kᵀ / √d_k))``: the two P mix over the heads, (h, h) numbers each.
+
+    Source: Shazeer et al. 2020, "Talking-Heads Attention", section 4.
+
+    A mask that differs by head is the mask of the softmax in the middle: what one of these may look at reaches every
+    head that listens to it.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, or rotary, with settings where wanted, such as "rotary(base=500000)"
+            (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Talking-heads attention",
+        summary="heads exchange scores before the softmax, and weights after it",
+        paper="Talking-Heads Attention",
+        authors="Shazeer et al.",
+        year=2020,
+        arxiv="2003.02436",
+        kind="another operator",
+        heads="h",
+        time="n²·(d + h²) + n·d²",
+        memory="n·d",
+        representation="h maps, each a mixture of h softmax maps of mixed scores",
+        use_case="many narrow heads",
+        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        # Each head starts by listening to itself alone: multi-head attention.
+        self.scores = nn.Parameter(torch.eye(num_heads))  # P_l
+        self.mixture = nn.Parameter(torch.eye(num_heads))  # P_w
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> RowsCore:
+        def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
+            mixed = torch.einsum("hg,bgnm->bhnm", self.scores.to(scores.dtype), scores)
+            maps = masked_softmax(mixed, permitted)
+            return torch.einsum("hg,bgnm->bhnm", self.mixture.to(maps.dtype), maps)
+
+        return RowsCore(Q, K, mask, bias, weigh)
