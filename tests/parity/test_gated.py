@@ -1,7 +1,7 @@
 """Gated attention against that of Qwen3-Next in transformers 5.24.
 
-Theirs also norms queries and keys, which the paper does not: the norms are taken out, or put into ours. Its q_proj holds
-the query and the gate of a head, one after the other.
+Theirs also norms queries and keys, which the paper does not: the norms are taken out, or put into ours. Its q_proj
+holds the query and the gate of a head, one after the other.
 """
 
 from __future__ import annotations

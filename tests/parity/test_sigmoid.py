@@ -1,7 +1,7 @@
 """Sigmoid attention against x-transformers 2.31, and the paper's formula in a loop.
 
-x-transformers has no -log n of its own: it is given as a bias. The paper's n is one for all rows; ours is what a row may
-look at, which is the same where every row sees all.
+x-transformers has no -log n of its own: it is given as a bias. The paper's n is one for all rows; ours is what a row
+may look at, which is the same where every row sees all.
 """
 
 from __future__ import annotations
