@@ -98,7 +98,9 @@ def pooled(i: int, j: int) -> Fraction:
     return Fraction(2) ** Fraction(j + (2 - j), 2)
 
 
-def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
+def outputs(
+    may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: Fraction | int = 0
+) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
     for i in range(3):
@@ -116,6 +118,8 @@ EXACT: dict[str, list[Fraction]] = {
     "the scale forgotten": outputs(causal, lambda i, j: rising(i, j) ** 2),
     "ALiBi with slope ln 2": outputs(causal, lambda i, j: rising(i, j) / Fraction(2) ** (i - j)),
     "a sink with logit 0": outputs(causal, sink=1),
+    "a sink with logit ln 3": outputs(causal, sink=3),
+    "a sink with logit −ln 2": outputs(causal, sink=Fraction(1, 2)),
     "the mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
     "one head": outputs(causal, even),
     "head 1 of two": outputs(causal),
@@ -146,7 +150,7 @@ def test_every_variant_is_shown_in_a_lesson() -> None:
     shown = {
         row[0] for path in LESSONS.values() for row in tables(section(path.read_text("utf-8"), "Three tokens by hand"))
     }
-    assert EXACT.keys() - shown == {"a sink with logit 0"}  # an exercise
+    assert EXACT.keys() - shown == set()
     assert [float(x) for x in EXACT["a sink with logit 0"]] == [10.5, 26.25, 44.625]
     assert "10.5, 26.25, 44.625" in LESSONS["selfhead"].read_text("utf-8")
 
