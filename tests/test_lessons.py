@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -99,7 +99,7 @@ def pooled(i: int, j: int) -> Fraction:
 
 
 def outputs(
-    may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: Fraction | int = 0
+    may_look: Rule, weight: Weight = rising, values: Sequence[Fraction | int] = VALUES, sink: Fraction | int = 0
 ) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
@@ -108,6 +108,14 @@ def outputs(
         total = sum((weight(i, j) for j in seen), Fraction(sink))
         found.append(sum((weight(i, j) * values[j] for j in seen), Fraction(0)) / total if total else Fraction(0))
     return found
+
+
+GATES = (Fraction(1, 2), Fraction(3, 4), Fraction(9, 10))  # the sigmoids of j ln 3
+
+
+def outputs_gated(*gates: Fraction) -> list[Fraction]:
+    """What goes on of what the three tokens read, looking back."""
+    return [gate * read for gate, read in zip(gates, outputs(causal), strict=True)]
 
 
 EXCHANGED = VALUES[::-1]
@@ -120,6 +128,9 @@ EXACT: dict[str, list[Fraction]] = {
     "a sink with logit 0": outputs(causal, sink=1),
     "a sink with logit ln 3": outputs(causal, sink=3),
     "a sink with logit −ln 2": outputs(causal, sink=Fraction(1, 2)),
+    "gate logit 0": outputs_gated(*3 * [Fraction(1, 2)]),
+    "gate logit j ln 3": outputs_gated(*GATES),
+    "the same gates on the values": outputs(causal, values=[g * v for g, v in zip(GATES, VALUES, strict=True)]),
     "the mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
     "one head": outputs(causal, even),
     "head 1 of two": outputs(causal),
