@@ -118,6 +118,13 @@ def outputs_gated(*gates: Fraction) -> list[Fraction]:
     return [gate * read for gate, read in zip(gates, outputs(causal), strict=True)]
 
 
+def outputs_by_sigmoid(n: Callable[[int], int]) -> list[Fraction]:
+    """What they read, looking back, where the sigmoid of ``log p - log n`` is ``p / (p + n)``."""
+    return [
+        sum((rising(i, j) / (rising(i, j) + n(i)) * VALUES[j] for j in range(i + 1)), Fraction(0)) for i in range(3)
+    ]
+
+
 EXCHANGED = VALUES[::-1]
 EXACT: dict[str, list[Fraction]] = {
     "causal": outputs(causal),
@@ -131,6 +138,9 @@ EXACT: dict[str, list[Fraction]] = {
     "gate logit 0": outputs_gated(*3 * [Fraction(1, 2)]),
     "gate logit j ln 3": outputs_gated(*GATES),
     "the same gates on the values": outputs(causal, values=[g * v for g, v in zip(GATES, VALUES, strict=True)]),
+    "sigmoids": outputs_by_sigmoid(lambda i: i + 1),
+    "sigmoids, n = 3 in every row": outputs_by_sigmoid(lambda i: 3),
+    "sigmoids without log n": outputs_by_sigmoid(lambda i: 1),
     "the mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
     "one head": outputs(causal, even),
     "head 1 of two": outputs(causal),
