@@ -15,7 +15,6 @@ from attnlab.models.sigmoid import SigmoidAttention
 from attnlab.pruning import prune_heads
 
 B, N, H, D, d = 2, 7, 3, 12, 4
-REFERENCE = ["fast path = reference, outputs", "fast path = reference, gradients"]  # which knows no positions
 
 
 def made(**options: Any) -> SigmoidAttention:
@@ -88,9 +87,9 @@ def test_pruning_is_exact(gone: list[int], positions: Any) -> None:
     same(small(x), layer(x))
 
 
-@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
 def test_positions_keep_every_promise(positions: str) -> None:
-    check_attention(partial(SigmoidAttention, num_heads=2, positions=positions), fast=True, skip=REFERENCE)
+    check_attention(partial(SigmoidAttention, num_heads=2, positions=positions), fast=True)
 
 
 def test_steps_are_the_whole() -> None:
