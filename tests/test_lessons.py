@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -98,7 +98,9 @@ def pooled(i: int, j: int) -> Fraction:
     return Fraction(2) ** Fraction(j + (2 - j), 2)
 
 
-def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
+def outputs(
+    may_look: Rule, weight: Weight = rising, values: Sequence[Fraction | int] = VALUES, sink: Fraction | int = 0
+) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
     for i in range(3):
@@ -106,6 +108,21 @@ def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = V
         total = sum((weight(i, j) for j in seen), Fraction(sink))
         found.append(sum((weight(i, j) * values[j] for j in seen), Fraction(0)) / total if total else Fraction(0))
     return found
+
+
+GATES = (Fraction(1, 2), Fraction(3, 4), Fraction(9, 10))  # the sigmoids of j ln 3
+
+
+def outputs_gated(*gates: Fraction) -> list[Fraction]:
+    """What goes on of what the three tokens read, looking back."""
+    return [gate * read for gate, read in zip(gates, outputs(causal), strict=True)]
+
+
+def outputs_by_sigmoid(n: Callable[[int], int]) -> list[Fraction]:
+    """What they read, looking back, where the sigmoid of ``log p - log n`` is ``p / (p + n)``."""
+    return [
+        sum((rising(i, j) / (rising(i, j) + n(i)) * VALUES[j] for j in range(i + 1)), Fraction(0)) for i in range(3)
+    ]
 
 
 EXCHANGED = VALUES[::-1]
@@ -116,6 +133,18 @@ EXACT: dict[str, list[Fraction]] = {
     "the scale forgotten": outputs(causal, lambda i, j: rising(i, j) ** 2),
     "ALiBi with slope ln 2": outputs(causal, lambda i, j: rising(i, j) / Fraction(2) ** (i - j)),
     "a sink with logit 0": outputs(causal, sink=1),
+    "a sink with logit ln 3": outputs(causal, sink=3),
+    "a sink with logit −ln 2": outputs(causal, sink=Fraction(1, 2)),
+    "gate logit 0": outputs_gated(*3 * [Fraction(1, 2)]),
+    "gate logit j ln 3": outputs_gated(*GATES),
+    "the same gates on the values": outputs(causal, values=[g * v for g, v in zip(GATES, VALUES, strict=True)]),
+    "sigmoids": outputs_by_sigmoid(lambda i: i + 1),
+    "sigmoids, n = 3 in every row": outputs_by_sigmoid(lambda i: 3),
+    "sigmoids without log n": outputs_by_sigmoid(lambda i: 1),
+    "q = 1, weights 1 : 2 : 4": outputs(causal),
+    "q = −1, weights 4 : 2 : 1": outputs(causal, lambda i, j: rising(i, j) ** -1),
+    "q = 2, weights 1 : 4 : 16": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "q = 0, weights 1 : 1 : 1": outputs(causal, lambda i, j: rising(i, j) ** 0),
     "the mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
     "one head": outputs(causal, even),
     "head 1 of two": outputs(causal),
@@ -146,7 +175,7 @@ def test_every_variant_is_shown_in_a_lesson() -> None:
     shown = {
         row[0] for path in LESSONS.values() for row in tables(section(path.read_text("utf-8"), "Three tokens by hand"))
     }
-    assert EXACT.keys() - shown == {"a sink with logit 0"}  # an exercise
+    assert EXACT.keys() - shown == set()
     assert [float(x) for x in EXACT["a sink with logit 0"]] == [10.5, 26.25, 44.625]
     assert "10.5, 26.25, 44.625" in LESSONS["selfhead"].read_text("utf-8")
 

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.positions import Rotary
+
+from ..multihead.reference import distance, turned
 from .multiquery import MultiQueryAttention
 
 
@@ -17,12 +20,14 @@ def reference(
     bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
     (B, N, _), h, d_k = x.shape, layer.num_heads, layer.head_dim
     context = x if context is None else context
     W_Q, W_K, W_V = layer.qkv.weight.split([h * d_k, d_k, d_k])
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split([h * d_k, d_k, d_k])
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
+    if isinstance(layer.positions, Rotary):
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
 
     rows = []
     for b in range(B):
@@ -35,7 +40,12 @@ def reference(
                     heads.append(torch.zeros_like(query))
                     continue
                 blind = False
-                scores = [query @ K[b, j] / math.sqrt(d_k) + (0 if bias is None else bias[b, head, i, j]) for j in seen]
+                scores = [
+                    query @ K[b, j] / math.sqrt(d_k)
+                    + distance(layer, head, j - i)
+                    + (0 if bias is None else bias[b, head, i, j])
+                    for j in seen
+                ]
                 highest = max(score.item() for score in scores)
                 powers = [torch.exp(score - highest) for score in scores]
                 heads.append(sum(p * V[b, j] for p, j in zip(powers, seen, strict=True)) / sum(powers))

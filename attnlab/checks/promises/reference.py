@@ -111,4 +111,5 @@ def _answers(subject: Subject, question: Question) -> tuple[Tensor, Tensor, dict
         fast = subject(layer, x, question.mask, **extra)
     except Exception as error:
         raise Broken(f"{first_line(error)} ({question})") from error
-    return fast, subject.reference(layer, x, **truth, **extra), {"x": x, **extra, **dict(layer.named_parameters())}
+    trained = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    return fast, subject.reference(layer, x, **truth, **extra), {"x": x, **extra, **trained}
