@@ -124,6 +124,11 @@ EXACT: dict[str, list[Fraction]] = {
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
+    "the first map": outputs(causal),
+    "the second map": outputs(causal, even),
+    "their difference, λ = 2/3": [
+        a - Fraction(2, 3) * b for a, b in zip(outputs(causal), outputs(causal, even), strict=True)
+    ],
 }
 
 
