@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -98,6 +99,11 @@ def pooled(i: int, j: int) -> Fraction:
     return Fraction(2) ** Fraction(j + (2 - j), 2)
 
 
+def gated(*gates: Fraction) -> Weight:
+    """The product of the gates after j up to i."""
+    return lambda i, j: math.prod(gates[j + 1 : i + 1], start=Fraction(1))
+
+
 def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
@@ -124,6 +130,10 @@ EXACT: dict[str, list[Fraction]] = {
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
+    "all gates 1": outputs(causal, gated(*3 * [Fraction(1)])),
+    "all gates 1/2": outputs(causal, gated(*3 * [Fraction(1, 2)])),
+    "the gate of token 2 closed": outputs(causal, gated(Fraction(1), Fraction(0), Fraction(1))),
+    "the gate of token 3 closed": outputs(causal, gated(Fraction(1), Fraction(1), Fraction(0))),
     "the first map": outputs(causal),
     "the second map": outputs(causal, even),
     "their difference, λ = 2/3": [
