@@ -130,6 +130,14 @@ EXACT: dict[str, list[Fraction]] = {
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
+    "scores of both added, P_l = (1, 1)": outputs(causal, lambda i, j: rising(i, j) * falling(i, j)),
+    "own scores twice, P_l = (2, 0)": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "half of both maps, P_w = (1/2, 1/2)": [
+        (a + b) / 2 for a, b in zip(outputs(causal), outputs(causal, falling), strict=True)
+    ],
+    "one map less the other, P_w = (1, −1)": [
+        a - b for a, b in zip(outputs(causal), outputs(causal, falling), strict=True)
+    ],
     "all gates 1": outputs(causal, gated(*3 * [Fraction(1)])),
     "all gates 1/2": outputs(causal, gated(*3 * [Fraction(1, 2)])),
     "the gate of token 2 closed": outputs(causal, gated(Fraction(1), Fraction(0), Fraction(1))),
