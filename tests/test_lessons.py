@@ -104,6 +104,11 @@ def gated(*gates: Fraction) -> Weight:
     return lambda i, j: math.prod(gates[j + 1 : i + 1], start=Fraction(1))
 
 
+def asked(*questions: Callable[[int], bool]) -> Weight:
+    """Twice the weight for every question that is answered with yes: half of ln 2 on either side of 0."""
+    return lambda i, j: Fraction(2) ** sum(question(j) for question in questions)
+
+
 def outputs(may_look: Rule, weight: Weight = rising, values: tuple[int, ...] = VALUES, sink: int = 0) -> list[Fraction]:
     """What the three tokens read: the average of the values by weight, 0 where nothing may be looked at."""
     found = []
@@ -138,6 +143,10 @@ EXACT: dict[str, list[Fraction]] = {
     "one map less the other, P_w = (1, −1)": [
         a - b for a, b in zip(outputs(causal), outputs(causal, falling), strict=True)
     ],
+    "both questions": outputs(causal, asked(lambda j: j > 0, lambda j: j > 1)),
+    "the query answers the first": outputs(causal, asked(lambda j: True, lambda j: j > 1)),
+    "v twice as long": outputs(causal, lambda i, j: asked(lambda j: j > 0, lambda j: j > 1)(i, j) ** 2),
+    "v = 0": outputs(causal, even),
     "all gates 1": outputs(causal, gated(*3 * [Fraction(1)])),
     "all gates 1/2": outputs(causal, gated(*3 * [Fraction(1, 2)])),
     "the gate of token 2 closed": outputs(causal, gated(Fraction(1), Fraction(0), Fraction(1))),
