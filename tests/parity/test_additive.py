@@ -1,7 +1,7 @@
 """Additive attention: its core against Keras 3.15's AdditiveAttention, the layer around it by plain products.
 
-Theirs takes queries, keys and values of one head as they are. Its weights are of float64 where it is told so; on PyTorch
-its product with the values is of float32 always, and is left out there.
+Theirs takes queries, keys and values of one head as they are. Its weights are of float64 where it is told so; its
+product with the values is of float32 on PyTorch, always, and is left out in float64.
 """
 
 from __future__ import annotations
