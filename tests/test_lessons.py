@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -98,6 +99,16 @@ def pooled(i: int, j: int) -> Fraction:
     return Fraction(2) ** Fraction(j + (2 - j), 2)
 
 
+def gated(*gates: Fraction) -> Weight:
+    """The product of the gates after j up to i."""
+    return lambda i, j: math.prod(gates[j + 1 : i + 1], start=Fraction(1))
+
+
+def asked(*questions: Callable[[int], bool]) -> Weight:
+    """Twice the weight for every question that is answered with yes: half of ln 2 on either side of 0."""
+    return lambda i, j: Fraction(2) ** sum(question(j) for question in questions)
+
+
 def outputs(
     may_look: Rule, weight: Weight = rising, values: Sequence[Fraction | int] = VALUES, sink: Fraction | int = 0
 ) -> list[Fraction]:
@@ -153,6 +164,27 @@ EXACT: dict[str, list[Fraction]] = {
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
+    "scores of both added, P_l = (1, 1)": outputs(causal, lambda i, j: rising(i, j) * falling(i, j)),
+    "own scores twice, P_l = (2, 0)": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "half of both maps, P_w = (1/2, 1/2)": [
+        (a + b) / 2 for a, b in zip(outputs(causal), outputs(causal, falling), strict=True)
+    ],
+    "one map less the other, P_w = (1, −1)": [
+        a - b for a, b in zip(outputs(causal), outputs(causal, falling), strict=True)
+    ],
+    "both questions": outputs(causal, asked(lambda j: j > 0, lambda j: j > 1)),
+    "the query answers the first": outputs(causal, asked(lambda j: True, lambda j: j > 1)),
+    "v twice as long": outputs(causal, lambda i, j: asked(lambda j: j > 0, lambda j: j > 1)(i, j) ** 2),
+    "v = 0": outputs(causal, even),
+    "all gates 1": outputs(causal, gated(*3 * [Fraction(1)])),
+    "all gates 1/2": outputs(causal, gated(*3 * [Fraction(1, 2)])),
+    "the gate of token 2 closed": outputs(causal, gated(Fraction(1), Fraction(0), Fraction(1))),
+    "the gate of token 3 closed": outputs(causal, gated(Fraction(1), Fraction(1), Fraction(0))),
+    "the first map": outputs(causal),
+    "the second map": outputs(causal, even),
+    "their difference, λ = 2/3": [
+        a - Fraction(2, 3) * b for a, b in zip(outputs(causal), outputs(causal, even), strict=True)
+    ],
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..multihead.reference import distance
 from .additive import AdditiveAttention
 
 
@@ -15,7 +16,7 @@ def reference(
     bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
     d_k = D // h
     context = x if context is None else context
@@ -37,6 +38,7 @@ def reference(
                 scores = [
                     (layer.score[head] * torch.tanh(Q[b, i, own] + K[b, j, own])).sum()
                     + (0 if bias is None else bias[b, head, i, j])
+                    + distance(layer, head, j - i)
                     for j in seen
                 ]
                 highest = max(score.item() for score in scores)

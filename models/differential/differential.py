@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.attention import Card
+from attnlab.cache import Cache
 from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
-from attnlab.positions import Positions
+from attnlab.positions import Positions, make
 
 
 class DifferentialAttention(HeadedAttention):
@@ -65,9 +66,12 @@ class DifferentialAttention(HeadedAttention):
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias)
         if self.head_dim % 2:
             raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
+        self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal)
+        if self.positions.name != "none":
+            self._knows_order(packs=self.positions.name == "rotary")
         if not 0.0 <= lambda_init < 1.0:
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
@@ -75,18 +79,31 @@ class DifferentialAttention(HeadedAttention):
         self.lambdas = nn.Parameter(0.1 * torch.randn(4, self.head_dim // 2))
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
 
+    def _place(
+        self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor, Bias | None]:
+        """Each of the two queries and keys is turned by itself, as a head of width d."""
+        if self.positions.name != "rotary":
+            return super()._place(Q, K, bias, context, cache)
+        Q, K = (torch.cat(pair.chunk(2, -1), 1) for pair in (Q, K))  # (B, 2H, N, d)
+        Q, K, added = super()._place(Q, K, bias, context, cache)
+        return torch.cat(Q.chunk(2, 1), -1), torch.cat(K.chunk(2, 1), -1), added
+
     def _look(
         self, Q: Float[Tensor, "B H N 2d"], K: Float[Tensor, "B H M 2d"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
-        q1, k1, q2, k2 = self.lambdas.to(Q.dtype)
-        weight = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + self.lambda_init  # λ
+        q1, k1, q2, k2 = self.lambdas
+        weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init  # λ
         return Difference(SoftmaxCore(Q1, K1, mask, bias), SoftmaxCore(Q2, K2, mask, bias), weight)
 
     def _join(self, heads: Float[Tensor, "B H N 2d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # each head on its own scale, as where there is one map
         gain = (1 - self.lambda_init) * self.norm.weight.to(heads.dtype)
         return super()._join(F.rms_norm(heads, heads.shape[-1:], gain, self.norm.eps), x)
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        super()._narrow(heads, groups)  # λ and the norm's gains are one for all heads
 
 
 class Difference(Core):
@@ -98,7 +115,12 @@ class Difference(Core):
 
     def attend(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
         """What each query gets."""
-        return self.first.attend(values, dropout=dropout) - self.weight * self.second.attend(values, dropout=dropout)
+        return self._subtract(self.first.attend(values, dropout=dropout), self.second.attend(values, dropout=dropout))
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self.first._rows(rows) - self.weight * self.second._rows(rows)
+        return self._subtract(self.first._rows(rows), self.second._rows(rows))
+
+    def _subtract(self, first: Tensor, second: Tensor) -> Tensor:
+        # In the dtype of λ: under autocast two near numbers would leave their rounding, which the norm then blows up.
+        dtype = torch.promote_types(first.dtype, self.weight.dtype)
+        return first.to(dtype) - self.weight * second.to(dtype)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.positions import Rotary
+
+from ..multihead.reference import turned
 from .talkingheads import TalkingHeadsAttention
 
 
@@ -16,13 +19,15 @@ def reference(
     mask: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
     d_k = D // h
     context = x if context is None else context
     W_Q, W_K, W_V = layer.qkv.weight.split(D)
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
+    if isinstance(layer.positions, Rotary):
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
     owns = [slice(head * d_k, (head + 1) * d_k) for head in range(h)]
 
     rows = []

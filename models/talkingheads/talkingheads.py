@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card
+from attnlab.attention import Card, Unsupported
 from attnlab.engines.bias import Bias
 from attnlab.engines.rows import RowsCore
 from attnlab.engines.softmax import masked_softmax
@@ -75,3 +75,17 @@ class TalkingHeadsAttention(HeadedAttention):
             return torch.einsum("hg,bgnm->bhnm", self.mixture.to(maps.dtype), maps)
 
         return RowsCore(Q, K, mask, bias, weigh)
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        gone = [head for head in range(self.num_heads) if head not in heads]
+        heard = (self.scores[heads][:, gone] != 0) | (self.mixture[heads][:, gone] != 0)
+        if heard.any():
+            named = ", ".join(str(gone[i]) for i in heard.any(0).nonzero().flatten().tolist())
+            raise Unsupported(
+                f"the heads that stay listen to what goes ({named}): set their columns of scores and mixture to 0 "
+                "first, or silence heads with attnlab.pruning.edit_heads"
+            )
+        super()._narrow(heads, groups)
+        for name in ("scores", "mixture"):
+            matrix: nn.Parameter = getattr(self, name)
+            setattr(self, name, nn.Parameter(matrix[heads][:, heads], matrix.requires_grad))

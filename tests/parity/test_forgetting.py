@@ -1,0 +1,63 @@
+"""Forgetting attention against the naive form in flash-linear-attention 0.6, with the log gates as they are.
+
+Theirs computes in float32, causal only. The rest is held against a loop in float64 (`models/forgetting/reference.py`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import masks
+from attnlab.models.forgetting import ForgettingAttention
+
+
+@pytest.fixture(scope="module")
+def naive() -> Any:
+    """Their function, by its file: the package itself imports with Triton alone."""
+    pytest.importorskip("einops")
+    package = importlib.util.find_spec("fla")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("flash-linear-attention is not installed")
+    path = f"{package.submodule_search_locations[0]}/ops/forgetting_attn/naive.py"
+    spec = importlib.util.spec_from_file_location("fla_naive_forgetting", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.naive_forgetting_attn
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 11, 3, 5), (1, 17, 1, 2), (3, 7, 5, 4)])
+def test_fla(naive: Any, dtype: torch.dtype, window: int | None, folded: bool, B: int, N: int, H: int, d: int) -> None:
+    torch.manual_seed(0)
+    layer = ForgettingAttention(H * d, H, causal=True).to(dtype)
+    for bias in (layer.qkv.bias, layer.output.bias, layer.forget.bias):
+        torch.nn.init.normal_(bias)
+    x = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    mask = None if window is None else masks.window(window)
+    if not folded:  # a matrix says nothing of ranges, and the decay is written down
+        mask = masks.from_tensor((mask or masks.causal()).materialize(N))
+
+    Q, K, V = (part.unflatten(-1, (H, d)) for part in layer.qkv(a).chunk(3, -1))
+    gates = torch.nn.functional.logsigmoid(layer.forget(a))
+    wanted = layer.output(naive(Q, K, V, gates, window_size=window).flatten(2).to(dtype))
+    ours = layer(b, mask=mask)
+
+    def same(found: Tensor, true: Tensor) -> None:
+        torch.testing.assert_close(found, true, rtol=0, atol=1e-5)
+
+    same(ours, wanted)
+    wave = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype) / N
+    parameters = list(layer.parameters())
+    true = torch.autograd.grad((wanted * wave).sum(), [a, *parameters])
+    for found, gradient in zip(torch.autograd.grad((ours * wave).sum(), [b, *parameters]), true, strict=True):
+        same(found, gradient)
