@@ -124,6 +124,8 @@ EXACT: dict[str, list[Fraction]] = {
     "head 1 of two, exchanged": outputs(causal, rising, EXCHANGED)[2:],
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
+    "both ways, window of 2": outputs(lambda i, j: abs(i - j) < 2),
+    "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
 }
 
 
