@@ -125,6 +125,11 @@ EXACT: dict[str, list[Fraction]] = {
     "head 2 of two, exchanged": outputs(causal, falling, EXCHANGED)[2:],
     "keys pooled by the mean": outputs(causal, pooled),
     "both ways, window of 2": outputs(lambda i, j: abs(i - j) < 2),
+    "causal, chunks of 2": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "both ways, chunks of 2": outputs(lambda i, j: i // 2 == j // 2),
+    "causal, chunks of 2, one token of padding before": outputs(
+        lambda i, j: causal(i, j) and (i + 1) // 2 == (j + 1) // 2
+    ),
     "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
 }
 
