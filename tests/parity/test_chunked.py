@@ -1,6 +1,6 @@
 """Chunked attention against the text attention of Llama 4 in transformers 5.24, under the chunked mask it makes.
 
-Their mask counts chunks from the first real token of each item, ours from the first position: the same where the padding
+Their mask counts chunks from the first real token of each item, ours from the first position; the same where padding
 stands on the right.
 """
 
