@@ -13,7 +13,7 @@ from torch import Tensor
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear
 from attnlab.cache import Cache
 from attnlab.card import CAPABILITIES, Card
-from attnlab.masks import BoundMask, causal, from_tensor, padding, window
+from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 
@@ -55,6 +55,14 @@ class Recorder(Attention):
     def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Any:
         self.mask, self.given = mask, given
         return torch.ones_like(x)
+
+
+class Near(Recorder):
+    """Looks at the nearest by itself, as many as half of the sequence."""
+
+    def pattern(self, length: int) -> Mask:
+        self.asked = length
+        return window(max(1, length // 2))
 
 
 def x(length: int = N) -> Tensor:
@@ -250,6 +258,58 @@ def test_a_mask_may_be_a_tensor_of_two_three_or_four_axes() -> None:
     one = layer(x(), mask=matrix)
     for same in (matrix.expand(B, N, N), matrix.expand(B, H, N, N), from_tensor(matrix)):
         torch.testing.assert_close(layer(x(), mask=same), one, rtol=0, atol=1e-6)
+
+
+# What a mechanism looks at by itself
+
+
+@pytest.mark.parametrize("mask", [None, padding(torch.tensor([3, 5])), from_tensor(torch.ones(N, N).triu().bool())])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bool) -> None:
+    layer = Near(D, causal=is_causal)
+    layer(x(), mask=mask)
+    whole = torch.ones(B, 1, N, N, dtype=torch.bool)
+    for rule in (window(2), mask, causal() if is_causal else None):
+        whole = whole if rule is None else whole & rule.materialize(N)
+    assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
+
+
+def test_a_tensor_drops_no_pattern_either() -> None:
+    layer, given = Near(D, causal=True), torch.rand(B, N, N) > 0.4
+    layer(x(), mask=given)
+    near = torch.ones(N, N).tril().triu(-1).bool()
+    assert torch.equal(layer.mask.tensor()[:, 0], given & near)
+
+
+def test_the_pattern_alone_stays_a_rule() -> None:
+    layer = Near(D)
+    layer(x())
+    assert repr(layer.mask.mask) == "window(2)"
+    plain = Recorder(D)
+    assert plain.pattern(N) is None
+    plain(x())
+    assert plain.mask is None
+
+
+def test_the_pattern_is_asked_for_the_whole_length() -> None:
+    layer, cache = Near(D, causal=True), Cache(N + M)
+    layer(x())
+    assert layer.asked == N
+    layer(x(), context=x(M))
+    assert layer.asked == M
+    cache.append(torch.zeros(B, N, 1))
+    layer(x(M), cache=cache)
+    assert layer.asked == N + M
+    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & window((N + M) // 2)).materialize(M, N + M))
+
+
+def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
+    cache = Cache(N, window=2)
+    Near(D, causal=True)(x(), cache=cache)
+    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask looks 1 back"):
+        Near(D, causal=True)(x(), cache=Cache(N, window=1))
+    with pytest.raises(ValueError, match="with a cache nobody can look ahead"):
+        Near(D)(x(), cache=cache)
 
 
 # Rows that may look at nothing

@@ -136,6 +136,19 @@ def outputs_by_sigmoid(n: Callable[[int], int]) -> list[Fraction]:
     ]
 
 
+def sparse(step: Fraction) -> list[Fraction]:
+    """What sparsemax over the scores ``step * j`` reads, looking back only."""
+    found = []
+    for i in range(3):
+        scores = [step * j for j in range(i + 1)]
+        size = max(k for k in range(1, i + 2) if 1 + k * scores[-k] > sum(scores[-k:]))  # they rise
+        tau = (sum(scores[-size:]) - 1) / size
+        weights = [max(score - tau, Fraction(0)) for score in scores]
+        assert sum(weights) == 1
+        found.append(sum((weight * value for weight, value in zip(weights, VALUES, strict=False)), Fraction(0)))
+    return found
+
+
 EXCHANGED = VALUES[::-1]
 EXACT: dict[str, list[Fraction]] = {
     "causal": outputs(causal),
@@ -185,6 +198,16 @@ EXACT: dict[str, list[Fraction]] = {
     "their difference, λ = 2/3": [
         a - Fraction(2, 3) * b for a, b in zip(outputs(causal), outputs(causal, even), strict=True)
     ],
+    "both ways, window of 2": outputs(lambda i, j: abs(i - j) < 2),
+    "causal, chunks of 2": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "both ways, chunks of 2": outputs(lambda i, j: i // 2 == j // 2),
+    "causal, chunks of 2, one token of padding before": outputs(
+        lambda i, j: causal(i, j) and (i + 1) // 2 == (j + 1) // 2
+    ),
+    "sparsemax, t = 1/3": sparse(Fraction(1, 3)),
+    "sparsemax, t = 1/2": sparse(Fraction(1, 2)),
+    "sparsemax, t = 1": sparse(Fraction(1)),
+    "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
 }
 
 

@@ -35,6 +35,7 @@ LENGTHS = integers(B, 0, KEYS)
 PLAIN = st.one_of(
     st.builds(masks.causal),
     st.integers(1, KEYS + 1).map(masks.window),
+    st.builds(masks.dilated, st.integers(1, KEYS), st.integers(1, 3)),
     st.integers(0, KEYS + 1).map(masks.prefix),
     st.integers(1, KEYS + 1).map(masks.blocks),
 )
@@ -153,6 +154,29 @@ def test_window(size: int, queries: int) -> None:
     assert both.materialize(queries, KEYS).sum(-1).tolist() == [min(size, q + 1) for q in range(KEYS - queries, KEYS)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("step", [1, 2, 3, 11])
+@pytest.mark.parametrize("queries", [2, 7])
+def test_dilated(size: int, step: int, queries: int) -> None:
+    steps = {step * n for n in range(size)}
+    found = masks.dilated(size, step)
+    assert torch.equal(found.materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) in steps, queries))
+    back, ahead = found.reach
+    assert back == ahead == max(steps)
+    both = masks.causal() & found
+    assert torch.equal(both.materialize(queries, KEYS), by_hand(lambda q, k: q - k in steps, queries))
+    if step == 1:
+        assert torch.equal(matrix(found), matrix(masks.window(size)))
+
+
+def test_dilated_over_a_cache_counts_from_where_the_sequence_began() -> None:
+    rule = masks.causal() & masks.dilated(3, 2)
+    whole = rule.materialize(11)
+    bound = rule.bind(2, 6, first=5)  # the cache has let go of 5 keys; 6 are left, the last 2 of them queries too
+    assert torch.equal(bound.tensor()[0, 0], whole[9:, 5:])
+    assert torch.equal(bound.tile(slice(1, 2), slice(2, 6))[0, 0], whole[10:, 7:])
+
+
 def test_prefix() -> None:
     assert torch.equal(masks.prefix(3).materialize(5, KEYS), by_hand(lambda q, k: k < 3, 1).squeeze(0).expand(1, -1))
     model = masks.causal() | masks.prefix(3)
@@ -234,6 +258,8 @@ def test_draw() -> None:
     assert masks.causal().draw(3) == "■ · ·\n■ ■ ·\n■ ■ ■"
     assert masks.causal().draw(2, 3) == "■ ■ ·\n■ ■ ■"
     assert masks.padding(torch.tensor([2, 1])).draw(2, 3) == "■ ■ ·\n■ ■ ·"
+    assert masks.dilated(2, 2).draw(4) == "■ · ■ ·\n· ■ · ■\n■ · ■ ·\n· ■ · ■"
+    assert (masks.causal() & masks.dilated(2, 3)).draw(1, 4) == "■ · · ■"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +273,7 @@ def test_draw() -> None:
         (masks.causal() | masks.window(2) & masks.blocks(2), "causal() | window(2) & blocks(2)"),
         (~(masks.causal() & masks.window(2)), "~(causal() & window(2))"),
         (~masks.causal(), "~causal()"),
+        (masks.causal() & masks.dilated(3, 2), "causal() & dilated(3, 2)"),
         (masks.prefix(torch.tensor([2, 3])), "prefix([2, 3])"),
         (masks.padding(torch.tensor([3]), side="left", total=7), "padding([3], side='left')"),
         (masks.documents(torch.zeros(2, 11, dtype=torch.long)), "documents(<2x11>)"),
@@ -360,6 +387,9 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.window(0), ValueError, "at least 1, not 0"),
     (lambda: masks.window(2.0), ValueError, "whole number of at least 1, not 2.0"),
     (lambda: masks.window(True), ValueError, "whole number of at least 1, not True"),
+    (lambda: masks.dilated(0, 2), ValueError, "dilated(size) takes a whole number of at least 1, not 0"),
+    (lambda: masks.dilated(2, 0), ValueError, "dilated(step) takes a whole number of at least 1, not 0"),
+    (lambda: masks.dilated(2, 1.5), ValueError, "dilated(step) takes a whole number of at least 1, not 1.5"),
     (lambda: masks.blocks(-1), ValueError, "at least 1, not -1"),
     (lambda: masks.blocks(2, torch.ones(2, 2)), ValueError, "Boolean tensor (query blocks, key blocks)"),
     (lambda: masks.blocks(2, ones(2, 2, 2)), ValueError, "not torch.bool of shape (2, 2, 2)"),

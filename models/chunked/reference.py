@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.positions import Rotary
+
+from ..multihead.reference import distance, turned
 from .chunked import ChunkedAttention
 
 
@@ -16,12 +19,14 @@ def reference(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
     d_k = D // h
     W_Q, W_K, W_V = layer.qkv.weight.split(D)
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
     Q, K, V = x @ W_Q.T + b_Q, x @ W_K.T + b_K, x @ W_V.T + b_V
+    if isinstance(layer.positions, Rotary):
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
 
     rows = []
     for b in range(B):
@@ -36,7 +41,9 @@ def reference(
                     continue
                 blind = False
                 scores = [
-                    Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + (0 if bias is None else bias[b, head, i, j])
+                    Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
+                    + (0 if bias is None else bias[b, head, i, j])
+                    + distance(layer, head, j - i)
                     for j in seen
                 ]
                 highest = max(score.item() for score in scores)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from attnlab.positions import Rotary
+
+from ..multihead.reference import distance, turned
 from .entmax import EntmaxAttention
 
 
@@ -16,13 +19,15 @@ def reference(
     mask: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give, without positions; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
     d_k = D // h
     context = x if context is None else context
     W_Q, W_K, W_V = layer.qkv.weight.split(D)
     b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
+    if isinstance(layer.positions, Rotary):
+        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
 
     rows = []
     for b in range(B):
@@ -35,7 +40,9 @@ def reference(
                     heads.append(torch.zeros_like(Q[b, i, own]))
                     continue
                 blind = False
-                scores = torch.stack([Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) for j in seen])
+                scores = torch.stack(
+                    [Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + distance(layer, head, j - i) for j in seen]
+                )
                 weights = entmax(scores, layer.alpha)
                 heads.append(sum(weight * V[b, j, own] for weight, j in zip(weights, seen, strict=True)))
             rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))

@@ -1,0 +1,116 @@
+"""Sliding-window attention against local-attention 1.11 and the attention of Mistral in transformers 5.24.
+
+local-attention counts its window otherwise: with ``exact_windowsize`` a token looks ``window_size`` back, itself not
+counted, so that it looks at one key more. transformers counts as we do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import masks
+from attnlab.models.slidingwindow import SlidingWindowAttention
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
+
+
+def tokens(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
+
+
+def same(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@DTYPES
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("B", "N", "H", "d", "size"), [(2, 15, 3, 5, 5), (1, 21, 2, 7, 3), (3, 11, 1, 2, 11)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_local_attention(
+    dtype: torch.dtype, causal: bool, B: int, N: int, H: int, d: int, size: int, padded: bool
+) -> None:
+    theirs = pytest.importorskip("local_attention").LocalAttention(
+        size, causal=causal, look_backward=1, exact_windowsize=True, use_rotary_pos_emb=False
+    )
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(H * d, H, window=size + 1, causal=causal).to(dtype)
+    torch.nn.init.normal_(layer.qkv.bias)
+    x = tokens(B, N, H * d, dtype=dtype)
+    lengths = torch.tensor([N - 4, N, N - 1][:B])
+    mask = masks.padding(lengths) if padded else None
+    seen = torch.ones(B, N, dtype=torch.bool)
+    if padded:  # where nothing may be seen, theirs is the average of all
+        rule = masks.window(size + 1) & masks.padding(lengths)
+        seen = (rule & masks.causal() if causal else rule).materialize(N).any(-1)[:, 0]
+
+    parameters = list(layer.parameters())
+    ours = layer(x, mask=mask)[seen]
+    Q, K, V = (part.unflatten(-1, (H, d)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
+    real = torch.arange(N) < lengths[:, None] if padded else torch.ones(B, N, dtype=torch.bool)
+    heads = theirs(Q, K, V, mask=real)
+    wanted = layer.output(heads.transpose(1, 2).flatten(2))[seen]
+    same(ours, wanted, TOLERANCE[dtype])
+    wave = tokens(*ours.shape, dtype=dtype)
+    for mine, other in zip(
+        torch.autograd.grad((ours * wave).sum(), parameters),
+        torch.autograd.grad((wanted * wave).sum(), parameters),
+        strict=True,
+    ):
+        same(mine / (1 + other.abs()), other / (1 + other.abs()), TOLERANCE[dtype])
+
+
+def mistral(N: int, H: int, D: int, window: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Their layer and its configuration; the softmax in it is always of float32, and NaN where nothing may be seen."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.mistral.modeling_mistral import MistralAttention
+
+    config = transformers.MistralConfig(
+        hidden_size=D,
+        num_attention_heads=H,
+        num_key_value_heads=H,
+        head_dim=D // H,
+        sliding_window=window,
+        max_position_embeddings=N,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    return MistralAttention(config, layer_idx=0).to(dtype), config
+
+
+@DTYPES
+@pytest.mark.parametrize("positions", ["none", "rotary"])
+@pytest.mark.parametrize(("B", "N", "H", "D", "window"), [(2, 13, 3, 12, 5), (1, 17, 1, 2, 3), (3, 7, 2, 20, 11)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_mistral(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: int, window: int, padded: bool) -> None:
+    theirs, config = mistral(N, H, D, window, dtype)
+    from transformers.masking_utils import create_sliding_window_causal_mask
+    from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
+
+    layer = SlidingWindowAttention(D, H, window=window, causal=True, bias=False, positions=positions).to(dtype)
+    with torch.no_grad():
+        layer.qkv.weight.copy_(torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight]))
+        layer.output.weight.copy_(theirs.o_proj.weight)
+    a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
+    places = torch.arange(N).unsqueeze(0)
+    if positions == "none":
+        turns = (torch.ones(1, N, D // H, dtype=dtype), torch.zeros(1, N, D // H, dtype=dtype))
+    else:
+        turns = MistralRotaryEmbedding(config)(a, places)
+    lengths = torch.tensor([N - 2, N, N - 1][:B])
+    real = (torch.arange(N) < lengths[:, None]) if padded else torch.ones(B, N, dtype=torch.bool)
+    given = create_sliding_window_causal_mask(config, a, real.long(), None, places, allow_is_causal_skip=False)
+    wanted = theirs(a, turns, given)[0][real]
+    ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
+    same(ours, wanted, 1e-5)
+    wave = tokens(*ours.shape, dtype=dtype)
+    (wanted * wave).sum().backward()
+    (ours * wave).sum().backward()
+    same(b.grad, a.grad, 1e-5)
+    weights = [theirs.q_proj.weight.grad, theirs.k_proj.weight.grad, theirs.v_proj.weight.grad]
+    same(layer.qkv.weight.grad, torch.cat(weights), 1e-5)
+    same(layer.output.weight.grad, theirs.o_proj.weight.grad, 1e-5)
