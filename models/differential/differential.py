@@ -71,7 +71,7 @@ class DifferentialAttention(HeadedAttention):
             raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
         self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal)
         if self.positions.name != "none":
-            self._knows_order(packs=self.positions.name == "rotary")
+            self._knows_order()
         if not 0.0 <= lambda_init < 1.0:
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
