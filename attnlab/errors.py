@@ -7,7 +7,10 @@ Every message says what was given, what was expected and what to do. The command
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+
+AS_NEAR = 0.15
+"""How much less like it the second name may be."""
 
 
 class UserError(Exception):
@@ -26,4 +29,6 @@ class UnknownNameError(UserError):
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """The one or two names that ``given`` may have meant, joined by *or*; empty where none is near."""
-    return " or ".join(get_close_matches(given.lower(), list(known), n=2, cutoff=0.6))
+    near = get_close_matches(given.lower(), list(known), n=2, cutoff=0.6)
+    likeness = [SequenceMatcher(None, name, given.lower()).ratio() for name in near]
+    return " or ".join(n for n, like in zip(near, likeness, strict=True) if like >= likeness[0] - AS_NEAR)

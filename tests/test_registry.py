@@ -60,7 +60,7 @@ def test_a_mechanism_keeps_the_house_rules(name: str) -> None:
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     for ask in (registry.entry, registry.load):
-        with pytest.raises(UnknownNameError, match="unknown model 'multihed'; did you mean multihead"):
+        with pytest.raises(UnknownNameError, match=r"unknown model 'multihed'; did you mean multihead\?$"):
             ask("multihed")
     with pytest.raises(UnknownNameError, match=r"unknown model 'zzz'; there are: .*multihead.*selfhead"):
         registry.entry("zzz")

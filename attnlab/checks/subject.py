@@ -204,6 +204,12 @@ class Subject:
             rule = rule & as_matrix(own.to(x.device), x, x)
         return rule & causal().materialize(x.shape[1], device=x.device) if causality else rule
 
+    def require_no_origin(self) -> None:
+        """NotClaimed for a mechanism with a pattern that is counted from where the row begins."""
+        own = self._sample.pattern(N) if isinstance(self._sample, Attention) else None
+        if own is not None and not own.is_relative:
+            raise NotClaimed("what it looks at depends on where the row begins")
+
     # How a target is understood
 
     def _fixed(self, name: str) -> Any:

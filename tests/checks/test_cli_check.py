@@ -118,7 +118,7 @@ def test_a_choice_and_words_of_its_own_are_options(positions: str, capsys: pytes
         (["strangers:Sound", "--args", "colour=red"], "unexpected keyword argument 'colour'"),
         (["--args", "num_heads=4"], "--args are one layer's options; name it"),
         (["multihead", "--fsat"], "unknown option --fsat; did you mean --fast?"),
-        (["multihead", "--only", "dropout is of in eval"], "did you mean dropout is off in eval or"),
+        (["multihead", "--only", "dropout is of in eval"], "did you mean dropout is off in eval?"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(

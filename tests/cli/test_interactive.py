@@ -56,7 +56,7 @@ def test_choices_by_name_and_by_number_are_the_same(monkeypatch: pytest.MonkeyPa
     """Also: the card of each model is shown beside its name."""
     tail = "\n16\n\n\n\n\n\nno\n"
     by_name = answered(monkeypatch, "selfhead\ndigits" + tail, *SHORT)
-    number = re.search(r"^  (\d)  selfhead +(.+)$", by_name.out, re.MULTILINE)
+    number = re.search(r"^ +(\d+)  selfhead +(.+)$", by_name.out, re.MULTILINE)
     assert number is not None
     assert "head" in number[2]
     task = re.search(r"^  (\d)  digits ", by_name.out, re.MULTILINE)
@@ -253,7 +253,7 @@ def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
     terminal = Terminal("train", "--interactive", *SHORT, "--layers", "1", "--batch_size=32", "--learning_rate=0.01")
     terminal.until("which mechanism")
     terminal.until("selfhead")
-    terminal.type(DOWN + ENTER)
+    terminal.type("selfhead" + DOWN + ENTER)  # what is typed leaves those that hold it
     terminal.until("what to train it on")
     terminal.until("digits")
     terminal.type(ENTER)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.attention import Attention
-from attnlab.checks.claims import NotClaimed
 from attnlab.checks.probes import EXACT, difference, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import Subject
@@ -22,9 +20,7 @@ PADDED = ((7, 4), (151, 90))
 @promise("packed sequences are each alone", needs=("mask",))
 def packed(subject: Subject) -> Measure:
     """The difference between sequences in one row under a mask of documents, and each by itself."""
-    sample = subject.layer()
-    if isinstance(sample, Attention) and (own := sample.pattern(PACKED[0][0])) is not None and not own.is_relative:
-        raise NotClaimed("what it looks at depends on where the row begins")
+    subject.require_no_origin()
 
     def measured() -> Iterator[tuple[float, str]]:
         for causality in subject.causal_choices:

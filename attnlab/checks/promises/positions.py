@@ -18,6 +18,7 @@ SHIFTS = (1, 4, 131)
 @promise("padding on the left shifts nothing", needs=("contract", "padding"))
 def unshifted(subject: Subject) -> Measure:
     """The difference between a sequence by itself and the same behind padding, outputs and gradients."""
+    subject.require_no_origin()
 
     def measured() -> Iterator[tuple[float, str]]:
         lengths = torch.full((B,), N, device=subject.device)
