@@ -273,7 +273,7 @@ def test_draw() -> None:
         (masks.causal() | masks.window(2) & masks.blocks(2), "causal() | window(2) & blocks(2)"),
         (~(masks.causal() & masks.window(2)), "~(causal() & window(2))"),
         (~masks.causal(), "~causal()"),
-        (masks.causal() & masks.dilated(3, 2), "causal() & dilated(3, 2)"),
+        (masks.causal() & masks.dilated(3, 2), "causal() & window(5) & every(2)"),
         (masks.prefix(torch.tensor([2, 3])), "prefix([2, 3])"),
         (masks.padding(torch.tensor([3]), side="left", total=7), "padding([3], side='left')"),
         (masks.documents(torch.zeros(2, 11, dtype=torch.long)), "documents(<2x11>)"),

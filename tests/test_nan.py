@@ -51,10 +51,10 @@ def test_nan_stays_in_the_rows_that_may_look_at_it(
 ) -> None:
     attend, x, mask = layer(name, causal=look_back), tokens(length), masks(length)[case]
     clean = attend(x, mask=mask)
-    rule = causal() & (mask or causal()) if look_back else mask
     permitted = torch.ones(B, length, length, dtype=torch.bool)
-    if rule is not None:
-        permitted = rule.materialize(length).expand(B, 1, length, length)[:, 0]
+    for rule in (mask, causal() if look_back else None, attend.pattern(length)):
+        if rule is not None:
+            permitted = permitted & rule.bind(length).tensor().any(1)
     for place in (0, length // 3, length - 1):
         broken = x.clone()
         broken[0, place, 5] = bad

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnlab.masks.bound import Places, positions
+
 
 class RelativeBias:
     """One number for each head and each distance, cut as needed.
@@ -57,11 +59,17 @@ class RelativeBias:
             tile = self.line.new_zeros(1, len(self.line), rows, columns)
         return tile if self.matrix is None else tile + cut(self.matrix, queries, keys)
 
+    def at(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """Chosen rows and columns: (1 | B, H, rows, columns)."""
+        chosen = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
+        if self.matrix is None:
+            return chosen
+        matrix = of_rows(self.matrix, rows)
+        return chosen + (matrix if matrix.shape[-1] == 1 else matrix[..., keys])
+
     def rows(self, rows: Tensor) -> Tensor:
         """Chosen rows: (1 | B, H, rows, M)."""
-        keys = torch.arange(self.keys, device=self.line.device)
-        chosen = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
-        return chosen if self.matrix is None else chosen + of_rows(self.matrix, rows)
+        return self.at(rows, torch.arange(self.keys, device=self.line.device))
 
     def to(self, dtype: torch.dtype) -> RelativeBias:
         """The same in another precision."""
@@ -80,10 +88,12 @@ Bias = Tensor | RelativeBias
 """What broadcasts to (B, H, N, M), as a tensor or cut as needed."""
 
 
-def cut(bias: Bias, queries: slice, keys: slice) -> Tensor:
+def cut(bias: Bias, queries: slice, keys: Places) -> Tensor:
     """The part for these rows and columns."""
     if isinstance(bias, RelativeBias):
-        return bias.tile(queries, keys)
+        if isinstance(keys, slice) and keys.step is None:
+            return bias.tile(queries, keys)
+        return bias.at(positions(queries, 0, bias.line.device), positions(keys, 0, bias.line.device))
     rows = slice(None) if bias.shape[-2] == 1 else queries
     return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
 
@@ -93,6 +103,17 @@ def of_rows(bias: Bias, rows: Tensor) -> Tensor:
     if isinstance(bias, RelativeBias):
         return bias.rows(rows)
     return bias if bias.shape[-2] == 1 else bias[..., rows, :]
+
+
+def of_heads(bias: Bias, heads: slice) -> Bias:
+    """What is added to the scores of these heads; four axes."""
+    matrix = bias.matrix if isinstance(bias, RelativeBias) else bias
+    if matrix is not None and matrix.shape[1] > 1:
+        matrix = matrix[:, heads]
+    if not isinstance(bias, RelativeBias):
+        assert matrix is not None
+        return matrix
+    return RelativeBias(bias.line[heads], bias.queries, bias.keys, matrix)
 
 
 def four_axes(bias: Bias) -> Bias:

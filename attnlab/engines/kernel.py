@@ -52,14 +52,19 @@ class Kernel:
             (B, H, N, d).
         """
         if self.sink is None:
+            if matrix is not None and matrix.is_floating_point() and torch._C._are_functorch_transforms_active():
+                # Transformed, a matrix hides that it asks for a gradient, and the kernel taken would give it none.
+                plain = torch.ops.aten._scaled_dot_product_attention_math
+                out: Tensor = plain(q, k, v, matrix, dropout, causal, scale=self.scale)[0]
+                return out
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=self._said(q)
             )
         learned = matrix is not None and matrix.requires_grad
         if may_split(q) and not dropout and not learned and k.shape[2] and q.numel():
             added = None if matrix is None else _added(matrix, q.dtype)
-            out: Tensor = _Sunk.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
-            return out
+            sunk: Tensor = _Sunk.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
+            return sunk
         return self._with_a_key(q, k, v, self.sink, matrix, causal, dropout)
 
     def _with_a_key(
@@ -73,14 +78,8 @@ class Kernel:
         matrix = matrix[(None,) * (4 - matrix.dim())]
         matrix = matrix.expand(matrix.shape[0], H, N, M)
         logit = sink.to(q.dtype)[:, None, None].expand(matrix.shape[0], H, N, 1)
-        return F.scaled_dot_product_attention(
-            q,
-            F.pad(k, (0, 0, 1, 0)),
-            F.pad(v, (0, 0, 1, 0)),
-            attn_mask=torch.cat([logit, matrix], -1),
-            dropout_p=dropout,
-            scale=self._said(q),
-        )
+        k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
+        return Kernel(self.scale)(q, k, v, torch.cat([logit, matrix], -1), dropout=dropout)
 
     def _said(self, q: Tensor) -> float | None:
         """The scale; None where it is PyTorch's own. What is said, the exporter to ONNX rounds to float32."""

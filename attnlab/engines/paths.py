@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlab.deciding import may_read
+
 
 @dataclass(frozen=True)
 class Path:
@@ -40,17 +42,7 @@ def tell(path: Path) -> None:
 
 def may_split(x: Tensor) -> bool:
     """Whether a computation may be split by what the tensors hold."""
-    return x.dtype in (torch.float32, torch.float64) and may_read(x)
-
-
-def may_read(x: Tensor) -> bool:
-    """Whether a number may decide: not where that waits for a device, nor where there are no numbers yet."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return x.dtype in (torch.float32, torch.float64) and may_read(x.device)
 
 
 @contextmanager

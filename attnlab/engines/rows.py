@@ -20,7 +20,7 @@ from attnlab.engines.bias import Bias, cut, of_rows, written
 from attnlab.engines.core import Core
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import slices
+from attnlab.masks.bound import TOGETHER, Places, in_order, slices
 
 NUMBERS = 2**21
 """Weights that are written down at a time."""
@@ -71,13 +71,16 @@ def attend_by_rows(
     if torch.compiler.is_compiling():  # one graph for every length
         return whole()
     size = max(1, NUMBERS // max(1, B * H * cost * (M if mask is None else mask.most)))
+    if mask is not None and None in mask.mask.reach and mask.most < M:
+        size = min(size, TOGETHER)  # some of them can reach more
     if not may_split(q) or size >= N:
         tell(Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
         return whole()
     tell(Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     parts = []
-    for rows in slices(N, size):
-        keys = slice(0, M) if mask is None else mask.seen(rows)
+    tiles: list[tuple[slice, Places]]
+    tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
+    for rows, keys in tiles:
         given = (
             q[:, :, rows],
             k[:, :, keys],
@@ -87,7 +90,7 @@ def attend_by_rows(
         )
         # What a row needs for its gradient is computed again then: kept, it would be the map.
         parts.append(checkpoint(part, *given, use_reentrant=False) if torch.is_grad_enabled() else part(*given))
-    return torch.cat(parts, 2)
+    return in_order(parts, [rows for rows, _ in tiles], 2)
 
 
 class RowsCore(Core):

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.engines.bias import Bias, cut, four_axes, written
+from attnlab.engines.bias import Bias, cut, four_axes, of_heads, written
 from attnlab.engines.core import Core
 from attnlab.engines.dropout import dropout_attention
 from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, scaled_dot_product
-from attnlab.engines.tiles import ROWS, additive, itemwise, segmentwise, triangular, windowed
+from attnlab.engines.tiles import additive, fitting_tiles, itemwise, segmentwise, tiled, triangular
 from attnlab.masks import BoundMask
 
 SHORT = 128
@@ -79,6 +79,8 @@ def softmax_attention(
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = four_axes(bias)
+    if mask is not None and may_split(q) and (runs := mask.by_head()):
+        return _by_head(runs, q, k, v, bias, dropout=dropout, sink=sink, softcap=softcap)
     if softcap is not None or (dropout and mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)):
         core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
         return core.by_rows().attend(_repeated(v, _groups(q, v)), dropout=dropout)
@@ -219,6 +221,28 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias 
     return out.unflatten(2, (G, N)).flatten(1, 2)
 
 
+def _by_head(
+    runs: list[tuple[slice, BoundMask]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Bias | None,
+    *,
+    sink: Tensor | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Heads with a rule of their own, each run of them by the way that is best for its rule."""
+    k, v = _repeated(k, _groups(q, k)), _repeated(v, _groups(q, v))
+    parts = []
+    for heads, mask in runs:
+        added = None if bias is None else of_heads(bias, heads)
+        own = None if sink is None else sink[heads]
+        given = q[:, heads], k[:, heads], v[:, heads], mask, added
+        parts.append(softmax_attention(*given, dropout=dropout, sink=own, softcap=softcap))
+    return torch.cat([part.transpose(1, 2) for part in parts], 2).transpose(1, 2)  # laid out as the kernels do
+
+
 def _choose(
     q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
 ) -> tuple[Path, Callable[[], Tensor]]:
@@ -265,10 +289,13 @@ def _parts(
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
     if M < SHORT:
         return None
-    back, ahead = mask.mask.reach
-    if back is not None and ahead is not None and 1.5 * (back + ahead + 1 + min(N, ROWS)) <= M:
-        why = f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys"
-        return Path("window", why), partial(windowed, q, k, v, mask, bias, kernel)
+    if tiles := fitting_tiles(mask):
+        back, ahead = mask.mask.reach
+        if back is None or ahead is None:
+            path = Path("tiles", f"{mask.mask} lets a query reach {mask.most} of {M} keys on average")
+        else:
+            path = Path("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys")
+        return path, partial(tiled, q, k, v, mask, bias, kernel, tiles)
     if N < SHORT or mask.first:
         return None
     for rule in mask.mask.factors:

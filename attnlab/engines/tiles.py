@@ -11,33 +11,52 @@ from torch import Tensor
 from attnlab.engines.bias import Bias, cut, written
 from attnlab.engines.kernel import Kernel
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import slices
+from attnlab.masks.bound import Places, count, in_order, slices
 
 ROWS = 64
 """Queries a tile; more of them reach more keys that most of them may not look at."""
 
+CALL = 2**12
+"""Weights that take as long as it takes to call a kernel."""
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None, kernel: Kernel) -> Tensor:
-    """A mask of limited reach: rows by tiles, each with the keys that it can reach; O(N · reach).
+
+def tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BoundMask,
+    bias: Bias | None,
+    kernel: Kernel,
+    tiles: list[tuple[slice, Places]],
+) -> Tensor:
+    """Rows by tiles, each with the keys that it can reach: those of a window lie side by side and are read there.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, d).
-        mask: its ``reach`` says what is left out.
+        mask: who may look at whom.
         bias: four axes, broadcastable to (B, H, N, M).
         kernel: computes a part.
+        tiles: what `fitting_tiles` gives.
 
-    Source: Beltagy et al. 2020, "Longformer", section 3.1, for the pattern.
+    Source: Beltagy et al. 2020, "Longformer", section 3.1, and Zaheer et al. 2020, "Big Bird", for the patterns.
     """
-    back, ahead = mask.mask.reach
-    assert back is not None
-    assert ahead is not None
     parts = []
-    for part in slices(q.shape[2], max(ROWS, (back + ahead + 1) // 4)):
-        keys = mask.seen(part)
-        parts.append(_part(q[:, :, part], k[:, :, keys], v[:, :, keys], mask, bias, kernel, part, keys))
-    return _joined(parts, 2)
+    for rows, keys in tiles:
+        parts.append(_part(q[:, :, rows], k[:, :, keys], v[:, :, keys], mask, bias, kernel, rows, keys))
+    return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
+
+
+def fitting_tiles(mask: BoundMask) -> list[tuple[slice, Places]] | None:
+    """The tiles of a mask under which a query can reach few keys alone; None where they would not save enough."""
+    if not mask.mask.is_narrow:
+        return None
+    back, ahead = mask.mask.reach
+    reach = 0 if back is None or ahead is None else (back + ahead + 1) // mask.mask.step
+    tiles = mask.tiles(max(ROWS, reach // 4))
+    spent = sum(max(CALL, count(rows) * count(keys)) for rows, keys in tiles)
+    return tiles if 1.5 * spent <= mask.queries * mask.keys else None
 
 
 def triangular(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) -> Tensor:
@@ -111,13 +130,13 @@ def _part(
     bias: Bias | None,
     kernel: Kernel,
     rows: slice,
-    keys: slice,
+    keys: Places,
     items: slice = slice(None),
 ) -> Tensor:
     """One part, already cut out of q, k and v, under what the mask and the bias say of it."""
     if not k.shape[2]:
         return torch.zeros_like(q)  # nothing to look at
-    if mask is not None and mask.is_causal and bias is None and rows.start == keys.start:
+    if mask is not None and mask.is_causal and bias is None and isinstance(keys, slice) and rows.start == keys.start:
         return kernel(q, k, v, causal=True)
     permitted = None if mask is None else of_items(mask.tile(rows, keys), items)
     added = None if bias is None else of_items(cut(bias, rows, keys), items)

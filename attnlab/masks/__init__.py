@@ -25,23 +25,39 @@ from attnlab.masks.conventions import (
     to_key_padding_mask,
 )
 from attnlab.masks.mask import Mask, as_mask, from_tensor
-from attnlab.masks.rules import blocks, causal, dilated, documents, padding, prefix, window
+from attnlab.masks.rules import (
+    blocks,
+    by_head,
+    causal,
+    dilated,
+    documents,
+    every,
+    global_tokens,
+    padding,
+    prefix,
+    summaries,
+    window,
+)
 
 __all__ = [
     "BoundMask",
     "Mask",
     "as_mask",
     "blocks",
+    "by_head",
     "causal",
     "dilated",
     "documents",
+    "every",
     "from_attention_mask",
     "from_attn_mask",
     "from_cu_seqlens",
     "from_key_padding_mask",
     "from_tensor",
+    "global_tokens",
     "padding",
     "prefix",
+    "summaries",
     "to_attention_mask",
     "to_attn_mask",
     "to_cu_seqlens",

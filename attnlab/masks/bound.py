@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnlab.deciding import may_read
+
 if TYPE_CHECKING:
     from attnlab.masks.mask import Mask
+
+Places = slice | Tensor
+"""Rows or columns: from one to another, or one by one."""
+
+TOGETHER = 64
+"""Queries for which it is asked together what they can reach, where that is no range."""
 
 
 class BoundMask:
@@ -64,20 +72,26 @@ class BoundMask:
 
     @property
     def looks_back_unbroken(self) -> bool:
-        """Whether each query is certain to see one unbroken range of keys that ends with itself, or nothing."""
+        """Whether each query is certain to see one unbroken range of keys, none of them ahead, or nothing."""
         if self.mask.reach[1] != 0 or self.offset != self.keys - self.queries:
             return False
         length = self.first + self.keys
         return all(
-            rule.is_unbroken or rule.spans(length) or rule.tokens(length) or rule.segments(length)
+            rule.is_unbroken
+            or (may_read(torch.device(self._device or "cpu")) and (rule.spans(length) or rule.segments(length)))
             for rule in self.mask.factors
         )
 
     @property
     def most(self) -> int:
-        """How many keys one query can reach at most."""
+        """How many keys one query can reach at most; where a few queries can reach more than others, on average."""
         back, ahead = self.mask.reach
-        return self.keys if back is None or ahead is None else min(self.keys, back + 1 + ahead)
+        if back is not None and ahead is not None:
+            step = self.mask.step
+            return min(self.keys, back // step + 1 + ahead // step)
+        if not self._is_lean or not self.queries:
+            return self.keys
+        return -(-sum(count(rows) * count(keys) for rows, keys in self.tiles(TOGETHER)) // self.queries)
 
     def tensor(self) -> Tensor:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
@@ -91,12 +105,12 @@ class BoundMask:
             self._tensor = self._fitted(matrix, self.queries, self.keys)
         return self._tensor
 
-    def tile(self, queries: slice, keys: slice) -> Tensor:
+    def tile(self, queries: slice, keys: Places) -> Tensor:
         """The part of `tensor` for these rows and columns; the rest is not made where the rule allows that."""
         if self._tensor is not None or not self.mask.by_position:
             whole = self.tensor()
             return whole[..., _of(whole.shape[-2], queries), _of(whole.shape[-1], keys)]
-        return self._fitted(self._evaluated(queries, keys), queries.stop - queries.start, keys.stop - keys.start)
+        return self._fitted(self._evaluated(queries, keys), count(queries), count(keys))
 
     def rows(self, index: Tensor) -> Tensor:
         """Chosen rows of `tensor`, (B | 1, H | 1, rows, N_k); the rest is not made where the rule allows that."""
@@ -122,24 +136,77 @@ class BoundMask:
         return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
 
     def seen(self, queries: slice) -> slice:
-        """The keys that these rows can reach."""
+        """The keys from the first to the last that these rows can reach; those in a step of `Mask.step` alone, where
+        the rows stand in one.
+        """
         back, ahead = self.mask.reach
+        step = queries.step or 1
         first = 0 if back is None else queries.start + self.offset - back
         last = self.keys if ahead is None else queries.stop + self.offset + ahead
         start = min(max(first, 0), self.keys)
-        return slice(start, max(start, min(last, self.keys)))
+        start += (queries.start + self.offset - start) % step
+        return slice(start, max(start, min(last, self.keys)), queries.step)
+
+    def tiles(self, size: int) -> list[tuple[slice, Places]]:
+        """All rows, ``size`` at a time, each time with the keys that these can reach.
+
+        Rows whose keys lie in a step of their own are taken together.
+        """
+        step = self.mask.step
+        parts = []
+        for first in range(min(step, self.queries)):
+            for part in slices(-(-(self.queries - first) // step), size):
+                last = first + step * (part.stop - 1)
+                rows = slice(first + step * part.start, last + 1, step if step > 1 else None)
+                parts.append((rows, self._reached(rows)))
+        return parts
+
+    def _reached(self, rows: slice) -> Places:
+        """`seen`, without the keys in between that the rule leaves out."""
+        seen = self.seen(rows)
+        if None not in self.mask.reach or not self._is_lean:
+            return seen
+        places = positions(seen, 0, self._device)
+        at = self.first + self.offset
+        places = places[self.mask.reachable(range(at + rows.start, at + rows.stop), places + self.first)]
+        if len(places) == count(seen):
+            return seen
+        start, step = (int(places[0]), seen.step or 1) if len(places) else (seen.start, 1)
+        side_by_side = slice(start, start + step * (len(places) - 1) + 1, seen.step)  # which can be read as they lie
+        return side_by_side if len(places) and int(places[-1]) == side_by_side.stop - 1 else places
+
+    @property
+    def _is_lean(self) -> bool:
+        """Whether what a few queries can look at is found by looking a few keys at a time."""
+        if None not in self.mask.reach:
+            return True
+        return self.mask.is_narrow and may_read(torch.device(self._device or "cpu"))
 
     def _empty(self) -> Tensor:
         """Which rows may look at nothing, (B | 1, N_q)."""
-        if self._tensor is not None or None in self.mask.reach or not self.mask.by_position:
+        if self._tensor is not None or not self._is_lean or not self.mask.by_position:
             return ~self.tensor().any(-1).any(1)
-        found = [~self.tile(part, self.seen(part)).any(-1).any(1) for part in slices(self.queries, 256)]
-        return torch.cat(found, -1) if found else torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+        tiles = self.tiles(256)
+        if not tiles:
+            return torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+        return in_order([~self.tile(*part).any(-1).any(1) for part in tiles], [rows for rows, _ in tiles], -1)
 
-    def _evaluated(self, queries: slice, keys: slice) -> Tensor:
-        at = self.first + self.offset
-        positions = slice(at + queries.start, at + queries.stop)
-        return evaluate(self.mask, positions, slice(self.first + keys.start, self.first + keys.stop), self._device)
+    def by_head(self) -> list[tuple[slice, BoundMask]] | None:
+        """Where one factor has a rule for each head, and the others speak of all: which heads, and what binds them."""
+        for rule in self.mask.factors:
+            others = [factor for factor in self.mask.factors if factor is not rule]
+            if rule.runs and all(factor.heads == 1 for factor in others):
+                return [(heads, self._of_heads(heads, [own, *others])) for heads, own in rule.runs]
+        return None
+
+    def _of_heads(self, heads: slice, rules: list[Mask]) -> BoundMask:
+        shape = None if self._shape is None else (self._shape[0], count(heads))
+        rule = functools.reduce(operator.and_, rules)
+        return BoundMask(rule, self.queries, self.keys, self.offset, shape, self._device, self.first)
+
+    def _evaluated(self, queries: slice, keys: Places) -> Tensor:
+        q = positions(queries, self.first + self.offset, self._device)
+        return _asked(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
 
     def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
         matrix = matrix[(None,) * (4 - matrix.dim())]
@@ -151,15 +218,33 @@ class BoundMask:
 
 def evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
     """The rule for these positions, broadcastable to (B, H, N_q, N_k)."""
-    q = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
-    k = torch.arange(keys.start, keys.stop, device=device).unsqueeze(0)
-    return _asked(mask, q, k)
+    return _asked(mask, positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0))
 
 
 def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
     """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
     b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
     return mask.at(b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k)
+
+
+def positions(places: Places, first: int, device: torch.device | str | None) -> Tensor:
+    """Places counted from ``first`` as a tensor."""
+    if isinstance(places, Tensor):
+        return places + first
+    return torch.arange(first + places.start, first + places.stop, places.step or 1, device=device)
+
+
+def count(places: Places) -> int:
+    """How many they are."""
+    return len(places) if isinstance(places, Tensor) else len(range(places.start, places.stop, places.step or 1))
+
+
+def in_order(parts: list[Tensor], rows: list[slice], axis: int) -> Tensor:
+    """The parts joined, each row where it belongs."""
+    whole = torch.cat(parts, axis)
+    if all(part.step is None for part in rows):  # one after the other
+        return whole
+    return whole.index_select(axis, torch.cat([positions(part, 0, whole.device) for part in rows]).argsort())
 
 
 def slices(length: int, size: int) -> list[slice]:
@@ -175,13 +260,14 @@ def _check_place(mask: Any, device: torch.device) -> None:
             there = value.device if device.index is not None else torch.device(value.device.type)
             if there != device:
                 raise ValueError(f"the mask lies on {value.device}, the tokens on {device}; move it with mask.to(...)")
-        else:  # a mask of this one's, or a number
-            _check_place(value, device)
+        else:  # a mask of this one's, several of them, or a number
+            for part in value if isinstance(value, tuple) else (value,):
+                _check_place(part, device)
 
 
 def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
 
 
-def _of(size: int, part: slice) -> slice:
+def _of(size: int, part: Places) -> Places:
     return slice(None) if size == 1 else part  # one row stands for all

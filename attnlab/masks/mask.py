@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -56,6 +57,32 @@ class Mask:
         return (None, None)
 
     @property
+    def step(self) -> int:
+        """A number that divides the distance between a query and any key that it may look at."""
+        return 1
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a few queries can look at a few keys alone; `reachable` says which."""
+        return None not in self.reach
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        """Which of the keys at the positions ``k`` (N_k,) some of these queries may look at: Boolean, like ``k``.
+
+        It may say True too often, never too seldom.
+        """
+        back, ahead = self.reach
+        found = torch.ones_like(k, dtype=torch.bool)
+        if back is not None:
+            found = found & (k >= queries.start - back)
+        return found if ahead is None else found & (k < queries.stop + ahead)
+
+    @property
+    def runs(self) -> list[tuple[slice, Mask]] | None:
+        """Where each head has a rule of its own: which heads, that follow each other, have which rule; else None."""
+        return None
+
+    @property
     def by_position(self) -> bool:
         """Whether `at` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
         return True
@@ -75,7 +102,7 @@ class Mask:
 
     @property
     def is_unbroken(self) -> bool:
-        """Whether what every query may look at behind it is one range that ends with itself."""
+        """Whether every query may look at one range of keys without a gap, or at nothing."""
         return False
 
     def segments(self, length: int) -> list[slice] | None:
@@ -267,6 +294,17 @@ class _And(_Pair):
         return _nearer(*back), _nearer(*ahead)
 
     @property
+    def step(self) -> int:
+        return math.lcm(self.left.step, self.right.step)
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.left.is_narrow or self.right.is_narrow or None not in self.reach
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        return self.left.reachable(queries, k) & self.right.reachable(queries, k)
+
+    @property
     def factors(self) -> tuple[Mask, ...]:
         return (*self.left.factors, *self.right.factors)
 
@@ -287,6 +325,13 @@ class _Or(_Pair):
     def reach(self) -> Reach:
         back, ahead = zip(self.left.reach, self.right.reach, strict=True)
         return _farther(*back), _farther(*ahead)
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.left.is_narrow and self.right.is_narrow
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        return self.left.reachable(queries, k) | self.right.reachable(queries, k)
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.at(b, h, q, k) | self.right.at(b, h, q, k)

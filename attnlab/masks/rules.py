@@ -1,8 +1,11 @@
-"""The rules by name: causal, window, dilated, prefix, padding, documents, blocks."""
+"""The rules by name: what a query may look at for its place, and for the place, the item or the head that it has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,21 +47,100 @@ class _Window(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class _Dilated(Mask):
-    size: int
-    step: int
+class _Every(Mask):
+    gap: int
     sees_itself = True
     is_relative = True
+    is_narrow = True
 
     @property
-    def reach(self) -> Reach:
-        return ((self.size - 1) * self.step, (self.size - 1) * self.step)
+    def step(self) -> int:
+        return self.gap
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ((q - k).abs() <= (self.size - 1) * self.step) & ((q - k) % self.step == 0)
+        return (q - k) % self.gap == 0
 
     def __repr__(self) -> str:
-        return f"dilated({self.size}, {self.step})"
+        return f"every({self.gap})"
+
+
+@dataclass(frozen=True, eq=False)
+class _GlobalTokens(Mask):
+    count: int
+    is_narrow = True
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q < self.count) | (k < self.count)
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        return k < self.count if queries.start >= self.count else torch.ones_like(k, dtype=torch.bool)
+
+    def __repr__(self) -> str:
+        return f"global_tokens({self.count})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Summaries(Mask):
+    size: int
+    count: int
+    is_narrow = True
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return k % self.size >= self.size - self.count
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        return k % self.size >= self.size - self.count
+
+    def __repr__(self) -> str:
+        return f"summaries({self.size}, {self.count})"
+
+
+@dataclass(frozen=True, eq=False)
+class _ByHead(Mask):
+    counts: tuple[int, ...]
+    rules: tuple[Mask, ...]
+
+    @property
+    def heads(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def items(self) -> int:
+        return max(rule.items for rule in self.rules)
+
+    @property
+    def by_position(self) -> bool:
+        return all(rule.by_position for rule in self.rules)
+
+    @property
+    def is_relative(self) -> bool:
+        return all(rule.is_relative for rule in self.rules)
+
+    @property
+    def sees_itself(self) -> bool:
+        return any(rule.sees_itself for rule in self.rules)
+
+    @property
+    def runs(self) -> list[tuple[slice, Mask]]:
+        ends = accumulate(self.counts)
+        return [(slice(e - n, e), rule) for e, n, rule in zip(ends, self.counts, self.rules, strict=True)]
+
+    def check(self, queries: int, keys: int) -> None:
+        for rule in self.rules:
+            rule.check(queries, keys)
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, rules=tuple(rule.to(device) for rule in self.rules))
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        (first, rule), *others = self.runs
+        found = rule.at(b, h, q, k) & (h < first.stop)
+        for own, rule in others:
+            found = found | (rule.at(b, h, q, k) & (h >= own.start) & (h < own.stop))
+        return found
+
+    def __repr__(self) -> str:
+        return f"by_head({', '.join(f'{n} x {rule}' for n, rule in zip(self.counts, self.rules, strict=True))})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +150,13 @@ class _Prefix(Mask):
     @property
     def items(self) -> int:
         return self.length.shape[0] if isinstance(self.length, Tensor) else 1
+
+    @property
+    def is_narrow(self) -> bool:
+        return isinstance(self.length, int)
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        return k < self.length if isinstance(self.length, int) else torch.ones_like(k, dtype=torch.bool)
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if isinstance(self.length, Tensor):
@@ -86,6 +175,7 @@ class _Padding(Mask):
     start: Tensor | None
     stop: Tensor | None
     queries: bool
+    is_unbroken = True
 
     @property
     def items(self) -> int:
@@ -167,6 +257,16 @@ class _Blocks(Mask):
     def reach(self) -> Reach:
         return (self.size - 1, self.size - 1) if self.pattern is None else (None, None)
 
+    @property
+    def is_narrow(self) -> bool:
+        return True
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        if self.pattern is None:
+            return super().reachable(queries, k)
+        rows = self.pattern[..., queries.start // self.size : -(-queries.stop // self.size), :].any(-2)
+        return rows.flatten(0, -2).any(0)[k // self.size] if rows.dim() > 1 else rows[k // self.size]
+
     def check(self, queries: int, keys: int) -> None:
         if self.pattern is None:
             return
@@ -213,7 +313,47 @@ def window(size: int) -> Mask:
 
 def dilated(size: int, step: int) -> Mask:
     """A window with gaps: less than ``size`` steps away on either side, ``step`` positions each; 1 is `window`."""
-    return _Dilated(_positive("dilated(size)", size), _positive("dilated(step)", step))
+    size, step = _positive("dilated(size)", size), _positive("dilated(step)", step)
+    return window((size - 1) * step + 1) & every(step)
+
+
+def every(step: int) -> Mask:
+    """Itself, and every ``step``-th position before and after."""
+    return _Every(_positive("every(step)", step))
+
+
+def global_tokens(count: int) -> Mask:
+    """The first ``count`` positions look at everything, and everything looks at them; with ``|`` beside another rule.
+
+    Source: Beltagy et al. 2020, "Longformer", section 3.1.
+    """
+    return _GlobalTokens(_positive("global_tokens(count)", count))
+
+
+def summaries(size: int, count: int = 1) -> Mask:
+    """The last ``count`` positions of every block of ``size``, for all queries.
+
+    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.2 (fixed attention).
+    """
+    size, count = _positive("summaries(size)", size), _positive("summaries(count)", count)
+    if count > size:
+        raise ValueError(f"summaries(size, count) takes at most as many as a block has: {count} of {size}")
+    return _Summaries(size, count)
+
+
+def by_head(rules: Sequence[Mask]) -> Mask:
+    """A rule for each head, in their order. Heads that follow each other and share one are computed together.
+
+    Raises:
+        ValueError: for no rule, or one that already speaks of several heads.
+    """
+    runs = [(rule, len(list(same))) for rule, same in groupby(rules)]  # the same object, not an equal one
+    if not runs:
+        raise ValueError("by_head(rules) takes a rule for each head, not none")
+    if any(rule.heads > 1 for rule, _ in runs):
+        raise ValueError("by_head(rules) takes rules of one head each, and one of these speaks of several")
+    own, counts = zip(*runs, strict=True)
+    return own[0] if len(own) == 1 else _ByHead(counts, own)
 
 
 def prefix(length: int | Tensor) -> Mask:

@@ -104,15 +104,20 @@ class _Entmax(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
         ctx.alpha = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Entmax.jvp(ctx, gradient, None), None  # the Jacobian is symmetric
+
+    @staticmethod
+    def jvp(ctx: Any, gradient: Tensor, _: None) -> Tensor:
         (weights,) = ctx.saved_tensors
         slope = torch.where(weights > 0, weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (2 - ctx.alpha), 0.0)
         flow = gradient * slope
         share = flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        return flow - share * slope, None
+        return flow - share * slope
 
 
 def _weights(z: Tensor, tau: Tensor, alpha: float) -> Tensor:

@@ -15,7 +15,7 @@ from attnlab.engines.bias import RelativeBias, cut, of_rows, written
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.rows import attend_by_rows
 from attnlab.engines.softmax import masked_softmax
-from attnlab.engines.tiles import itemwise, segmentwise, windowed
+from attnlab.engines.tiles import itemwise, segmentwise, tiled
 from attnlab.masks import causal, window
 
 B, H = 2, 3
@@ -120,7 +120,7 @@ def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.Mo
     bias, place = NeverWhole(line, N, N), torch.arange(N)
     near = (causal() & window(11)).bind(N, shape=(B, H))
     if way == "window":
-        out, permitted, most = windowed(q, k, v, near, bias, KERNEL), near.tensor(), N * (64 + 10)  # 64 rows a tile
+        out, permitted, most = tiled(q, k, v, near, bias, KERNEL, near.tiles(64)), near.tensor(), N * (64 + 10)
     elif way == "rows":  # 2**9 numbers are 7 rows of 11 keys of 6 heads
         out, permitted, most = attend_by_rows(q, k, v, near, bias, masked_softmax), near.tensor(), N * (7 + 10)
     elif way == "items":

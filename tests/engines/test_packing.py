@@ -30,7 +30,7 @@ REAL = padding(LENGTHS, queries=True)
         (REAL & window(5), ["packed", "window"]),
         (padding(LENGTHS, side="left", total=N, queries=True), ["packed", "segments"]),
         (padding(LENGTHS), ["items"]),
-        (REAL & prefix(7), ["matrix"]),
+        (REAL & prefix(7), ["tiles"]),
         (REAL | causal(), ["matrix"]),
         (padding(torch.tensor([199, 198, 199]), queries=True), ["matrix"]),
         (padding(torch.tensor([20, 1, 3]), queries=True), ["matrix"]),
