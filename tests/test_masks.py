@@ -36,6 +36,9 @@ PLAIN = st.one_of(
     st.builds(masks.causal),
     st.integers(1, KEYS + 1).map(masks.window),
     st.builds(masks.dilated, st.integers(1, KEYS), st.integers(1, 3)),
+    st.integers(1, KEYS + 1).map(masks.every),
+    st.integers(1, KEYS + 1).map(masks.global_tokens),
+    st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: masks.summaries(sum(pair), pair[0])),
     st.integers(0, KEYS + 1).map(masks.prefix),
     st.integers(1, KEYS + 1).map(masks.blocks),
 )
@@ -49,6 +52,7 @@ POSITIONAL = st.one_of(
     booleans(4, 4).map(lambda pattern: masks.blocks(2, pattern)),
     booleans(B, H, 3, 3).map(lambda pattern: masks.blocks(3, pattern)),
     booleans(B, KEYS).map(masks.from_key_padding_mask),
+    st.lists(PLAIN, min_size=H, max_size=H).map(masks.by_head),
 )
 SQUARE = st.one_of(
     POSITIONAL,
@@ -116,6 +120,43 @@ def test_queries_are_aligned_at_the_end(mask: Mask, queries: int) -> None:
 def test_sees_itself_is_never_claimed_wrongly(mask: Mask) -> None:
     if mask.sees_itself:
         assert matrix(mask).diagonal(dim1=-2, dim2=-1).all()
+
+
+@given(combined(SQUARE), st.integers(1, KEYS), st.data())
+def test_what_is_reachable_and_the_step_leave_nothing_out(mask: Mask, queries: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, KEYS - queries))
+    seen = matrix(mask)[:, :, first : first + queries].flatten(0, 2).any(0)
+    assert (mask.reachable(range(first, first + queries), torch.arange(KEYS)) | ~seen).all()
+    q, k = matrix(mask).flatten(0, 1).any(0).nonzero(as_tuple=True)
+    assert ((q - k) % mask.step == 0).all()
+
+
+@given(combined(SQUARE), st.integers(1, KEYS))
+def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -> None:
+    bound = mask.bind(KEYS, shape=(B, H))
+    rest, rows = matrix(mask).clone(), []
+    for own, keys in bound.tiles(size):
+        rows += range(KEYS)[own]
+        places = torch.arange(KEYS)[own][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
+        part = matrix(mask)[:, :, *places]
+        assert torch.equal(bound.tile(own, keys).expand_as(part), part)
+        rest[:, :, *places] = False
+    assert sorted(rows) == list(range(KEYS))
+    assert not rest.any()
+
+
+@given(st.lists(st.sampled_from([masks.window(2), masks.every(3)]), min_size=H, max_size=H), combined(PLAIN))
+def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
+    bound = (rest & masks.by_head(rules)).bind(KEYS, shape=(B, H))
+    assert torch.equal(bound.tensor().expand(B, H, -1, -1), torch.stack([matrix(rest & r)[:, 0] for r in rules], 1))
+    if len(set(rules)) > 1:
+        runs = bound.by_head()
+        assert runs is not None
+        for heads, own in runs:
+            assert torch.equal(
+                own.tensor().expand(B, heads.stop - heads.start, -1, -1),
+                matrix(rest & rules[heads.start])[:, : heads.stop - heads.start],
+            )
 
 
 @given(combined(PLAIN))
@@ -243,6 +284,14 @@ def test_a_bound_mask_is_made_once_and_has_four_axes() -> None:
     bound = masks.window(2).bind(5, KEYS, shape=(B, H))
     assert bound.tensor().shape == (1, 1, 5, KEYS)
     assert bound.tensor() is bound.tensor()
+
+
+@pytest.mark.parametrize("rule", [masks.summaries(3), masks.prefix(2), masks.window(2), masks.every(5)], ids=str)
+def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
+    real = torch.tensor([1, 301])
+    mask = rule & masks.padding(real)
+    out = mask.bind(307, shape=(2, 1)).blank(torch.ones(2, 307, 1))[..., 0]
+    assert torch.equal(out, mask.materialize(307).expand(2, 1, 307, 307)[:, 0].any(-1).float())
 
 
 def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:

@@ -189,7 +189,11 @@ class BoundMask:
         tiles = self.tiles(256)
         if not tiles:
             return torch.zeros(1, 0, dtype=torch.bool, device=self._device)
-        return in_order([~self.tile(*part).any(-1).any(1) for part in tiles], [rows for rows, _ in tiles], -1)
+        return in_order(
+            [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles],
+            [rows for rows, _ in tiles],
+            -1,
+        )
 
     def by_head(self) -> list[tuple[slice, BoundMask]] | None:
         """Where one factor has a rule for each head, and the others speak of all: which heads, and what binds them."""

@@ -140,7 +140,7 @@ class _ByHead(Mask):
         return found
 
     def __repr__(self) -> str:
-        return f"by_head({', '.join(f'{n} x {rule}' for n, rule in zip(self.counts, self.rules, strict=True))})"
+        return f"by_head({' + '.join(f'{n} * [{rule}]' for n, rule in zip(self.counts, self.rules, strict=True))})"
 
 
 @dataclass(frozen=True, eq=False)

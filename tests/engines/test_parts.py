@@ -18,7 +18,20 @@ from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import listening
 from attnlab.engines.rows import attend_by_rows
 from attnlab.engines.softmax import FEW, SoftmaxCore, masked_softmax, softmax_attention
-from attnlab.masks import Mask, causal, documents, from_tensor, padding, window
+from attnlab.masks import (
+    Mask,
+    blocks,
+    by_head,
+    causal,
+    dilated,
+    documents,
+    every,
+    from_tensor,
+    global_tokens,
+    padding,
+    summaries,
+    window,
+)
 
 B, H, G, N, M, d, w = 2, 6, 3, 197, 211, 5, 3
 
@@ -29,6 +42,13 @@ MASKS: dict[str, Mask | None] = {
     "window": causal() & window(7),
     "padding": padding(LENGTHS),
     "an empty item": padding(torch.tensor([0, 101])),
+    "every few": causal() & every(7),
+    "every few of a window": dilated(5, 3),
+    "global tokens": window(5) | global_tokens(3),
+    "scattered blocks": causal()
+    & (window(3) | blocks(8, torch.rand(27, 27, generator=torch.Generator().manual_seed(7)) > 0.9)),
+    "summaries": summaries(11, 2) & causal(),
+    "a rule a head": causal() & by_head([*[blocks(11)] * 2, every(13), window(4), *[summaries(11)] * 2]),
     "documents": causal() & documents(torch.arange(M) // 23),
     "a matrix": from_tensor(torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(5)) > 0.9),
 }
