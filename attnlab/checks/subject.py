@@ -197,12 +197,18 @@ class Subject:
         return list(product(self.causal_choices, [None, *self.masks(batch, length)]))
 
     def permitted(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
-        """The truth: Boolean (B, N, N), which token may look at which."""
-        rule = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-        rule = as_matrix(rule if mask is None else mask, x, x)
-        if isinstance(self._sample, Attention) and (own := self._sample.pattern(x.shape[1])) is not None:
-            rule = rule & as_matrix(own.to(x.device), x, x)
-        return rule & causal().materialize(x.shape[1], device=x.device) if causality else rule
+        """The truth: Boolean (B, N, N), which token may look at which, in one head at least."""
+        return self.permitted_heads(causality, mask, x).any(1)
+
+    def permitted_heads(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
+        """The same for each head: (B, H, N, N), or (B, 1, N, N) where all heads look at the same."""
+        layer, length = self.layer(), x.shape[1]
+        own = layer.pattern(length) if isinstance(layer, Attention) else None
+        found = torch.ones(len(x), 1, length, length, dtype=torch.bool, device=x.device)
+        for rule in (mask, own, causal() if causality else None):
+            if rule is not None:
+                found = found & rule.to(x.device).bind(length, device=x.device).tensor()
+        return found
 
     def require_no_origin(self) -> None:
         """NotClaimed for a mechanism with a pattern that is counted from where the row begins."""
@@ -349,7 +355,7 @@ def _reference_beside(kind: type) -> Callable[..., Tensor] | None:
 def as_matrix(mask: Mask | Tensor, x: Tensor, keys: Tensor) -> Tensor:
     """A mask as strangers get it: Boolean (B, N, M), for queries ``x`` and ``keys``; what one head sees is seen."""
     queries, count = x.shape[1], keys.shape[1]
-    matrix = mask.materialize(queries, count, device=x.device) if isinstance(mask, Mask) else mask
+    matrix = mask.bind(queries, count, device=x.device).tensor() if isinstance(mask, Mask) else mask
     if matrix.dim() == 4:
         matrix = matrix.any(1)
     return matrix.expand(x.shape[0], queries, count)

@@ -35,6 +35,7 @@ from attnlab.masks.rules import (
     global_tokens,
     padding,
     prefix,
+    random_blocks,
     summaries,
     window,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "global_tokens",
     "padding",
     "prefix",
+    "random_blocks",
     "summaries",
     "to_attention_mask",
     "to_attn_mask",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from attnlab.masks.mask import Mask, Reach, on_device_of, one_for_all, require_tensor, short
 
+PRIME = 2**31 - 1
+
 
 @dataclass(frozen=True, eq=False)
 class _Causal(Mask):
@@ -248,6 +250,7 @@ class _Documents(Mask):
 class _Blocks(Mask):
     size: int
     pattern: Tensor | None
+    around: int = 0
 
     @property
     def sees_itself(self) -> bool:
@@ -255,7 +258,8 @@ class _Blocks(Mask):
 
     @property
     def reach(self) -> Reach:
-        return (self.size - 1, self.size - 1) if self.pattern is None else (None, None)
+        far = (self.around + 1) * self.size - 1
+        return (far, far) if self.pattern is None else (None, None)
 
     @property
     def is_narrow(self) -> bool:
@@ -289,7 +293,7 @@ class _Blocks(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
         if self.pattern is None:
-            return q == k
+            return (q - k).abs() <= self.around
         pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
         rows = pattern.shape[-2]
         inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
@@ -298,7 +302,42 @@ class _Blocks(Mask):
         return pattern[one_for_all(b, self.items), one_for_all(h, self.heads), q, k] & inside
 
     def __repr__(self) -> str:
-        return f"blocks({self.size}{'' if self.pattern is None else f', {short(self.pattern)}'})"
+        around = f", around={self.around}" if self.around else ""
+        return f"blocks({self.size}{'' if self.pattern is None else f', {short(self.pattern)}'}{around})"
+
+
+@dataclass(frozen=True, eq=False)
+class _RandomBlocks(Mask):
+    size: int
+    count: int
+    seed: Tensor
+    is_narrow = True
+
+    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self._linked(q // self.size, k // self.size)
+
+    def reachable(self, queries: range, k: Tensor) -> Tensor:
+        if not k.numel():
+            return torch.zeros_like(k, dtype=torch.bool)
+        rows = torch.arange(queries.start // self.size, -(-queries.stop // self.size), device=k.device)
+        first = int(k[0]) // self.size
+        columns = torch.arange(first, int(k[-1]) // self.size + 1, device=k.device)
+        return self._linked(rows[:, None], columns).any(0)[k // self.size - first]
+
+    def _linked(self, a: Tensor, b: Tensor) -> Tensor:
+        """Whether the later of two blocks has drawn the earlier: by a hash, so that no table is kept."""
+        early, late = torch.minimum(a, b), torch.maximum(a, b)
+        found = torch.zeros_like(early, dtype=torch.bool)
+        seed = on_device_of(late, self.seed, "random_blocks(seed)") % PRIME
+        for draw in range(self.count):
+            number = (late * 48271 + (draw + 1) * 69621 + seed) % PRIME
+            for _ in range(3):
+                number = (number * number + seed + 40692) % PRIME  # below 2^62
+            found = found | (number % late.clamp(min=1) == early)
+        return found & (early < late)
+
+    def __repr__(self) -> str:
+        return f"random_blocks({self.size}, {self.count}, {self.seed})"
 
 
 def causal() -> Mask:
@@ -406,14 +445,34 @@ def documents(ids: Tensor) -> Mask:
     return _Documents(ids)
 
 
-def blocks(size: int, pattern: Tensor | None = None) -> Mask:
+def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
+    """Blocks of ``size`` positions, each linked to ``count`` of those before it, drawn at random; a link is looked
+    along both ways, and leads neither into one's own block nor depends on how long the sequence is.
+
+    Args:
+        size: positions a block.
+        count: how many times a block draws; it may draw one twice.
+        seed: what is drawn follows from it; a whole number, or a tensor of one.
+
+    Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences", section 2, for the random graph.
+    """
+    size, count = _positive("random_blocks(size)", size), _positive("random_blocks(count)", count)
+    return _RandomBlocks(size, count, torch.as_tensor(seed))
+
+
+def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask:
     """Blocks of ``size`` positions: each looks into its own, or where ``pattern`` says.
 
     Args:
         size: positions a block.
         pattern: Boolean (query blocks, key blocks), or with leading batch and head axes; True where every query
             of the one block may look at every key of the other.
+        around: without a pattern, how many blocks on either side it looks into too.
     """
+    if around and (pattern is not None or isinstance(around, bool) or not isinstance(around, int) or around < 0):
+        raise ValueError(
+            f"blocks(around=) takes a whole number of at least 0, and no pattern beside it, not {around!r}"
+        )
     if pattern is not None:
         require_tensor("blocks(pattern=)", pattern)
     if pattern is not None and (pattern.dtype != torch.bool or pattern.dim() not in (2, 4)):
@@ -421,7 +480,7 @@ def blocks(size: int, pattern: Tensor | None = None) -> Mask:
             f"blocks(pattern=) takes a Boolean tensor (query blocks, key blocks) or (batch, heads, ...), "
             f"not {pattern.dtype} of shape {tuple(pattern.shape)}"
         )
-    return _Blocks(_positive("blocks(size)", size), pattern)
+    return _Blocks(_positive("blocks(size)", size), pattern, around)
 
 
 def _positive(name: str, value: int) -> int:

@@ -15,12 +15,12 @@ LONG = 67
 
 @promise("weights sum to one", needs=("weights", "probabilities"))
 def one_in_sum(subject: Subject) -> Measure:
-    """How far the weights of a token that may look at something are from one in sum, or one of them below zero."""
+    """How far the weights of a head that may look at something are from one in sum, or one of them below zero."""
 
     def measured(causality: bool, mask: Mask | None) -> float:
         layer, x = subject.build(causality), subject.tokens()
         weights = subject.weights(layer, x, mask)
-        expected = subject.permitted(causality, mask, x).any(-1).to(weights).unsqueeze(1)  # 0 for an empty row
+        expected = subject.permitted_heads(causality, mask, x).any(-1).to(weights)  # 0 for an empty row
         return max(difference(weights.sum(-1), expected.expand(weights.shape[:-1])), -weights.min().item())
 
     return worst_way(subject, measured, EXACT)
@@ -35,7 +35,7 @@ def zero_where_forbidden(subject: Subject) -> Measure:
         if "mask" in subject.claims:
             open_rows = from_tensor((torch.arange(N, device=x.device) != 2).unsqueeze(1).expand(N, N))
             mask = open_rows if mask is None else mask & open_rows
-        forbidden = ~subject.permitted(causality, mask, x).unsqueeze(1)
+        forbidden = ~subject.permitted_heads(causality, mask, x)
         weights = subject.weights(layer, x, mask)
         return difference(weights * forbidden, torch.zeros_like(weights))
 

@@ -1,0 +1,3 @@
+"""BigBird attention."""
+
+from .bigbird import BigBirdAttention as BigBirdAttention

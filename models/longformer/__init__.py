@@ -1,0 +1,3 @@
+"""Longformer attention."""
+
+from .longformer import LongformerAttention as LongformerAttention

@@ -1,0 +1,149 @@
+"""Longformer: a token looks at its neighbours and at a few global tokens, and those look at everything."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card, linear, positive
+from attnlab.cache import Cache
+from attnlab.engines.bias import cut
+from attnlab.engines.core import Core
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
+from attnlab.narrow import narrow, slots
+from attnlab.positions import Positions
+
+
+class LongformerAttention(HeadedAttention):
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over near and global keys; a global token has W_Q, W_K, W_V of its own.
+
+    Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
+        window: w, how many keys a token reaches on a side, itself among them (the paper's window is 2w - 1).
+        num_global: g, how many of the first tokens look at everything and are looked at by everything.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+    """
+
+    card = Card(
+        title="Longformer attention",
+        summary="a window, and a few global tokens that look at everything and are looked at by everything",
+        paper="Longformer: The Long-Document Transformer",
+        authors="Beltagy et al.",
+        year=2020,
+        arxiv="2004.05150",
+        kind="exact",
+        heads="h",
+        time="n·(w + g)·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps of a band, a few rows and a few columns",
+        use_case="long documents with a token that answers for the whole: classification, question answering",
+        supports=("causal", "mask", "bias", "weights"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        window: int = 64,
+        num_global: int = 1,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        self.window, self.num_global = positive("window", window), positive("num_global", num_global)
+        self.qkv_global = linear(embed_dim, 3 * embed_dim, bias=bias)
+        self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
+
+    def pattern(self, length: int) -> Mask:
+        """Near, or global on either side."""
+        return window(self.window) | global_tokens(self.num_global)
+
+    def _forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        near, few, V, V_g = self._both(x, mask, bias)
+        dropout = self.dropout if self.training else 0.0
+        top, heads = few.attend(V_g, dropout=dropout), near.attend(V, dropout=dropout)
+        return self._join(torch.cat([top, heads[:, :, top.shape[2] :]], 2), x)
+
+    def _core(
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Core:
+        near, few, _, _ = self._both(x, mask, bias)
+        return FirstRows(few, near)
+
+    def _mix(
+        self, weights: Float[Tensor, "B H N N"], x: Float[Tensor, "B N D"], context: Tensor | None = None
+    ) -> Float[Tensor, "B N D"]:
+        (_, _, V), (_, _, V_g), g = self._project(x, None), self._project_global(x), self.num_global
+        return self._join(torch.cat([weights[:, :, :g] @ V_g, weights[:, :, g:] @ V], 2), x)
+
+    def _both(
+        self, x: Tensor, mask: BoundMask | None, bias: Tensor | None
+    ) -> tuple[SoftmaxCore, SoftmaxCore, Tensor, Tensor]:
+        """The map of every token by the first set of projections, that of the global ones by the second, and values."""
+        assert mask is not None  # it holds the pattern
+        Q, K, V = self._project(x, None)
+        Q, K, added = self._place(Q, K, bias, None)
+        Q_g, K_g, V_g = self._project_global(x)  # g queries, and keys and values of all
+        Q_g, K_g = self.positions.rotate(Q_g), self.positions.rotate(K_g)
+        rows, every = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
+        own = from_tensor(mask.tile(rows, every)).bind(rows.stop, every.stop, offset=0, device=x.device)
+        few = SoftmaxCore(Q_g, K_g, own, None if added is None else cut(added, rows, every))
+        return SoftmaxCore(Q, K, mask, added), few, V, V_g
+
+    def _project_global(self, x: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        own, weight, bias = self.widths[0], self.qkv_global.weight, self.qkv_global.bias
+        Q = F.linear(x[:, : self.num_global], weight[:own], None if bias is None else bias[:own])
+        KV = F.linear(x, weight[own:], None if bias is None else bias[own:])
+        Q, KV = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (Q, KV))
+        return Q, *KV.chunk(2, 1)
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        D = self.widths[0]
+        own = slots(heads, self.head_dim)
+        narrow(self.qkv_global, rows=[part * D + i for part in range(3) for i in own])
+        super()._narrow(heads, groups)
+
+
+class FirstRows(Core):
+    """The map of a core whose first rows are those of another."""
+
+    def __init__(self, first: Core, rest: Core) -> None:
+        super().__init__(rest.shape, rest._like)
+        self._first, self._rest = first, rest
+
+    def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """What each query gets."""
+        top = self._first.attend(values, dropout=dropout)
+        return torch.cat([top, self._rest.attend(values, dropout=dropout)[:, :, top.shape[2] :]], 2)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        count = self._first.shape[2]
+        own = self._first._rows(rows.clamp(max=count - 1))
+        return torch.where((rows < count)[:, None], own, self._rest._rows(rows))

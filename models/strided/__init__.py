@@ -1,0 +1,3 @@
+"""Strided and fixed sparse attention."""
+
+from .strided import StridedAttention as StridedAttention

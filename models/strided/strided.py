@@ -1,0 +1,101 @@
+"""Sparse attention in two steps: half of the heads look near, half look far in strides, and two layers reach all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.attention import Card, positive
+from attnlab.engines.bias import Bias
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import HeadedAttention
+from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
+from attnlab.positions import Positions
+
+
+class StridedAttention(HeadedAttention):
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over near keys in the first half of the heads, far ones in the second.
+
+    Strided, a near head looks ``stride`` back, and a far one at every ``stride``-th token. Fixed, a near head looks
+    into its own block of ``stride`` tokens, and a far one at the last ``summary`` tokens of every block.
+
+    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.2 (strided and fixed) and
+    4.3 (each pattern in heads of its own). The paper looks back only; without ``causal`` the same rules hold both ways.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads, at least 2; it must divide embed_dim.
+        form: strided, for data with a period such as the rows of a picture; or fixed, for text.
+        stride: l, near the root of the usual length, or the period.
+        summary: c, in the fixed form, how many tokens at the end of a block speak for it.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        bias: whether the projections add a bias.
+        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+            "rotary(base=500000)" (see attnlab.positions).
+
+    Raises:
+        ValueError: for a single head, for an unknown form, for more summaries than a block has tokens.
+    """
+
+    card = Card(
+        title="Strided sparse attention",
+        summary="half of the heads look near, half at every l-th token: two layers reach everything",
+        paper="Generating Long Sequences with Sparse Transformers",
+        authors="Child et al.",
+        year=2019,
+        arxiv="1904.10509",
+        kind="exact",
+        heads="h, half near and half far",
+        time="n·(l + n/l)·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps, of a band and of strides",
+        use_case="long sequences with a period: pictures row by row, sound; with l near √n, n·√n in all",
+        supports=("causal", "mask", "bias", "cache", "weights"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        form: Literal["strided", "fixed"] = "strided",
+        stride: int = 32,
+        summary: int = 1,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        if num_heads < 2:
+            raise ValueError("num_heads must be at least 2: half of the heads look near, half look far")
+        if form not in ("strided", "fixed"):
+            raise ValueError(f"form is 'strided' or 'fixed', not {form!r}")
+        self.form, self.stride, self.summary = form, positive("stride", stride), positive("summary", summary)
+        if summary > stride:
+            raise ValueError(f"summary ({summary}) must be at most stride ({stride}): a block has no more tokens")
+        self.near = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # which heads look near
+
+    def pattern(self, length: int) -> Mask:
+        """The rule of each head."""
+        if self.form == "strided":
+            near, far = window(self.stride + 1), every(self.stride)
+        else:
+            near, far = blocks(self.stride), summaries(self.stride, self.summary)
+        return by_head([near if own else far for own in self.near])
+
+    def _look(
+        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
+    ) -> SoftmaxCore:
+        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern
+
+    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+        super()._narrow(heads, groups)
+        self.near = [self.near[head] for head in heads]
+
+    def extra_repr(self) -> str:
+        """What a printed network shows of this layer."""
+        return f"{super().extra_repr()}, form={self.form!r}, stride={self.stride}"
