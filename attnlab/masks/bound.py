@@ -240,7 +240,10 @@ def positions(places: Places, first: int, device: torch.device | str | None) -> 
 
 def count(places: Places) -> int:
     """How many they are."""
-    return len(places) if isinstance(places, Tensor) else len(range(places.start, places.stop, places.step or 1))
+    if isinstance(places, Tensor):
+        return len(places)
+    found: int = -(-(places.stop - places.start) // (places.step or 1))  # by hand: a length may be a symbol
+    return max(found, 0)
 
 
 def in_order(parts: list[Tensor], rows: list[slice], axis: int) -> Tensor:

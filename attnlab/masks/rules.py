@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -386,13 +386,17 @@ def by_head(rules: Sequence[Mask]) -> Mask:
     Raises:
         ValueError: for no rule, or one that already speaks of several heads.
     """
-    runs = [(rule, len(list(same))) for rule, same in groupby(rules)]  # the same object, not an equal one
-    if not runs:
+    if not rules:
         raise ValueError("by_head(rules) takes a rule for each head, not none")
-    if any(rule.heads > 1 for rule, _ in runs):
+    if any(rule.heads > 1 for rule in rules):
         raise ValueError("by_head(rules) takes rules of one head each, and one of these speaks of several")
-    own, counts = zip(*runs, strict=True)
-    return own[0] if len(own) == 1 else _ByHead(counts, own)
+    own, counts = [rules[0]], [0]
+    for rule in rules:
+        if rule is not own[-1]:
+            own.append(rule)
+            counts.append(0)
+        counts[-1] += 1
+    return own[0] if len(own) == 1 else _ByHead(tuple(counts), tuple(own))
 
 
 def prefix(length: int | Tensor) -> Mask:

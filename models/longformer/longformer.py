@@ -85,7 +85,7 @@ class LongformerAttention(HeadedAttention):
         near, few, V, V_g = self._both(x, mask, bias)
         dropout = self.dropout if self.training else 0.0
         top, heads = few.attend(V_g, dropout=dropout), near.attend(V, dropout=dropout)
-        return self._join(torch.cat([top, heads[:, :, top.shape[2] :]], 2), x)
+        return self._join(heads.slice_scatter(top, 2, 0, top.shape[2]), x)
 
     def _core(
         self,
@@ -141,7 +141,7 @@ class FirstRows(Core):
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets."""
         top = self._first.attend(values, dropout=dropout)
-        return torch.cat([top, self._rest.attend(values, dropout=dropout)[:, :, top.shape[2] :]], 2)
+        return self._rest.attend(values, dropout=dropout).slice_scatter(top, 2, 0, top.shape[2])
 
     def _rows(self, rows: Tensor) -> Tensor:
         count = self._first.shape[2]
