@@ -48,4 +48,5 @@ GOALS = [
     Goal("grouped", "SDPA, `enable_gqa`", "one token after 2,048, 2 of 8 key heads", "1.6×", "decoding"),
     Goal("dropout", "SDPA's own dropout", "training, up to 512 tokens", "1.25×", "cores"),
     Goal("growth", "1,024 to 8,192 tokens", "window and linear, time and peak memory", "N^1.15 at most", "length"),
+    Goal("cards", "the card", "every mechanism, 1,024 to 8,192 tokens", "as the card says", "mechanisms"),
 ]

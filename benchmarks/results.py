@@ -108,7 +108,7 @@ class Growth:
 
     @property
     def wanted(self) -> str:
-        return "" if self.limit is None else f"N^{self.limit:g} at most"
+        return "" if self.limit is None else f"N^{round(self.limit, 2):g} at most"
 
 
 @dataclass(frozen=True)

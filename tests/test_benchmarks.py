@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from attnlab import registry
+from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
 from benchmarks import machine, memory, page, picture, report, results
 from benchmarks.goals import GOALS
 from benchmarks.pairing import Pace, Ratio, race, seconds
-from benchmarks.parts import cores, decoding, layers, length, padding
+from benchmarks.parts import cores, decoding, layers, length, mechanisms, padding
 from benchmarks.peers import PEERS
 from benchmarks.results import Absent, Finding, Growth, Memory, Result, Row, Speed
+from benchmarks.said import exponent, said
 
 TINY = Pace(sample=0.0, seconds=0.0, least=3, most=3)
 
@@ -26,6 +29,7 @@ SMALL: dict[str, Callable[[Pace], Iterator[Row]]] = {
     "cores": lambda pace: cores.rows(pace, 512, (128,)),
     "decoding": lambda pace: decoding.rows(pace, 5),
     "length": lambda pace: length.rows(pace, (16, 32)),
+    "mechanisms": lambda pace: mechanisms.rows(pace, (16, 32), ("multihead", "slidingwindow")),
 }
 
 
@@ -193,7 +197,7 @@ def test_a_missing_peer_is_named_and_the_other_rows_go_on(name: str, alone: None
     assert measured
     for row in absent:
         assert re.fullmatch(r"[\w-]+ is not installed; pip install 'attnlab\[bench\]'", row.measured)
-    assert len(absent) == {"layers": 6, "padding": 0, "cores": 2, "decoding": 2, "length": 0}[name]
+    assert len(absent) == {"layers": 6, "padding": 0, "cores": 2, "decoding": 2, "length": 0, "mechanisms": 0}[name]
 
 
 @pytest.mark.slow
@@ -304,3 +308,25 @@ def test_an_unknown_part_is_refused_in_one_line(
         command.main()
     assert left.value.code == 2
     assert "unknown part 'layer'; there are: cores, " in capsys.readouterr().err
+
+
+# What a card says
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_letter_of_a_card_is_an_option_that_the_docstring_explains(name: str) -> None:
+    make = registry.load(name)
+    layer = make(24)
+    for cost in (make.card.time, make.card.memory):
+        assert said(cost, layer, 2048) > said(cost, layer, 1024) > 0
+
+
+def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
+    layer = SlidingWindowAttention(24, 3, window=5)
+    assert said("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
+    assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
+    assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)
+    with pytest.raises(ValueError, match=r"'n·z': z is neither n, d, h nor a letter"):
+        said("n·z", layer, 7)
+    with pytest.raises(ValueError, match="is neither n, d, h nor"):
+        said("print(n)", layer, 7)

@@ -21,7 +21,7 @@ from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, scaled_dot_product
-from attnlab.engines.tiles import additive, fitting_tiles, itemwise, segmentwise, tiled, triangular
+from attnlab.engines.tiles import additive, fitting_tiles, folded, itemwise, segmentwise, tiled, triangular
 from attnlab.masks import BoundMask
 
 SHORT = 128
@@ -293,12 +293,15 @@ def _parts(
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
     if M < SHORT:
         return None
-    if tiles := fitting_tiles(mask):
+    folds = bias is None and mask.folds
+    if tiles := fitting_tiles(mask, one_step=folds):
         back, ahead = mask.mask.reach
         if back is None or ahead is None:
             path = Path("tiles", f"{mask.mask} lets a query reach {mask.most} of {M} keys on average")
         else:
             path = Path("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys")
+        if folds:
+            return path, partial(folded, q, k, v, mask, kernel, tiles)
         return path, partial(tiled, q, k, v, mask, bias, kernel, tiles)
     if N < SHORT or mask.first:
         return None

@@ -44,18 +44,43 @@ def tiled(
     """
     parts = []
     for rows, keys in tiles:
-        parts.append(_part(q[:, :, rows], k[:, :, keys], v[:, :, keys], mask, bias, kernel, rows, keys))
+        seen = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (k, v)]
+        parts.append(_part(q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys))
     return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
 
 
-def fitting_tiles(mask: BoundMask) -> list[tuple[slice, Places]] | None:
-    """The tiles of a mask under which a query can reach few keys alone; None where they would not save enough."""
+def folded(
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, kernel: Kernel, tiles: list[tuple[slice, Places]]
+) -> Tensor:
+    """`tiled` for a mask that `BoundMask.folds`: rows a step apart are an item of their own, all in one call.
+
+    Takes what `tiled` takes, but a bias.
+    """
+    B, N, step = q.shape[0], q.shape[2], mask.mask.step
+    q, k, v = (t.unflatten(2, (N // step, step)).permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
+    parts = []
+    for rows, keys in tiles:
+        assert isinstance(keys, slice)
+        own, seen = (slice(part.start // step, part.start // step + count(part)) for part in (rows, keys))
+        permitted = mask.tile(rows, keys)
+        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted))
+    return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def fitting_tiles(mask: BoundMask, *, one_step: bool) -> list[tuple[slice, Places]] | None:
+    """The tiles of a mask under which a query can reach few keys alone; None where they would not save enough.
+
+    Args:
+        mask: who may look at whom.
+        one_step: whether those of the first row's step stand for all (`folded`).
+    """
     if not mask.mask.is_narrow:
         return None
     back, ahead = mask.mask.reach
-    reach = 0 if back is None or ahead is None else (back + ahead + 1) // mask.mask.step
-    tiles = mask.tiles(max(ROWS, reach // 4))
-    spent = sum(max(CALL, count(rows) * count(keys)) for rows, keys in tiles)
+    step = mask.mask.step
+    reach = 0 if back is None or ahead is None else (back + ahead + 1) // step
+    tiles = mask.tiles(max(ROWS, reach // 4), one_step=one_step)
+    spent = sum(max(CALL, count(rows) * count(keys) * (step if one_step else 1)) for rows, keys in tiles)
     return tiles if 1.5 * spent <= mask.queries * mask.keys else None
 
 

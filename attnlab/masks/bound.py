@@ -147,14 +147,20 @@ class BoundMask:
         start += (queries.start + self.offset - start) % step
         return slice(start, max(start, min(last, self.keys)), queries.step)
 
-    def tiles(self, size: int) -> list[tuple[slice, Places]]:
+    @property
+    def folds(self) -> bool:
+        """Whether rows a step apart see none but each other, and each set of them sees what the first one sees."""
+        aligned = self.queries == self.keys and self.offset == 0 and self.queries % self.mask.step == 0
+        return self.mask.step > 1 and self.mask.is_relative and aligned
+
+    def tiles(self, size: int, *, one_step: bool = False) -> list[tuple[slice, Places]]:
         """All rows, ``size`` at a time, each time with the keys that these can reach.
 
-        Rows whose keys lie in a step of their own are taken together.
+        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone.
         """
         step = self.mask.step
         parts = []
-        for first in range(min(step, self.queries)):
+        for first in range(1 if one_step else min(step, self.queries)):
             for part in slices(-(-(self.queries - first) // step), size):
                 last = first + step * (part.stop - 1)
                 rows = slice(first + step * part.start, last + 1, step if step > 1 else None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from attnlab.deciding import may_read
 from attnlab.masks.mask import Mask, Reach, on_device_of, one_for_all, require_tensor, short
 
 PRIME = 2**31 - 1
@@ -311,10 +313,16 @@ class _RandomBlocks(Mask):
     size: int
     count: int
     seed: Tensor
+    _known: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    """What each draw of the first blocks is, once it was asked for."""
     is_narrow = True
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self._linked(q // self.size, k // self.size)
+        q, k = q // self.size, k // self.size
+        if q.dim() != 2 or q.shape[1] != 1 or not may_read(k.device):
+            return self._linked(q, k)
+        (rows, row), (columns, column) = (t.flatten().unique_consecutive(return_inverse=True) for t in (q, k))
+        return self._linked(rows[:, None], columns)[row[:, None], column]  # each block is asked once
 
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         if not k.numel():
@@ -325,16 +333,29 @@ class _RandomBlocks(Mask):
         return self._linked(rows[:, None], columns).any(0)[k // self.size - first]
 
     def _linked(self, a: Tensor, b: Tensor) -> Tensor:
-        """Whether the later of two blocks has drawn the earlier: by a hash, so that no table is kept."""
+        """Whether the later of two blocks has drawn the earlier."""
         early, late = torch.minimum(a, b), torch.maximum(a, b)
         found = torch.zeros_like(early, dtype=torch.bool)
-        seed = on_device_of(late, self.seed, "random_blocks(seed)") % PRIME
-        for draw in range(self.count):
-            number = (late * 48271 + (draw + 1) * 69621 + seed) % PRIME
-            for _ in range(3):
-                number = (number * number + seed + 40692) % PRIME  # below 2^62
-            found = found | (number % late.clamp(min=1) == early)
+        for drawn in (
+            self._looked_up(late) if may_read(late.device) else map(partial(self._drawn, late), range(self.count))
+        ):
+            found = found | (drawn == early)
         return found & (early < late)
+
+    def _drawn(self, block: Tensor, draw: int) -> Tensor:
+        """Which block this one draws, by a hash: it follows from nothing but the seed and where the block is."""
+        seed = on_device_of(block, self.seed, "random_blocks(seed)") % PRIME
+        number = (block * 48271 + (draw + 1) * 69621 + seed) % PRIME
+        for _ in range(3):
+            number = (number * number + seed + 40692) % PRIME  # below 2^62
+        return number % block.clamp(min=1)
+
+    def _looked_up(self, block: Tensor) -> list[Tensor]:
+        count = int(block.max()) + 1 if block.numel() else 0
+        if not self._known or len(self._known[0]) < count:
+            every = torch.arange(2 * count, device=block.device)
+            self._known[:] = [self._drawn(every, draw) for draw in range(self.count)]
+        return [known[block] for known in self._known]
 
     def __repr__(self) -> str:
         return f"random_blocks({self.size}, {self.count}, {self.seed})"

@@ -1,0 +1,45 @@
+"""Whether every mechanism costs what its card says, as the sequence grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from attnlab import registry
+from benchmarks import memory
+from benchmarks.pairing import Pace, forward, seconds
+from benchmarks.results import Growth, Row
+from benchmarks.said import exponent
+
+TITLE = "Every mechanism grows as its card says"
+ABOUT = (
+    "A causal forward pass of one sequence, embed_dim 64, 4 heads, every other option as it comes, in eval mode under "
+    "`inference_mode`. The card's formula is computed at the same lengths, and its exponent is the limit, with 0.2 "
+    "more for time and 0.15 for peak memory. A cost may grow less than said, where a part of it does not grow yet."
+)
+
+LENGTHS = (1024, 2048, 4096, 8192)
+D, H = 64, 4
+ABOVE = {"time": 0.2, "peak memory": 0.15}
+
+
+def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, names: tuple[str, ...] | None = None) -> Iterator[Row]:
+    """The growth of time and of memory of each."""
+    pace = replace(pace, least=3)
+    for name in names or registry.names():
+        torch.manual_seed(0)
+        make = registry.load(name)
+        options = {"num_heads": H} if registry.entry(name).card.heads != "1" else {}
+        layer = make(D, causal="causal" in make.card.supports, **options).eval()
+        works = {N: forward(partial(layer, torch.randn(1, N, D))) for N in lengths}
+        found: dict[str, dict[int, float]] = {
+            "time": seconds(works, pace),
+            "peak memory": {N: float(memory.peak(work)) for N, work in works.items()},
+        }
+        for quantity, cost in (("time", layer.card.time), ("peak memory", layer.card.memory)):
+            limit = exponent(cost, layer, lengths) + ABOVE[quantity]
+            curve = [found[quantity][N] for N in lengths]
+            yield Growth(name, quantity, list(lengths), curve, limit, goal="cards", against=f"the card: {cost}")
