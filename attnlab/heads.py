@@ -246,10 +246,11 @@ class HeadNorm(nn.Module):
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H_kv M d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"]]:
         """Each vector over its root mean square, times the gains."""
-        return _normed(Q, self.query), _normed(K, self.key)
+        return normed(Q, self.query), normed(K, self.key)
 
 
-def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+def normed(x: Float[Tensor, "*rest d"], norm: nn.RMSNorm) -> Float[Tensor, "*rest d"]:
+    """``x`` over its root mean square, times the gains."""
     # The gains in the dtype of x, which under autocast is not theirs.
     return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.eps)
 

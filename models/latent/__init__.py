@@ -1,0 +1,3 @@
+"""Multi-head latent attention."""
+
+from .latent import LatentAttention as LatentAttention

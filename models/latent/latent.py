@@ -1,0 +1,158 @@
+"""Multi-head latent attention: one small vector a token is kept, and all heads' keys and values are made of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attnlab.attention import Attention, Card, linear, positive
+from attnlab.cache import Cache
+from attnlab.engines.softmax import SoftmaxCore
+from attnlab.heads import normed
+from attnlab.masks import BoundMask
+from attnlab.positions import Positions, make
+
+
+class LatentAttention(Attention):
+    """``head_i = softmax((q_iᶜ · k_iᶜ + q_iᴿ · kᴿ) / √(d_k + d_r)) v_i``, with ``[k_iᶜ; v_i] = W_i c`` of a latent c.
+
+    Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1 and appendix C; the norms of the latents are those of its code.
+    A cache holds c and the one turned key kᴿ of every token, and a few queries are answered from these as they lie.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        num_heads: h, the number of heads.
+        latent: d_c, the numbers that are kept of a token; 4·d_k where not given, as in the paper.
+        query_latent: d_q, the width through which queries are squeezed in training; not at all where not given.
+        head_dim: d_k, the width of a head's untouched query, key and value; embed_dim / num_heads where not given.
+        rotary_dim: d_r, the width of the turned query and key; the even number at or below d_k / 2, and at least 2,
+            where not given.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        positions: how the d_r numbers are turned: rotary, with settings where wanted, such as "rotary(base=500000)"; or
+            none, which leaves them out (see attnlab.positions).
+
+    Raises:
+        ValueError: for positions that are not rotary, and a width that is not positive or cannot be turned.
+    """
+
+    card = Card(
+        title="Multi-head latent attention",
+        summary="a cache of one small vector a token, of which all heads' keys and values are made",
+        paper="DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model",
+        authors="DeepSeek-AI",
+        year=2024,
+        arxiv="2405.04434",
+        kind="exact",
+        heads="h",
+        time="n²·d + n·d²",
+        memory="n·d",
+        representation="h softmax maps over keys of low rank",
+        use_case="decoding long contexts: d_c + d_r numbers a token in the cache, however many heads",
+        supports=("causal", "mask", "bias", "cache", "weights"),
+    )
+
+    packs = True
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 8,
+        *,
+        latent: int | None = None,
+        query_latent: int | None = None,
+        head_dim: int | None = None,
+        rotary_dim: int | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        positions: Literal["rotary", "none"] | str | Positions = "rotary",
+    ) -> None:
+        super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
+        h, d_k = num_heads, self.head_dim
+        self.latent = 4 * d_k if latent is None else positive("latent", latent)
+        turned = max(2, d_k // 4 * 2) if rotary_dim is None else positive("rotary_dim", rotary_dim)
+        self.positions = make(positions, num_heads=h, head_dim=turned, causal=causal)
+        if self.positions.name not in ("rotary", "none"):
+            raise ValueError(f"positions of latent attention are rotary or none, not {self.positions.name}")
+        self.rotary_dim = turned if self.positions.name == "rotary" else 0
+
+        self.down = linear(embed_dim, self.latent + self.rotary_dim, bias=False)  # W_DKV and W_KR
+        self.norm = nn.RMSNorm(self.latent, eps=1e-6)
+        self.up = linear(self.latent, 2 * h * d_k, bias=False)  # W_UK and W_UV
+        wide = embed_dim if query_latent is None else positive("query_latent", query_latent)
+        self.query_down = None if query_latent is None else linear(embed_dim, wide, bias=False)  # W_DQ
+        self.query_norm = None if query_latent is None else nn.RMSNorm(wide, eps=1e-6)
+        self.query = linear(wide, h * (d_k + self.rotary_dim), bias=False)  # W_UQ and W_QR
+        self.output = linear(h * d_k, embed_dim, bias=False)  # W_O
+
+    def _forward(
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None, cache: Cache | None = None
+    ) -> Float[Tensor, "B N D"]:
+        dropout = self.dropout if self.training else 0.0
+        Q, kept = self._queries(x, cache), self._kept(x, cache)
+        if cache is not None:
+            (kept,) = cache.append(kept)  # with all that was seen before
+            if self._is_cheaper_absorbed(x.shape[1], kept.shape[1]):
+                return self._absorbed(Q, kept, mask, bias, dropout)
+        K, V = self._expanded(kept)
+        return self._join(SoftmaxCore(Q, K, mask, bias).attend(V, dropout=dropout))
+
+    def _queries(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B h N d_k+d_r"]:
+        if self.query_down is not None and self.query_norm is not None:
+            x = normed(self.query_down(x), self.query_norm)
+        Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
+        return torch.cat([own, self._turned(turned, cache)], -1)
+
+    def _kept(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B N d_c+d_r"]:
+        """What a cache holds of each token: c, and kᴿ, which all heads share."""
+        c, key = self.down(x).split([self.latent, self.rotary_dim], -1)
+        return torch.cat([normed(c, self.norm), self._turned(key.unsqueeze(1), cache).squeeze(1)], -1)
+
+    def _turned(self, part: Float[Tensor, "B H N d_r"], cache: Cache | None) -> Float[Tensor, "B H N d_r"]:
+        return self.positions.rotate(part, 0 if cache is None else cache.length) if self.rotary_dim else part
+
+    def _expanded(
+        self, kept: Float[Tensor, "B M d_c+d_r"]
+    ) -> tuple[Float[Tensor, "B h M d_k+d_r"], Float[Tensor, "B h M d_k"]]:
+        """The keys and values of every head."""
+        c, turned = kept.split([self.latent, self.rotary_dim], -1)
+        K, V = self.up(c).unflatten(-1, (2 * self.num_heads, -1)).transpose(1, 2).chunk(2, 1)
+        return torch.cat([K, turned.unsqueeze(1).expand(-1, self.num_heads, -1, -1)], -1), V
+
+    def _absorbed(
+        self,
+        Q: Float[Tensor, "B h N d_k+d_r"],
+        kept: Float[Tensor, "B M d_c+d_r"],
+        mask: BoundMask | None,
+        bias: Tensor | None,
+        dropout: float,
+    ) -> Float[Tensor, "B N D"]:
+        """The same without any head's keys: q · (W_UK c) = (W_UKᵀ q) · c, and Σ w (W_UV c) = W_UV Σ w c."""
+        W_UK, W_UV = self.up.weight.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
+        own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
+        Q = torch.cat([own @ W_UK, turned], -1)
+        Q = Q * math.sqrt(
+            Q.shape[-1] / (self.head_dim + self.rotary_dim)
+        )  # the engine divides by the root of its width
+        shared = kept.unsqueeze(1)  # one head of keys, which are values too, read as they lie
+        read = SoftmaxCore(Q, shared, mask, bias).attend(shared, dropout=dropout)[..., : self.latent]
+        return self._join(read @ W_UV.mT)
+
+    def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
+        """Whether the products are fewer, a head: two of width d_c for each pair, or keys and values made first."""
+        d_k, d_c = self.head_dim, self.latent
+        return queries * (2 * d_c * keys + 2 * d_k * d_c) < 2 * d_k * keys * (d_c + queries)
+
+    def _join(self, heads: Float[Tensor, "B h N d_k"]) -> Float[Tensor, "B N D"]:
+        return self.output(heads.transpose(1, 2).flatten(2))
+
+    def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
+        return SoftmaxCore(self._queries(x), self._expanded(self._kept(x))[0], mask, bias)
+
+    def _mix(self, weights: Float[Tensor, "B h N M"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self._join(weights @ self._expanded(self._kept(x))[1])
