@@ -52,7 +52,10 @@ class Kernel:
             (B, H, N, d).
         """
         if self.sink is None:
-            if matrix is not None and matrix.is_floating_point() and torch._C._are_functorch_transforms_active():
+            if torch.onnx.is_in_onnx_export() and self._said(q) is not None:  # what is said is rounded to float32 there
+                factor = q.new_tensor(self.scale * math.sqrt(q.shape[-1]))
+                return Kernel(1 / math.sqrt(q.shape[-1]))(q * factor, k, v, matrix, causal=causal, dropout=dropout)
+            if matrix is not None and matrix.is_floating_point() and _is_transformed():
                 # Transformed, a matrix hides that it asks for a gradient, and the kernel taken would give it none.
                 plain = torch.ops.aten._scaled_dot_product_attention_math
                 out: Tensor = plain(q, k, v, matrix, dropout, causal, scale=self.scale)[0]
@@ -78,12 +81,19 @@ class Kernel:
         matrix = matrix[(None,) * (4 - matrix.dim())]
         matrix = matrix.expand(matrix.shape[0], H, N, M)
         logit = sink.to(q.dtype)[:, None, None].expand(matrix.shape[0], H, N, 1)
+        matrix = torch.cat([logit, matrix], -1)
+        if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for what asks for a gradient
+            matrix = matrix.detach()
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        return Kernel(self.scale)(q, k, v, torch.cat([logit, matrix], -1), dropout=dropout)
+        return Kernel(self.scale)(q, k, v, matrix, dropout=dropout)
 
     def _said(self, q: Tensor) -> float | None:
-        """The scale; None where it is PyTorch's own. What is said, the exporter to ONNX rounds to float32."""
+        """The scale; None where it is PyTorch's own."""
         return None if self.scale == 1 / math.sqrt(q.shape[-1]) else self.scale
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
 def _added(matrix: Tensor, dtype: torch.dtype) -> Tensor:

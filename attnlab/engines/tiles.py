@@ -80,7 +80,8 @@ def fitting_tiles(mask: BoundMask, *, one_step: bool) -> list[tuple[slice, Place
     step = mask.mask.step
     reach = 0 if back is None or ahead is None else (back + ahead + 1) // step
     tiles = mask.tiles(max(ROWS, reach // 4), one_step=one_step)
-    spent = sum(max(CALL, count(rows) * count(keys) * (step if one_step else 1)) for rows, keys in tiles)
+    least = CALL if len(tiles) > 1 else 0  # one call is what the whole would be too
+    spent = sum(max(least, count(rows) * count(keys) * (step if one_step else 1)) for rows, keys in tiles)
     return tiles if 1.5 * spent <= mask.queries * mask.keys else None
 
 

@@ -358,7 +358,8 @@ class _RandomBlocks(Mask):
         return [known[block] for known in self._known]
 
     def __repr__(self) -> str:
-        return f"random_blocks({self.size}, {self.count}, {self.seed})"
+        seed = "..." if torch._C._are_functorch_transforms_active() else int(self.seed)
+        return f"random_blocks({self.size}, {self.count}, {seed})"
 
 
 def causal() -> Mask:

@@ -90,16 +90,17 @@ class DifferentialAttention(HeadedAttention):
         return torch.cat(Q.chunk(2, 1), -1), torch.cat(K.chunk(2, 1), -1), added
 
     def _look(
-        self, Q: Float[Tensor, "B H N 2d"], K: Float[Tensor, "B H M 2d"], mask: BoundMask | None, bias: Bias | None
+        self, Q: Float[Tensor, "B H N d_h"], K: Float[Tensor, "B H M d_h"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
         q1, k1, q2, k2 = self.lambdas
-        weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init  # λ
+        start = self.lambdas.new_tensor(self.lambda_init)  # a number would be of float32 in ONNX
+        weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + start  # λ
         return Difference(SoftmaxCore(Q1, K1, mask, bias), SoftmaxCore(Q2, K2, mask, bias), weight)
 
-    def _join(self, heads: Float[Tensor, "B H N 2d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def _join(self, heads: Float[Tensor, "B H N d_h"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # each head on its own scale, as where there is one map
-        gain = (1 - self.lambda_init) * self.norm.weight.to(heads.dtype)
+        gain = heads.new_tensor(1 - self.lambda_init) * self.norm.weight.to(heads.dtype)
         return super()._join(F.rms_norm(heads, heads.shape[-1:], gain, self.norm.eps), x)
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:

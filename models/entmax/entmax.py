@@ -77,7 +77,8 @@ def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | Non
     """α-entmax over the last axis: exact zeros, rows that sum to one, and zeros where nothing is permitted."""
     if permitted is not None:
         scores = scores.masked_fill(~permitted, -torch.inf)
-    out: Tensor = _Entmax.apply(scores, alpha)  # type: ignore[no-untyped-call]
+    function = _Entmax if torch.compiler.is_compiling() else _EntmaxBothWays  # no compiler takes a jvp of our own
+    out: Tensor = function.apply(scores, alpha)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -97,28 +98,42 @@ class _Entmax(torch.autograd.Function):
         for _ in range(60 if z.dtype == torch.float64 else 30):
             step = step / 2
             middle = low + step
-            low = torch.where(_weights(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
-        weights = _weights(z, low, alpha)
+            low = torch.where(_powers(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
+        weights = _powers(z, low, alpha)
         return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
         ctx.alpha = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Entmax.jvp(ctx, gradient, None), None  # the Jacobian is symmetric
+        (weights,) = ctx.saved_tensors
+        return _moved(gradient, weights, ctx.alpha), None
+
+
+class _EntmaxBothWays(_Entmax):
+    """The same in forward mode too."""
 
     @staticmethod
-    def jvp(ctx: Any, gradient: Tensor, _: None) -> Tensor:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        _Entmax.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (weights,) = ctx.saved_tensors
-        slope = torch.where(weights > 0, weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (2 - ctx.alpha), 0.0)
-        flow = gradient * slope
-        share = flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        return flow - share * slope
+        return _moved(tangent, weights, ctx.alpha)
 
 
-def _weights(z: Tensor, tau: Tensor, alpha: float) -> Tensor:
+def _moved(direction: Float[Tensor, "... M"], weights: Float[Tensor, "... M"], alpha: float) -> Float[Tensor, "... M"]:
+    """``direction`` times the Jacobian, which is symmetric: a gradient going back, and a tangent going forward."""
+    tiny = torch.finfo(weights.dtype).tiny
+    slope = torch.where(weights > 0, weights.clamp(min=tiny) ** (2 - alpha), 0.0)
+    flow = direction * slope
+    return flow - flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=tiny) * slope
+
+
+def _powers(z: Float[Tensor, "... M"], tau: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
     return (z - tau).clamp(min=0) ** (1 / (alpha - 1))

@@ -114,8 +114,8 @@ class ForgettingAttention(HeadedAttention):
         # With C the running sum of log f, D_ij = C_i - C_j, and softmax does not see the C_i that its row shares:
         # (q, 1) · (k, -C √d) / √d = q · k / √d - C. The engine divides by √(d + 1).
         d = Q.shape[-1]
-        last = gates.cumsum(2) * -math.sqrt(d)
-        Q = torch.cat([Q, Q.new_ones(*Q.shape[:-1], 1)], -1) * math.sqrt((d + 1) / d)
+        last = gates.cumsum(2) * gates.new_tensor(-math.sqrt(d))
+        Q = torch.cat([Q, Q.new_ones(*Q.shape[:-1], 1)], -1) * Q.new_tensor(math.sqrt((d + 1) / d))
         return SoftmaxCore(Q, torch.cat([K, last.to(K.dtype)], -1), mask, bias)
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:

@@ -101,14 +101,14 @@ class LatentAttention(Attention):
         K, V = self._expanded(kept)
         return self._join(SoftmaxCore(Q, K, mask, bias).attend(V, dropout=dropout))
 
-    def _queries(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B h N d_k+d_r"]:
+    def _queries(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B h N d_qk"]:
         if self.query_down is not None and self.query_norm is not None:
             x = normed(self.query_down(x), self.query_norm)
         Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
         return torch.cat([own, self._turned(turned, cache)], -1)
 
-    def _kept(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B N d_c+d_r"]:
+    def _kept(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B N d_kept"]:
         """What a cache holds of each token: c, and kᴿ, which all heads share."""
         c, key = self.down(x).split([self.latent, self.rotary_dim], -1)
         return torch.cat([normed(c, self.norm), self._turned(key.unsqueeze(1), cache).squeeze(1)], -1)
@@ -117,8 +117,8 @@ class LatentAttention(Attention):
         return self.positions.rotate(part, 0 if cache is None else cache.length) if self.rotary_dim else part
 
     def _expanded(
-        self, kept: Float[Tensor, "B M d_c+d_r"]
-    ) -> tuple[Float[Tensor, "B h M d_k+d_r"], Float[Tensor, "B h M d_k"]]:
+        self, kept: Float[Tensor, "B M d_kept"]
+    ) -> tuple[Float[Tensor, "B h M d_qk"], Float[Tensor, "B h M d_k"]]:
         """The keys and values of every head."""
         c, turned = kept.split([self.latent, self.rotary_dim], -1)
         K, V = self.up(c).unflatten(-1, (2 * self.num_heads, -1)).transpose(1, 2).chunk(2, 1)
@@ -126,8 +126,8 @@ class LatentAttention(Attention):
 
     def _absorbed(
         self,
-        Q: Float[Tensor, "B h N d_k+d_r"],
-        kept: Float[Tensor, "B M d_c+d_r"],
+        Q: Float[Tensor, "B h N d_qk"],
+        kept: Float[Tensor, "B M d_kept"],
         mask: BoundMask | None,
         bias: Tensor | None,
         dropout: float,

@@ -70,6 +70,6 @@ class SigmoidAttention(HeadedAttention):
 def sigmoids(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
     """``σ(score - log n)`` where it is permitted, 0 elsewhere."""
     if permitted is None:
-        return torch.sigmoid(scores - scores.new_tensor(scores.shape[-1]).log())
+        return torch.sigmoid(scores - scores.new_ones(scores.shape[-1]).sum().log())
     count = permitted.expand(*permitted.shape[:-1], scores.shape[-1]).sum(-1, keepdim=True)
     return torch.sigmoid(scores - count.clamp(min=1).to(scores.dtype).log()).masked_fill(~permitted, 0.0)
