@@ -208,6 +208,18 @@ EXACT: dict[str, list[Fraction]] = {
     "sparsemax, t = 1/2": sparse(Fraction(1, 2)),
     "sparsemax, t = 1": sparse(Fraction(1)),
     "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
+    "causal, window of 1, token 1 global": outputs(lambda i, j: causal(i, j) and (i == j or j == 0)),
+    "both ways, window of 1, token 1 global": outputs(lambda i, j: i == j or 0 in (i, j)),
+    "the global token asks for early ones": outputs(
+        lambda i, j: i == j or 0 in (i, j), lambda i, j: falling(i, j) if i == 0 else rising(i, j)
+    ),
+    "block 3 draws block 1": outputs(lambda i, j: i == j or 0 in (i, j)),
+    "block 3 draws block 2": outputs(lambda i, j: i == j or 1 in (i, j)),
+    "block 3 draws block 2, causal": outputs(lambda i, j: causal(i, j) and (i == j or 1 in (i, j))),
+    "near head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
+    "far head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
+    "near head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "far head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and j % 2 == 1),
 }
 
 
