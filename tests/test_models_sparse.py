@@ -113,7 +113,7 @@ def weights_computed(layer: Attention, length: int) -> int:
     ("make", "most"),
     [
         (lambda n: LongformerAttention(32, 4), 1.1),
-        (lambda n: BigBirdAttention(32, 4), 1.1),
+        (lambda n: BigBirdAttention(32, 4), 1.15),
         (lambda n: StridedAttention(32, 4, stride=round(math.sqrt(n))), 1.5),
         (lambda n: StridedAttention(32, 4, form="fixed", stride=round(math.sqrt(n))), 1.5),
     ],
