@@ -25,7 +25,7 @@ class Card:
     """What a mechanism says of itself; the index, the command line and the lesson's header are drawn from it.
 
     Write it with literals only: it is read from the source text, without importing torch.
-    Costs are functions of n (length), d (embed_dim) and h (heads).
+    Costs are functions of n (length), d (embed_dim) and h (heads). ``parent`` names the mechanism that it changes.
 
     Raises:
         ValueError: for a kind or a capability that does not exist.
@@ -44,6 +44,7 @@ class Card:
     representation: str
     use_case: str
     supports: tuple[str, ...]
+    parent: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

@@ -6,14 +6,16 @@ and left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from attnlab import registry
+from attnlab import registry, trust
 from attnlab.card import CAPABILITIES
-from attnlab.errors import UserError
+from attnlab.errors import UnknownNameError, UserError
 
 LEGEND = "n is the length of the sequence, d the width of a token (`embed_dim`), h the number of heads."
 
@@ -39,12 +41,18 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
         UserError: outside of a checkout; for a page that is missing or has no place for its part; for a card that
             cannot be read.
     """
-    if registry.checkout() is None:
+    root = registry.checkout()
+    if root is None:
         raise UserError(f"attnlab is installed in {registry.folder().parent}; its pages are generated in a checkout")
     entries = [registry.entry(name) for name in registry.names()]
-    index = _page(registry.folder() / "README.md", "table", table(entries))
+    index = _page(registry.folder() / "README.md", {"table": table(entries), "family": family(entries)})
     wanted = registry.names() if lessons is None else lessons
-    return [index, *(_page(e.folder / "README.md", "card", head(e)) for e in entries if e.name in wanted)]
+    found = [index, *(_page(e.folder / "README.md", {"card": head(e)}) for e in entries if e.name in wanted)]
+    proved = root / "docs" / "trust.md"
+    if proved.is_file():
+        folders = {e.name: e.folder for e in entries}
+        found.append(_page(proved, {"trust": trust.page(folders, _growth(root / "benchmarks" / "results"))}))
+    return found
 
 
 def update(lessons: Sequence[str] | None = None) -> list[Path]:
@@ -90,7 +98,45 @@ def head(entry: registry.Entry) -> str:
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
     ]
-    return f"{_table((card.title, card.summary), rows)}\n\n{LEGEND}"
+    proved = trust.read(entry.folder)
+    badge = trust.badge(proved, len(proved.promises) - proved.kept)
+    return f"{_table((card.title, card.summary), rows)}\n\n{LEGEND}" + (f"\n\n{badge}" if badge else "")
+
+
+def family(entries: Sequence[registry.Entry]) -> str:
+    """Who changed what of whom: every mechanism under the one that it changes.
+
+    Raises:
+        UserError: for a parent that is no mechanism, or a circle.
+    """
+    cards = {e.name: e.card for e in entries}
+    for name, card in cards.items():
+        if card.parent and card.parent not in cards:
+            raise UnknownNameError(f"parent of {name}", card.parent, cards)
+    lines: list[str] = []
+
+    def under(parent: str, depth: int) -> None:
+        for name, card in cards.items():
+            if card.parent == parent:
+                lines.append(f"{'  ' * depth}- [{card.title}]({name}/README.md), {card.year}: {card.summary}")
+                under(name, depth + 1)
+
+    under("", 0)
+    if len(lines) < len(cards):
+        raise UserError("the parents in the cards go round in a circle; one mechanism must have none")
+    return "\n".join(lines)
+
+
+def _growth(results: Path) -> dict[str, tuple[str, str]]:
+    """The exponents that ``python -m benchmarks mechanisms`` measured, as text."""
+    file = results / "mechanisms.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        (first, *_), (*_, last) = (zip(row["lengths"], row["values"], strict=True),) * 2
+        power = math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+        found.setdefault(row["what"], {})[row["quantity"]] = f"n^{power:.2f}"
+    return {name: (powers["time"], powers["peak memory"]) for name, powers in found.items()}
 
 
 def draw_figures(name: str) -> list[Path]:
@@ -109,17 +155,21 @@ def draw_figures(name: str) -> list[Path]:
     return list(draw(folder / "figures"))
 
 
-def _page(path: Path, name: str, content: str) -> Page:
-    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+def _page(path: Path, parts: Mapping[str, str]) -> Page:
+    marks = {name: (f"<!-- {name} -->", f"<!-- /{name} -->") for name in parts}
     try:
-        written = path.read_text(encoding="utf-8")
+        written = wanted = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        opening, closing = next(iter(marks.values()))
         raise UserError(f"{path} is missing; write it with the lines {opening} and {closing} in it") from None
-    before, opened, rest = written.partition(f"{opening}\n")
-    _, closed, after = rest.partition(closing)
-    if not opened or not closed:
-        raise UserError(f"{path} has no place for what is generated; put the lines {opening} and {closing} in it")
-    return Page(path, written, f"{before}{opened}{content}\n{closed}{after}")
+    for name, content in parts.items():
+        opening, closing = marks[name]
+        before, opened, rest = wanted.partition(f"{opening}\n")
+        _, closed, after = rest.partition(closing)
+        if not opened or not closed:
+            raise UserError(f"{path} has no place for what is generated; put the lines {opening} and {closing} in it")
+        wanted = f"{before}{opened}{content}\n{closed}{after}"
+    return Page(path, written, wanted)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from attnlab import registry
+from attnlab import registry, trust
 from attnlab.cli._console import Console
 from attnlab.cli._parse import parse
 from attnlab.errors import UnknownNameError, UserError
@@ -54,6 +54,8 @@ class Options:
     """Leave out the slow promises (torch.compile, torch.export)."""
     json: bool = False
     """Print JSON: a list, one entry a layer."""
+    record: bool = False
+    """Keep the outcomes in models/NAME/trust.json, of which docs/trust.md is made."""
 
 
 def run(arguments: list[str]) -> int:
@@ -66,6 +68,8 @@ def run(arguments: list[str]) -> int:
     )
     if options.args and not options.target:
         raise UserError("--args are one layer's options; name it: attnlab check multihead --args num_heads=4")
+    if options.record:
+        _check_record(options)
     kept, found = True, []
     for name, make in _targets(options.target, _literals(options.args, options.target)):
         try:
@@ -80,11 +84,24 @@ def run(arguments: list[str]) -> int:
             continue
         found.append(report.to_dict())
         kept = kept and report.passed
+        if options.record and report.passed:
+            trust.record(registry.folder() / name, promises={row.promise: row.outcome for row in report.rows})
         if not options.json:
             _print(report)
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     return 0 if kept else 1
+
+
+def _check_record(options: Options) -> None:
+    """Refuse to record what is not the whole, or what is no mechanism of ours."""
+    if options.target and options.target not in registry.names():
+        raise UserError(f"--record keeps what a mechanism in models/ promises, not {options.target!r}")
+    partial_ = [f"--{name}" for name in ("args", "call", "claims", "only", "skip", "fast") if getattr(options, name)]
+    if partial_:
+        raise UserError(f"--record keeps all promises of a mechanism as it comes; leave out {', '.join(partial_)}")
+    if registry.checkout() is None:
+        raise UserError("--record writes into a checkout, and attnlab is installed")
 
 
 def _targets(target: str, args: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:

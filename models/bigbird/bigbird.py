@@ -54,6 +54,7 @@ class BigBirdAttention(HeadedAttention):
         representation="h softmax maps over a sparse graph of blocks",
         use_case="long documents as a whole: classification, question answering",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="longformer",
     )
 
     seed: Tensor

@@ -46,6 +46,7 @@ class ChunkedAttention(HeadedAttention):
         representation="h softmax maps of diagonal blocks",
         use_case="local layers between full ones",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="slidingwindow",
     )
 
     packs = False  # a chunk is counted from the first token, which is another one in a packed row

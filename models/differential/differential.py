@@ -51,6 +51,7 @@ class DifferentialAttention(HeadedAttention):
         representation="h differences of two softmax maps; weights may be negative",
         use_case="retrieval from long contexts with much that does not matter",
         supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     linear_in_weights = False  # the norm

@@ -46,6 +46,7 @@ class EntmaxAttention(HeadedAttention):
         representation="h sparse maps whose rows sum to one",
         use_case="maps that are read by people; tasks with few places to look at",
         supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

@@ -52,6 +52,7 @@ class ForgettingAttention(HeadedAttention):
         representation="h softmax maps under a learned decay",
         use_case="causal language models, without other positions",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="multihead",
     )
 
     packs = True

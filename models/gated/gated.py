@@ -46,6 +46,7 @@ class GatedAttention(HeadedAttention):
         representation="h softmax maps, and a gate a token",
         use_case="deep networks; long sequences, where softmax would look at a sink",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

@@ -48,6 +48,7 @@ class GroupedQueryAttention(HeadedAttention):
         representation="h softmax maps over h_kv sets of keys",
         use_case="decoding: a cache of h_kv / h of the size",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="multiquery",
     )
 
     def __init__(

@@ -54,6 +54,7 @@ class LatentAttention(Attention):
         representation="h softmax maps over keys of low rank",
         use_case="decoding long contexts: d_c + d_r numbers a token in the cache, however many heads",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="groupedquery",
     )
 
     packs = True

@@ -51,6 +51,7 @@ class LongformerAttention(HeadedAttention):
         representation="h softmax maps of a band, a few rows and a few columns",
         use_case="long documents with a token that answers for the whole: classification, question answering",
         supports=("causal", "mask", "bias", "weights"),
+        parent="slidingwindow",
     )
 
     def __init__(

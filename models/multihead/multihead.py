@@ -45,6 +45,7 @@ class MultiAttention(HeadedAttention):
         representation="h softmax maps over slices of the width",
         use_case="the default; tasks that read several places at once",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="selfhead",
     )
 
     @accepts_emd_dim

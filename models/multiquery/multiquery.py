@@ -45,6 +45,7 @@ class MultiQueryAttention(HeadedAttention):
         representation="h softmax maps over one set of keys",
         use_case="decoding many sequences: a cache of 1 / h of the size",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

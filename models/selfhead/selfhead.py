@@ -36,6 +36,7 @@ class SelfAttention(Attention):
         representation="one softmax map",
         use_case="learning how attention works; tasks that read one place at a time",
         supports=("causal", "mask", "bias", "cache", "weights", "equivariant"),
+        parent="additive",
     )
 
     packs = True

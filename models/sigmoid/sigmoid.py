@@ -47,6 +47,7 @@ class SigmoidAttention(HeadedAttention):
         representation="h maps of independent weights from 0 to 1",
         use_case="looking at many places at once, or at none",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

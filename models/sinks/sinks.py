@@ -47,6 +47,7 @@ class SinkAttention(HeadedAttention):
         representation="h softmax maps whose rows may sum to less than one",
         use_case="long or windowed contexts, where there may be nothing to look at",
         supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

@@ -47,6 +47,7 @@ class SlidingWindowAttention(HeadedAttention):
         representation="h softmax maps within a band",
         use_case="long sequences whose meaning is near; decoding with a cache of w tokens",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="strided",
     )
 
     def __init__(

@@ -54,6 +54,7 @@ class StridedAttention(HeadedAttention):
         representation="h softmax maps, of a band and of strides",
         use_case="long sequences with a period: pictures row by row, sound; with l near √n, n·√n in all",
         supports=("causal", "mask", "bias", "cache", "weights"),
+        parent="multihead",
     )
 
     def __init__(

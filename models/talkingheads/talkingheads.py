@@ -49,6 +49,7 @@ class TalkingHeadsAttention(HeadedAttention):
         representation="h maps, each a mixture of h softmax maps of mixed scores",
         use_case="many narrow heads",
         supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        parent="multihead",
     )
 
     def __init__(

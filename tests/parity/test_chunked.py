@@ -15,6 +15,8 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.models.chunked import ChunkedAttention
 
+ORACLES = {"test_llama4": ("transformers", "Llama4TextAttention")}
+
 TOLERANCE = 1e-5  # in float64 too: the softmax in their layer is always of float32
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 

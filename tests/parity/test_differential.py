@@ -14,6 +14,8 @@ from torch import Tensor
 
 from attnlab.models.differential import DifferentialAttention
 
+ORACLES = {"test_": ("transformers", "DiffLlamaAttention")}
+
 SHAPES = pytest.mark.parametrize(("B", "N", "H", "d", "D"), [(2, 7, 3, 4, 24), (1, 13, 1, 2, 4), (3, 5, 5, 6, 60)])
 CAUSAL = pytest.mark.parametrize("causal", [True, False])
 PADDED = pytest.mark.parametrize("padded", [True, False])

@@ -15,6 +15,8 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.models.forgetting import ForgettingAttention
 
+ORACLES = {"test_fla": ("fla-core", "naive forgetting attention")}
+
 
 @pytest.fixture(scope="module")
 def naive() -> Any:

@@ -16,6 +16,8 @@ from attnlab import masks
 from attnlab.heads import HeadNorm
 from attnlab.models.gated import GatedAttention
 
+ORACLES = {"test_": ("transformers", "Qwen3NextAttention")}
+
 SHAPES = pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 7, 3, 4), (1, 13, 1, 2), (3, 5, 5, 8)])
 CAUSAL = pytest.mark.parametrize("causal", [True, False])
 PADDED = pytest.mark.parametrize("padded", [True, False])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from attnlab import masks
 from attnlab.models.multiquery import MultiQueryAttention
 
+ORACLES = {"test_": ("transformers", "FalconAttention")}
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 SHAPES = pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 7, 4, 6), (1, 13, 1, 2), (3, 5, 2, 10)])
 CAUSAL = pytest.mark.parametrize("causal", [True, False])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from attnlab import masks
 from attnlab.models.sinks import SinkAttention
 
+ORACLES = {"test_gpt_oss": ("transformers", "GptOssAttention")}
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 SHAPES = pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 7, 3, 4), (1, 13, 1, 2), (3, 5, 5, 6)])
 CAUSAL = pytest.mark.parametrize("causal", [True, False])

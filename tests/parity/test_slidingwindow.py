@@ -15,6 +15,11 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.models.slidingwindow import SlidingWindowAttention
 
+ORACLES = {
+    "test_local_attention": ("local-attention", "LocalAttention"),
+    "test_mistral": ("transformers", "MistralAttention"),
+}
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.models.talkingheads import TalkingHeadsAttention
 
+ORACLES = {"test_": ("x-transformers", "Attention, talking heads")}
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
