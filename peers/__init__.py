@@ -1,0 +1,1 @@
+"""The conformance suite on implementations by others: each asked as its own documentation says."""
