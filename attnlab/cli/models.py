@@ -53,10 +53,10 @@ def run(arguments: list[str]) -> int:
 
 def _list(entries: list[registry.Entry]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "heads", "time", "memory", "what it is"):
-        table.add_column(column, overflow="fold")
+    for column in ("name", "time", "what it is"):
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
     for e in entries:
-        table.add_row(e.name, e.card.heads, e.card.time, e.card.memory, e.card.summary)
+        table.add_row(e.name, e.card.time, e.card.summary)
     console = Console()
     console.print(table)
     console.print("\n[dim]n length, d embed_dim, h heads.  attnlab models NAME says more;[/dim]")
