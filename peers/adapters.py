@@ -1,6 +1,7 @@
 """How each peer is made and asked, as its documentation says.
 
-The suite's mask is Boolean (B, N, N), True means may look. A peer is imported where it is made. Claims are what it documents; what it does not, it is not held to.
+The suite's mask is Boolean (B, N, N), True means may look. A peer is imported where it is made. Claims are what it
+documents; what it does not, it is not held to.
 """
 
 from __future__ import annotations
