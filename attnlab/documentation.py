@@ -133,8 +133,8 @@ def _growth(results: Path) -> dict[str, tuple[str, str]]:
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
     found: dict[str, dict[str, str]] = {}
     for row in rows:
-        (first, *_), (*_, last) = (zip(row["lengths"], row["values"], strict=True),) * 2
-        power = math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+        lengths, values = row["lengths"], row["values"]
+        power = math.log(values[-1] / values[0]) / math.log(lengths[-1] / lengths[0])
         found.setdefault(row["what"], {})[row["quantity"]] = f"n^{power:.2f}"
     return {name: (powers["time"], powers["peak memory"]) for name, powers in found.items()}
 

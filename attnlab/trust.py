@@ -87,20 +87,20 @@ def badge(trust: Trust, claimed_not: int) -> str:
     """The line of a lesson: how many promises are kept, and how near it is to whom."""
     if not trust.promises:
         return ""
-    parts = [f"keeps {trust.kept} of {trust.kept} promises that it makes ({claimed_not} it does not make)"]
+    parts = [f"keeps each of the {trust.kept} promises that it makes ({claimed_not} it does not make)"]
     if (near := trust.nearest) is not None:
         parts.append(f"{error(near.float64)} from {near.oracle} of {near.package} {near.version} in float64")
     return f"**Proved**: {'; '.join(parts)}. [All promises and oracles](../../docs/trust.md)."
 
 
 def page(names: Mapping[str, Path], growth: Mapping[str, tuple[str, str]]) -> str:
-    """The tables of docs/trust.md.
+    """The tables of docs/trust.md, of all of which something was recorded.
 
     Args:
         names: the mechanisms and their folders.
         growth: the measured exponents of time and peak memory, as text, of those that were measured.
     """
-    found = {name: read(folder) for name, folder in names.items()}
+    found = {name: own for name, folder in names.items() if (own := read(folder)) != Trust()}
     head = ("", "mechanism", "kept", "not claimed", "float64", "float32", "held against", "time", "peak memory")
     lines = [head, ("---",) * len(head)]
     for number, (name, trust) in enumerate(found.items(), 1):

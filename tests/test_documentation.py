@@ -38,7 +38,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "linear" / "README.md").write_text(
         "# Linear\n<!-- card -->\nout of date\n<!-- /card -->\nmine\n", "utf-8"
     )
-    (folder / "README.md").write_text("before\n\n<!-- table -->\n<!-- /table -->\n\nafter\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        "before\n\n<!-- table -->\n<!-- /table -->\n\nafter\n<!-- family -->\n<!-- /family -->\n", encoding="utf-8"
+    )
     monkeypatch.setattr(attnlab, "__path__", [str(Path(attnlab.__file__).parent), str(tmp_path)])
     return folder
 
@@ -56,7 +58,7 @@ def test_stale_pages_are_written_and_what_people_wrote_is_kept(
     assert capsys.readouterr().out == "written: models/README.md\nwritten: models/linear/README.md\n"
     index, lesson = (p.read_text("utf-8") for p in (models / "README.md", models / "linear" / "README.md"))
     assert index.startswith("before\n\n<!-- table -->\n| mechanism |")
-    assert index.endswith("\n<!-- /table -->\n\nafter\n")
+    assert "\n<!-- /table -->\n\nafter\n<!-- family -->\n- [Linear](linear/README.md), 2020: a state\n" in index
     assert lesson.startswith("# Linear\n<!-- card -->\n| Linear | a state |\n| --- | --- |\n")
     assert lesson.endswith("\n<!-- /card -->\nmine\n")
     assert "out of date" not in lesson
@@ -69,6 +71,26 @@ def test_a_changed_card_makes_both_pages_stale(models: Path) -> None:
     documentation.update()
     (models / "linear" / "linear.py").write_text(CARD.replace('time="n·d²"', 'time="n·d"'), encoding="utf-8")
     assert [page.path.parent.name for page in documentation.pages() if page.stale] == ["models", "linear"]
+
+
+def second(models: Path, parent: str) -> None:
+    folder = models / "other"
+    folder.mkdir()
+    card = CARD.replace('title="Linear"', f'title="Other", parent="{parent}"')
+    (folder / "other.py").write_text(card, encoding="utf-8")
+
+
+def test_the_family_stands_under_its_parents(models: Path) -> None:
+    second(models, "linear")
+    lines = documentation.family([registry.entry(name) for name in registry.names()]).splitlines()
+    assert lines == ["- [Linear](linear/README.md), 2020: a state", "  - [Other](other/README.md), 2020: a state"]
+
+
+@pytest.mark.parametrize(("parent", "says"), [("liner", "did you mean linear"), ("other", "go round in a circle")])
+def test_a_parent_that_cannot_be(models: Path, parent: str, says: str) -> None:
+    second(models, parent)
+    with pytest.raises(UserError, match=says):
+        documentation.family([registry.entry(name) for name in registry.names()])
 
 
 def test_the_table_says_what_the_card_says(models: Path) -> None:
