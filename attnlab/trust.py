@@ -100,7 +100,7 @@ def page(names: Mapping[str, Path], growth: Mapping[str, tuple[str, str]]) -> st
         names: the mechanisms and their folders.
         growth: the measured exponents of time and peak memory, as text, of those that were measured.
     """
-    found = {name: own for name, folder in names.items() if (own := read(folder)) != Trust()}
+    found = {name: read(folder) for name, folder in names.items() if read(folder) != Trust()}
     head = ("", "mechanism", "kept", "not claimed", "float64", "float32", "held against", "time", "peak memory")
     lines = [head, ("---",) * len(head)]
     for number, (name, trust) in enumerate(found.items(), 1):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from attnlab.positions import Rotary
-
-from ..multihead.reference import distance, turned
+from ..multihead.reference import reference as multihead
 from .chunked import ChunkedAttention
 
 
@@ -19,35 +15,14 @@ def reference(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
-    (B, N, D), h = x.shape, layer.num_heads
-    d_k = D // h
-    W_Q, W_K, W_V = layer.qkv.weight.split(D)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
-    Q, K, V = x @ W_Q.T + b_Q, x @ W_K.T + b_K, x @ W_V.T + b_V
-    if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
+    """What ``layer(x)`` must give, multi-head attention where it looks; ``mask`` is Boolean (B, H, N, N), ``causal``
+    already in it.
+    """
+    near = torch.tensor([[looks(layer, i, j) for j in range(x.shape[1])] for i in range(x.shape[1])])
+    near = near.reshape(1, 1, x.shape[1], x.shape[1]).expand(len(x), layer.num_heads, -1, -1)
+    return multihead(layer, x, near if mask is None else near & mask, bias)
 
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                near = [j for j in range(N) if i // layer.chunk == j // layer.chunk]
-                seen = [j for j in near if mask is None or mask[b, head, i, j]]
-                if not seen:
-                    heads.append(torch.zeros_like(Q[b, i, own]))
-                    continue
-                blind = False
-                scores = [
-                    Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
-                    + (0 if bias is None else bias[b, head, i, j])
-                    + distance(layer, head, j - i)
-                    for j in seen
-                ]
-                highest = max(score.item() for score in scores)
-                powers = [torch.exp(score - highest) for score in scores]
-                heads.append(sum(p * V[b, j, own] for p, j in zip(powers, seen, strict=True)) / sum(powers))
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, D)
+
+def looks(layer: ChunkedAttention, i: int, j: int) -> bool:
+    """Whether token i may look at token j: in the same chunk, counted from the first token."""
+    return i // layer.chunk == j // layer.chunk

@@ -10,17 +10,18 @@ from torch import Tensor
 from attnlab.heads import HeadedAttention
 from attnlab.positions import ALiBi, Rotary, T5Bias
 
-from .multihead import MultiAttention
-
 
 def reference(
-    layer: MultiAttention,
+    layer: HeadedAttention,
     x: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
+    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it.
+
+    Others that differ in who may look at whom alone hold themselves to it too, under a mask that says so.
+    """
     (B, N, D), h, d_k = x.shape, layer.num_heads, layer.head_dim
     context = x if context is None else context
     W_Q, W_K, W_V = layer.qkv.weight.split(h * d_k)
