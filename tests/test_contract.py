@@ -13,8 +13,8 @@ SLOW = [name for name, promise in every_promise().items() if promise.slow]
 
 def comes_out_as_recorded(name: str, report: Report) -> None:
     """docs/trust.md says of every promise what was found now."""
-    recorded = trust.read(registry.entry(name).folder).promises
-    moved = {row.promise: row.outcome for row in report.rows if recorded.get(row.promise) != row.outcome}
+    recorded = trust.read(registry.entry(name).folder).promises  # nothing yet of a newcomer
+    moved = {row.promise: row.outcome for row in report.rows if recorded and recorded.get(row.promise) != row.outcome}
     assert not moved, f"record what is new with: attnlab check {name} --record && attnlab docs"
 
 
@@ -37,12 +37,11 @@ def test_it_has_a_reference_to_be_held_to(name: str) -> None:
     assert row["fast path = reference, outputs"].outcome == "pass", f"models/{name}/reference.py is missing"
 
 
-@pytest.mark.parametrize("name", registry.names())
-def test_every_promise_is_recorded_and_an_implementation_by_others(name: str) -> None:
-    found = trust.read(registry.entry(name).folder)
-    assert set(found.promises) == set(every_promise())
-    assert set(found.promises.values()) <= {"pass", "not claimed"}, "there is no third kind"
-    for row in found.parity:
-        assert row.float32 is None or row.float32 <= 1e-5, row
-        assert row.float64 is None or row.float64 <= 1e-5, row
-    assert found.nearest is not None, "hold it against an implementation by others in tests/parity, and record it"
+def test_every_promise_is_recorded_and_an_implementation_by_others() -> None:
+    for name in registry.names():
+        found = trust.read(registry.entry(name).folder)
+        assert set(found.promises) == set(every_promise()), f"attnlab check {name} --record"
+        assert set(found.promises.values()) <= {"pass", "not claimed"}, "there is no third kind"
+        assert found.nearest is not None, f"hold {name} against an implementation by others in tests/parity"
+        for row in found.parity:
+            assert max(row.float32 or 0, row.float64 or 0) <= 1e-5, row
