@@ -49,8 +49,9 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def draw_map(ax: Axes, weights: Sequence[Sequence[float]], labels: Sequence[str], title: str) -> None:
-    """A map of weights: a row a query, a column a key, dark where much is taken."""
-    ax.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    """A map of weights: a row a query, a column a key, dark where much is taken; red where it is less than nothing."""
+    signed = min(map(min, weights)) < -0.01
+    ax.imshow(weights, cmap="RdBu" if signed else "Blues", vmin=-1 if signed else 0, vmax=1, interpolation="nearest")
     ax.set_xticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
     ax.set_yticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
     ax.tick_params(length=0)

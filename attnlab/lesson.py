@@ -123,13 +123,20 @@ def _maps(network: Network, text: Tensor) -> Tensor:
     return torch.stack(maps)
 
 
-def draw_maps(maps: Tensor, file: Path) -> Path:
+def draw_reading(folder: Path, model: str, **options: Any) -> list[Path]:
+    """What a mechanism with two heads looks at in `TEXT`, and how well its network had learned: ``map.png``."""
+    reading = read_text(model, num_heads=2, **options)
+    learned = f"looks at; of new words, {reading.accuracy:.0%} of the letters that can be known were right"
+    return [draw_maps(reading.maps, folder / "map.png", learned)]
+
+
+def draw_maps(maps: Tensor, file: Path, caption: str = "looks at") -> Path:
     """The maps of `read_text`, (2 layers, 2 heads, N, N), in one picture: a row a layer, a column a head."""
     figure, axes = drawing.canvas(7.6, 8.0, rows=2, columns=2)
     titles = [f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)]
     for ax, weights, title in zip(axes, maps.flatten(0, 1).tolist(), titles, strict=True):
         drawing.draw_map(ax, weights, list(TEXT.replace(" ", "·")), title)
-    figure.supxlabel("looks at", fontsize=9, color=drawing.INK)
+    figure.supxlabel(caption, fontsize=9, color=drawing.INK)
     figure.supylabel("a letter", fontsize=9, color=drawing.INK)
     return drawing.save(figure, file)
 
@@ -214,18 +221,25 @@ def read_cost(folder: Path, curves: str = "curves") -> tuple[list[int], dict[str
     return found["lengths"], found.get(curves, {})
 
 
-def main(draw: Callable[[Path], list[Path]], folder: Path, layers: Layers, decoding: Layers | None = None) -> None:
+def main(
+    draw: Callable[[Path], list[Path]], folder: Path, layers: Layers | None = None, decoding: Layers | None = None
+) -> None:
     """``python -m models.NAME.figures``: draw the lesson's pictures; ``--measure`` times the layers anew first.
 
     Args:
         draw: draws the pictures into a folder, and returns their paths.
         folder: the lesson's.
-        layers: whose forward pass is measured (see `measure_cost`).
+        layers: whose forward pass is measured (see `measure_cost`); a lesson without them has its cost from
+            ``python -m benchmarks mechanisms``.
         decoding: whose steps with a cache are (see `measure_decoding`), under names of their own.
     """
     parser = argparse.ArgumentParser(description="Draw the pictures of a lesson.")
-    parser.add_argument("--measure", action="store_true", help="measure the cost anew before drawing (about a minute)")
-    if parser.parse_args().measure:
+    if layers is not None:
+        parser.add_argument(
+            "--measure", action="store_true", help="measure the cost anew before drawing (about a minute)"
+        )
+    options = parser.parse_args()
+    if layers is not None and options.measure:
         measured = {"curves": measure_cost(layers)}
         if decoding is not None:
             measured["decoding"] = measure_decoding(decoding)

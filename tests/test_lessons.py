@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import struct
@@ -21,6 +22,7 @@ from attnlab import drawing, lesson, registry
 from attnlab.cache import Cache
 from attnlab.models.multihead import MultiAttention
 
+ROOT = Path(__file__).parent.parent
 LESSONS = {name: registry.entry(name).folder / "README.md" for name in registry.names()}
 SECTIONS = [
     "The problem it solves",
@@ -269,7 +271,17 @@ def test_pictures_are_drawn_by_their_code(name: str, tmp_path: Path) -> None:
     assert all(path.parent == tmp_path and path.stat().st_size <= PICTURE_BYTES for path in drawn)
 
 
-@drawn_lessons
+@pytest.mark.parametrize("name", [n for n, p in LESSONS.items() if not p.with_name("cost.json").is_file()])
+def test_the_table_of_costs_is_what_the_benchmark_of_all_measured(name: str) -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "mechanisms.json").read_text("utf-8"))["rows"]
+    times = {row["what"]: row["values"] for row in found if row["quantity"] == "time"}
+    rows = {row[0]: row[1:] for row in tables(section(LESSONS[name].read_text("utf-8"), "Cost"))}
+    assert [int(cell) for cell in rows["n"]] == found[0]["lengths"]
+    for curve, which in {"multi-head attention": "multihead", "this": name}.items():
+        assert [float(cell) for cell in rows[curve]] == [round(t / times["multihead"][0], 1) for t in times[which]]
+
+
+@pytest.mark.parametrize("name", [n for n, p in LESSONS.items() if p.with_name("cost.json").is_file()])
 def test_the_table_of_costs_is_what_was_measured(name: str) -> None:
     folder = LESSONS[name].parent
     (lengths, curves), (_, decoding) = lesson.read_cost(folder), lesson.read_cost(folder, "decoding")

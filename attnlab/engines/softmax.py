@@ -23,6 +23,7 @@ from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, scaled_dot_product
 from attnlab.engines.tiles import additive, fitting_tiles, folded, itemwise, segmentwise, tiled, triangular
 from attnlab.masks import BoundMask
+from attnlab.masks.bound import count
 
 SHORT = 128
 """Below this length a kernel is through before anything could be saved."""
@@ -297,7 +298,8 @@ def _parts(
     if tiles := fitting_tiles(mask, one_step=folds):
         back, ahead = mask.mask.reach
         if back is None or ahead is None:
-            path = Path("tiles", f"{mask.mask} lets a query reach {mask.most} of {M} keys on average")
+            seen = sum(count(rows) * count(keys) for rows, keys in tiles) / sum(count(rows) for rows, _ in tiles)
+            path = Path("tiles", f"{mask.mask} lets a query reach {seen:.0f} of {M} keys on average")
         else:
             path = Path("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys")
         if folds:

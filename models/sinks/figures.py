@@ -1,0 +1,18 @@
+"""The picture of the lesson: ``python -m models.sinks.figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attnlab import lesson
+
+FOLDER = Path(__file__).parent
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw what it looks at into ``folder``."""
+    return lesson.draw_reading(folder, "sinks")
+
+
+if __name__ == "__main__":
+    lesson.main(draw, FOLDER)
