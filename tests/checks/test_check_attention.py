@@ -122,6 +122,18 @@ def test_a_reference_of_ones_own() -> None:
     assert report.rows[0].outcome == "fail"
 
 
+class Frozen(strangers.Sound):
+    """Has a parameter that is not trained."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.out.requires_grad_(False)
+
+
+def test_a_parameter_that_is_not_trained_needs_no_gradient() -> None:
+    check_attention(Frozen, fast=True)
+
+
 # Ours
 
 

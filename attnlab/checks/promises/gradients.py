@@ -81,7 +81,8 @@ def extreme_scores(subject: Subject) -> Measure:
             for scale, extra in tries:
                 x = (scale * subject.tokens(dtype=dtype)).requires_grad_()
                 out = subject(layer, x, mask, **extra)
-                found = torch.autograd.grad(out.sum(), [x, *layer.parameters()], allow_unused=True)
+                sources = [x, *(p for p in layer.parameters() if p.requires_grad)]
+                found = torch.autograd.grad(out.sum(), sources, allow_unused=True)
                 wrong += not_finite(out, *found)
                 if "weights" in subject.claims:
                     wrong += not_finite(subject.weights(layer, x, mask, **extra))
