@@ -12,6 +12,7 @@ import pytest
 import strangers
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attnlab
 from attnlab.attention import Attention, Card, linear
@@ -132,6 +133,18 @@ class Frozen(strangers.Sound):
 
 def test_a_parameter_that_is_not_trained_needs_no_gradient() -> None:
     check_attention(Frozen, fast=True)
+
+
+class Recomputing(strangers.Sound):
+    """Keeps nothing for the backward pass, in the way that knows ``backward()`` alone."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return checkpoint(super().forward, x, mask, use_reentrant=True) if x.requires_grad else super().forward(x, mask)
+
+
+def test_a_layer_that_computes_its_steps_anew_is_asked_by_backward() -> None:
+    report = check_attention(Recomputing, fast=True)
+    assert report["gradients match finite differences"].outcome == "pass"
 
 
 # Ours

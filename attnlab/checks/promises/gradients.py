@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnlab.checks.probes import attempt, not_finite, said, worst, worst_way
+from attnlab.checks.probes import attempt, gradients, not_finite, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import M, N, Subject
 from attnlab.masks import Mask
@@ -16,7 +16,7 @@ STEP = 1e-6
 
 
 @promise("gradients match finite differences")
-def slope(subject: Subject) -> Measure:
+def slopes(subject: Subject) -> Measure:
     """The difference between the gradient and a central finite difference, in float64.
 
     Along a random direction of each input and of each parameter by itself; relative where it is above one.
@@ -40,11 +40,11 @@ def slope(subject: Subject) -> Measure:
 
         for tensor in inputs.values():
             tensor.requires_grad_()
-        found = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
+        found = gradients(output(), list(tensors.values()))
         said_so = []
-        for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+        for (name, tensor), slope in zip(tensors.items(), found, strict=True):
             direction = subject.random(*tensor.shape, seed=4)
-            claimed = 0.0 if gradient is None else (gradient * direction).sum().item()
+            claimed = 0.0 if slope is None else (slope * direction).sum().item()
             with torch.no_grad():
                 tensor += STEP * direction
                 above = output().item()
@@ -82,7 +82,7 @@ def extreme_scores(subject: Subject) -> Measure:
                 x = (scale * subject.tokens(dtype=dtype)).requires_grad_()
                 out = subject(layer, x, mask, **extra)
                 sources = [x, *(p for p in layer.parameters() if p.requires_grad)]
-                found = torch.autograd.grad(out.sum(), sources, allow_unused=True)
+                found = gradients(out.sum(), sources)
                 wrong += not_finite(out, *found)
                 if "weights" in subject.claims:
                     wrong += not_finite(subject.weights(layer, x, mask, **extra))

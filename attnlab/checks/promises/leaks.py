@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnlab.checks.probes import SHOUT, attempt, difference, hearing, leaks, said, worst, worst_way
+from attnlab.checks.probes import SHOUT, attempt, difference, gradient, hearing, leaks, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, N, Subject
 from attnlab.masks import Mask, padding
@@ -103,9 +103,9 @@ def other_items(subject: Subject) -> Measure:
             return subject(layer, x, mask)
 
         tokens = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(run(tokens)[0].square().sum(), tokens)
+        slope = gradient(run(tokens)[0].square().sum(), tokens)
         with torch.no_grad():
-            return max(gradient[1].abs().max().item(), difference(run(loud)[0], run(x)[0]))
+            return max(slope[1].abs().max().item(), difference(run(loud)[0], run(x)[0]))
 
     return worst(
         (

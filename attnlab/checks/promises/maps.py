@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnlab.checks.probes import EXACT, difference, worst, worst_way
+from attnlab.checks.probes import EXACT, difference, gradient, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
@@ -123,8 +123,7 @@ def another_sequence(subject: Subject) -> Measure:
     for length in (1, M, 2 * M + 1):
         context = subject.tokens(length=length, seed=1).requires_grad_()
         out = subject(layer, x, context=context)
-        (gradient,) = torch.autograd.grad(out.square().sum(), context, materialize_grads=True)
-        deaf = (gradient.abs().amax(-1) == 0).sum().item() + (0 if out.shape == x.shape else 1)
+        deaf = (gradient(out.square().sum(), context).abs().amax(-1) == 0).sum().item() + (0 if out.shape == x.shape else 1)
         measured.append((deaf, f"{length} tokens of context: not all are heard, or the output has another shape"))
     return worst(measured, EXACT)
 
