@@ -14,13 +14,11 @@ from torch import Tensor
 
 from attnlab.checks.claims import Broken, NotClaimed
 from attnlab.checks.registry import Measure
+from attnlab.checks.subject import EXACT as EXACT
 from attnlab.checks.subject import Subject, first_line
 from attnlab.masks import Mask
 
 T = TypeVar("T")
-
-EXACT = 1e-10
-"""How far two ways to the same float64 number may lie apart."""
 
 SHOUT = 1e3
 """What is forbidden is replaced by noise this loud: a leak of one part in 10¹² is heard."""

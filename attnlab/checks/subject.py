@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -27,6 +27,9 @@ Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
 B, N, M = 2, 7, 5
 SEED = 20
+
+EXACT, ROUNDED = 1e-10, 1e-5
+"""How far two ways to the same float64 number may lie apart, and where it is rounded to float32 on its way."""
 
 # Width and heads to build with, the first that the layer takes; None leaves the heads to its default. With the
 # sizes above, 3 heads of 4 make every axis a distinct size, so that a swapped pair cannot hide.
@@ -141,6 +144,21 @@ class Subject:
         if not chosen:
             raise NotClaimed("it comes with dropout=0")
         return chosen
+
+    @cached_property
+    def exact(self) -> float:
+        """How far two ways to the same number may lie apart: a stranger may take its softmax in float32, and say so.
+
+        What is smooth moves twice as far for twice a tiny step; what is rounded on its way does not.
+        """
+        if self.is_ours:
+            return EXACT
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            layer, x = self.build(self.causal_choices[0]), self.tokens()
+            step = 1e-8 * self.random(*x.shape, seed=1)
+            near, far = (self(layer, x + times * step) - self(layer, x - times * step) for times in (1, 2))
+        bent = (far - 2 * near).abs().max() > 1e-3 * near.abs().max()
+        return ROUNDED if bent else EXACT
 
     # Ask it
 

@@ -147,6 +147,29 @@ def test_a_layer_that_computes_its_steps_anew_is_asked_by_backward() -> None:
     assert report["gradients match finite differences"].outcome == "pass"
 
 
+class Rounding(strangers.Sound):
+    """Takes its softmax in float32, as many do, whatever it is given."""
+
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().weights(x, mask).float().double() if x.dtype == torch.float64 else super().weights(x, mask)
+
+
+class Steep(Rounding):
+    """Says a slope that is too large by a part in twenty."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = super().forward(x, mask)
+        return 1.05 * out - 0.05 * out.detach()
+
+
+def test_a_softmax_in_float32_is_held_to_what_float32_gives() -> None:
+    report = check_attention(Rounding, fast=True)
+    assert report["gradients match finite differences"].limit == 1e-2
+    assert report["packed sequences are each alone"].limit == 1e-5
+    assert check_attention(strangers.Sound, only=["takes any strides"])["takes any strides"].limit == 1e-10
+    assert not check_attention(Steep, only=["gradients match finite differences"], raises=False).passed
+
+
 # Ours
 
 

@@ -23,7 +23,7 @@ def off_in_eval(subject: Subject) -> Measure:
     found = difference(second, first)
     if subject.can_choose("dropout"):
         found = max(found, difference(first, subject(subject.layer(dropout=0.0), x)))
-    return Measure(found, EXACT, "in eval, against asking again and against dropout=0")
+    return Measure(found, subject.exact, "in eval, against asking again and against dropout=0")
 
 
 @promise("dropout is right on average", needs=("dropout",))

@@ -85,7 +85,7 @@ def padding_length(subject: Subject) -> Measure:
             for causality in subject.causal_choices
             for length in (1, 4, N - 1)
         ),
-        NOTHING,
+        max(NOTHING, subject.exact),
     )
 
 

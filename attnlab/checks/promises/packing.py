@@ -31,7 +31,7 @@ def packed(subject: Subject) -> Measure:
                 for found, own in zip(together, x.split(list(lengths), 1), strict=True):
                     yield difference(found, subject(layer, own)), f"{own.shape[1]} of {lengths} tokens"
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @promise("packed padding changes nothing", needs=("contract", "padding"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.claims import Broken
-from attnlab.checks.probes import EXACT, difference, said, worst
+from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, M, N, Subject, first_line
 from attnlab.masks import Mask, causal, from_tensor
@@ -28,7 +28,7 @@ def outputs(subject: Subject) -> Measure:
             fast, plain, _ = _answers(subject, question)
             yield difference(fast, plain), str(question)
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @promise("fast path = reference, gradients", needs=("reference",))
@@ -46,7 +46,7 @@ def gradients(subject: Subject) -> Measure:
             for name, ours, true in zip(inputs, found, expected, strict=True):
                 yield difference(ours, true), f"the gradient of {name} ({question})"
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnlab.checks.probes import EXACT, attempt, difference, gradient, not_finite, said, worst_way
+from attnlab.checks.probes import attempt, difference, gradient, not_finite, said, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, N, Subject
 from attnlab.masks import Mask
@@ -83,4 +83,4 @@ def takes_any_strides(subject: Subject) -> Measure:
             for given in (turned, spread, repeated)
         )
 
-    return worst_way(subject, measured, limit=EXACT)
+    return worst_way(subject, measured, limit=subject.exact)
