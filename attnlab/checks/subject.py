@@ -11,7 +11,6 @@ from copy import deepcopy
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
 from typing import Any
 
 import torch
@@ -198,21 +197,35 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(self.device)
 
-    def masks(self, batch: int = B, length: int = N) -> list[Mask]:
+    def masks(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
         """A mask of every kind that the layer takes."""
-        if "padding" not in self.claims:
-            return []
-        lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
-        padded = [padding(lengths), padding(lengths, side="left", total=length)]
+        padded = self.paddings(batch, length, causality=causality)
         if "mask" not in self.claims:
             return padded
         place = torch.arange(length, device=self.device)
         scattered = (self.random(batch, length, length) > 0) | (place == place[:, None])
         return [*padded, window(2), prefix(2), documents(place // 3), blocks(2), from_tensor(scattered)]
 
+    def paddings(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
+        """Padding on the right and on the left, where the layer takes it.
+
+        A stranger that is causal has it on the right alone. Behind padding on the left the first tokens of a row may
+        look at nothing, and what it says there is the question of promises of its own: it would break most others too.
+        """
+        if "padding" not in self.claims:
+            return []
+        lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
+        right, left = padding(lengths), padding(lengths, side="left", total=length)
+        causality = causality or self.causal_choices == (True,)
+        return [right] if causality and not self.is_ours else [right, left]
+
     def ways(self, batch: int = B, length: int = N) -> list[tuple[bool, Mask | None]]:
         """Every way to ask it: causal or not, without a mask and with each kind."""
-        return list(product(self.causal_choices, [None, *self.masks(batch, length)]))
+        return [
+            (causality, mask)
+            for causality in self.causal_choices
+            for mask in (None, *self.masks(batch, length, causality=causality))
+        ]
 
     def permitted(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The truth: Boolean (B, N, N), which token may look at which."""

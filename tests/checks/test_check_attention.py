@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -168,6 +169,29 @@ def test_a_softmax_in_float32_is_held_to_what_float32_gives() -> None:
     assert report["packed sequences are each alone"].limit == 1e-5
     assert check_attention(strangers.Sound, only=["takes any strides"])["takes any strides"].limit == 1e-10
     assert not check_attention(Steep, only=["gradients match finite differences"], raises=False).passed
+
+
+class Usual(nn.Module):
+    """A token that may look at nothing looks at everything, as where a mask is a large negative number."""
+
+    def __init__(self, dim: int, causal: bool = False) -> None:
+        super().__init__()
+        self.causal, self.qkv = causal, nn.Linear(dim, 3 * dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if self.causal else torch.tensor(True)
+        seen = seen if mask is None else seen & mask
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("claims", [{"causal", "mask"}, {"causal", "padding"}])
+@pytest.mark.parametrize("make", [Usual, Usual(12, causal=True)])
+def test_what_a_stranger_says_where_there_is_nothing_to_look_at_counts_once(make: Any, claims: set[str]) -> None:
+    report = check_attention(make, embed_dim=12, claims=claims, fast=True, raises=False)
+    assert outcomes(report, "fail") - {"takes an empty batch or sequence"} == {"empty rows give zeros"}
+    assert report["causal hears no future under a mask"].outcome == "pass"
 
 
 # Ours

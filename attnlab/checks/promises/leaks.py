@@ -53,7 +53,7 @@ def causal_alone(subject: Subject) -> Measure:
 @promise("causal hears no future under a mask", needs=("causal", "padding"))
 def causal_with_masks(subject: Subject) -> Measure:
     """The same with every kind of mask: neither drops the other."""
-    return _through(subject, subject.masks(), causal=True)
+    return _through(subject, subject.masks(causality=True), causal=True)
 
 
 @promise("masked keys are never heard", needs=("mask",))
@@ -65,8 +65,7 @@ def forbidden_keys(subject: Subject) -> Measure:
 @promise("padding is never heard", needs=("padding",))
 def padding_content(subject: Subject) -> Measure:
     """How much of what stands in the padding, right or left, reaches the output of a real token."""
-    lengths = torch.tensor([N, 4], device=subject.device)
-    return _through(subject, [padding(lengths), padding(lengths, side="left", total=N)])
+    return _through(subject, subject.paddings())
 
 
 @promise("padding is as if absent", needs=("padding",))

@@ -68,7 +68,7 @@ class Question:
 def _questions(subject: Subject) -> Iterator[Question]:
     heads = {None: _by_head(subject, N), M: _by_head(subject, M), 2 * M + 1: _by_head(subject, 2 * M + 1)}
     for causality in subject.causal_choices:
-        for mask in (None, *subject.masks(), *heads[None]):
+        for mask in (None, *subject.masks(causality=causality), *heads[None]):
             yield Question(causality, mask)
         biases = [False, True] if "bias" in subject.claims else [False]
         lengths = [None, M, 2 * M + 1] if "context" in subject.claims else [None]
