@@ -115,7 +115,8 @@ class Subject:
         layer = self._make(**self._sizes, **given).to(self.device, torch.float64)
         with torch.no_grad():
             for parameter in layer.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                if parameter.is_floating_point():  # a seed may stand among them
+                    parameter.add_(0.1 * torch.randn_like(parameter))
         return layer.to(dtype).train(train)
 
     def build(self, causality: bool, **options: Any) -> nn.Module:

@@ -194,6 +194,24 @@ def test_what_a_stranger_says_where_there_is_nothing_to_look_at_counts_once(make
     assert report["causal hears no future under a mask"].outcome == "pass"
 
 
+class Keeping(strangers.Sound):
+    """Keeps a seed among its parameters, drawn when it is made with dropout; and sees its tokens as one long row."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        if dropout:
+            seed = torch.randint(99, ())
+        super().__init__(dim, dropout=dropout)
+        if dropout:
+            self.seed = nn.Parameter(seed, requires_grad=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.view(-1, x.shape[-1]).view(x.shape), mask)
+
+
+def test_an_odd_habit_counts_once() -> None:
+    assert outcomes(check_attention(Keeping, fast=True, raises=False), "fail") == {"takes any strides"}
+
+
 # Ours
 
 
