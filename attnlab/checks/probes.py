@@ -14,13 +14,11 @@ from torch import Tensor
 
 from attnlab.checks.claims import Broken, NotClaimed
 from attnlab.checks.registry import Measure
+from attnlab.checks.subject import EXACT as EXACT
 from attnlab.checks.subject import Subject, first_line
 from attnlab.masks import Mask
 
 T = TypeVar("T")
-
-EXACT = 1e-10
-"""How far two ways to the same float64 number may lie apart."""
 
 SHOUT = 1e3
 """What is forbidden is replaced by noise this loud: a leak of one part in 10¹² is heard."""
@@ -84,13 +82,39 @@ def said(causality: bool, mask: Mask | None) -> str:
     return " and ".join(asked) or "asked plainly"
 
 
+def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient of a number in each leaf, None where it is not heard; the graph is kept.
+
+    A layer that computes its steps anew with ``torch.utils.checkpoint`` may know ``backward()`` alone.
+    """
+    try:
+        return list(torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True))
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+    kept = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    output.backward(retain_graph=True)
+    found = [leaf.grad for leaf in leaves]
+    for leaf, before in zip(leaves, kept, strict=True):
+        leaf.grad = before
+    return found
+
+
+def gradient(output: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of a number in one leaf, zeros where it is not heard."""
+    (found,) = gradients(output, [leaf])
+    return torch.zeros_like(leaf) if found is None else found
+
+
 def hearing(run: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
     """How much output i of every item hears of every token, (B, N), for i = N - 1 down to 0, by the gradient."""
     x = x.detach().requires_grad_()
     out, direction = run(x), _random(x.shape[-1:], x)
     for i in reversed(range(x.shape[1])):
-        (gradient,) = torch.autograd.grad((out[:, i] @ direction).sum(), x, retain_graph=True)
-        yield gradient.abs().amax(-1).index_fill(1, torch.tensor(i, device=x.device), 0.0)
+        heard = gradient((out[:, i] @ direction).sum(), x).abs().amax(-1)
+        yield heard.index_fill(1, torch.tensor(i, device=x.device), 0.0)
 
 
 def leaks(
@@ -112,12 +136,12 @@ def leaks(
     x = x.detach().requires_grad_()
     out = run(x)
     for i in rows:
-        (gradient,) = torch.autograd.grad((out[:, i] @ direction).sum(), x, retain_graph=True)
-        through = gradient.abs().amax(-1) * forbidden[:, i]
+        slope = gradient((out[:, i] @ direction).sum(), x)
+        through = slope.abs().amax(-1) * forbidden[:, i]
         with torch.no_grad():
             changed = run(torch.where(forbidden[:, i, :, None], noise, x))
         value = max(through.max().item(), difference(changed[:, i], out[:, i]))
-        if not_finite(out[:, i], gradient):
+        if not_finite(out[:, i], slope):
             yield math.nan, f"output {i} or its gradient is not finite"
         elif bool(through.any()):
             item, token = divmod(int(through.argmax()), x.shape[1])

@@ -8,10 +8,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
 from typing import Any
 
 import torch
@@ -27,6 +26,9 @@ Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
 B, N, M = 2, 7, 5
 SEED = 20
+
+EXACT, ROUNDED = 1e-10, 1e-5
+"""How far two ways to the same float64 number may lie apart, and where it is rounded to float32 on its way."""
 
 # Width and heads to build with, the first that the layer takes; None leaves the heads to its default. With the
 # sizes above, 3 heads of 4 make every axis a distinct size, so that a swapped pair cannot hide.
@@ -113,7 +115,8 @@ class Subject:
         layer = self._make(**self._sizes, **given).to(self.device, torch.float64)
         with torch.no_grad():
             for parameter in layer.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                if parameter.is_floating_point():  # a seed may stand among them
+                    parameter.add_(0.1 * torch.randn_like(parameter))
         return layer.to(dtype).train(train)
 
     def build(self, causality: bool, **options: Any) -> nn.Module:
@@ -141,6 +144,21 @@ class Subject:
         if not chosen:
             raise NotClaimed("it comes with dropout=0")
         return chosen
+
+    @cached_property
+    def exact(self) -> float:
+        """How far two ways to the same number may lie apart: a stranger may take its softmax in float32, and say so.
+
+        What is smooth moves twice as far for twice a tiny step; what is rounded on its way does not.
+        """
+        if self.is_ours:
+            return EXACT
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            layer, x = self.build(self.causal_choices[0]), self.tokens()
+            step = 1e-8 * self.random(*x.shape, seed=1)
+            near, far = (self(layer, x + times * step) - self(layer, x - times * step) for times in (1, 2))
+        bent = (far - 2 * near).abs().max() > 1e-3 * near.abs().max()
+        return ROUNDED if bent else EXACT
 
     # Ask it
 
@@ -180,21 +198,35 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(self.device)
 
-    def masks(self, batch: int = B, length: int = N) -> list[Mask]:
+    def masks(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
         """A mask of every kind that the layer takes."""
-        if "padding" not in self.claims:
-            return []
-        lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
-        padded = [padding(lengths), padding(lengths, side="left", total=length)]
+        padded = self.paddings(batch, length, causality=causality)
         if "mask" not in self.claims:
             return padded
         place = torch.arange(length, device=self.device)
         scattered = (self.random(batch, length, length) > 0) | (place == place[:, None])
         return [*padded, window(2), prefix(2), documents(place // 3), blocks(2), from_tensor(scattered)]
 
+    def paddings(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
+        """Padding on the right and on the left, where the layer takes it.
+
+        A stranger that is causal has it on the right alone. Behind padding on the left the first tokens of a row may
+        look at nothing, and what it says there is the question of promises of its own: it would break most others too.
+        """
+        if "padding" not in self.claims:
+            return []
+        lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
+        right, left = padding(lengths), padding(lengths, side="left", total=length)
+        causality = causality or self.causal_choices == (True,)
+        return [right] if causality and not self.is_ours else [right, left]
+
     def ways(self, batch: int = B, length: int = N) -> list[tuple[bool, Mask | None]]:
         """Every way to ask it: causal or not, without a mask and with each kind."""
-        return list(product(self.causal_choices, [None, *self.masks(batch, length)]))
+        return [
+            (causality, mask)
+            for causality in self.causal_choices
+            for mask in (None, *self.masks(batch, length, causality=causality))
+        ]
 
     def permitted(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The truth: Boolean (B, N, N), which token may look at which, in one head at least."""

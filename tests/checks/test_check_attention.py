@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import strangers
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attnlab
 from attnlab.attention import Attention, Card, linear
@@ -120,6 +122,94 @@ def test_a_reference_of_ones_own() -> None:
     only = ["fast path = reference, outputs"]
     report = check_attention(strangers.Careless, reference=reference, only=only, raises=False)
     assert report.rows[0].outcome == "fail"
+
+
+class Frozen(strangers.Sound):
+    """Has a parameter that is not trained."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.out.requires_grad_(False)
+
+
+def test_a_parameter_that_is_not_trained_needs_no_gradient() -> None:
+    check_attention(Frozen, fast=True)
+
+
+class Recomputing(strangers.Sound):
+    """Keeps nothing for the backward pass, in the way that knows ``backward()`` alone."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return checkpoint(super().forward, x, mask, use_reentrant=True) if x.requires_grad else super().forward(x, mask)
+
+
+def test_a_layer_that_computes_its_steps_anew_is_asked_by_backward() -> None:
+    report = check_attention(Recomputing, fast=True)
+    assert report["gradients match finite differences"].outcome == "pass"
+
+
+class Rounding(strangers.Sound):
+    """Takes its softmax in float32, as many do, whatever it is given."""
+
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().weights(x, mask).float().double() if x.dtype == torch.float64 else super().weights(x, mask)
+
+
+class Steep(Rounding):
+    """Says a slope that is too large by a part in twenty."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = super().forward(x, mask)
+        return 1.05 * out - 0.05 * out.detach()
+
+
+def test_a_softmax_in_float32_is_held_to_what_float32_gives() -> None:
+    report = check_attention(Rounding, fast=True)
+    assert report["gradients match finite differences"].limit == 1e-2
+    assert report["packed sequences are each alone"].limit == 1e-5
+    assert check_attention(strangers.Sound, only=["takes any strides"])["takes any strides"].limit == 1e-10
+    assert not check_attention(Steep, only=["gradients match finite differences"], raises=False).passed
+
+
+class Usual(nn.Module):
+    """A token that may look at nothing looks at everything, as where a mask is a large negative number."""
+
+    def __init__(self, dim: int, causal: bool = False) -> None:
+        super().__init__()
+        self.causal, self.qkv = causal, nn.Linear(dim, 3 * dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if self.causal else torch.tensor(True)
+        seen = seen if mask is None else seen & mask
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("claims", [{"causal", "mask"}, {"causal", "padding"}])
+@pytest.mark.parametrize("make", [Usual, Usual(12, causal=True)])
+def test_what_a_stranger_says_where_there_is_nothing_to_look_at_counts_once(make: Any, claims: set[str]) -> None:
+    report = check_attention(make, embed_dim=12, claims=claims, fast=True, raises=False)
+    assert outcomes(report, "fail") - {"takes an empty batch or sequence"} == {"empty rows give zeros"}
+    assert report["causal hears no future under a mask"].outcome == "pass"
+
+
+class Keeping(strangers.Sound):
+    """Keeps a seed among its parameters, drawn when it is made with dropout; and sees its tokens as one long row."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        if dropout:
+            seed = torch.randint(99, ())
+        super().__init__(dim, dropout=dropout)
+        if dropout:
+            self.seed = nn.Parameter(seed, requires_grad=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.view(-1, x.shape[-1]).view(x.shape), mask)
+
+
+def test_an_odd_habit_counts_once() -> None:
+    assert outcomes(check_attention(Keeping, fast=True, raises=False), "fail") == {"takes any strides"}
 
 
 # Ours

@@ -7,20 +7,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnlab.checks.probes import attempt, not_finite, said, worst, worst_way
+from attnlab.checks.probes import attempt, gradients, not_finite, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import M, N, Subject
+from attnlab.checks.subject import EXACT, ROUNDED, M, N, Subject
 from attnlab.masks import Mask
 
-STEP = 1e-6
+STEPS = {EXACT: 1e-6, ROUNDED: 1e-3}
+"""How far to go for a finite difference: over the noise of rounding."""
+
+SLOPES = {EXACT: 1e-6, ROUNDED: 1e-2}
+"""How far a gradient may lie from the difference that such a step gives."""
 
 
 @promise("gradients match finite differences")
-def slope(subject: Subject) -> Measure:
+def slopes(subject: Subject) -> Measure:
     """The difference between the gradient and a central finite difference, in float64.
 
     Along a random direction of each input and of each parameter by itself; relative where it is above one.
     """
+    step = STEPS[subject.exact]
 
     def measured(causality: bool, mask: Mask | None) -> list[tuple[float, str]]:
         layer = subject.build(causality)
@@ -40,18 +45,18 @@ def slope(subject: Subject) -> Measure:
 
         for tensor in inputs.values():
             tensor.requires_grad_()
-        found = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
+        found = gradients(output(), list(tensors.values()))
         said_so = []
-        for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+        for (name, tensor), slope in zip(tensors.items(), found, strict=True):
             direction = subject.random(*tensor.shape, seed=4)
-            claimed = 0.0 if gradient is None else (gradient * direction).sum().item()
+            claimed = 0.0 if slope is None else (slope * direction).sum().item()
             with torch.no_grad():
-                tensor += STEP * direction
+                tensor += step * direction
                 above = output().item()
-                tensor -= 2 * STEP * direction
+                tensor -= 2 * step * direction
                 below = output().item()
-                tensor += STEP * direction
-            true = (above - below) / (2 * STEP)
+                tensor += step * direction
+            true = (above - below) / (2 * step)
             said_so.append((abs(claimed - true) / max(1.0, abs(true)), f"{name}: {claimed:.4g} for {true:.4g}"))
         return said_so
 
@@ -60,7 +65,7 @@ def slope(subject: Subject) -> Measure:
             for value, detail in attempt(measured, causality, mask):
                 yield value, f"{detail} ({said(causality, mask)})"
 
-    return worst(all_measured(), limit=1e-6)
+    return worst(all_measured(), SLOPES[subject.exact])
 
 
 @promise("extreme scores stay finite")
@@ -82,7 +87,7 @@ def extreme_scores(subject: Subject) -> Measure:
                 x = (scale * subject.tokens(dtype=dtype)).requires_grad_()
                 out = subject(layer, x, mask, **extra)
                 sources = [x, *(p for p in layer.parameters() if p.requires_grad)]
-                found = torch.autograd.grad(out.sum(), sources, allow_unused=True)
+                found = gradients(out.sum(), sources)
                 wrong += not_finite(out, *found)
                 if "weights" in subject.claims:
                     wrong += not_finite(subject.weights(layer, x, mask, **extra))

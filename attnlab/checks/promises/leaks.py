@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnlab.checks.probes import SHOUT, attempt, difference, hearing, leaks, said, worst, worst_way
+from attnlab.checks.probes import SHOUT, attempt, difference, gradient, hearing, leaks, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, N, Subject
 from attnlab.masks import Mask, padding
@@ -53,7 +53,7 @@ def causal_alone(subject: Subject) -> Measure:
 @promise("causal hears no future under a mask", needs=("causal", "padding"))
 def causal_with_masks(subject: Subject) -> Measure:
     """The same with every kind of mask: neither drops the other."""
-    return _through(subject, subject.masks(), causal=True)
+    return _through(subject, subject.masks(causality=True), causal=True)
 
 
 @promise("masked keys are never heard", needs=("mask",))
@@ -65,8 +65,7 @@ def forbidden_keys(subject: Subject) -> Measure:
 @promise("padding is never heard", needs=("padding",))
 def padding_content(subject: Subject) -> Measure:
     """How much of what stands in the padding, right or left, reaches the output of a real token."""
-    lengths = torch.tensor([N, 4], device=subject.device)
-    return _through(subject, [padding(lengths), padding(lengths, side="left", total=N)])
+    return _through(subject, subject.paddings())
 
 
 @promise("padding is as if absent", needs=("padding",))
@@ -85,7 +84,7 @@ def padding_length(subject: Subject) -> Measure:
             for causality in subject.causal_choices
             for length in (1, 4, N - 1)
         ),
-        NOTHING,
+        max(NOTHING, subject.exact),
     )
 
 
@@ -103,9 +102,9 @@ def other_items(subject: Subject) -> Measure:
             return subject(layer, x, mask)
 
         tokens = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(run(tokens)[0].square().sum(), tokens)
+        slope = gradient(run(tokens)[0].square().sum(), tokens)
         with torch.no_grad():
-            return max(gradient[1].abs().max().item(), difference(run(loud)[0], run(x)[0]))
+            return max(slope[1].abs().max().item(), difference(run(loud)[0], run(x)[0]))
 
     return worst(
         (

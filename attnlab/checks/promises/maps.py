@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnlab.checks.probes import EXACT, difference, worst, worst_way
+from attnlab.checks.probes import EXACT, difference, gradient, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
@@ -23,7 +23,7 @@ def one_in_sum(subject: Subject) -> Measure:
         expected = subject.permitted_heads(causality, mask, x).any(-1).to(weights)  # 0 for an empty row
         return max(difference(weights.sum(-1), expected.expand(weights.shape[:-1])), -weights.min().item())
 
-    return worst_way(subject, measured, EXACT)
+    return worst_way(subject, measured, subject.exact)
 
 
 @promise("weights are zero where masked", needs=("weights",))
@@ -67,7 +67,7 @@ def no_dropout(subject: Subject) -> Measure:
     """The difference between the weights in training and in eval."""
     layer, x = subject.layer(dropout=subject.dropout), subject.tokens()
     expected = subject.weights(layer, x)
-    return Measure(difference(subject.weights(layer.train(), x), expected), EXACT, "training differs from eval")
+    return Measure(difference(subject.weights(layer.train(), x), expected), subject.exact, "training differs from eval")
 
 
 @promise("weights make the output", needs=("weights", "mix"))
@@ -85,7 +85,7 @@ def they_make_the_output(subject: Subject) -> Measure:
             found = max(found, difference(mixed, subject(layer, x, context=context)))
         return found
 
-    return worst_way(subject, measured, EXACT)
+    return worst_way(subject, measured, subject.exact)
 
 
 @promise("bias adds to the scores", needs=("bias", "weights", "probabilities", "mix"))
@@ -104,7 +104,7 @@ def bias_as_defined(subject: Subject) -> Measure:
             difference(subject(layer, x, mask, bias=bias), mixed),
         )
 
-    return worst_way(subject, measured, EXACT)
+    return worst_way(subject, measured, subject.exact)
 
 
 @promise("context may be another sequence", needs=("context",))
@@ -123,10 +123,10 @@ def another_sequence(subject: Subject) -> Measure:
     for length in (1, M, 2 * M + 1):
         context = subject.tokens(length=length, seed=1).requires_grad_()
         out = subject(layer, x, context=context)
-        (gradient,) = torch.autograd.grad(out.square().sum(), context, materialize_grads=True)
-        deaf = (gradient.abs().amax(-1) == 0).sum().item() + (0 if out.shape == x.shape else 1)
+        heard = gradient(out.square().sum(), context).abs().amax(-1)
+        deaf = (heard == 0).sum().item() + (0 if out.shape == x.shape else 1)
         measured.append((deaf, f"{length} tokens of context: not all are heard, or the output has another shape"))
-    return worst(measured, EXACT)
+    return worst(measured, subject.exact)
 
 
 @promise("the core is the map", needs=("contract", "weights"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnlab.checks.probes import EXACT, difference, worst
+from attnlab.checks.probes import difference, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import N, Subject, as_matrix
 
@@ -20,4 +20,4 @@ def permuted(subject: Subject) -> Measure:
             matrix = as_matrix(mask, x, x)
             permuted = subject(layer, x[:, order], matrix[:, order][:, :, order])
             measured.append((difference(permuted, subject(layer, x, matrix)[:, order]), f"mask={mask}"))
-    return worst(measured, EXACT)
+    return worst(measured, subject.exact)

@@ -30,9 +30,9 @@ def packed(subject: Subject) -> Measure:
                 ends = torch.tensor([0, *lengths], device=x.device).cumsum(0)
                 together = subject(layer, x, from_cu_seqlens(ends)).split(list(lengths), 1)
                 for found, own in zip(together, x.split(list(lengths), 1), strict=True):
-                    yield difference(found, subject(layer, own)), f"{own.shape[1]} of {lengths} tokens"
+                    yield difference(found, subject(layer, own.contiguous())), f"{own.shape[1]} of {lengths} tokens"
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @promise("packed padding changes nothing", needs=("contract", "padding"))

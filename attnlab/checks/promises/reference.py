@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.claims import Broken
-from attnlab.checks.probes import EXACT, difference, said, worst
+from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, M, N, Subject, first_line
 from attnlab.masks import Mask, causal, from_tensor
@@ -28,7 +28,7 @@ def outputs(subject: Subject) -> Measure:
             fast, plain, _ = _answers(subject, question)
             yield difference(fast, plain), str(question)
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @promise("fast path = reference, gradients", needs=("reference",))
@@ -46,7 +46,7 @@ def gradients(subject: Subject) -> Measure:
             for name, ours, true in zip(inputs, found, expected, strict=True):
                 yield difference(ours, true), f"the gradient of {name} ({question})"
 
-    return worst(measured(), EXACT)
+    return worst(measured(), subject.exact)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Question:
 def _questions(subject: Subject) -> Iterator[Question]:
     heads = {None: _by_head(subject, N), M: _by_head(subject, M), 2 * M + 1: _by_head(subject, 2 * M + 1)}
     for causality in subject.causal_choices:
-        for mask in (None, *subject.masks(), *heads[None]):
+        for mask in (None, *subject.masks(causality=causality), *heads[None]):
             yield Question(causality, mask)
         biases = [False, True] if "bias" in subject.claims else [False]
         lengths = [None, M, 2 * M + 1] if "context" in subject.claims else [None]

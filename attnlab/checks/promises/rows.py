@@ -42,19 +42,21 @@ def finite_gradients(subject: Subject) -> Measure:
 
 def _over(subject: Subject, measure: Callable[[bool, Mask | None], float]) -> Iterator[tuple[float, str]]:
     for causality in subject.causal_choices:
-        for mask in _masks(subject):
+        for mask in _masks(subject, causality):
             yield attempt(measure, causality, mask), said(causality, mask)
 
 
-def _masks(subject: Subject) -> list[Mask]:
+def _masks(subject: Subject, causality: bool) -> list[Mask]:
     """Masks with an item, with some rows and with every row that may look at nothing."""
     device = subject.device
-    found = [padding(torch.tensor([N, 0], device=device)), padding(torch.tensor([0, 0], device=device))]
+    found = [padding(torch.tensor(lengths, device=device)) for lengths in ([N, 0], [0, 0])]
+    behind = padding(torch.tensor([N, 3], device=device), side="left", total=N)
+    found += [behind] if causality else []
     if "mask" in subject.claims:
         some = subject.random(B, N, N) > 0
         some[0, 2:4] = False
         some[1, 0] = False
         none = torch.zeros(N, N, dtype=torch.bool, device=device)
         found += [from_tensor(some), from_tensor(none)]
-        found += [padding(torch.tensor([N, 3], device=device), side="left", total=N) & causal()]
+        found += [behind & causal()]
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnlab.checks.probes import EXACT, attempt, difference, not_finite, said, worst_way
+from attnlab.checks.probes import attempt, difference, gradient, not_finite, said, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, N, Subject
 from attnlab.masks import Mask
@@ -59,10 +59,10 @@ def autocasts(subject: Subject) -> Measure:
         layer = subject.build(causality, dtype=torch.float32)
         x = subject.tokens(dtype=torch.float32).requires_grad_()
         expected = subject(layer, x, mask)
-        (slope,) = torch.autograd.grad(expected.square().sum(), x)
+        slope = gradient(expected.square().sum(), x)
         with torch.autocast(subject.device.type, dtype=torch.bfloat16):
             out = subject(layer, x, mask).float()
-        (found,) = torch.autograd.grad(out.square().sum(), x)
+        found = gradient(out.square().sum(), x)
         return max(difference(out, expected), difference(found, slope))
 
     return worst_way(subject, measured, limit=0.1)
@@ -83,4 +83,4 @@ def takes_any_strides(subject: Subject) -> Measure:
             for given in (turned, spread, repeated)
         )
 
-    return worst_way(subject, measured, limit=EXACT)
+    return worst_way(subject, measured, limit=subject.exact)
