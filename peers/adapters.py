@@ -91,7 +91,7 @@ def _ask_keras(layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     return out
 
 
-def _llama(causal: bool = True) -> nn.Module:
+def _llama() -> nn.Module:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -226,7 +226,6 @@ PEERS: dict[str, Peer] = {
         _ask_keras,
         WHOLE,
         "attention_mask (B, N, N), True may look, and use_causal_mask (its documentation); PyTorch's backend",
-        failures=("keras_empty",),
         # It computes in its own float32, and its seeds are parameters, which the suite would move.
         unfair=(
             "padding is as if absent",
@@ -250,7 +249,6 @@ PEERS: dict[str, Peer] = {
         _ask_llama,
         frozenset({"causal", "mask"}),
         "the additive mask that LlamaModel makes, causal in it; the layer is never asked without",
-        failures=("llama_empty",),
     ),
     "local-attention": Peer(
         "local-attention",
@@ -259,7 +257,7 @@ PEERS: dict[str, Peer] = {
         _ask_keyed,
         KEYED,
         KEY_MASK,
-        failures=("local_autopad", "local_dropout", "local_empty"),
+        failures=("local_autopad", "local_dropout"),
     ),
     "performer": Peer(
         "performer-pytorch",
@@ -277,7 +275,7 @@ PEERS: dict[str, Peer] = {
         _ask_keyed,
         KEYED,
         KEY_MASK,
-        failures=("memory_efficient_dropout", "memory_efficient_empty"),
+        failures=("memory_efficient_dropout",),
     ),
     "fightingcv": Peer(
         "fightingcv-attention",

@@ -44,10 +44,11 @@ training (**dropout**). That such a row gives exactly zero is a convention of ou
 """
 
 MIDDLE = """
-Most of these layers are right in what they are used for. What is broken is broken at an edge: nearly every ✗ under
-*future, masked* is a row that may look at nothing, such as the first token where a text is padded on the left.
-Filled with the least number instead of minus infinity, it reads the average of everything, the future and the
-padding too. Nobody reads that row as a rule; a loss that does is taught by what it should not see.
+Most of these layers are right in what they are used for. What is broken is broken at an edge. One edge is not in the
+table: behind padding on the left, a causal row may look at nothing. Filled with the least number instead of minus
+infinity it reads the average of everything, the future and the padding too (Keras, Llama's layer, local-attention and
+memory-efficient-attention-pytorch, below). Nobody reads that row as a rule; a loss that does is taught by what it
+should not see.
 
 ## How each is asked
 

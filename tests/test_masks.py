@@ -52,6 +52,8 @@ POSITIONAL = st.one_of(
     booleans(4, 4).map(lambda pattern: masks.blocks(2, pattern)),
     booleans(B, H, 3, 3).map(lambda pattern: masks.blocks(3, pattern)),
     booleans(B, KEYS).map(masks.from_key_padding_mask),
+    st.builds(masks.random_blocks, st.integers(1, 3), st.integers(1, 2), st.integers(0, 99)),
+    st.builds(lambda size, around: masks.blocks(size, around=around), st.integers(1, 4), st.integers(0, 2)),
     st.lists(PLAIN, min_size=H, max_size=H).map(masks.by_head),
 )
 SQUARE = st.one_of(
@@ -264,6 +266,34 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
             assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
 
 
+def test_blocks_and_those_around() -> None:
+    found = masks.blocks(2, around=1)
+    assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
+    assert found.reach == (3, 3)
+    assert torch.equal(masks.blocks(3, around=0).materialize(KEYS), masks.blocks(3).materialize(KEYS))
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**31), st.integers(0, 40), st.integers(1, 30))
+def test_random_blocks_are_whole_mutual_earlier_and_reached_exactly(
+    size: int, count: int, seed: int, first: int, queries: int
+) -> None:
+    length = 72
+    rule = masks.random_blocks(size, count, seed)
+    seen = rule.materialize(length)
+    assert torch.equal(seen, seen.T)
+    assert torch.equal(rule.materialize(31), seen[:31, :31]), "a longer sequence changes nothing"
+    whole = seen[::size, ::size]
+    assert torch.equal(seen, whole.repeat_interleave(size, 0).repeat_interleave(size, 1)[:length, :length])
+    drawn = whole.tril(-1).sum(1)
+    assert drawn[0] == 0
+    assert all(1 <= n <= count for n in drawn[1:].tolist())
+    assert not whole.diagonal().any()
+    k = torch.arange(first // 2, length)
+    blocks = range(first // size, -(-(first + queries) // size))
+    asked = seen[blocks.start * size : blocks.stop * size]
+    assert torch.equal(rule.reachable(range(first, first + queries), k), asked.any(0)[first // 2 :])
+
+
 def test_from_tensor_reads_three_axes_as_batch() -> None:
     given = torch.rand(B, 5, KEYS, generator=torch.Generator().manual_seed(0)) > 0.5
     assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
@@ -436,6 +466,20 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.window(0), ValueError, "at least 1, not 0"),
     (lambda: masks.window(2.0), ValueError, "whole number of at least 1, not 2.0"),
     (lambda: masks.window(True), ValueError, "whole number of at least 1, not True"),
+    (lambda: masks.blocks(2, around=0.0), ValueError, "blocks(around=) takes a whole number of at least 0"),
+    (lambda: masks.blocks(2, around=-1), ValueError, "blocks(around=) takes a whole number of at least 0"),
+    (lambda: masks.blocks(2, ones(2, 2), around=1), ValueError, "and no pattern beside it, not 1"),
+    (
+        lambda: masks.random_blocks(2, 0, 1),
+        ValueError,
+        "random_blocks(count) takes a whole number of at least 1, not 0",
+    ),
+    (lambda: masks.random_blocks(2, 1, 0.5), ValueError, "random_blocks(seed) takes one whole number"),
+    (lambda: masks.random_blocks(2, 1, True), ValueError, "random_blocks(seed) takes one whole number"),
+    (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "or a tensor of one, not tensor([1, 2])"),
+    (lambda: masks.summaries(2, 3), ValueError, "takes at most as many as a block has: 3 of 2"),
+    (lambda: masks.by_head([]), ValueError, "takes a rule for each head, not none"),
+    (lambda: masks.by_head([masks.by_head([masks.causal(), masks.window(2)])]), ValueError, "speaks of several"),
     (lambda: masks.dilated(0, 2), ValueError, "dilated(size) takes a whole number of at least 1, not 0"),
     (lambda: masks.dilated(2, 0), ValueError, "dilated(step) takes a whole number of at least 1, not 0"),
     (lambda: masks.dilated(2, 1.5), ValueError, "dilated(step) takes a whole number of at least 1, not 1.5"),

@@ -394,7 +394,7 @@ def global_tokens(count: int) -> Mask:
 def summaries(size: int, count: int = 1) -> Mask:
     """The last ``count`` positions of every block of ``size``, for all queries.
 
-    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.2 (fixed attention).
+    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.3 (fixed attention).
     """
     size, count = _positive("summaries(size)", size), _positive("summaries(count)", count)
     if count > size:
@@ -483,6 +483,11 @@ def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
     Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences", section 2, for the random graph.
     """
     size, count = _positive("random_blocks(size)", size), _positive("random_blocks(count)", count)
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if isinstance(seed, Tensor):
+        whole = seed.dim() == 0 and not seed.is_floating_point() and seed.dtype != torch.bool
+    if not whole:
+        raise ValueError(f"random_blocks(seed) takes one whole number, or a tensor of one, not {seed!r}")
     return _RandomBlocks(size, count, torch.as_tensor(seed))
 
 
@@ -495,7 +500,7 @@ def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask
             of the one block may look at every key of the other.
         around: without a pattern, how many blocks on either side it looks into too.
     """
-    if around and (pattern is not None or isinstance(around, bool) or not isinstance(around, int) or around < 0):
+    if isinstance(around, bool) or not isinstance(around, int) or around < 0 or (around and pattern is not None):
         raise ValueError(
             f"blocks(around=) takes a whole number of at least 0, and no pattern beside it, not {around!r}"
         )

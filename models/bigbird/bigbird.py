@@ -37,6 +37,7 @@ class BigBirdAttention(HeadedAttention):
             "rotary(base=500000)" (see attnlab.positions).
 
     Raises:
+        TypeError: for a number of blocks that is not whole.
         ValueError: for a window that is even, and a number of blocks below 0.
     """
 
@@ -77,10 +78,12 @@ class BigBirdAttention(HeadedAttention):
         self.block, self.window = positive("block", block), positive("window", window)
         if window % 2 == 0:
             raise ValueError(f"window must be odd, its own block in the middle, not {window}; try {window + 1}")
+        for name, value in {"num_global": num_global, "num_random": num_random}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         self.num_global, self.num_random = num_global, num_random
-        for name in ("num_global", "num_random"):
-            if (value := getattr(self, name)) != 0:
-                positive(name, value)
         # Drawn with the weights and kept with them: layers differ, and a saved network sees what it was trained on.
         self.register_buffer("seed", torch.randint(2**31 - 1, ()))
 

@@ -21,8 +21,8 @@ class StridedAttention(HeadedAttention):
     Strided, a near head looks ``stride`` back, and a far one at every ``stride``-th token. Fixed, a near head looks
     into its own block of ``stride`` tokens, and a far one at the last ``summary`` tokens of every block.
 
-    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.2 (strided and fixed) and
-    4.3 (each pattern in heads of its own). The paper looks back only; without ``causal`` the same rules hold both ways.
+    Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.3 (strided and fixed) and
+    5.1 (each pattern in heads of its own). The paper looks back only; without ``causal`` the same rules hold both ways.
 
     Args:
         embed_dim: D, the width of every token, in and out.
