@@ -1,1 +1,0 @@
-"""The conformance suite on implementations by others: each asked as its own documentation says."""
