@@ -44,6 +44,10 @@ PEERS = (
                 unclaimed={WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"},
             ),
         ),
+        known={
+            "torch_weights_make_nan": "Known as [#41508](https://github.com/pytorch/pytorch/issues/41508) and "
+            "[#160064](https://github.com/pytorch/pytorch/issues/160064).",
+        },
     ),
     Peer(
         package="keras",
@@ -200,6 +204,10 @@ PEERS = (
                 broken={"other batch items are never heard": "nystrom_attention_other_items"},
             ),
         ),
+        known={
+            "nystrom_attention_other_items": "The code of the paper's authors does the same, and they were "
+            "[asked about it](https://github.com/mlpen/Nystromformer/issues/3).",
+        },
     ),
     Peer(
         package="native-sparse-attention-pytorch",

@@ -96,7 +96,8 @@ def broken(peer: Peer, result: Result) -> list[str]:
                 explained[outcome.why].append(outcome.promise)
     lines = []
     for name, promises in explained.items():
-        lines.append(f"- ✗ {shown(name, result)} Explains: {', '.join(promises)}.")
+        known = f" {peer.known[name]}" if name in peer.known else ""
+        lines.append(f"- ✗ {shown(name, result)}{known} Explains: {', '.join(promises)}.")
     for name, note in peer.beside.items():
         lines.append(f"- ✗ Beside the suite: {shown(name, result)} {note}")
     return lines

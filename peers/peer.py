@@ -54,6 +54,7 @@ class Peer:
         home: where its documentation is.
         asked: how the adapter asks, and the words of the documentation that it follows.
         layers: what is checked.
+        known: what is said elsewhere about a reproduction.
         beside: reproductions of what the suite does not ask, and a line on each.
     """
 
@@ -63,6 +64,7 @@ class Peer:
     home: str
     asked: str
     layers: tuple[Layer, ...]
+    known: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
 
     @property
