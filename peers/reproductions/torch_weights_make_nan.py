@@ -1,0 +1,10 @@
+"""A token that may look at nothing has a number as output, and NaN once the weights are asked for."""
+
+import torch
+
+torch.manual_seed(0)
+layer, x = torch.nn.MultiheadAttention(12, 3, batch_first=True), torch.randn(1, 5, 12)
+forbidden = torch.zeros(5, 5, dtype=torch.bool)
+forbidden[2] = True
+plain, shown = (layer(x, x, x, attn_mask=forbidden, need_weights=asked)[0] for asked in (False, True))
+assert torch.allclose(plain, shown), f"without weights {plain[0, 2, 0]:.2f}, with weights {shown[0, 2, 0]:.2f}"
