@@ -58,6 +58,6 @@ def kept(request: pytest.FixtureRequest) -> Iterator[None]:
         double = worst.get((torch.float64, True), worst.get((torch.float64, False)))
         single = worst.get((torch.float32, False))
         rounded = [None if value is None else float(f"{value:.1g}") for value in (single, double)]
-        rows[name].append(trust.Parity(oracle, package, version(package), *rounded))
+        rows[name].append(trust.Parity(oracle, package, version(package).partition("+")[0], *rounded))
     for name, found in rows.items():
         trust.record(registry.folder() / name, parity=found)
