@@ -8,6 +8,9 @@ from attnlab import registry, trust
 from attnlab.checks import check_attention, every_promise
 from attnlab.checks.report import Report
 
+THROUGH_A_COMPILER = ("multihead", "sinks", "slidingwindow")
+"""A plain kernel, one with a sink in it, and a pattern."""
+
 SLOW = [name for name, promise in every_promise().items() if promise.slow]
 
 
@@ -27,7 +30,13 @@ def test_it_keeps_its_promises(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names())
-def test_it_compiles_and_exports(name: str) -> None:
+def test_it_compiles_and_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced all, in one graph; a C++ compiler takes most of a minute for one, so that a few alone go through it here.
+
+    What is recorded was found with it for each.
+    """
+    if name not in THROUGH_A_COMPILER:
+        monkeypatch.setattr("attnlab.checks.promises.export.shutil.which", lambda command: None)
     comes_out_as_recorded(name, check_attention(registry.load(name), only=SLOW))
 
 
