@@ -315,10 +315,10 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
 
 def test_a_second_ctrl_c_does_what_it_always_did() -> None:
     with signals() as asked:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, now
         assert asked == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
