@@ -124,7 +124,10 @@ def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Capped, Sunk, Gated])
-def test_a_composition_compiles_and_exports(kind: type[Attention]) -> None:
+def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "attnlab.checks.promises.export.shutil.which", lambda command: None
+    )  # traced, not written in C++
     check_attention(kind, only=["torch.compile = eager", "torch.export = eager"])
 
 
