@@ -30,7 +30,18 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 1",
         "takes minutes",
     ),
-    "python main.py --task text --steps 300": ("python main.py --task text --steps 1", "the next page does it"),
+    **{
+        f"python main.py --task fetch --num_heads {heads}": (
+            f"python main.py --task fetch --num_heads {heads} --steps 3",
+            "the page shows no number of it, and docs/heads.md trains one whole",
+        )
+        for heads in (1, 4, 8)
+    },
+    "python main.py --task text --steps 300": ("python main.py --task text --steps 1", "takes minutes"),
+    "python main.py --task text --steps 300 --run_dir runs/english": (
+        "python main.py --task text --steps 20 --run_dir runs/english",
+        "takes minutes, and the page shows no number of it",
+    ),
     "attnlab check": ("attnlab check --only 'keeps the shape'", "the tests of the contract run the whole of it"),
     "attnlab check multihead --args num_heads=4": ("attnlab check multihead --fast --args num_heads=4", "the same"),
     "attnlab check my_package.my_module:MyAttention": (None, "the reader's own layer"),
