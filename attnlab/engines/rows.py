@@ -74,9 +74,9 @@ def attend_by_rows(
     if mask is not None and None in mask.mask.reach and mask.most < M:
         size = min(size, TOGETHER)  # some of them can reach more
     if not may_split(q) or size >= N:
-        tell(Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
+        tell(lambda: Path("rows", f"no fused kernel makes these weights; all {N} rows at once"))
         return whole()
-    tell(Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
+    tell(lambda: Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     parts = []
     tiles: list[tuple[slice, Places]]
     tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
