@@ -109,9 +109,9 @@ class Attention(nn.Module):
                 keys. Needs ``causal``, or a mask that does not look ahead.
 
         Returns:
-            (B, N, D), in the dtype of ``x``. A fully masked row is zero. Tokens that a padding mask (`padding`,
-            `from_key_padding_mask`, `from_attention_mask`) leaves out are taken as zero vectors: what they hold, NaN
-            included, has no effect. What comes of a NaN anywhere else is not specified.
+            (B, N, D), in the dtype of ``x``. A fully masked row is zero. What stands at positions that a padding mask
+            (`padding`, `from_key_padding_mask`, `from_attention_mask`) leaves out, NaN included, reaches no other
+            position and no gradient. What comes of a NaN anywhere else is not specified.
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
@@ -222,11 +222,7 @@ class Attention(nn.Module):
 
         Override it, and call it first, for a parameter or a buffer that the mechanism holds by itself.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                reset_linear(module)
-            elif module is not self and callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        _reset_children(self)
 
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.
@@ -257,7 +253,7 @@ class Attention(nn.Module):
     def _admit(
         self, x: Tensor, mask: Mask | Tensor | None, **optional: Any
     ) -> tuple[Tensor, BoundMask | None, dict[str, Any]]:
-        """Check what was given, bind ``causal`` and the mask to this length, and zero the tokens that are padding."""
+        """Check what was given, bind ``causal`` and the mask to this length, and make the padding harmless."""
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"{type(self).__name__} takes x of shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}"
@@ -304,9 +300,9 @@ class Attention(nn.Module):
             return x, None, given
         bound = mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device)
         if context is None:
-            x = bound.zero_padding(x)
+            x = bound.tame_padding(x)
         else:
-            given["context"] = bound.zero_padding(context)
+            given["context"] = bound.tame_padding(context)
         return x, bound, given
 
     @staticmethod
@@ -367,6 +363,16 @@ def linear(
     layer = nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype)
     reset_linear(layer)
     return layer
+
+
+def _reset_children(module: nn.Module) -> None:
+    for child in module.children():
+        if isinstance(child, nn.Linear):
+            reset_linear(child)
+        elif callable(reset := getattr(child, "reset_parameters", None)):
+            reset()
+        else:
+            _reset_children(child)
 
 
 def reset_linear(layer: nn.Linear) -> None:

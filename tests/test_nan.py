@@ -1,8 +1,6 @@
-"""A token that is NaN makes NaN of the rows that may look at it, and of no other: no 0 · NaN in a fused kernel."""
+"""What stands at padded positions, NaN included, reaches no other position and no gradient."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -10,104 +8,98 @@ from torch import Tensor
 
 from attnlab import registry
 from attnlab.attention import Attention
-from attnlab.engines.paths import explain_path
-from attnlab.masks import BoundMask, Mask, causal, documents, from_tensor, padding, prefix, window
-from attnlab.models.multihead import MultiAttention
+from attnlab.cache import Cache
+from attnlab.masks import Mask, causal, from_attention_mask, from_key_padding_mask, padding
 
-B, D = 2, 24
+B, N, D = 2, 11, 24
+LENGTHS = torch.tensor([11, 4])
+REAL = torch.arange(N) < LENGTHS[:, None]
+LEFT = torch.arange(N) >= N - LENGTHS[:, None]
+HOLES = torch.arange(N) % 3 != LENGTHS[:, None] % 3
+
+MASKS: dict[str, tuple[Mask, Tensor]] = {
+    "padding": (padding(LENGTHS), REAL),
+    "padding on the left": (padding(LENGTHS, side="left", total=N), LEFT),
+    "padded queries": (padding(LENGTHS, queries=True), REAL),
+    "key padding mask": (from_key_padding_mask(~HOLES), HOLES),
+    "attention mask": (from_attention_mask(LEFT.long()), LEFT),
+    "with another rule": (causal() & padding(LENGTHS), REAL),
+}
+CONTENT = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf, "huge": 1e38}
 
 
-def layer(name: str, **options: Any) -> Attention:
+def layer(name: str, dtype: torch.dtype = torch.float32, **options: object) -> Attention:
     torch.manual_seed(0)
-    return registry.load(name)(embed_dim=D, **options).double().eval()
+    return registry.load(name)(embed_dim=D, **options).to(dtype)  # type: ignore[arg-type]
 
 
-def tokens(length: int) -> Tensor:
-    return torch.randn(B, length, D, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
-
-
-def masks(length: int) -> dict[str, Mask | None]:
-    lengths = torch.tensor([length - 2, length // 2])
-    scattered = torch.rand(B, length, length, generator=torch.Generator().manual_seed(0)) > 0.5
-    return {
-        "none": None,
-        "padding": padding(lengths),
-        "padding on the left": padding(lengths, side="left", total=length),
-        "padding of queries too": padding(lengths, queries=True),
-        "window": window(3),
-        "documents": documents(torch.arange(length) // 3),
-        "prefix": prefix(2),
-        "matrix": from_tensor(scattered),
-    }
+def tokens(length: int = N) -> Tensor:
+    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length))
 
 
 @pytest.mark.parametrize("name", registry.names())
-@pytest.mark.parametrize("look_back", [False, True])
-@pytest.mark.parametrize("length", [7, 211])
-@pytest.mark.parametrize("case", masks(7))
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_nan_stays_in_the_rows_that_may_look_at_it(
-    name: str, look_back: bool, length: int, case: str, bad: float
-) -> None:
-    attend, x, mask = layer(name, causal=look_back), tokens(length), masks(length)[case]
-    clean = attend(x, mask=mask)
-    permitted = torch.ones(B, length, length, dtype=torch.bool)
-    for rule in (mask, causal() if look_back else None, attend.pattern(length)):
-        if rule is not None:
-            permitted = permitted & rule.bind(length).tensor().any(1)
-    for place in (0, length // 3, length - 1):
-        broken = x.clone()
-        broken[0, place, 5] = bad
-        out = attend(broken, mask=mask)
-        lost = torch.zeros(B, length, dtype=torch.bool)
-        lost[0] = permitted[0, :, place]
-        lost[0, place] = permitted[0, place].any()  # its own row, unless that may look at nothing
-        assert torch.equal(out.isnan().any(-1), lost)
-        torch.testing.assert_close(out[~lost], clean[~lost])
+@pytest.mark.parametrize("case", MASKS)
+@pytest.mark.parametrize("content", CONTENT)
+def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, content: str) -> None:
+    (mask, real), x = MASKS[case], tokens()
+    found = []
+    for bad in (0.0, CONTENT[content]):
+        attend = layer(name, causal=case == "padding on the left")
+        given = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
+        out = attend(given, mask=mask)
+        (out[real] ** 2).sum().backward()
+        assert given.grad is not None
+        assert not given.grad[~real].isnan().any()
+        found.append([out[real], given.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*found, strict=True):
+        torch.testing.assert_close(dirty, clean, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_gradients_of_the_other_rows_are_finite(name: str) -> None:
-    attend, x = layer(name, causal=True), tokens(11)
-    x[0, 6] = torch.nan
-    x.requires_grad_()
-    out = attend(x)
-    out[~out.isnan()].square().sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in attend.parameters())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    attend, x = layer(name, dtype).eval(), tokens(137).to(dtype)
+    lengths = torch.tensor([137, 71])
+    real = torch.arange(137) < lengths[:, None]
+    outs = []
+    for bad in (0.0, torch.finfo(dtype).max, torch.nan):
+        out = attend(x.masked_fill(~real.unsqueeze(-1), bad), mask=padding(lengths))
+        outs.append(out[real])
+    for dirty in outs[1:]:
+        torch.testing.assert_close(dirty, outs[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if registry.entry(name).card.supports.count("cache")]
+)
+@torch.no_grad()
+def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
+    mask = padding(LENGTHS, side="left", total=N)
+    attend = layer(name, causal=True).eval()
+    outs = []
+    for bad in (0.0, torch.nan):
+        x, cache = tokens().masked_fill(~LEFT.unsqueeze(-1), bad), Cache(N)
+        parts = [attend(part, mask=mask, cache=cache) for part in x.split([8, 1, 2], 1)]
+        outs.append(torch.cat(parts, 1)[LEFT])
+    torch.testing.assert_close(outs[1], outs[0])
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names() if "context" in registry.entry(n).card.supports])
+def test_padding_in_a_context_reaches_nothing(name: str) -> None:
+    attend, x, context = layer(name).eval(), tokens(5), tokens()
+    outs = []
+    for bad in (0.0, torch.nan):
+        attend.zero_grad()
+        given = context.masked_fill(~REAL.unsqueeze(-1), bad)
+        out = attend(x, context=given, mask=padding(LENGTHS))
+        out.square().sum().backward()
+        outs.append([out, *(p.grad.clone() for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*outs, strict=True):
+        torch.testing.assert_close(dirty, clean)
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_mix_of_weights_is_still_forward(name: str) -> None:
-    attend, x = layer(name), tokens(11)
-    x[0, 6] = torch.nan
-    mask = padding(torch.tensor([6, 11]))
-    torch.testing.assert_close(attend.mix(attend.weights(x, mask=mask), x), attend(x, mask=mask), equal_nan=True)
-    assert not attend.mix(attend.weights(tokens(11), mask=mask), x)[0].isnan().any()
-    assert attend.mix(attend.weights(tokens(11)), x)[0].isnan().all()
-
-
-def test_a_padded_context_may_hold_nan() -> None:
-    attend, x, context = MultiAttention(D, 3).double(), tokens(5), tokens(13)
-    mask = padding(torch.tensor([9, 13]))
-    clean = attend(x, context=context, mask=mask)
-    context[0, 9:] = torch.nan
-    torch.testing.assert_close(attend(x, context=context, mask=mask), clean)
-    context[1, 0] = torch.nan
-    assert attend(x, context=context, mask=mask).isnan().any(-1).tolist() == [[False] * 5, [True] * 5]
-
-
-def test_large_numbers_are_no_nan() -> None:
-    attend, x = MultiAttention(D, 3, causal=True), torch.full((1, 7, D), 3e38)  # their sum is infinite
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MultiAttention, "_forward", lambda self, x, mask: x)
-        assert torch.equal(attend(x), x)
-
-
-def test_without_nan_the_way_is_the_same() -> None:
-    attend, asked = MultiAttention(D, 3, causal=True), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoundMask, "tensor", lambda self: asked.append(self))
-        assert explain_path(attend, torch.randn(1, 1000, D))[0].name == "causal"
-    assert not asked
+def test_ordinary_padding_is_computed_from_what_it_holds(name: str) -> None:
+    attend, x = layer(name, torch.float64).eval(), tokens().double()
+    matrix = padding(LENGTHS).materialize(N).squeeze(1).expand(B, N, N)
+    torch.testing.assert_close(attend(x, mask=padding(LENGTHS)), attend(x, mask=matrix))

@@ -115,7 +115,8 @@ def test_pruning_twice_counts_the_heads_as_they_are_then() -> None:
 
 def test_slopes_and_columns_stay_with_their_heads() -> None:
     layer: Any = multihead(positions="alibi")
-    assert prune_heads(layer, [0, 3]).positions.slopes.tolist() == layer.positions.slopes[[1, 2, 4]].tolist()
+    slopes = layer.positions.slopes
+    assert prune_heads(layer, [0, 3]).positions.slopes == (slopes[1], slopes[2], slopes[4])
     layer = multihead(positions="t5")
     table = prune_heads(layer, [0]).positions.table
     assert torch.equal(table.weight, layer.positions.table.weight[:, 1:])

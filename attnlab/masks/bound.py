@@ -135,15 +135,22 @@ class BoundMask:
             return out
         return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
 
-    def zero_padding(self, tokens: Tensor) -> Tensor:
-        """``tokens`` (B, n, D), the last n of the keys, with zeros where a conjunct says that they are padding."""
+    def tame_padding(self, tokens: Tensor) -> Tensor:
+        """``tokens`` (B, n, D), the last n of the keys, with 0 for each number in the padding that could overflow.
+
+        A masked key has a weight of zero, but zero times NaN or infinity is NaN. Ordinary numbers stay: the row of a
+        padded position is computed from what it holds.
+        """
         last = self.first + self.keys
         place = torch.arange(last - tokens.shape[1], last, device=tokens.device).unsqueeze(0)
+        kind = tokens.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+        limit = torch.finfo(dtype).max ** (1 / 3)  # the product of a token, a weight and a query stays finite
         for rule in self.mask.factors:
             if rule.is_padding:
                 item = torch.arange(rule.items, device=tokens.device).unsqueeze(1)
                 real = rule.at(item, torch.zeros_like(item), place, place)  # (B | 1, n)
-                tokens = tokens.masked_fill(~real.unsqueeze(-1), 0.0)
+                tokens = tokens.masked_fill(~(real.unsqueeze(-1) | (tokens.abs() < limit)), 0.0)
         return tokens
 
     def seen(self, queries: slice) -> slice:
