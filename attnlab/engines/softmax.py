@@ -37,6 +37,9 @@ FUSED = Path("fused", "every key may be looked at")
 MATRIX = 2**22
 """Numbers of a mask or a bias that are materialized at most; larger ones are made for some rows at a time."""
 
+TILE = 2**20
+"""Numbers of a matrix that are made at a time where all would be too many."""
+
 DROPPED = 2**25
 """Weights that are kept at most for the backward pass of a dropout; more are made again, some rows at a time."""
 
@@ -289,7 +292,7 @@ def _in_rows(
         (items, heads), exists, limit = q.shape[:2], False, DROPPED
     if exists or items * heads * N * M <= limit:
         return None
-    size = max(1, MATRIX // (items * heads * M))
+    size = max(1, TILE // (items * heads * M))
     tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
     why = f"a matrix of {size} of {N} rows at a time; that of all would be large"
     return lambda: Path("rows", why), partial(tiled, q, k, v, mask, bias, kernel, tiles, recompute=True)
