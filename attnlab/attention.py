@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from attnlab.cache import Cache
 from attnlab.card import Card as Card
+from attnlab.engines.bias import four_axes
 from attnlab.engines.core import Core, Written
 from attnlab.engines.packing import packed
 from attnlab.engines.paths import may_split
@@ -313,8 +314,7 @@ class Attention(nn.Module):
                     f"bias has shape {tuple(bias.shape)}, which does not broadcast to "
                     f"(batch, heads, queries, keys) = {wanted}"
                 )
-            if first and bias.shape[-1] > 1:
-                given["bias"] = bias[..., first:]
+            given["bias"] = four_axes(bias[..., first:] if first and bias.dim() and bias.shape[-1] > 1 else bias)
         if mask is None:
             return None, given
         return mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device), given
