@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.cache import Cache
+from attnlab.cache import Cache, unchanged_on_error
 from attnlab.card import Card as Card
 from attnlab.engines.bias import four_axes
 from attnlab.engines.core import Core, Written
@@ -108,7 +108,7 @@ class Attention(nn.Module):
                 look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
             context: the sequence looked at, (B, M, D); without it a token looks at its own sequence.
             cache: what was seen before, for decoding step by step: ``x`` is what is new; a mask and a bias speak of all
-                keys. Needs ``causal``, or a mask that does not look ahead.
+                keys. Needs ``causal``, or a mask that does not look ahead. A call that raises leaves it unchanged.
 
         Returns:
             (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero. On a CPU, and without a cache, a
@@ -116,14 +116,15 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
-            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch or device, or
-                that would not give what the full pass gives.
+            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch, dtype or
+                device, or that would not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
-        bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
-        if bound is not None and cache is None and _may_hold_nan(x, context):
-            return self._around_nan(x, bound, given)
-        return self._compute(x, bound, given)
+        with unchanged_on_error(cache):
+            bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+            if bound is not None and cache is None and _may_hold_nan(x, context):
+                return self._around_nan(x, bound, given)
+            return self._compute(x, bound, given)
 
     def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
         """`forward`, once what was asked is checked."""
