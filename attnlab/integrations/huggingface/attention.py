@@ -8,7 +8,9 @@ Axes: B batch, H heads, H_kv heads of keys, N queries, M keys, d head_dim.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor, window
@@ -30,6 +33,7 @@ SAYS_NOTHING = {
     "deterministic",
     "encoder_attention_mask",
     "encoder_hidden_states",
+    "logits_to_keep",
     "num_items_in_batch",
     "output_hidden_states",
     "output_router_logits",
@@ -46,29 +50,88 @@ def register(name: str = "attnlab") -> None:
 
     It computes what their ``eager`` computes: encoders and decoders, heads that share keys, padding on either side,
     sliding windows, caches and ``generate``, soft caps, sinks, position biases, dropout in training. Two things
-    differ: a row that may look at nothing (a padded query under a causal mask) is zero, and the weights that
-    ``output_attentions=True`` gives have no dropout in them. What it cannot do raises.
+    differ: a fully masked row (a padded query under a causal mask) is zero, and the weights that
+    ``output_attentions=True`` gives have no dropout in them. What it cannot do raises: from then on, building a model
+    that computes its attention itself (BLOOM, Falcon) with this name is a ValueError.
 
     Args:
         name: what to call it.
     """
+    known = name in modeling.ALL_ATTENTION_FUNCTIONS.valid_keys()
     modeling.AttentionInterface.register(name, attend)
     masking.AttentionMaskInterface.register(name, mask)
+    if known:
+        return
+    check = modeling.PreTrainedModel.get_correct_attn_implementation
+
+    @functools.wraps(check)
+    def checked(model: Any, requested_attention: str | None, *args: Any, **options: Any) -> str:
+        if requested_attention == name:
+            _refuse_without_interface(type(model), name)
+        return str(check(model, requested_attention, *args, **options))
+
+    # transformers asks there whether a model can run "sdpa", but not whether it can run a registered name.
+    modeling.PreTrainedModel.get_correct_attn_implementation = checked
+
+
+def _refuse_without_interface(model: type, name: str) -> None:
+    """Raise for a model whose attention does not go through transformers' AttentionInterface."""
+    module = sys.modules.get(model.__module__)
+    tables = [table for key, table in vars(module).items() if key.endswith("ATTENTION_CLASSES")]
+    if not model._can_set_attn_implementation() or any(name not in table for table in tables):  # type: ignore[attr-defined]
+        other = "sdpa" if model._supports_sdpa else "eager"  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{model.__name__} computes its attention itself and does not take attn_implementation={name!r}; use "
+            f"attn_implementation={other!r}, or where it is one part of a model, a dict with {other!r} for this part, "
+            f"such as {{'': {other!r}, 'text_config': {name!r}}}"
+        )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Who may look at whom, where transformers expects a matrix; its shape is what the matrix would have.
+    """The attention pattern as a rule, where transformers expects a matrix.
+
+    A model that computes with its mask (Doge, DeepSeek-V3.2) gets the matrix that their ``eager`` takes: 0 where a
+    query may attend, the lowest number of the dtype elsewhere.
 
     Args:
-        mask: the rule at this length; None where everyone may look at everything.
+        mask: the rule at this length; None where every query attends to every key.
         shape: (B, 1, N, M).
+        dtype: of the matrix.
+        device: of the matrix.
     """
 
     mask: BoundMask | None
     shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
 
     ndim: ClassVar[int] = 4
+
+    def tensor(self) -> Tensor:
+        """The matrix, of `shape`."""
+        matrix = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        return matrix if self.mask is None else matrix.masked_fill(~self.mask.tensor(), torch.finfo(self.dtype).min)
+
+    def to(self, *args: Any, **options: Any) -> Seen | Tensor:
+        """The rule where it is already there (accelerate moves every input), else the matrix moved."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return self if like.to(*args, **options) is like else self.tensor().to(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols such as pickling are not the matrix's
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor()[index]
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        args, options = tree_map_only(cls, cls.tensor, (args, options or {}))
+        return function(*args, **options)
 
 
 def attend(
@@ -133,7 +196,10 @@ def attend(
         if added is not None:
             bias = added if bias is None else bias + added
     if bound is not None and (bound.queries, bound.keys) != (N, M):
-        raise ValueError(f"the mask is for {bound.queries} queries and {bound.keys} keys, not for {N} and {M}")
+        raise ValueError(
+            f"the mask is for {bound.queries} queries and {bound.keys} keys, not for {N} and {M}; where "
+            f"{type(module).__name__} itself adds keys, use attn_implementation='eager'"
+        )
     factor = 1.0 if scaling is None else scaling * math.sqrt(d)  # the engine divides by √d
     if abs(factor - 1.0) > 1e-12:
         query = query * factor
@@ -155,6 +221,7 @@ def mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     **given: Any,
 ) -> Seen | Tensor:
     """Who may look at whom, as transformers asks for it once a forward pass.
@@ -172,15 +239,18 @@ def mask(
         allow_is_bidirectional_skip: says that the rule is local, and no more.
         use_vmap: says that the rule takes single positions only.
         device: where matrices are made.
+        dtype: of the matrix that a model gets which computes with its mask.
         given: what their other implementations need.
 
     Returns:
         `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
-        mask becomes the input of a compiled step.
+        cache is preallocated: there the mask is an input of a step that is compiled or exported.
     """
     if isinstance(attention_mask, Seen):  # made before, by generate()
         return attention_mask
-    if isinstance(q_offset, Tensor) or use_vmap:
+    ahead = kv_offset + kv_length != q_offset + q_length  # a preallocated cache has keys behind the last query
+    one_step = q_length == 1 and not allow_is_causal_skip  # how a compileable cache asks for a step
+    if isinstance(q_offset, Tensor) or use_vmap or ((ahead or one_step) and not allow_is_bidirectional_skip):
         matrix: Tensor = masking.sdpa_mask(
             batch_size,
             q_length,
@@ -209,7 +279,7 @@ def mask(
             rule = padding if rule is None else rule & padding
     offset = q_offset - kv_offset
     bound = None if rule is None else rule.bind(q_length, kv_length, offset=offset, first=kv_offset, device=device)
-    return Seen(bound, (batch_size, 1, q_length, kv_length))
+    return Seen(bound, (batch_size, 1, q_length, kv_length), dtype, device)
 
 
 @dataclass(frozen=True, eq=False)
