@@ -26,6 +26,7 @@ from attnlab.masks.mask import Reach
 
 modeling: Any = import_module("transformers.modeling_utils")
 masking: Any = import_module("transformers.masking_utils")
+generation: Any = import_module("transformers.generation.utils")
 capturing: Any = import_module("transformers.utils.output_capturing")
 
 SAYS_NOTHING = {
@@ -72,6 +73,26 @@ def register(name: str = "attnlab") -> None:
 
     # transformers asks there whether a model can run "sdpa", but not whether it can run a registered name.
     modeling.PreTrainedModel.get_correct_attn_implementation = checked
+    if not hasattr(prepare := generation.GenerationMixin.prepare_inputs_for_generation, "_gives_tensors"):
+        generation.GenerationMixin.prepare_inputs_for_generation = _with_tensors(prepare)
+
+
+def _with_tensors(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """``prepare_inputs_for_generation`` whose masks are tensors: with a static cache they are inputs of an export."""
+
+    def boolean(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {key: boolean(value) for key, value in given.items()}
+        return given.permitted() if isinstance(given, Seen) else given
+
+    @functools.wraps(prepare)
+    def prepared(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = prepare(*args, **kwargs)
+        masks = {key: boolean(value) for key, value in inputs.items() if key.endswith("attention_mask")}
+        return {**inputs, **masks}
+
+    prepared._gives_tensors = True  # type: ignore[attr-defined]
+    return prepared
 
 
 def _refuse_without_interface(model: type, name: str) -> None:
@@ -108,10 +129,15 @@ class Seen:
 
     ndim: ClassVar[int] = 4
 
+    def permitted(self) -> Tensor:
+        """The Boolean matrix that their ``sdpa`` takes, of `shape`: True where a query may attend."""
+        every = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        return every if self.mask is None else every & self.mask.tensor()
+
     def tensor(self) -> Tensor:
         """The matrix, of `shape`."""
         matrix = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        return matrix if self.mask is None else matrix.masked_fill(~self.mask.tensor(), torch.finfo(self.dtype).min)
+        return matrix.masked_fill(~self.permitted(), torch.finfo(self.dtype).min)
 
     def to(self, *args: Any, **options: Any) -> Seen | Tensor:
         """The rule where it is already there (accelerate moves every input), else the matrix moved."""
@@ -244,13 +270,11 @@ def mask(
 
     Returns:
         `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
-        cache is preallocated: there the mask is an input of a step that is compiled or exported.
+        mask becomes the input of a compiled step.
     """
     if isinstance(attention_mask, Seen):  # made before, by generate()
         return attention_mask
-    ahead = kv_offset + kv_length != q_offset + q_length  # a preallocated cache has keys behind the last query
-    one_step = q_length == 1 and not allow_is_causal_skip  # how a compileable cache asks for a step
-    if isinstance(q_offset, Tensor) or use_vmap or ((ahead or one_step) and not allow_is_bidirectional_skip):
+    if isinstance(q_offset, Tensor) or use_vmap:
         matrix: Tensor = masking.sdpa_mask(
             batch_size,
             q_length,
