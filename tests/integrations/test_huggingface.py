@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -237,6 +239,18 @@ def test_a_part_that_computes_its_attention_itself_is_left_out_by_a_dict() -> No
             found.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
     assert len(heard) == 2
     same(found[1], found[0], 1e-5)
+
+
+def test_a_subclass_made_in_a_notebook_is_judged_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))  # without a file, as __main__ there
+    for family, refused in (("Llama", False), ("Bloom", True)):
+        base, config = (getattr(transformers, f"{family}{what}") for what in ("Model", "Config"))
+        kind = type("Mine", (base,), {"__module__": "notebook"})
+        says = pytest.raises(ValueError, match=r"^Mine computes its attention itself") if refused else nullcontext()
+        with torch.device("meta"), says:
+            kind._from_config(config(num_hidden_layers=1, vocab_size=7), attn_implementation="attnlab")
 
 
 def test_registering_again_changes_nothing() -> None:

@@ -97,9 +97,10 @@ def _with_tensors(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[
 
 def _refuse_without_interface(model: type, name: str) -> None:
     """Raise for a model whose attention does not go through transformers' AttentionInterface."""
-    module = sys.modules.get(model.__module__)
-    tables = [table for key, table in vars(module).items() if key.endswith("ATTENTION_CLASSES")]
-    if not model._can_set_attn_implementation() or any(name not in table for table in tables):  # type: ignore[attr-defined]
+    # transformers reads the source of the module; a subclass made in a notebook has none, but its base class has.
+    owner: Any = next(base for base in model.__mro__ if hasattr(sys.modules.get(base.__module__), "__file__"))
+    tables = [table for key, table in vars(sys.modules[owner.__module__]).items() if key.endswith("ATTENTION_CLASSES")]
+    if not owner._can_set_attn_implementation() or any(name not in table for table in tables):
         other = "sdpa" if model._supports_sdpa else "eager"  # type: ignore[attr-defined]
         raise ValueError(
             f"{model.__name__} computes its attention itself and does not take attn_implementation={name!r}; use "
