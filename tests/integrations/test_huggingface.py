@@ -351,7 +351,8 @@ def test_a_compiled_step_gets_a_matrix() -> None:
     real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
     matrix = mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix, (real & (torch.arange(N) <= 4))[:, None, None])
+    assert torch.equal(matrix == 0, (real & (torch.arange(N) <= 4))[:, None, None])
+    assert matrix.unique().tolist() == [torch.finfo(torch.float32).min, 0]
 
 
 def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
@@ -362,7 +363,10 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
     expected = torch.ones(N, N, dtype=torch.bool).tril()
     expected[3] = True
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix, expected.expand(B, 1, N, N))
+    assert torch.equal(matrix == 0, expected.expand(B, 1, N, N))
+    joined = torch.cat([matrix, mask(B, N, N)], -1)  # T5Gemma 2 does, and both must say it in the same way
+    assert torch.equal(joined[..., N:] == 0, torch.ones(N, N, dtype=torch.bool).tril().expand(B, 1, N, N))
+    assert joined.unique().tolist() == [torch.finfo(torch.float32).min, 0]
 
 
 @pytest.mark.parametrize(

@@ -80,15 +80,15 @@ def register(name: str = "attnlab") -> None:
 def _with_tensors(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """``prepare_inputs_for_generation`` whose masks are tensors: with a static cache they are inputs of an export."""
 
-    def boolean(given: Any) -> Any:
+    def matrix(given: Any) -> Any:
         if isinstance(given, dict):
-            return {key: boolean(value) for key, value in given.items()}
-        return given.permitted() if isinstance(given, Seen) else given
+            return {key: matrix(value) for key, value in given.items()}
+        return given.tensor() if isinstance(given, Seen) else given
 
     @functools.wraps(prepare)
     def prepared(*args: Any, **kwargs: Any) -> dict[str, Any]:
         inputs = prepare(*args, **kwargs)
-        masks = {key: boolean(value) for key, value in inputs.items() if key.endswith("attention_mask")}
+        masks = {key: matrix(value) for key, value in inputs.items() if key.endswith("attention_mask")}
         return {**inputs, **masks}
 
     prepared._gives_tensors = True  # type: ignore[attr-defined]
@@ -130,15 +130,10 @@ class Seen:
 
     ndim: ClassVar[int] = 4
 
-    def permitted(self) -> Tensor:
-        """The Boolean matrix that their ``sdpa`` takes, of `shape`: True where a query may attend."""
-        every = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        return every if self.mask is None else every & self.mask.tensor()
-
     def tensor(self) -> Tensor:
         """The matrix, of `shape`."""
         matrix = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        return matrix.masked_fill(~self.permitted(), torch.finfo(self.dtype).min)
+        return matrix if self.mask is None else matrix.masked_fill(~self.mask.tensor(), torch.finfo(self.dtype).min)
 
     def to(self, *args: Any, **options: Any) -> Seen | Tensor:
         """The rule where it is already there (accelerate moves every input), else the matrix moved."""
@@ -270,13 +265,13 @@ def mask(
         given: what their other implementations need.
 
     Returns:
-        `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
-        mask becomes the input of a compiled step.
+        `Seen`; the matrix (B, 1, N, M) that their ``eager`` takes where the rule cannot be asked for several positions
+        at once, or where the mask becomes the input of a compiled step.
     """
     if isinstance(attention_mask, Seen):  # made before, by generate()
         return attention_mask
     if isinstance(q_offset, Tensor) or use_vmap:
-        matrix: Tensor = masking.sdpa_mask(
+        matrix: Tensor = masking.eager_mask(
             batch_size,
             q_length,
             kv_length,
@@ -284,11 +279,11 @@ def mask(
             kv_offset,
             mask_function,
             attention_mask,
-            allow_is_causal_skip=False,
+            dtype,
             use_vmap=use_vmap,
             device=device,
         )
-        return matrix
+        return matrix  # of the kind that a rule becomes: models join masks
     local = None if local_size is None or kv_length < local_size else local_size
     rule: Mask | None
     if allow_is_causal_skip:
