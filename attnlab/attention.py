@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.cache import Cache
+from attnlab.cache import Cache, unchanged_on_error
 from attnlab.card import Card as Card
+from attnlab.engines.bias import four_axes
 from attnlab.engines.core import Core, Written
 from attnlab.engines.packing import packed
 from attnlab.masks import BoundMask, Mask, as_mask, causal
@@ -106,7 +107,7 @@ class Attention(nn.Module):
                 look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
             context: the sequence looked at, (B, M, D); without it a token looks at its own sequence.
             cache: what was seen before, for decoding step by step: ``x`` is what is new; a mask and a bias speak of all
-                keys. Needs ``causal``, or a mask that does not look ahead.
+                keys. Needs ``causal``, or a mask that does not look ahead. A call that raises leaves it unchanged.
 
         Returns:
             (B, N, D), in the dtype of ``x``. A fully masked row is zero. What stands at positions that a padding mask
@@ -115,11 +116,16 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
-            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch or device, or
-                that would not give what the full pass gives.
+            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch, dtype or
+                device, or that would not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
-        x, bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+        with unchanged_on_error(cache):
+            x, bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+            return self._compute(x, bound, given)
+
+    def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
+        """`forward`, once the arguments are checked."""
         if self.packs and bound is not None and not given:
             row = packed(x, bound, self.num_heads)
             if row is not None:
@@ -294,8 +300,7 @@ class Attention(nn.Module):
                     f"bias has shape {tuple(bias.shape)}, which does not broadcast to "
                     f"(batch, heads, queries, keys) = {wanted}"
                 )
-            if first and bias.shape[-1] > 1:
-                given["bias"] = bias[..., first:]
+            given["bias"] = four_axes(bias[..., first:] if first and bias.dim() and bias.shape[-1] > 1 else bias)
         if mask is None:
             return x, None, given
         bound = mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device)

@@ -5,7 +5,10 @@ Axes: B batch, H heads, N new tokens, L tokens kept, d head_dim.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,13 +92,20 @@ class Cache:
             The same of all tokens that the new ones may look at, L in place of N; views, valid until the next call.
 
         Raises:
-            ValueError: where a gradient is asked for, which memory written in place cannot give.
+            ValueError: where a gradient is asked for, which memory written in place cannot give; for tensors of another
+                number, shape, dtype or device than those that are kept, or more tokens than were admitted. Nothing is
+                written then.
         """
         _refuse_gradients(new)
         N = new[0].shape[-2]
+        if any(t.shape[-2] != N for t in new):
+            raise ValueError(f"every tensor must bring the same number of tokens, not {[t.shape[-2] for t in new]}")
         if not self._memory:
             room = min(max(FIRST, 2 * N), self.capacity)
             self._memory = tuple(_moved(None, t, room) for t in new)
+        _check_alike(self._memory, new, lambda t: (*t.shape[:-2], t.shape[-1]))
+        if self.kept + N > (room := self._memory[0].shape[-2]):
+            raise ValueError(f"there is room for {room - self.kept} more tokens, not {N}; call admit() before append()")
         at = slice(self.kept, self.kept + N)
         for memory, t in zip(self._memory, new, strict=True):
             memory[..., at, :] = t
@@ -110,9 +120,12 @@ class Cache:
             state: tensors of constant size, batch first.
 
         Raises:
-            ValueError: where a gradient is asked for: a state is for decoding.
+            ValueError: where a gradient is asked for: a state is for decoding; for tensors of another number, shape,
+                dtype or device than the state before.
         """
         _refuse_gradients(state)
+        if self.state:
+            _check_alike(self.state, state, lambda t: t.shape)
         self.state = state
         self.length += tokens
 
@@ -144,12 +157,18 @@ class Cache:
         Args:
             items: (B',) whole numbers below B.
         """
-        self._memory = tuple(t.index_select(0, items) for t in self._memory)
+        memory = tuple(t.index_select(0, items) for t in self._memory)
         self.state = tuple(t.index_select(0, items) for t in self.state)
+        self._memory = memory
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def copy(self) -> Cache:
-        """Another cache that goes on from here by itself."""
-        return deepcopy(self)
+        """Return an independent cache with the same contents, of use inside and outside of inference mode."""
+        other = copy(self)
+        other._memory = tuple(t.clone() for t in self._memory)
+        other.state = tuple(t.clone() for t in self.state)
+        return other
 
     def reset(self) -> None:
         """Forget everything, and let go of the memory."""
@@ -173,6 +192,37 @@ class Cache:
         kept = slice(drop, self.kept)
         self._memory = tuple(_moved(memory[..., kept, :], memory, room) for memory in self._memory)
         self.first += drop
+
+
+@contextmanager
+def unchanged_on_error(*caches: Any) -> Iterator[None]:
+    """Leave these caches as they were where the block raises; what is not a `Cache` is let be."""
+    before = [(cache, dict(vars(cache))) for cache in caches if isinstance(cache, Cache)]
+    try:
+        yield
+    except BaseException:
+        for cache, attributes in before:
+            vars(cache).update(attributes)  # new tokens are written behind those that were kept
+        raise
+
+
+def _check_alike(kept: tuple[Tensor, ...], new: tuple[Tensor, ...], shape: Callable[[Tensor], tuple[int, ...]]) -> None:
+    """Refuse tensors that cannot follow those that are kept; ``shape`` says what must agree."""
+    if len(new) != len(kept):
+        raise ValueError(f"the cache keeps {len(kept)} tensors per token, not {len(new)}; reset() it to change that")
+    for number, (held, t) in enumerate(zip(kept, new, strict=True), 1):
+        if held.dtype != t.dtype:
+            raise ValueError(
+                f"the cache holds {held.dtype} and got {t.dtype} (tensor {number} of {len(new)}); continue in the "
+                "precision and under the autocast in which it was filled, or reset() it"
+            )
+        if held.device != t.device:
+            raise ValueError(f"the cache lies on {held.device}, the new tensors on {t.device}; reset() it to move")
+        if shape(held) != shape(t):
+            raise ValueError(
+                f"the cache holds tensors of shape {tuple(shape(held))} per token and got {tuple(shape(t))} (tensor "
+                f"{number} of {len(new)}); use select() for another batch, or reset() it"
+            )
 
 
 def _refuse_gradients(new: tuple[Tensor, ...]) -> None:

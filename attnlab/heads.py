@@ -136,7 +136,8 @@ class HeadedAttention(Attention):
         if own is None:
             return Q, K, bias
         own = own.to(Q.dtype)  # a bias may be of a lower precision
-        return Q, K, own if bias is None else own + bias
+        # Called by name: torch.compile breaks the graph at an operator between an object and a tensor.
+        return Q, K, own if bias is None else own.__add__(bias)
 
     def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Bias | None) -> Core:
         """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""

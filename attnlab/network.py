@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attnlab import registry
 from attnlab.attention import Attention, linear
-from attnlab.cache import Cache
+from attnlab.cache import Cache, unchanged_on_error
 from attnlab.heads import headed
 from attnlab.masks import Mask, padding
 from attnlab.narrow import numbered
@@ -128,6 +128,7 @@ class Network(
             lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
                 there (NaN, -100) has no effect. None: all are real.
             caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
+                A call that raises leaves them unchanged.
 
         Returns:
             What `outputs` says.
@@ -146,8 +147,9 @@ class Network(
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
         x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
         x = self.drop(self.position_embedding(x, first=first))
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask, None if caches is None else caches[i])
+        with unchanged_on_error(*(caches or ())):  # a later block may fail after the caches of the earlier ones grew
+            for i, block in enumerate(self.blocks):
+                x = block(x, mask, None if caches is None else caches[i])
         x = self.norm(x)
         if self.outputs.kind == "tokens":
             return self.readout(x)

@@ -7,7 +7,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; processes that tests start inherit it
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("attnlab", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile(
+    "attnlab", deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("attnlab")

@@ -26,7 +26,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RUN = {"python", "sh", "console"}
 SHOWN = {"text", "toml", "yaml", "json", "markdown", "makefile", "diff", "bibtex", "csv"}
-TIMEOUT = 300
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,6 @@ class Runner:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
         )
         assert done.returncode == 0, f"{where} left with {done.returncode}:\n{script}\n{done.stdout}{done.stderr}"
         return done.stdout

@@ -9,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor
 
-from attnlab import Cache, check_attention
+from attnlab import Cache, check_attention, registry
 from attnlab.attention import Attention
 from attnlab.engines.paths import explain_path
 from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
+from attnlab.network import Network
 
 B, H, d, D = 2, 3, 4, 12
 
@@ -283,5 +285,253 @@ def test_as_many_tensors_as_at_the_first_time() -> None:
     kept = cache.append(latent, turned)
     assert [t.shape for t in kept] == [(B, 3, 5), (B, 3, 2)]
     assert cache.bytes_per_token == B * (5 + 2) * 4
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
+    with pytest.raises(ValueError, match="keeps 2 tensors per token, not 1"):
         cache.append(latent)
+
+
+# What does not continue the cache, and calls that fail
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        (
+            (random(B, H, 1, d, dtype=torch.bfloat16), random(B, H, 1, d)),
+            r"float32 and got torch.bfloat16 \(tensor 1",
+        ),
+        (
+            (random(B, H, 1, d), random(B, H, 1, d, dtype=torch.float64)),
+            r"float32 and got torch.float64 \(tensor 2",
+        ),
+        (
+            (random(B, H, 1, d), random(1, H, 1, d)),
+            r"\(2, 3, 4\) per token and got \(1, 3, 4\) \(tensor 2 of 2",
+        ),
+        ((random(B, 1, 1, d), random(B, H, 1, d)), r"got \(2, 1, 4\) \(tensor 1 of 2"),
+        ((random(B, H, 1, d), random(B, H, 1, 1)), r"got \(2, 3, 1\) \(tensor 2 of 2"),
+        ((random(B, H, 1, d), random(B, H, 2, d)), r"the same number of tokens, not \[1, 2\]"),
+        ((random(B, H, 1, d).to("meta"), random(B, H, 1, d)), "lies on cpu, the new tensors on meta"),
+        ((random(B, H, 3, d), random(B, H, 3, d)), r"room for 2 more tokens, not 3; call admit\(\) before append"),
+        ((random(B, H, 1, d),), "keeps 2 tensors per token, not 1"),
+    ],
+)
+def test_tensors_that_do_not_continue_what_is_kept(new: tuple[Tensor, ...], says: str) -> None:
+    cache = full()
+    with pytest.raises(ValueError, match=says):
+        cache.append(*new)
+    assert cache.length == 5
+    assert positions(feed(cache, 2)[0]) == list(range(7))
+
+
+def test_a_state_that_does_not_continue_the_one_before() -> None:
+    cache = Cache(9)
+    cache.carry(2, random(B, d))
+    for state, says in (
+        ((random(B, d, dtype=torch.bfloat16),), "torch.float32 and got torch.bfloat16"),
+        ((random(B, d + 1),), r"of shape \(2, 4\) per token and got \(2, 5\)"),
+        ((random(B, d), random(B, d)), "keeps 1 tensors per token, not 2"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            cache.carry(1, *state)
+    assert cache.length == 2
+
+
+CACHED = [name for name in registry.names() if "cache" in registry.entry(name).card.supports]
+
+
+@pytest.mark.parametrize("name", CACHED)
+@torch.no_grad()
+def test_a_cache_filled_under_autocast_is_not_continued_in_float32(name: str) -> None:
+    layer, x = registry.load(name)(24, causal=True).eval(), random(B, 7, 24)
+    for outside in (True, False):
+        cache = Cache(9)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+            layer(x[:, :3], cache=cache)
+        before, size = cache.length, cache.bytes
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=not outside),
+            pytest.raises(ValueError, match=r"holds torch.* and got torch.* under the autocast in which it was filled"),
+        ):
+            layer(x[:, 3:], cache=cache)
+        assert (cache.length, cache.bytes) == (before, size)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+            found, expected = layer(x[:, 3:], cache=cache), layer(x)[:, 3:]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if outside else 1e-5)
+
+
+class Broken(Exception):  # noqa: N818  what a test raises
+    pass
+
+
+def fail(*_: object) -> None:
+    raise Broken
+
+
+@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("size", [None, 5])
+@torch.no_grad()
+def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | None) -> None:
+    """The projection at the end fails: the keys are written by then, and a full window was moved."""
+    layer, x = registry.load(name)(24, causal=True).double().eval(), random(B, 139, 24, dtype=torch.float64)
+    mask = None if size is None else window(size)
+    cache = Cache(139, window=size)
+    layer(x[:, :60], mask=mask, cache=cache)
+    before = (cache.length, cache.first, cache.bytes)
+    hook = layer.get_submodule("output").register_forward_hook(fail)
+    with pytest.raises(Broken):
+        layer(-x[:, 60:], mask=mask, cache=cache)
+    hook.remove()
+    assert (cache.length, cache.first, cache.bytes) == before
+    found = layer(x[:, 60:], mask=mask, cache=cache)
+    torch.testing.assert_close(found, layer(x, mask=mask)[:, 60:], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_block_that_fails_leaves_the_caches_of_the_earlier_blocks() -> None:
+    network = Network("multihead", ("tokens", 11), ("tokens", 11), length=7, embed_dim=16, causal=True).eval()
+    x, caches = torch.randint(0, 11, (B, 7)), network.caches()
+    assert caches is not None
+    network(x[:, :3], caches=caches)
+    hook = network.blocks[1].register_forward_hook(fail)
+    with pytest.raises(Broken):
+        network(x[:, 3:], caches=caches)
+    hook.remove()
+    assert [cache.length for cache in caches] == [3, 3]
+    torch.testing.assert_close(network(x[:, 3:], caches=caches), network(x)[:, 3:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [MultiAttention(D, H, causal=True), "sums"])
+def test_a_copy_made_in_inference_mode_is_of_use_outside(layer: Attention | str) -> None:
+    made = Sums(D, causal=True) if isinstance(layer, str) else layer
+    cache, x = Cache(9), random(B, 7, D)
+    with torch.inference_mode():
+        made(x[:, :3], cache=cache)
+        other = cache.copy()
+    assert not any(t.is_inference() for t in (*other._memory, *other.state))
+    with torch.no_grad():
+        found = made(x[:, 3:], cache=other)
+    torch.testing.assert_close(found, made(x).detach()[:, 3:], rtol=0, atol=1e-5)
+    assert (cache.length, other.length) == (3, 7)
+
+
+# Against a plain list of tokens
+
+
+class Kept(Attention):
+    """Returns the number of every token that the cache keeps, or fails after it was told to keep them."""
+
+    card = replace(SelfAttention.card, supports=("causal", "mask", "cache"))
+    fails = False
+    kept: list[list[int]]
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: Cache | None = None) -> Tensor:
+        assert cache is not None
+        first, second = cache.append(x, -x)
+        if self.fails:
+            raise Broken
+        assert torch.equal(first, -second)
+        self.kept = first[..., 0].long().tolist()
+        return x
+
+
+class CacheAgainstLists(RuleBasedStateMachine):
+    """A cache, and the lists of tokens that it must hold, under every sequence of what can be done to it."""
+
+    caches = Bundle("caches")
+    window: int | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+        self.lists: dict[int, list[list[int]]] = {}
+        self.made: list[Cache] = []
+
+    def keep(self, cache: Cache, lists: list[list[int]]) -> Cache:
+        self.lists[id(cache)] = lists
+        self.made.append(cache)
+        return cache
+
+    @initialize(target=caches, size=st.none() | st.integers(1, 9))
+    def start(self, size: int | None) -> Cache:
+        self.window = size
+        return self.keep(Cache(311, window=size), [[] for _ in range(B)])
+
+    def call(
+        self, cache: Cache, count: int, batch: int, dtype: torch.dtype = torch.float64, fails: bool = False
+    ) -> None:
+        layer = Kept(1, causal=True)
+        layer.fails = fails
+        new = torch.arange(self.tokens, self.tokens + batch * count, dtype=dtype).reshape(batch, count, 1)
+        self.tokens += batch * count
+        layer(new, mask=None if self.window is None else window(self.window), cache=cache)
+        lists = self.lists[id(cache)]
+        for row, more in zip(lists, new[..., 0].long().tolist(), strict=True):
+            row.extend(more)
+        assert layer.kept == [row[cache.first :] for row in lists]
+        oldest = 0 if self.window is None else max(0, cache.length - count - self.window + 1)
+        assert cache.first <= oldest
+
+    @rule(cache=caches, count=st.integers(0, 70))
+    def append(self, cache: Cache, count: int) -> None:
+        if cache.length + count > cache.capacity:
+            with pytest.raises(ValueError, match="do not fit"):
+                self.call(cache, count, len(self.lists[id(cache)]))
+        else:
+            self.call(cache, count, len(self.lists[id(cache)]))
+
+    @rule(cache=caches, count=st.integers(1, 70), way=st.sampled_from(["layer", "batch", "dtype"]))
+    def failed_append(self, cache: Cache, count: int, way: str) -> None:
+        batch = len(self.lists[id(cache)])
+        if cache.length + count > cache.capacity or (way != "layer" and not cache._memory):
+            return
+        if way == "layer":
+            with pytest.raises(Broken):
+                self.call(cache, count, batch, fails=True)
+        else:
+            given = {"batch": batch + 1} if way == "batch" else {"batch": batch, "dtype": torch.float32}
+            with pytest.raises(ValueError, match="the cache holds"):
+                self.call(cache, count, **given)
+
+    @rule(cache=caches, count=st.integers(0, 80))
+    def rollback(self, cache: Cache, count: int) -> None:
+        spare = cache.length
+        if self.window is not None and cache.first:
+            spare = max(0, cache.kept - (self.window - 1))
+        if count > spare:
+            with pytest.raises(ValueError, match=r"rollback takes|cannot forget"):
+                cache.rollback(count)
+        else:
+            cache.rollback(count)
+            self.lists[id(cache)] = [row[: len(row) - count] for row in self.lists[id(cache)]]
+
+    @rule(cache=caches, data=st.data())
+    def select(self, cache: Cache, data: st.DataObject) -> None:
+        lists = self.lists[id(cache)]
+        items = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=4))
+        cache.select(torch.tensor(items))
+        if cache._memory:  # a cache that holds nothing takes any batch
+            self.lists[id(cache)] = [list(lists[item]) for item in items]
+
+    @rule(target=caches, cache=caches, inside=st.booleans())
+    def copy(self, cache: Cache, inside: bool) -> Cache:
+        with torch.inference_mode(inside):
+            other = cache.copy()
+        return self.keep(other, [list(row) for row in self.lists[id(cache)]])
+
+    @rule(cache=caches, batch=st.integers(1, 3))
+    def reset(self, cache: Cache, batch: int) -> None:
+        cache.reset()
+        self.lists[id(cache)] = [[] for _ in range(batch)]
+
+    @invariant()
+    def lengths_agree(self) -> None:
+        for cache in self.made:
+            assert all(len(row) == cache.length for row in self.lists[id(cache)])
+
+
+CacheAgainstLists.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+TestCacheAgainstLists = CacheAgainstLists.TestCase

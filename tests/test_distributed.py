@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def compare(found: nn.Module, expected: nn.Module, start: nn.Module, what: str) 
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    where, hour = f"file://{folder}/meeting", timedelta(hours=1)  # a limit for a hang, not for a slow machine
+    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=WORLD, timeout=hour)
     mesh = init_device_mesh("cpu", (WORLD,))
     for name in registry.names():
         torch.manual_seed(0)

@@ -147,12 +147,27 @@ class SoftmaxCore(Core):
         self.bias = None if bias is None else four_axes(bias)
 
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """What each query gets: (B, H, M, w) to (B, H, N, w); the values may have as many heads as the keys."""
-        if 1 in values.shape[:2]:
-            heads = self.k.shape[1] if values.shape[1] == 1 else values.shape[1]
-            values = values.expand(self.q.shape[0], heads, -1, -1)
+        """Return the output for these values: (B, H, M, w) to (B, H, N, w).
+
+        Args:
+            values: (B, H, M, w), or with 1 in place of B or H, or with as many heads as the keys.
+            dropout: the probability of dropping a weight; 0 outside of training.
+
+        Raises:
+            ValueError: for values of another batch, number of heads or length.
+        """
+        (B, H), (heads, M) = self.q.shape[:2], self.k.shape[1:3]
+        if values.dim() != 4 or not all(
+            size in sizes for size, sizes in zip(values.shape, [(1, B), (1, heads, H), (M,)], strict=False)
+        ):
+            raise ValueError(
+                f"values must have shape (batch, heads, keys, width) = ({B}, {H}, {M}, width), with 1 in place of the "
+                f"batch or the heads, or {heads} heads as the keys have, not {tuple(values.shape)}"
+            )
+        k = self.k if values.shape[1] in (1, heads) else _repeated(self.k, H // heads)
+        values = values.expand(B, k.shape[1], -1, -1)
         return softmax_attention(
-            self.q, self.k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
+            self.q, k, values, self.mask, self.bias, dropout=dropout, sink=self.sink, softcap=self.softcap
         )
 
     def _rows(self, rows: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import select
 import shlex
 import sys
 from pathlib import Path
@@ -219,7 +218,6 @@ class Terminal:
     def until(self, text: str) -> None:
         """Read on until a text comes, after the one that was waited for last."""
         while text not in self.shown[self._read_up_to :]:
-            assert select.select([self._end], [], [], 100)[0], f"{text!r} did not come: {self.shown}"
             assert self._more(), f"{text!r} never came: {self.shown}"
         self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
 

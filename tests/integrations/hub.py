@@ -39,6 +39,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ForCausalLM",
         {**LLAMA, **SPECIAL, "sliding_window": 5, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
     ),
+    "Doge": ("ForCausalLM", {**LLAMA, **SPECIAL, "keep_window_size": 7}),
     "ModernBert": (
         "Model",
         {

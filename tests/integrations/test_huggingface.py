@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -200,6 +203,114 @@ def test_compiled_as_one_graph(family: str) -> None:
         assert ((found - expected) * shown.unsqueeze(-1)).abs().max() < 1e-5
 
 
+# Models that compute with their mask, and models that compute their attention themselves
+
+THEIR_OWN = ["Bloom", "Deberta", "Falcon", "Git", "GPTNeo", "MPNet", "Mpt", "OpenAIGPT", "XGLM", "XLNet"]
+
+
+@pytest.mark.parametrize("family", THEIR_OWN)
+def test_a_model_that_computes_its_attention_itself_is_refused_by_name(family: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")()
+    kind = getattr(transformers, f"{family}Model")
+    says = rf"^{family}Model computes its attention itself and does not take .*'attnlab'; use attn_implementation='"
+    with torch.device("meta"), pytest.raises(ValueError, match=says):
+        kind._from_config(config, attn_implementation="attnlab")
+    with torch.device("meta"):
+        kind._from_config(config, attn_implementation="eager")
+
+
+def test_a_part_that_computes_its_attention_itself_is_left_out_by_a_dict() -> None:
+    import transformers
+
+    vision = {"hidden_size": 12, "output_channels": 8, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_dim": 16}
+    vision |= {"image_size": 32, "patch_size": 16, "window_size": 2, "global_attn_indexes": [0], "mlp_ratio": 1.0}
+    text = {**hub.LLAMA, **hub.SPECIAL, "model_type": "qwen2"}
+    config = transformers.GotOcr2Config(vision_config=vision, text_config=text, image_token_id=60)
+    kind = transformers.GotOcr2ForConditionalGeneration
+    with pytest.raises(ValueError, match=r"GotOcr2ForConditionalGeneration computes its attention itself .*, a dict"):
+        kind._from_config(copy.deepcopy(config), attn_implementation="attnlab")
+    with listening() as heard:
+        found = []
+        for name in ("eager", "attnlab"):
+            ways = {"": "eager", "text_config": name}
+            made = hub.shaken(kind._from_config(copy.deepcopy(config), attn_implementation=ways), torch.float32)
+            found.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
+    assert len(heard) == 2
+    same(found[1], found[0], 1e-5)
+
+
+def test_a_subclass_made_in_a_notebook_is_judged_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))  # without a file, as __main__ there
+    for family, refused in (("Llama", False), ("Bloom", True)):
+        base, config = (getattr(transformers, f"{family}{what}") for what in ("Model", "Config"))
+        kind = type("Mine", (base,), {"__module__": "notebook"})
+        says = pytest.raises(ValueError, match=r"^Mine computes its attention itself") if refused else nullcontext()
+        with torch.device("meta"), says:
+            kind._from_config(config(num_hidden_layers=1, vocab_size=7), attn_implementation="attnlab")
+
+
+def test_registering_again_changes_nothing() -> None:
+    import transformers
+
+    for where, what in (
+        (transformers.PreTrainedModel, "get_correct_attn_implementation"),
+        (transformers.GenerationMixin, "prepare_inputs_for_generation"),
+    ):
+        before = getattr(where, what)
+        register()
+        assert getattr(where, what) is before
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "GptOss", "Doge"])
+@pytest.mark.parametrize("length", [3, N])
+def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(family: str, length: int) -> None:
+    """So that a step can be compiled and exported; the window of 5 is full from the first step, or becomes it."""
+    made, seen = model(family, "attnlab"), []
+    made.generation_config.eos_token_id = None
+    prepare = type(made).prepare_inputs_for_generation
+
+    class Watched(type(made)):  # type: ignore[misc]
+        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # transformers reads the names
+            inputs = prepare(self, *args, **kwargs)
+            seen.append(inputs["attention_mask"])
+            return inputs
+
+    made.__class__ = Watched
+    given = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": 0, "do_sample": False}
+    made.generate(tokens(length), attention_mask=torch.ones(B, length), max_new_tokens=5, **given)
+    assert len(seen) == 5
+    for masks in seen:
+        for matrix in masks.values() if isinstance(masks, dict) else [masks]:
+            assert isinstance(matrix, Tensor)
+
+
+def test_a_rule_is_a_matrix_where_a_model_computes_with_it() -> None:
+    real = padded("left").bool()
+    rule = mask(B, N, N, attention_mask=real, dtype=torch.float64)
+    assert isinstance(rule, Seen)
+    permitted = torch.ones(N, N, dtype=torch.bool).tril() & real[:, None, None]
+    matrix = torch.zeros(B, 1, N, N, dtype=torch.float64).masked_fill(~permitted, torch.finfo(torch.float64).min)
+    assert (rule.shape, rule.ndim, rule.dtype) == (matrix.shape, 4, matrix.dtype)
+    for found, expected in (
+        (rule[:, 0, 2:], matrix[:, 0, 2:]),
+        (rule.masked_fill(matrix == 0, 1.0), matrix.masked_fill(matrix == 0, 1.0)),
+        (torch.zeros(7, 1, 1, 1, 1) + rule, torch.zeros(7, 1, 1, 1, 1) + matrix),
+        (torch.cat([rule, rule], -1), torch.cat([matrix, matrix], -1)),
+        (torch.where(matrix < 0, rule, 1.0), torch.where(matrix < 0, matrix, 1.0)),
+        (rule.to(torch.float32), matrix.to(torch.float32)),
+        (mask(B, N, N, allow_is_causal_skip=False, allow_is_bidirectional_skip=True)[:], torch.zeros(B, 1, N, N)),
+    ):
+        assert torch.equal(found, expected)
+    assert rule.to("cpu") is rule
+    assert copy.copy(rule).mask is rule.mask
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = rule.nothing_like_it
+
+
 # One layer by itself
 
 
@@ -240,7 +351,8 @@ def test_a_compiled_step_gets_a_matrix() -> None:
     real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
     matrix = mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix, (real & (torch.arange(N) <= 4))[:, None, None])
+    assert torch.equal(matrix == 0, (real & (torch.arange(N) <= 4))[:, None, None])
+    assert matrix.unique().tolist() == [torch.finfo(torch.float32).min, 0]
 
 
 def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
@@ -251,7 +363,10 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
     expected = torch.ones(N, N, dtype=torch.bool).tril()
     expected[3] = True
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix, expected.expand(B, 1, N, N))
+    assert torch.equal(matrix == 0, expected.expand(B, 1, N, N))
+    joined = torch.cat([matrix, mask(B, N, N)], -1)  # T5Gemma 2 does, and both must say it in the same way
+    assert torch.equal(joined[..., N:] == 0, torch.ones(N, N, dtype=torch.bool).tril().expand(B, 1, N, N))
+    assert joined.unique().tolist() == [torch.finfo(torch.float32).min, 0]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ class Server:
         """Start ``attnlab ARGUMENTS`` in ``folder``; its output goes to files there. Returns the process's number.
 
         ``signal_at``: (step, signal), which it sends itself after that step. ``file_size``: the largest file that it
-        may write once it has made that many steps: (step, bytes).
+        may write once it has made that many steps: (step, bytes). ``kill_at``: (what, n), it kills itself before its
+        n-th change of a file ("change") or in the middle of its n-th atomic write ("write"), whatever the speed of the
+        machine; if it ends, it leaves how many of each there were in the file ``counted``.
         """
         self._say({"start": arguments, "folder": str(folder), **order})
         return int(self._hear())
@@ -94,10 +96,12 @@ def become(order: dict[str, Any]) -> None:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        counted = count_changes(*order.get("kill_at", ("", 0)))
         watch_steps(order)
         from attnlab.cli import main
 
         code = main(order["start"])
+        (folder / "counted").write_text(json.dumps(counted), encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -105,6 +109,27 @@ def become(order: dict[str, Any]) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def count_changes(what: str, number: int) -> dict[str, int]:
+    """Count changes of files and writes, and kill this process at the given one."""
+    from attnlab.training.checkpoint import UNFINISHED
+
+    counted = {"change": 0, "write": 0}
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and args[1] == "r" and UNFINISHED in str(args[0]):  # written, and to be flushed to the disk
+            counted["write"] += 1
+            if (what, number) == ("write", counted["write"]):
+                os.truncate(args[0], Path(args[0]).stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        if event in ("os.rename", "os.remove", "os.chmod") or (event == "open" and args[1] in ("w", "a", "x")):
+            counted["change"] += 1
+            if (what, number) == ("change", counted["change"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return counted
 
 
 def watch_steps(order: dict[str, Any]) -> None:
@@ -117,7 +142,7 @@ def watch_steps(order: dict[str, Any]) -> None:
         loss = advance(trainer)
         if trainer.run is not None:  # not in the rehearsal
             if trainer.step == order.get("signal_at", [None])[0]:
-                os.kill(os.getpid(), order["signal_at"][1])
+                signal.raise_signal(order["signal_at"][1])  # to this thread, before the next step
             if trainer.step == order.get("file_size", [None])[0]:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"][1],) * 2)

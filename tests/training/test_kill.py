@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import select
 import shlex
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,12 +36,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nobody disturbed, and how many seconds it took."""
+def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """An undisturbed run, and how many times it changed a file and wrote one."""
     folder = tmp_path_factory.mktemp("whole")
-    began = time.perf_counter()
     assert server.wait(server.start([*TRAIN, "--run_dir", "run"], folder)) == 0, (folder / "stderr").read_text("utf-8")
-    return folder / "run", time.perf_counter() - began
+    return folder / "run", json.loads((folder / "counted").read_text("utf-8"))
 
 
 def assert_the_same_run(path: Path, expected: Path) -> None:
@@ -73,27 +69,15 @@ def command(path: Path) -> list[str]:
     )
 
 
-def wait_for_writes(server: Server, process: int, path: Path, count: int) -> None:
-    """Until so many files were seen in the making, or the process has ended."""
-    seen = set(path.glob(f"{UNFINISHED}*"))  # left by the one before
-    count += len(seen)
-    while len(seen) < count and server.running(process):
-        seen |= set(path.glob(f"{UNFINISHED}*"))
-
-
-def test_killed_at_random_moments(server: Server, whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_at_random_moments(server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
     """Half of the moments are drawn from the whole life of a process; half are the middle of a write."""
-    expected, seconds = whole
+    expected, counted = whole
+    assert counted["write"] >= 12
     moments = random.Random(2)
     path, kills, in_a_write, ends = tmp_path / "run", 0, 0, 0
     while kills < KILLS:
-        process = server.start(command(path), tmp_path)
-        if kills % 2:
-            select.select([], [], [], moments.uniform(0, seconds))
-        else:
-            wait_for_writes(server, process, path, moments.randint(1, 12))
-        if server.running(process):  # if it ends now, its number is still its own until its server asks again
-            os.kill(process, signal.SIGKILL)
+        moment = ("change", moments.randint(1, counted["change"])) if kills % 2 else ("write", moments.randint(1, 12))
+        process = server.start(command(path), tmp_path, kill_at=moment)
         if server.wait(process) == -signal.SIGKILL:
             kills += 1
             in_a_write += bool(list(path.glob(f"{UNFINISHED}*")))
@@ -108,7 +92,7 @@ def test_killed_at_random_moments(server: Server, whole: tuple[Path, float], tmp
 
 @pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_saves_and_says_how_to_go_on(
-    which: signal.Signals, code: int, server: Server, whole: tuple[Path, float], tmp_path: Path
+    which: signal.Signals, code: int, server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     expected, _ = whole
     quietly = [word for word in TRAIN if word not in ("--checkpoint_seconds", "0")]
@@ -126,7 +110,7 @@ def test_stopped_it_saves_and_says_how_to_go_on(
 
 
 def test_a_full_disk_stops_the_run_and_the_checkpoint_is_whole(
-    server: Server, whole: tuple[Path, float], tmp_path: Path
+    server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     expected, _ = whole
     process = server.start([*TRAIN, "--run_dir", "run"], tmp_path, file_size=(101, 1000))
@@ -138,7 +122,7 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_is_whole(
     assert_the_same_run(tmp_path / "run", expected)
 
 
-def test_json_says_the_same_after_a_resume(server: Server, whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_json_says_the_same_after_a_resume(server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
     expected, _ = whole
     shutil.copytree(expected, tmp_path / "run")
     (tmp_path / "run/result.json").unlink()  # killed while it was judged

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,7 +302,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
     before = signal.getsignal(which)
     cut = trainer(tmp_path / "cut")
     cut.checkpoint_seconds = math.inf
-    outcome = cut.fit(lambda seen: os.kill(os.getpid(), which) if seen.step == 6 else None)
+    outcome = cut.fit(lambda seen: signal.raise_signal(which) if seen.step == 6 else None)
     assert (outcome.how, outcome.signal) == ("stopped", which)
     assert 6 <= outcome.step <= 8
     assert signal.getsignal(which) is before
@@ -313,6 +313,15 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
     assert same(again.network, whole.network)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where pytest runs in the background and a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_does_what_it_always_did() -> None:
     with signals() as asked:
         signal.raise_signal(signal.SIGINT)  # to this thread, now
@@ -323,7 +332,7 @@ def test_a_second_ctrl_c_does_what_it_always_did() -> None:
 
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
     outcome = trainer(tmp_path / "run").fit(
-        lambda seen: os.kill(os.getpid(), signal.SIGINT) if seen.step == seen.steps else None
+        lambda seen: signal.raise_signal(signal.SIGINT) if seen.step == seen.steps else None
     )
     assert outcome.how == "finished"
 

@@ -8,7 +8,9 @@ Axes: B batch, H heads, H_kv heads of keys, N queries, M keys, d head_dim.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor, window
@@ -23,6 +26,7 @@ from attnlab.masks.mask import Reach
 
 modeling: Any = import_module("transformers.modeling_utils")
 masking: Any = import_module("transformers.masking_utils")
+generation: Any = import_module("transformers.generation.utils")
 capturing: Any = import_module("transformers.utils.output_capturing")
 
 SAYS_NOTHING = {
@@ -30,6 +34,7 @@ SAYS_NOTHING = {
     "deterministic",
     "encoder_attention_mask",
     "encoder_hidden_states",
+    "logits_to_keep",
     "num_items_in_batch",
     "output_hidden_states",
     "output_router_logits",
@@ -46,29 +51,109 @@ def register(name: str = "attnlab") -> None:
 
     It computes what their ``eager`` computes: encoders and decoders, heads that share keys, padding on either side,
     sliding windows, caches and ``generate``, soft caps, sinks, position biases, dropout in training. Two things
-    differ: a row that may look at nothing (a padded query under a causal mask) is zero, and the weights that
-    ``output_attentions=True`` gives have no dropout in them. What it cannot do raises.
+    differ: a fully masked row (a padded query under a causal mask) is zero, and the weights that
+    ``output_attentions=True`` gives have no dropout in them. What it cannot do raises: from then on, building a model
+    that computes its attention itself (BLOOM, Falcon) with this name is a ValueError.
 
     Args:
         name: what to call it.
     """
+    known = name in modeling.ALL_ATTENTION_FUNCTIONS.valid_keys()
     modeling.AttentionInterface.register(name, attend)
     masking.AttentionMaskInterface.register(name, mask)
+    if known:
+        return
+    check = modeling.PreTrainedModel.get_correct_attn_implementation
+
+    @functools.wraps(check)
+    def checked(model: Any, requested_attention: str | None, *args: Any, **options: Any) -> str:
+        if requested_attention == name:
+            _refuse_without_interface(type(model), name)
+        return str(check(model, requested_attention, *args, **options))
+
+    # transformers asks there whether a model can run "sdpa", but not whether it can run a registered name.
+    modeling.PreTrainedModel.get_correct_attn_implementation = checked
+    if not hasattr(prepare := generation.GenerationMixin.prepare_inputs_for_generation, "_gives_tensors"):
+        generation.GenerationMixin.prepare_inputs_for_generation = _with_tensors(prepare)
+
+
+def _with_tensors(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """``prepare_inputs_for_generation`` whose masks are tensors: with a static cache they are inputs of an export."""
+
+    def matrix(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {key: matrix(value) for key, value in given.items()}
+        return given.tensor() if isinstance(given, Seen) else given
+
+    @functools.wraps(prepare)
+    def prepared(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = prepare(*args, **kwargs)
+        masks = {key: matrix(value) for key, value in inputs.items() if key.endswith("attention_mask")}
+        return {**inputs, **masks}
+
+    prepared._gives_tensors = True  # type: ignore[attr-defined]
+    return prepared
+
+
+def _refuse_without_interface(model: type, name: str) -> None:
+    """Raise for a model whose attention does not go through transformers' AttentionInterface."""
+    # transformers reads the source of the module; a subclass made in a notebook has none, but its base class has.
+    owner: Any = next(base for base in model.__mro__ if hasattr(sys.modules.get(base.__module__), "__file__"))
+    tables = [table for key, table in vars(sys.modules[owner.__module__]).items() if key.endswith("ATTENTION_CLASSES")]
+    if not owner._can_set_attn_implementation() or any(name not in table for table in tables):
+        other = "sdpa" if model._supports_sdpa else "eager"  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{model.__name__} computes its attention itself and does not take attn_implementation={name!r}; use "
+            f"attn_implementation={other!r}, or where it is one part of a model, a dict with {other!r} for this part, "
+            f"such as {{'': {other!r}, 'text_config': {name!r}}}"
+        )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Who may look at whom, where transformers expects a matrix; its shape is what the matrix would have.
+    """The attention pattern as a rule, where transformers expects a matrix.
+
+    A model that computes with its mask (Doge, DeepSeek-V3.2) gets the matrix that their ``eager`` takes: 0 where a
+    query may attend, the lowest number of the dtype elsewhere.
 
     Args:
-        mask: the rule at this length; None where everyone may look at everything.
+        mask: the rule at this length; None where every query attends to every key.
         shape: (B, 1, N, M).
+        dtype: of the matrix.
+        device: of the matrix.
     """
 
     mask: BoundMask | None
     shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
 
     ndim: ClassVar[int] = 4
+
+    def tensor(self) -> Tensor:
+        """The matrix, of `shape`."""
+        matrix = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        return matrix if self.mask is None else matrix.masked_fill(~self.mask.tensor(), torch.finfo(self.dtype).min)
+
+    def to(self, *args: Any, **options: Any) -> Seen | Tensor:
+        """The rule where it is already there (accelerate moves every input), else the matrix moved."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return self if like.to(*args, **options) is like else self.tensor().to(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols such as pickling are not the matrix's
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor()[index]
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        args, options = tree_map_only(cls, cls.tensor, (args, options or {}))
+        return function(*args, **options)
 
 
 def attend(
@@ -133,7 +218,10 @@ def attend(
         if added is not None:
             bias = added if bias is None else bias + added
     if bound is not None and (bound.queries, bound.keys) != (N, M):
-        raise ValueError(f"the mask is for {bound.queries} queries and {bound.keys} keys, not for {N} and {M}")
+        raise ValueError(
+            f"the mask is for {bound.queries} queries and {bound.keys} keys, not for {N} and {M}; where "
+            f"{type(module).__name__} itself adds keys, use attn_implementation='eager'"
+        )
     factor = 1.0 if scaling is None else scaling * math.sqrt(d)  # the engine divides by √d
     if abs(factor - 1.0) > 1e-12:
         query = query * factor
@@ -155,6 +243,7 @@ def mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     **given: Any,
 ) -> Seen | Tensor:
     """Who may look at whom, as transformers asks for it once a forward pass.
@@ -172,16 +261,17 @@ def mask(
         allow_is_bidirectional_skip: says that the rule is local, and no more.
         use_vmap: says that the rule takes single positions only.
         device: where matrices are made.
+        dtype: of the matrix that a model gets which computes with its mask.
         given: what their other implementations need.
 
     Returns:
-        `Seen`; a Boolean matrix (B, 1, N, M) where the rule cannot be asked for several positions at once, or where the
-        mask becomes the input of a compiled step.
+        `Seen`; the matrix (B, 1, N, M) that their ``eager`` takes where the rule cannot be asked for several positions
+        at once, or where the mask becomes the input of a compiled step.
     """
     if isinstance(attention_mask, Seen):  # made before, by generate()
         return attention_mask
     if isinstance(q_offset, Tensor) or use_vmap:
-        matrix: Tensor = masking.sdpa_mask(
+        matrix: Tensor = masking.eager_mask(
             batch_size,
             q_length,
             kv_length,
@@ -189,11 +279,11 @@ def mask(
             kv_offset,
             mask_function,
             attention_mask,
-            allow_is_causal_skip=False,
+            dtype,
             use_vmap=use_vmap,
             device=device,
         )
-        return matrix
+        return matrix  # of the kind that a rule becomes: models join masks
     local = None if local_size is None or kv_length < local_size else local_size
     rule: Mask | None
     if allow_is_causal_skip:
@@ -209,7 +299,7 @@ def mask(
             rule = padding if rule is None else rule & padding
     offset = q_offset - kv_offset
     bound = None if rule is None else rule.bind(q_length, kv_length, offset=offset, first=kv_offset, device=device)
-    return Seen(bound, (batch_size, 1, q_length, kv_length))
+    return Seen(bound, (batch_size, 1, q_length, kv_length), dtype, device)
 
 
 @dataclass(frozen=True, eq=False)
