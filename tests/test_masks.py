@@ -147,6 +147,19 @@ def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -
     assert not rest.any()
 
 
+@given(combined(POSITIONAL), st.integers(1, 5), st.integers(1, 11), st.integers(-11, 7))
+def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: int, offset: int) -> None:
+    """Also rows before the first key or behind the last one, as with more queries than keys."""
+    bound = mask.bind(queries, KEYS, shape=(B, H), offset=offset)
+    rest = bound.tensor().expand(B, H, queries, KEYS).clone()
+    for rows, keys in bound.tiles(size):
+        places = torch.arange(queries)[rows][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
+        part = bound.tensor().expand(B, H, queries, KEYS)[:, :, *places]
+        assert torch.equal(bound.tile(rows, keys).expand_as(part), part)
+        rest[:, :, *places] = False
+    assert not rest.any()
+
+
 @given(st.lists(st.sampled_from([masks.window(2), masks.every(3)]), min_size=H, max_size=H), combined(PLAIN))
 def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
     bound = (rest & masks.by_head(rules)).bind(KEYS, shape=(B, H))
@@ -266,6 +279,20 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
             assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
 
 
+def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
+    """Queries before the first key are in no block: their rows are fully masked, and no other row is."""
+    pattern = torch.rand(13, 13, generator=torch.Generator().manual_seed(0)) > 0.5
+    pattern[:, 0] = True
+    mask = masks.blocks(16, pattern)
+    torch.manual_seed(0)
+    layer = MultiAttention(6, 3).double()
+    x, context = torch.randn(2, 380, 6, dtype=torch.float64), torch.randn(2, 200, 6, dtype=torch.float64)
+    out = layer(x, context=context, mask=mask)
+    torch.testing.assert_close(out, layer(x, context=context, mask=mask.materialize(380, 200)))
+    assert not out[:, :180].any()
+    torch.testing.assert_close(out[:, 180:], layer(x[:, 180:], context=context, mask=mask))
+
+
 def test_blocks_and_those_around() -> None:
     found = masks.blocks(2, around=1)
     assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
@@ -299,6 +326,49 @@ def test_from_tensor_reads_three_axes_as_batch() -> None:
     assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
 
 
+INTEGERS = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@given(integers(B, 0, 100), integers(B * 7, 0, 120), st.integers(0, 127), st.data())
+def test_any_integer_dtype_gives_the_same(
+    dtype: torch.dtype, lengths: Tensor, ids: Tensor, seed: int, data: st.DataObject
+) -> None:
+    """Narrow and unsigned integers overflow in sums and differences: 300 - 3 is 41 in uint8."""
+    boundaries = torch.cat([torch.zeros(1).long(), lengths]).cumsum(0).clamp(max=120)
+    build, given = data.draw(
+        st.sampled_from(
+            [
+                (masks.padding, lengths),
+                (lambda t: masks.padding(t, queries=True), lengths),
+                (lambda t: masks.padding(t, side="left", total=300), lengths),
+                (masks.prefix, lengths),
+                (masks.documents, ids.repeat_interleave(43, 0)),
+                (masks.documents, ids.view(B, 7).repeat_interleave(43, 1)),
+                (lambda t: masks.random_blocks(4, 2, t), torch.tensor(seed)),
+                (lambda t: masks.from_cu_seqlens(t, total=300), boundaries),
+                (masks.from_attention_mask, lengths[:, None] > torch.arange(300) % 101),
+            ]
+        )
+    )
+    found, expected = build(given.to(dtype)), build(given.long())
+    assert torch.equal(found.materialize(300), expected.materialize(300))
+    assert repr(found) == repr(expected)
+
+
+def test_left_padding_of_uint8_lengths_keeps_three_of_300_keys() -> None:
+    mask = masks.padding(torch.tensor([3, 5], dtype=torch.uint8), side="left", total=300)
+    assert mask.materialize(300).sum(-1).flatten().tolist() == [3, 5]
+
+
 # Bound to a length
 
 
@@ -322,6 +392,21 @@ def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
     mask = rule & masks.padding(real)
     out = mask.bind(307, shape=(2, 1)).blank(torch.ones(2, 307, 1))[..., 0]
     assert torch.equal(out, mask.materialize(307).expand(2, 1, 307, 307)[:, 0].any(-1).float())
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> None:
+    """Each allows every query its own position in some head, but not in the same."""
+    far = ~masks.window(99)
+    mask = masks.by_head([masks.causal(), far]) & masks.by_head([far, masks.causal()])
+    mask = mask if items == 1 else mask & masks.padding(torch.tensor([127, 101]))
+    torch.manual_seed(0)
+    layer = MultiAttention(6, 2).double()
+    nn.init.ones_(layer.output.bias)
+    out = layer(torch.randn(2, 127, 6, dtype=torch.float64), mask=mask)
+    assert torch.equal(out.any(-1), mask.materialize(127).any(-1).any(1).expand(2, -1))
+    assert not out[:, :99].any()
+    assert out[:, 99:].all()
 
 
 def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:
@@ -394,6 +479,28 @@ def test_attn_mask_there_and_back(one: Tensor, each: Tensor) -> None:
 def test_attn_mask_of_zero_and_minus_infinity(forbidden: Tensor) -> None:
     theirs = torch.zeros(5, KEYS).masked_fill(forbidden, -torch.inf)
     assert torch.equal(masks.to_attn_mask(masks.from_attn_mask(theirs), 5, KEYS), forbidden)
+
+
+def test_a_materialized_mask_per_head_has_four_axes() -> None:
+    """With three, (heads, queries, keys) would be read as (batch, queries, keys) wherever B = H."""
+    rules = [masks.causal(), masks.summaries(3), masks.prefix(2)]
+    mask = masks.by_head(rules)
+    for rule in (mask, ~mask, mask & masks.window(5), mask | masks.prefix(1)):
+        assert rule.materialize(5, KEYS).shape == (1, H, 5, KEYS)
+    assert (mask & masks.padding(torch.tensor([2, 5]))).materialize(5, KEYS).shape == (B, H, 5, KEYS)
+    torch.manual_seed(0)
+    layer, x = MultiAttention(6, H).double(), torch.randn(H, KEYS, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, mask=mask.materialize(KEYS)), layer(x, mask=mask))
+
+
+def test_to_attn_mask_of_a_mask_per_head(torch_layer: nn.MultiheadAttention) -> None:
+    ours = MultiAttention.from_torch(torch_layer)
+    x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
+    mask = masks.by_head([masks.causal(), masks.window(3), masks.prefix(2)])
+    theirs, _ = torch_layer(x, x, x, attn_mask=masks.to_attn_mask(mask, KEYS, num_heads=H, batch_size=B))
+    torch.testing.assert_close(ours(x, mask=mask), theirs)
+    same = masks.by_head([masks.prefix(3), masks.prefix(3) & masks.prefix(5)])
+    assert torch.equal(masks.to_attention_mask(same, KEYS), torch.tensor([[1, 1, 1, 0, 0, 0, 0]]))
 
 
 def test_to_attn_mask_repeats_what_is_the_same_for_every_head() -> None:
@@ -476,7 +583,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: masks.random_blocks(2, 1, 0.5), ValueError, "random_blocks(seed) takes one whole number"),
     (lambda: masks.random_blocks(2, 1, True), ValueError, "random_blocks(seed) takes one whole number"),
-    (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "or a tensor of one, not tensor([1, 2])"),
+    (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "of shape (), not torch.int64 of shape (2,)"),
     (lambda: masks.summaries(2, 3), ValueError, "takes at most as many as a block has: 3 of 2"),
     (lambda: masks.by_head([]), ValueError, "takes a rule for each head, not none"),
     (lambda: masks.by_head([masks.by_head([masks.causal(), masks.window(2)])]), ValueError, "speaks of several"),
@@ -507,7 +614,19 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_tensor(torch.ones(5, 7, dtype=torch.long)), TypeError, "from_attention_mask"),
     (lambda: masks.from_tensor(ones(7)), ValueError, "not (7,)"),
     (lambda: masks.from_tensor([[True]]), TypeError, "torch.tensor"),
-    (lambda: masks.from_tensor(ones(5, 7)).materialize(7), ValueError, "from_key_padding_mask"),
+    (
+        lambda: masks.from_tensor(ones(5, 7)).materialize(7),
+        ValueError,
+        "use from_attention_mask where True means a real token, and from_key_padding_mask where True means a token to",
+    ),
+    (lambda: bool(masks.causal()), TypeError, "combine masks with & (both allow), | (either allows) and ~ (not)"),
+    (lambda: masks.causal() and masks.window(3), TypeError, "causal() is neither true nor false"),
+    (lambda: not masks.by_head([masks.causal(), masks.window(2)]), TypeError, "neither true nor false"),
+    (
+        lambda: masks.from_tensor(ones(3, 7, 7)).bind(7, shape=(2, 3)),
+        ValueError,
+        "a mask per head needs four, (1, heads, queries, keys)",
+    ),
     (lambda: masks.from_tensor(ones(2, 7)).materialize(7), ValueError, "2 x 7 (queries x keys)"),
     (lambda: masks.as_mask("causal"), TypeError, "not str"),
     (lambda: masks.causal() & 3, TypeError, "not int"),
@@ -522,13 +641,29 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_attn_mask(ones(5)), TypeError, "of shape (5,)"),
     (lambda: masks.from_attn_mask(ones(6, 5, 5)), ValueError, "needs num_heads="),
     (lambda: masks.from_attn_mask(ones(6, 5, 5), num_heads=4), ValueError, "a divisor"),
-    (lambda: masks.to_attn_mask(masks.from_tensor(ones(2, 3, 5, 5)), 5), ValueError, "give num_heads=3, not 1"),
+    (lambda: masks.to_attn_mask(masks.from_tensor(ones(2, 3, 5, 5)), 5), ValueError, "needs num_heads=3, not 1"),
     (lambda: masks.from_attention_mask(torch.tensor([[2, 0]])), TypeError, "1 (real) or 0 (padding)"),
     (lambda: masks.from_attention_mask(torch.tensor([1, 0])), TypeError, "(batch, keys)"),
     (lambda: masks.from_cu_seqlens(torch.tensor([1, 2])), ValueError, "starts at 0 and never falls"),
     (lambda: masks.from_cu_seqlens(torch.tensor([0, 5, 3])), ValueError, "never falls"),
     (lambda: masks.from_cu_seqlens(torch.tensor([0])), ValueError, "starts at 0"),
-    (lambda: masks.from_cu_seqlens(torch.tensor([0.0, 2.5])), ValueError, "whole numbers, not torch.float32"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0.0, 2.5])), ValueError, "not torch.float32 of shape (2,)"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0, 5]), total=3), ValueError, "ends at 5, more than total=3"),
+    (lambda: masks.from_cu_seqlens(torch.zeros(2, device="meta").int()), ValueError, "give total="),
+    (lambda: masks.padding(torch.tensor([2, -1])), ValueError, "at least 0, not -1"),
+    (lambda: masks.prefix(torch.tensor([2, -1])), ValueError, "at least 0, not -1"),
+    (lambda: masks.padding(torch.tensor([2, 8])).materialize(7), ValueError, "counts 8 tokens in one sequence"),
+    (lambda: (~masks.padding(torch.tensor([8]))).materialize(7), ValueError, "the keys are 7 long"),
+    (
+        lambda: masks.to_attn_mask(masks.by_head([masks.causal(), masks.window(2)]), 5),
+        ValueError,
+        "needs num_heads=2, not 1",
+    ),
+    (
+        lambda: masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 5, batch_size=3),
+        ValueError,
+        "needs batch_size=2, not 3",
+    ),
     (lambda: masks.to_cu_seqlens(masks.causal()), ValueError, "only documents(ids)"),
     (lambda: masks.to_cu_seqlens(masks.documents(torch.tensor([0, 1, 0]))), ValueError, "interrupted"),
     (

@@ -228,7 +228,8 @@ class BoundMask:
 
 def evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
     """The rule for these positions, broadcastable to (B, H, N_q, N_k)."""
-    return _asked(mask, positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0))
+    matrix = _asked(mask, positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0))
+    return matrix.unsqueeze(0) if matrix.dim() == 3 else matrix  # per head, for all items
 
 
 def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
@@ -279,7 +280,10 @@ def _check_place(mask: Any, device: torch.device) -> None:
 
 
 def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    return f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
+    text = f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
+    if have[:2] == (wanted[1], 1):
+        text += "; three axes are (batch, queries, keys), so a mask per head needs four, (1, heads, queries, keys)"
+    return text
 
 
 def _of(size: int, part: Places) -> Places:

@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attnlab.deciding import may_read
-from attnlab.masks.mask import Mask, Reach, on_device_of, one_for_all, require_tensor, short
+from attnlab.deciding import holds_values, may_check, may_read
+from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
 
 PRIME = 2**31 - 1
 
@@ -113,8 +113,8 @@ class _ByHead(Mask):
         return max(rule.items for rule in self.rules)
 
     @property
-    def by_position(self) -> bool:
-        return all(rule.by_position for rule in self.rules)
+    def parts(self) -> tuple[Mask, ...]:
+        return self.rules
 
     @property
     def is_relative(self) -> bool:
@@ -122,16 +122,12 @@ class _ByHead(Mask):
 
     @property
     def sees_itself(self) -> bool:
-        return any(rule.sees_itself for rule in self.rules)
+        return all(rule.sees_itself for rule in self.rules)  # one head alone would say nothing of a conjunction
 
     @property
     def runs(self) -> list[tuple[slice, Mask]]:
         ends = accumulate(self.counts)
         return [(slice(e - n, e), rule) for e, n, rule in zip(ends, self.counts, self.rules, strict=True)]
-
-    def check(self, queries: int, keys: int) -> None:
-        for rule in self.rules:
-            rule.check(queries, keys)
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, rules=tuple(rule.to(device) for rule in self.rules))
@@ -193,6 +189,13 @@ class _Padding(Mask):
 
     def tokens(self, length: int) -> list[slice] | None:
         return self._ranges(length) if self.queries else None
+
+    def check_lengths(self, length: int) -> None:
+        if may_check(self.lengths) and self.lengths.numel() and (most := int(self.lengths.max())) > length:
+            raise ValueError(
+                f"padding(lengths) counts {most} tokens in one sequence, but the keys are {length} long; "
+                "give at most that many"
+            )
 
     def _real(self, b: Tensor, place: Tensor) -> Tensor:
         b = one_for_all(b, self.items)
@@ -270,7 +273,8 @@ class _Blocks(Mask):
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         if self.pattern is None:
             return super().reachable(queries, k)
-        rows = self.pattern[..., queries.start // self.size : -(-queries.stop // self.size), :].any(-2)
+        first = max(queries.start, 0)  # a query before the first key is in no block of the pattern
+        rows = self.pattern[..., first // self.size : -(-max(queries.stop, 0) // self.size), :].any(-2)
         return rows.flatten(0, -2).any(0)[k // self.size] if rows.dim() > 1 else rows[k // self.size]
 
     def check(self, queries: int, keys: int) -> None:
@@ -358,7 +362,7 @@ class _RandomBlocks(Mask):
         return [known[block] for known in self._known]
 
     def __repr__(self) -> str:
-        seed = "..." if torch._C._are_functorch_transforms_active() else int(self.seed)
+        seed = int(self.seed) if holds_values(self.seed) else "..."
         return f"random_blocks({self.size}, {self.count}, {seed})"
 
 
@@ -427,7 +431,7 @@ def prefix(length: int | Tensor) -> Mask:
     A prefix language model is ``causal() | prefix(length)``.
     """
     if isinstance(length, Tensor):
-        return _Prefix(_integers("prefix(length)", length, 1))
+        return _Prefix(_counts("prefix(length)", length))
     if isinstance(length, bool) or not isinstance(length, int) or length < 0:
         raise ValueError(f"prefix(length) takes a whole number of at least 0, not {length!r}")
     return _Prefix(length)
@@ -446,12 +450,13 @@ def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, q
             that looks at itself.
 
     Raises:
-        ValueError: an unknown side; left padding without ``total``; a length above ``total``.
+        ValueError: an unknown side; left padding without ``total``; a negative length, or one above ``total``. A layer
+            raises it for a length above that of its keys. Values are checked on a CPU, outside of a trace.
     """
-    lengths = _integers("padding(lengths)", lengths, 1)
+    lengths = _counts("padding(lengths)", lengths)
     if side not in ("right", "left"):
         raise ValueError(f"padding(side=) is 'right' or 'left', not {side!r}")
-    if total is not None and lengths.numel() and int(lengths.max()) > total:
+    if total is not None and may_check(lengths) and lengths.numel() and int(lengths.max()) > total:
         raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than total={total}")
     if side == "right":
         return _Padding(lengths, None, lengths, queries)
@@ -462,13 +467,7 @@ def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, q
 
 def documents(ids: Tensor) -> Mask:
     """Only within one's own document: ``ids`` (N,) or (B, N) names the document of every position."""
-    require_tensor("documents(ids)", ids)
-    if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"documents(ids) takes whole numbers of shape (length,) or (batch, length), "
-            f"not {ids.dtype} of shape {tuple(ids.shape)}"
-        )
-    return _Documents(ids)
+    return _Documents(integers("documents(ids)", ids, ("length",), ("batch", "length")))
 
 
 def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
@@ -483,12 +482,11 @@ def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
     Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences", section 2, for the random graph.
     """
     size, count = _positive("random_blocks(size)", size), _positive("random_blocks(count)", count)
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
     if isinstance(seed, Tensor):
-        whole = seed.dim() == 0 and not seed.is_floating_point() and seed.dtype != torch.bool
-    if not whole:
+        return _RandomBlocks(size, count, integers("random_blocks(seed)", seed, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"random_blocks(seed) takes one whole number, or a tensor of one, not {seed!r}")
-    return _RandomBlocks(size, count, torch.as_tensor(seed))
+    return _RandomBlocks(size, count, torch.tensor(seed))
 
 
 def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask:
@@ -520,10 +518,9 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
-def _integers(name: str, tensor: Tensor, dim: int) -> Tensor:
-    require_tensor(name, tensor)
-    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() != dim:
-        raise ValueError(
-            f"{name} takes whole numbers of shape (batch,), not {tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
-    return tensor
+def _counts(name: str, tensor: Tensor) -> Tensor:
+    """Whole numbers of at least 0, one per batch item, as int64."""
+    counts = integers(name, tensor, ("batch",))
+    if may_check(counts) and counts.numel() and (least := int(counts.min())) < 0:
+        raise ValueError(f"{name} takes whole numbers of at least 0, not {least}")
+    return counts
