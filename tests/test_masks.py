@@ -5,6 +5,8 @@ Sizes are distinct primes wherever an axis could be swapped: B = 2, H = 3, N_k =
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attnlab import masks
 from attnlab.masks import Mask
@@ -147,7 +152,7 @@ def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -
     assert not rest.any()
 
 
-@given(combined(POSITIONAL), st.integers(1, 5), st.integers(1, 11), st.integers(-11, 7))
+@given(st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 5), st.integers(1, 11), st.integers(-11, 7))
 def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: int, offset: int) -> None:
     """Also rows before the first key or behind the last one, as with more queries than keys."""
     bound = mask.bind(queries, KEYS, shape=(B, H), offset=offset)
@@ -189,6 +194,92 @@ def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) 
     out = mask.bind(KEYS, shape=(B, H)).blank(torch.ones(B, KEYS, width))
     seen = matrix(mask).any(-1).any(1)
     assert torch.equal(out, seen.unsqueeze(-1).expand(B, KEYS, width).float())
+
+
+# Fully masked rows
+
+
+@given(st.lists(st.one_of(POSITIONAL, combined(POSITIONAL)), min_size=1, max_size=4), st.data())
+def test_fully_masked_rows_are_those_of_the_matrix(rules: list[Mask], data: st.DataObject) -> None:
+    """Conjunctions over all rules, also of a cache that has dropped its first keys, and with more queries than keys."""
+    mask = functools.reduce(operator.and_, rules)
+    first = data.draw(st.integers(0, KEYS - 1))
+    queries, offset = data.draw(st.integers(1, KEYS)), data.draw(st.integers(-KEYS, KEYS))
+    bound = mask.bind(queries, KEYS - first, shape=(B, H), offset=offset, first=first)
+    expected = ~matrix(mask, queries, KEYS, first + offset)[..., first:].any(-1).any(1)
+    assert torch.equal(bound.fully_masked().expand(B, queries), expected)
+
+
+PARTS = {
+    "causal": masks.causal(),
+    "window": masks.window(5),
+    "dilated": masks.dilated(3, 7),
+    "every": masks.every(7),
+    "not a window": ~masks.window(5),
+    "prefix": masks.prefix(11),
+    "prefix per item": masks.prefix(torch.tensor([3, 0, 11])),
+    "blocks": masks.blocks(13, around=1),
+    "global tokens": masks.window(3) | masks.global_tokens(2),
+    "summaries": masks.summaries(11, 2),
+    "right padding": masks.padding(torch.tensor([701, 0, 5])),
+    "left padding": masks.padding(torch.tensor([701, 0, 5]), side="left", total=701),
+    "padding of queries": masks.padding(torch.tensor([701, 0, 5]), queries=True),
+    "padded keys": masks.from_key_padding_mask(torch.arange(3 * 701).view(3, 701) % 7 < 5),
+    "per head": masks.by_head([masks.window(5), masks.every(7), ~masks.causal()]),
+}
+IN_PARTS = {
+    "documents": masks.documents(torch.arange(701) // 23),
+    "pattern": masks.blocks(64, torch.eye(11, dtype=torch.bool)),
+    "random blocks": masks.random_blocks(16, 2, 3),
+    "not every": ~masks.every(3),
+}
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest storage that an operation made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.size = max(self.size, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+
+@pytest.mark.parametrize("name", [*PARTS, *IN_PARTS])
+@pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
+def test_no_matrix_is_made_to_find_fully_masked_rows(name: str, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.masks.bound.CHUNK", 2**14)
+    mask = masks.causal() & (PARTS | IN_PARTS)[name] & PARTS[padded]
+    bound, out = mask.bind(701, shape=(3, 3)), torch.ones(3, 701, 2)
+    with Largest() as largest:
+        found = bound.blank(out)
+    assert largest.size < (30_000 if name in PARTS else 100_000), "the matrix has 3 * 701 * 701 elements, 1.5 million"
+    expected = matrix_of(mask, 701).any(-1).any(1)
+    assert torch.equal(found[..., 0].bool(), expected.expand(3, -1))
+
+
+def matrix_of(mask: Mask, length: int) -> Tensor:
+    return mask.materialize(length).expand(3, 3, length, length)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
+    """On the meta device, under make_fx, and in one compiled graph for every length."""
+    torch._dynamo.reset()
+    mask = masks.causal() & PARTS[name] & PARTS["padding of queries"]
+    moved = mask.to("meta")
+    assert moved.bind(701, shape=(3, 3), device="meta").fully_masked().shape == (3, 701)
+
+    def blank(out: Tensor) -> Tensor:
+        return mask.bind(out.shape[1], shape=(3, 3), device=out.device).blank(out)
+
+    out = torch.ones(3, 701, 2)
+    expected = blank(out)
+    assert torch.equal(torch.compile(blank, fullgraph=True, backend="eager", dynamic=True)(out), expected)
+    assert torch.equal(make_fx(blank)(out)(out), expected)
 
 
 # The rules
@@ -281,8 +372,7 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
 
 def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
     """Queries before the first key are in no block: their rows are fully masked, and no other row is."""
-    pattern = torch.rand(13, 13, generator=torch.Generator().manual_seed(0)) > 0.5
-    pattern[:, 0] = True
+    pattern = torch.eye(13, dtype=torch.bool) | (torch.arange(13) == 5)
     mask = masks.blocks(16, pattern)
     torch.manual_seed(0)
     layer = MultiAttention(6, 3).double()

@@ -25,6 +25,10 @@ TOGETHER = 64
 """Queries for which it is asked together what they can reach, where that is no range."""
 
 
+CHUNK = 2**22
+"""Entries of a matrix that are evaluated at a time."""
+
+
 class BoundMask:
     """A mask at one length, as a mechanism and the engines see it: it becomes a matrix at most once.
 
@@ -130,10 +134,10 @@ class BoundMask:
         return BoundMask(rest, self.queries, self.keys, self.offset, self._shape, self._device, self.first)
 
     def blank(self, out: Tensor) -> Tensor:
-        """``out`` (B, N_q, D) with zeros in the rows that may look at nothing."""
+        """``out`` (B, N_q, D) with zeros in the fully masked rows."""
         if self.mask.sees_itself and 0 <= self.offset <= self.keys - self.queries:
             return out
-        return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
+        return out.masked_fill(self.fully_masked().unsqueeze(-1), 0.0)
 
     def seen(self, queries: slice) -> slice:
         """The keys from the first to the last that these rows can reach; those in a step of `Mask.step` alone, where
@@ -188,13 +192,21 @@ class BoundMask:
             return True
         return self.mask.is_narrow and may_read(torch.device(self._device or "cpu"))
 
-    def _empty(self) -> Tensor:
-        """Which rows may look at nothing, (B | 1, N_q)."""
-        if self._tensor is not None or not self._is_lean or not self.mask.by_position:
-            return ~self.tensor().any(-1).any(1)
-        tiles = self.tiles(256)
-        if not tiles:
-            return torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+    def fully_masked(self) -> Tensor:
+        """Which rows attend to no key in any head, Boolean (B | 1, N_q). No matrix is made to find them, but of a rule
+        that `Mask.clauses` does not give: a part at a time.
+        """
+        clauses = self.mask.clauses(*self._places(slice(0, self.queries), slice(0, self.keys)))
+        if clauses is not None:
+            q = positions(slice(0, self.queries), self.first + self.offset, self._device).unsqueeze(1)
+            found = torch.zeros(1, 1, self.queries, 1, dtype=torch.bool, device=self._device)
+            for clause in clauses:
+                found = found | clause.any_key(q, self.keys, self.first)
+            return ~found.squeeze(-1).any(1)
+        if self._tensor is not None or not self.mask.by_position or torch.compiler.is_compiling():
+            return ~self.tensor().any(-1).any(1).expand(-1, self.queries)
+        size = min(256, max(1, CHUNK // max(1, self.mask.items * self.mask.heads * self.keys)))
+        tiles = self.tiles(size) or [(slice(0, 0), slice(0, 0))]
         return in_order(
             [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles],
             [rows for rows, _ in tiles],
@@ -215,8 +227,12 @@ class BoundMask:
         return BoundMask(rule, self.queries, self.keys, self.offset, shape, self._device, self.first)
 
     def _evaluated(self, queries: slice, keys: Places) -> Tensor:
+        return self.mask.at(*self._places(queries, keys))
+
+    def _places(self, queries: slice, keys: Places) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `Mask.at` takes for these rows and columns."""
         q = positions(queries, self.first + self.offset, self._device)
-        return _asked(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
+        return _with_items(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
 
     def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
         matrix = matrix[(None,) * (4 - matrix.dim())]
@@ -234,8 +250,13 @@ def evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str
 
 def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
     """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
+    return mask.at(*_with_items(mask, q, k))
+
+
+def _with_items(mask: Mask, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Items and heads, (B, 1, 1, 1) and (H, 1, 1), before these positions."""
     b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
-    return mask.at(b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k)
+    return b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k
 
 
 def positions(places: Places, first: int, device: torch.device | str | None) -> Tensor:

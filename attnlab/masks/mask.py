@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnlab.deciding import holds_values
 from attnlab.masks.bound import BoundMask, evaluate
+from attnlab.masks.clauses import Clause, Clauses, complement, conjunction, disjunction
 
 Reach = tuple[int | None, int | None]
 """How far back and how far ahead; None: as far as there is."""
@@ -93,6 +94,12 @@ class Mask:
         if back is not None:
             found = found & (k >= queries.start - back)
         return found if ahead is None else found & (k < queries.stop + ahead)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        """The rule as a union of key ranges, by which fully masked rows are found without a matrix; None where it is
+        not given so. Takes what `at` takes.
+        """
+        return None
 
     @property
     def runs(self) -> list[tuple[slice, Mask]] | None:
@@ -241,6 +248,9 @@ class _Keys(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(keys=self.at(b, h, q, k))]
+
     def spans(self, keys: int) -> list[slice] | None:
         starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
         place = torch.arange(self.keep.shape[1], device=self.keep.device)
@@ -334,6 +344,9 @@ class _And(_Pair):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.at(b, h, q, k) & self.right.at(b, h, q, k)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return conjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
+
     def __repr__(self) -> str:
         return " & ".join(f"({m})" if isinstance(m, _Or) else f"{m}" for m in (self.left, self.right))
 
@@ -359,6 +372,9 @@ class _Or(_Pair):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.at(b, h, q, k) | self.right.at(b, h, q, k)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return disjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
+
     def __repr__(self) -> str:
         return f"{self.left} | {self.right}"
 
@@ -381,6 +397,9 @@ class _Not(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.at(b, h, q, k)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return complement(self.mask.clauses(b, h, q, k))
 
     def __repr__(self) -> str:
         return f"~({self.mask})" if isinstance(self.mask, _And | _Or) else f"~{self.mask}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlab.deciding import holds_values, may_check, may_read
+from attnlab.masks.clauses import Clause, Clauses, conjunction, disjunction
 from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
 
 PRIME = 2**31 - 1
@@ -27,6 +28,9 @@ class _Causal(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k <= q
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(stop=q + 1)]
 
     def __repr__(self) -> str:
         return "causal()"
@@ -46,6 +50,9 @@ class _Window(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k).abs() < self.size
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(start=q - self.size + 1, stop=q + self.size)]
+
     def __repr__(self) -> str:
         return f"window({self.size})"
 
@@ -64,6 +71,9 @@ class _Every(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k) % self.gap == 0
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(step=self.gap)]
+
     def __repr__(self) -> str:
         return f"every({self.gap})"
 
@@ -75,6 +85,9 @@ class _GlobalTokens(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q < self.count) | (k < self.count)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(rows=q < self.count), Clause(stop=torch.full_like(q, self.count))]
 
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         return k < self.count if queries.start >= self.count else torch.ones_like(k, dtype=torch.bool)
@@ -91,6 +104,9 @@ class _Summaries(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(keys=self.at(b, h, q, k))]
 
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
@@ -139,6 +155,13 @@ class _ByHead(Mask):
             found = found | (rule.at(b, h, q, k) & (h >= own.start) & (h < own.stop))
         return found
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        union: Clauses = []
+        for heads, rule in self.runs:
+            chosen = [Clause(rows=(h >= heads.start) & (h < heads.stop))]
+            union = disjunction(union, conjunction(rule.clauses(b, h, q, k), chosen))
+        return union
+
     def __repr__(self) -> str:
         return f"by_head({' + '.join(f'{n} * [{rule}]' for n, rule in zip(self.counts, self.rules, strict=True))})"
 
@@ -163,6 +186,11 @@ class _Prefix(Mask):
             return k < on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)]
         return k < self.length
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        if isinstance(self.length, Tensor):
+            return [Clause(stop=on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)])]
+        return [Clause(stop=torch.full_like(q, self.length))]
+
     def __repr__(self) -> str:
         return f"prefix({short(self.length)})"
 
@@ -183,6 +211,14 @@ class _Padding(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        item = one_for_all(b, self.items)
+        start, stop = (
+            None if bound is None else on_device_of(k, bound, "padding(lengths)")[item]
+            for bound in (self.start, self.stop)
+        )
+        return [Clause(start, stop, rows=self._real(b, q) if self.queries else None)]
 
     def spans(self, keys: int) -> list[slice] | None:
         return None if self.queries else self._ranges(keys)
@@ -306,6 +342,12 @@ class _Blocks(Mask):
         if pattern.dim() == 2:
             return pattern[q, k] & inside
         return pattern[one_for_all(b, self.items), one_for_all(h, self.heads), q, k] & inside
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        if self.pattern is not None:
+            return None
+        block = q // self.size
+        return [Clause((block - self.around) * self.size, (block + self.around + 1) * self.size)]
 
     def __repr__(self) -> str:
         around = f", around={self.around}" if self.around else ""
