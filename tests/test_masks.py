@@ -265,6 +265,21 @@ def matrix_of(mask: Mask, length: int) -> Tensor:
     return mask.materialize(length).expand(3, 3, length, length)
 
 
+@pytest.mark.parametrize("fill", [0.4, 0.95])
+@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queries: bool, train: bool) -> None:
+    """Neither for the kernel nor for the rows that are blanked; at most what causal alone needs."""
+    torch.manual_seed(0)
+    layer, x = MultiAttention(6, 3, causal=True).train(train), torch.randn(2, 701, 6).requires_grad_(train)
+    mask = masks.padding(torch.tensor([701, round((2 * fill - 1) * 701)]).clamp(min=5), queries=queries)
+    with Largest() as largest:
+        out = layer(x, mask=mask)
+        if train:
+            out.sum().backward()
+    assert largest.size < 701 * 701 / 4
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
     """On the meta device, under make_fx, and in one compiled graph for every length."""

@@ -6,6 +6,7 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.engines.bias import Bias, cut, written
@@ -104,6 +105,8 @@ def itemwise(
     bias: Bias | None,
     keys: list[slice],
     kernel: Kernel,
+    *,
+    queries: bool = False,
 ) -> Tensor:
     """An item at a time, with its real keys alone.
 
@@ -115,12 +118,15 @@ def itemwise(
         bias: four axes, broadcastable to (B, H, N, M).
         keys: the real keys of every item.
         kernel: computes a part.
+        queries: whether these are its real queries too, N = M; the rows of the others are zero.
     """
-    everyone = slice(0, q.shape[2])
-    done = []
-    for b, own in enumerate(keys):
-        item = slice(b, b + 1)
-        done.append(_part(q[item], k[item, :, own], v[item, :, own], rest, bias, kernel, everyone, own, item))
+    N, done = q.shape[2], []
+    # Split, not sliced: the gradient of a slice is as large as the whole.
+    for b, (own, Q, K, V) in enumerate(zip(keys, q.split(1), k.split(1), v.split(1), strict=True)):
+        rows = own if queries else slice(0, N)
+        part = Q[:, :, rows], K[:, :, own], V[:, :, own], rest, bias, kernel, rows, own, slice(b, b + 1)
+        out = _part(*part)
+        done.append(F.pad(out, (0, 0, rows.start, N - rows.stop)) if queries else out)
     return _joined(done, 0)
 
 

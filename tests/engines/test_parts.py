@@ -41,6 +41,7 @@ MASKS: dict[str, Mask | None] = {
     "causal": causal(),
     "window": causal() & window(7),
     "padding": padding(LENGTHS),
+    "padding of queries": causal() & padding(LENGTHS, queries=True),
     "an empty item": padding(torch.tensor([0, 101])),
     "every few": causal() & every(7),
     "every few of a window": dilated(5, 3),
