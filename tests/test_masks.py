@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from attnlab import masks
 from attnlab.masks import Mask
 from attnlab.models.multihead import MultiAttention
+from attnlab.models.strided import StridedAttention
 
 B, H, KEYS = 2, 3, 7
 
@@ -165,6 +166,27 @@ def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: 
     assert not rest.any()
 
 
+@given(st.integers(2, 5), st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 3), st.integers(0, 5))
+def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, first: int) -> None:
+    """Each residue of the step has the tiles of the first, moved by as many positions, whatever the other rules are."""
+    mask = masks.every(step) & mask
+    length = KEYS - first
+    bound = mask.bind(length, shape=(B, H), first=first)
+    assert bound.folds
+    rest = bound.tensor().expand(B, H, length, length).clone()
+    for rows, keys in bound.tiles(size, one_step=True):
+        assert isinstance(keys, slice)
+        part = bound.folded_tile(rows, keys).expand(B, mask.step, H, -1, -1)
+        for residue in range(mask.step):
+            r, c = torch.arange(length)[rows] + residue, torch.arange(length)[keys] + residue
+            inside = r[:, None] < length, c < length
+            assert not part[:, residue, ..., ~inside[1]].any()
+            found = part[:, residue][:, :, inside[0][:, 0]][..., inside[1]]
+            assert torch.equal(found, rest[:, :, r[r < length][:, None], c[c < length]])
+            rest[:, :, r[r < length][:, None], c[c < length]] = False
+    assert not rest.any()
+
+
 @given(st.lists(st.sampled_from([masks.window(2), masks.every(3)]), min_size=H, max_size=H), combined(PLAIN))
 def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
     bound = (rest & masks.by_head(rules)).bind(KEYS, shape=(B, H))
@@ -278,6 +300,23 @@ def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queri
         if train:
             out.sum().backward()
     assert largest.size < 701 * 701 / 4
+
+
+@pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_strided_attention_over_a_padded_batch_needs_little_more_than_without(
+    padded: str, train: bool, is_causal: bool
+) -> None:
+    """Its far heads take one kernel call for all residues, at a length that is no multiple of the stride."""
+    torch.manual_seed(0)
+    layer = StridedAttention(6, 2, stride=23, causal=is_causal).train(train)
+    x = torch.randn(3, 701, 6).requires_grad_(train)
+    with Largest() as largest:
+        out = layer(x, mask=PARTS[padded])
+        if train:
+            out.sum().backward()
+    assert largest.size < 701 * 701 / 2
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -53,6 +53,9 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
         real = int(lengths.sum())
         if not SHORT * B <= real <= FULL * B * N:
             return None
+        rules = [own.mask for _, own in mask.by_head() or [(slice(None), mask)]]
+        if any(own.step > 1 and None in own.reach for own in rules):
+            return None  # its keys are reached by steps: in one long row, those of the other items are too
         index = torch.cat([torch.arange(b * N + span.start, b * N + span.stop) for b, span in enumerate(spans)])
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
         for other in factors:

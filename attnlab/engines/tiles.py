@@ -58,14 +58,17 @@ def folded(
     Takes what `tiled` takes, but a bias.
     """
     B, N, step = q.shape[0], q.shape[2], mask.mask.step
-    q, k, v = (t.unflatten(2, (N // step, step)).permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
+    q, k, v = (F.pad(t, (0, 0, 0, -N % step)).unflatten(2, (-1, step)) for t in (q, k, v))
+    q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
     parts = []
     for rows, keys in tiles:
         assert isinstance(keys, slice)
         own, seen = (slice(part.start // step, part.start // step + count(part)) for part in (rows, keys))
-        permitted = mask.tile(rows, keys)
-        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted))
-    return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        permitted = mask.folded_tile(rows, keys)
+        if permitted.shape[:2] != (1, 1):
+            permitted = permitted.expand(B, step, *permitted.shape[2:])
+        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted.flatten(0, 1)))
+    return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 
 def fitting_tiles(mask: BoundMask, *, one_step: bool) -> list[tuple[slice, Places]] | None:

@@ -153,14 +153,34 @@ class BoundMask:
 
     @property
     def folds(self) -> bool:
-        """Whether rows a step apart see none but each other, and each set of them sees what the first one sees."""
-        aligned = self.queries == self.keys and self.offset == 0 and self.queries % self.mask.step == 0
-        return self.mask.step > 1 and self.mask.is_relative and aligned
+        """Whether rows a step apart attend to each other alone, and are given by position."""
+        return self.mask.step > 1 and self.mask.by_position and self.queries == self.keys and self.offset == 0
+
+    def folded_tile(self, rows: slice, keys: slice) -> Tensor:
+        """`tile` for all residues of the step: these rows and columns, and those 1, 2, ... step - 1 positions later.
+
+        A position behind the last key is masked: the length is taken as the next multiple of the step.
+
+        Returns:
+            Boolean, broadcastable to (B, step, H, rows, keys).
+        """
+        step, last = self.mask.step, self.keys - 1
+        if self.mask.is_relative and self.keys % step == 0:  # the same for every residue
+            return self.tile(rows, keys).unsqueeze(1)
+        later = torch.arange(step, device=self._device).view(-1, 1, 1, 1)
+        q = positions(rows, 0, self._device).unsqueeze(1) + later
+        k = positions(keys, 0, self._device) + later
+        at = [self.first + place.clamp(max=last) for place in (q, k)]
+        b, h, *_ = _with_items(self.mask, *at)
+        permitted = self.mask.at(b.unsqueeze(1), h, *at)
+        permitted = permitted[(None,) * (5 - permitted.dim())]
+        return permitted if self.keys % step == 0 else permitted & (k <= last)
 
     def tiles(self, size: int, *, one_step: bool = False) -> list[tuple[slice, Places]]:
         """All rows, ``size`` at a time, each time with the keys that these can reach.
 
-        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone.
+        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone,
+        with keys that hold for the others too, each as many positions later as its row (`folded_tile`).
         """
         step = self.mask.step
         parts = []
@@ -168,7 +188,7 @@ class BoundMask:
             for part in slices(-(-(self.queries - first) // step), size):
                 last = first + step * (part.stop - 1)
                 rows = slice(first + step * part.start, last + 1, step if step > 1 else None)
-                parts.append((rows, self._reached(rows)))
+                parts.append((rows, self.seen(rows) if one_step else self._reached(rows)))
         return parts
 
     def _reached(self, rows: slice) -> Places:
