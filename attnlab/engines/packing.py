@@ -42,7 +42,7 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     It is possible where the mask is ``padding(..., queries=True)`` and what else it says depends on distances alone,
     which packing keeps.
     """
-    if not may_split(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys:
+    if not may_split(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
     (B, N), factors = x.shape[:2], mask.mask.factors
     for rule in factors:

@@ -252,6 +252,8 @@ class _Keys(Mask):
         return [Clause(keys=self.at(b, h, q, k))]
 
     def spans(self, keys: int) -> list[slice] | None:
+        if not self.keep.numel():
+            return [slice(0, 0)] * self.items
         starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
         place = torch.arange(self.keep.shape[1], device=self.keep.device)
         if not torch.equal(self.keep, (place >= starts) & (place < starts + counts)):

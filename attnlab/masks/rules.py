@@ -267,6 +267,8 @@ class _Documents(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
         length = ids.shape[-1]
+        if not length:
+            return torch.zeros_like(q == k)
         inside = (q >= 0) & (q < length)  # a position that the ids do not name is in no document
         q = q.clamp(0, length - 1)
         if ids.dim() == 1:
@@ -338,6 +340,8 @@ class _Blocks(Mask):
             return (q - k).abs() <= self.around
         pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
         rows = pattern.shape[-2]
+        if not pattern.numel():
+            return torch.zeros_like(q == k)
         inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
         if pattern.dim() == 2:
             return pattern[q, k] & inside
