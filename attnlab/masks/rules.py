@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attnlab.deciding import holds_values, may_check, may_read
+from attnlab.deciding import may_check, may_read
 from attnlab.masks.clauses import Clause, Clauses, conjunction, disjunction
 from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
 
@@ -362,7 +362,7 @@ class _Blocks(Mask):
 class _RandomBlocks(Mask):
     size: int
     count: int
-    seed: Tensor
+    seed: int | Tensor
     _known: list[Tensor] = field(default_factory=list, init=False, repr=False)
     """What each draw of the first blocks is, once it was asked for."""
     is_narrow = True
@@ -394,7 +394,10 @@ class _RandomBlocks(Mask):
 
     def _drawn(self, block: Tensor, draw: int) -> Tensor:
         """Which block this one draws, by a hash: it follows from nothing but the seed and where the block is."""
-        seed = on_device_of(block, self.seed, "random_blocks(seed)") % PRIME
+        seed = self.seed
+        if isinstance(seed, Tensor):
+            seed = on_device_of(block, seed, "random_blocks(seed)")
+        seed = seed % PRIME
         number = (block * 48271 + (draw + 1) * 69621 + seed) % PRIME
         for _ in range(3):
             number = (number * number + seed + 40692) % PRIME  # below 2^62
@@ -408,8 +411,7 @@ class _RandomBlocks(Mask):
         return [known[block] for known in self._known]
 
     def __repr__(self) -> str:
-        seed = int(self.seed) if holds_values(self.seed) else "..."
-        return f"random_blocks({self.size}, {self.count}, {seed})"
+        return f"random_blocks({self.size}, {self.count}, {short(self.seed)})"
 
 
 def causal() -> Mask:
@@ -532,7 +534,7 @@ def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
         return _RandomBlocks(size, count, integers("random_blocks(seed)", seed, ()))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"random_blocks(seed) takes one whole number, or a tensor of one, not {seed!r}")
-    return _RandomBlocks(size, count, torch.tensor(seed))
+    return _RandomBlocks(size, count, seed)
 
 
 def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask:
