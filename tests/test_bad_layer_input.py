@@ -45,7 +45,7 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another number of heads": (lambda: true(B, 7, N, N), ValueError, "does not fit (batch, heads, queries, keys)"),
     "one axis": (lambda: true(N), ValueError, "a mask has the shape (queries, keys)"),
     "five axes": (lambda: true(1, 1, 1, N, N), ValueError, "a mask has the shape (queries, keys)"),
-    "a row an item": (lambda: true(B, N), ValueError, "for one row a batch item use from_key_padding_mask"),
+    "a row an item": (lambda: true(B, N), ValueError, "use from_attention_mask where True means a real token"),
     "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
     "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
     "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
