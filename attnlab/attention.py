@@ -105,7 +105,9 @@ class Attention(nn.Module):
                 (B, H, N_q, N_k) in which True means *may look*. It is joined with ``causal``.
             bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). Keep it finite: who may
                 look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
-            context: the sequence looked at, (B, M, D); without it a token looks at its own sequence.
+            context: the sequence attended to, (B, M, D); without it x attends to itself. A layer with ``causal=True``
+                takes a context as long as ``x`` alone, since positions of two sequences have no order; to align the
+                last query with the last key, build it with ``causal=False`` and give ``mask=causal()``.
             cache: what was seen before, for decoding step by step: ``x`` is what is new; a mask and a bias speak of all
                 keys. Needs ``causal``, or a mask that does not look ahead. A call that raises leaves it unchanged.
 
@@ -116,8 +118,9 @@ class Attention(nn.Module):
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
-            ValueError: for a shape or a device that does not fit; a cache that is full, of another batch, dtype or
-                device, or that would not give what the full pass gives.
+            ValueError: for a shape or a device that does not fit; a padding length above that of the keys (checked on
+                a CPU, outside of a trace); ``causal=True`` with a context of another length; a cache that is full, of
+                another batch, dtype or device, or that would not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
         with unchanged_on_error(cache):
@@ -274,6 +277,12 @@ class Attention(nn.Module):
                     f"context must have shape ({x.shape[0]}, length, {self.embed_dim}), not {tuple(context.shape)}"
                 )
             _check_device("context", context, x)
+            if self.causal and context.shape[1] != keys:
+                raise ValueError(
+                    f"causal=True compares positions of one sequence, but x has {keys} tokens and context "
+                    f"{context.shape[1]}; build the layer with causal=False, and to align the last query with the last "
+                    "key give mask=causal()"
+                )
             keys = context.shape[1]
         if mask is not None:
             self._require("mask")
@@ -286,6 +295,8 @@ class Attention(nn.Module):
         if cache is not None:
             self._check_cache(x, mask, context, cache)
             keys, first = cache.kept + x.shape[1], cache.first
+        elif mask is not None:  # with a cache, sequences may yet grow to the lengths given
+            mask.check_lengths(keys)
         if (bias := given.get("bias")) is not None:
             if not bias.is_floating_point():
                 raise TypeError(

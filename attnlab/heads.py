@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear, positive
 from attnlab.cache import Cache
+from attnlab.deciding import autocast_dtype
 from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.masks import BoundMask
@@ -269,7 +270,7 @@ class HeadNorm(nn.Module):
 
 def normed(x: Float[Tensor, "*rest d"], norm: nn.Module) -> Float[Tensor, "*rest d"]:
     """``norm(x)`` in the dtype of ``x``; under autocast computed in float32, the dtype of the norm's gains there."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x.device) is not None:
         return norm(x.float()).to(x.dtype)
     return norm(x)
 

@@ -246,9 +246,18 @@ def test_causal_alone_stays_a_rule() -> None:
     assert layer.mask.is_causal
 
 
-def test_causal_over_a_context_is_aligned_at_the_end() -> None:
+def test_causal_refuses_a_context_of_another_length() -> None:
     layer = Recorder(D, causal=True)
-    layer(x(), context=x(M))
+    for length in (0, N - 1, M):
+        with pytest.raises(ValueError, match=rf"x has {N} tokens and context {length}; build .* give mask=causal\(\)"):
+            layer(x(), context=x(length))
+    layer(x(), context=x())
+    assert layer.mask.is_causal
+
+
+def test_a_causal_mask_over_a_context_is_aligned_at_the_end() -> None:
+    layer = Recorder(D)
+    layer(x(), mask=causal(), context=x(M))
     assert torch.equal(layer.mask.tensor()[0, 0], torch.ones(N, M).tril(M - N).bool())
 
 
@@ -295,8 +304,8 @@ def test_the_pattern_is_asked_for_the_whole_length() -> None:
     layer, cache = Near(D, causal=True), Cache(N + M)
     layer(x())
     assert layer.asked == N
-    layer(x(), context=x(M))
-    assert layer.asked == M
+    Near.forward(other := Near(D), x(), context=x(M))
+    assert other.asked == M
     cache.append(torch.zeros(B, N, 1))
     layer(x(M), cache=cache)
     assert layer.asked == N + M

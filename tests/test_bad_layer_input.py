@@ -45,7 +45,8 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another number of heads": (lambda: true(B, 7, N, N), ValueError, "does not fit (batch, heads, queries, keys)"),
     "one axis": (lambda: true(N), ValueError, "a mask has the shape (queries, keys)"),
     "five axes": (lambda: true(1, 1, 1, N, N), ValueError, "a mask has the shape (queries, keys)"),
-    "a row an item": (lambda: true(B, N), ValueError, "for one row a batch item use from_key_padding_mask"),
+    "a row an item": (lambda: true(B, N), ValueError, "use from_attention_mask where True means a real token"),
+    "lengths above that of the keys": (lambda: padding(whole(3, 6)), ValueError, "counts 6 tokens in one sequence"),
     "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
     "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
     "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
@@ -121,6 +122,29 @@ def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
     for ask in (layer(name), layer(name, causal=True).weights):
         with pytest.raises(error, match=re.escape(says)):
             ask(x(), bias=make())
+
+
+@every
+def test_causal_with_a_context_of_another_length(name: str) -> None:
+    """Asked for by mask=causal() on a layer that is not causal: the last query is aligned with the last key."""
+    attend = layer(name)
+    if not attend.supports("context"):
+        pytest.skip("it takes no context")
+    look_back = layer(name, causal=True)
+    weights = torch.rand(B, attend.num_heads, N, 7)
+    for context in (x(7), x(3), x(0)):
+        for ask in (
+            look_back,
+            look_back.weights,
+            look_back.core,
+            lambda x, context: look_back.mix(weights, x, context=context),
+        ):
+            with pytest.raises(ValueError, match=rf"x has 5 tokens and context {context.shape[1]}; .*mask=causal\(\)"):
+                ask(x(), context=context)
+    look_back.load_state_dict(attend.state_dict())
+    torch.testing.assert_close(look_back(x(), context=x()), attend(x(), context=x(), mask=causal()))
+    seen = attend.weights(x(), context=x(7), mask=causal()).any(1)
+    assert torch.equal(seen, true(B, N, 7).tril(2))
 
 
 @every

@@ -5,6 +5,8 @@ Sizes are distinct primes wherever an axis could be swapped: B = 2, H = 3, N_k =
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +16,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attnlab import masks
 from attnlab.masks import Mask
 from attnlab.models.multihead import MultiAttention
+from attnlab.models.strided import StridedAttention
 
 B, H, KEYS = 2, 3, 7
 
@@ -147,6 +153,40 @@ def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -
     assert not rest.any()
 
 
+@given(st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 5), st.integers(1, 11), st.integers(-11, 7))
+def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: int, offset: int) -> None:
+    """Also rows before the first key or behind the last one, as with more queries than keys."""
+    bound = mask.bind(queries, KEYS, shape=(B, H), offset=offset)
+    rest = bound.tensor().expand(B, H, queries, KEYS).clone()
+    for rows, keys in bound.tiles(size):
+        places = torch.arange(queries)[rows][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
+        part = bound.tensor().expand(B, H, queries, KEYS)[:, :, *places]
+        assert torch.equal(bound.tile(rows, keys).expand_as(part), part)
+        rest[:, :, *places] = False
+    assert not rest.any()
+
+
+@given(st.integers(2, 5), st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 3), st.integers(0, 5))
+def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, first: int) -> None:
+    """Each residue of the step has the tiles of the first, moved by as many positions, whatever the other rules are."""
+    mask = masks.every(step) & mask
+    length = KEYS - first
+    bound = mask.bind(length, shape=(B, H), first=first)
+    assert bound.folds
+    rest = bound.tensor().expand(B, H, length, length).clone()
+    for rows, keys in bound.tiles(size, one_step=True):
+        assert isinstance(keys, slice)
+        part = bound.folded_tile(rows, keys).expand(B, mask.step, H, -1, -1)
+        for residue in range(mask.step):
+            r, c = torch.arange(length)[rows] + residue, torch.arange(length)[keys] + residue
+            inside = r[:, None] < length, c < length
+            assert not part[:, residue, ..., ~inside[1]].any()
+            found = part[:, residue][:, :, inside[0][:, 0]][..., inside[1]]
+            assert torch.equal(found, rest[:, :, r[r < length][:, None], c[c < length]])
+            rest[:, :, r[r < length][:, None], c[c < length]] = False
+    assert not rest.any()
+
+
 @given(st.lists(st.sampled_from([masks.window(2), masks.every(3)]), min_size=H, max_size=H), combined(PLAIN))
 def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
     bound = (rest & masks.by_head(rules)).bind(KEYS, shape=(B, H))
@@ -176,6 +216,124 @@ def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) 
     out = mask.bind(KEYS, shape=(B, H)).blank(torch.ones(B, KEYS, width))
     seen = matrix(mask).any(-1).any(1)
     assert torch.equal(out, seen.unsqueeze(-1).expand(B, KEYS, width).float())
+
+
+# Fully masked rows
+
+
+@given(st.lists(st.one_of(POSITIONAL, combined(POSITIONAL)), min_size=1, max_size=4), st.data())
+def test_fully_masked_rows_are_those_of_the_matrix(rules: list[Mask], data: st.DataObject) -> None:
+    """Conjunctions over all rules, also of a cache that has dropped its first keys, and with more queries than keys."""
+    mask = functools.reduce(operator.and_, rules)
+    first = data.draw(st.integers(0, KEYS - 1))
+    queries, offset = data.draw(st.integers(1, KEYS)), data.draw(st.integers(-KEYS, KEYS))
+    bound = mask.bind(queries, KEYS - first, shape=(B, H), offset=offset, first=first)
+    expected = ~matrix(mask, queries, KEYS, first + offset)[..., first:].any(-1).any(1)
+    assert torch.equal(bound.fully_masked().expand(B, queries), expected)
+
+
+PARTS = {
+    "causal": masks.causal(),
+    "window": masks.window(5),
+    "dilated": masks.dilated(3, 7),
+    "every": masks.every(7),
+    "not a window": ~masks.window(5),
+    "prefix": masks.prefix(11),
+    "prefix per item": masks.prefix(torch.tensor([3, 0, 11])),
+    "blocks": masks.blocks(13, around=1),
+    "global tokens": masks.window(3) | masks.global_tokens(2),
+    "summaries": masks.summaries(11, 2),
+    "right padding": masks.padding(torch.tensor([701, 0, 5])),
+    "left padding": masks.padding(torch.tensor([701, 0, 5]), side="left", total=701),
+    "padding of queries": masks.padding(torch.tensor([701, 0, 5]), queries=True),
+    "padded keys": masks.from_key_padding_mask(torch.arange(3 * 701).view(3, 701) % 7 < 5),
+    "per head": masks.by_head([masks.window(5), masks.every(7), ~masks.causal()]),
+}
+IN_PARTS = {
+    "documents": masks.documents(torch.arange(701) // 23),
+    "pattern": masks.blocks(64, torch.eye(11, dtype=torch.bool)),
+    "random blocks": masks.random_blocks(16, 2, 3),
+    "not every": ~masks.every(3),
+}
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest storage that an operation made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.size = max(self.size, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+
+@pytest.mark.parametrize("name", [*PARTS, *IN_PARTS])
+@pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
+def test_no_matrix_is_made_to_find_fully_masked_rows(name: str, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.masks.bound.CHUNK", 2**14)
+    mask = masks.causal() & (PARTS | IN_PARTS)[name] & PARTS[padded]
+    bound, out = mask.bind(701, shape=(3, 3)), torch.ones(3, 701, 2)
+    with Largest() as largest:
+        found = bound.blank(out)
+    assert largest.size < (30_000 if name in PARTS else 100_000), "the matrix has 3 * 701 * 701 elements, 1.5 million"
+    expected = matrix_of(mask, 701).any(-1).any(1)
+    assert torch.equal(found[..., 0].bool(), expected.expand(3, -1))
+
+
+def matrix_of(mask: Mask, length: int) -> Tensor:
+    return mask.materialize(length).expand(3, 3, length, length)
+
+
+@pytest.mark.parametrize("fill", [0.4, 0.95])
+@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queries: bool, train: bool) -> None:
+    """Neither for the kernel nor for the rows that are blanked; at most what causal alone needs."""
+    torch.manual_seed(0)
+    layer, x = MultiAttention(6, 3, causal=True).train(train), torch.randn(2, 701, 6).requires_grad_(train)
+    mask = masks.padding(torch.tensor([701, round((2 * fill - 1) * 701)]).clamp(min=5), queries=queries)
+    with Largest() as largest:
+        out = layer(x, mask=mask)
+        if train:
+            out.sum().backward()
+    assert largest.size < 701 * 701 / 4
+
+
+@pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_strided_attention_over_a_padded_batch_needs_little_more_than_without(
+    padded: str, train: bool, is_causal: bool
+) -> None:
+    """Its far heads take one kernel call for all residues, at a length that is no multiple of the stride."""
+    torch.manual_seed(0)
+    layer = StridedAttention(6, 2, stride=23, causal=is_causal).train(train)
+    x = torch.randn(3, 701, 6).requires_grad_(train)
+    with Largest() as largest:
+        out = layer(x, mask=PARTS[padded])
+        if train:
+            out.sum().backward()
+    assert largest.size < 701 * 701 / 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
+    """On the meta device, under make_fx, and in one compiled graph for every length."""
+    torch._dynamo.reset()
+    mask = masks.causal() & PARTS[name] & PARTS["padding of queries"]
+    moved = mask.to("meta")
+    assert moved.bind(701, shape=(3, 3), device="meta").fully_masked().shape == (3, 701)
+
+    def blank(out: Tensor) -> Tensor:
+        return mask.bind(out.shape[1], shape=(3, 3), device=out.device).blank(out)
+
+    out = torch.ones(3, 701, 2)
+    expected = blank(out)
+    assert torch.equal(torch.compile(blank, fullgraph=True, backend="eager", dynamic=True)(out), expected)
+    assert torch.equal(make_fx(blank)(out)(out), expected)
 
 
 # The rules
@@ -266,6 +424,19 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
             assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
 
 
+def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
+    """Queries before the first key are in no block: their rows are fully masked, and no other row is."""
+    pattern = torch.eye(13, dtype=torch.bool) | (torch.arange(13) == 5)
+    mask = masks.blocks(16, pattern)
+    torch.manual_seed(0)
+    layer = MultiAttention(6, 3).double()
+    x, context = torch.randn(2, 380, 6, dtype=torch.float64), torch.randn(2, 200, 6, dtype=torch.float64)
+    out = layer(x, context=context, mask=mask)
+    torch.testing.assert_close(out, layer(x, context=context, mask=mask.materialize(380, 200)))
+    assert not out[:, :180].any()
+    torch.testing.assert_close(out[:, 180:], layer(x[:, 180:], context=context, mask=mask))
+
+
 def test_blocks_and_those_around() -> None:
     found = masks.blocks(2, around=1)
     assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
@@ -299,6 +470,49 @@ def test_from_tensor_reads_three_axes_as_batch() -> None:
     assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
 
 
+INTEGERS = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@given(integers(B, 0, 100), integers(B * 7, 0, 120), st.integers(0, 127), st.data())
+def test_any_integer_dtype_gives_the_same(
+    dtype: torch.dtype, lengths: Tensor, ids: Tensor, seed: int, data: st.DataObject
+) -> None:
+    """Narrow and unsigned integers overflow in sums and differences: 300 - 3 is 41 in uint8."""
+    boundaries = torch.cat([torch.zeros(1).long(), lengths]).cumsum(0).clamp(max=120)
+    build, given = data.draw(
+        st.sampled_from(
+            [
+                (masks.padding, lengths),
+                (lambda t: masks.padding(t, queries=True), lengths),
+                (lambda t: masks.padding(t, side="left", total=300), lengths),
+                (masks.prefix, lengths),
+                (masks.documents, ids.repeat_interleave(43, 0)),
+                (masks.documents, ids.view(B, 7).repeat_interleave(43, 1)),
+                (lambda t: masks.random_blocks(4, 2, t), torch.tensor(seed)),
+                (lambda t: masks.from_cu_seqlens(t, total=300), boundaries),
+                (masks.from_attention_mask, lengths[:, None] > torch.arange(300) % 101),
+            ]
+        )
+    )
+    found, expected = build(given.to(dtype)), build(given.long())
+    assert torch.equal(found.materialize(300), expected.materialize(300))
+    assert repr(found) == repr(expected)
+
+
+def test_left_padding_of_uint8_lengths_keeps_three_of_300_keys() -> None:
+    mask = masks.padding(torch.tensor([3, 5], dtype=torch.uint8), side="left", total=300)
+    assert mask.materialize(300).sum(-1).flatten().tolist() == [3, 5]
+
+
 # Bound to a length
 
 
@@ -322,6 +536,21 @@ def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
     mask = rule & masks.padding(real)
     out = mask.bind(307, shape=(2, 1)).blank(torch.ones(2, 307, 1))[..., 0]
     assert torch.equal(out, mask.materialize(307).expand(2, 1, 307, 307)[:, 0].any(-1).float())
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> None:
+    """Each allows every query its own position in some head, but not in the same."""
+    far = ~masks.window(99)
+    mask = masks.by_head([masks.causal(), far]) & masks.by_head([far, masks.causal()])
+    mask = mask if items == 1 else mask & masks.padding(torch.tensor([127, 101]))
+    torch.manual_seed(0)
+    layer = MultiAttention(6, 2).double()
+    nn.init.ones_(layer.output.bias)
+    out = layer(torch.randn(2, 127, 6, dtype=torch.float64), mask=mask)
+    assert torch.equal(out.any(-1), mask.materialize(127).any(-1).any(1).expand(2, -1))
+    assert not out[:, :99].any()
+    assert out[:, 99:].all()
 
 
 def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:
@@ -394,6 +623,28 @@ def test_attn_mask_there_and_back(one: Tensor, each: Tensor) -> None:
 def test_attn_mask_of_zero_and_minus_infinity(forbidden: Tensor) -> None:
     theirs = torch.zeros(5, KEYS).masked_fill(forbidden, -torch.inf)
     assert torch.equal(masks.to_attn_mask(masks.from_attn_mask(theirs), 5, KEYS), forbidden)
+
+
+def test_a_materialized_mask_per_head_has_four_axes() -> None:
+    """With three, (heads, queries, keys) would be read as (batch, queries, keys) wherever B = H."""
+    rules = [masks.causal(), masks.summaries(3), masks.prefix(2)]
+    mask = masks.by_head(rules)
+    for rule in (mask, ~mask, mask & masks.window(5), mask | masks.prefix(1)):
+        assert rule.materialize(5, KEYS).shape == (1, H, 5, KEYS)
+    assert (mask & masks.padding(torch.tensor([2, 5]))).materialize(5, KEYS).shape == (B, H, 5, KEYS)
+    torch.manual_seed(0)
+    layer, x = MultiAttention(6, H).double(), torch.randn(H, KEYS, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, mask=mask.materialize(KEYS)), layer(x, mask=mask))
+
+
+def test_to_attn_mask_of_a_mask_per_head(torch_layer: nn.MultiheadAttention) -> None:
+    ours = MultiAttention.from_torch(torch_layer)
+    x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
+    mask = masks.by_head([masks.causal(), masks.window(3), masks.prefix(2)])
+    theirs, _ = torch_layer(x, x, x, attn_mask=masks.to_attn_mask(mask, KEYS, num_heads=H, batch_size=B))
+    torch.testing.assert_close(ours(x, mask=mask), theirs)
+    same = masks.by_head([masks.prefix(3), masks.prefix(3) & masks.prefix(5)])
+    assert torch.equal(masks.to_attention_mask(same, KEYS), torch.tensor([[1, 1, 1, 0, 0, 0, 0]]))
 
 
 def test_to_attn_mask_repeats_what_is_the_same_for_every_head() -> None:
@@ -476,7 +727,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: masks.random_blocks(2, 1, 0.5), ValueError, "random_blocks(seed) takes one whole number"),
     (lambda: masks.random_blocks(2, 1, True), ValueError, "random_blocks(seed) takes one whole number"),
-    (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "or a tensor of one, not tensor([1, 2])"),
+    (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "of shape (), not torch.int64 of shape (2,)"),
     (lambda: masks.summaries(2, 3), ValueError, "takes at most as many as a block has: 3 of 2"),
     (lambda: masks.by_head([]), ValueError, "takes a rule for each head, not none"),
     (lambda: masks.by_head([masks.by_head([masks.causal(), masks.window(2)])]), ValueError, "speaks of several"),
@@ -507,7 +758,19 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_tensor(torch.ones(5, 7, dtype=torch.long)), TypeError, "from_attention_mask"),
     (lambda: masks.from_tensor(ones(7)), ValueError, "not (7,)"),
     (lambda: masks.from_tensor([[True]]), TypeError, "torch.tensor"),
-    (lambda: masks.from_tensor(ones(5, 7)).materialize(7), ValueError, "from_key_padding_mask"),
+    (
+        lambda: masks.from_tensor(ones(5, 7)).materialize(7),
+        ValueError,
+        "use from_attention_mask where True means a real token, and from_key_padding_mask where True means a token to",
+    ),
+    (lambda: bool(masks.causal()), TypeError, "combine masks with & (both allow), | (either allows) and ~ (not)"),
+    (lambda: masks.causal() and masks.window(3), TypeError, "causal() is neither true nor false"),
+    (lambda: not masks.by_head([masks.causal(), masks.window(2)]), TypeError, "neither true nor false"),
+    (
+        lambda: masks.from_tensor(ones(3, 7, 7)).bind(7, shape=(2, 3)),
+        ValueError,
+        "a mask per head needs four, (1, heads, queries, keys)",
+    ),
     (lambda: masks.from_tensor(ones(2, 7)).materialize(7), ValueError, "2 x 7 (queries x keys)"),
     (lambda: masks.as_mask("causal"), TypeError, "not str"),
     (lambda: masks.causal() & 3, TypeError, "not int"),
@@ -522,13 +785,29 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_attn_mask(ones(5)), TypeError, "of shape (5,)"),
     (lambda: masks.from_attn_mask(ones(6, 5, 5)), ValueError, "needs num_heads="),
     (lambda: masks.from_attn_mask(ones(6, 5, 5), num_heads=4), ValueError, "a divisor"),
-    (lambda: masks.to_attn_mask(masks.from_tensor(ones(2, 3, 5, 5)), 5), ValueError, "give num_heads=3, not 1"),
+    (lambda: masks.to_attn_mask(masks.from_tensor(ones(2, 3, 5, 5)), 5), ValueError, "needs num_heads=3, not 1"),
     (lambda: masks.from_attention_mask(torch.tensor([[2, 0]])), TypeError, "1 (real) or 0 (padding)"),
     (lambda: masks.from_attention_mask(torch.tensor([1, 0])), TypeError, "(batch, keys)"),
     (lambda: masks.from_cu_seqlens(torch.tensor([1, 2])), ValueError, "starts at 0 and never falls"),
     (lambda: masks.from_cu_seqlens(torch.tensor([0, 5, 3])), ValueError, "never falls"),
     (lambda: masks.from_cu_seqlens(torch.tensor([0])), ValueError, "starts at 0"),
-    (lambda: masks.from_cu_seqlens(torch.tensor([0.0, 2.5])), ValueError, "whole numbers, not torch.float32"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0.0, 2.5])), ValueError, "not torch.float32 of shape (2,)"),
+    (lambda: masks.from_cu_seqlens(torch.tensor([0, 5]), total=3), ValueError, "ends at 5, more than total=3"),
+    (lambda: masks.from_cu_seqlens(torch.zeros(2, device="meta").int()), ValueError, "give total="),
+    (lambda: masks.padding(torch.tensor([2, -1])), ValueError, "at least 0, not -1"),
+    (lambda: masks.prefix(torch.tensor([2, -1])), ValueError, "at least 0, not -1"),
+    (lambda: masks.padding(torch.tensor([2, 8])).materialize(7), ValueError, "counts 8 tokens in one sequence"),
+    (lambda: (~masks.padding(torch.tensor([8]))).materialize(7), ValueError, "the keys are 7 long"),
+    (
+        lambda: masks.to_attn_mask(masks.by_head([masks.causal(), masks.window(2)]), 5),
+        ValueError,
+        "needs num_heads=2, not 1",
+    ),
+    (
+        lambda: masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 5, batch_size=3),
+        ValueError,
+        "needs batch_size=2, not 3",
+    ),
     (lambda: masks.to_cu_seqlens(masks.causal()), ValueError, "only documents(ids)"),
     (lambda: masks.to_cu_seqlens(masks.documents(torch.tensor([0, 1, 0]))), ValueError, "interrupted"),
     (

@@ -68,6 +68,17 @@ def test_from_torch_refuses_what_it_cannot_say(options: dict[str, Any]) -> None:
         MultiAttention.from_torch(nn.MultiheadAttention(D, H, **options))
 
 
+def test_from_torch_refuses_a_layer_of_another_layout_unless_told() -> None:
+    """Both take (5, 7, D): without the refusal, items would be taken for positions in silence."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(D, H, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"batch_first=False and takes \(length, batch, D\).*batch_first=True\)"):
+        MultiAttention.from_torch(layer)
+    x = tokens()
+    theirs = layer(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1)
+    torch.testing.assert_close(MultiAttention.from_torch(layer, batch_first=True)(x), theirs)
+
+
 def test_to_torch_carries_what_was_trained() -> None:
     ours = MultiAttention(D, H).double()
     torch.nn.init.normal_(ours.qkv.bias)

@@ -34,7 +34,7 @@ with install_import_hook(["attnlab.models", "attnlab.attention", "planted"], "be
             if "bias" in mechanism.card.supports:
                 calls.append({"bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
-                calls.append({"context": torch.randn(2, 7, 24)})
+                calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
             for given in calls:
                 layer(x, **given)
                 if "weights" in mechanism.card.supports:

@@ -78,7 +78,7 @@ def attempt(measure: Callable[[bool, Mask | None], T], causality: bool, mask: Ma
 
 def said(causality: bool, mask: Mask | None) -> str:
     """How a layer was asked."""
-    asked = [*(["causal=True"] if causality else []), *([f"mask={mask}"] if mask else [])]
+    asked = [*(["causal=True"] if causality else []), *([f"mask={mask}"] if mask is not None else [])]
     return " and ".join(asked) or "asked plainly"
 
 

@@ -43,7 +43,7 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     It is possible where the mask is ``padding(..., queries=True)`` and what else it says depends on distances alone,
     which packing keeps.
     """
-    if not may_split(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys:
+    if not may_split(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
     (B, N), factors = x.shape[:2], mask.mask.factors
     for rule in factors:
@@ -54,6 +54,9 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
         real = int(lengths.sum())
         if not SHORT * B <= real <= FULL * B * N:
             return None
+        rules = [own.mask for _, own in mask.by_head() or [(slice(None), mask)]]
+        if any(own.step > 1 and None in own.reach for own in rules):
+            return None  # its keys are reached by steps: in one long row, those of the other items are too
         index = torch.cat([torch.arange(b * N + span.start, b * N + span.stop) for b, span in enumerate(spans)])
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
         for other in factors:

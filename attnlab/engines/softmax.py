@@ -29,6 +29,9 @@ from attnlab.masks.bound import Places, count, slices
 SHORT = 128
 """Below this length a kernel is through before anything could be saved."""
 
+LONG = 512
+"""From this many keys, a matrix per batch item costs more than a kernel call for each."""
+
 TRIANGLE = (192, 768)
 """Between these lengths the causal kernel computes most of what it then forbids."""
 
@@ -330,7 +333,7 @@ def _parts(
 ) -> tuple[Callable[[], Path], Callable[[], Tensor]] | None:
     """A way that leaves out what may not be looked at; None where there is too little of it."""
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
-    if M < SHORT:
+    if M < SHORT or not B:
         return None
     folds = bias is None and mask.folds
     if tiles := fitting_tiles(mask, one_step=folds):
@@ -348,12 +351,15 @@ def _parts(
             )
         if bias is not None and q.shape[1] * N * M > MATRIX:
             continue  # better some rows of it than the whole of it for each item
-        spans = rule.spans(M)
+        queries = rule.tokens(N) if mask.offset == 0 and N == M else None
+        spans = rule.spans(M) if queries is None else queries
         if spans is not None and len(spans) == B:
-            real = sum(span.stop - span.start for span in spans)
-            if real <= 0.9 * B * M:
+            real, rest = sum(span.stop - span.start for span in spans), mask.without(rule)
+            if real <= 0.9 * B * M or ((rest or queries) is not None and M >= LONG):
                 why = f"{real / (B * M):.0%} of the keys are real; an item at a time leaves out the rest"
-                return partial(Path, "items", why), partial(itemwise, q, k, v, mask.without(rule), bias, spans, kernel)
+                return partial(Path, "items", why), partial(
+                    itemwise, q, k, v, rest, bias, spans, kernel, queries=queries is not None
+                )
     if bias is None and mask.is_causal and TRIANGLE[0] <= N <= TRIANGLE[1]:
         why = f"causal, {N} long: four parts leave out most of what is ahead"
         return partial(Path, "triangle", why), partial(triangular, q, k, v, kernel)

@@ -6,6 +6,7 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -66,14 +67,17 @@ def folded(
     Takes what `tiled` takes, but a bias.
     """
     B, N, step = q.shape[0], q.shape[2], mask.mask.step
-    q, k, v = (t.unflatten(2, (N // step, step)).permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
+    q, k, v = (F.pad(t, (0, 0, 0, -N % step)).unflatten(2, (-1, step)) for t in (q, k, v))
+    q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
     parts = []
     for rows, keys in tiles:
         assert isinstance(keys, slice)
         own, seen = (slice(part.start // step, part.start // step + count(part)) for part in (rows, keys))
-        permitted = mask.tile(rows, keys)
-        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted))
-    return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        permitted = mask.folded_tile(rows, keys)
+        if permitted.shape[:2] != (1, 1):
+            permitted = permitted.expand(B, step, *permitted.shape[2:])
+        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted.flatten(0, 1)))
+    return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 
 def fitting_tiles(mask: BoundMask, *, one_step: bool) -> list[tuple[slice, Places]] | None:
@@ -113,6 +117,8 @@ def itemwise(
     bias: Bias | None,
     keys: list[slice],
     kernel: Kernel,
+    *,
+    queries: bool = False,
 ) -> Tensor:
     """An item at a time, with its real keys alone.
 
@@ -124,12 +130,15 @@ def itemwise(
         bias: four axes, broadcastable to (B, H, N, M).
         keys: the real keys of every item.
         kernel: computes a part.
+        queries: whether these are its real queries too, N = M; the rows of the others are zero.
     """
-    everyone = slice(0, q.shape[2])
-    done = []
-    for b, own in enumerate(keys):
-        item = slice(b, b + 1)
-        done.append(_part(q[item], k[item, :, own], v[item, :, own], rest, bias, kernel, everyone, own, item))
+    N, done = q.shape[2], []
+    # Split, not sliced: the gradient of a slice is as large as the whole.
+    for b, (own, Q, K, V) in enumerate(zip(keys, q.split(1), k.split(1), v.split(1), strict=True)):
+        rows = own if queries else slice(0, N)
+        part = Q[:, :, rows], K[:, :, own], V[:, :, own], rest, bias, kernel, rows, own, slice(b, b + 1)
+        out = _part(*part)
+        done.append(F.pad(out, (0, 0, rows.start, N - rows.stop)) if queries else out)
     return _joined(done, 0)
 
 

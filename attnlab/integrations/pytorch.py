@@ -107,9 +107,7 @@ class AsMultihead(nn.Module):
         return rule, bias
 
 
-def from_torch(
-    model: nn.Module, make: Callable[[nn.MultiheadAttention], Attention] = MultiAttention.from_torch
-) -> nn.Module:
+def from_torch(model: nn.Module, make: Callable[[nn.MultiheadAttention], Attention] | None = None) -> nn.Module:
     """A copy of ``model`` in which every `nn.MultiheadAttention` computes with ours, with the same weights.
 
     The copy gives what the original gives, in train and in eval mode, with ``mask``, ``src_key_padding_mask`` and
@@ -117,7 +115,8 @@ def from_torch(
 
     Args:
         model: an `nn.TransformerEncoder`, or anything that holds an `nn.MultiheadAttention`.
-        make: what makes ours of theirs; another one puts another mechanism in its place.
+        make: what makes ours of theirs, `MultiAttention.from_torch` by default; another one puts another mechanism in
+            its place. Tokens are transposed for it where ``batch_first`` is False.
 
     Raises:
         ValueError: where there is none, or one that cannot be said exactly, with its name in the model.
@@ -127,7 +126,8 @@ def from_torch(
         assert isinstance(theirs, nn.MultiheadAttention)
         if type(theirs) is not nn.MultiheadAttention:
             raise ValueError(f"{type(theirs).__name__} extends nn.MultiheadAttention, and may compute something else")
-        ours = AsMultihead(make(theirs), batch_first=theirs.batch_first)
+        layer = MultiAttention.from_torch(theirs, batch_first=True) if make is None else make(theirs)
+        ours = AsMultihead(layer, batch_first=theirs.batch_first)
         return ours.requires_grad_(any(p.requires_grad for p in theirs.parameters()))
 
     return _exchanged(model, nn.MultiheadAttention, swap)

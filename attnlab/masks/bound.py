@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnlab.deciding import may_read
+from attnlab.deciding import autocast_dtype, may_read
 
 if TYPE_CHECKING:
     from attnlab.masks.mask import Mask
@@ -23,6 +23,10 @@ Places = slice | Tensor
 
 TOGETHER = 64
 """Queries for which it is asked together what they can reach, where that is no range."""
+
+
+CHUNK = 2**22
+"""Entries of a matrix that are evaluated at a time."""
 
 
 class BoundMask:
@@ -130,10 +134,10 @@ class BoundMask:
         return BoundMask(rest, self.queries, self.keys, self.offset, self._shape, self._device, self.first)
 
     def blank(self, out: Tensor) -> Tensor:
-        """``out`` (B, N_q, D) with zeros in the rows that may look at nothing."""
+        """``out`` (B, N_q, D) with zeros in the fully masked rows."""
         if self.mask.sees_itself and 0 <= self.offset <= self.keys - self.queries:
             return out
-        return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
+        return out.masked_fill(self.fully_masked().unsqueeze(-1), 0.0)
 
     def tame_padding(self, tokens: Tensor) -> Tensor:
         """``tokens`` (B, n, D), the last n of the keys, with 0 for each number in the padding that could overflow.
@@ -143,9 +147,9 @@ class BoundMask:
         """
         last = self.first + self.keys
         place = torch.arange(last - tokens.shape[1], last, device=tokens.device).unsqueeze(0)
-        kind = tokens.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
-        limit = torch.finfo(dtype).max ** (1 / 3)  # the product of a token, a weight and a query stays finite
+        limit = torch.finfo(autocast_dtype(tokens.device) or tokens.dtype).max ** (
+            1 / 3
+        )  # the product of a token, a weight and a query stays finite
         for rule in self.mask.factors:
             if rule.is_padding:
                 item = torch.arange(rule.items, device=tokens.device).unsqueeze(1)
@@ -167,14 +171,34 @@ class BoundMask:
 
     @property
     def folds(self) -> bool:
-        """Whether rows a step apart see none but each other, and each set of them sees what the first one sees."""
-        aligned = self.queries == self.keys and self.offset == 0 and self.queries % self.mask.step == 0
-        return self.mask.step > 1 and self.mask.is_relative and aligned
+        """Whether rows a step apart attend to each other alone, and are given by position."""
+        return self.mask.step > 1 and self.mask.by_position and self.queries == self.keys and self.offset == 0
+
+    def folded_tile(self, rows: slice, keys: slice) -> Tensor:
+        """`tile` for all residues of the step: these rows and columns, and those 1, 2, ... step - 1 positions later.
+
+        A position behind the last key is masked: the length is taken as the next multiple of the step.
+
+        Returns:
+            Boolean, broadcastable to (B, step, H, rows, keys).
+        """
+        step, last = self.mask.step, self.keys - 1
+        if self.mask.is_relative and self.keys % step == 0:  # the same for every residue
+            return self.tile(rows, keys).unsqueeze(1)
+        later = torch.arange(step, device=self._device).view(-1, 1, 1, 1)
+        q = positions(rows, 0, self._device).unsqueeze(1) + later
+        k = positions(keys, 0, self._device) + later
+        at = [self.first + place.clamp(max=last) for place in (q, k)]
+        b, h, *_ = _with_items(self.mask, *at)
+        permitted = self.mask.at(b.unsqueeze(1), h, *at)
+        permitted = permitted[(None,) * (5 - permitted.dim())]
+        return permitted if self.keys % step == 0 else permitted & (k <= last)
 
     def tiles(self, size: int, *, one_step: bool = False) -> list[tuple[slice, Places]]:
         """All rows, ``size`` at a time, each time with the keys that these can reach.
 
-        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone.
+        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone,
+        with keys that hold for the others too, each as many positions later as its row (`folded_tile`).
         """
         step = self.mask.step
         parts = []
@@ -182,7 +206,7 @@ class BoundMask:
             for part in slices(-(-(self.queries - first) // step), size):
                 last = first + step * (part.stop - 1)
                 rows = slice(first + step * part.start, last + 1, step if step > 1 else None)
-                parts.append((rows, self._reached(rows)))
+                parts.append((rows, self.seen(rows) if one_step else self._reached(rows)))
         return parts
 
     def _reached(self, rows: slice) -> Places:
@@ -206,13 +230,21 @@ class BoundMask:
             return True
         return self.mask.is_narrow and may_read(torch.device(self._device or "cpu"))
 
-    def _empty(self) -> Tensor:
-        """Which rows may look at nothing, (B | 1, N_q)."""
-        if self._tensor is not None or not self._is_lean or not self.mask.by_position:
-            return ~self.tensor().any(-1).any(1)
-        tiles = self.tiles(256)
-        if not tiles:
-            return torch.zeros(1, 0, dtype=torch.bool, device=self._device)
+    def fully_masked(self) -> Tensor:
+        """Which rows attend to no key in any head, Boolean (B | 1, N_q). No matrix is made to find them, but of a rule
+        that `Mask.clauses` does not give: a part at a time.
+        """
+        clauses = self.mask.clauses(*self._places(slice(0, self.queries), slice(0, self.keys)))
+        if clauses is not None:
+            q = positions(slice(0, self.queries), self.first + self.offset, self._device).unsqueeze(1)
+            found = torch.zeros(1, 1, self.queries, 1, dtype=torch.bool, device=self._device)
+            for clause in clauses:
+                found = found | clause.any_key(q, self.keys, self.first)
+            return ~found.squeeze(-1).any(1)
+        if self._tensor is not None or not self.mask.by_position or torch.compiler.is_compiling():
+            return ~self.tensor().any(-1).any(1).expand(-1, self.queries)
+        size = min(256, max(1, CHUNK // max(1, self.mask.items * self.mask.heads * self.keys)))
+        tiles = self.tiles(size) or [(slice(0, 0), slice(0, 0))]
         return in_order(
             [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles],
             [rows for rows, _ in tiles],
@@ -233,8 +265,12 @@ class BoundMask:
         return BoundMask(rule, self.queries, self.keys, self.offset, shape, self._device, self.first)
 
     def _evaluated(self, queries: slice, keys: Places) -> Tensor:
+        return self.mask.at(*self._places(queries, keys))
+
+    def _places(self, queries: slice, keys: Places) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `Mask.at` takes for these rows and columns."""
         q = positions(queries, self.first + self.offset, self._device)
-        return _asked(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
+        return _with_items(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
 
     def _fitted(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
         matrix = matrix[(None,) * (4 - matrix.dim())]
@@ -246,13 +282,19 @@ class BoundMask:
 
 def evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
     """The rule for these positions, broadcastable to (B, H, N_q, N_k)."""
-    return _asked(mask, positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0))
+    matrix = _asked(mask, positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0))
+    return matrix.unsqueeze(0) if matrix.dim() == 3 else matrix  # per head, for all items
 
 
 def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
     """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
+    return mask.at(*_with_items(mask, q, k))
+
+
+def _with_items(mask: Mask, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Items and heads, (B, 1, 1, 1) and (H, 1, 1), before these positions."""
     b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
-    return mask.at(b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k)
+    return b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k
 
 
 def positions(places: Places, first: int, device: torch.device | str | None) -> Tensor:
@@ -297,7 +339,10 @@ def _check_place(mask: Any, device: torch.device) -> None:
 
 
 def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    return f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
+    text = f"the mask has shape {have}, which does not fit (batch, heads, queries, keys) = {wanted}"
+    if have[:2] == (wanted[1], 1):
+        text += "; three axes are (batch, queries, keys), so a mask per head needs four, (1, heads, queries, keys)"
+    return text
 
 
 def _of(size: int, part: Places) -> Places:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.masks.mask import Mask, _Keys, _Matrix, require_tensor
+from attnlab.deciding import holds_values, may_check
+from attnlab.masks.mask import Mask, _Keys, _Matrix, integers, require_tensor
 from attnlab.masks.rules import _Documents
 
 
@@ -40,7 +41,7 @@ def from_attn_mask(mask: Tensor, num_heads: int | None = None) -> Mask:
     """
     require_tensor("from_attn_mask(mask)", mask)
     if mask.is_floating_point():
-        if not bool(((mask == 0) | (mask == -torch.inf)).all()):
+        if may_check(mask) and not bool(((mask == 0) | (mask == -torch.inf)).all()):
             raise TypeError("this attn_mask holds numbers other than 0 and -inf: give it as bias=")
         mask = mask == -torch.inf
     if mask.dtype != torch.bool or mask.dim() not in (2, 3):
@@ -55,25 +56,40 @@ def from_attn_mask(mask: Tensor, num_heads: int | None = None) -> Mask:
     return _Matrix(~mask)
 
 
-def to_attn_mask(mask: Mask, queries: int, keys: int | None = None, *, num_heads: int = 1) -> Tensor:
-    """To attn_mask, True means *may not look*: (N_q, N_k), or (B·H, N_q, N_k) where items or heads differ.
+def to_attn_mask(
+    mask: Mask, queries: int, keys: int | None = None, *, num_heads: int = 1, batch_size: int | None = None
+) -> Tensor:
+    """To attn_mask, where True means *not allowed to attend*.
+
+    Args:
+        mask: the rule.
+        queries: N_q.
+        keys: N_k; as many as queries where not given.
+        num_heads: H, needed for a rule that differs per batch item or per head.
+        batch_size: B, needed for a rule that differs per head but not per batch item; 1 by default.
+
+    Returns:
+        Boolean: (N_q, N_k), or (B·H, N_q, N_k) where items or heads differ.
 
     Raises:
-        ValueError: for a rule that differs between heads, but not between ``num_heads`` of them.
+        ValueError: for a rule of another number of heads or batch items.
     """
     matrix = ~mask.materialize(queries, keys)
     matrix = matrix.expand(*matrix.shape[:-2], queries, queries if keys is None else keys)
     if matrix.dim() == 2:
         return matrix
-    if matrix.shape[1] not in (1, num_heads):
-        raise ValueError(f"{mask} has {matrix.shape[1]} heads; give num_heads={matrix.shape[1]}, not {num_heads}")
-    return matrix.expand(-1, num_heads, -1, -1).flatten(0, 1)
+    items, heads = matrix.shape[:2]
+    batch_size = items if batch_size is None else batch_size
+    for name, have, wanted in (("num_heads", heads, num_heads), ("batch_size", items, batch_size)):
+        if have not in (1, wanted):
+            raise ValueError(f"{mask} needs {name}={have}, not {wanted}")
+    return matrix.expand(batch_size, num_heads, -1, -1).flatten(0, 1)
 
 
 def from_attention_mask(mask: Tensor) -> Mask:
     """From Hugging Face's attention_mask: (B, N_k), 1 is a real token and 0 is padding."""
     require_tensor("from_attention_mask(mask)", mask)
-    if mask.dim() != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+    if mask.dim() != 2 or (may_check(mask) and not bool(((mask == 0) | (mask == 1)).all())):
         raise TypeError(
             f"attention_mask has the shape (batch, keys) and holds 1 (real) or 0 (padding), "
             f"not {mask.dtype} of shape {tuple(mask.shape)}"
@@ -86,15 +102,29 @@ def to_attention_mask(mask: Mask, queries: int, keys: int | None = None) -> Tens
     return _keys_alone(mask, queries, keys, "attention_mask").long()
 
 
-def from_cu_seqlens(cu_seqlens: Tensor) -> Mask:
-    """From the boundaries of packed sequences, (S + 1,): 0, the running sums of the lengths, the total."""
-    require_tensor("from_cu_seqlens(cu_seqlens)", cu_seqlens)
-    if cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
-        raise ValueError(f"cu_seqlens holds whole numbers, not {cu_seqlens.dtype}")
-    starts = cu_seqlens.long()
-    if starts.dim() != 1 or starts.numel() < 2 or int(starts[0]) != 0 or bool((starts.diff() < 0).any()):
+def from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None) -> Mask:
+    """From the boundaries of packed sequences, (S + 1,): 0, the cumulative sums of the lengths, the total.
+
+    Args:
+        cu_seqlens: whole numbers, (S + 1,).
+        total: the length of the packed row, the last boundary; without it that is read from the tensor, which needs
+            values (not possible in a trace) and waits for a GPU. Positions behind the last boundary are one more
+            document.
+
+    Raises:
+        ValueError: for other numbers or another shape, where they can be checked; a last boundary above ``total``.
+    """
+    starts = integers("from_cu_seqlens(cu_seqlens)", cu_seqlens, ("sequences + 1",))
+    if starts.numel() < 2 or (may_check(starts) and (int(starts[0]) != 0 or bool((starts.diff() < 0).any()))):
         raise ValueError("cu_seqlens starts at 0 and never falls: [0, n1, n1 + n2, ...]")
-    return _Documents(torch.repeat_interleave(torch.arange(starts.numel() - 1, device=starts.device), starts.diff()))
+    if total is None:
+        if not holds_values(starts):
+            raise ValueError("from_cu_seqlens(cu_seqlens) has no values here to read the length from; give total=")
+        total = int(starts[-1])
+    elif may_check(starts) and int(starts[-1]) > total:
+        raise ValueError(f"cu_seqlens ends at {int(starts[-1])}, more than total={total}")
+    places = torch.arange(total, device=starts.device)
+    return _Documents(torch.searchsorted(starts[1:].contiguous(), places, right=True))
 
 
 def to_cu_seqlens(mask: Mask) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from attnlab.deciding import holds_values
 from attnlab.masks.bound import BoundMask, evaluate
+from attnlab.masks.clauses import Clause, Clauses, complement, conjunction, disjunction
 
 Reach = tuple[int | None, int | None]
 """How far back and how far ahead; None: as far as there is."""
@@ -44,12 +46,28 @@ class Mask:
         """Of how many heads it speaks one by one; 1 where it is the same for all."""
         return 1
 
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        """The rules that this one is made of; none where it is a rule by itself."""
+        return ()
+
     def check(self, queries: int, keys: int) -> None:
         """Refuse lengths that this rule does not fit.
 
         Raises:
             ValueError: with what it fits.
         """
+        for part in self.parts:
+            part.check(queries, keys)
+
+    def check_lengths(self, length: int) -> None:
+        """Refuse lengths of sequences above ``length``, that of all keys; only where their values may be read.
+
+        Raises:
+            ValueError: with the length given and the length of the keys.
+        """
+        for part in self.parts:
+            part.check_lengths(length)
 
     @property
     def reach(self) -> Reach:
@@ -77,6 +95,12 @@ class Mask:
             found = found & (k >= queries.start - back)
         return found if ahead is None else found & (k < queries.stop + ahead)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        """The rule as a union of key ranges, by which fully masked rows are found without a matrix; None where it is
+        not given so. Takes what `at` takes.
+        """
+        return None
+
     @property
     def runs(self) -> list[tuple[slice, Mask]] | None:
         """Where each head has a rule of its own: which heads, that follow each other, have which rule; else None."""
@@ -85,7 +109,7 @@ class Mask:
     @property
     def by_position(self) -> bool:
         """Whether `at` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
-        return True
+        return all(part.by_position for part in self.parts)
 
     def spans(self, keys: int) -> list[slice] | None:
         """Where the rule is one range of keys for each batch item, those ranges; else None."""
@@ -136,6 +160,12 @@ class Mask:
     def __invert__(self) -> Mask:
         return _Not(self)
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self} is neither true nor false; combine masks with & (both allow), | (either allows) and ~ (not), "
+            "not with and, or, not"
+        )
+
     def __rand__(self, other: Tensor) -> Mask:
         return as_mask(other) & self
 
@@ -159,7 +189,8 @@ class Mask:
             device: where the matrix shall be; a mask that holds tensors must be there already (see `to`).
 
         Returns:
-            Boolean, broadcastable to (B, H, N_q, N_k): True where the query may look at the key.
+            Boolean, broadcastable to (B, H, N_q, N_k): True where the query may attend to the key. A mask that differs
+            per head has all four axes, (1 | B, H, N_q, N_k), so that no head is taken for a batch item.
 
         Raises:
             ValueError: when a tensor in the mask does not fit these sizes or lies on another device.
@@ -167,7 +198,9 @@ class Mask:
         keys = queries if keys is None else keys
         offset = keys - queries if offset is None else offset
         self.check(queries, keys)
-        return evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
+        self.check_lengths(keys)
+        matrix = evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
+        return matrix if self.heads == 1 else matrix.expand(-1, -1, queries, keys)
 
     def bind(
         self,
@@ -219,7 +252,12 @@ class _Keys(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(keys=self.at(b, h, q, k))]
+
     def spans(self, keys: int) -> list[slice] | None:
+        if not self.keep.numel():
+            return [slice(0, 0)] * self.items
         starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
         place = torch.arange(self.keep.shape[1], device=self.keep.device)
         if not torch.equal(self.keep, (place >= starts) & (place < starts + counts)):
@@ -249,7 +287,8 @@ class _Matrix(Mask):
         if rows not in (1, queries) or columns not in (1, keys):
             raise ValueError(
                 f"the mask is {rows} x {columns} (queries x keys), but there are "
-                f"{queries} queries and {keys} keys; for one row a batch item use from_key_padding_mask"
+                f"{queries} queries and {keys} keys; if its shape is (batch, keys), use from_attention_mask where "
+                "True means a real token, and from_key_padding_mask where True means a token to ignore"
             )
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -265,13 +304,9 @@ class _Pair(Mask):
     left: Mask
     right: Mask
 
-    def check(self, queries: int, keys: int) -> None:
-        self.left.check(queries, keys)
-        self.right.check(queries, keys)
-
     @property
-    def by_position(self) -> bool:
-        return self.left.by_position and self.right.by_position
+    def parts(self) -> tuple[Mask, ...]:
+        return (self.left, self.right)
 
     @property
     def items(self) -> int:
@@ -315,6 +350,9 @@ class _And(_Pair):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.at(b, h, q, k) & self.right.at(b, h, q, k)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return conjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
+
     def __repr__(self) -> str:
         return " & ".join(f"({m})" if isinstance(m, _Or) else f"{m}" for m in (self.left, self.right))
 
@@ -340,6 +378,9 @@ class _Or(_Pair):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.left.at(b, h, q, k) | self.right.at(b, h, q, k)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return disjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
+
     def __repr__(self) -> str:
         return f"{self.left} | {self.right}"
 
@@ -348,12 +389,9 @@ class _Or(_Pair):
 class _Not(Mask):
     mask: Mask
 
-    def check(self, queries: int, keys: int) -> None:
-        self.mask.check(queries, keys)
-
     @property
-    def by_position(self) -> bool:
-        return self.mask.by_position
+    def parts(self) -> tuple[Mask, ...]:
+        return (self.mask,)
 
     @property
     def items(self) -> int:
@@ -365,6 +403,9 @@ class _Not(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.at(b, h, q, k)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return complement(self.mask.clauses(b, h, q, k))
 
     def __repr__(self) -> str:
         return f"~({self.mask})" if isinstance(self.mask, _And | _Or) else f"~{self.mask}"
@@ -417,11 +458,28 @@ def require_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} takes a tensor, not {type(value).__name__}; make one with torch.tensor(...)")
 
 
+def integers(name: str, tensor: Tensor, *shapes: tuple[str, ...]) -> Tensor:
+    """Whole numbers with one of these lists of axes, as int64: narrow and unsigned ones would overflow later.
+
+    Raises:
+        TypeError: for what is no tensor.
+        ValueError: for another dtype or number of axes.
+    """
+    require_tensor(name, tensor)
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if not whole or tensor.dim() not in map(len, shapes):
+        wanted = " or ".join(f"({', '.join(axes)}{',' if len(axes) == 1 else ''})" for axes in shapes)
+        raise ValueError(
+            f"{name} takes whole numbers of shape {wanted}, not {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    return tensor.long()
+
+
 def short(value: int | Tensor) -> str:
-    """A value, or the shape of a large one."""
+    """A value, or the shape of a tensor that is large or holds no values to show."""
     if not isinstance(value, Tensor):
         return str(value)
-    return str(value.tolist()) if value.numel() <= 8 else f"<{'x'.join(map(str, value.shape))}>"
+    return str(value.tolist()) if value.numel() <= 8 and holds_values(value) else f"<{'x'.join(map(str, value.shape))}>"
 
 
 def one_for_all(index: Tensor, count: int) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attnlab.deciding import may_read
-from attnlab.masks.mask import Mask, Reach, on_device_of, one_for_all, require_tensor, short
+from attnlab.deciding import may_check, may_read
+from attnlab.masks.clauses import Clause, Clauses, conjunction, disjunction
+from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
 
 PRIME = 2**31 - 1
 
@@ -27,6 +28,9 @@ class _Causal(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k <= q
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(stop=q + 1)]
 
     def __repr__(self) -> str:
         return "causal()"
@@ -46,6 +50,9 @@ class _Window(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k).abs() < self.size
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(start=q - self.size + 1, stop=q + self.size)]
+
     def __repr__(self) -> str:
         return f"window({self.size})"
 
@@ -64,6 +71,9 @@ class _Every(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k) % self.gap == 0
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(step=self.gap)]
+
     def __repr__(self) -> str:
         return f"every({self.gap})"
 
@@ -75,6 +85,9 @@ class _GlobalTokens(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q < self.count) | (k < self.count)
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(rows=q < self.count), Clause(stop=torch.full_like(q, self.count))]
 
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         return k < self.count if queries.start >= self.count else torch.ones_like(k, dtype=torch.bool)
@@ -91,6 +104,9 @@ class _Summaries(Mask):
 
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        return [Clause(keys=self.at(b, h, q, k))]
 
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
@@ -113,8 +129,8 @@ class _ByHead(Mask):
         return max(rule.items for rule in self.rules)
 
     @property
-    def by_position(self) -> bool:
-        return all(rule.by_position for rule in self.rules)
+    def parts(self) -> tuple[Mask, ...]:
+        return self.rules
 
     @property
     def is_relative(self) -> bool:
@@ -122,16 +138,12 @@ class _ByHead(Mask):
 
     @property
     def sees_itself(self) -> bool:
-        return any(rule.sees_itself for rule in self.rules)
+        return all(rule.sees_itself for rule in self.rules)  # one head alone would say nothing of a conjunction
 
     @property
     def runs(self) -> list[tuple[slice, Mask]]:
         ends = accumulate(self.counts)
         return [(slice(e - n, e), rule) for e, n, rule in zip(ends, self.counts, self.rules, strict=True)]
-
-    def check(self, queries: int, keys: int) -> None:
-        for rule in self.rules:
-            rule.check(queries, keys)
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, rules=tuple(rule.to(device) for rule in self.rules))
@@ -142,6 +154,13 @@ class _ByHead(Mask):
         for own, rule in others:
             found = found | (rule.at(b, h, q, k) & (h >= own.start) & (h < own.stop))
         return found
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        union: Clauses = []
+        for heads, rule in self.runs:
+            chosen = [Clause(rows=(h >= heads.start) & (h < heads.stop))]
+            union = disjunction(union, conjunction(rule.clauses(b, h, q, k), chosen))
+        return union
 
     def __repr__(self) -> str:
         return f"by_head({' + '.join(f'{n} * [{rule}]' for n, rule in zip(self.counts, self.rules, strict=True))})"
@@ -167,6 +186,11 @@ class _Prefix(Mask):
             return k < on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)]
         return k < self.length
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        if isinstance(self.length, Tensor):
+            return [Clause(stop=on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)])]
+        return [Clause(stop=torch.full_like(q, self.length))]
+
     def __repr__(self) -> str:
         return f"prefix({short(self.length)})"
 
@@ -189,11 +213,26 @@ class _Padding(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
 
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        item = one_for_all(b, self.items)
+        start, stop = (
+            None if bound is None else on_device_of(k, bound, "padding(lengths)")[item]
+            for bound in (self.start, self.stop)
+        )
+        return [Clause(start, stop, rows=self._real(b, q) if self.queries else None)]
+
     def spans(self, keys: int) -> list[slice] | None:
         return None if self.queries else self._ranges(keys)
 
     def tokens(self, length: int) -> list[slice] | None:
         return self._ranges(length) if self.queries else None
+
+    def check_lengths(self, length: int) -> None:
+        if may_check(self.lengths) and self.lengths.numel() and (most := int(self.lengths.max())) > length:
+            raise ValueError(
+                f"padding(lengths) counts {most} tokens in one sequence, but the keys are {length} long; "
+                "give at most that many"
+            )
 
     def _real(self, b: Tensor, place: Tensor) -> Tensor:
         b = one_for_all(b, self.items)
@@ -229,6 +268,8 @@ class _Documents(Mask):
     def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
         length = ids.shape[-1]
+        if not length:
+            return torch.zeros_like(q == k)
         inside = (q >= 0) & (q < length)  # a position that the ids do not name is in no document
         q = q.clamp(0, length - 1)
         if ids.dim() == 1:
@@ -271,7 +312,8 @@ class _Blocks(Mask):
     def reachable(self, queries: range, k: Tensor) -> Tensor:
         if self.pattern is None:
             return super().reachable(queries, k)
-        rows = self.pattern[..., queries.start // self.size : -(-queries.stop // self.size), :].any(-2)
+        first = max(queries.start, 0)  # a query before the first key is in no block of the pattern
+        rows = self.pattern[..., first // self.size : -(-max(queries.stop, 0) // self.size), :].any(-2)
         return rows.flatten(0, -2).any(0)[k // self.size] if rows.dim() > 1 else rows[k // self.size]
 
     def check(self, queries: int, keys: int) -> None:
@@ -299,10 +341,18 @@ class _Blocks(Mask):
             return (q - k).abs() <= self.around
         pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
         rows = pattern.shape[-2]
+        if not pattern.numel():
+            return torch.zeros_like(q == k)
         inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
         if pattern.dim() == 2:
             return pattern[q, k] & inside
         return pattern[one_for_all(b, self.items), one_for_all(h, self.heads), q, k] & inside
+
+    def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
+        if self.pattern is not None:
+            return None
+        block = q // self.size
+        return [Clause((block - self.around) * self.size, (block + self.around + 1) * self.size)]
 
     def __repr__(self) -> str:
         around = f", around={self.around}" if self.around else ""
@@ -313,7 +363,7 @@ class _Blocks(Mask):
 class _RandomBlocks(Mask):
     size: int
     count: int
-    seed: Tensor
+    seed: int | Tensor
     _known: list[Tensor] = field(default_factory=list, init=False, repr=False)
     """What each draw of the first blocks is, once it was asked for."""
     is_narrow = True
@@ -345,7 +395,10 @@ class _RandomBlocks(Mask):
 
     def _drawn(self, block: Tensor, draw: int) -> Tensor:
         """Which block this one draws, by a hash: it follows from nothing but the seed and where the block is."""
-        seed = on_device_of(block, self.seed, "random_blocks(seed)") % PRIME
+        seed = self.seed
+        if isinstance(seed, Tensor):
+            seed = on_device_of(block, seed, "random_blocks(seed)")
+        seed = seed % PRIME
         number = (block * 48271 + (draw + 1) * 69621 + seed) % PRIME
         for _ in range(3):
             number = (number * number + seed + 40692) % PRIME  # below 2^62
@@ -359,8 +412,7 @@ class _RandomBlocks(Mask):
         return [known[block] for known in self._known]
 
     def __repr__(self) -> str:
-        seed = "..." if torch._C._are_functorch_transforms_active() else int(self.seed)
-        return f"random_blocks({self.size}, {self.count}, {seed})"
+        return f"random_blocks({self.size}, {self.count}, {short(self.seed)})"
 
 
 def causal() -> Mask:
@@ -428,7 +480,7 @@ def prefix(length: int | Tensor) -> Mask:
     A prefix language model is ``causal() | prefix(length)``.
     """
     if isinstance(length, Tensor):
-        return _Prefix(_integers("prefix(length)", length, 1))
+        return _Prefix(_counts("prefix(length)", length))
     if isinstance(length, bool) or not isinstance(length, int) or length < 0:
         raise ValueError(f"prefix(length) takes a whole number of at least 0, not {length!r}")
     return _Prefix(length)
@@ -447,12 +499,13 @@ def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, q
             that looks at itself.
 
     Raises:
-        ValueError: an unknown side; left padding without ``total``; a length above ``total``.
+        ValueError: an unknown side; left padding without ``total``; a negative length, or one above ``total``. A layer
+            raises it for a length above that of its keys. Values are checked on a CPU, outside of a trace.
     """
-    lengths = _integers("padding(lengths)", lengths, 1)
+    lengths = _counts("padding(lengths)", lengths)
     if side not in ("right", "left"):
         raise ValueError(f"padding(side=) is 'right' or 'left', not {side!r}")
-    if total is not None and lengths.numel() and int(lengths.max()) > total:
+    if total is not None and may_check(lengths) and lengths.numel() and int(lengths.max()) > total:
         raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than total={total}")
     if side == "right":
         return _Padding(lengths, None, lengths, queries)
@@ -463,13 +516,7 @@ def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, q
 
 def documents(ids: Tensor) -> Mask:
     """Only within one's own document: ``ids`` (N,) or (B, N) names the document of every position."""
-    require_tensor("documents(ids)", ids)
-    if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"documents(ids) takes whole numbers of shape (length,) or (batch, length), "
-            f"not {ids.dtype} of shape {tuple(ids.shape)}"
-        )
-    return _Documents(ids)
+    return _Documents(integers("documents(ids)", ids, ("length",), ("batch", "length")))
 
 
 def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
@@ -484,12 +531,11 @@ def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
     Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences", section 2, for the random graph.
     """
     size, count = _positive("random_blocks(size)", size), _positive("random_blocks(count)", count)
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
     if isinstance(seed, Tensor):
-        whole = seed.dim() == 0 and not seed.is_floating_point() and seed.dtype != torch.bool
-    if not whole:
+        return _RandomBlocks(size, count, integers("random_blocks(seed)", seed, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"random_blocks(seed) takes one whole number, or a tensor of one, not {seed!r}")
-    return _RandomBlocks(size, count, torch.as_tensor(seed))
+    return _RandomBlocks(size, count, seed)
 
 
 def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask:
@@ -521,10 +567,9 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
-def _integers(name: str, tensor: Tensor, dim: int) -> Tensor:
-    require_tensor(name, tensor)
-    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() != dim:
-        raise ValueError(
-            f"{name} takes whole numbers of shape (batch,), not {tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
-    return tensor
+def _counts(name: str, tensor: Tensor) -> Tensor:
+    """Whole numbers of at least 0, one per batch item, as int64."""
+    counts = integers(name, tensor, ("batch",))
+    if may_check(counts) and counts.numel() and (least := int(counts.min())) < 0:
+        raise ValueError(f"{name} takes whole numbers of at least 0, not {least}")
+    return counts

@@ -85,16 +85,29 @@ class MultiAttention(HeadedAttention):
         return SoftmaxCore(Q, K, mask, bias)
 
     @classmethod
-    def from_torch(cls, layer: nn.MultiheadAttention, *, causal: bool = False) -> MultiAttention:
+    def from_torch(
+        cls, layer: nn.MultiheadAttention, *, causal: bool = False, batch_first: bool = False
+    ) -> MultiAttention:
         """The same attention with the same weights, exactly.
+
+        Args:
+            layer: with ``batch_first=True``, as here tokens are (B, N, D).
+            causal: whether a token attends only to itself and to earlier ones.
+            batch_first: True confirms, for a layer with ``batch_first=False``, that its inputs will be transposed from
+                (N, B, D) to (B, N, D); `attnlab.integrations.pytorch.from_torch` does that by itself.
 
         Raises:
             ValueError: for what `nn.MultiheadAttention` can do and this cannot: another width of keys or values
-                (kdim, vdim), add_bias_kv, add_zero_attn.
+                (kdim, vdim), add_bias_kv, add_zero_attn; for a layer with ``batch_first=False``, without confirmation.
         """
         if layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn:
             raise ValueError(
                 "only an nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn can be converted"
+            )
+        if not (layer.batch_first or batch_first):
+            raise ValueError(
+                "this nn.MultiheadAttention has batch_first=False and takes (length, batch, D), the converted layer "
+                "(batch, length, D); transpose its inputs, and confirm that by from_torch(..., batch_first=True)"
             )
         weight = layer.in_proj_weight
         ours = cls(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlab import explain_path
-from attnlab.masks import Mask, causal, padding, prefix, window
+from attnlab.masks import Mask, causal, dilated, every, padding, prefix, window
 from attnlab.models.multihead import MultiAttention
 
 B, N, D, H = 3, 199, 12, 3
@@ -33,8 +33,10 @@ REAL = padding(LENGTHS, queries=True)
         (REAL & prefix(7), ["tiles"]),
         (REAL | causal(), ["matrix"]),
         (padding(torch.tensor([199, 198, 199]), queries=True), ["matrix"]),
-        (padding(torch.tensor([20, 1, 3]), queries=True), ["matrix"]),
-        (padding(torch.tensor([0, 0, 0]), queries=True), ["matrix"]),
+        (padding(torch.tensor([20, 1, 3]), queries=True), ["items"]),
+        (padding(torch.tensor([0, 0, 0]), queries=True), ["items"]),
+        (causal() & REAL & every(7), ["tiles"]),
+        (causal() & REAL & dilated(3, 7), ["packed", "window"]),
         (padding(torch.tensor([67]), queries=True), ["matrix"]),
     ],
     ids=str,
@@ -44,12 +46,12 @@ def test_what_is_packed(mask: Mask, expected: list[str]) -> None:
 
 
 def test_what_a_packed_row_cannot_have() -> None:
-    assert paths(REAL, bias=torch.zeros(N, N)) == ["matrix"]
-    assert paths(REAL, context=torch.randn(B, N, D)) == ["matrix"]
+    assert paths(REAL, bias=torch.zeros(N, N)) == ["items"]
+    assert paths(REAL, context=torch.randn(B, N, D)) == ["items"]
     assert paths(REAL, MultiAttention(D, H, dropout=0.1))[0] == "packed"
     assert paths(REAL, MultiAttention(D, H, dropout=0.1).eval()) == ["packed", "segments"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert paths(REAL) == ["matrix"]
+        assert paths(REAL) == ["items"]
 
 
 def test_the_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

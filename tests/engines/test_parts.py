@@ -41,8 +41,12 @@ MASKS: dict[str, Mask | None] = {
     "causal": causal(),
     "window": causal() & window(7),
     "padding": padding(LENGTHS),
+    "padding of queries": causal() & padding(LENGTHS, queries=True),
     "an empty item": padding(torch.tensor([0, 101])),
     "every few": causal() & every(7),
+    "every few, padded": causal() & every(7) & padding(LENGTHS),
+    "every few, padded on the left": every(7) & padding(LENGTHS, side="left", total=N),
+    "every few, packed": causal() & every(5) & documents(torch.arange(M) // 23),
     "every few of a window": dilated(5, 3),
     "global tokens": window(5) | global_tokens(3),
     "scattered blocks": causal()

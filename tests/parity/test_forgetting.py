@@ -47,7 +47,7 @@ def test_fla(naive: Any, dtype: torch.dtype, window: int | None, folded: bool, B
     a, b = (x.clone().requires_grad_() for _ in range(2))
     mask = None if window is None else masks.window(window)
     if not folded:  # a matrix says nothing of ranges, and the decay is written down
-        mask = masks.from_tensor((mask or masks.causal()).materialize(N))
+        mask = masks.from_tensor((masks.causal() if mask is None else mask).materialize(N))
 
     Q, K, V = (part.unflatten(-1, (H, d)) for part in layer.qkv(a).chunk(3, -1))
     gates = torch.nn.functional.logsigmoid(layer.forget(a))

@@ -1,0 +1,122 @@
+"""Masks where tensors hold no values: on the meta device, under FakeTensorMode, make_fx and torch.compile.
+
+Sizes are primes: B = 2, H = 3, N = 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attnlab import masks
+from attnlab.masks import BoundMask, Mask
+from attnlab.models.multihead import MultiAttention
+
+B, H, N = 2, 3, 11
+
+Maker = Callable[[Tensor, Tensor], Mask]
+"""Makes a mask of whole numbers (B,) and Booleans (B, N)."""
+
+RULES: dict[str, Maker] = {
+    "causal": lambda n, t: masks.causal(),
+    "window": lambda n, t: masks.window(3),
+    "dilated": lambda n, t: masks.dilated(3, 2),
+    "every": lambda n, t: masks.every(3),
+    "global tokens": lambda n, t: masks.global_tokens(2),
+    "summaries": lambda n, t: masks.summaries(3),
+    "prefix": lambda n, t: masks.prefix(3),
+    "prefix per item": lambda n, t: masks.prefix(n),
+    "padding": lambda n, t: masks.padding(n),
+    "padding, a total": lambda n, t: masks.padding(n, total=N),
+    "left padding": lambda n, t: masks.padding(n, side="left", total=N),
+    "padding of queries": lambda n, t: masks.padding(n, queries=True),
+    "documents": lambda n, t: masks.documents(t[0].long()),
+    "documents per item": lambda n, t: masks.documents(t.int()),
+    "packed": lambda n, t: masks.from_cu_seqlens(torch.cat([n[:1] * 0, n.cumsum(0)]), total=N),
+    "blocks": lambda n, t: masks.blocks(3, around=1),
+    "pattern": lambda n, t: masks.blocks(3, t[0, :1] | t[:1, :4, None][0] | t[0, :4]),
+    "pattern per head": lambda n, t: masks.blocks(3, t[:, None, :4, None] | t[:, None, None, :4].expand(B, H, 4, 4)),
+    "random blocks": lambda n, t: masks.random_blocks(2, 1, 3),
+    "random blocks of a tensor": lambda n, t: masks.random_blocks(2, 1, n.sum()),
+    "per head": lambda n, t: masks.by_head([masks.causal(), masks.every(2), masks.padding(n)]),
+    "attention mask": lambda n, t: masks.from_attention_mask(t.long()),
+    "key padding mask": lambda n, t: masks.from_key_padding_mask(t),
+    "attn_mask": lambda n, t: masks.from_attn_mask(torch.where(t, 0.0, -torch.inf)[:1].expand(N, N)),
+    "matrix": lambda n, t: masks.from_tensor(t[:, None].expand(B, N, N)),
+    "a negation": lambda n, t: ~masks.padding(n) & masks.causal(),
+    "a disjunction": lambda n, t: (masks.causal() | masks.prefix(n)) & masks.from_key_padding_mask(t),
+}
+every_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+
+
+def inputs(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    return torch.tensor([3, 7]).to(device), (torch.arange(B * N).view(B, N) % 5 > 0).to(device)
+
+
+def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
+    """All that a mechanism asks of a mask."""
+    mask = make(lengths, bits)
+    assert isinstance(repr(mask), str)
+    bound: BoundMask = mask.bind(N, shape=(B, H), device=lengths.device)
+    some = torch.tensor([2, 5], device=lengths.device)
+    tiles = [bound.tile(*part) for part in bound.tiles(4)]
+    folded = (mask & masks.every(2)).bind(N, shape=(B, H), device=lengths.device)
+    if folded.folds:
+        tiles += [folded.folded_tile(rows, keys) for rows, keys in folded.tiles(4, one_step=True)]
+    out = bound.blank(torch.ones(B, N, 5, device=lengths.device))
+    matrix = mask.materialize(N, device=lengths.device)
+    again = mask.bind(N, shape=(B, H), device=lengths.device)  # without the matrix that the first has made by now
+    return [*tiles, again.rows(some), out, bound.tensor(), matrix, again.fully_masked()]
+
+
+@every_rule
+def test_every_rule_on_the_meta_device(make: Maker) -> None:
+    found, expected = evaluated(make, *inputs("meta")), evaluated(make, *inputs())
+    assert [t.shape for t in found[-4:]] == [t.shape for t in expected[-4:]]
+    assert all(t.is_meta for t in found)
+
+
+@every_rule
+def test_every_rule_under_fake_tensors(make: Maker) -> None:
+    expected = evaluated(make, *inputs())
+    with FakeTensorMode():
+        found = evaluated(make, *inputs())
+    assert [(t.shape, t.dtype) for t in found[-4:]] == [(t.shape, t.dtype) for t in expected[-4:]]
+
+
+@every_rule
+@pytest.mark.parametrize("mode", ["real", "fake"])
+def test_every_rule_is_traced_by_make_fx(make: Maker, mode: str) -> None:
+    expected = evaluated(make, *inputs())
+    graph = make_fx(lambda n, t: evaluated(make, n, t), tracing_mode=mode)(*inputs())
+    for found, true in zip(graph(*inputs())[-4:], expected[-4:], strict=True):
+        assert torch.equal(found, true)
+    other = torch.tensor([5, 2]), inputs()[1].flip(1)
+    for found, true in zip(graph(*other)[-4:], evaluated(make, *other)[-4:], strict=True):
+        assert torch.equal(found, true), "the graph holds the values that it was traced with"
+
+
+@every_rule
+def test_every_rule_in_a_forward_without_values(make: Maker) -> None:
+    layer = MultiAttention(6, H, causal=True)
+    shape = (B, N, 6)
+    assert layer.to("meta")(torch.empty(shape, device="meta"), mask=make(*inputs("meta"))).shape == shape
+    with FakeTensorMode():
+        fake = MultiAttention(6, H, causal=True)
+        assert fake(torch.empty(shape), mask=make(*inputs())).shape == shape
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_repr_shows_the_shape_where_there_are_no_values(device: str) -> None:
+    lengths, bits = inputs(device)
+    shown = {
+        "padding": "padding([3, 7])" if device == "cpu" else "padding(<2>)",
+        "random blocks of a tensor": f"random_blocks(2, 1, {'10' if device == 'cpu' else '<>'})",
+    }
+    for name, text in shown.items():
+        assert repr(RULES[name](lengths, bits)) == text
