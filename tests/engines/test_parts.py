@@ -184,7 +184,7 @@ def test_a_sink_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 7 * 11)
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 11 * (11 + 7))
     q, k, v = drawn((B, H, N, d), (B, H, N, d), (B, H, N, w))
     seen = []
 

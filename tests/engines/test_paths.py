@@ -289,7 +289,7 @@ def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
 
 
 def test_a_row_dropped_twice_is_dropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 7 * 50)  # 50 rows at a time, computed again backward
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 50 * 57)  # 50 rows a tile, computed again backward
     q, k, _ = tensors()
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N).clone().requires_grad_()
     bound = (causal() & window(7)).bind(N, shape=(B, H))
