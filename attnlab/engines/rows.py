@@ -105,7 +105,7 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
         tiles = mask.tiles(max(1, size))
         if N * M <= budget and 1.5 * sum(max(CALL, each * count(r) * count(c)) for r, c in tiles) > each * N * M:
             return whole
-        return tiles
+        return tiles or whole
     most = mask.most  # on average, where some rows can reach more keys than others
     size = max(1, budget // max(1, most))
     if most < M:
@@ -175,3 +175,8 @@ class RowsCore(Core):
 def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:
     """``q kᵀ / √d``, (B, H, N, M)."""
     return q @ k.mT / math.sqrt(q.shape[-1])
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, or ``x`` in float32 where it is float16 or bfloat16."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
