@@ -25,7 +25,6 @@ from attnlab.cache import Cache
 from attnlab.card import Card as Card
 from attnlab.engines.core import Core, Written
 from attnlab.engines.packing import packed
-from attnlab.engines.paths import may_split
 from attnlab.masks import BoundMask, Mask, as_mask, causal
 
 
@@ -110,8 +109,9 @@ class Attention(nn.Module):
                 keys. Needs ``causal``, or a mask that does not look ahead.
 
         Returns:
-            (B, N, D), in the dtype of ``x``. A row that may look at nothing is zero. On a CPU, and without a cache, a
-            token that is NaN makes NaN of its own row and of those that may look at it, and of no other.
+            (B, N, D), in the dtype of ``x``. A fully masked row is zero. Tokens that a padding mask (`padding`,
+            `from_key_padding_mask`, `from_attention_mask`) leaves out are taken as zero vectors: what they hold, NaN
+            included, has no effect. What comes of a NaN anywhere else is not specified.
 
         Raises:
             Unsupported: for an argument that this mechanism does not take.
@@ -119,14 +119,8 @@ class Attention(nn.Module):
                 that would not give what the full pass gives.
             TypeError: for a mask that is not Boolean.
         """
-        bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
-        if bound is not None and cache is None and _may_hold_nan(x, context):
-            return self._around_nan(x, bound, given)
-        return self._compute(x, bound, given)
-
-    def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
-        """`forward`, once what was asked is checked."""
-        if self.packs and bound is not None and not given and not (self.training and self.dropout):
+        x, bound, given = self._admit(x, mask, bias=bias, context=context, cache=cache)
+        if self.packs and bound is not None and not given:
             row = packed(x, bound, self.num_heads)
             if row is not None:
                 return row.run(self._forward, x)
@@ -134,20 +128,6 @@ class Attention(nn.Module):
         if "context" in given and not given["context"].shape[1]:
             return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)  # there is nothing to look at
         return out if bound is None else bound.blank(out)
-
-    def _around_nan(self, x: Tensor, bound: BoundMask, given: dict[str, Any]) -> Tensor:
-        """`forward` without the tokens that are no numbers: a fused kernel would add 0 · NaN to rows that may not look.
-
-        What may look at such a token, and its own row, is NaN.
-        """
-        own = ~x.isfinite().all(-1)
-        lost = ~given["context"].isfinite().all(-1) if "context" in given else own
-        clean = dict(given)
-        if "context" in given:
-            clean["context"] = given["context"].masked_fill(lost.unsqueeze(-1), 0.0)
-        out = self._compute(x.masked_fill(own.unsqueeze(-1), 0.0), bound, clean)
-        heard = (lost[:, None, None] & bound.tensor()).any(-1).any(1)
-        return bound.blank(out.masked_fill((own | heard).unsqueeze(-1), torch.nan))
 
     @final
     def weights(
@@ -164,7 +144,7 @@ class Attention(nn.Module):
         large to be written down, see `core`.
         """
         self._require("weights")
-        bound, given = self._admit(x, mask, bias=bias, context=context)
+        x, bound, given = self._admit(x, mask, bias=bias, context=context)
         return self._weights(x, bound, **given)
 
     @final
@@ -180,7 +160,7 @@ class Attention(nn.Module):
         entropy, its largest weights, or what it makes of other values. Takes and raises what `forward` does.
         """
         self._require("weights")
-        bound, given = self._admit(x, mask, bias=bias, context=context)
+        x, bound, given = self._admit(x, mask, bias=bias, context=context)
         return self._core(x, bound, **given)
 
     @final
@@ -196,21 +176,13 @@ class Attention(nn.Module):
         Edit the weights in between (drop a head, flatten a row) to see what they were worth.
         """
         self._require("weights")
-        _, given = self._admit(x, None, context=context)
+        x, _, given = self._admit(x, None, context=context)
         wanted = (x.shape[0], self.num_heads, x.shape[1], (x if context is None else context).shape[1])
         if weights.shape != wanted:
             raise ValueError(
                 f"weights must have shape (batch, heads, queries, keys) = {wanted}, not {tuple(weights.shape)}"
             )
-        source = "x" if context is None else "context"
-        values = {"x": x, **given}
-        if _may_hold_nan(values[source]):
-            lost = ~values[source].isfinite().all(-1)
-            values[source] = values[source].masked_fill(lost.unsqueeze(-1), 0.0)
-            heard = ((weights != 0) & lost[:, None, None]).any(-1).any(1)
-            out = self._mix(weights, **values).masked_fill(heard.unsqueeze(-1), torch.nan)
-        else:
-            out = self._mix(weights, **values)
+        out = self._mix(weights, x, **given)
         return out.masked_fill((weights == 0).all(-1).all(1).unsqueeze(-1), 0.0)
 
     def pattern(self, length: int) -> Mask | None:
@@ -245,6 +217,17 @@ class Attention(nn.Module):
         own: Any = self  # the card of this layer, not of its class
         own.card = replace(self.card, supports=left)
 
+    def reset_parameters(self) -> None:
+        """Draw every weight anew, as the constructor does; for a layer that was built on the meta device.
+
+        Override it, and call it first, for a parameter or a buffer that the mechanism holds by itself.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                reset_linear(module)
+            elif module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.
 
@@ -271,8 +254,10 @@ class Attention(nn.Module):
                 f"it supports {', '.join(self.card.supports) or 'self-attention alone'}"
             )
 
-    def _admit(self, x: Tensor, mask: Mask | Tensor | None, **optional: Any) -> tuple[BoundMask | None, dict[str, Any]]:
-        """Check what was given, and bind ``causal`` and the mask to this length."""
+    def _admit(
+        self, x: Tensor, mask: Mask | Tensor | None, **optional: Any
+    ) -> tuple[Tensor, BoundMask | None, dict[str, Any]]:
+        """Check what was given, bind ``causal`` and the mask to this length, and zero the tokens that are padding."""
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"{type(self).__name__} takes x of shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}"
@@ -316,8 +301,13 @@ class Attention(nn.Module):
             if first and bias.shape[-1] > 1:
                 given["bias"] = bias[..., first:]
         if mask is None:
-            return None, given
-        return mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device), given
+            return x, None, given
+        bound = mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device)
+        if context is None:
+            x = bound.zero_padding(x)
+        else:
+            given["context"] = bound.zero_padding(context)
+        return x, bound, given
 
     @staticmethod
     def _check_cache(x: Tensor, mask: Mask | None, context: Tensor | None, cache: Cache) -> None:
@@ -344,11 +334,6 @@ def _check_device(name: str, given: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} lies on {given.device}, the tokens on {x.device}; move it with {name}.to(...)")
 
 
-def _may_hold_nan(*tokens: Tensor | None) -> bool:
-    """Whether some token may be no number; looked for on the CPU alone, where looking costs nothing."""
-    return any(t is not None and may_split(t) and not math.isfinite(t.detach().sum()) for t in tokens)
-
-
 def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:
     """Let a constructor take its width under the spelling ``emd_dim`` too.
 
@@ -370,13 +355,25 @@ def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def linear(fan_in: int, fan_out: int, *, bias: bool = True) -> nn.Linear:
+def linear(
+    fan_in: int,
+    fan_out: int,
+    *,
+    bias: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Linear:
     """A projection whose weights start with variance 1/fan_in (a fixed 0.02 starves narrow layers)."""
-    layer = nn.Linear(fan_in, fan_out, bias=bias)
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(fan_in))
-    if bias:
-        nn.init.zeros_(layer.bias)
+    layer = nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype)
+    reset_linear(layer)
     return layer
+
+
+def reset_linear(layer: nn.Linear) -> None:
+    """Draw the weights anew, with variance 1/fan_in; the bias is zero."""
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def copy_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

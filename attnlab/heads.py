@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,6 +45,8 @@ class HeadedAttention(Attention):
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
         positions: how place matters (see `attnlab.positions`).
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         ValueError: for ``num_kv_heads`` that do not divide ``num_heads``, and what `Attention` refuses.
@@ -64,6 +65,8 @@ class HeadedAttention(Attention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
         self.num_kv_heads = num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
@@ -72,9 +75,12 @@ class HeadedAttention(Attention):
                 f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
                 f"try num_kv_heads={either(divisors_near(num_heads, self.num_kv_heads))}"
             )
-        self.qkv = linear(embed_dim, sum(self.widths), bias=bias)  # W_Q, W_K and W_V of all heads in one product
-        self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias)  # W_O
-        self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal)
+        # W_Q, W_K and W_V of all heads in one product
+        self.qkv = linear(embed_dim, sum(self.widths), bias=bias, device=device, dtype=dtype)
+        self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
+        self.positions = make(
+            positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal, device=device, dtype=dtype
+        )
         if self.positions.name != "none":
             self._knows_order()
 
@@ -104,18 +110,19 @@ class HeadedAttention(Attention):
     def _project(
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"], Float[Tensor, "B H_kv M d"]]:
-        """Queries, keys and values: views into one product, without a copy."""
-        H, shared, d = self.num_heads, self.num_kv_heads, self.head_dim
-        if context is None:
-            heads = self.qkv(x).unflatten(-1, (H + 2 * shared, d)).transpose(1, 2)
-            Q, K, V = heads.split([H, shared, shared], 1)
-        else:
-            own, weight, bias = H * d, self.qkv.weight, self.qkv.bias
-            Q = F.linear(x, weight[:own], None if bias is None else bias[:own])
-            Q = Q.unflatten(-1, (H, d)).transpose(1, 2)
-            KV = F.linear(context, weight[own:], None if bias is None else bias[own:])
-            K, V = KV.unflatten(-1, (2 * shared, d)).transpose(1, 2).split(shared, 1)
+        """Queries, keys and values: views into one product, without a copy.
+
+        With a context ``qkv`` is called on both sequences, and a part of each product is not used: cut out of its
+        weights, it would be right only as long as nothing was added to it (an adapter, a hook, quantization).
+        """
+        H, shared = self.num_heads, self.num_kv_heads
+        Q, K, V = self._heads(self.qkv(x)).split([H, shared, shared], 1)
+        if context is not None:
+            _, K, V = self._heads(self.qkv(context)).split([H, shared, shared], 1)
         return Q, K, V
+
+    def _heads(self, product: Float[Tensor, "B N H*d"]) -> Float[Tensor, "B H N d"]:
+        return product.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _place(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
@@ -125,7 +132,7 @@ class HeadedAttention(Attention):
             return Q, K, bias
         first, kept = (0, 0) if cache is None else (cache.length, cache.kept)
         Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
-        own = self.positions.relative(Q.shape[2], kept + K.shape[2])
+        own = self.positions.relative(Q.shape[2], kept + K.shape[2], Q.device)
         if own is None:
             return Q, K, bias
         own = own.to(Q.dtype)  # a bias may be of a lower precision
@@ -236,11 +243,21 @@ class HeadNorm(nn.Module):
     Args:
         head_dim: d.
         eps: keeps a vector of zeros finite.
+        device: where the gains are made.
+        dtype: of the gains.
     """
 
-    def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        *,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.query, self.key = nn.RMSNorm(head_dim, eps=eps), nn.RMSNorm(head_dim, eps=eps)
+        self.query = nn.RMSNorm(head_dim, eps=eps, device=device, dtype=dtype)
+        self.key = nn.RMSNorm(head_dim, eps=eps, device=device, dtype=dtype)
 
     def forward(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H_kv M d"]
@@ -249,10 +266,11 @@ class HeadNorm(nn.Module):
         return normed(Q, self.query), normed(K, self.key)
 
 
-def normed(x: Float[Tensor, "*rest d"], norm: nn.RMSNorm) -> Float[Tensor, "*rest d"]:
-    """``x`` over its root mean square, times the gains."""
-    # The gains in the dtype of x, which under autocast is not theirs.
-    return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.eps)
+def normed(x: Float[Tensor, "*rest d"], norm: nn.Module) -> Float[Tensor, "*rest d"]:
+    """``norm(x)`` in the dtype of ``x``; under autocast computed in float32, the dtype of the norm's gains there."""
+    if torch.is_autocast_enabled(x.device.type):
+        return norm(x.float()).to(x.dtype)
+    return norm(x)
 
 
 class OutputGate(nn.Module):
@@ -266,12 +284,23 @@ class OutputGate(nn.Module):
         num_heads: H.
         width: the gates of a head, d (one for each of its numbers) or 1 (one for all of them).
         bias: whether the gate's projection adds a bias.
+        device: where the projection is made.
+        dtype: of the projection.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, width: int, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        width: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.width = width
-        self.projection = linear(embed_dim, num_heads * width, bias=bias)
+        self.projection = linear(embed_dim, num_heads * width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
         """What is let through."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from attnlab.attention import Attention
 
 
+FACTORY = ("device", "dtype")
+"""Arguments of every constructor that say where a layer is made, not what it is."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A mechanism as its source text describes it: its folder's name, its class, its card, its options."""
@@ -59,7 +63,8 @@ def entry(name: str) -> Entry:
         card = Card(**source.attributes["card"])
     except (TypeError, ValueError) as error:
         raise UserError(f"the card in {source.path} is wrong: {error}") from None
-    return Entry(name, folder() / name, source.name, card, source.options)
+    options = tuple(option for option in source.options if option.name not in FACTORY)
+    return Entry(name, folder() / name, source.name, card, options)
 
 
 def load(name: str) -> type[Attention]:

@@ -41,6 +41,12 @@ class RelativeBias:
         """Whether a gradient is asked for."""
         return self.line.requires_grad or (self.matrix is not None and self.matrix.requires_grad)
 
+    @property
+    def items_and_heads(self) -> tuple[int, int]:
+        """Batch items and heads that differ; 1 where all are alike."""
+        items = 1 if self.matrix is None else self.matrix.shape[0]
+        return items, len(self.line)
+
     def tensor(self) -> Tensor:
         """All of it: (1 | B, H, N, M)."""
         return self.tile(slice(0, self.queries), slice(0, self.keys))

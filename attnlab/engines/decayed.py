@@ -114,7 +114,8 @@ class DecayedCore(Core):
         # Whether to split is decided by shapes alone, so on a GPU too; a compiler wants one graph for every length.
         split = may_read(torch.device("cpu"))
         tiles = row_tiles(mask, N, M, 4 * B * H) if split else [(slice(0, N), slice(0, M))]
-        tell(Path("decayed", f"the fused kernel with a decay for each pair; {count(tiles[0][0])} of {N} rows at a time"))
+        size = count(tiles[0][0])
+        tell(lambda: Path("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time"))
         return by_tiles(part, tiles)[..., :width]
 
     def _zeros(self, rows: slice, keys: slice) -> tuple[Tensor, Tensor]:

@@ -12,90 +12,98 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.engines.tiles import of_items
+from attnlab.engines.explicit import explicit_attention, explicit_gradients
 
 GRID = 2**16
 
+TOGETHER = 2**18
+"""Weights of several batch items that are made together; more would leave the processor's cache."""
 
-def dropout_attention(
-    q: Tensor, k: Tensor, v: Tensor, permitted: Tensor | None, bias: Tensor | None, dropout: float, scale: float
-) -> Tensor:
-    """``dropout(softmax(scale · q kᵀ + bias)) v`` over the permitted keys.
+
+def dropout_attention(q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, dropout: float, scale: float) -> Tensor:
+    """``dropout(softmax(scale · q kᵀ + matrix)) v``.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, w).
-        permitted: Boolean, four axes, broadcastable to (B, H, N, M).
-        bias: four axes, broadcastable to (B, H, N, M); no gradient is given to it.
+        matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M); no gradient is given
+            to it.
         dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536 below one.
         scale: what a score is multiplied by.
 
     Returns:
-        (B, H, N, w); zeros in a row that may look at nothing.
+        (B, H, N, w); zeros in a fully masked row.
 
     Source: Srivastava et al. 2014, "Dropout", with the scaling at training time.
     """
     dropped = min(round(dropout * GRID), GRID - 1)
-    out: Tensor = _Dropout.apply(q, k, v, permitted, bias, dropped, scale)[0]  # type: ignore[no-untyped-call]
+    if matrix is not None:
+        matrix = matrix[(None,) * (4 - matrix.dim())]
+    out: Tensor = _Dropout.apply(q, k, v, matrix, dropped, scale)[0]  # type: ignore[no-untyped-call]
     return out
 
 
 class _Dropout(torch.autograd.Function):
-    """An item at a time, so that its map stays in the cache; what the backward pass needs is written down once."""
+    """A few items at a time, so that their weights stay in the cache; they are kept for the backward pass."""
 
     @staticmethod
     def forward(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        permitted: Tensor | None,
-        bias: Tensor | None,
-        dropped: int,
-        scale: float,
+        q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, dropped: int, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         (B, H, N, _), M, width = q.shape, k.shape[2], v.shape[3]
         out = q.new_empty(B, N, H, width).transpose(1, 2)
         weights, keep = q.new_empty(B, H, N, M), torch.empty(B, H, N, M, dtype=torch.bool)
-        random = torch.empty(-(-H * N * M // 4), dtype=torch.int64)
-        mixed = q.new_empty(H, N, width)
-        for b in range(B):
-            item = slice(b, b + 1)
-            scores = (q[b] @ k[b].mT).mul_(scale)
-            if bias is not None:
-                scores += of_items(bias, item)[0]
-            if permitted is not None:
-                forbidden = ~of_items(permitted, item)[0]
+        for items in _groups(B, H * N * M):
+            scores = (q[items] @ k[items].mT).mul_(scale)
+            forbidden = None
+            if matrix is not None:
+                added = matrix if len(matrix) == 1 else matrix[items]
+                if added.dtype != torch.bool:
+                    scores += added
+                    added = added != -torch.inf
+                forbidden = ~added
                 scores.masked_fill_(forbidden, torch.finfo(scores.dtype).min)
-            torch.softmax(scores, -1, out=weights[b])
-            if permitted is not None:
-                weights[b].masked_fill_(forbidden, 0.0)
-            random.random_(-(2**63), 2**63 - 1)
-            torch.ge(random.view(torch.int16)[: H * N * M].view(H, N, M), dropped - GRID // 2, out=keep[b])
-            torch.matmul(torch.mul(weights[b], keep[b], out=scores), v[b], out=mixed)
-            out[b] = mixed.mul_(GRID / (GRID - dropped))
+            torch.softmax(scores, -1, out=weights[items])
+            if forbidden is not None:
+                weights[items].masked_fill_(forbidden, 0.0)
+            random = torch.empty(-(-scores.numel() // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
+            random = random.view(torch.int16)[: scores.numel()].view_as(scores)
+            torch.ge(random, dropped - GRID // 2, out=keep[items])
+            out[items] = (torch.mul(weights[items], keep[items], out=scores) @ v[items]).mul_(GRID / (GRID - dropped))
         return out, weights, keep
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        q, k, v, _, _, dropped, scale = inputs
+        q, k, v, matrix, dropped, scale = inputs
         _, weights, keep = output
         ctx.mark_non_differentiable(weights, keep)
-        ctx.save_for_backward(q, k, v, weights, keep)
+        ctx.save_for_backward(q, k, v, matrix, weights, keep)
         ctx.factor, ctx.scale = GRID / (GRID - dropped), scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, keep = ctx.saved_tensors
+        q, k, v, matrix, weights, keep = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for: the weights must depend on q and k again
+
+            def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return explicit_attention(q, k, v, matrix, scale=ctx.scale, keep=keep.to(q.dtype) * ctx.factor)
+
+            return (*explicit_gradients(compute, (q, k, v), gradient), None, None, None)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for b in range(len(q)):
-            given = gradient[b] * ctx.factor
-            kept = weights[b] * keep[b]
-            dv[b] = kept.mT @ given
-            flow = kept.mul_(given @ v[b].mT)
+        for items in _groups(len(q), weights[0].numel()):
+            given = gradient[items] * ctx.factor
+            kept = weights[items] * keep[items]
+            dv[items] = kept.mT @ given
+            flow = kept.mul_(given @ v[items].mT)
             # The softmax's own gradient: weights are tied to one in sum.
-            flow -= weights[b] * flow.sum(-1, keepdim=True)
+            flow -= weights[items] * flow.sum(-1, keepdim=True)
             flow *= ctx.scale
-            dq[b], dk[b] = flow @ k[b], flow.mT @ q[b]
-        return dq, dk, dv, None, None, None, None
+            dq[items], dk[items] = flow @ k[items], flow.mT @ q[items]
+        return dq, dk, dv, None, None, None
+
+
+def _groups(items: int, weights: int) -> list[slice]:
+    """The batch items, as many together as `TOGETHER` allows."""
+    size = max(1, TOGETHER // max(1, weights))
+    return [slice(at, min(at + size, items)) for at in range(0, items, size)]

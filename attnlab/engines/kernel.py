@@ -12,31 +12,35 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from attnlab.engines.dropout import dropout_attention
+from attnlab.engines.explicit import explicit_attention, explicit_gradients
 from attnlab.engines.paths import may_split
+
+CHEAP = 2**15
+"""Weights per batch item below which PyTorch's own random numbers cost nothing that matters."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """``softmax([sink | scale · q kᵀ + matrix]) [0 | v]``, by PyTorch's fused kernels.
+    """``dropout(softmax([sink | scale · q kᵀ + matrix])) [0 | v]``, by fused kernels where there is one.
+
+    Under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` every operation is PyTorch's own, with derivatives of any
+    order and forward-mode differentiation.
 
     Args:
         scale: what a score is multiplied by.
         sink: (H,), a logit in every row that takes weight and gives nothing.
+        dropout: the probability of dropping a weight.
     """
 
     scale: float
     sink: Tensor | None = None
+    dropout: float = 0.0
 
     def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        matrix: Tensor | None = None,
-        *,
-        causal: bool = False,
-        dropout: float = 0.0,
+        self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
         """Attend.
 
@@ -44,39 +48,45 @@ class Kernel:
             q: (B, H, N, d).
             k: (B, H, M, d).
             v: (B, H, M, d).
-            matrix: Boolean (True means may look) or added to the scores, four axes or two.
+            matrix: Boolean (True means attend) or added to the scores, four axes or two.
             causal: the triangle, for as many keys as queries; without a matrix.
-            dropout: the probability of dropping a weight.
 
         Returns:
-            (B, H, N, d).
+            (B, H, N, d); zeros in a fully masked row.
         """
-        if self.sink is None:
-            if torch.onnx.is_in_onnx_export() and self._said(q) is not None:  # what is said is rounded to float32 there
-                factor = q.new_tensor(self.scale * math.sqrt(q.shape[-1]))
-                return Kernel(1 / math.sqrt(q.shape[-1]))(q * factor, k, v, matrix, causal=causal, dropout=dropout)
-            if matrix is not None and matrix.is_floating_point() and _is_transformed():
-                # Transformed, a matrix hides that it asks for a gradient, and the kernel taken would give it none.
-                plain = torch.ops.aten._scaled_dot_product_attention_math
-                out: Tensor = plain(q, k, v, matrix, dropout, causal, scale=self.scale)[0]
-                return out
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=self._said(q)
-            )
-        learned = matrix is not None and matrix.requires_grad
-        if may_split(q) and not dropout and not learned and k.shape[2] and q.numel():
-            added = None if matrix is None else _added(matrix, q.dtype)
-            sunk: Tensor = _Sunk.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
-            return sunk
-        return self._with_a_key(q, k, v, self.sink, matrix, causal, dropout)
+        q, k, v = (_unit_stride(t) for t in (q, k, v))
+        constant = matrix is None or not matrix.requires_grad
+        direct = constant and k.shape[2] > 0 and q.numel() > 0 and _may_skip_dispatch(q, k, v, matrix, self.sink)
+        if self.sink is not None:
+            if direct and not self.dropout:
+                added = None if matrix is None else _unit_stride(_added(matrix, q.dtype))
+                sunk: Tensor = _Sunk.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
+                return sunk
+            return self._with_a_key(q, k, v, self.sink, matrix, causal)
+        if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= CHEAP:
+            return dropout_attention(q, k, v, _square(q) if causal else matrix, self.dropout, self.scale)
+        return self._dispatched(q, k, v, matrix, causal)
 
-    def _with_a_key(
-        self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, matrix: Tensor | None, causal: bool, dropout: float
-    ) -> Tensor:
+    def _dispatched(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
+        """By the kernel that PyTorch chooses."""
+        default = 1 / math.sqrt(q.shape[-1])
+        scale = None if self.scale == default else self.scale
+        if scale is not None and torch.onnx.is_in_onnx_export():  # numbers are rounded to float32 there
+            q, scale = q * q.new_tensor(self.scale / default), None
+        if matrix is not None and matrix.is_floating_point() and _is_transformed():
+            # Transformed, a matrix hides that it asks for a gradient, and the kernel taken would give it none.
+            plain = torch.ops.aten._scaled_dot_product_attention_math
+            out: Tensor = plain(q, k, v, matrix, self.dropout, causal, scale=self.scale)[0]
+            return out
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=matrix, dropout_p=self.dropout, is_causal=causal, scale=scale
+        )
+
+    def _with_a_key(self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
         """The sink as one key more, whose score is the logit and whose value is zero."""
         (H, N), M = q.shape[1:3], k.shape[2]
         if causal:
-            matrix = torch.ones(N, M, dtype=torch.bool, device=q.device).tril()
+            matrix = _square(q)
         matrix = q.new_zeros(1, 1, 1, M) if matrix is None else _added(matrix, q.dtype)
         matrix = matrix[(None,) * (4 - matrix.dim())]
         matrix = matrix.expand(matrix.shape[0], H, N, M)
@@ -85,19 +95,36 @@ class Kernel:
         if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for what asks for a gradient
             matrix = matrix.detach()
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        return Kernel(self.scale)(q, k, v, matrix, dropout=dropout)
+        return Kernel(self.scale, dropout=self.dropout)._dispatched(q, k, v, matrix, False)
 
-    def _said(self, q: Tensor) -> float | None:
-        """The scale; None where it is PyTorch's own."""
-        return None if self.scale == 1 / math.sqrt(q.shape[-1]) else self.scale
+
+def _unit_stride(t: Tensor) -> Tensor:
+    """``t`` with a last stride of 1: the raw kernels read nothing else, and PyTorch's choice falls to a slow one."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _may_skip_dispatch(*tensors: Tensor | None) -> bool:
+    """Whether the raw flash kernel and our own functions can be called: on a CPU, where first derivatives suffice."""
+    given = [t for t in tensors if t is not None]
+    return (
+        may_split(given[0])
+        and torch.backends.cuda.flash_sdp_enabled()  # of all devices, in spite of its name: what sdpa_kernel() sets
+        and all(forward_ad.unpack_dual(t).tangent is None for t in given)
+    )
 
 
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
+def _square(q: Tensor) -> Tensor:
+    """The triangle as a matrix, (N, N)."""
+    N = q.shape[2]
+    return torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
+
+
 def _added(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Who may look, or what is added, as what is added."""
+    """A matrix, Boolean or of floats, as what is added to the scores."""
     if matrix.dtype != torch.bool:
         return matrix.to(dtype)
     return torch.zeros_like(matrix, dtype=dtype).masked_fill(~matrix, -torch.inf)
@@ -130,9 +157,15 @@ class _Sunk(torch.autograd.Function):
         ctx.causal, ctx.scale = causal, scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sink, matrix, out, sunk = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for, which the kernel's backward pass has not
+            matrix = _square(q) if ctx.causal else matrix
+
+            def compute(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+                return explicit_attention(q, k, v, matrix, scale=ctx.scale, sink=sink)
+
+            return (*explicit_gradients(compute, (q, k, v, sink), gradient), None, None, None)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, q, k, v, out, sunk, 0.0, ctx.causal, attn_mask=matrix, scale=ctx.scale
         )

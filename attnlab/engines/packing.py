@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,11 +58,10 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
         for other in factors:
             row = row if other is rule else other & row
-        tell(
-            Path(
-                "packed",
-                f"{real / (B * N):.0%} of the tokens are real; the others are left out before they are projected",
-            )
-        )
+        tell(partial(_path, real / (B * N)))
         return Packed((B, N), index, row.bind(real, shape=(1, heads)))
     return None
+
+
+def _path(share: float) -> Path:
+    return Path("packed", f"{share:.0%} of the tokens are real; the others are left out before they are projected")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attnlab.deciding import may_read
@@ -33,16 +32,16 @@ class Path:
 _listener: ContextVar[list[Path] | None] = ContextVar("attnlab_paths", default=None)
 
 
-def tell(path: Path) -> None:
-    """Say which way is taken."""
+def tell(path: Callable[[], Path]) -> None:
+    """Record which way is taken. Its text is built only while `explain_path` collects it: building it reads tensors."""
     listening = _listener.get()
     if listening is not None:
-        listening.append(path)
+        listening.append(path())
 
 
 def may_split(x: Tensor) -> bool:
-    """Whether a computation may be split by what the tensors hold."""
-    return x.is_floating_point() and may_read(x.device)
+    """Whether a computation may be split by what the tensors hold. A tensor subclass may hold no values."""
+    return type(x) in (Tensor, nn.Parameter) and may_read(x.device)
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def attend_by_rows(
     if torch.compiler.is_compiling():  # one graph for every length
         return part(slice(0, N), slice(0, M))
     tiles = row_tiles(mask, N, M, B * H * cost) if may_split(q) else [(slice(0, N), slice(0, M))]
-    tell(Path("rows", f"no fused kernel makes these weights; {count(tiles[0][0])} of {N} rows at a time"))
+    size = count(tiles[0][0])
+    tell(lambda: Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     return by_tiles(part, tiles, random=dropout > 0)
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.engines.bias import Bias, cut, four_axes, of_heads, written
+from attnlab.engines import explicit
+from attnlab.engines.bias import Bias, RelativeBias, cut, four_axes, of_heads
 from attnlab.engines.core import Core
-from attnlab.engines.dropout import dropout_attention
 from attnlab.engines.flex import block_mask, flexible
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, may_split, tell
 from attnlab.engines.rows import RowsCore, scaled_dot_product
 from attnlab.engines.tiles import additive, fitting_tiles, folded, itemwise, segmentwise, tiled, triangular
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import count
+from attnlab.masks.bound import Places, count, slices
 
 SHORT = 128
 """Below this length a kernel is through before anything could be saved."""
@@ -33,11 +34,11 @@ TRIANGLE = (192, 768)
 
 FUSED = Path("fused", "every key may be looked at")
 
-CHEAP = 2**15
-"""Weights an item below which PyTorch's own random numbers cost nothing that matters."""
+MATRIX = 2**22
+"""Numbers of a mask or a bias that are materialized at most; larger ones are made for some rows at a time."""
 
-NARROW = 4
-"""How many times as many keys as a query can reach make it worth while to drop weights a few rows at a time."""
+DROPPED = 2**25
+"""Weights that are kept at most for the backward pass of a dropout; more are made again, some rows at a time."""
 
 FEW = 16
 """Queries up to which the heads that share keys are read as one head with more queries: the keys are not copied."""
@@ -82,21 +83,21 @@ def softmax_attention(
         bias = four_axes(bias)
     if mask is not None and may_split(q) and (runs := mask.by_head()):
         return _by_head(runs, q, k, v, bias, dropout=dropout, sink=sink, softcap=softcap)
-    if softcap is not None or (dropout and mask is not None and NARROW * mask.most <= k.shape[2] and may_split(q)):
+    if softcap is not None:
         core = SoftmaxCore(q, k, mask, bias, sink=sink, softcap=softcap)
         return core.by_rows().attend(_repeated(v, _groups(q, v)), dropout=dropout)
     groups, width = _groups(q, k), v.shape[-1]
-    kernel = Kernel(1 / math.sqrt(q.shape[-1]), sink)
+    kernel = Kernel(1 / math.sqrt(q.shape[-1]), sink, dropout)
     q, k, v = _widened(q, k, v)
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
         k, v = _repeated(k, groups), _repeated(v, groups)
-        return _narrowed(_whole(q, k, v, mask, bias, dropout, kernel), width)
+        return _narrowed(_whole(q, k, v, mask, bias, kernel), width)
     if mask is not None and mask.is_open:
         mask = None
     if groups > 1 and q.shape[2] <= FEW and not dropout and sink is None and may_split(q):
         return _narrowed(_shared(q, k, v, mask, bias, kernel), width)
-    path, compute = _choose(q, _repeated(k, groups), _repeated(v, groups), mask, bias, dropout, kernel)
-    tell(path)
+    path, compute = _choose(q, _repeated(k, groups), _repeated(v, groups), mask, bias, kernel)
+    tell(partial(_with_dropout, path, dropout))
     return _narrowed(compute(), width)
 
 
@@ -111,24 +112,16 @@ def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: B
 
 
 def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink: Tensor | None = None) -> Tensor:
-    """``softmax(scores)`` over the permitted keys: (B, H, N, M), zero where a query may not look.
+    """``softmax(scores)`` over the permitted keys: (B, H, N, M), zero elsewhere.
 
-    A score of -inf is not permitted either. A row without any permitted key is zero, and its gradient too.
+    A score of -inf is not permitted either. A fully masked row is zero, and so is its gradient.
 
     Args:
         scores: (B, H, N, M).
-        mask: who may look at whom; a tensor is Boolean, four axes.
+        mask: a bound mask, or a Boolean tensor of four axes.
         sink: (H,), a logit in every row that takes weight and is not shown.
     """
-    forbidden = scores == -torch.inf
-    if mask is not None:
-        forbidden = forbidden | ~(mask.tensor() if isinstance(mask, BoundMask) else mask)
-    # The most negative finite number: -inf would make an empty row NaN on the way, forward and backward.
-    scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
-    if sink is None:
-        return scores.softmax(-1).masked_fill(forbidden, 0.0)
-    logit = sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-    return torch.cat([logit, scores], -1).softmax(-1)[..., 1:].masked_fill(forbidden, 0.0)
+    return explicit.masked_softmax(scores, mask.tensor() if isinstance(mask, BoundMask) else mask, sink)
 
 
 class SoftmaxCore(Core):
@@ -205,7 +198,8 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias 
     (H, N), (heads, M), G = q.shape[1:3], k.shape[1:3], _groups(q, k)
     rows = slice(0, N)
     keys = slice(0, M) if mask is None else mask.seen(rows)
-    tell(Path("shared", f"{H} heads of {N} queries read {heads} heads of {keys.stop - keys.start} keys as they lie"))
+    why = "{} heads of {} queries read {} heads of {} keys as they lie"
+    tell(lambda: Path("shared", why.format(H, N, heads, keys.stop - keys.start)))
 
     def folded(matrix: Tensor) -> Tensor:
         matrix = matrix.expand(matrix.shape[0], H, N, keys.stop - keys.start)
@@ -245,63 +239,84 @@ def _by_head(
 
 
 def _choose(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
-) -> tuple[Path, Callable[[], Tensor]]:
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, kernel: Kernel
+) -> tuple[Callable[[], Path], Callable[[], Tensor]]:
     """The fastest way that gives exactly what is asked for. Thresholds are measured: ``benchmarks``, part cores."""
     N, M = q.shape[2], k.shape[2]
-    by_parts = (mask is not None or dropout > 0) and may_split(q)
-    constant = bias is None or not bias.requires_grad
-    if dropout and by_parts and q.shape[1] * N * M >= CHEAP and constant and kernel.sink is None:
-        permitted = None if mask is None else mask.tensor()
-        matrix = None if bias is None else written(bias)
-        return Path("dropout", f"dropout {dropout:g} in training on a CPU; two random bytes a weight"), partial(
-            dropout_attention, q, k, v, permitted, matrix, dropout, kernel.scale
-        )
-    if mask is not None and by_parts and not dropout and (found := _parts(q, k, v, mask, bias, kernel)):
-        return found
-    if mask is not None and not (dropout or bias is not None or kernel.sink is not None or mask.is_causal):
+    if may_split(q):
+        if mask is not None and (found := _parts(q, k, v, mask, bias, kernel)):
+            return found
+        if found := _in_rows(q, k, v, mask, bias, kernel):
+            return found
+    elif mask is not None and not (kernel.dropout or bias is not None or kernel.sink is not None or mask.is_causal):
         blocks = block_mask(q, k, mask)
         if blocks is not None:
-            why = f"{mask.mask} forbids {blocks.sparsity():.0f}% of the blocks on a GPU, and these are left out"
-            return Path("flex", why), partial(flexible, q, k, v, blocks, kernel.scale)
-    if bias is None and mask is None:
-        path = FUSED
-    elif bias is None and mask is not None and mask.is_causal:
-        path = Path("causal", "a plain triangle, for which the kernel needs no matrix")
-    else:
+            why = "{} forbids {:.0f}% of the blocks on a GPU, and these are left out"
+            path = lambda: Path("flex", why.format(mask.mask, blocks.sparsity()))  # noqa: E731
+            return path, partial(flexible, q, k, v, blocks, kernel.scale)
+
+    def path() -> Path:
+        if bias is None and mask is None:
+            return FUSED
+        if bias is None and mask is not None and mask.is_causal:
+            return Path("causal", "a plain triangle, for which the kernel needs no matrix")
         given = [*(["a bias"] if bias is not None else []), *([f"{mask.mask}"] if mask is not None else [])]
-        path = Path("matrix", f"{' and '.join(given)}, as a matrix of {N} queries and {M} keys")
-    return path, partial(_whole, q, k, v, mask, bias, dropout, kernel)
+        return Path("matrix", f"{' and '.join(given)}, as a matrix of {N} queries and {M} keys")
+
+    return path, partial(_whole, q, k, v, mask, bias, kernel)
 
 
-def _whole(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, dropout: float, kernel: Kernel
-) -> Tensor:
+def _with_dropout(path: Callable[[], Path], dropout: float) -> Path:
+    taken = path()
+    return replace(taken, why=f"{taken.why}; dropout {dropout:g} of the weights") if dropout else taken
+
+
+def _in_rows(
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, kernel: Kernel
+) -> tuple[Callable[[], Path], Callable[[], Tensor]] | None:
+    """Some rows at a time, where the matrix of all would be large; None where there is none, or it exists already."""
+    N, M = q.shape[2], k.shape[2]
+    items = heads = 1
+    if bias is not None:
+        items, heads = bias.items_and_heads if isinstance(bias, RelativeBias) else bias.shape[:2]
+        exists = mask is None and isinstance(bias, Tensor)
+    else:
+        exists = mask is None or mask.is_causal or not mask.mask.by_position
+    if mask is not None:
+        items, heads = max(items, mask.mask.items), max(heads, mask.mask.heads)
+    limit = MATRIX
+    if kernel.dropout:
+        (items, heads), exists, limit = q.shape[:2], False, DROPPED
+    if exists or items * heads * N * M <= limit:
+        return None
+    size = max(1, MATRIX // (items * heads * M))
+    tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
+    why = f"a matrix of {size} of {N} rows at a time; that of all would be large"
+    return lambda: Path("rows", why), partial(tiled, q, k, v, mask, bias, kernel, tiles, recompute=True)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias | None, kernel: Kernel) -> Tensor:
     """One call of the fused kernel."""
     if bias is None and (mask is None or mask.is_causal):
-        return kernel(q, k, v, causal=mask is not None, dropout=dropout)
-    out = kernel(q, k, v, additive(None if mask is None else mask.tensor(), bias, q.dtype), dropout=dropout)
+        return kernel(q, k, v, causal=mask is not None)
+    out = kernel(q, k, v, additive(None if mask is None else mask.tensor(), bias, q.dtype))
     if torch.compiler.is_compiling() and mask is not None and mask.mask.heads > 1:
-        # A row may be empty in one head alone; the kernels make it zero, what the exporter to ONNX writes does not.
+        # A row may be fully masked in one head alone; the kernels make it zero, what the exporter to ONNX writes does
+        # not.
         out = out.masked_fill(~mask.tensor().any(-1, keepdim=True), 0.0)
     return out
 
 
 def _parts(
     q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, bias: Bias | None, kernel: Kernel
-) -> tuple[Path, Callable[[], Tensor]] | None:
+) -> tuple[Callable[[], Path], Callable[[], Tensor]] | None:
     """A way that leaves out what may not be looked at; None where there is too little of it."""
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
     if M < SHORT:
         return None
     folds = bias is None and mask.folds
     if tiles := fitting_tiles(mask, one_step=folds):
-        back, ahead = mask.mask.reach
-        if back is None or ahead is None:
-            seen = sum(count(rows) * count(keys) for rows, keys in tiles) / sum(count(rows) for rows, _ in tiles)
-            path = Path("tiles", f"{mask.mask} lets a query reach {seen:.0f} of {M} keys on average")
-        else:
-            path = Path("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {M} keys")
+        path = partial(_tiles_path, mask, tiles)
         if folds:
             return path, partial(folded, q, k, v, mask, kernel, tiles)
         return path, partial(tiled, q, k, v, mask, bias, kernel, tiles)
@@ -310,15 +325,26 @@ def _parts(
     for rule in mask.mask.factors:
         if mask.offset == 0 and N == M and (segments := rule.segments(N)) and 1 < len(segments) <= N // 4:
             why = f"{len(segments)} sequences packed in one row"
-            return Path("segments", why), partial(segmentwise, q, k, v, mask.without(rule), bias, segments, kernel)
+            return partial(Path, "segments", why), partial(
+                segmentwise, q, k, v, mask.without(rule), bias, segments, kernel
+            )
+        if bias is not None and q.shape[1] * N * M > MATRIX:
+            continue  # better some rows of it than the whole of it for each item
         spans = rule.spans(M)
         if spans is not None and len(spans) == B:
             real = sum(span.stop - span.start for span in spans)
             if real <= 0.9 * B * M:
                 why = f"{real / (B * M):.0%} of the keys are real; an item at a time leaves out the rest"
-                return Path("items", why), partial(itemwise, q, k, v, mask.without(rule), bias, spans, kernel)
+                return partial(Path, "items", why), partial(itemwise, q, k, v, mask.without(rule), bias, spans, kernel)
     if bias is None and mask.is_causal and TRIANGLE[0] <= N <= TRIANGLE[1]:
-        return Path("triangle", f"causal, {N} long: four parts leave out most of what is ahead"), partial(
-            triangular, q, k, v, kernel
-        )
+        why = f"causal, {N} long: four parts leave out most of what is ahead"
+        return partial(Path, "triangle", why), partial(triangular, q, k, v, kernel)
     return None
+
+
+def _tiles_path(mask: BoundMask, tiles: list[tuple[slice, Places]]) -> Path:
+    back, ahead = mask.mask.reach
+    if back is not None and ahead is not None:
+        return Path("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {mask.keys} keys")
+    seen = sum(count(rows) * count(keys) for rows, keys in tiles) / sum(count(rows) for rows, _ in tiles)
+    return Path("tiles", f"{mask.mask} lets a query reach {seen:.0f} of {mask.keys} keys on average")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attnlab.engines.bias import Bias, cut, written
 from attnlab.engines.kernel import Kernel
@@ -24,10 +25,12 @@ def tiled(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: BoundMask,
+    mask: BoundMask | None,
     bias: Bias | None,
     kernel: Kernel,
     tiles: list[tuple[slice, Places]],
+    *,
+    recompute: bool = False,
 ) -> Tensor:
     """Rows by tiles, each with the keys that it can reach: those of a window lie side by side and are read there.
 
@@ -39,13 +42,19 @@ def tiled(
         bias: four axes, broadcastable to (B, H, N, M).
         kernel: computes a part.
         tiles: what `fitting_tiles` gives.
+        recompute: whether the backward pass makes each tile's matrix again, in place of keeping all of them.
 
     Source: Beltagy et al. 2020, "Longformer", section 3.1, and Zaheer et al. 2020, "Big Bird", for the patterns.
     """
     parts = []
     for rows, keys in tiles:
         seen = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (k, v)]
-        parts.append(_part(q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys))
+        given = (q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys)
+        if recompute and torch.is_grad_enabled():
+            part = checkpoint(_part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
+        else:
+            part = _part(*given)
+        parts.append(part)
     return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
 
 

@@ -135,6 +135,17 @@ class BoundMask:
             return out
         return out.masked_fill(self._empty().unsqueeze(-1), 0.0)
 
+    def zero_padding(self, tokens: Tensor) -> Tensor:
+        """``tokens`` (B, n, D), the last n of the keys, with zeros where a conjunct says that they are padding."""
+        last = self.first + self.keys
+        place = torch.arange(last - tokens.shape[1], last, device=tokens.device).unsqueeze(0)
+        for rule in self.mask.factors:
+            if rule.is_padding:
+                item = torch.arange(rule.items, device=tokens.device).unsqueeze(1)
+                real = rule.at(item, torch.zeros_like(item), place, place)  # (B | 1, n)
+                tokens = tokens.masked_fill(~real.unsqueeze(-1), 0.0)
+        return tokens
+
     def seen(self, queries: slice) -> slice:
         """The keys from the first to the last that these rows can reach; those in a step of `Mask.step` alone, where
         the rows stand in one.

@@ -95,6 +95,9 @@ class Mask:
         """Where the rule keeps one range of tokens of each batch item, to look and to be looked at; else None."""
         return None
 
+    is_padding = False
+    """Whether what it leaves out are positions that hold no token, rather than tokens that are not attended to."""
+
     @property
     def is_relative(self) -> bool:
         """Whether it depends on how far two positions are apart alone."""
@@ -201,6 +204,7 @@ class Mask:
 @dataclass(frozen=True, eq=False)
 class _Keys(Mask):
     keep: Tensor
+    is_padding = True
 
     def check(self, queries: int, keys: int) -> None:
         if self.keep.shape[1] != keys:

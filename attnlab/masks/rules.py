@@ -180,6 +180,7 @@ class _Padding(Mask):
     stop: Tensor | None
     queries: bool
     is_unbroken = True
+    is_padding = True
 
     @property
     def items(self) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnlab.deciding import may_cache
 from attnlab.engines.bias import RelativeBias
 
 
@@ -15,6 +15,13 @@ class Positions(nn.Module):
     """No positions: the base of the others. A scheme of your own overrides `rotate` or `relative`, and `fit`."""
 
     name: str = "none"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: dict[torch.device, Tensor] = {}
+
+    def reset_parameters(self) -> None:
+        """Draw what is learned anew."""
 
     def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse a layer that these positions were not made for.
@@ -27,23 +34,25 @@ class Positions(nn.Module):
         """Queries or keys (..., N, d) turned by their place; ``first`` is the position of the first."""
         return x
 
-    def relative(self, queries: int, keys: int) -> RelativeBias | None:
+    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias | None:
         """What is added to the scores, the queries aligned with the keys at the end; None for nothing."""
         return None
 
     def keep_heads(self, heads: list[int]) -> None:
         """Leave what belongs to these heads, in place."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Positions:
-        """Move along, but keep angles and slopes exact: rounded to float16, far places would fall together."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in before.items():
-            moved = self._buffers[name]
-            assert tensor is not None
-            assert moved is not None
-            self._buffers[name] = tensor.to(moved.device, exact(moved.device))
-        return self
+    def _constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
+        """``values`` as a tensor on ``device``, in the type of `exact`.
+
+        What follows from the options alone is no buffer: nothing has to be loaded, moved or materialized from the meta
+        device. One copy per device is kept, because copying from the host would make a GPU wait on every call.
+        """
+        if not may_cache():
+            return torch.tensor(values, dtype=exact(device), device=device)
+        if device not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[device] = torch.tensor(values, dtype=exact(device), device=device)
+        return self._constants[device]
 
 
 def exact(device: torch.device) -> torch.dtype:

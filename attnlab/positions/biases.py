@@ -23,25 +23,24 @@ class ALiBi(Positions):
 
     name = "alibi"
 
-    slopes: Tensor
-
     def __init__(self, num_heads: int) -> None:
         super().__init__()
-        self.register_buffer("slopes", torch.tensor(_slopes(num_heads), dtype=torch.float64), persistent=False)
+        self.slopes = tuple(_slopes(num_heads))
 
     def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse another number of heads."""
         if num_heads != len(self.slopes):
             raise ValueError(f"these ALiBi slopes are for {len(self.slopes)} heads, not {num_heads}")
 
-    def relative(self, queries: int, keys: int) -> RelativeBias:
+    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
         """``-slope · |i - j|``."""
-        far = _distances(queries, keys, self.slopes.device).abs()
-        return RelativeBias(-self.slopes[:, None] * far, queries, keys)
+        far = _distances(queries, keys, device).abs()
+        return RelativeBias(-self._constant(self.slopes, device)[:, None] * far, queries, keys)
 
     def keep_heads(self, heads: list[int]) -> None:
         """The slopes that these heads have, not those of a layer that was made with as many."""
-        self.slopes = self.slopes[heads]
+        self.slopes = tuple(self.slopes[head] for head in heads)
+        self._constants.clear()
 
 
 class T5Bias(Positions):
@@ -54,6 +53,8 @@ class T5Bias(Positions):
         causal: whether the keys ahead need no ranges of their own.
         buckets: how many ranges; without ``causal`` half of them are for the keys ahead.
         longest: from this distance on all are one range.
+        device: where the table is made.
+        dtype: of the table.
 
     Raises:
         TypeError: for a count that is no whole number.
@@ -62,14 +63,27 @@ class T5Bias(Positions):
 
     name = "t5"
 
-    def __init__(self, num_heads: int, *, causal: bool = False, buckets: int = 32, longest: int = 128) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        buckets: int = 32,
+        longest: int = 128,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         checked_number("buckets", buckets, 2 if causal else 4, 65_536, whole=True)
         if buckets % 2:
             raise ValueError(f"buckets must be even, half of them are for what is near; not {buckets}")
         checked_number("longest", longest, (buckets if causal else buckets // 2) // 2 + 1, 1e9, whole=True)
         self.causal, self.buckets, self.longest = causal, buckets, longest
-        self.table = nn.Embedding(buckets, num_heads)
+        self.table = nn.Embedding(buckets, num_heads, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
         nn.init.normal_(self.table.weight, std=0.1)
 
     def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
@@ -81,9 +95,9 @@ class T5Bias(Positions):
                 "this T5 bias has no ranges for keys ahead; make it with causal=False, or the layer causal"
             )
 
-    def relative(self, queries: int, keys: int) -> RelativeBias:
+    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
         """The numbers of the ranges; gradients reach the table."""
-        learned: Tensor = self.table(self.ranges(_distances(queries, keys, self.table.weight.device)))
+        learned: Tensor = self.table(self.ranges(_distances(queries, keys, device)))
         return RelativeBias(learned.T, queries, keys)
 
     def keep_heads(self, heads: list[int]) -> None:

@@ -68,8 +68,6 @@ class Rotary(Positions):
 
     name = "rotary"
 
-    frequencies: Tensor
-
     def __init__(
         self,
         head_dim: int,
@@ -91,7 +89,8 @@ class Rotary(Positions):
         if layout not in ("half", "interleaved"):
             raise ValueError(f"layout is half or interleaved, not {layout!r}")
         self.head_dim, self.width, self.layout, self.base, self.scaling = head_dim, width, layout, base, scaling
-        self.register_buffer("frequencies", _frequencies(width, base, scaling), persistent=False)
+        self.frequencies = _frequencies(width, base, scaling)
+        """θ of every pair, in radians per position."""
         self.sharpening = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
 
     def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
@@ -103,7 +102,7 @@ class Rotary(Positions):
         """Each pair (a, b) at place m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
         # Angles in float64: in float32 place 100,000 is off by a hundredth of a turn.
         places = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
-        angles = torch.outer(places, self.frequencies.to(places.dtype))
+        angles = torch.outer(places, self._constant(self.frequencies, x.device))
         cos, sin = ((t * self.sharpening).to(x.dtype) for t in (angles.cos(), angles.sin()))
         turned, rest = x[..., : self.width], x[..., self.width :]
         a, b = turned.chunk(2, -1) if self.layout == "half" else (turned[..., ::2], turned[..., 1::2])
@@ -117,20 +116,21 @@ class Rotary(Positions):
         return f"width={self.width} of {self.head_dim}, base={self.base:g}, layout={self.layout!r}{scaling}"
 
 
-def _frequencies(width: int, base: float, scaling: Scaling | None) -> Tensor:
-    """θ of every pair, radians a place, (width / 2,)."""
+def _frequencies(width: int, base: float, scaling: Scaling | None) -> tuple[float, ...]:
+    """θ of every pair, in radians per position, width / 2 of them."""
     if scaling and scaling.kind == "ntk" and width > 2:
         base = base * scaling.factor ** (width / (width - 2))
-    theta = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    theta = [base ** (-i / width) for i in range(0, width, 2)]
     if scaling is None or scaling.kind == "ntk":
-        return theta
+        return tuple(theta)
     if scaling.kind == "linear":
-        return theta / scaling.factor
+        return tuple(t / scaling.factor for t in theta)
     assert scaling.original is not None
     # The pairs that turn so often within the length that was trained on.
     fast, slow = (
         width * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (FAST, SLOW)
     )
     first, last = max(math.floor(fast), 0), min(math.ceil(slow), width - 1)
-    divided = ((torch.arange(width // 2, dtype=torch.float64) - first) / max(last - first, 1e-3)).clamp(0, 1)
-    return theta * (1 - divided) + theta / scaling.factor * divided
+    ramp = max(last - first, 1e-3)
+    divided = [min(max((i - first) / ramp, 0.0), 1.0) for i in range(width // 2)]
+    return tuple(t * (1 - d) + t / scaling.factor * d for t, d in zip(theta, divided, strict=True))

@@ -6,6 +6,8 @@ import ast
 import reprlib
 from typing import Any
 
+import torch
+
 from attnlab.errors import nearest
 from attnlab.positions.base import Positions
 from attnlab.positions.biases import ALiBi, T5Bias
@@ -20,7 +22,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 """What the words may set; the values are numbers and bare words."""
 
 
-def make(positions: str | Positions, *, num_heads: int, head_dim: int, causal: bool) -> Positions:
+def make(
+    positions: str | Positions,
+    *,
+    num_heads: int,
+    head_dim: int,
+    causal: bool,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Positions:
     """The positions that are meant, for a layer of this kind.
 
     Args:
@@ -30,6 +40,8 @@ def make(positions: str | Positions, *, num_heads: int, head_dim: int, causal: b
         num_heads: H of the layer.
         head_dim: d of the layer.
         causal: whether the layer never looks ahead.
+        device: where learned positions are made.
+        dtype: of learned positions.
 
     Raises:
         TypeError: for what is neither, or a setting of another type.
@@ -47,7 +59,7 @@ def make(positions: str | Positions, *, num_heads: int, head_dim: int, causal: b
     if name == "alibi":
         return ALiBi(num_heads)
     if name == "t5":
-        return T5Bias(num_heads, causal=causal, **given)
+        return T5Bias(num_heads, causal=causal, device=device, dtype=dtype, **given)
     return Positions()
 
 

@@ -30,6 +30,8 @@ class AdditiveAttention(HeadedAttention):
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
         positions: how place matters: none, alibi or t5, with settings where wanted (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -57,14 +59,34 @@ class AdditiveAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         if self.positions.name == "rotary":
             raise ValueError(
                 "rotary positions turn what is multiplied, and here queries and keys are added; take alibi"
             )
+        self.score = nn.Parameter(torch.empty(num_heads, self.head_dim, device=device, dtype=dtype))  # v
+        self._reset_score()
+
+    def reset_parameters(self) -> None:
+        """Draw the projections and v anew."""
+        super().reset_parameters()
+        self._reset_score()
+
+    def _reset_score(self) -> None:
         # A score has variance 1 at the start, as a scaled dot product has.
-        self.score = nn.Parameter(torch.randn(num_heads, self.head_dim) / self.head_dim**0.5)  # v
+        nn.init.normal_(self.score, std=self.head_dim**-0.5)
 
     def _look(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

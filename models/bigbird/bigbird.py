@@ -15,6 +15,8 @@ from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, blocks, global_tokens, random_blocks
 from attnlab.positions import Positions
 
+SEEDS = 2**31 - 1
+
 
 class BigBirdAttention(HeadedAttention):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys of linked blocks: near, global and random ones.
@@ -35,6 +37,8 @@ class BigBirdAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         TypeError: for a number of blocks that is not whole.
@@ -73,8 +77,19 @@ class BigBirdAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         self.block, self.window = positive("block", block), positive("window", window)
         if window % 2 == 0:
             raise ValueError(f"window must be odd, its own block in the middle, not {window}; try {window + 1}")
@@ -85,7 +100,12 @@ class BigBirdAttention(HeadedAttention):
                 raise ValueError(f"{name} must be at least 0, not {value}")
         self.num_global, self.num_random = num_global, num_random
         # Drawn with the weights and kept with them: layers differ, and a saved network sees what it was trained on.
-        self.register_buffer("seed", torch.randint(2**31 - 1, ()))
+        self.register_buffer("seed", torch.randint(SEEDS, (), device=device))
+
+    def reset_parameters(self) -> None:
+        """Draw the projections and the random blocks anew."""
+        super().reset_parameters()
+        self.seed.random_(SEEDS)
 
     def pattern(self, length: int) -> Mask:
         """The blocks around, the first ones, and those that were drawn."""

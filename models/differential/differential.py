@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from attnlab.cache import Cache
 from attnlab.engines.bias import Bias
 from attnlab.engines.core import Core
 from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
+from attnlab.heads import HeadedAttention, normed
 from attnlab.masks import BoundMask
 from attnlab.positions import Positions, make
 
@@ -35,6 +34,8 @@ class DifferentialAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -66,19 +67,37 @@ class DifferentialAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         if self.head_dim % 2:
             raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
-        self.positions = make(positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal)
+        self.positions = make(
+            positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
+        )
         if self.positions.name != "none":
             self._knows_order()
         if not 0.0 <= lambda_init < 1.0:
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
         # λ_q1, λ_k1, λ_q2, λ_k2
-        self.lambdas = nn.Parameter(0.1 * torch.randn(4, self.head_dim // 2))
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.lambdas = nn.Parameter(torch.empty(4, self.head_dim // 2, device=device, dtype=dtype))
+        nn.init.normal_(self.lambdas, std=0.1)
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the projections and λ anew."""
+        super().reset_parameters()
+        nn.init.normal_(self.lambdas, std=0.1)
 
     def _place(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
@@ -101,8 +120,7 @@ class DifferentialAttention(HeadedAttention):
 
     def _join(self, heads: Float[Tensor, "B H N d_h"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # each head on its own scale, as where there is one map
-        gain = heads.new_tensor(1 - self.lambda_init) * self.norm.weight.to(heads.dtype)
-        return super()._join(F.rms_norm(heads, heads.shape[-1:], gain, self.norm.eps), x)
+        return super()._join(normed(heads, self.norm) * heads.new_tensor(1 - self.lambda_init), x)
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         super()._narrow(heads, groups)  # λ and the norm's gains are one for all heads

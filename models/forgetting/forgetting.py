@@ -34,6 +34,8 @@ class ForgettingAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters besides: none or rotary, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -64,9 +66,20 @@ class ForgettingAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
-        self.forget = linear(embed_dim, num_heads)  # W_f, b_f
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
+        self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
 
     def _forward(
         self,

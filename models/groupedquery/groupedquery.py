@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class GroupedQueryAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -62,6 +65,8 @@ class GroupedQueryAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             embed_dim,
@@ -72,6 +77,8 @@ class GroupedQueryAttention(HeadedAttention):
             dropout=dropout,
             bias=bias,
             positions=positions,
+            device=device,
+            dtype=dtype,
         )
 
     def _look(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -35,6 +36,8 @@ class LatentAttention(Attention):
         dropout: the probability with which an attention weight is dropped, in training only.
         positions: how the d_r numbers are turned: rotary, with settings where wanted, such as "rotary(base=500000)"; or
             none, which leaves them out (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         ValueError: for positions that are not rotary, and a width that is not positive or cannot be turned.
@@ -71,8 +74,12 @@ class LatentAttention(Attention):
         causal: bool = False,
         dropout: float = 0.0,
         positions: Literal["rotary", "none"] | str | Positions = "rotary",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
+        project = partial(linear, bias=False, device=device, dtype=dtype)
+        norm = partial(nn.RMSNorm, eps=1e-6, device=device, dtype=dtype)
         h, d_k = num_heads, self.head_dim
         self.latent = 4 * d_k if latent is None else positive("latent", latent)
         turned = max(2, d_k // 4 * 2) if rotary_dim is None else positive("rotary_dim", rotary_dim)
@@ -81,14 +88,14 @@ class LatentAttention(Attention):
             raise ValueError(f"positions of latent attention are rotary or none, not {self.positions.name}")
         self.rotary_dim = turned if self.positions.name == "rotary" else 0
 
-        self.down = linear(embed_dim, self.latent + self.rotary_dim, bias=False)  # W_DKV and W_KR
-        self.norm = nn.RMSNorm(self.latent, eps=1e-6)
-        self.up = linear(self.latent, 2 * h * d_k, bias=False)  # W_UK and W_UV
+        self.down = project(embed_dim, self.latent + self.rotary_dim)  # W_DKV and W_KR
+        self.norm = norm(self.latent)
+        self.up = project(self.latent, 2 * h * d_k)  # W_UK and W_UV
         wide = embed_dim if query_latent is None else positive("query_latent", query_latent)
-        self.query_down = None if query_latent is None else linear(embed_dim, wide, bias=False)  # W_DQ
-        self.query_norm = None if query_latent is None else nn.RMSNorm(wide, eps=1e-6)
-        self.query = linear(wide, h * (d_k + self.rotary_dim), bias=False)  # W_UQ and W_QR
-        self.output = linear(h * d_k, embed_dim, bias=False)  # W_O
+        self.query_down = None if query_latent is None else project(embed_dim, wide)  # W_DQ
+        self.query_norm = None if query_latent is None else norm(wide)
+        self.query = project(wide, h * (d_k + self.rotary_dim))  # W_UQ and W_QR
+        self.output = project(h * d_k, embed_dim)  # W_O
 
     def _forward(
         self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None, cache: Cache | None = None
@@ -134,7 +141,9 @@ class LatentAttention(Attention):
         dropout: float,
     ) -> Float[Tensor, "B N D"]:
         """The same without any head's keys: q · (W_UK c) = (W_UKᵀ q) · c, and Σ w (W_UV c) = W_UV Σ w c."""
-        W_UK, W_UV = self.up.weight.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
+        # The module's answer to each unit vector is the matrix that it multiplies with, adapters included.
+        product = self.up(torch.eye(self.latent, dtype=kept.dtype, device=kept.device)).mT
+        W_UK, W_UV = product.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
         own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
         Q = torch.cat([own @ W_UK, turned], -1)
         Q = Q * math.sqrt(
@@ -145,9 +154,13 @@ class LatentAttention(Attention):
         return self._join(read @ W_UV.mT)
 
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
-        """Whether the products are fewer, a head: two of width d_c for each pair, or keys and values made first."""
+        """Whether fewer products are needed per head than for making all keys and values first.
+
+        Absorbed: the matrices, then two products of width d_c for each pair.
+        """
         d_k, d_c = self.head_dim, self.latent
-        return queries * (2 * d_c * keys + 2 * d_k * d_c) < 2 * d_k * keys * (d_c + queries)
+        absorbed = 2 * d_k * d_c**2 + queries * (2 * d_c * keys + 2 * d_k * d_c)
+        return absorbed < 2 * d_k * keys * (d_c + queries)
 
     def _join(self, heads: Float[Tensor, "B h N d_k"]) -> Float[Tensor, "B N D"]:
         return self.output(heads.transpose(1, 2).flatten(2))

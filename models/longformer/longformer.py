@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +34,8 @@ class LongformerAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -65,11 +66,27 @@ class LongformerAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         self.window, self.num_global = positive("window", window), positive("num_global", num_global)
-        self.qkv_global = linear(embed_dim, 3 * embed_dim, bias=bias)
+        self.qkv_global = linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
         self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
+
+    def reset_parameters(self) -> None:
+        """Draw the projections anew; both sets start alike."""
+        super().reset_parameters()
+        self.qkv_global.load_state_dict(self.qkv.state_dict())
 
     def pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
@@ -119,11 +136,9 @@ class LongformerAttention(HeadedAttention):
         return SoftmaxCore(Q, K, mask, added), few, V, V_g
 
     def _project_global(self, x: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
-        own, weight, bias = self.widths[0], self.qkv_global.weight, self.qkv_global.bias
-        Q = F.linear(x[:, : self.num_global], weight[:own], None if bias is None else bias[:own])
-        KV = F.linear(x, weight[own:], None if bias is None else bias[own:])
-        Q, KV = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (Q, KV))
-        return Q, *KV.chunk(2, 1)
+        # Called on all tokens and cut afterwards: cut out of its weights, the product would miss what was added to it.
+        Q, K, V = self._heads(self.qkv_global(x)).chunk(3, 1)
+        return Q[:, :, : self.num_global], K, V
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         D = self.widths[0]

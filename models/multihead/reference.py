@@ -62,7 +62,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
     r, out = rotary.width, x.clone()
     theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
     if rotary.scaling is not None:
-        theta = rotary.frequencies.tolist()
+        theta = rotary.frequencies
     for m in range(x.shape[1]):
         for head in range(0, x.shape[2], d):
             for i in range(r // 2):
@@ -76,7 +76,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
 def distance(layer: HeadedAttention, head: int, offset: int) -> Tensor | float:
     """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
     if isinstance(layer.positions, ALiBi):
-        return -float(layer.positions.slopes[head]) * abs(offset)
+        return -layer.positions.slopes[head] * abs(offset)
     if isinstance(layer.positions, T5Bias):
         return layer.positions.table.weight[t5_range(offset, layer.positions), head]
     return 0.0

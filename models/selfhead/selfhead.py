@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class SelfAttention(Attention):
         embed_dim: D, the width of every token, in and out.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -42,12 +45,20 @@ class SelfAttention(Attention):
     packs = True
 
     @accepts_emd_dim
-    def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)
-        self.query = linear(embed_dim, embed_dim)
-        self.key = linear(embed_dim, embed_dim)
-        self.value = linear(embed_dim, embed_dim)
-        self.output = linear(embed_dim, embed_dim)
+        self.query = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.key = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
         # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column), (B, 1, N, N)

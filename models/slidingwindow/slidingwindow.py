@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class SlidingWindowAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -61,8 +64,19 @@ class SlidingWindowAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         self.window, self.dilation = positive("window", window), positive("dilation", dilation)
 
     def pattern(self, length: int) -> Mask:

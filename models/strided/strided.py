@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +36,8 @@ class StridedAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
             "rotary(base=500000)" (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
 
     Raises:
         ValueError: for a single head, for an unknown form, for more summaries than a block has tokens.
@@ -69,8 +72,19 @@ class StridedAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary", "alibi", "t5"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         if num_heads < 2:
             raise ValueError("num_heads must be at least 2: half of the heads look near, half look far")
         if form not in ("strided", "fixed"):

@@ -33,6 +33,8 @@ class TalkingHeadsAttention(HeadedAttention):
         bias: whether the projections add a bias.
         positions: how place matters: none, or rotary, with settings where wanted, such as "rotary(base=500000)"
             (see attnlab.positions).
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -61,11 +63,28 @@ class TalkingHeadsAttention(HeadedAttention):
         dropout: float = 0.0,
         bias: bool = True,
         positions: Literal["none", "rotary"] | str | Positions = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+        )
         # Each head starts by listening to itself alone: multi-head attention.
-        self.scores = nn.Parameter(torch.eye(num_heads))  # P_l
-        self.mixture = nn.Parameter(torch.eye(num_heads))  # P_w
+        self.scores = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_l
+        self.mixture = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_w
+
+    def reset_parameters(self) -> None:
+        """Draw the projections anew; the heads are not mixed at the start."""
+        super().reset_parameters()
+        nn.init.eye_(self.scores)
+        nn.init.eye_(self.mixture)
 
     def _look(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

@@ -148,7 +148,7 @@ def test_both_ways_to_a_sink_agree() -> None:
     matrix = torch.randn(B, 1, 7, 7, dtype=torch.float64)
     for rule, triangle in ((None, False), (None, True), (matrix, False), (matrix > 0, False)):
         fused = kernel(q, k, v, rule, causal=triangle)
-        compare(fused, kernel._with_a_key(q, k, v, sink, rule, triangle, 0.0), [q, k, v, sink])
+        compare(fused, kernel._with_a_key(q, k, v, sink, rule, triangle), [q, k, v, sink])
 
 
 def test_a_sink_has_the_gradient_of_its_finite_differences() -> None:

@@ -191,9 +191,9 @@ def test_rows_without_a_key_are_found_by_tiles() -> None:
 def test_a_path_is_explained(training: bool) -> None:
     layer = MultiAttention(12, 3, causal=True, dropout=0.1).train(training)
     (path,) = attnlab.explain_path(layer, torch.randn(1, 211, 12))
-    assert path.name == ("dropout" if training else "triangle")
-    said = "two random bytes" if training else "causal, 211 long"
-    assert said in str(path)
+    assert path.name == "triangle"
+    assert "causal, 211 long" in str(path)
+    assert str(path).endswith("; dropout 0.1 of the weights") == training
     (path,) = attnlab.explain_path(layer.eval(), torch.randn(2, 211, 12), mask=window(8))
     assert str(path) == "window: causal() & window(8) reaches 7 back and 0 ahead of 211 keys"
     (path,) = attnlab.explain_path(layer, torch.randn(1, 3, 12))
@@ -220,7 +220,10 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
     torch.manual_seed(0)
     # With the identity for values, the answer is the map itself.
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N)
-    found = dropout_attention(q, k, eye, permitted, bias, 0.3, d**-0.5) * (GRID - round(0.3 * GRID)) / GRID
+    matrix = permitted
+    if bias is not None:
+        matrix = bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
+    found = dropout_attention(q, k, eye, matrix, 0.3, d**-0.5) * (GRID - round(0.3 * GRID)) / GRID
     weights = softmax_weights(q, k, bound, bias)
     kept = found != 0
     torch.testing.assert_close(found, weights * kept)
@@ -233,7 +236,7 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
 
 def test_nearly_everything_may_be_dropped() -> None:
     q, k, v = tensors()
-    assert dropout_attention(q, k, v, None, None, 1 - 1e-9, 1.0).isfinite().all()
+    assert dropout_attention(q, k, v, None, 1 - 1e-9, 1.0).isfinite().all()
 
 
 def test_dropout_has_the_gradient_of_what_it_kept() -> None:
@@ -242,7 +245,7 @@ def test_dropout_has_the_gradient_of_what_it_kept() -> None:
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(7)
-        return dropout_attention(q, k, v, bound.tensor(), None, 0.4, 0.3)
+        return dropout_attention(q, k, v, bound.tensor(), 0.4, 0.3)
 
     assert torch.autograd.gradcheck(run, (q, k, v))
 
@@ -258,7 +261,7 @@ def test_dropout_follows_the_seed_and_is_left_to_the_kernel_where_it_must() -> N
 
     assert torch.equal(run(3)[0], run(3)[0])
     assert not torch.equal(run(3)[0], run(4)[0])
-    assert run(3)[1] == "dropout"
+    assert run(3)[1] == "fused"
     learned = torch.zeros(N, N, dtype=torch.float64, requires_grad=True)
     out, way = run(3, learned)
     assert way == "matrix"
@@ -283,18 +286,18 @@ def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
     torch.manual_seed(0)
     with listening() as heard:
         outs = torch.stack([softmax_attention(q, k, v, bound, dropout=0.3).detach() for _ in range(400)])
-    assert heard[0].name == "rows"
+    assert heard[0].name == "window"
     torch.testing.assert_close(outs.mean(0), softmax_attention(q, k, v, bound).detach(), rtol=0, atol=0.2)
     assert not torch.equal(outs[0], outs[1])
 
 
 def test_a_row_dropped_twice_is_dropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 50 * 57)  # 50 rows a tile, computed again backward
+    monkeypatch.setattr("attnlab.engines.softmax.DROPPED", 1)  # nothing is kept: all is computed again backward
+    monkeypatch.setattr("attnlab.engines.softmax.MATRIX", B * H * N * 50)  # 50 rows at a time
     q, k, _ = tensors()
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N).clone().requires_grad_()
-    bound = (causal() & window(7)).bind(N, shape=(B, H))
     torch.manual_seed(0)
-    out = softmax_attention(q, k, eye, bound, dropout=0.3)
+    out = softmax_attention(q, k, eye, dropout=0.3)
     (gradient,) = torch.autograd.grad(out.sum(), eye)
     # The gradient of a value is the weight that it had, summed over the rows: what was kept forward is kept backward.
     torch.testing.assert_close(gradient[..., 0], out.sum(2))

@@ -104,7 +104,7 @@ def _whole(steps: Steps, state: Tensor, form: str, chunk: int) -> tuple[Tensor, 
         return torch.zeros_like(steps.v), state
     path = _choose(N, chunk, compiling) if form == "auto" else Path(form, "asked for")
     if not compiling:
-        tell(path)
+        tell(lambda: path)
     if path.name == "recurrent":
         return recurrent(steps, state)
     if path.name == "parallel":

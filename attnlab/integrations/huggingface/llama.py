@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from importlib import import_module
 from typing import Any
-
-import torch
 
 from attnlab.attention import copy_weights
 from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
@@ -34,7 +34,7 @@ class LlamaRotary(Rotary):
         if 2 * len(theirs.inv_freq) != config.head_dim:
             raise ValueError(f"this rope turns {2 * len(theirs.inv_freq)} of {config.head_dim} numbers of a head")
         super().__init__(config.head_dim, base=rope["rope_theta"])
-        self.frequencies = theirs.inv_freq.double()
+        self.frequencies = tuple(theirs.inv_freq.double().tolist())
         self.sharpening = float(theirs.attention_scaling)
 
     def extra_repr(self) -> str:
@@ -104,8 +104,8 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
     wanted, have = LlamaRotary(config), ours.positions
     same = (
         have.layout == wanted.layout
-        and have.frequencies.shape == wanted.frequencies.shape
-        and torch.allclose(have.frequencies.cpu(), wanted.frequencies, rtol=1e-6, atol=0)
+        and len(have.frequencies) == len(wanted.frequencies)
+        and all(map(partial(math.isclose, rel_tol=1e-6), have.frequencies, wanted.frequencies))
         and abs(have.sharpening - wanted.sharpening) < 1e-6
     )
     if not same:
