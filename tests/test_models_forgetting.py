@@ -34,6 +34,11 @@ def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
 
 
+def zero_padding(x: Tensor, mask: masks.Mask | None) -> Tensor:
+    """``x`` as a layer takes it: a token that padding leaves out is a zero vector."""
+    return x if mask is None else mask.bind(N, N, shape=(B, H)).zero_padding(x)
+
+
 def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -71,7 +76,7 @@ def test_rotary_positions_keep_every_promise() -> None:
     ids=str,
 )
 def test_the_number_in_the_key_and_the_matrix_agree(mask: masks.Mask, positions: Any) -> None:
-    layer, x = made(positions=positions), tokens()
+    layer, x = made(positions=positions), zero_padding(tokens(), mask)
     written = masks.from_tensor(mask.materialize(N).expand(B, 1, N, N))
     bound = mask.bind(N, N, shape=(B, H))
     assert bound.looks_back_unbroken
@@ -178,7 +183,7 @@ def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("attnlab.engines.rows.NUMBERS", numbers)
     layer, x, mask = made(), tokens().requires_grad_(), TILED[name]
     permitted = None if mask is None else mask.materialize(N).expand(B, H, N, N)
-    out, expected = layer(x, mask=mask), reference(layer, x, permitted)
+    out, expected = layer(x, mask=mask), reference(layer, zero_padding(x, mask), permitted)
     same(out, expected)
     wanted = [x, *layer.parameters()]
     direction = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
@@ -200,7 +205,9 @@ def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(DecayedCore, "_decay", recorded)
     layer, kept = ForgettingAttention(D, H, causal=causal), [0]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.untyped_storage().nbytes()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.untyped_storage().nbytes()) or t, lambda t: t
+    ):
         layer(torch.randn(1, 521, D)).sum()
     assert max(cells) <= 2**16
     assert max(kept) <= 8 * 521 * 2 * D, "of the tiles nothing is kept for the backward pass"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +37,9 @@ class ForgettingAttention(HeadedAttention):
             "rotary(base=500000)" (see attnlab.positions).
         device: where the parameters are made.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: for positions alibi or t5, and what `HeadedAttention` refuses.
     """
 
     card = Card(
@@ -79,6 +83,11 @@ class ForgettingAttention(HeadedAttention):
             device=device,
             dtype=dtype,
         )
+        if self.positions.name in ("alibi", "t5"):
+            raise ValueError(
+                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
+                "its gates lower scores with distance already"
+            )
         self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
 
     def _forward(
@@ -94,7 +103,9 @@ class ForgettingAttention(HeadedAttention):
         gates = self._gates(x)
         if cache is not None:
             K, V, gates = cache.append(K, V, gates)
-        heads = DecayedCore(Q, K, gates.squeeze(-1), mask, added).attend(V, dropout=self.dropout if self.training else 0.0)
+        heads = DecayedCore(Q, K, gates.squeeze(-1), mask, added).attend(
+            V, dropout=self.dropout if self.training else 0.0
+        )
         return self._join(heads, x)
 
     def _core(
@@ -114,4 +125,3 @@ class ForgettingAttention(HeadedAttention):
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         super()._narrow(heads, groups)
         narrow(self.forget, rows=heads)
-
