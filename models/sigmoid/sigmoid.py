@@ -82,7 +82,7 @@ class SigmoidAttention(HeadedAttention):
 
 
 def sigmoids(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
-    """``σ(score - log n)`` where it is permitted, 0 elsewhere; in at least float32, as float16 holds no n above 65,504."""
+    """``σ(score - log n)`` where it is permitted, 0 elsewhere; in float32 at least: float16 holds no n above 65,504."""
     exact = at_least_float32(scores)
     if permitted is None:
         return torch.sigmoid(exact - exact.new_ones(scores.shape[-1]).sum().log()).to(scores.dtype)
