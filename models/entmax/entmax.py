@@ -112,16 +112,16 @@ class _Entmax(torch.autograd.Function):
         dtype = scores.dtype
         if alpha > 2:  # the power below one magnifies a rounding error near zero
             scores = scores.to(exact(scores.device))
-        scores = scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-        # With τ = (α - 1) t - 1, the sum of the weights is at least 1 at t = 0 and at most 1 at ln M and 1 / (α - 1).
-        low = torch.zeros_like(scores[..., :1])
-        step = scores.new_ones(scores.shape[-1]).sum().log().clamp(max=1 / (alpha - 1))
-        for _ in range(60 if scores.dtype == torch.float64 else 30):
+        z = (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).mul_(alpha - 1)
+        # The sum of the weights falls from at least 1 at τ = -1 to at most 1 at τ + 1 = min((α - 1) ln M, 1).
+        low = torch.zeros_like(z[..., :1])  # of τ + 1
+        step = ((alpha - 1) * z.new_ones(z.shape[-1]).sum().log()).clamp(max=1.0)
+        for _ in range(60 if z.dtype == torch.float64 else 30):
             step = step / 2
             middle = low + step
-            low = torch.where(_powers(scores, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
-        weights = _powers(scores, low, alpha)
-        return (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)).to(dtype)
+            low = torch.where(_powers(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
+        weights = _powers(z, low, alpha)
+        return (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -157,9 +157,8 @@ def _moved(direction: Float[Tensor, "... M"], weights: Float[Tensor, "... M"], a
     return flow - flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=tiny) * slope
 
 
-def _powers(scores: Float[Tensor, "... M"], t: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
-    """``[1 + (α - 1) (s - t)]₊^(1 / (α - 1))``, which is exp(s - t) for α = 1."""
-    excess = ((alpha - 1) * (scores - t)).clamp(min=-1)
-    if alpha < 1.5:  # as a power, a rounding error of the base would be 1 / (α - 1) times as large
-        return torch.exp(torch.log1p(excess) / (alpha - 1))
-    return (1 + excess) ** (1 / (alpha - 1))
+def _powers(z: Float[Tensor, "... M"], shift: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
+    """``[z - τ]₊^(1 / (α - 1))`` for a shift of τ + 1."""
+    if alpha < 1.5:  # as a power, a rounding error of the base near 1 would be 1 / (α - 1) times as large
+        return (z - shift).clamp_(min=-1).log1p_().div_(alpha - 1).exp_()
+    return (z - (shift - 1)).clamp_(min=0) ** (1 / (alpha - 1))
