@@ -19,7 +19,7 @@ from attnlab.engines.bias import Bias, cut, four_axes
 from attnlab.engines.core import Core
 from attnlab.engines.kernel import Kernel
 from attnlab.engines.paths import Path, tell
-from attnlab.engines.rows import RowsCore, at_least_float32, by_tiles, row_tiles
+from attnlab.engines.rows import RowsCore, at_least_float32, by_tiles, one_tile, row_tiles
 from attnlab.engines.softmax import masked_softmax
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Places, count, positions
@@ -113,7 +113,7 @@ class DecayedCore(Core):
 
         # Whether to split is decided by shapes alone, so on a GPU too; a compiler wants one graph for every length.
         split = may_read(torch.device("cpu"))
-        tiles = row_tiles(mask, N, M, 4 * B * H) if split else [(slice(0, N), slice(0, M))]
+        tiles = row_tiles(mask, N, M, 4 * B * H) if split else one_tile(N, M)
         size = count(tiles[0][0])
         tell(lambda: Path("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time"))
         return by_tiles(part, tiles)[..., :width]

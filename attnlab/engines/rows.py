@@ -79,7 +79,7 @@ def attend_by_rows(
 
     if torch.compiler.is_compiling():  # one graph for every length
         return part(slice(0, N), slice(0, M))
-    tiles = row_tiles(mask, N, M, B * H * cost) if may_split(q) else [(slice(0, N), slice(0, M))]
+    tiles = row_tiles(mask, N, M, B * H * cost) if may_split(q) else one_tile(N, M)
     size = count(tiles[0][0])
     tell(lambda: Path("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     return by_tiles(part, tiles, random=dropout > 0)
@@ -94,7 +94,7 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
         M: keys.
         each: how many numbers a pair of a query and a key takes.
     """
-    whole: list[tuple[slice, Places]] = [(slice(0, N), slice(0, M))]
+    whole = one_tile(N, M)
     budget = NUMBERS // max(1, each)
     if mask is None:
         return [(rows, slice(0, M)) for rows in slices(N, max(1, budget // max(1, M)))] or whole
@@ -112,6 +112,11 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
     if most < M:
         size = min(size, TOGETHER)
     return mask.tiles(size) if size < N else whole
+
+
+def one_tile(N: int, M: int) -> list[tuple[slice, Places]]:
+    """All rows with all keys."""
+    return [(slice(0, N), slice(0, M))]
 
 
 def by_tiles(
