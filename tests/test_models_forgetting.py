@@ -221,8 +221,15 @@ def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pyte
         assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
     if causal:
         (gradient,) = torch.autograd.grad(layer(x).tanh().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
+        with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
             gradient.square().sum().backward()
+
+
+def test_a_compiler_makes_one_graph() -> None:
+    layer, x = made(causal=True), tokens().requires_grad_()
+    graph = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    same(graph(x), layer(x))
+    same(*(torch.autograd.grad(call(x).square().sum(), x)[0] for call in (graph, layer)))
 
 
 def test_a_learned_bias_has_its_gradient() -> None:

@@ -58,7 +58,7 @@ class DecayedCore(Core):
         # A kernel gives no gradient to a matrix, and a functorch transform hides that one is wanted.
         learned = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()
         fused = self.unbroken and not dropout and not learned
-        fused = fused and not torch._C._are_functorch_transforms_active()
+        fused = fused and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         with torch.autocast(values.device.type, enabled=False):
             if fused:
                 return self._fused(at_least_float32(values)).to(values.dtype)
@@ -111,9 +111,10 @@ class DecayedCore(Core):
             q, k = F.pad(q, (0, wide - q.shape[-1])), F.pad(k, (0, wide - k.shape[-1]))
             return kernel(q, k, v[:, :, keys], matrix)
 
-        # Whether to split is decided by shapes alone, so on a GPU too; a compiler wants one graph for every length.
-        split = may_read(torch.device("cpu"))
-        tiles = row_tiles(mask, N, M, 4 * B * H) if split else one_tile(N, M)
+        if torch.compiler.is_compiling():  # one graph for every length
+            return part(slice(0, N), slice(0, M))[..., :width]
+        # Whether to split is decided by shapes alone, so on a GPU too.
+        tiles = row_tiles(mask, N, M, 4 * B * H) if may_read(torch.device("cpu")) else one_tile(N, M)
         size = count(tiles[0][0])
         tell(lambda: Path("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time"))
         return by_tiles(part, tiles)[..., :width]

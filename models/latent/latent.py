@@ -35,8 +35,8 @@ class LatentAttention(Attention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         positions: how the d_r numbers are turned: rotary, with settings where wanted, such as "rotary(base=500000)"; or
-            none, which leaves them out (see attnlab.positions). The temperature of yarn applies to the whole score, as in
-            DeepSeek-V3.
+            none, which leaves them out (see attnlab.positions). The temperature of yarn applies to the whole score,
+            as in DeepSeek-V3.
         device: where the parameters are made.
         dtype: of the parameters.
 

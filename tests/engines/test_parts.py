@@ -228,7 +228,9 @@ def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.Mon
     monkeypatch.setattr("attnlab.engines.rows.NUMBERS", 2**4)
     q, k, v = drawn((1, 2, 5, 3), (1, 2, 5, 3), (1, 2, 5, 2))
     bound = (causal() & window(2)).bind(5)
-    assert torch.autograd.gradgradcheck(lambda *qkv: attend_by_rows(*qkv, bound, None, masked_softmax).tanh(), (q, k, v))
+    assert torch.autograd.gradgradcheck(
+        lambda *qkv: attend_by_rows(*qkv, bound, None, masked_softmax).tanh(), (q, k, v)
+    )
 
 
 @settings(max_examples=25)
