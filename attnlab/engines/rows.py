@@ -104,7 +104,7 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
         window = (back + ahead) // mask.mask.step + 1
         size = min(max(TOGETHER, window // 4), (math.isqrt(window**2 + 4 * budget) - window) // 2)
         tiles = mask.tiles(max(1, size))
-        if N * M <= budget and 1.5 * sum(max(CALL, each * count(r) * count(c)) for r, c in tiles) > each * N * M:
+        if budget >= N * M and 1.5 * sum(max(CALL, each * count(r) * count(c)) for r, c in tiles) > each * N * M:
             return whole
         return tiles or whole
     most = mask.most  # on average, where some rows can reach more keys than others
