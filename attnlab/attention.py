@@ -133,10 +133,7 @@ class Attention(nn.Module):
             row = packed(x, bound, self.num_heads)
             if row is not None:
                 return row.run(self._forward, x)
-        out = self._forward(x, bound, **given)
-        if "context" in given and not given["context"].shape[1]:
-            return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)  # there is nothing to look at
-        return out if bound is None else bound.blank(out)
+        return self._blanked(self._forward(x, bound, **given), bound, given)
 
     @final
     def weights(
@@ -178,21 +175,40 @@ class Attention(nn.Module):
         weights: Float[Tensor, "B H N M"],
         x: Float[Tensor, "B N D"],
         *,
+        mask: Mask | Tensor | None = None,
         context: Float[Tensor, "B M D"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """The output that these weights give: ``mix(weights(x), x)`` equals ``forward(x)`` without dropout.
+        """The output that these weights give: ``mix(weights(x, mask=m), x, mask=m)`` is ``forward(x, mask=m)``.
 
-        Edit the weights in between (drop a head, flatten a row) to see what they were worth.
+        Dropout aside, and for a bias or a context alike. Edit the weights in between (drop a head, flatten a row) to
+        see what they contribute.
+
+        Args:
+            weights: (B, H, N, M), any numbers: that a row of them is zero has no special meaning.
+            x: the tokens, (B, N, D).
+            mask: what the weights were made with. Rows that it masks fully, together with ``causal``, are zero, and
+                what it declares padding is taken as zero, as in `forward`; weights are not masked again.
+            context: the sequence attended to, (B, M, D).
+
+        Raises:
+            Unsupported: for an argument that this mechanism does not take, or where it has no weights.
+            ValueError: for weights, a mask or a context of a shape that does not fit.
         """
         self._require("weights")
-        x, _, given = self._admit(x, None, context=context)
+        x, bound, given = self._admit(x, mask, context=context)
         wanted = (x.shape[0], self.num_heads, x.shape[1], (x if context is None else context).shape[1])
         if weights.shape != wanted:
             raise ValueError(
                 f"weights must have shape (batch, heads, queries, keys) = {wanted}, not {tuple(weights.shape)}"
             )
-        out = self._mix(weights, x, **given)
-        return out.masked_fill((weights == 0).all(-1).all(1).unsqueeze(-1), 0.0)
+        return self._blanked(self._mix(weights, x, **given), bound, given)
+
+    @staticmethod
+    def _blanked(out: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
+        """``out`` with zeros in fully masked rows; all of them where the context is empty."""
+        if "context" in given and not given["context"].shape[1]:
+            return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)
+        return out if bound is None else bound.blank(out)
 
     def pattern(self, length: int) -> Mask | None:
         """The keys that this mechanism looks at by itself, in a sequence of this length; None for all of them.

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnlab import registry
 from attnlab.attention import Attention, Unsupported, divisors_near, either, linear
 from attnlab.cache import Cache
 from attnlab.card import CAPABILITIES, Card
 from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
+from attnlab.models.sigmoid import SigmoidAttention
+from attnlab.models.sinks import SinkAttention
 
 B, N, M, D, H = 2, 5, 7, 12, 3
 
@@ -363,7 +366,7 @@ def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
     torch.nn.init.ones_(layer.output.bias)  # so that a row left unblanked would show
     bias = torch.randn(N, N)
     out = layer(x(), mask=mask, bias=bias)
-    torch.testing.assert_close(layer.mix(layer.weights(x(), mask=mask, bias=bias), x()), out)
+    torch.testing.assert_close(layer.mix(layer.weights(x(), mask=mask, bias=bias), x(), mask=mask), out)
 
 
 def test_mix_over_a_context() -> None:
@@ -371,6 +374,35 @@ def test_mix_over_a_context() -> None:
     weights = layer.weights(x(), context=context)
     assert weights.shape == (B, H, N, M)
     torch.testing.assert_close(layer.mix(weights, x(), context=context), layer(x(), context=context))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if {"mask", "weights"} <= {*registry.entry(name).card.supports}]
+)
+def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
+    options = {} if registry.entry(name).card.heads == "1" else {"num_heads": 2}
+    layer = registry.load(name)(D, **options).double().eval()
+    torch.nn.init.ones_(layer.output.bias if layer.output.bias is not None else torch.empty(1))
+    tokens = torch.randn(B, 11, D, dtype=torch.float64)
+    mask = padding(torch.tensor([0, 7]))
+    expected = layer(tokens, mask=mask)
+    tokens[0] = tokens[1, 7:] = torch.nan  # padding has no effect
+    torch.testing.assert_close(layer.mix(layer.weights(tokens, mask=mask), tokens, mask=mask), expected)
+    assert not layer.mix(layer.weights(tokens, mask=mask), tokens, mask=mask)[0].any()
+
+
+def test_weights_that_underflow_are_no_mask() -> None:
+    sinks, sigmoid = SinkAttention(D, H), SigmoidAttention(D, H)
+    with torch.no_grad():
+        sinks.sink.fill_(200.0)
+        for layer in (sinks, sigmoid):
+            layer.output.bias.fill_(1.0)
+    bias = torch.full((N, N), -200.0)
+    for layer, given in ((sinks, {}), (sigmoid, {"bias": bias})):
+        weights = layer.weights(x(), **given)
+        assert not weights.any()
+        assert (layer(x(), **given) == 1).all(), "the output is the bias of the projection"
+        torch.testing.assert_close(layer.mix(weights, x()), layer(x(), **given))
 
 
 def test_weights_leave_the_output_and_the_randomness_alone() -> None:

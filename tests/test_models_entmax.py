@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,55 @@ def test_weights_sum_to_one_in_the_order_of_the_scores(scores: list[float], alph
     order = drawn.argsort()
     assert (weights[order].diff() >= 0).all()
     torch.testing.assert_close(entmax(drawn + shift, alpha), weights, rtol=0, atol=1e-9)
+
+
+ALPHAS = [1 + 1e-9, 1.000001, 1.0001, 1.01, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0]
+
+
+def bisected(scores: Tensor, alpha: float) -> Tensor:
+    """The weights in float64, by 200 halvings of the interval for the number that is taken from the scores."""
+    scores = scores.double() - scores.double().amax(-1, keepdim=True)
+    low, high = torch.zeros_like(scores[..., :1]), torch.full_like(scores[..., :1], math.log(scores.shape[-1]))
+    for _ in range(200):
+        middle = (low + high) / 2
+        weights = (((alpha - 1) * (scores - middle)).clamp(min=-1).log1p() / (alpha - 1)).exp()
+        low, high = (
+            torch.where((weights.sum(-1, keepdim=True) >= 1) == up, middle, end)
+            for up, end in ((True, low), (False, high))
+        )
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 0.004), (torch.float16, 5e-4), (torch.float64, 1e-14)]
+)
+def test_weights_and_gradients_are_those_of_float64(alpha: float, dtype: torch.dtype, limit: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (2 * torch.randn(17, 257, generator=generator)).to(dtype).requires_grad_()
+    weights, true = entmax(scores, alpha), bisected(scores.detach(), alpha)
+    assert (weights.double() - true).abs().max() < limit
+    direction = torch.randn(17, 257, generator=generator, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights.double() * direction).sum(), scores)
+    slope = torch.where(true > 0, true ** (2 - alpha), 0.0)
+    expected = slope * (direction - (slope * direction).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
+    # Above 2 the slope has no bound where a weight begins, so that the rounding of one score shows.
+    assert (gradient.double() - expected).norm() < (4 if alpha <= 2 else 4000) * limit * expected.norm()
+
+
+@pytest.mark.parametrize("excess", [1e-9, 1e-12, 2.3e-16])
+def test_the_limit_is_softmax(excess: float) -> None:
+    scores = torch.randn(17, 257, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(entmax(scores, 1 + excess), scores.softmax(-1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, in forward-mode AD
+@pytest.mark.parametrize("alpha", [1.000001, 1.25, 1.5, 2.0, 2.5, 4.0])
+def test_second_derivatives_are_exact(alpha: float) -> None:
+    scores = torch.tensor([[0.3, -0.2, 0.1], [9.0, 0.2, 8.9]], dtype=torch.float64, requires_grad=True)
+    assert alpha < 1.2 or (entmax(scores, alpha)[1, 1] == 0).all()
+    assert torch.autograd.gradgradcheck(lambda s: entmax(s, alpha).tanh(), scores)
+    assert torch.autograd.gradcheck(lambda s: entmax(s, alpha), scores, check_forward_ad=True)
 
 
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0, 4.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from attnlab import Cache, check_attention, explain_path, masks
 from attnlab.models.latent import LatentAttention
+from attnlab.models.latent.reference import reference
 
 B, N, H, D = 2, 11, 3, 13
 SIZES: dict[str, Any] = {"latent": 7, "head_dim": 5, "rotary_dim": 4, "causal": True}
@@ -34,6 +36,19 @@ def tokens(length: int = N) -> Tensor:
 )
 def test_every_kind_keeps_every_promise(options: dict[str, Any]) -> None:
     check_attention(partial(LatentAttention, **options), fast=True)
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_the_temperature_of_yarn_applies_to_the_whole_score(share: float) -> None:
+    layer, x = made(positions=f"rotary(share={share}, scaling=yarn, factor=32, original=8)"), tokens()
+    permitted = masks.causal().materialize(N).expand(B, H, N, N)
+    torch.testing.assert_close(layer(x), reference(layer, x, permitted), rtol=0, atol=1e-12)
+    # At the same position nothing is turned: the score is that without positions, times the temperature.
+    alone = made(positions=f"rotary(share={share})")
+    alone.load_state_dict(layer.state_dict())
+    (Q, K), (q, k) = ((m._queries(x), m._expanded(m._kept(x))[0]) for m in (layer, alone))
+    temperature = (0.1 * math.log(32) + 1) ** 2
+    torch.testing.assert_close((Q * K).sum(-1), temperature * (q * k).sum(-1))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "none", "rotary(layout=interleaved)"])

@@ -45,7 +45,7 @@ def three_tokens() -> tuple[SelfAttention, Tensor]:
 def test_three_tokens_by_hand(mask: object, answers: list[float]) -> None:
     layer, x = three_tokens()
     assert layer(x, mask=mask)[0, :, 0].tolist() == pytest.approx(answers)
-    assert layer.mix(layer.weights(x, mask=mask), x)[0, :, 0].tolist() == pytest.approx(answers)
+    assert layer.mix(layer.weights(x, mask=mask), x, mask=mask)[0, :, 0].tolist() == pytest.approx(answers)
 
 
 def test_the_weights_of_three_tokens() -> None:

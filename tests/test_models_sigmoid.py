@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from attnlab import Cache, check_attention, masks
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.sigmoid import SigmoidAttention
+from attnlab.models.sigmoid.sigmoid import sigmoids
 from attnlab.pruning import prune_heads
 
 B, N, H, D, d = 2, 7, 3, 12, 4
@@ -73,7 +75,23 @@ def test_what_is_hidden_is_not_counted() -> None:
     mask = masks.padding(torch.tensor([4, 4]))
     same(layer(x, mask=mask)[:, :4], layer(x[:, :4]))
     explicit = mask.materialize(N).expand(B, 1, N, N)
-    same(layer(x, mask=explicit), layer(x, mask=mask))
+    same(layer(x, mask=explicit)[:, :4], layer(x, mask=mask)[:, :4])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keys", [1031, 70_001])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_counts_any_number_of_keys(dtype: torch.dtype, keys: int, masked: bool) -> None:
+    scores = torch.tensor([[2.0, 7.0]]).repeat(1, keys)[None, None, :, :keys].to(dtype)
+    permitted = torch.ones(1, 1, 1, keys, dtype=torch.bool) if masked else None
+    expected = torch.sigmoid(scores.double() - math.log(keys))
+    torch.testing.assert_close(sigmoids(scores, permitted).double(), expected, rtol=0.004, atol=1e-7)
+
+
+def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", 2**5)
+    layer, x = made(causal=True), tokens(5).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
 
 
 @pytest.mark.parametrize("gone", [[0], [2, 1]])

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from attnlab.attention import Card
 from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore
+from attnlab.engines.rows import RowsCore, at_least_float32
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
 from attnlab.positions import Positions
+from attnlab.positions.base import exact
 
 
 class EntmaxAttention(HeadedAttention):
@@ -88,12 +89,15 @@ class EntmaxAttention(HeadedAttention):
 
 
 def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | None = None) -> Float[Tensor, "... M"]:
-    """α-entmax over the last axis: exact zeros, rows that sum to one, and zeros where nothing is permitted."""
+    """α-entmax over the last axis: exact zeros, rows that sum to one, and zeros where nothing is permitted.
+
+    Float16 and bfloat16 are computed in float32. Derivatives of any order are those of the weights that are not zero.
+    """
     if permitted is not None:
         scores = scores.masked_fill(~permitted, -torch.inf)
     function = _Entmax if torch.compiler.is_compiling() else _EntmaxBothWays  # no compiler takes a jvp of our own
-    out: Tensor = function.apply(scores, alpha)  # type: ignore[no-untyped-call]
-    return out
+    out: Tensor = function.apply(at_least_float32(scores), alpha)  # type: ignore[no-untyped-call]
+    return out.to(scores.dtype)
 
 
 class _Entmax(torch.autograd.Function):
@@ -105,16 +109,19 @@ class _Entmax(torch.autograd.Function):
     def forward(scores: Tensor, alpha: float) -> Tensor:
         if not scores.shape[-1]:
             return scores.clone()
-        z = (alpha - 1) * (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min))
-        # The sum of the weights falls from at least 1 at τ = -1 to at most 1 at τ = -(1 / M)^(α - 1).
-        low = torch.full_like(z[..., :1], -1.0)
-        step = 1.0 - (1.0 / max(1, z.shape[-1])) ** (alpha - 1)
+        dtype = scores.dtype
+        if alpha > 2:  # the power below one magnifies a rounding error near zero
+            scores = scores.to(exact(scores.device))
+        z = (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).mul_(alpha - 1)
+        # The sum of the weights falls from at least 1 at τ = -1 to at most 1 at τ + 1 = min((α - 1) ln M, 1).
+        low = torch.zeros_like(z[..., :1])  # of τ + 1
+        step = ((alpha - 1) * z.new_ones(z.shape[-1]).sum().log()).clamp(max=1.0)
         for _ in range(60 if z.dtype == torch.float64 else 30):
             step = step / 2
             middle = low + step
             low = torch.where(_powers(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
         weights = _powers(z, low, alpha)
-        return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+        return (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -144,10 +151,14 @@ class _EntmaxBothWays(_Entmax):
 def _moved(direction: Float[Tensor, "... M"], weights: Float[Tensor, "... M"], alpha: float) -> Float[Tensor, "... M"]:
     """``direction`` times the Jacobian, which is symmetric: a gradient going back, and a tangent going forward."""
     tiny = torch.finfo(weights.dtype).tiny
-    slope = torch.where(weights > 0, weights.clamp(min=tiny) ** (2 - alpha), 0.0)
+    # A base of 1 in place of 0, whose power would be infinite and make a second derivative 0 · inf.
+    slope = torch.where(weights > 0, weights.masked_fill(weights == 0, 1.0) ** (2 - alpha), 0.0)
     flow = direction * slope
     return flow - flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=tiny) * slope
 
 
-def _powers(z: Float[Tensor, "... M"], tau: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
-    return (z - tau).clamp(min=0) ** (1 / (alpha - 1))
+def _powers(z: Float[Tensor, "... M"], shift: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
+    """``[z - τ]₊^(1 / (α - 1))`` for a shift of τ + 1."""
+    if alpha < 1.5:  # as a power, a rounding error of the base near 1 would be 1 / (α - 1) times as large
+        return (z - shift).clamp_(min=-1).log1p_().div_(alpha - 1).exp_()
+    return (z - (shift - 1)).clamp_(min=0) ** (1 / (alpha - 1))

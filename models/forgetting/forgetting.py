@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from attnlab.attention import Card, linear
 from attnlab.cache import Cache
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
+from attnlab.engines.decayed import DecayedCore
+from attnlab.engines.rows import at_least_float32
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
 from attnlab.narrow import narrow
@@ -38,6 +37,9 @@ class ForgettingAttention(HeadedAttention):
             "rotary(base=500000)" (see attnlab.positions).
         device: where the parameters are made.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: for positions alibi or t5, and what `HeadedAttention` refuses.
     """
 
     card = Card(
@@ -81,6 +83,11 @@ class ForgettingAttention(HeadedAttention):
             device=device,
             dtype=dtype,
         )
+        if self.positions.name in ("alibi", "t5"):
+            raise ValueError(
+                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
+                "its gates lower scores with distance already"
+            )
         self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
 
     def _forward(
@@ -96,7 +103,9 @@ class ForgettingAttention(HeadedAttention):
         gates = self._gates(x)
         if cache is not None:
             K, V, gates = cache.append(K, V, gates)
-        heads = self._decayed(Q, K, gates, mask, added).attend(V, dropout=self.dropout if self.training else 0.0)
+        heads = DecayedCore(Q, K, gates.squeeze(-1), mask, added).attend(
+            V, dropout=self.dropout if self.training else 0.0
+        )
         return self._join(heads, x)
 
     def _core(
@@ -105,48 +114,14 @@ class ForgettingAttention(HeadedAttention):
         mask: BoundMask | None,
         bias: Tensor | None = None,
         context: Tensor | None = None,
-    ) -> SoftmaxCore:
+    ) -> DecayedCore:
         Q, K, _ = self._project(x, None)
         Q, K, added = self._place(Q, K, bias, None)
-        return self._decayed(Q, K, self._gates(x), mask, added)
+        return DecayedCore(Q, K, self._gates(x).squeeze(-1), mask, added)
 
     def _gates(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N 1"]:
-        return F.logsigmoid(self.forget(x)).mT.unsqueeze(-1)  # log f
-
-    def _decayed(
-        self,
-        Q: Float[Tensor, "B H N d"],
-        K: Float[Tensor, "B H M d"],
-        gates: Float[Tensor, "B H M 1"],
-        mask: BoundMask | None,
-        bias: Bias | None,
-    ) -> SoftmaxCore:
-        """The scores with their decay, as one number more in each query and key wherever that is the same."""
-        if mask is None or not mask.looks_back_unbroken:
-            decay = between(gates.squeeze(-1), Q.shape[2], None if mask is None else mask.tensor())
-            return SoftmaxCore(Q, K, mask, decay if bias is None else bias + decay)
-        # With C the running sum of log f, D_ij = C_i - C_j, and softmax does not see the C_i that its row shares:
-        # (q, 1) · (k, -C √d) / √d = q · k / √d - C. The engine divides by √(d + 1).
-        d = Q.shape[-1]
-        last = gates.cumsum(2) * gates.new_tensor(-math.sqrt(d))
-        Q = torch.cat([Q, Q.new_ones(*Q.shape[:-1], 1)], -1) * Q.new_tensor(math.sqrt((d + 1) / d))
-        return SoftmaxCore(Q, torch.cat([K, last.to(K.dtype)], -1), mask, bias)
+        return F.logsigmoid(at_least_float32(self.forget(x))).mT.unsqueeze(-1)  # log f
 
     def _narrow(self, heads: list[int], groups: list[int]) -> None:
         super()._narrow(heads, groups)
         narrow(self.forget, rows=heads)
-
-
-def between(gates: Float[Tensor, "B H M"], queries: int, permitted: Tensor | None) -> Float[Tensor, "B H N M"]:
-    """The sum of log gates from each query to each key, of those that the query may look at; queries at the end."""
-    (B, H, M), N = gates.shape, queries
-    own = gates.unsqueeze(2).expand(B, H, N, M)
-    if permitted is not None:
-        own = own.masked_fill(~permitted, 0.0)
-    place = torch.arange(M, device=gates.device)
-    here = place[M - N :, None]
-    sums = own.cumsum(-1)
-    upto = sums.gather(-1, here.expand(B, H, N, 1))
-    back = upto - sums  # Σ_{j < l ≤ i}
-    ahead = (sums - own) - (upto - own.gather(-1, here.expand(B, H, N, 1)))  # Σ_{i ≤ l < j}
-    return torch.where(place <= here, back, ahead)

@@ -15,7 +15,7 @@ from attnlab.cache import Cache
 from attnlab.engines.softmax import SoftmaxCore
 from attnlab.heads import normed
 from attnlab.masks import BoundMask
-from attnlab.positions import Positions, make
+from attnlab.positions import Positions, Rotary, make
 
 
 class LatentAttention(Attention):
@@ -35,7 +35,8 @@ class LatentAttention(Attention):
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         positions: how the d_r numbers are turned: rotary, with settings where wanted, such as "rotary(base=500000)"; or
-            none, which leaves them out (see attnlab.positions).
+            none, which leaves them out (see attnlab.positions). The temperature of yarn applies to the whole score,
+            as in DeepSeek-V3.
         device: where the parameters are made.
         dtype: of the parameters.
 
@@ -114,7 +115,12 @@ class LatentAttention(Attention):
             x = normed(self.query_down(x), self.query_norm)
         Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
-        return torch.cat([own, self._turned(turned, cache)], -1)
+        turned = self._turned(turned, cache)
+        if isinstance(self.positions, Rotary) and self.positions.sharpening != 1:
+            # YaRN's temperature is one for the whole score; the turned part has it from its queries and its keys.
+            temperature, width = self.positions.sharpening**2, self.positions.width
+            return torch.cat([temperature * own, turned[..., :width], temperature * turned[..., width:]], -1)
+        return torch.cat([own, turned], -1)
 
     def _kept(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B N d_kept"]:
         """What a cache holds of each token: c, and kᴿ, which all heads share."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnlab.attention import Card
 from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore
+from attnlab.engines.rows import RowsCore, at_least_float32
 from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
 from attnlab.positions import Positions
@@ -82,8 +82,10 @@ class SigmoidAttention(HeadedAttention):
 
 
 def sigmoids(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
-    """``σ(score - log n)`` where it is permitted, 0 elsewhere."""
+    """``σ(score - log n)`` where it is permitted, 0 elsewhere; in float32 at least: float16 holds no n above 65,504."""
+    exact = at_least_float32(scores)
     if permitted is None:
-        return torch.sigmoid(scores - scores.new_ones(scores.shape[-1]).sum().log())
+        return torch.sigmoid(exact - exact.new_ones(scores.shape[-1]).sum().log()).to(scores.dtype)
     count = permitted.expand(*permitted.shape[:-1], scores.shape[-1]).sum(-1, keepdim=True)
-    return torch.sigmoid(scores - count.clamp(min=1).to(scores.dtype).log()).masked_fill(~permitted, 0.0)
+    weights = torch.sigmoid(exact - count.clamp(min=1).to(exact.dtype).log())
+    return weights.masked_fill(~permitted, 0.0).to(scores.dtype)

@@ -35,6 +35,9 @@ class TalkingHeadsAttention(HeadedAttention):
             (see attnlab.positions).
         device: where the parameters are made.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: for positions alibi or t5, and what `HeadedAttention` refuses.
     """
 
     card = Card(
@@ -76,6 +79,11 @@ class TalkingHeadsAttention(HeadedAttention):
             device=device,
             dtype=dtype,
         )
+        if self.positions.name in ("alibi", "t5"):
+            raise ValueError(
+                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
+                "heads exchange their scores, and would exchange a bias of distance too"
+            )
         # Each head starts by listening to itself alone: multi-head attention.
         self.scores = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_l
         self.mixture = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_w

@@ -188,7 +188,7 @@ def test_a_sink_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 7 * 11)
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * 11 * (11 + 7))
     q, k, v = drawn((B, H, N, d), (B, H, N, d), (B, H, N, w))
     seen = []
 
@@ -202,6 +202,39 @@ def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pyte
     assert max(shape[1] for shape in seen) == 11 + 6, "a row's keys are those that it can reach"
     assert "11 of 197 rows at a time" in str(heard[0])
     compare(out, by_hand(q, k, v, causal() & window(7)), [q, k, v])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", [window(7), causal() & window(7) & padding(torch.tensor([500, 1031]))], ids=str)
+def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dtype) -> None:
+    length, cells = 1031, []
+    q, k, v = (t.to(dtype) for t in drawn((B, H, length, d), (B, H, length, d), (B, H, length, w)))
+
+    def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+        cells.append(scores.numel())
+        return masked_softmax(scores, permitted)
+
+    attend_by_rows(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, weigh)
+    assert sum(cells) <= B * H * length * (64 + 13)
+    assert max(cells) <= B * H * 64 * (64 + 13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", B * H * N * 7)
+    q, k, v = (t.to(dtype) for t in drawn((B, H, N, d), (B, H, N, d), (B, H, N, w)))
+    with listening() as heard:
+        attend_by_rows(q, k, v, None, None, masked_softmax)
+    assert "7 of 197 rows at a time" in str(heard[0])
+
+
+def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.engines.rows.NUMBERS", 2**4)
+    q, k, v = drawn((1, 2, 5, 3), (1, 2, 5, 3), (1, 2, 5, 2))
+    bound = (causal() & window(2)).bind(5)
+    assert torch.autograd.gradgradcheck(
+        lambda *qkv: attend_by_rows(*qkv, bound, None, masked_softmax).tanh(), (q, k, v)
+    )
 
 
 @settings(max_examples=25)

@@ -24,7 +24,7 @@ INTERLEAVED = pytest.mark.parametrize("interleaved", [True, False])
 
 
 def deepseek(
-    H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, dtype: torch.dtype
+    H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, dtype: torch.dtype, **rope: Any
 ) -> Any:
     pytest.importorskip("transformers")
     from transformers import DeepseekV3Config
@@ -42,6 +42,7 @@ def deepseek(
         rope_interleave=interleaved,
         max_position_embeddings=64,
         attn_implementation="sdpa",
+        **rope,
     )
     torch.manual_seed(0)
     layer = DeepseekV3Attention(config, layer_idx=0).to(dtype)
@@ -51,8 +52,17 @@ def deepseek(
     return layer, DeepseekV3RotaryEmbedding(config)
 
 
-def ours_of(theirs: Any, interleaved: bool, **options: Any) -> LatentAttention:
-    c = theirs.config
+YARN = {"scaling": "yarn", "factor": 4, "original": 16}
+
+
+def yarn(mscale: float) -> dict[str, Any]:
+    """DeepSeek's settings: with both numbers alike, cosines and sines are not scaled, and the whole score is."""
+    settings = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    return {"rope_parameters": {**settings, "mscale": mscale, "mscale_all_dim": mscale}}
+
+
+def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any] | None = None, **options: Any) -> LatentAttention:
+    c, words = theirs.config, {"layout": "interleaved" if interleaved else "half"}
     layer = LatentAttention(
         c.hidden_size,
         c.num_attention_heads,
@@ -61,7 +71,7 @@ def ours_of(theirs: Any, interleaved: bool, **options: Any) -> LatentAttention:
         head_dim=c.qk_nope_head_dim,
         rotary_dim=c.qk_rope_head_dim,
         causal=True,
-        positions=f"rotary(layout={'interleaved' if interleaved else 'half'})",
+        positions=f"rotary({', '.join(f'{name}={value}' for name, value in {**words, **(settings or {})}.items())})",
         **options,
     ).to(theirs.o_proj.weight.dtype)
     with torch.no_grad():
@@ -141,13 +151,49 @@ def test_deepseek(
 def test_in_float64_to_the_end(
     B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, padded: bool
 ) -> None:
-    theirs, _ = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, torch.float64)
+    theirs = with_exact_norms(deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, torch.float64)[0])
+    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: exact_turns(d_r, x), 1e-10)
+
+
+def with_exact_norms(theirs: Any) -> Any:
     for name in ("kv_a_layernorm", "q_a_layernorm"):
         if (norm := getattr(theirs, name)) is not None:
             exact = nn.RMSNorm(len(norm.weight), eps=1e-6, dtype=torch.float64)
             exact.load_state_dict(norm.state_dict())
             setattr(theirs, name, exact)
-    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: exact_turns(d_r, x), 1e-10)
+    return theirs
+
+
+@SIZES
+@INTERLEAVED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_yarn_scales_the_whole_score(
+    B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, dtype: torch.dtype
+) -> None:
+    theirs, rotary = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, dtype, **yarn(1.0))
+    theirs = with_exact_norms(theirs) if dtype == torch.float64 else theirs
+    layer = ours_of(theirs, interleaved, YARN)
+    assert layer.positions.sharpening > 1.1
+
+    def turns(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Theirs, of float32; in float64 from our frequencies, to which theirs are rounded."""
+        if dtype == torch.float32:
+            return turns_of(rotary, x)
+        theta = torch.tensor(layer.positions.frequencies, dtype=torch.float64)
+        torch.testing.assert_close(rotary.inv_freq.double(), theta, rtol=1e-6, atol=0)
+        angles = torch.outer(torch.arange(x.shape[1]).double(), theta).repeat(1, 2).unsqueeze(0)
+        return angles.cos(), angles.sin()
+
+    compare(theirs, layer, B, N, False, turns, 1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@INTERLEAVED
+def test_yarn_in_steps_is_yarn_at_once(interleaved: bool) -> None:
+    theirs, _ = deepseek(3, 5, 4, 7, None, 11, interleaved, torch.float64, **yarn(1.0))
+    layer, x, cache = ours_of(theirs, interleaved, YARN), tokens(2, 29, 11, dtype=torch.float64), Cache(29)
+    with torch.no_grad():
+        steps = torch.cat([layer(part, cache=cache) for part in x.split([13, *[1] * 16], 1)], 1)
+    torch.testing.assert_close(steps, layer(x), rtol=0, atol=1e-12)
 
 
 @SIZES

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import Literal, get_args, get_origin, get_type_hints
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnlab import registry
 from attnlab.models.multihead import MultiAttention
 from attnlab.positions import ALiBi, Positions, Rotary, Scaling, T5Bias, make
 
@@ -22,6 +27,27 @@ def test_names_are_as_the_papers_set_them() -> None:
     assert isinstance(t5, T5Bias)
     assert (rotary.base, rotary.width, rotary.layout, rotary.scaling) == (10_000, 8, "half", None)
     assert (t5.causal, t5.buckets, t5.longest) == (True, 32, 128)
+
+
+POSITIONED = [name for name in registry.names() if "positions" in inspect.signature(registry.load(name)).parameters]
+
+
+@pytest.mark.parametrize("name", POSITIONED)
+def test_signature_docstring_and_constructor_agree(name: str) -> None:
+    mechanism = registry.load(name)
+    alternatives = get_args(get_type_hints(mechanism.__init__)["positions"])
+    (named,) = ({*get_args(hint)} for hint in alternatives if get_origin(hint) is Literal)
+    entry = re.search(r"\n +positions: (.*?)(?=\n +\w+: |\n\n|\n *$)", inspect.getdoc(mechanism) or "", re.DOTALL)
+    assert entry is not None
+    documented = {*re.findall(r"\b(none|rotary|alibi|t5)\b", entry[1])}
+    accepted = set()
+    for scheme in ("none", "rotary", "alibi", "t5"):
+        try:
+            mechanism(48, 4, positions=scheme)
+            accepted.add(scheme)
+        except ValueError as refused:
+            assert "positions" in str(refused)  # noqa: PT017
+    assert named == documented == accepted
 
 
 def test_settings_are_numbers_and_bare_words() -> None:
