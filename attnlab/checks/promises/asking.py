@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, difference, worst
+from attnlab.checks.probes import EXACT, difference, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, N, Subject, as_matrix
 
@@ -71,10 +71,10 @@ def one_answer(subject: Subject) -> Measure:
     """The difference between a mask and the same as a Boolean tensor of two, three and four axes."""
 
     def measured() -> Iterator[tuple[float, str]]:
-        x = subject.tokens()
         for causality in subject.causal_choices:
             layer = subject.build(causality)
             for mask in subject.masks():
+                x = subject.zero_padding(subject.tokens(), mask)
                 expected, matrix = layer(x, mask=mask), as_matrix(mask, x, x)
                 heads = matrix.unsqueeze(1).expand(-1, subject.num_heads, -1, -1)
                 for tensor in (matrix, heads):
@@ -83,6 +83,39 @@ def one_answer(subject: Subject) -> Measure:
                     yield difference(layer(x, mask=matrix[0]), expected), f"{mask} differs from its tensor"
 
     return worst(measured(), EXACT)
+
+
+@promise("causal with a context of another length raises", needs=("contract", "causal", "context"))
+def causal_context_raises(subject: Subject) -> Measure:
+    """How many contexts of another length a causal layer accepts: the positions of two sequences do not compare."""
+    layer, x = subject.layer(causal=True), subject.tokens()
+    lengths = (1, N - 2, N + 1, 2 * N)
+    accepted = [
+        length
+        for length in lengths
+        if not _raises(lambda length=length: layer(x, context=subject.tokens(length=length, seed=1)), (ValueError,))  # type: ignore[misc]
+    ]
+    return Measure(len(accepted), 0, f"{N} causal tokens accept contexts of length {accepted}")
+
+
+@promise("an integer mask raises or is read as Boolean", needs=("mask",))
+def integer_mask(subject: Subject) -> Measure:
+    """The difference that the integer dtype of a mask of zeros and ones makes, where it does not raise."""
+
+    def measured() -> Iterator[tuple[float, str]]:
+        x = subject.tokens()
+        for causality in subject.causal_choices:
+            layer = subject.build(causality)
+            for mask in subject.masks(causality=causality):
+                matrix = as_matrix(mask, x, x)
+                for dtype in (torch.uint8, torch.int8, torch.int32, torch.int64):
+                    try:
+                        found = subject(layer, x, matrix.to(dtype))
+                    except Exception:  # refused
+                        continue
+                    yield difference(found, subject(layer, x, matrix)), f"a mask of {dtype} ({said(causality, mask)})"
+
+    return worst(measured(), subject.exact)
 
 
 def _raises(ask: Callable[[], Any], kinds: tuple[type[Exception], ...]) -> bool:

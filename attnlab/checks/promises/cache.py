@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from attnlab.cache import Cache
+from attnlab.cache import FIRST, Cache
 from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import N, Subject
+from attnlab.checks.subject import B, N, Subject
 from attnlab.masks import Mask, causal, padding, window
 
 SAME = 1e-12
@@ -18,6 +18,9 @@ SAME = 1e-12
 
 SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
 LONG = 151
+BATCH = 11
+GROWING = (3, FIRST - 4, 1, 1, 1, FIRST - 2, 1, 1, 2 * FIRST - 2, 1, 1, 1)
+"""Pieces that end before, at and behind multiples of the tokens that a cache makes room for at first."""
 REACH = 5
 
 
@@ -35,6 +38,56 @@ def steps(subject: Subject) -> Measure:
                 for split in splits:
                     found = _in_steps(subject, x, mask, split, Cache(length))
                     yield difference(found, whole), f"in pieces of {split} ({said(True, mask)})"
+
+    return worst(measured(), SAME)
+
+
+@promise("a growing cache = the full pass", needs=("contract", "cache"))
+def growing(subject: Subject) -> Measure:
+    """The difference where the memory of a cache is exceeded, and enlarged, several times; with 2 and 11 items."""
+
+    @torch.no_grad()
+    def measured() -> Iterator[tuple[float, str]]:
+        for batch, split in ((B, GROWING), (BATCH, (FIRST, 1, 1, FIRST, 1))):
+            x = subject.tokens(batch, sum(split))
+            layer, masks = _looking_back(subject, x)
+            for mask in masks[:2]:
+                cache, whole = Cache(2 * x.shape[1]), subject(layer, x, mask)
+                found = torch.cat([_step(layer, part, mask, cache, x.shape[1]) for part in x.split(list(split), 1)], 1)
+                late = (found - whole).abs().amax((0, 2)).argmax()
+                yield difference(found, whole), f"token {int(late)} of {x.shape[1]}, {batch} items ({said(True, mask)})"
+
+    return worst(measured(), SAME)
+
+
+@promise("a failed call leaves the cache unchanged", needs=("contract", "cache"))
+def failed_call(subject: Subject) -> Measure:
+    """The difference in later steps after calls that raised; 1 where one did not raise, or changed what is cached."""
+
+    @torch.no_grad()
+    def measured() -> Iterator[tuple[float, str]]:
+        x = subject.tokens()
+        layer, (mask, *_) = _looking_back(subject, x)
+        whole, cache = subject(layer, x, mask), Cache(N)
+        _step(layer, x[:, :4], mask, cache)
+        before = cache.length, cache.first, cache.bytes
+        failing = {
+            "another batch": lambda: _step(layer, x[:1, :1], mask, cache),
+            "another width": lambda: _step(layer, x[:, :1, 1:], mask, cache),
+            "another dtype": lambda: _step(layer.to(torch.float32), x[:, :1].float(), mask, cache),
+            "too many tokens": lambda: _step(layer, x, mask, cache),
+            "a gradient": lambda: torch.enable_grad()(_step)(layer, x[:, :1].clone().requires_grad_(), mask, cache),
+            "a context": lambda: layer(x[:, :1], mask=mask, context=x, cache=cache),
+        }
+        for name, call in failing.items():
+            try:
+                call()
+            except Exception:
+                yield float((cache.length, cache.first, cache.bytes) != before), f"{name} raises and changes the cache"
+            else:
+                yield 1.0, f"{name} does not raise"
+            layer.to(torch.float64)
+        yield difference(_step(subject.build(True), x[:, 4:], mask, cache), whole[:, 4:]), "after calls that raised"
 
     return worst(measured(), SAME)
 

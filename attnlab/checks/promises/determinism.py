@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
+from collections.abc import Iterator
 from copy import deepcopy
 
+import numpy as np
 import torch
 
 from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, difference
+from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import SEED, Subject
+from attnlab.checks.subject import SEED, N, Subject
 
 SAMPLES = 4096
+BLOCK = 64
+CALLS = 9
+"""So many calls that a layer which changes after the first few is found."""
+
+SEEDS = (SEED, SEED + 1)
 
 
 @promise("dropout is off in eval", needs=("dropout",))
@@ -89,3 +97,88 @@ def pickled(subject: Subject) -> Measure:
     layer, x = subject.layer(), subject.tokens()
     before = subject(layer, x)
     return Measure(difference(subject(pickle.loads(pickle.dumps(layer)), x), before), 0, "a layer unpickled")
+
+
+@promise("training without dropout = eval", needs=("dropout",))
+def training_is_eval(subject: Subject) -> Measure:
+    """The difference between training and eval, outputs and gradients, in a layer built with dropout=0."""
+    if not subject.can_choose("dropout"):
+        raise NotClaimed("its dropout cannot be chosen")
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer = subject.build(causality, dropout=0.0)
+            for length in (N, BLOCK):
+                x = subject.tokens(length=length).requires_grad_()
+                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
+                    outs = [subject(layer.train(train), x, mask) for train in (False, True)]
+                    slopes = [gradient(out.square().sum(), x) for out in outs]
+                    where = f"{length} tokens in training ({said(causality, mask)})"
+                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
+
+    return worst(measured(), subject.exact)
+
+
+@promise("eval calls change no later output")
+def eval_keeps_no_state(subject: Subject) -> Measure:
+    """The difference between a fresh layer and one that was called before in eval; how much its state_dict changed.
+
+    Called with other tokens, batches and lengths, with masks, for its weights, and in inference mode.
+    """
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            used = subject.build(causality)
+            before = {name: value.clone() for name, value in used.state_dict().items()}
+            lengths = (N, BLOCK, BLOCK + 3)
+            expected = [subject(subject.build(causality), subject.tokens(length=length)) for length in lengths]
+            with torch.inference_mode():
+                for length in reversed(lengths):
+                    subject(used, subject.tokens(length=length, seed=1))
+            with torch.no_grad():
+                for length in (1, *lengths, *(2,) * CALLS):
+                    subject(used, SHOUT * subject.tokens(batch=3, length=length, seed=2))
+            for mask in subject.masks(causality=causality):
+                subject(used, subject.tokens(seed=3), mask)
+                if "weights" in subject.claims:
+                    subject.weights(used, subject.tokens(seed=3), mask)
+            for length, wanted in zip(lengths, expected, strict=True):
+                x = subject.tokens(length=length).requires_grad_()
+                out = subject(used, x)
+                out.sum().backward()
+                yield difference(out, wanted), f"{length} tokens after other calls ({said(causality, None)})"
+            for name, value in used.state_dict().items():
+                yield float(not torch.equal(value, before[name])), f"calls in eval change {name} of its state_dict"
+
+    return worst(measured(), 0)
+
+
+@promise("eval does not depend on the global seed")
+def eval_ignores_the_seed(subject: Subject) -> Measure:
+    """The difference between outputs, and weights, in eval under other seeds of torch, NumPy and Python."""
+    options = {"dropout": subject.dropout} if "dropout" in subject.claims and subject.can_choose("dropout") else {}
+    states = np.random.get_state(), random.getstate()
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer = subject.build(causality, **options)
+            for length in (N, BLOCK):
+                x = subject.tokens(length=length)
+                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
+                    found = []
+                    for seed in SEEDS:
+                        torch.manual_seed(seed)
+                        np.random.seed(seed)
+                        random.seed(seed)
+                        found.append(subject(layer, x, mask))
+                        if "weights" in subject.claims and length == N:
+                            found.append(subject.weights(layer, x, mask))
+                    half = len(found) // 2
+                    where = f"{length} tokens in eval under another seed ({said(causality, mask)})"
+                    yield max(map(difference, found[:half], found[half:])), where
+
+    try:
+        return worst(measured(), 0)
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from attnlab.checks.claims import NotClaimed
 from attnlab.checks.probes import EXACT, difference, gradient, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
+
+BATCH = 11
+BLOCK = 64
 
 LONG = 67
 """Beyond a block of 64: what goes block by block must agree as well."""
@@ -75,17 +79,50 @@ def they_make_the_output(subject: Subject) -> Measure:
     """The difference between ``mix(weights(x), x)`` and the output."""
 
     def measured(causality: bool, mask: Mask | None) -> float:
-        layer, x = subject.build(causality), subject.tokens()
-        mixed = layer.mix(subject.weights(layer, x, mask), x)  # type: ignore[operator]
-        found = difference(mixed, subject(layer, x, mask))
+        found, layer = 0.0, subject.build(causality)
+        for length in (N, BLOCK):
+            x = subject.zero_padding(subject.tokens(length=length), mask) if length == N else subject.tokens(1, length)
+            if length == N or mask is None:
+                mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
+                found = max(found, difference(mixed, subject(layer, x, mask)))
         if "context" in subject.claims and mask is None:
-            context = subject.tokens(length=M, seed=1)
-            weights = subject.weights(layer, x, context=context)
-            mixed = layer.mix(weights, x, context=context)  # type: ignore[operator]
-            found = max(found, difference(mixed, subject(layer, x, context=context)))
+            x = subject.tokens()
+            for length in {True: (N,), False: (M, 2 * M + 1)}[causality]:
+                context = subject.tokens(length=length, seed=1)
+                weights = subject.weights(layer, x, context=context)
+                mixed = subject.mix(layer, weights, x, context=context)
+                found = max(found, difference(mixed, subject(layer, x, context=context)))
         return found
 
     return worst_way(subject, measured, subject.exact)
+
+
+@promise("weights are per head", needs=("weights",))
+def per_head(subject: Subject) -> Measure:
+    """Whether weights averaged over the heads are returned in place of one attention matrix per head.
+
+    With ``mix``: whether the output does not depend on which head has which weights. Without it: how far the output is
+    from a linear function of each head's weighted tokens, where all heads are given the same weights.
+    """
+    layer, x = subject.layer(), subject.tokens(batch=BATCH)
+    weights = subject.weights(layer, x)
+    heads = weights.shape[1]
+    if heads != subject.num_heads:
+        return Measure(1, 0, f"the weights are those of {heads} heads, and the layer has {subject.num_heads}")
+    if heads == 1:
+        raise NotClaimed("it has one head")
+    if "mix" in subject.claims:
+        swapped = subject.mix(layer, weights.roll(1, 1), x)
+        fixed = int(difference(swapped, subject.mix(layer, weights, x)) <= subject.exact)
+        return Measure(fixed, 0, "mix gives the same output when the heads exchange their weights")
+    if difference(weights, weights[:, :1].expand_as(weights)) > subject.exact:
+        return Measure(0, 0, "the heads differ")
+    # Affine values: out_i = c + Σ_h U_h Σ_j w_hij x_j, so the residual of a least-squares fit is zero.
+    features = (weights @ x.unsqueeze(1)).transpose(1, 2).flatten(2).flatten(0, 1)
+    features = torch.cat([features, torch.ones_like(features[:, :1])], -1)
+    out = subject(layer, x).flatten(0, 1).detach()
+    fitted = features @ (torch.linalg.pinv(features) @ out)
+    return Measure(difference(fitted, out), 1e-3, "all heads are given the same weights, which do not give the output")
 
 
 @promise("bias adds to the scores", needs=("bias", "weights", "probabilities", "mix"))
@@ -93,12 +130,12 @@ def bias_as_defined(subject: Subject) -> Measure:
     """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again."""
 
     def measured(causality: bool, mask: Mask | None) -> float:
-        layer, x = subject.build(causality), subject.tokens()
+        layer, x = subject.build(causality), subject.zero_padding(subject.tokens(), mask)
         plain = subject.weights(layer, x, mask)
         bias = subject.random(*plain.shape)
         expected = plain * bias.exp()
         expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # an empty row stays zero
-        mixed = layer.mix(expected, x)  # type: ignore[operator]
+        mixed = subject.mix(layer, expected, x, mask)
         return max(
             difference(subject.weights(layer, x, mask, bias=bias), expected),
             difference(subject(layer, x, mask, bias=bias), mixed),
