@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,24 +70,29 @@ def failed_call(subject: Subject) -> Measure:
         layer, (mask, *_) = _looking_back(subject, x)
         whole, cache = subject(layer, x, mask), Cache(N)
         _step(layer, x[:, :4], mask, cache)
+        single, tracked = subject.build(True, dtype=torch.float32), x[:, :1].clone().requires_grad_()
         before = cache.length, cache.first, cache.bytes
-        failing = {
-            "another batch": lambda: _step(layer, x[:1, :1], mask, cache),
-            "another width": lambda: _step(layer, x[:, :1, 1:], mask, cache),
-            "another dtype": lambda: _step(layer.to(torch.float32), x[:, :1].float(), mask, cache),
-            "too many tokens": lambda: _step(layer, x, mask, cache),
-            "a gradient": lambda: torch.enable_grad()(_step)(layer, x[:, :1].clone().requires_grad_(), mask, cache),
-            "a context": lambda: layer(x[:, :1], mask=mask, context=x, cache=cache),
+        failing: dict[str, Callable[[Cache], Tensor]] = {
+            "another batch": lambda cache: _step(layer, x[:1, :1], mask, cache),
+            "another width": lambda cache: _step(layer, x[:, :1, 1:], mask, cache),
+            "another dtype": lambda cache: _step(
+                subject.build(True, dtype=torch.float32), x[:, :1].float(), mask, cache
+            ),
+            "too many tokens": lambda cache: _step(layer, x, mask, cache),
+            "a gradient": lambda cache: torch.enable_grad()(_step)(
+                layer, x[:, :1].clone().requires_grad_(), mask, cache
+            ),
+            "a context": lambda cache: layer(x[:, :1], mask=mask, context=x, cache=cache),
         }
         for name, call in failing.items():
+            used = cache.copy()
             try:
-                call()
+                call(used)
             except Exception:
-                yield float((cache.length, cache.first, cache.bytes) != before), f"{name} raises and changes the cache"
+                yield float((used.length, used.first, used.bytes) != before), f"{name} raises and changes the cache"
+                yield difference(_step(layer, x[:, 4:], mask, used), whole[:, 4:]), f"a step after {name} raised"
             else:
                 yield 1.0, f"{name} does not raise"
-            layer.to(torch.float64)
-        yield difference(_step(subject.build(True), x[:, 4:], mask, cache), whole[:, 4:]), "after calls that raised"
 
     return worst(measured(), SAME)
 
@@ -139,7 +144,7 @@ def _looking_back(subject: Subject, x: Tensor) -> tuple[torch.nn.Module, list[Ma
     """A layer that cannot look ahead, and the masks to ask it with."""
     layer = subject.build(True)
     plain: Mask | None = None if getattr(layer, "causal", False) else causal()
-    masks = subject.masks(length=x.shape[1])
+    masks = subject.masks(len(x), x.shape[1])
     return layer, [plain, *(mask if plain is None else plain & mask for mask in masks)]
 
 

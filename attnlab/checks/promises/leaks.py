@@ -116,9 +116,11 @@ def padding_length(subject: Subject) -> Measure:
     """The difference between a sequence padded on the right and the same without its padding."""
 
     def measured(causality: bool, length: int, total: int) -> float:
-        layer, x = subject.build(causality), subject.tokens(length=total)
+        layer, x = subject.build(causality), subject.tokens(length=total).requires_grad_()
         lengths = torch.tensor([total, length], device=x.device)
-        return difference(subject(layer, x, padding(lengths))[1:, :length], subject(layer, x[1:, :length]))
+        outs = subject(layer, x, padding(lengths))[1:, :length], subject(layer, x[1:, :length])
+        slopes = [gradient(out.square().sum(), x) for out in outs]
+        return max(difference(*outs), difference(*slopes))
 
     return worst(
         (

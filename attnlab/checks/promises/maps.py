@@ -81,8 +81,8 @@ def they_make_the_output(subject: Subject) -> Measure:
     def measured(causality: bool, mask: Mask | None) -> float:
         found, layer = 0.0, subject.build(causality)
         for length in (N, BLOCK):
-            x = subject.zero_padding(subject.tokens(length=length), mask) if length == N else subject.tokens(1, length)
-            if length == N or mask is None:
+            if length == N or mask is None or (mask.by_position and mask.items == 1):
+                x = subject.zero_padding(subject.tokens(length=length), mask)
                 mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
                 found = max(found, difference(mixed, subject(layer, x, mask)))
         if "context" in subject.claims and mask is None:
