@@ -75,13 +75,9 @@ def failed_call(subject: Subject) -> Measure:
         failing: dict[str, Callable[[Cache], Tensor]] = {
             "another batch": lambda cache: _step(layer, x[:1, :1], mask, cache),
             "another width": lambda cache: _step(layer, x[:, :1, 1:], mask, cache),
-            "another dtype": lambda cache: _step(
-                subject.build(True, dtype=torch.float32), x[:, :1].float(), mask, cache
-            ),
+            "another dtype": lambda cache: _step(single, x[:, :1].float(), mask, cache),
             "too many tokens": lambda cache: _step(layer, x, mask, cache),
-            "a gradient": lambda cache: torch.enable_grad()(_step)(
-                layer, x[:, :1].clone().requires_grad_(), mask, cache
-            ),
+            "a gradient": lambda cache: torch.enable_grad()(_step)(layer, tracked, mask, cache),
             "a context": lambda cache: layer(x[:, :1], mask=mask, context=x, cache=cache),
         }
         for name, call in failing.items():

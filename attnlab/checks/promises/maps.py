@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, difference, gradient, worst, worst_way
+from attnlab.checks.probes import EXACT, attempt, difference, gradient, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
@@ -76,25 +78,28 @@ def no_dropout(subject: Subject) -> Measure:
 
 @promise("weights make the output", needs=("weights", "mix"))
 def they_make_the_output(subject: Subject) -> Measure:
-    """The difference between ``mix(weights(x), x)`` and the output."""
+    """The difference between ``mix(weights(x), x)`` and the output, at 7 and at 64 tokens."""
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        found, layer = 0.0, subject.build(causality)
-        for length in (N, BLOCK):
-            if length == N or mask is None or (mask.by_position and mask.items == 1):
-                x = subject.zero_padding(subject.tokens(length=length), mask)
-                mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
-                found = max(found, difference(mixed, subject(layer, x, mask)))
+    def measured(causality: bool, mask: Mask | None, length: int = N) -> float:
+        layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+        mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
+        found = difference(mixed, subject(layer, x, mask))
         if "context" in subject.claims and mask is None:
-            x = subject.tokens()
-            for length in {True: (N,), False: (M, 2 * M + 1)}[causality]:
-                context = subject.tokens(length=length, seed=1)
+            for keys in (length,) if causality else (M, 2 * M + 1):
+                context = subject.tokens(length=keys, seed=1)
                 weights = subject.weights(layer, x, context=context)
                 mixed = subject.mix(layer, weights, x, context=context)
                 found = max(found, difference(mixed, subject(layer, x, context=context)))
         return found
 
-    return worst_way(subject, measured, subject.exact)
+    return worst(
+        (
+            (attempt(partial(measured, length=length), causality, mask), f"{length} tokens, {said(causality, mask)}")
+            for length in (N, BLOCK)
+            for causality, mask in subject.ways(length=length)
+        ),
+        subject.exact,
+    )
 
 
 @promise("weights are per head", needs=("weights",))
