@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from attnlab import registry
-from benchmarks import memory
+from attnlab.checks import allocations
+from attnlab.checks.costs import exponent
 from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Row
-from benchmarks.said import exponent
 
 TITLE = "Every mechanism grows as its card says"
 ABOUT = (
@@ -37,7 +37,7 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, names: tuple[str, ...] 
         works = {N: forward(partial(layer, torch.randn(1, N, D))) for N in lengths}
         found: dict[str, dict[int, float]] = {
             "time": seconds(works, pace),
-            "peak memory": {N: float(memory.peak(work)) for N, work in works.items()},
+            "peak memory": {N: float(allocations.peak(work)) for N, work in works.items()},
         }
         for quantity, cost in (("time", layer.card.time), ("peak memory", layer.card.memory)):
             limit = exponent(cost, layer, lengths) + ABOVE[quantity]

@@ -85,7 +85,9 @@ def failed_call(subject: Subject) -> Measure:
             try:
                 call(used)
             except Exception:
-                yield float((used.length, used.first, used.bytes) != before), f"{name} raises and changes the cache"
+                if (used.length, used.first, used.bytes) != before:
+                    yield 1.0, f"{name} raises and changes the cache"
+                    continue
                 yield difference(_step(layer, x[:, 4:], mask, used), whole[:, 4:]), f"a step after {name} raised"
             else:
                 yield 1.0, f"{name} does not raise"

@@ -1,0 +1,193 @@
+"""Derivatives of a higher order, and in forward mode: right, or an error; never silently wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attnlab.checks.claims import Broken, NotClaimed
+from attnlab.checks.probes import difference, said, worst
+from attnlab.checks.registry import Measure, promise
+from attnlab.checks.subject import EXACT, N, Subject, first_line
+from attnlab.masks import Mask, causal, padding, window
+
+STEP = 1e-5
+CLOSE = 1e-5
+"""How far a derivative may lie from the difference that such a step gives."""
+
+ELEMENTS = 2**15
+"""Queries times keys times heads from which on a layer may keep its dropout in another way."""
+
+
+@promise("second derivatives are right or raise")
+def second_order(subject: Subject) -> Measure:
+    """The difference between a Hessian-vector product and finite differences of the gradient, in float64.
+
+    In tokens and parameters, by ``autograd.grad`` and by ``backward(create_graph=True)``; an error counts as right.
+    """
+    _require_float64(subject)
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for how, layer, x, mask in _cases(subject):
+            leaves = _leaves(layer, x)
+            try:
+                found = _products(subject, layer, leaves, mask)
+            except RuntimeError:
+                continue
+            expected = _finite_differences(subject, layer, leaves, mask)
+            for way, products in found.items():
+                for (name, true), ours in zip(expected.items(), products, strict=True):
+                    yield difference(ours, true), f"the second derivative in {name} by {way} ({how})"
+
+    return worst(measured(), CLOSE)
+
+
+@promise("higher derivatives under sdpa_kernel(MATH)", needs=("contract",))
+def under_math(subject: Subject) -> Measure:
+    """The difference between derivatives under ``sdpa_kernel(SDPBackend.MATH)`` and finite differences, in float64.
+
+    Hessian-vector products as above, and forward mode by `torch.func.jvp` and `torch.autograd.forward_ad`.
+    """
+    _require_float64(subject)
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for how, layer, x, mask in _cases(subject):
+            leaves = _leaves(layer, x)
+            expected = _finite_differences(subject, layer, leaves, mask)
+            try:
+                with sdpa_kernel(SDPBackend.MATH):
+                    found = _products(subject, layer, leaves, mask)
+            except Exception as error:
+                raise Broken(f"{first_line(error)} (the second derivative, {how})") from error
+            for way, products in found.items():
+                for (name, true), ours in zip(expected.items(), products, strict=True):
+                    yield difference(ours, true), f"the second derivative in {name} by {way} ({how})"
+            if layer.training and "dropout" in how:
+                continue  # torch.func refuses random numbers without a mode for them
+            direction = _direction(subject, x, 0)
+            run = _seeded(subject, layer, mask)
+            with torch.no_grad():
+                true = (run(x + STEP * direction) - run(x - STEP * direction)) / (2 * STEP)
+            for way, jvp in (("torch.func.jvp", _by_func), ("forward_ad", _by_forward_ad)):
+                try:
+                    with sdpa_kernel(SDPBackend.MATH):
+                        tangent = jvp(run, x.detach(), direction)
+                except Exception as error:
+                    raise Broken(f"{first_line(error)} ({way}, {how})") from error
+                yield difference(tangent, true), f"{way} ({how})"
+
+    return worst(measured(), CLOSE)
+
+
+def _require_float64(subject: Subject) -> None:
+    if subject.exact != EXACT:
+        raise NotClaimed("it rounds to float32, too coarse for a difference of gradients")
+
+
+def _cases(subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, Mask | None]]:
+    """The plain, the masked and the dropout path, at few tokens and at as many as change the path."""
+    long = N
+    while subject.num_heads * long * long < ELEMENTS:
+        long += 1
+    with_dropout = "dropout" in subject.claims and subject.can_choose("dropout")
+    for length in (N, long):
+        batch = 2 if length == N else 1
+        masks: list[Mask | None] = [None]
+        if "padding" in subject.claims:
+            masks.append(padding(torch.tensor([length, length - 3][-batch:], device=subject.device)))
+        if "mask" in subject.claims and length == N:
+            masks += [window(3), causal() & window(3)]
+        for causality in subject.causal_choices:
+            for dropout in (0.0, subject.dropout) if with_dropout else (None,):
+                options = {} if dropout is None else {"dropout": dropout}
+                layer = subject.build(causality, train=True, **options)
+                for mask in masks if not dropout or length == N else masks[:1]:
+                    more = f"{length} tokens" + (f", dropout={dropout}" if dropout else "")
+                    yield f"{more}, {said(causality, mask)}", layer, subject.tokens(batch, length), mask
+
+
+def _leaves(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return {"x": x.requires_grad_(), **{name: p for name, p in layer.named_parameters() if p.requires_grad}}
+
+
+def _direction(subject: Subject, leaf: Tensor, number: int) -> Tensor:
+    return subject.random(*leaf.shape, seed=40 + number)
+
+
+def _seeded(subject: Subject, layer: nn.Module, mask: Mask | None) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        torch.manual_seed(0)  # the same dropout in every call
+        return subject(layer, x, mask)
+
+    return run
+
+
+def _value(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> Tensor:
+    return _seeded(subject, layer, mask)(x).tanh().sum()
+
+
+def _slopes(subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
+    value = _value(subject, layer, leaves["x"], mask)
+    return list(torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True))
+
+
+def _products(
+    subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None
+) -> dict[str, list[Tensor]]:
+    """The Hessian times a direction in all leaves, by ``grad`` and by ``backward``."""
+    tensors = list(leaves.values())
+    directions = [_direction(subject, leaf, number) for number, leaf in enumerate(tensors)]
+    found = {}
+    value = _value(subject, layer, leaves["x"], mask)
+    slopes = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
+    along = sum((slope * direction).sum() for slope, direction in zip(slopes, directions, strict=True))
+    found["autograd.grad"] = _gradients_of(along, tensors)
+    value = _value(subject, layer, leaves["x"], mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference cycle it warns of is broken below
+        value.backward(create_graph=True)
+    along = sum(
+        (leaf.grad * direction).sum()
+        for leaf, direction in zip(tensors, directions, strict=True)
+        if leaf.grad is not None
+    )
+    for leaf in tensors:
+        leaf.grad = None
+    found["backward"] = _gradients_of(along, tensors)
+    return found
+
+
+def _gradients_of(along: Tensor | int, tensors: list[Tensor]) -> list[Tensor]:
+    if not isinstance(along, Tensor) or not along.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in tensors]
+    return list(torch.autograd.grad(along, tensors, allow_unused=True, materialize_grads=True))
+
+
+def _finite_differences(
+    subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None
+) -> dict[str, Tensor]:
+    """The change of the gradient along the same direction, over the step."""
+    found = []
+    for step in (STEP, -2 * STEP, STEP):
+        with torch.no_grad():
+            for number, leaf in enumerate(leaves.values()):
+                leaf += step * _direction(subject, leaf, number)
+        found.append(_slopes(subject, layer, leaves, mask))
+    above, below, _ = found
+    return {name: (up - down) / (2 * STEP) for name, up, down in zip(leaves, above, below, strict=True)}
+
+
+def _by_func(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    _, tangent = torch.func.jvp(run, (x,), (direction,))
+    return tangent
+
+
+def _by_forward_ad(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(run(forward_ad.make_dual(x, direction)))
+        return torch.zeros_like(out.primal) if out.tangent is None else out.tangent
