@@ -32,10 +32,10 @@ def traceable(subject: Subject) -> Measure:
         for length in (N, LENGTH):
             for causality in subject.causal_choices:
                 for make_mask in _masks(subject, length):
-                    for train in (False, True):
-                        layer, x = subject.build(causality, train=train), subject.tokens(length=length)
-                        mask = make_mask(subject.device)
-                        for how, trace in _TRACES.items():
+                    mask, x = make_mask(subject.device), subject.tokens(length=length)
+                    for how, trace in _TRACES.items():
+                        for train in (False, True) if trace is _fake else (False,):
+                            layer = subject.build(causality, train=train)
                             where = f"{how}, {length} tokens ({said(causality, mask)})"
                             try:
                                 yield trace(subject, layer, x, make_mask), where
