@@ -27,7 +27,7 @@ from attnlab.checks.probes import (
     worst_way,
 )
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import SEED, M, N, Subject, as_matrix
+from attnlab.checks.subject import SEED, B, M, N, Subject, as_matrix
 from attnlab.masks import Mask, causal, from_tensor, padding, window
 
 NOTHING = 1e-9
@@ -69,7 +69,7 @@ def causal_alone(subject: Subject) -> Measure:
             x = subject.tokens(1, length)
             forbidden = ~subject.permitted(True, None, x)
             for mode, layer in subject.modes(True):
-                if mode == "eval" or length <= BLOCK:
+                if mode == "eval" or length in (N, 64, 128):
                     run = seeded(lambda x, layer=layer: subject(layer, x))  # type: ignore[misc]
                     value, where = batched_leaks(run, x, forbidden, _rows(length))
                     yield value, f"{where}, of {length} tokens in {mode}"
@@ -83,10 +83,10 @@ def causal_prefix(subject: Subject) -> Measure:
 
     def measured() -> Iterator[tuple[float, str]]:
         layer = subject.layer(causal=True)
-        for length in (N, 67, 131, 263):
-            x = subject.tokens(length=length)
+        for length in (N, 67, 131, 521):
+            x = subject.tokens(B if length == N else 1, length)
             whole = subject(layer, x)
-            for first in (1, length // 2, length // BLOCK * BLOCK, length - 1):
+            for first in (length // 2, length // BLOCK * BLOCK, length - 1):
                 alone = subject(layer, x[:, :first].contiguous())
                 yield difference(alone, whole[:, :first]), f"the first {first} of {length} tokens"
 
@@ -126,7 +126,7 @@ def padding_length(subject: Subject) -> Measure:
         (
             (measured(causality, length, total), f"{length} tokens padded to {total} ({said(causality, None)})")
             for causality in subject.causal_choices
-            for length, total in ((1, N), (4, N), (N - 1, N), (BLOCK, 67), (61, BLOCK), (2 * BLOCK, 131), (67, 128))
+            for length, total in ((1, N), (4, N), (N - 1, N), (BLOCK, 67), (61, BLOCK), (67, 128), (512, 521))
         ),
         max(NOTHING, subject.exact),
     )
@@ -249,6 +249,8 @@ def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> 
     """The largest difference between some items of a batch and the same alone, outputs and gradients."""
     x = subject.zero_padding(x, mask).requires_grad_()
     matrix = None if mask is None else as_matrix(mask, x, x)
+    # A padding mask takes a padded token as a zero vector, so that it has no gradient; a Boolean tensor does not.
+    real = torch.ones_like(x[..., :1]) if matrix is None else matrix.any(1).unsqueeze(-1)
     together = subject(layer, x, mask)
     slope = gradient(together.square().sum(), x)
     found = [0.0]
@@ -256,7 +258,7 @@ def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> 
         item = x[i : i + 1].detach().requires_grad_()
         alone = subject(layer, item, None if matrix is None else from_tensor(matrix[i : i + 1].contiguous()))
         found.append(difference(together[i : i + 1], alone))
-        found.append(difference(slope[i : i + 1], gradient(alone.square().sum(), item)))
+        found.append(difference(slope[i] * real[i], gradient(alone.square().sum(), item)[0] * real[i]))
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 
