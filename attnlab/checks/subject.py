@@ -272,6 +272,18 @@ class Subject:
             for mask in (None, *self.masks(batch, length, causality=causality))
         ]
 
+    def extras(self, causality: bool, batch: int = B, length: int = N) -> list[dict[str, Tensor]]:
+        """What else the layer can be called with: nothing, a bias, a context, and both."""
+        heads, claims = self.num_heads, self.claims
+        found: list[dict[str, Tensor]] = [{}]
+        if "context" in claims:  # a causal layer refuses a context of another length
+            found.append({"context": self.tokens(batch, length if causality else M, seed=1)})
+        if "bias" in claims:
+            for extra in tuple(found):
+                keys = extra["context"].shape[1] if extra else length
+                found.append({"bias": self.random(batch, heads, length, keys, seed=2), **extra})
+        return found
+
     def permitted(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The truth: Boolean (B, N, N), which token may look at which, in one head at least."""
         return self.permitted_heads(causality, mask, x).any(1)

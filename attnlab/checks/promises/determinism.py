@@ -10,9 +10,10 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, said, worst
+from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, gradients, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, N, Subject
 
@@ -115,8 +116,20 @@ def training_is_eval(subject: Subject) -> Measure:
                     slopes = [gradient(out.square().sum(), x) for out in outs]
                     where = f"{length} tokens in training ({said(causality, mask)})"
                     yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
+                for extra in subject.extras(causality, length=length)[1:]:
+                    leaves = [x, *(value.requires_grad_() for value in extra.values())]
+                    outs = [subject(layer.train(train), x, **extra) for train in (False, True)]
+                    slopes = [torch.cat([g.flatten() for g in grads(out, leaves)]) for out in outs]
+                    where = f"{length} tokens in training with {' and '.join(extra)}"
+                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
 
     return worst(measured(), subject.exact)
+
+
+def grads(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """The gradients of the sum of squares of an output, zeros where it does not depend on a leaf."""
+    found = gradients(out.square().sum(), leaves)
+    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found, strict=True)]
 
 
 @promise("eval calls change no later output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,15 @@ SLOPES = {EXACT: 1e-6, ROUNDED: 1e-2}
 def slopes(subject: Subject) -> Measure:
     """The difference between the gradient and a central finite difference, in float64.
 
-    At 7 tokens, and at 64 without a mask. Along a random direction of each input and of each parameter by itself;
+    At 7 tokens; without a mask also at 64, and in training with the same dropout each time. Along a random direction of each input and of each parameter by itself;
     relative where it is above one.
     """
     step = STEPS[subject.exact]
 
-    def measured(causality: bool, mask: Mask | None, batch: int = B, length: int = N) -> list[tuple[float, str]]:
-        layer = subject.build(causality)
+    def measured(
+        causality: bool, mask: Mask | None, batch: int = B, length: int = N, **options: Any
+    ) -> list[tuple[float, str]]:
+        layer = subject.build(causality, **options)
         inputs = {"x": subject.tokens(batch, length)}
         if "context" in subject.claims and mask is None:
             inputs["context"] = subject.tokens(batch, length if causality else M, seed=1)
@@ -71,6 +74,10 @@ def slopes(subject: Subject) -> Measure:
         for causality in subject.causal_choices:
             for value, detail in attempt(partial(measured, batch=1, length=BLOCK), causality, None):
                 yield value, f"{detail} ({BLOCK} tokens, {said(causality, None)})"
+            if "dropout" in subject.claims and subject.can_choose("dropout"):
+                trained = partial(measured, train=True, dropout=subject.dropout)
+                for value, detail in attempt(trained, causality, None):
+                    yield value, f"{detail} (in training with dropout, {said(causality, None)})"
 
     return worst(all_measured(), SLOPES[subject.exact])
 

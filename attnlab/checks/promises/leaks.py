@@ -241,22 +241,26 @@ def large_batch(subject: Subject) -> Measure:
                             attempt(lambda _, mask: _items(subject, layer, x, mask), causality, mask),  # noqa: B023
                             f"an item of {BATCH} of {length} tokens ({said(causality, mask)})",
                         )
+                    for extra in subject.extras(causality, BATCH, length)[1:]:
+                        given = " and ".join(extra)
+                        yield _items(subject, layer, x, None, **extra), f"an item of {BATCH} with {given}"
 
     return worst(measured(), max(NOTHING, subject.exact))
 
 
-def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> float:
+def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None, **extra: Tensor) -> float:
     """The largest difference between some items of a batch and the same alone, outputs and gradients."""
     x = subject.zero_padding(x, mask).requires_grad_()
     matrix = None if mask is None else as_matrix(mask, x, x)
     # A padding mask takes a padded token as a zero vector, so that it has no gradient; a Boolean tensor does not.
     real = torch.ones_like(x[..., :1]) if matrix is None else matrix.any(1).unsqueeze(-1)
-    together = subject(layer, x, mask)
+    together = subject(layer, x, mask, **extra)
     slope = gradient(together.square().sum(), x)
     found = [0.0]
     for i in (0, 3, 8, len(x) - 1):
         item = x[i : i + 1].detach().requires_grad_()
-        alone = subject(layer, item, None if matrix is None else from_tensor(matrix[i : i + 1].contiguous()))
+        own = {name: value[i : i + 1] for name, value in extra.items()}
+        alone = subject(layer, item, None if matrix is None else from_tensor(matrix[i : i + 1].contiguous()), **own)
         found.append(difference(together[i : i + 1], alone))
         found.append(difference(slope[i] * real[i], gradient(alone.square().sum(), item)[0] * real[i]))
     return math.nan if any(map(math.isnan, found)) else max(found)

@@ -132,21 +132,35 @@ def per_head(subject: Subject) -> Measure:
 
 @promise("bias adds to the scores", needs=("bias", "weights", "probabilities", "mix"))
 def bias_as_defined(subject: Subject) -> Measure:
-    """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again."""
+    """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again.
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        layer, x = subject.build(causality), subject.zero_padding(subject.tokens(), mask)
-        plain = subject.weights(layer, x, mask)
-        bias = subject.random(*plain.shape)
-        expected = plain * bias.exp()
-        expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # an empty row stays zero
-        mixed = subject.mix(layer, expected, x, mask)
-        return max(
-            difference(subject.weights(layer, x, mask, bias=bias), expected),
-            difference(subject(layer, x, mask, bias=bias), mixed),
-        )
+    At 7 and at 64 tokens, in eval and in training, with a context where that is taken.
+    """
 
-    return worst_way(subject, measured, subject.exact)
+    def measured(causality: bool, mask: Mask | None, length: int = N) -> float:
+        found = 0.0
+        for extra in subject.extras(causality, length=length):
+            if "bias" not in extra or (mask is not None and "context" in extra):
+                continue
+            layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+            source = {name: value for name, value in extra.items() if name == "context"}
+            expected = subject.weights(layer, x, mask, **source) * extra["bias"].exp()
+            expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # a fully masked row stays zero
+            mixed = subject.mix(layer, expected, x, mask, **source)
+            found = max(found, difference(subject.weights(layer, x, mask, **extra), expected))
+            for train in (False, True):
+                out = subject(subject.build(causality, train=train), x, mask, **extra)
+                found = max(found, difference(out, mixed))
+        return found
+
+    return worst(
+        (
+            (attempt(partial(measured, length=length), causality, mask), f"{length} tokens, {said(causality, mask)}")
+            for length in (N, BLOCK)
+            for causality, mask in (subject.ways() if length == N else ((c, None) for c in subject.causal_choices))
+        ),
+        subject.exact,
+    )
 
 
 @promise("context may be another sequence", needs=("context",))
