@@ -27,8 +27,8 @@ SLOPES = {EXACT: 1e-6, ROUNDED: 1e-2}
 def slopes(subject: Subject) -> Measure:
     """The difference between the gradient and a central finite difference, in float64.
 
-    At 7 tokens; without a mask also at 64, and in training with the same dropout each time. Along a random direction of each input and of each parameter by itself;
-    relative where it is above one.
+    At 7 tokens; without a mask also at 64, and in training with the same dropout each time. Along a random direction
+    of each input and of each parameter by itself; relative where it is above one.
     """
     step = STEPS[subject.exact]
 

@@ -15,7 +15,12 @@ from attnlab.checks.subject import N, Subject
 
 LONG = 1024
 
-LENGTHS = {"bfloat16": (N, 64, LONG), "float16": (N, 64, 257), "bfloat16 autocast": (N, 64, LONG)}
+LENGTHS = {
+    "float32": (N, 64, 257),
+    "bfloat16": (N, 64, LONG),
+    "float16": (N, 64, 257),
+    "bfloat16 autocast": (N, 64, LONG),
+}
 """How it is computed, and at which lengths."""
 
 ROUNDOFFS = 24
@@ -31,7 +36,7 @@ _measured: WeakKeyDictionary[Subject, Errors] = WeakKeyDictionary()
 
 @promise("low precision matches float64")
 def low_precision(subject: Subject) -> Measure:
-    """The error of outputs and gradients in bfloat16 and float16 at up to 1,024 tokens, in unit roundoffs.
+    """The error of outputs and gradients in float32, float16 and bfloat16 at up to 1,024 tokens, in unit roundoffs.
 
     The root mean square of the difference from float64 with the same rounded parameters, over that of the output.
     """
@@ -62,8 +67,8 @@ def _errors(subject: Subject) -> Errors:
 
 
 def _error(subject: Subject, how: str, length: int) -> float:
-    dtype = torch.float16 if how == "float16" else torch.bfloat16
-    autocast = "autocast" in how
+    name, _, autocast = how.partition(" ")
+    dtype: torch.dtype = getattr(torch, name)
     layer = subject.build(subject.causal_choices[-1], dtype=torch.float32 if autocast else dtype)
     x = subject.tokens(1, length).to(torch.float32 if autocast else dtype)
     precise, exact_x = deepcopy(layer).double(), x.double().requires_grad_()

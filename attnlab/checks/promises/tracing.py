@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -42,7 +43,9 @@ def traceable(subject: Subject) -> Measure:
                             except Exception as error:
                                 raise Broken(f"{first_line(error)} ({where})") from error
 
-    return worst(measured(), SAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own deprecations are not the layer's
+        return worst(measured(), SAME)
 
 
 def _masks(subject: Subject, length: int) -> list[MakeMask]:
