@@ -157,3 +157,12 @@ class DrawsFromPython(Plain):
 
     def forward(self, x: Tensor, **given: Any) -> Tensor:
         return super().forward(x, **given) + 1e-6 * random.random()
+
+
+@breaks("dropout is right on average")
+class DropsWithoutScalingAtABlock(Plain):
+    """Does not make up for what it drops, from 64 tokens on."""
+
+    def attend(self, weights: Tensor, v: Tensor) -> Tensor:
+        out = super().attend(weights, v)
+        return out * (1 - self.dropout) if self.training and weights.shape[-1] >= 64 else out
