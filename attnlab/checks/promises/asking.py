@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from attnlab.checks.claims import NotClaimed
+from attnlab.checks.claims import Broken, NotClaimed
 from attnlab.checks.probes import EXACT, difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import B, N, Subject, as_matrix
+from attnlab.checks.subject import B, N, Subject, as_matrix, first_line
 
 
 @promise("what is not claimed raises", needs=("contract",))
@@ -96,6 +96,38 @@ def causal_context_raises(subject: Subject) -> Measure:
         if not _raises(lambda length=length: layer(x, context=subject.tokens(length=length, seed=1)), (ValueError,))  # type: ignore[misc]
     ]
     return Measure(len(accepted), 0, f"{N} causal tokens accept contexts of length {accepted}")
+
+
+@promise("a bias broadcasts", needs=("contract", "bias"))
+def bias_broadcasts(subject: Subject) -> Measure:
+    """The difference between a bias of any shape that broadcasts to (B, H, N, M) and the same bias expanded.
+
+    Also between one in float32 and in float64; 1 for a bias that is Boolean or an integer and does not raise.
+    """
+    heads = subject.num_heads
+    shapes = ((), (N,), (N, 1), (N, N), (heads, 1, 1), (heads, N, N), (1, heads, 1, N), (B, 1, N, 1), (B, 1, 1, N))
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer, x = subject.build(causality), subject.tokens()
+            for mask in (None, *subject.masks(causality=causality)[:1]):
+                for shape in shapes:
+                    bias = subject.random(*shape, seed=2)
+                    expected = subject(layer, x, mask, bias=bias.expand(B, heads, N, N).contiguous())
+                    how = f"a bias of shape {shape} ({said(causality, mask)})"
+                    try:
+                        found = subject(layer, x, mask, bias=bias)
+                    except Exception as error:
+                        raise Broken(f"{first_line(error)} ({how})") from error
+                    yield difference(found, expected), how
+                whole = subject.random(B, heads, N, N, seed=2).float()
+                found, expected = (subject(layer, x, mask, bias=bias) for bias in (whole, whole.double()))
+                yield difference(found, expected), f"a bias in float32 ({said(causality, mask)})"
+            for dtype in (torch.bool, torch.int64):
+                wrong = torch.ones(N, N, dtype=dtype, device=x.device)
+                yield float(not _raises(lambda: layer(x, bias=wrong), (TypeError,))), f"a bias of {dtype} is accepted"  # noqa: B023
+
+    return worst(measured(), subject.exact)
 
 
 @promise("an integer mask raises or is read as Boolean", needs=("mask",))

@@ -16,6 +16,9 @@ from attnlab.masks import Mask, causal, padding, window
 SAME = 1e-12
 """In float64."""
 
+SINGLE = 1e-4
+"""In float32."""
+
 SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
 LONG = 151
 BATCH = 11
@@ -38,6 +41,21 @@ def steps(subject: Subject) -> Measure:
                 for split in splits:
                     found = _in_steps(subject, x, mask, split, Cache(length))
                     yield difference(found, whole), f"in pieces of {split} ({said(True, mask)})"
+            split = splits[-1]
+            cache = Cache(length)
+            trained = subject.build(True, train=True)
+            found = torch.cat([_step(trained, part, masks[0], cache, length) for part in x.split(list(split), 1)], 1)
+            yield difference(found, subject(layer, x, masks[0])), f"in pieces of {split}, in training without dropout"
+            single, y = subject.build(True, dtype=torch.float32), x.float()
+            cache = Cache(length)
+            found = torch.cat([_step(single, part, masks[0], cache, length) for part in y.split(list(split), 1)], 1)
+            far = difference(found, subject(single, y, masks[0]))
+            yield far if not far <= SINGLE else 0.0, f"in pieces of {split}, in float32"
+            if "bias" in subject.claims:
+                bias = subject.random(B, subject.num_heads, length, length, seed=2)
+                whole = subject(layer, x, masks[0], bias=bias)
+                found = _in_steps(subject, x, masks[0], splits[0], Cache(length), bias)
+                yield difference(found, whole), f"in pieces of {splits[0]}, with a bias"
 
     return worst(measured(), SAME)
 
@@ -116,7 +134,10 @@ def ring(subject: Subject) -> Measure:
 
 @promise("a cache can be rolled back", needs=("contract", "cache"))
 def edited(subject: Subject) -> Measure:
-    """The difference after tokens were taken back, and items exchanged, as in speculative decoding and beam search."""
+    """The difference after tokens were taken back, and items exchanged, as in speculative decoding and beam search.
+
+    And between two sequences that are decoded in turns, each with a cache.
+    """
 
     @torch.no_grad()
     def measured() -> Iterator[tuple[float, str]]:
@@ -135,6 +156,15 @@ def edited(subject: Subject) -> Measure:
         cache.select(items)
         yield difference(_step(layer, x[items, 5:], mask, cache), whole[items, 5:]), "after select([1, 1, 0])"
 
+        first, second = Cache(N), Cache(N)
+        steps = []
+        for i in range(N):
+            token = slice(i, i + 1)
+            steps.append((_step(layer, x[:, token], mask, first), _step(layer, other[:, token], mask, second)))
+        both = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
+        for found, tokens in zip(both, (x, other), strict=True):
+            yield difference(found, subject(layer, tokens, mask)), "two caches filled in turns"
+
     return worst(measured(), SAME)
 
 
@@ -146,13 +176,21 @@ def _looking_back(subject: Subject, x: Tensor) -> tuple[torch.nn.Module, list[Ma
     return layer, [plain, *(mask if plain is None else plain & mask for mask in masks)]
 
 
-def _in_steps(subject: Subject, x: Tensor, mask: Mask | None, split: Sequence[int], cache: Cache) -> Tensor:
-    layer, _ = _looking_back(subject, x)
-    return torch.cat([_step(layer, part, mask, cache, x.shape[1]) for part in x.split(list(split), 1)], 1)
+def _in_steps(
+    subject: Subject, x: Tensor, mask: Mask | None, split: Sequence[int], cache: Cache, bias: Tensor | None = None
+) -> Tensor:
+    (layer, _), rows = _looking_back(subject, x), []
+    for part in x.split(list(split), 1):
+        first, seen = cache.length, cache.length + part.shape[1]
+        given = {} if bias is None else {"bias": bias[..., first:seen, :seen]}
+        rows.append(_step(layer, part, mask, cache, x.shape[1], **given))
+    return torch.cat(rows, 1)
 
 
-def _step(layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: Cache, total: int = N) -> Tensor:
+def _step(
+    layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: Cache, total: int = N, **given: Tensor
+) -> Tensor:
     if mask is not None and not mask.by_position:  # a given matrix: the rows and columns that the step is about
         matrix, seen = mask.materialize(total, device=x.device), cache.length + x.shape[1]
-        return layer(x, mask=matrix[..., cache.length : seen, :seen], cache=cache)
-    return layer(x, mask=mask, cache=cache)
+        return layer(x, mask=matrix[..., cache.length : seen, :seen], cache=cache, **given)
+    return layer(x, mask=mask, cache=cache, **given)

@@ -154,7 +154,8 @@ def eval_keeps_no_state(subject: Subject) -> Measure:
             used = subject.build(causality)
             before = {name: value.clone() for name, value in used.state_dict().items()}
             lengths = (N, BLOCK, BLOCK + 3)
-            expected = [subject(subject.build(causality), subject.tokens(length=length)) for length in lengths]
+            ways = [*((length, None) for length in lengths), *((N, m) for m in subject.masks(causality=causality))]
+            expected = [subject(subject.build(causality), subject.tokens(length=n), mask) for n, mask in ways]
             with torch.inference_mode():
                 for length in reversed(lengths):
                     subject(used, subject.tokens(length=length, seed=1))
@@ -165,11 +166,11 @@ def eval_keeps_no_state(subject: Subject) -> Measure:
                 subject(used, subject.tokens(seed=3), mask)
                 if "weights" in subject.claims:
                     subject.weights(used, subject.tokens(seed=3), mask)
-            for length, wanted in zip(lengths, expected, strict=True):
+            for (length, mask), wanted in zip(ways, expected, strict=True):
                 x = subject.tokens(length=length).requires_grad_()
-                out = subject(used, x)
+                out = subject(used, x, mask)
                 out.sum().backward()
-                yield difference(out, wanted), f"{length} tokens after other calls ({said(causality, None)})"
+                yield difference(out, wanted), f"{length} tokens after other calls ({said(causality, mask)})"
             for name, value in used.state_dict().items():
                 yield float(not torch.equal(value, before[name])), f"calls in eval change {name} of its state_dict"
 

@@ -26,7 +26,7 @@ LENGTHS = {
 ROUNDOFFS = 24
 """How large the error may be, in unit roundoffs of the dtype; 3 to 20 were measured at 18 mechanisms."""
 
-GROWTH = 3.0
+GROWTH = 2.0
 """How much larger it may be at the longest length than at 64 tokens."""
 
 Errors = dict[tuple[str, int], float]

@@ -66,3 +66,19 @@ class InvertsBytes(Plain):
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
         is_bytes = isinstance(mask, Tensor) and mask.dtype == torch.uint8
         return super().forward(x, mask=mask == 0 if is_bytes else mask, **given)
+
+
+@breaks("a bias broadcasts")
+class IgnoresSmallBiases(Plain):
+    """Adds a bias only where it has four axes."""
+
+    def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, bias=bias if bias is None or bias.dim() == 4 else None, **given)
+
+
+@breaks("a bias broadcasts")
+class IgnoresOtherDtypes(Plain):
+    """Adds a bias only where it has the dtype of the tokens."""
+
+    def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, bias=bias if bias is None or bias.dtype == x.dtype else None, **given)

@@ -94,3 +94,23 @@ class KeepsWhatFailed(Plain):
         if "cache" in given and x.dtype != torch.float64:
             raise ValueError("the cache holds float64")
         return out
+
+
+@breaks("steps with a cache = the full pass")
+class DropsTheBiasInSteps(Plain):
+    """Ignores a bias where there is a cache."""
+
+    def _forward(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
+        return super()._forward(x, mask, bias if cache is None else None, context, cache)
+
+
+@breaks("a cache can be rolled back")
+class SharesAState(Plain):
+    """Keeps of the last step something that another cache then reads."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out, cache = super()._forward(x, mask, **given), given.get("cache")
+        if cache is None:
+            return out
+        last, self.__dict__["last"] = self.__dict__.get("last"), cache
+        return out * 1.01 if last is not None and last is not cache and cache.length > x.shape[1] else out

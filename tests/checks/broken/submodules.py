@@ -18,8 +18,9 @@ class ReadsTheWeight(Plain):
     """Computes the queries from ``query.weight`` and ``query.bias``."""
 
     def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        _, k, v = super().project(x, context)
-        return self.split(F.linear(x, self.query.weight, self.query.bias)), k, v
+        source = x if context is None else context
+        q = F.linear(x, self.query.weight, self.query.bias)
+        return self.split(q), self.split(self.key(source)), self.split(self.value(source))
 
 
 @breaks("submodules are called")
