@@ -422,7 +422,7 @@ def _heads(layer: nn.Module) -> int:
 
 def _must_take_tokens(name: str, layer: nn.Module) -> None:
     try:
-        inspect.signature(layer.forward).bind(torch.empty(0))
+        inspect.signature(layer.forward).bind(object())
     except TypeError as error:
         raise UserError(f"{name}.forward does not take tokens alone ({error}); say how to ask it with call=") from None
 

@@ -141,21 +141,26 @@ def edited(subject: Subject) -> Measure:
 
     @torch.no_grad()
     def measured() -> Iterator[tuple[float, str]]:
+        for length in (N, FIRST + N):
+            x, other = subject.tokens(length=length), subject.tokens(length=length, seed=21)
+            layer, (mask, *_) = _looking_back(subject, x)
+            whole, cache, seen = subject(layer, x, mask), Cache(length), length - 4
+            _step(layer, x[:, :2], mask, cache)
+            _step(layer, x[:, 2:seen], mask, cache)
+            before = cache.copy()
+            _step(layer, other[:, :3], mask, cache)
+            if cache.state:
+                cache = before  # a state cannot be taken back; one goes on from a copy
+            else:
+                cache.rollback(3)
+            step, where = slice(seen, seen + 2), f"of {length} tokens"
+            yield difference(_step(layer, x[:, step], mask, cache), whole[:, step]), f"after rollback(3) {where}"
+            items, rest = torch.tensor([1, 1, 0], device=x.device), slice(seen + 2, length)
+            cache.select(items)
+            found = _step(layer, x[items, rest], mask, cache)
+            yield difference(found, whole[items, rest]), f"after select([1, 1, 0]) {where}"
         x, other = subject.tokens(), subject.tokens(seed=21)
         layer, (mask, *_) = _looking_back(subject, x)
-        whole, cache = subject(layer, x, mask), Cache(N)
-        _step(layer, x[:, :3], mask, cache)
-        before = cache.copy()
-        _step(layer, other[:, :3], mask, cache)
-        if cache.state:
-            cache = before  # a state cannot be taken back; one goes on from a copy
-        else:
-            cache.rollback(3)
-        yield difference(_step(layer, x[:, 3:5], mask, cache), whole[:, 3:5]), "after rollback(3)"
-        items = torch.tensor([1, 1, 0], device=x.device)
-        cache.select(items)
-        yield difference(_step(layer, x[items, 5:], mask, cache), whole[items, 5:]), "after select([1, 1, 0])"
-
         first, second = Cache(N), Cache(N)
         steps = []
         for i in range(N):

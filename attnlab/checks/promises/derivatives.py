@@ -191,8 +191,8 @@ def _finite_differences(
 
 
 def _by_func(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
-    _, tangent = torch.func.jvp(run, (x,), (direction,))
-    return tangent  # type: ignore[no-any-return]
+    tangent: Tensor = torch.func.jvp(run, (x,), (direction,))[1]
+    return tangent
 
 
 def _by_forward_ad(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from attnlab.checks.claims import NotClaimed
 from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, gradients, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, N, Subject
+from attnlab.masks import Mask
 
 SAMPLES = {N: 4096, 64: 256}
 """How many outputs are drawn, by length."""
@@ -154,7 +155,10 @@ def eval_keeps_no_state(subject: Subject) -> Measure:
             used = subject.build(causality)
             before = {name: value.clone() for name, value in used.state_dict().items()}
             lengths = (N, BLOCK, BLOCK + 3)
-            ways = [*((length, None) for length in lengths), *((N, m) for m in subject.masks(causality=causality))]
+            ways: list[tuple[int, Mask | None]] = [
+                *((length, None) for length in lengths),
+                *((N, m) for m in subject.masks(causality=causality)),
+            ]
             expected = [subject(subject.build(causality), subject.tokens(length=n), mask) for n, mask in ways]
             with torch.inference_mode():
                 for length in reversed(lengths):
@@ -162,10 +166,10 @@ def eval_keeps_no_state(subject: Subject) -> Measure:
             with torch.no_grad():
                 for length in (1, *lengths, *(2,) * CALLS):
                     subject(used, SHOUT * subject.tokens(batch=3, length=length, seed=2))
-            for mask in subject.masks(causality=causality):
-                subject(used, subject.tokens(seed=3), mask)
+            for other in subject.masks(causality=causality):
+                subject(used, subject.tokens(seed=3), other)
                 if "weights" in subject.claims:
-                    subject.weights(used, subject.tokens(seed=3), mask)
+                    subject.weights(used, subject.tokens(seed=3), other)
             for (length, mask), wanted in zip(ways, expected, strict=True):
                 x = subject.tokens(length=length).requires_grad_()
                 out = subject(used, x, mask)

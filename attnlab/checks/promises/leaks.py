@@ -140,12 +140,12 @@ def nan_in_padding(subject: Subject) -> Measure:
 
     def measured() -> Iterator[tuple[float, str]]:
         for side in ("right", "left"):
-            start, stop = (0, lengths) if side == "right" else (N - lengths, N + 0 * lengths)  # type: ignore[operator]
+            start, stop = (0, lengths) if side == "right" else (N - lengths, N + 0 * lengths)
             real = (position >= torch.as_tensor(start).unsqueeze(-1)) & (position < stop.unsqueeze(-1))
             for fill in (torch.nan, torch.inf):
                 clean = subject.tokens().masked_fill(~real.unsqueeze(-1), 0.0)
                 for causality, queries, train in _settings(subject):
-                    mask: Mask = padding(lengths, side=side, total=N, queries=queries)  # type: ignore[arg-type]
+                    mask: Mask = padding(lengths, side=side, total=N, queries=queries)
                     for joined in (mask, mask & window(3), causal() & mask):
                         layer = subject.build(causality, train=train)
                         outs = [
@@ -187,7 +187,7 @@ def _rows_and_gradients(
 def _in_context(subject: Subject, clean: Tensor, real: Tensor, side: str, lengths: Tensor, fill: float) -> float:
     """The same for the padding of a context."""
     layer, x = subject.build(False), subject.tokens(length=M)
-    mask = padding(lengths, side=side, total=N)  # type: ignore[arg-type]
+    mask = padding(lengths, side=side, total=N)
     every = torch.ones(len(x), M, dtype=torch.bool, device=x.device)
     outs = [
         _rows_and_gradients(subject, layer, x, mask, every, context=context)
@@ -250,7 +250,7 @@ def large_batch(subject: Subject) -> Measure:
 
 def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None, **extra: Tensor) -> float:
     """The largest difference between some items of a batch and the same alone, outputs and gradients."""
-    x = subject.zero_padding(x, mask).requires_grad_()
+    x = subject.zero_padding(x, mask).detach().requires_grad_()
     matrix = None if mask is None else as_matrix(mask, x, x)
     # A padding mask takes a padded token as a zero vector, so that it has no gradient; a Boolean tensor does not.
     real = torch.ones_like(x[..., :1]) if matrix is None else matrix.any(1).unsqueeze(-1)
@@ -270,7 +270,9 @@ def _through(subject: Subject, kinds: Callable[..., list[Mask]], *, causal: bool
     """How much leaks through these masks, joined with causal where that is asked for, in eval and in training."""
     x = subject.tokens()
     options: dict[str, Any] = {"causal": True} if causal else {}
-    dropped = {"dropout": subject.dropout} if "dropout" in subject.claims and subject.can_choose("dropout") else {}
+    dropped: dict[str, Any] = (
+        {"dropout": subject.dropout} if "dropout" in subject.claims and subject.can_choose("dropout") else {}
+    )
     layer = subject.layer(**options)
 
     def asked(causality: bool, mask: Mask | None) -> list[tuple[float, str]]:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from attnlab.checks.probes import worst
+from attnlab.checks.probes import gradient, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import N, Subject
 
@@ -79,9 +79,7 @@ def _error(subject: Subject, how: str, length: int) -> float:
             return _relative(subject(layer, x), expected) / unit
     out = subject(layer, x.requires_grad_())
     direction = subject.random(*out.shape, seed=3)
-    slopes = [
-        torch.autograd.grad((y.double() * direction).sum(), leaf)[0] for y, leaf in ((out, x), (expected, exact_x))
-    ]
+    slopes = [gradient((y.double() * direction).sum(), leaf) for y, leaf in ((out, x), (expected, exact_x))]
     return max(_relative(out, expected), _relative(*slopes)) / unit
 
 

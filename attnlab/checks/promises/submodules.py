@@ -58,7 +58,7 @@ def submodules_are_called(subject: Subject) -> Measure:
 @promise("dynamic quantization runs", needs=("contract",))
 def quantized(subject: Subject) -> Measure:
     """The difference that ``quantize_dynamic`` makes to outputs in float32, relative to the largest; on a CPU."""
-    if subject.device.type != "cpu" or "none" in (torch.backends.quantized.engine, *[None]):
+    if subject.device.type != "cpu" or torch.backends.quantized.engine == "none":
         raise NotClaimed("torch quantizes linear layers to int8 on a CPU alone")
 
     def measured() -> Iterator[tuple[float, str]]:
@@ -91,12 +91,11 @@ def pruned(subject: Subject) -> Measure:
                 for name in names:
                     module = layer.get_submodule(name)
                     prune.l1_unstructured(module, "weight", amount=0.3)
-                    masks[name] = module.weight_mask
+                    masks[name] = module.get_buffer("weight_mask")
                 for _ in range(2):
                     with torch.no_grad():
                         for name in names:
-                            weight: Tensor = plain.get_submodule(name).weight  # type: ignore[assignment]
-                            weight.mul_(masks[name])
+                            plain.get_submodule(name).get_parameter("weight").mul_(masks[name])
                     outs = []
                     for trained in (layer, plain):
                         trained.zero_grad()
@@ -108,7 +107,7 @@ def pruned(subject: Subject) -> Measure:
                         with torch.no_grad():
                             for parameter in trained.parameters():
                                 if parameter.grad is not None:
-                                    parameter -= 0.01 * parameter.grad
+                                    parameter.sub_(0.01 * parameter.grad)
                         outs.append(out.detach())
                     yield difference(*outs), f"{how}, pruned"
 
@@ -138,6 +137,7 @@ def _ways(
     if grad:
         return list(ways.items())
     if "weights" in subject.claims:
+        ways["the core"] = lambda layer: layer.core(x).weights()  # type: ignore[operator]
         ways["the weights"] = lambda layer: subject.weights(layer, x)
         if "mix" in subject.claims:
             ways["mix"] = lambda layer: subject.mix(layer, subject.weights(layer, x), x)
@@ -186,7 +186,7 @@ def _add_delta(wrapped: nn.Module, merged: nn.Module, name: str, subject: Subjec
         else:
             delta = lambda x, out: 0.5 * out  # noqa: E731
             for parameter in target.parameters(recurse=False):
-                parameter *= 1.5
+                parameter.mul_(1.5)
     setattr(wrapped.get_submodule(parent), last, _WithDelta(module, delta))
 
 
@@ -195,4 +195,4 @@ def _scale_by_hook(wrapped: nn.Module, merged: nn.Module, name: str, subject: Su
     wrapped.get_submodule(name).register_forward_hook(lambda module, inputs, out: FACTOR * out)
     with torch.no_grad():
         for parameter in merged.get_submodule(name).parameters(recurse=False):
-            parameter *= FACTOR
+            parameter.mul_(FACTOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,9 @@ def _masks(subject: Subject, length: int) -> list[MakeMask]:
 
 def _fake(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        state = {name: mode.from_tensor(tensor) for name, tensor in layer.state_dict().items()}
+        state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in layer.state_dict().items()}
         inputs = mode.from_tensor(x)
-        with nn.utils.stateless._reparametrize_module(layer, state):  # type: ignore[attr-defined]
+        with nn.utils.stateless._reparametrize_module(layer, state):
             out = subject(layer, inputs, make_mask(x.device))
     return float(out.shape != x.shape or out.dtype != x.dtype or out.device != x.device)
 
@@ -73,7 +74,7 @@ def _meta(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) ->
     return float(out.shape != x.shape or out.dtype != x.dtype or not out.is_meta)
 
 
-def _graph(mode: str) -> Callable[[Subject, nn.Module, Tensor, MakeMask], float]:
+def _graph(mode: Literal["real", "fake"]) -> Callable[[Subject, nn.Module, Tensor, MakeMask], float]:
     def trace(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
         mask = make_mask(x.device)
         graph = make_fx(lambda x: subject(layer, x, mask), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
