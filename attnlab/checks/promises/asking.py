@@ -12,6 +12,9 @@ from attnlab.checks.probes import EXACT, difference, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, N, Subject, as_matrix, first_line
 
+MANY = 307
+"""So many tokens that a fast path computes a part of the queries at a time."""
+
 
 @promise("what is not claimed raises", needs=("contract",))
 def unclaimed_raises(subject: Subject) -> Measure:
@@ -105,21 +108,28 @@ def bias_broadcasts(subject: Subject) -> Measure:
     Also between one in float32 and in float64; 1 for a bias that is Boolean or an integer and does not raise.
     """
     heads = subject.num_heads
-    shapes = ((), (N,), (N, 1), (N, N), (heads, 1, 1), (heads, N, N), (1, heads, 1, N), (B, 1, N, 1), (B, 1, 1, N))
+
+    def shapes(n: int) -> list[tuple[int, ...]]:
+        few: list[tuple[int, ...]] = [(), (n,), (n, 1), (heads, 1, 1)]
+        return few if n > N else [*few, (n, n), (heads, n, n), (1, heads, 1, n), (B, 1, n, 1), (B, 1, 1, n)]
 
     def measured() -> Iterator[tuple[float, str]]:
         for causality in subject.causal_choices:
-            layer, x = subject.build(causality), subject.tokens()
+            layer = subject.build(causality)
+            for length in (N, MANY):
+                x = subject.tokens(length=length)
+                for mask in (None, *subject.masks(length=length, causality=causality)[:1]):
+                    for shape in shapes(length):
+                        bias = subject.random(*shape, seed=2)
+                        how = f"a bias of shape {shape} for {length} tokens ({said(causality, mask)})"
+                        try:
+                            found = subject(layer, x, mask, bias=bias)
+                        except Exception as error:
+                            raise Broken(f"{first_line(error)} ({how})") from error
+                        whole = bias.expand(B, heads, length, length).contiguous()
+                        yield difference(found, subject(layer, x, mask, bias=whole)), how
+            x = subject.tokens()
             for mask in (None, *subject.masks(causality=causality)[:1]):
-                for shape in shapes:
-                    bias = subject.random(*shape, seed=2)
-                    expected = subject(layer, x, mask, bias=bias.expand(B, heads, N, N).contiguous())
-                    how = f"a bias of shape {shape} ({said(causality, mask)})"
-                    try:
-                        found = subject(layer, x, mask, bias=bias)
-                    except Exception as error:
-                        raise Broken(f"{first_line(error)} ({how})") from error
-                    yield difference(found, expected), how
                 whole = subject.random(B, heads, N, N, seed=2).float()
                 found, expected = (subject(layer, x, mask, bias=bias) for bias in (whole, whole.double()))
                 yield difference(found, expected), f"a bias in float32 ({said(causality, mask)})"

@@ -14,6 +14,8 @@ from attnlab.masks import Mask, from_tensor
 
 BATCH = 11
 BLOCK = 64
+MANY = 307
+"""So many tokens that a fast path computes a part of the queries at a time."""
 
 LONG = 67
 """Beyond a block of 64: what goes block by block must agree as well."""
@@ -78,9 +80,9 @@ def no_dropout(subject: Subject) -> Measure:
 
 @promise("weights make the output", needs=("weights", "mix"))
 def they_make_the_output(subject: Subject) -> Measure:
-    """The difference between ``mix(weights(x), x)`` and the output, at 7 and at 64 tokens."""
+    """The difference between ``mix(weights(x), x)`` and the output, at 7, 64 and 307 tokens."""
 
-    def measured(causality: bool, mask: Mask | None, length: int = N) -> float:
+    def measured(causality: bool, mask: Mask | None, length: int) -> float:
         layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
         mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
         found = difference(mixed, subject(layer, x, mask))
@@ -94,9 +96,13 @@ def they_make_the_output(subject: Subject) -> Measure:
 
     return worst(
         (
-            (attempt(partial(measured, length=length), causality, mask), f"{length} tokens, {said(causality, mask)}")
-            for length in (N, BLOCK)
-            for causality, mask in subject.ways(length=length)
+            (
+                attempt(partial(measured, length=length), causality, mask),
+                f"{length} tokens, {said(causality, mask)}",
+            )
+            for length in (N, BLOCK, MANY)
+            for causality in subject.causal_choices
+            for mask in (None, *subject.masks(length=length, causality=causality)[: 2 if length == MANY else None])
         ),
         subject.exact,
     )
