@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from attnlab import registry
+from attnlab.checks import allocations
+from attnlab.checks.costs import exponent, said
 from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
-from benchmarks import machine, memory, page, picture, report, results
+from benchmarks import machine, page, picture, report, results
 from benchmarks.goals import GOALS
 from benchmarks.pairing import Pace, Ratio, race, seconds
 from benchmarks.parts import cores, decoding, layers, length, mechanisms, padding
 from benchmarks.peers import PEERS
 from benchmarks.results import Absent, Finding, Growth, Memory, Result, Row, Speed
-from benchmarks.said import exponent, said
 
 TINY = Pace(sample=0.0, seconds=0.0, least=3, most=3)
 
@@ -134,7 +135,7 @@ def test_peak_memory_is_the_most_that_is_held_at_once() -> None:
         del first, second
         torch.empty(6_000_000, dtype=torch.uint8)
 
-    assert memory.peak(work) == pytest.approx(7_000_000, rel=1e-3)
+    assert allocations.peak(work) == pytest.approx(7_000_000, rel=1e-3)
 
 
 # Rows

@@ -15,6 +15,7 @@ CLAIMS = {
     "mix": "it has no mix(weights, x)",
     "dropout": "it has no dropout",
     "reference": "there is no reference to compare with",
+    "export": "it does not claim to be exported",
     "contract": "it is no attnlab.Attention",
 }
 """What a layer may claim, and what is said of one that does not. The first seven are a card's capabilities."""

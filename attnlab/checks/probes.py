@@ -150,6 +150,46 @@ def leaks(
             yield value, f"output {i} changes with the tokens that it may not look at"
 
 
+def batched_leaks(
+    run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Sequence[int]
+) -> tuple[float, str]:
+    """As `leaks`, in one batch with an item for each output.
+
+    Args:
+        run: (B, N, D) to the same, for any B.
+        x: one sequence, (1, N, D).
+        forbidden: Boolean (1, N, N): the tokens that each output must not depend on.
+        rows: the outputs to try.
+
+    Returns:
+        The largest leak, NaN where an output or a gradient is not finite, and where it was measured.
+    """
+    index, item = torch.tensor(rows, device=x.device), torch.arange(len(rows), device=x.device)
+    masked = forbidden[0, index].index_put((item, index), torch.tensor(False, device=x.device))
+    direction, noise = _random(x.shape[-1:], x), SHOUT * _random(x.shape, x)
+    tokens = x.detach().repeat(len(rows), 1, 1).requires_grad_()
+    out = run(tokens)[item, index]
+    slope = gradient((out @ direction).sum(), tokens)
+    with torch.no_grad():
+        changed = run(torch.where(masked.unsqueeze(-1), noise, tokens))[item, index]
+    if not_finite(out, slope):
+        return math.nan, "an output or its gradient is not finite"
+    through = slope.abs().amax(-1) * masked
+    moved = (changed - out).abs().amax(-1) / out.abs().max().clamp(min=1.0)
+    leak = torch.maximum(through.amax(-1), moved)
+    return leak.max().item(), f"output {rows[int(leak.argmax())]} depends on tokens that are masked for it"
+
+
+def seeded(run: Callable[[Tensor], Tensor], seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """``run`` with the same random numbers in every call, so that dropout drops the same."""
+
+    def seeded_run(x: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return run(x)
+
+    return seeded_run
+
+
 def _random(shape: Sequence[int], like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(tuple(shape), dtype=torch.float64, generator=generator).to(like)

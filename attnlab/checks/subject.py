@@ -6,7 +6,7 @@ Axes: B batch, N queries, M keys, D embed_dim, H heads.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from functools import cached_property, partial
 from importlib import import_module
@@ -81,7 +81,7 @@ class Subject:
             raise UserError(f"a layer is needed, or a class or function that makes one, not {target!r}")
         self._sample, self.device = _placed(self.name, partial(self._make, **self._sizes), device)
         self.embed_dim = embed_dim or _width(self.name, self._sample, {**_bound(target), **self._sizes})
-        self.num_heads: int = getattr(self._sample, "num_heads", 1)
+        self.num_heads = _heads(self._sample)
         self.is_ours = isinstance(self._sample, Attention) and call is None
         if call is None:
             _must_take_tokens(self.name, self._sample)
@@ -122,6 +122,31 @@ class Subject:
     def build(self, causality: bool, **options: Any) -> nn.Module:
         """`layer`, causal or not; one that has no such option is built as it is."""
         return self.layer(causal=causality, **options) if "causal" in self.claims else self.layer(**options)
+
+    def construct(self, **options: Any) -> nn.Module:
+        """A layer as its constructor makes it, neither moved nor seeded.
+
+        Args:
+            options: passed to the constructor.
+
+        Raises:
+            NotClaimed: for a layer that was made already.
+        """
+        if not self._accepts:
+            raise NotClaimed("it is a layer that was made already; check its class")
+        return self._make(**self._sizes, **options)
+
+    @property
+    def constructor(self) -> tuple[Any, dict[str, Any]]:
+        """The class or function that makes the layer, and the options that are fixed."""
+        return _unwrapped(self._make), {**_bound(self._make), **self._sizes}
+
+    def modes(self, causality: bool) -> Iterator[tuple[str, nn.Module]]:
+        """The layer in eval, in training, and in training with dropout where that can be chosen."""
+        yield "eval", self.build(causality)
+        yield "training", self.build(causality, train=True)
+        if "dropout" in self.claims and self.can_choose("dropout"):
+            yield "training with dropout", self.build(causality, train=True, dropout=self.dropout)
 
     def can_choose(self, option: str) -> bool:
         """Whether a fresh layer can be built with this option."""
@@ -180,6 +205,20 @@ class Subject:
             found = layer.weights(x, **self._asked(x, mask, extra))  # type: ignore[operator]
         return found.unsqueeze(1) if found.dim() == 3 else found
 
+    def mix(
+        self, layer: nn.Module, weights: Tensor, x: Tensor, mask: Mask | Tensor | None = None, **extra: Tensor
+    ) -> Tensor:
+        """The output of ``layer`` for these weights; the mask is passed on where ``mix`` takes one."""
+        mix: Callable[..., Tensor] = layer.mix  # type: ignore[assignment]
+        takes_mask = "mask" in _parameters(mix)
+        return mix(weights, x, **(self._asked(x, mask, extra) if takes_mask else extra))
+
+    def zero_padding(self, x: Tensor, mask: Mask | Tensor | None) -> Tensor:
+        """``x`` with zeros where no query attends to the key: a padding mask takes such a token as a zero vector."""
+        if mask is None:
+            return x
+        return x.masked_fill(~as_matrix(mask, x, x).any(1).unsqueeze(-1), 0.0)
+
     def _asked(self, x: Tensor, mask: Mask | Tensor | None, extra: dict[str, Tensor]) -> dict[str, Any]:
         if mask is None:
             return extra
@@ -198,17 +237,21 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(self.device)
 
-    def masks(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
+    def masks(
+        self, batch: int = B, length: int = N, *, causality: bool = False, counts: Tensor | None = None
+    ) -> list[Mask]:
         """A mask of every kind that the layer takes."""
-        padded = self.paddings(batch, length, causality=causality)
+        padded = self.paddings(batch, length, causality=causality, counts=counts)
         if "mask" not in self.claims:
             return padded
         place = torch.arange(length, device=self.device)
         scattered = (self.random(batch, length, length) > 0) | (place == place[:, None])
         return [*padded, window(2), prefix(2), documents(place // 3), blocks(2), from_tensor(scattered)]
 
-    def paddings(self, batch: int = B, length: int = N, *, causality: bool = False) -> list[Mask]:
-        """Padding on the right and on the left, where the layer takes it.
+    def paddings(
+        self, batch: int = B, length: int = N, *, causality: bool = False, counts: Tensor | None = None
+    ) -> list[Mask]:
+        """Padding on the right and on the left, where the layer takes it; ``counts`` are the real tokens per item.
 
         A stranger that is causal has it on the right alone. Behind padding on the left the first tokens of a row may
         look at nothing, and what it says there is the question of promises of its own: it would break most others too.
@@ -216,6 +259,7 @@ class Subject:
         if "padding" not in self.claims:
             return []
         lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
+        lengths = lengths if counts is None else counts
         right, left = padding(lengths), padding(lengths, side="left", total=length)
         causality = causality or self.causal_choices == (True,)
         return [right] if causality and not self.is_ours else [right, left]
@@ -227,6 +271,18 @@ class Subject:
             for causality in self.causal_choices
             for mask in (None, *self.masks(batch, length, causality=causality))
         ]
+
+    def extras(self, causality: bool, batch: int = B, length: int = N) -> list[dict[str, Tensor]]:
+        """What else the layer can be called with: nothing, a bias, a context, and both."""
+        heads, claims = self.num_heads, self.claims
+        found: list[dict[str, Tensor]] = [{}]
+        if "context" in claims:  # a causal layer refuses a context of another length
+            found.append({"context": self.tokens(batch, length if causality else M, seed=1)})
+        if "bias" in claims:
+            for extra in tuple(found):
+                keys = extra["context"].shape[1] if extra else length
+                found.append({"bias": self.random(batch, heads, length, keys, seed=2), **extra})
+        return found
 
     def permitted(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The truth: Boolean (B, N, N), which token may look at which, in one head at least."""
@@ -264,7 +320,7 @@ class Subject:
         sample = self._sample
         claims = {"reference"} if self.reference else set[str]()
         if isinstance(sample, Attention) and self.is_ours:
-            claims |= {"contract", "dropout", *sample.card.supports}
+            claims |= {"contract", "dropout", "export", *sample.card.supports}
             if "weights" in claims:
                 claims |= {"mix"} if sample.card.kind == "another operator" else {"mix", "probabilities"}
             return claims
@@ -359,9 +415,14 @@ def _placed(name: str, make: Callable[[], nn.Module], device: torch.device | str
         raise UserError(f"{name} cannot run on {device}: {first_line(error)}") from None
 
 
+def _heads(layer: nn.Module) -> int:
+    """The number of heads that the layer says it has, under one of the usual names; else one."""
+    return next((heads for name in HEADS if isinstance(heads := getattr(layer, name, None), int)), 1)
+
+
 def _must_take_tokens(name: str, layer: nn.Module) -> None:
     try:
-        inspect.signature(layer.forward).bind(torch.empty(0))
+        inspect.signature(layer.forward).bind(object())
     except TypeError as error:
         raise UserError(f"{name}.forward does not take tokens alone ({error}); say how to ask it with call=") from None
 

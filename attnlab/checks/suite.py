@@ -45,7 +45,7 @@ def check_attention(
             compared; the mask is Boolean (B, H, N, M). ``reference.py`` beside the class is found without.
         claims: what it claims instead (see `attnlab.checks.registry.CLAIMS`).
         device: where to run.
-        fast: leave out the slow promises, which compile.
+        fast: leave out the slow promises, which compile, or measure the peak memory of long sequences.
         only: the names of the promises to check; all without it.
         skip: the names of promises to leave out.
         raises: raise when a promise is broken; without it, look at the report.

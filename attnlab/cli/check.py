@@ -49,9 +49,9 @@ class Options:
     skip: Annotated[tuple[str, ...], arg(metavar="PROMISE ...")] = ()
     """Promises to leave out."""
     device: str = "cpu"
-    """Where to run."""
+    """Where to run, such as cuda."""
     fast: bool = False
-    """Leave out the slow promises (torch.compile, torch.export)."""
+    """Leave out the slow promises (torch.compile, torch.export, peak memory)."""
     json: bool = False
     """Print JSON: a list, one entry a layer."""
     record: bool = False

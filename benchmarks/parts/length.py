@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlab.checks import allocations
 from attnlab.engines.scan import linear_scan
 from attnlab.masks import window
 from attnlab.models.multihead import MultiAttention
-from benchmarks import memory
 from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Memory, Row
 
@@ -62,7 +62,7 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
         torch.testing.assert_close(ours(shortest), layers[THEIRS](shortest), rtol=1e-4, atol=1e-5)
     works = {(name, N): forward(partial(run, x)) for name, run in layers.items() for N, x in inputs.items()}
     times = seconds(works, pace)
-    peaks = {key: memory.peak(work) for key, work in works.items()}
+    peaks = {key: allocations.peak(work) for key, work in works.items()}
     for quantity, values in {"time": times, "peak memory": peaks}.items():
         for name in layers:
             curve = [values[name, N] for N in lengths]
@@ -71,5 +71,5 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
                 name, quantity, list(lengths), curve, LIMIT if bounded else None, goal="growth" if bounded else ""
             )
     what, against = f"the layer, {lengths[-1]:,} tokens, peak memory", f"{THEIRS}, its fast path"
-    peak = memory.peak(forward(partial(ours, longest)))
+    peak = allocations.peak(forward(partial(ours, longest)))
     yield Memory(what, against, peak, int(peaks[THEIRS, lengths[-1]]), 15.0, "memory")

@@ -7,12 +7,16 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from attnlab import registry
-from benchmarks import memory
+from attnlab.attention import Attention
+from attnlab.checks import allocations
+from attnlab.checks.costs import exponent
+from attnlab.checks.promises.memory import CASES
+from attnlab.masks import Mask
 from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Row
-from benchmarks.said import exponent
 
 TITLE = "Every mechanism grows as its card says"
 ABOUT = (
@@ -22,6 +26,7 @@ ABOUT = (
 )
 
 LENGTHS = (1024, 2048, 4096, 8192)
+LONGEST = 4096
 D, H = 64, 4
 ABOVE = {"time": 0.2, "peak memory": 0.15}
 
@@ -37,9 +42,31 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, names: tuple[str, ...] 
         works = {N: forward(partial(layer, torch.randn(1, N, D))) for N in lengths}
         found: dict[str, dict[int, float]] = {
             "time": seconds(works, pace),
-            "peak memory": {N: float(memory.peak(work)) for N, work in works.items()},
+            "peak memory": {N: float(allocations.peak(work)) for N, work in works.items()},
         }
         for quantity, cost in (("time", layer.card.time), ("peak memory", layer.card.memory)):
             limit = exponent(cost, layer, lengths) + ABOVE[quantity]
             curve = [found[quantity][N] for N in lengths]
             yield Growth(name, quantity, list(lengths), curve, limit, goal="cards", against=f"the card: {cost}")
+        yield from _training(name, make, options, tuple(N for N in lengths if N <= LONGEST))
+
+
+def _training(name: str, make: type[Attention], options: dict[str, int], lengths: tuple[int, ...]) -> Iterator[Growth]:
+    """Peak memory of a training step: plain, causal, with padding, a window, dropout and combinations."""
+    for case, (needs, mask) in CASES.items():
+        if not needs - {"padding", "dropout"} <= {*make.card.supports} or (
+            "padding" in needs and "mask" not in make.card.supports
+        ):
+            continue
+        causal = "causal" in needs
+        layer = make(D, causal=causal, dropout=0.1 if "dropout" in needs else 0.0, **options)
+        works = (partial(_step, layer, torch.randn(1, N, D), mask(N, torch.device("cpu"))) for N in lengths)
+        curve = [float(allocations.peak(work)) for work in works]
+        cost = layer.card.memory
+        limit = exponent(cost, layer, lengths) + ABOVE["peak memory"]
+        against = f"the card: {cost}"
+        yield Growth(f"{name}, {case}, training", "peak memory", list(lengths), curve, limit, "cards", against)
+
+
+def _step(layer: Attention, x: Tensor, mask: Mask | None) -> None:
+    layer(x.requires_grad_(), **({} if mask is None else {"mask": mask})).sum().backward()

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, difference, worst
+from attnlab.checks.claims import Broken, NotClaimed
+from attnlab.checks.probes import EXACT, difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import B, N, Subject, as_matrix
+from attnlab.checks.subject import B, N, Subject, as_matrix, first_line
+
+MANY = 307
+"""So many tokens that a fast path computes a part of the queries at a time."""
 
 
 @promise("what is not claimed raises", needs=("contract",))
@@ -71,10 +74,10 @@ def one_answer(subject: Subject) -> Measure:
     """The difference between a mask and the same as a Boolean tensor of two, three and four axes."""
 
     def measured() -> Iterator[tuple[float, str]]:
-        x = subject.tokens()
         for causality in subject.causal_choices:
             layer = subject.build(causality)
             for mask in subject.masks():
+                x = subject.zero_padding(subject.tokens(), mask)
                 expected, matrix = layer(x, mask=mask), as_matrix(mask, x, x)
                 heads = matrix.unsqueeze(1).expand(-1, subject.num_heads, -1, -1)
                 for tensor in (matrix, heads):
@@ -83,6 +86,78 @@ def one_answer(subject: Subject) -> Measure:
                     yield difference(layer(x, mask=matrix[0]), expected), f"{mask} differs from its tensor"
 
     return worst(measured(), EXACT)
+
+
+@promise("causal with a context of another length raises", needs=("contract", "causal", "context"))
+def causal_context_raises(subject: Subject) -> Measure:
+    """How many contexts of another length a causal layer accepts: the positions of two sequences do not compare."""
+    layer, x = subject.layer(causal=True), subject.tokens()
+    lengths = (1, N - 2, N + 1, 2 * N)
+    accepted = [
+        length
+        for length in lengths
+        if not _raises(lambda length=length: layer(x, context=subject.tokens(length=length, seed=1)), (ValueError,))  # type: ignore[misc]
+    ]
+    return Measure(len(accepted), 0, f"{N} causal tokens accept contexts of length {accepted}")
+
+
+@promise("a bias broadcasts", needs=("contract", "bias"))
+def bias_broadcasts(subject: Subject) -> Measure:
+    """The difference between a bias of any shape that broadcasts to (B, H, N, M) and the same bias expanded.
+
+    Also between one in float32 and in float64; 1 for a bias that is Boolean or an integer and does not raise.
+    """
+    heads = subject.num_heads
+
+    def shapes(n: int) -> list[tuple[int, ...]]:
+        few: list[tuple[int, ...]] = [(), (n,), (n, 1), (heads, 1, 1)]
+        return few if n > N else [*few, (n, n), (heads, n, n), (1, heads, 1, n), (B, 1, n, 1), (B, 1, 1, n)]
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer = subject.build(causality)
+            for length in (N, MANY):
+                x = subject.tokens(length=length)
+                for mask in (None, *subject.masks(length=length, causality=causality)[:1]):
+                    for shape in shapes(length):
+                        bias = subject.random(*shape, seed=2)
+                        how = f"a bias of shape {shape} for {length} tokens ({said(causality, mask)})"
+                        try:
+                            found = subject(layer, x, mask, bias=bias)
+                        except Exception as error:
+                            raise Broken(f"{first_line(error)} ({how})") from error
+                        whole = bias.expand(B, heads, length, length).contiguous()
+                        yield difference(found, subject(layer, x, mask, bias=whole)), how
+            x = subject.tokens()
+            for mask in (None, *subject.masks(causality=causality)[:1]):
+                whole = subject.random(B, heads, N, N, seed=2).float()
+                found, expected = (subject(layer, x, mask, bias=bias) for bias in (whole, whole.double()))
+                yield difference(found, expected), f"a bias in float32 ({said(causality, mask)})"
+            for dtype in (torch.bool, torch.int64):
+                wrong = torch.ones(N, N, dtype=dtype, device=x.device)
+                yield float(not _raises(lambda: layer(x, bias=wrong), (TypeError,))), f"a bias of {dtype} is accepted"  # noqa: B023
+
+    return worst(measured(), subject.exact)
+
+
+@promise("an integer mask raises or is read as Boolean", needs=("mask",))
+def integer_mask(subject: Subject) -> Measure:
+    """The difference that the integer dtype of a mask of zeros and ones makes, where it does not raise."""
+
+    def measured() -> Iterator[tuple[float, str]]:
+        x = subject.tokens()
+        for causality in subject.causal_choices:
+            layer = subject.build(causality)
+            for mask in subject.masks(causality=causality):
+                matrix = as_matrix(mask, x, x)
+                for dtype in (torch.uint8, torch.int8, torch.int32, torch.int64):
+                    try:
+                        found = subject(layer, x, matrix.to(dtype))
+                    except Exception:  # refused
+                        continue
+                    yield difference(found, subject(layer, x, matrix)), f"a mask of {dtype} ({said(causality, mask)})"
+
+    return worst(measured(), subject.exact)
 
 
 def _raises(ask: Callable[[], Any], kinds: tuple[type[Exception], ...]) -> bool:

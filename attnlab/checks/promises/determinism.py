@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
+from collections.abc import Iterator
 from copy import deepcopy
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab.checks.claims import NotClaimed
-from attnlab.checks.probes import EXACT, difference
+from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, gradients, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import SEED, Subject
+from attnlab.checks.subject import SEED, N, Subject
+from attnlab.masks import Mask
 
-SAMPLES = 4096
+SAMPLES = {N: 4096, 64: 128}
+"""How many outputs are drawn, by length."""
+
+BLOCK = 64
+CALLS = 9
+"""So many calls that a layer which changes after the first few is found."""
+
+SEEDS = (SEED, SEED + 1)
 
 
 @promise("dropout is off in eval", needs=("dropout",))
@@ -31,19 +43,27 @@ def off_in_eval(subject: Subject) -> Measure:
 
 @promise("dropout is right on average", needs=("dropout",))
 def right_on_average(subject: Subject) -> Measure:
-    """How many standard errors the mean of 4096 outputs in training is from the output in eval."""
+    """How many standard errors the mean of many outputs in training is from the output in eval.
+
+    4096 of 7 tokens and 128 of 64.
+    """
     if not getattr(subject.layer(), "linear_in_weights", True):
         raise NotClaimed("its output is not linear in its weights")
-    layer, x = subject.layer(dropout=subject.dropout), subject.tokens(batch=1)
-    expected = subject(layer, x)
-    torch.manual_seed(SEED)
-    with torch.no_grad():
-        samples = subject(layer.train(), x.repeat(SAMPLES, 1, 1))
-    spread = samples.std(0)
-    if not bool((spread > EXACT).any()):
-        return Measure(float("inf"), 5, "nothing is ever dropped in training")
-    errors = (samples.mean(0) - expected[0]).abs() / (spread / SAMPLES**0.5 + EXACT)
-    return Measure(errors.max().item(), 5, f"the mean in training, with dropout={subject.dropout}")
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for length, count in SAMPLES.items():
+            layer, x = subject.layer(dropout=subject.dropout), subject.tokens(1, length)
+            expected = subject(layer, x)
+            torch.manual_seed(SEED)
+            with torch.no_grad():
+                samples = subject(layer.train(), x.repeat(count, 1, 1))
+            spread = samples.std(0)
+            if not bool((spread > EXACT).any()):
+                yield float("inf"), f"nothing is ever dropped in training, at {length} tokens"
+            errors = (samples.mean(0) - expected[0]).abs() / (spread / count**0.5 + EXACT)
+            yield errors.max().item(), f"the mean in training of {length} tokens, with dropout={subject.dropout}"
+
+    return worst(measured(), 5)
 
 
 @promise("same seed, same result")
@@ -89,3 +109,104 @@ def pickled(subject: Subject) -> Measure:
     layer, x = subject.layer(), subject.tokens()
     before = subject(layer, x)
     return Measure(difference(subject(pickle.loads(pickle.dumps(layer)), x), before), 0, "a layer unpickled")
+
+
+@promise("training without dropout = eval", needs=("dropout",))
+def training_is_eval(subject: Subject) -> Measure:
+    """The difference between training and eval, outputs and gradients, in a layer built with dropout=0."""
+    if not subject.can_choose("dropout"):
+        raise NotClaimed("its dropout cannot be chosen")
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer = subject.build(causality, dropout=0.0)
+            for length in (N, BLOCK):
+                x = subject.tokens(length=length).requires_grad_()
+                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
+                    outs = [subject(layer.train(train), x, mask) for train in (False, True)]
+                    slopes = [gradient(out.square().sum(), x) for out in outs]
+                    where = f"{length} tokens in training ({said(causality, mask)})"
+                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
+                for extra in subject.extras(causality, length=length)[1:]:
+                    leaves = [x, *(value.requires_grad_() for value in extra.values())]
+                    outs = [subject(layer.train(train), x, **extra) for train in (False, True)]
+                    slopes = [torch.cat([g.flatten() for g in grads(out, leaves)]) for out in outs]
+                    where = f"{length} tokens in training with {' and '.join(extra)}"
+                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
+
+    return worst(measured(), subject.exact)
+
+
+def grads(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """The gradients of the sum of squares of an output, zeros where it does not depend on a leaf."""
+    found = gradients(out.square().sum(), leaves)
+    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found, strict=True)]
+
+
+@promise("eval calls change no later output")
+def eval_keeps_no_state(subject: Subject) -> Measure:
+    """The difference between a fresh layer and one that was called before in eval; how much its state_dict changed.
+
+    Called with other tokens, batches and lengths, with masks, for its weights, and in inference mode.
+    """
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            used = subject.build(causality)
+            before = {name: value.clone() for name, value in used.state_dict().items()}
+            lengths = (N, BLOCK, BLOCK + 3)
+            ways: list[tuple[int, Mask | None]] = [
+                *((length, None) for length in lengths),
+                *((N, m) for m in subject.masks(causality=causality)),
+            ]
+            expected = [subject(subject.build(causality), subject.tokens(length=n), mask) for n, mask in ways]
+            with torch.inference_mode():
+                for length in reversed(lengths):
+                    subject(used, subject.tokens(length=length, seed=1))
+            with torch.no_grad():
+                for length in (1, *lengths, *(2,) * CALLS):
+                    subject(used, SHOUT * subject.tokens(batch=3, length=length, seed=2))
+            for other in subject.masks(causality=causality):
+                subject(used, subject.tokens(seed=3), other)
+                if "weights" in subject.claims:
+                    subject.weights(used, subject.tokens(seed=3), other)
+            for (length, mask), wanted in zip(ways, expected, strict=True):
+                x = subject.tokens(length=length).requires_grad_()
+                out = subject(used, x, mask)
+                out.sum().backward()
+                yield difference(out, wanted), f"{length} tokens after other calls ({said(causality, mask)})"
+            for name, value in used.state_dict().items():
+                yield float(not torch.equal(value, before[name])), f"calls in eval change {name} of its state_dict"
+
+    return worst(measured(), 0)
+
+
+@promise("eval does not depend on the global seed")
+def eval_ignores_the_seed(subject: Subject) -> Measure:
+    """The difference between outputs, and weights, in eval under other seeds of torch, NumPy and Python."""
+    options = {"dropout": subject.dropout} if "dropout" in subject.claims and subject.can_choose("dropout") else {}
+    states = np.random.get_state(), random.getstate()
+
+    def measured() -> Iterator[tuple[float, str]]:
+        for causality in subject.causal_choices:
+            layer = subject.build(causality, **options)
+            for length in (N, BLOCK):
+                x = subject.tokens(length=length)
+                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
+                    found = []
+                    for seed in SEEDS:
+                        torch.manual_seed(seed)
+                        np.random.seed(seed)
+                        random.seed(seed)
+                        found.append(subject(layer, x, mask))
+                        if "weights" in subject.claims and length == N:
+                            found.append(subject.weights(layer, x, mask))
+                    half = len(found) // 2
+                    where = f"{length} tokens in eval under another seed ({said(causality, mask)})"
+                    yield max(map(difference, found[:half], found[half:])), where
+
+    try:
+        return worst(measured(), 0)
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])

@@ -31,7 +31,7 @@ SIZES = ((B, N), (B - 1, N + 4), (B + 3, 2 * N + 3), (B, 2))
 
 @promise("torch.compile = eager", slow=True)
 def compiled(subject: Subject) -> Measure:
-    """The difference in outputs and gradients, in one graph for every length.
+    """The difference in outputs and gradients, in one graph for every length; in several, where export is not claimed.
 
     By inductor on an accelerator, or where there is a C++ compiler for it; else by aot_eager.
     """
@@ -41,7 +41,8 @@ def compiled(subject: Subject) -> Measure:
     def measured() -> Iterator[tuple[float, str]]:
         for asked, masked, how in _asked(subject):
             torch.compiler.reset()
-            fast = torch.compile(asked, fullgraph=True, dynamic=True, backend=backend)
+            whole = "export" in subject.claims
+            fast = torch.compile(asked, fullgraph=whole, dynamic=True, backend=backend)
             for length in LENGTHS:
                 arguments = _arguments(subject, length, masked)
                 x = arguments[0].requires_grad_()
@@ -56,7 +57,7 @@ def compiled(subject: Subject) -> Measure:
     return Measure(found.value, SAME, f"{found.detail} by {backend}".strip())
 
 
-@promise("torch.export = eager", slow=True)
+@promise("torch.export = eager", needs=("export",), slow=True)
 def exported(subject: Subject) -> Measure:
     """The difference in outputs, at other batches and lengths than those with which it was exported."""
 
@@ -67,7 +68,7 @@ def exported(subject: Subject) -> Measure:
     return _worst_size(subject, convert)
 
 
-@promise("ONNX = eager", slow=True)
+@promise("ONNX = eager", needs=("export",), slow=True)
 def onnx(subject: Subject) -> Measure:
     """The same, exported to ONNX and run in onnxruntime on the CPU."""
     try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnlab.checks.probes import attempt, gradients, not_finite, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
-from attnlab.checks.subject import EXACT, ROUNDED, M, N, Subject
+from attnlab.checks.subject import EXACT, ROUNDED, B, M, N, Subject
 from attnlab.masks import Mask
+
+BLOCK = 64
 
 STEPS = {EXACT: 1e-6, ROUNDED: 1e-3}
 """How far to go for a finite difference: over the noise of rounding."""
@@ -23,18 +27,21 @@ SLOPES = {EXACT: 1e-6, ROUNDED: 1e-2}
 def slopes(subject: Subject) -> Measure:
     """The difference between the gradient and a central finite difference, in float64.
 
-    Along a random direction of each input and of each parameter by itself; relative where it is above one.
+    At 7 tokens; without a mask also at 64, and in training with the same dropout each time. Along a random direction
+    of each input and of each parameter by itself; relative where it is above one.
     """
     step = STEPS[subject.exact]
 
-    def measured(causality: bool, mask: Mask | None) -> list[tuple[float, str]]:
-        layer = subject.build(causality)
-        inputs = {"x": subject.tokens()}
+    def measured(
+        causality: bool, mask: Mask | None, batch: int = B, length: int = N, **options: Any
+    ) -> list[tuple[float, str]]:
+        layer = subject.build(causality, **options)
+        inputs = {"x": subject.tokens(batch, length)}
         if "context" in subject.claims and mask is None:
-            inputs["context"] = subject.tokens(length=M, seed=1)
+            inputs["context"] = subject.tokens(batch, length if causality else M, seed=1)
         if "bias" in subject.claims:
             heads = subject.num_heads
-            inputs["bias"] = subject.random(2, heads, N, M if "context" in inputs else N, seed=2)
+            inputs["bias"] = subject.random(batch, heads, length, inputs.get("context", inputs["x"]).shape[1], seed=2)
         tensors = {**inputs, **{n: p for n, p in layer.named_parameters() if p.requires_grad}}
 
         def output() -> Tensor:
@@ -64,6 +71,13 @@ def slopes(subject: Subject) -> Measure:
         for causality, mask in subject.ways():
             for value, detail in attempt(measured, causality, mask):
                 yield value, f"{detail} ({said(causality, mask)})"
+        for causality in subject.causal_choices:
+            for value, detail in attempt(partial(measured, batch=1, length=BLOCK), causality, None):
+                yield value, f"{detail} ({BLOCK} tokens, {said(causality, None)})"
+            if "dropout" in subject.claims and subject.can_choose("dropout"):
+                trained = partial(measured, train=True, dropout=subject.dropout)
+                for value, detail in attempt(trained, causality, None):
+                    yield value, f"{detail} (in training with dropout, {said(causality, None)})"
 
     return worst(all_measured(), SLOPES[subject.exact])
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from attnlab.checks.probes import EXACT, difference, gradient, worst, worst_way
+from attnlab.checks.claims import NotClaimed
+from attnlab.checks.probes import EXACT, attempt, difference, gradient, said, worst, worst_way
 from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, M, N, Subject
 from attnlab.masks import Mask, from_tensor
+
+BATCH = 11
+BLOCK = 64
+MANY = 307
+"""So many tokens that a fast path computes a part of the queries at a time."""
 
 LONG = 67
 """Beyond a block of 64: what goes block by block must agree as well."""
@@ -72,39 +80,93 @@ def no_dropout(subject: Subject) -> Measure:
 
 @promise("weights make the output", needs=("weights", "mix"))
 def they_make_the_output(subject: Subject) -> Measure:
-    """The difference between ``mix(weights(x), x)`` and the output."""
+    """The difference between ``mix(weights(x), x)`` and the output, at 7, 64 and 307 tokens."""
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        layer, x = subject.build(causality), subject.tokens()
-        mixed = layer.mix(subject.weights(layer, x, mask), x)  # type: ignore[operator]
+    def measured(causality: bool, mask: Mask | None, length: int) -> float:
+        layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+        mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
         found = difference(mixed, subject(layer, x, mask))
         if "context" in subject.claims and mask is None:
-            context = subject.tokens(length=M, seed=1)
-            weights = subject.weights(layer, x, context=context)
-            mixed = layer.mix(weights, x, context=context)  # type: ignore[operator]
-            found = max(found, difference(mixed, subject(layer, x, context=context)))
+            for keys in (length,) if causality else (M, 2 * M + 1):
+                context = subject.tokens(length=keys, seed=1)
+                weights = subject.weights(layer, x, context=context)
+                mixed = subject.mix(layer, weights, x, context=context)
+                found = max(found, difference(mixed, subject(layer, x, context=context)))
         return found
 
-    return worst_way(subject, measured, subject.exact)
+    return worst(
+        (
+            (
+                attempt(partial(measured, length=length), causality, mask),
+                f"{length} tokens, {said(causality, mask)}",
+            )
+            for length in (N, BLOCK, MANY)
+            for causality in subject.causal_choices
+            for mask in (None, *subject.masks(length=length, causality=causality)[: 0 if length == MANY else None])
+        ),
+        subject.exact,
+    )
+
+
+@promise("weights are per head", needs=("weights",))
+def per_head(subject: Subject) -> Measure:
+    """Whether weights averaged over the heads are returned in place of one attention matrix per head.
+
+    With ``mix``: whether the output does not depend on which head has which weights. Without it: how far the output is
+    from a linear function of each head's weighted tokens, where all heads are given the same weights.
+    """
+    layer, x = subject.layer(), subject.tokens(batch=BATCH)
+    weights = subject.weights(layer, x)
+    heads = weights.shape[1]
+    if heads != subject.num_heads:
+        return Measure(1, 0, f"the weights are those of {heads} heads, and the layer has {subject.num_heads}")
+    if heads == 1:
+        raise NotClaimed("it has one head")
+    if "mix" in subject.claims:
+        swapped = subject.mix(layer, weights.roll(1, 1), x)
+        fixed = int(difference(swapped, subject.mix(layer, weights, x)) <= subject.exact)
+        return Measure(fixed, 0, "mix gives the same output when the heads exchange their weights")
+    if difference(weights, weights[:, :1].expand_as(weights)) > subject.exact:
+        return Measure(0, 0, "the heads differ")
+    # Affine values: out_i = c + Σ_h U_h Σ_j w_hij x_j, so the residual of a least-squares fit is zero.
+    features = (weights @ x.unsqueeze(1)).transpose(1, 2).flatten(2).flatten(0, 1)
+    features = torch.cat([features, torch.ones_like(features[:, :1])], -1)
+    out = subject(layer, x).flatten(0, 1).detach()
+    fitted = features @ (torch.linalg.pinv(features) @ out)
+    return Measure(difference(fitted, out), 1e-3, "all heads are given the same weights, which do not give the output")
 
 
 @promise("bias adds to the scores", needs=("bias", "weights", "probabilities", "mix"))
 def bias_as_defined(subject: Subject) -> Measure:
-    """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again."""
+    """The difference from what the bias means: weights times ``exp(bias)``, made one in sum again.
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        layer, x = subject.build(causality), subject.tokens()
-        plain = subject.weights(layer, x, mask)
-        bias = subject.random(*plain.shape)
-        expected = plain * bias.exp()
-        expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # an empty row stays zero
-        mixed = layer.mix(expected, x)  # type: ignore[operator]
-        return max(
-            difference(subject.weights(layer, x, mask, bias=bias), expected),
-            difference(subject(layer, x, mask, bias=bias), mixed),
-        )
+    At 7 and at 64 tokens, in eval and in training, with a context where that is taken.
+    """
 
-    return worst_way(subject, measured, subject.exact)
+    def measured(causality: bool, mask: Mask | None, length: int = N) -> float:
+        found = 0.0
+        for extra in subject.extras(causality, length=length):
+            if "bias" not in extra or (mask is not None and "context" in extra):
+                continue
+            layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+            source = {name: value for name, value in extra.items() if name == "context"}
+            expected = subject.weights(layer, x, mask, **source) * extra["bias"].exp()
+            expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # a fully masked row stays zero
+            mixed = subject.mix(layer, expected, x, mask, **source)
+            found = max(found, difference(subject.weights(layer, x, mask, **extra), expected))
+            for train in (False, True):
+                out = subject(subject.build(causality, train=train), x, mask, **extra)
+                found = max(found, difference(out, mixed))
+        return found
+
+    return worst(
+        (
+            (attempt(partial(measured, length=length), causality, mask), f"{length} tokens, {said(causality, mask)}")
+            for length in (N, BLOCK)
+            for causality, mask in (subject.ways() if length == N else ((c, None) for c in subject.causal_choices))
+        ),
+        subject.exact,
+    )
 
 
 @promise("context may be another sequence", needs=("context",))

@@ -14,14 +14,14 @@ from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import B, M, N, Subject, first_line
 from attnlab.masks import Mask, causal, from_tensor
 
-LONG = 67
-"""Beyond a block of 64: fast paths that go block by block must agree as well."""
+BLOCK = 64
+"""A block of the fast paths that go block by block; other checks compare longer sequences with this one."""
 
 
 @promise("fast path = reference, outputs", needs=("reference",))
 def outputs(subject: Subject) -> Measure:
     """The difference from the reference, for all that the layer takes and their combinations, in float64."""
-    questions = [*_questions(subject), Question(subject.causal_choices[-1], None, length=LONG, batch=1)]
+    questions = [*_questions(subject), Question(subject.causal_choices[-1], None, length=BLOCK, batch=1)]
 
     def measured() -> Iterator[tuple[float, str]]:
         for question in questions:
@@ -66,12 +66,14 @@ class Question:
 
 
 def _questions(subject: Subject) -> Iterator[Question]:
-    heads = {None: _by_head(subject, N), M: _by_head(subject, M), 2 * M + 1: _by_head(subject, 2 * M + 1)}
+    heads = {keys: _by_head(subject, keys or N) for keys in (None, N, M, 2 * M + 1)}
     for causality in subject.causal_choices:
         for mask in (None, *subject.masks(causality=causality), *heads[None]):
             yield Question(causality, mask)
         biases = [False, True] if "bias" in subject.claims else [False]
-        lengths = [None, M, 2 * M + 1] if "context" in subject.claims else [None]
+        # A causal layer refuses a context of another length.
+        contexts = [N] if causality else [M, 2 * M + 1]
+        lengths = [None, *contexts] if "context" in subject.claims else [None]
         for bias in biases:
             for length in lengths:
                 for mask in (None, *heads[length]):
@@ -92,7 +94,10 @@ def _by_head(subject: Subject, keys: int) -> list[Mask]:
 def _answers(subject: Subject, question: Question) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What the layer says, what the reference says, and all that they are functions of."""
     layer = subject.build(question.causality)
-    x = subject.tokens(question.batch, question.length).requires_grad_()
+    x = subject.tokens(question.batch, question.length)
+    if question.context is None:
+        x = subject.zero_padding(x, question.mask)
+    x.requires_grad_()
     extra = {}
     if question.context is not None:
         extra["context"] = subject.tokens(question.batch, question.context, seed=1).requires_grad_()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+from plain import Plain
 from torch import Tensor
 
 from attnlab.models.multihead import MultiAttention
@@ -43,3 +45,40 @@ class HasTwoPolarities(MultiAttention):
 
     def _admit(self, x: Tensor, mask: Any, **optional: Any) -> Any:
         return super()._admit(x, ~mask if isinstance(mask, Tensor) else mask, **optional)
+
+
+@breaks("causal with a context of another length raises")
+class ComparesTwoSequences(Plain):
+    """Aligns the ends of two sequences, and masks what is left in silence."""
+
+    def forward(self, x: Tensor, *, context: Any = None, **given: Any) -> Tensor:
+        causality, self.causal = self.causal, self.causal and context is None
+        try:
+            return super().forward(x, context=context, **given)
+        finally:
+            self.causal = causality
+
+
+@breaks("an integer mask raises or is read as Boolean")
+class InvertsBytes(Plain):
+    """Takes a uint8 mask of ones for *masked*, as older versions of PyTorch did."""
+
+    def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
+        is_bytes = isinstance(mask, Tensor) and mask.dtype == torch.uint8
+        return super().forward(x, mask=mask == 0 if is_bytes else mask, **given)
+
+
+@breaks("a bias broadcasts")
+class IgnoresSmallBiases(Plain):
+    """Adds a bias only where it has four axes."""
+
+    def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, bias=bias if bias is None or bias.dim() == 4 else None, **given)
+
+
+@breaks("a bias broadcasts")
+class IgnoresOtherDtypes(Plain):
+    """Adds a bias only where it has the dtype of the tokens."""
+
+    def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
+        return super().forward(x, bias=bias if bias is None or bias.dtype == x.dtype else None, **given)

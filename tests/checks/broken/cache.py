@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from plain import Plain
 from torch import Tensor
 
 from attnlab.masks import BoundMask
@@ -54,3 +56,61 @@ class RemembersTheLast(MultiAttention):
         last = getattr(cache, "last", [0, 0.0])
         cache.last = [cache.length, x[:, -1:].mean()]
         return out + (last[1] if cache.length - x.shape[1] != last[0] else 0.0)
+
+
+@breaks("a growing cache = the full pass")
+class LosesTheNewestKey(Plain):
+    """Drops the value of the newest key once the cache holds more than it made room for at first."""
+
+    room = 64
+
+    def attend(self, weights: Tensor, v: Tensor) -> Tensor:
+        grown = weights.shape[-2] < weights.shape[-1] and weights.shape[-1] > self.room
+        return super().attend(weights, torch.cat([v[:, :, :-1], 0 * v[:, :, -1:]], 2) if grown else v)
+
+
+@breaks("a growing cache = the full pass")
+class LosesTheNewestKeyLater(LosesTheNewestKey):
+    """The same after the cache has grown twice."""
+
+    room = 128
+
+
+@breaks("a growing cache = the full pass")
+class WrongWhenFull(Plain):
+    """Gives other numbers in the step that fills a block."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out * 1.01 if "cache" in given and given["cache"].length == 128 else out
+
+
+@breaks("a failed call leaves the cache unchanged")
+class KeepsWhatFailed(Plain):
+    """Appends new keys before it finds that they are of another dtype."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x.to(self.key.weight.dtype), mask, **given)
+        if "cache" in given and x.dtype != torch.float64:
+            raise ValueError("the cache holds float64")
+        return out
+
+
+@breaks("steps with a cache = the full pass")
+class DropsTheBiasInSteps(Plain):
+    """Ignores a bias where there is a cache."""
+
+    def _forward(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
+        return super()._forward(x, mask, bias if cache is None else None, context, cache)
+
+
+@breaks("a cache can be rolled back")
+class SharesAState(Plain):
+    """Keeps of the last step something that another cache then reads."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out, cache = super()._forward(x, mask, **given), given.get("cache")
+        if cache is None:
+            return out
+        last, self.__dict__["last"] = self.__dict__.get("last"), cache
+        return out * 1.01 if last is not None and last is not cache and cache.length > x.shape[1] else out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
+from plain import Plain
 from torch import Tensor
 
 from attnlab.engines.softmax import softmax_attention
@@ -92,3 +94,75 @@ class HoldsALambda(MultiAttention):
     def __init__(self, embed_dim: int, num_heads: int = 8, **options: Any) -> None:
         super().__init__(embed_dim, num_heads, **options)
         self.activation = lambda x: x
+
+
+@breaks("training without dropout = eval")
+class ScalesInTraining(Plain):
+    """Gives other numbers in training, at a multiple of a block."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        return super().forward(x, **given) * (1.01 if self.training and x.shape[1] == 64 else 1.0)
+
+
+@breaks("eval calls change no later output")
+class AveragesInEval(Plain):
+    """Keeps a running mean of its tokens in a buffer, in eval too."""
+
+    def __init__(self, embed_dim: int, num_heads: int = 3, **options: Any) -> None:
+        super().__init__(embed_dim, num_heads, **options)
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        out = super().forward(x, **given) + self.mean.to(x)
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean().to(self.mean)
+        return out
+
+
+@breaks("eval calls change no later output")
+class CountsItsCalls(Plain):
+    """Counts its calls in a buffer of the state_dict."""
+
+    def __init__(self, embed_dim: int, num_heads: int = 3, **options: Any) -> None:
+        super().__init__(embed_dim, num_heads, **options)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x, **given)
+
+
+@breaks("eval calls change no later output")
+class KeepsAMask(Plain):
+    """Keeps the first mask of each shape for later calls."""
+
+    def normalize(self, scores: Tensor, mask: Any) -> Tensor:
+        if mask is None:
+            return super().normalize(scores, mask)
+        kept = self.__dict__.setdefault("kept", {}).setdefault(scores.shape, mask)
+        return super().normalize(scores, kept)
+
+
+@breaks("eval does not depend on the global seed")
+class AddsNoiseInEval(Plain):
+    """Adds a little noise in eval, at a multiple of a block."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        noise = 1e-6 * torch.rand((), device=x.device).to(x.dtype)
+        return super().forward(x, **given) + (noise if x.shape[1] == 64 and not self.training else 0.0)
+
+
+@breaks("eval does not depend on the global seed")
+class DrawsFromPython(Plain):
+    """Draws from Python's generator."""
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        return super().forward(x, **given) + 1e-6 * random.random()
+
+
+@breaks("dropout is right on average")
+class DropsWithoutScalingAtABlock(Plain):
+    """Does not make up for what it drops, from 64 tokens on."""
+
+    def attend(self, weights: Tensor, v: Tensor) -> Tensor:
+        out = super().attend(weights, v)
+        return out * (1 - self.dropout) if self.training and weights.shape[-1] >= 64 else out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from plain import Plain
 from torch import Tensor
 
 from attnlab.models.multihead import MultiAttention
@@ -42,3 +43,11 @@ class OverflowsExp(NanOnEmptyRows):
         if bound is not None:
             powers = powers.masked_fill(~bound.tensor(), 0.0)
         return attend(self, powers / powers.sum(-1, keepdim=True), x, given.get("context"))
+
+
+@breaks("gradients match finite differences")
+class HalvesTheSlopeAtABlock(Plain):
+    """The same at exactly 64 tokens."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        return super()._forward(WrongSlope.apply(x) if x.shape[1] == 64 else x, mask, **given)

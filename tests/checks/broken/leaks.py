@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from plain import Plain
 from torch import Tensor
 
 from attnlab.engines.softmax import softmax_weights
@@ -109,3 +110,100 @@ class NormalisesOverTheBatch(MultiAttention):
 
     def forward(self, x: Tensor, **given: Any) -> Tensor:
         return super().forward(x - x.mean(0, keepdim=True) if self.training else x, **given)
+
+
+def next_tokens(x: Tensor) -> Tensor:
+    """A little of the token that follows each token."""
+    return 0.01 * torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
+
+
+@breaks("causal hears no future")
+class LeaksInTraining(Plain):
+    """Adds a little of the next token in training."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out + next_tokens(x) if self.training and self.causal else out
+
+
+@breaks("causal hears no future")
+class LeaksInDropout(Plain):
+    """Adds a little of the next token in training with dropout."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out + next_tokens(x) if self.training and self.dropout and self.causal else out
+
+
+@breaks("causal hears no future")
+class LeaksAtMultiplesOfABlock(Plain):
+    """Adds a little of the next token where the length is a multiple of 64."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out + next_tokens(x) if x.shape[1] % 64 == 0 and self.causal else out
+
+
+@breaks("causal hears no future under a mask")
+class LeaksUnderMasksAtABlock(Plain):
+    """The same, under a mask alone."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out + next_tokens(x) if x.shape[1] == 64 and self.causal and not mask.is_causal else out
+
+
+@breaks("masked keys are never heard")
+class SendsGradientsToMaskedKeys(Plain):
+    """Adds nothing to the output and something to the gradient, in training under a mask."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out + (x - x.detach()).sum(1, keepdim=True) if self.training and mask is not None else out
+
+
+@breaks("a causal prefix is computed alone")
+class ScalesByTheLengthToCome(Plain):
+    """Scales causal outputs with the length of the whole sequence."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        out = super()._forward(x, mask, **given)
+        return out * (1 + 0.001 * x.shape[1]) if self.causal and "cache" not in given else out
+
+
+@breaks("a causal prefix is computed alone")
+@breaks("padding is as if absent")
+class WrongAtABlock(Plain):
+    """Gives other numbers at exactly 64 tokens."""
+
+    def _forward(self, x: Tensor, mask: Any, **given: Any) -> Tensor:
+        return super()._forward(x, mask, **given) * (1.01 if x.shape[1] == 64 else 1.0)
+
+
+@breaks("items of a large batch are computed alone")
+class SharesTheFirstMask(Plain):
+    """Uses the mask of the first item for every item, in batches above 8."""
+
+    def normalize(self, scores: Tensor, mask: Any) -> Tensor:
+        if mask is None or len(scores) <= 8:
+            return super().normalize(scores, mask)
+        first = mask.tensor()[:1]
+        return scores.masked_fill(~first, -1e300).softmax(-1).masked_fill(~first, 0.0)
+
+
+@breaks("items of a large batch are computed alone")
+class SharesTheFirstContext(Plain):
+    """Attends to the context of the first item from every item, in batches above 8."""
+
+    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        shared = context[:1].expand_as(context) if context is not None and len(x) > 8 else context
+        return super().project(x, shared)
+
+
+@breaks("NaN in padding reaches nothing")
+class MultipliesByZero(Plain):
+    """Multiplies the values of masked keys by zero; zero times NaN is NaN."""
+
+    def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
+        content = 0.0 * (x if given.get("context") is None else given["context"]).sum(1, keepdim=True)
+        return super().forward(x, mask=mask, **given) + content

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch.nn.functional as F
+from plain import Plain
 from torch import Tensor
 
 from attnlab.masks import BoundMask
@@ -95,3 +96,23 @@ class TrimsTheContext(MultiAttention):
 
     def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return super()._project(x, None if context is None else context[:, : x.shape[1]])
+
+
+@breaks("weights are per head")
+class AveragesTheHeads(Plain):
+    """Shows weights averaged over the heads, and mixes by the average."""
+
+    def _weights(self, x: Tensor, mask: Any, *given: Any, **more: Any) -> Tensor:
+        weights = super()._weights(x, mask, *given, **more)
+        return weights.mean(1, keepdim=True).expand_as(weights)
+
+    def _mix(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super()._mix(weights.mean(1, keepdim=True).expand_as(weights), x, context)
+
+
+@breaks("weights are per head")
+class MixIgnoresItsWeights(Plain):
+    """Computes the output anew instead of mixing by the weights it is given."""
+
+    def _mix(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super()._forward(x, None, context=context)

@@ -1,0 +1,99 @@
+"""Attention written out in eager PyTorch that keeps the whole contract: the layer that faulty layers are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnlab.attention import Attention, Card
+from attnlab.cache import Cache
+from attnlab.masks import BoundMask
+
+
+class Plain(Attention):
+    """Multi-head attention, one submodule per projection, all weights materialized."""
+
+    card = Card(
+        title="",
+        summary="",
+        paper="",
+        authors="",
+        year=2017,
+        arxiv=None,
+        kind="exact",
+        heads="h",
+        time="n²·d",
+        memory="n²·h + n·d",
+        representation="",
+        use_case="",
+        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int = 3,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout)
+        options = {"device": device, "dtype": dtype}
+        self.query, self.key = nn.Linear(embed_dim, embed_dim, **options), nn.Linear(embed_dim, embed_dim, **options)
+        self.value, self.output = nn.Linear(embed_dim, embed_dim, **options), nn.Linear(embed_dim, embed_dim, **options)
+
+    def reset_parameters(self) -> None:
+        for module in self.children():
+            module.reset_parameters()  # type: ignore[operator]
+
+    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        source = x if context is None else context
+        q, k, v = self.query(x), self.key(source), self.value(source)
+        return self.split(q), self.split(k), self.split(v)
+
+    def split(self, t: Tensor) -> Tensor:
+        return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.mT / math.sqrt(self.head_dim)
+
+    def normalize(self, scores: Tensor, mask: BoundMask | None) -> Tensor:
+        if mask is None:
+            return scores.softmax(-1)
+        permitted = mask.tensor()
+        return scores.masked_fill(~permitted, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~permitted, 0.0)
+
+    def attend(self, weights: Tensor, v: Tensor) -> Tensor:
+        heads = F.dropout(weights, self.dropout, self.training) @ v
+        return self.output(heads.transpose(1, 2).flatten(2))
+
+    def _forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        mask: BoundMask | None,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        q, k, v = self.project(x, context)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        scores = self.scores(q, k)
+        return self.attend(self.normalize(scores if bias is None else scores + bias, mask), v)
+
+    def _weights(  # type: ignore[override]
+        self, x: Tensor, mask: BoundMask | None, bias: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        q, k, _ = self.project(x, context)
+        scores = self.scores(q, k)
+        return self.normalize(scores if bias is None else scores + bias, mask)
+
+    def _mix(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        v = self.split(self.value(x if context is None else context))
+        return self.output((weights @ v).transpose(1, 2).flatten(2))
