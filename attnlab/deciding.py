@@ -38,7 +38,7 @@ def holds_values(tensor: Tensor) -> bool:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The precision that autocast chooses on this device; None where it is off or does not exist."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # type: ignore[attr-defined]
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 

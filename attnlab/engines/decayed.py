@@ -9,12 +9,15 @@ Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these c
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from attnlab.deciding import may_read
+from attnlab.deciding import autocast_dtype, may_read
 from attnlab.engines.bias import Bias, cut, four_axes
 from attnlab.engines.core import Core
 from attnlab.engines.kernel import Kernel
@@ -24,6 +27,10 @@ from attnlab.engines.softmax import masked_softmax
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Places, count, positions
 from attnlab.positions.base import exact
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 class DecayedCore(Core):
@@ -55,17 +62,19 @@ class DecayedCore(Core):
 
     def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets: (B, H, M, w), or with 1 in place of B or H, to (B, H, N, w)."""
-        # A kernel gives no gradient to a matrix, and a functorch transform hides that one is wanted.
+        # A kernel gives no gradient to a matrix, and a functorch transform hides that one is wanted. In forward mode
+        # the matrix and the zeros that stand for its gradient would both count.
         learned = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()
         fused = self.unbroken and not dropout and not learned
         fused = fused and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
-        with torch.autocast(values.device.type, enabled=False):
+        fused = fused and forward_ad.unpack_dual(self.gates).tangent is None
+        with _full_precision(values.device):
             if fused:
                 return self._fused(at_least_float32(values)).to(values.dtype)
             return self._by_rows().attend(at_least_float32(values), dropout=dropout).to(values.dtype)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        with torch.autocast(self.q.device.type, enabled=False):
+        with _full_precision(self.q.device):
             return self._by_rows()._rows(rows).to(self._like.dtype)
 
     def _by_rows(self) -> RowsCore:

@@ -273,8 +273,8 @@ def _choose(
         blocks = block_mask(q, k, mask)
         if blocks is not None:
             why = "{} forbids {:.0f}% of the blocks on a GPU, and these are left out"
-            path = lambda: Path("flex", why.format(mask.mask, blocks.sparsity()))  # noqa: E731
-            return path, partial(flexible, q, k, v, blocks, kernel.scale)
+            text = partial(why.format, mask.mask, blocks.sparsity())
+            return lambda: Path("flex", text()), partial(flexible, q, k, v, blocks, kernel.scale)
 
     def path() -> Path:
         if bias is None and mask is None:
@@ -311,6 +311,7 @@ def _in_rows(
     if exists or items * heads * N * M <= limit:
         return None
     size = max(1, TILE // (items * heads * M))
+    tiles: list[tuple[slice, Places]]
     tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
     why = f"a matrix of {size} of {N} rows at a time; that of all would be large"
     return lambda: Path("rows", why), partial(tiled, q, k, v, mask, bias, kernel, tiles, recompute=True)

@@ -62,7 +62,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
     r, out = rotary.width, x.clone()
     theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
     if rotary.scaling is not None:
-        theta = rotary.frequencies
+        theta = list(rotary.frequencies)
     for m in range(x.shape[1]):
         for head in range(0, x.shape[2], d):
             for i in range(r // 2):

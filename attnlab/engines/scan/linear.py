@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attnlab.deciding import autocast_dtype
 from attnlab.engines.paths import Path, tell
 from attnlab.engines.scan.blocks import blockwise
 from attnlab.engines.scan.checks import accumulation, check
@@ -74,7 +75,7 @@ def linear_scan(
     section 3 (both).
     """
     check(q, k, v, log_decay, beta, state, segments, form, chunk)
-    if torch.is_autocast_enabled(q.device.type):  # it would narrow what accumulates
+    if autocast_dtype(q.device) is not None:  # it would narrow what accumulates
         with torch.autocast(q.device.type, enabled=False):
             return linear_scan(
                 q, k, v, log_decay=log_decay, beta=beta, state=state, segments=segments, form=form, chunk=chunk

@@ -38,7 +38,7 @@ class OverflowsExp(NanOnEmptyRows):
     """The softmax without taking off the highest score first."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        bound, given = self._admit(x, mask, **given)
+        x, bound, given = self._admit(x, mask, **given)
         powers = self.scores(x, given.get("bias"), given.get("context")).exp()
         if bound is not None:
             powers = powers.masked_fill(~bound.tensor(), 0.0)

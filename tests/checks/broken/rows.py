@@ -17,7 +17,7 @@ class NeverBlanks(MultiAttention):
     """Leaves the bias of the last projection in a row that may look at nothing."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        bound, given = self._admit(x, mask, **given)
+        x, bound, given = self._admit(x, mask, **given)
         return self._forward(x, bound, **given)
 
 
@@ -26,7 +26,7 @@ class NanOnEmptyRows(MultiAttention):
     """The softmax of a row of -inf."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        bound, given = self._admit(x, mask, **given)
+        x, bound, given = self._admit(x, mask, **given)
         scores = self.scores(x, given.get("bias"), given.get("context"))
         if bound is not None:
             scores = scores.masked_fill(~bound.tensor(), -torch.inf)
