@@ -112,6 +112,7 @@ class DecayedCore(Core):
                 if bias is not None:
                     matrix += cut(bias, rows, keys)
                 matrix.masked_fill_(~mask.tile(rows, keys), -torch.inf)
+            matrix = matrix.detach()  # a trace keeps this, and not the block above
             q, k = self.q[:, :, rows], self.k[:, :, keys]
             if learns:
                 queries, summed = (part.unsqueeze(-1) / kernel.scale for part in self._zeros(rows, keys))

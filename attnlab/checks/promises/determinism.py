@@ -18,7 +18,7 @@ from attnlab.checks.registry import Measure, promise
 from attnlab.checks.subject import SEED, N, Subject
 from attnlab.masks import Mask
 
-SAMPLES = {N: 4096, 64: 512}
+SAMPLES = {N: 4096, 64: 256}
 """How many outputs are drawn, by length."""
 
 BLOCK = 64
@@ -45,7 +45,7 @@ def off_in_eval(subject: Subject) -> Measure:
 def right_on_average(subject: Subject) -> Measure:
     """How many standard errors the mean of many outputs in training is from the output in eval.
 
-    4096 of 7 tokens and 512 of 64.
+    4096 of 7 tokens and 256 of 64.
     """
     if not getattr(subject.layer(), "linear_in_weights", True):
         raise NotClaimed("its output is not linear in its weights")

@@ -36,9 +36,10 @@ def traceable(subject: Subject) -> Measure:
                 for make_mask in _masks(subject, length):
                     mask, x = make_mask(subject.device), subject.tokens(length=length)
                     for how, trace in _TRACES.items():
-                        if length != N and trace is not _fake:
-                            continue  # seconds more, for what the fake tensors show
-                        for train in (False, True) if trace is _fake else (False,):
+                        plain = mask is None and causality == subject.causal_choices[-1]
+                        if trace is not _fake and (length != N or (how == "make_fx, fake" and not plain)):
+                            continue  # seconds more, for what the others show
+                        for train in ((False, True) if plain else (True,)) if trace is _fake else (False,):
                             layer = subject.build(causality, train=train)
                             where = f"{how}, {length} tokens ({said(causality, mask)})"
                             try:
