@@ -43,8 +43,8 @@ MATRIX = 2**22
 TILE = 2**20
 """Numbers of a matrix that are made at a time where all would be too many."""
 
-DROPPED = 2**25
-"""Weights that are kept at most for the backward pass of a dropout; more are made again, some rows at a time."""
+DROPPED = 2**22
+"""Weights per item that are kept at most for the backward pass of a dropout; more are computed again, in tiles."""
 
 FEW = 16
 """Queries up to which the heads that share keys are read as one head with more queries: the keys are not copied."""
@@ -305,10 +305,10 @@ def _in_rows(
         exists = mask is None or mask.is_causal or not mask.mask.by_position
     if mask is not None:
         items, heads = max(items, mask.mask.items), max(heads, mask.mask.heads)
-    limit = MATRIX
-    if kernel.dropout:
-        (items, heads), exists, limit = q.shape[:2], False, DROPPED
-    if exists or items * heads * N * M <= limit:
+    large = not exists and items * heads * N * M > MATRIX
+    if kernel.dropout and q.shape[1] * N * M > DROPPED:
+        (items, heads), large = q.shape[:2], True
+    if not large:
         return None
     size = max(1, TILE // (items * heads * M))
     tiles: list[tuple[slice, Places]]
