@@ -147,9 +147,8 @@ class BoundMask:
         """
         last = self.first + self.keys
         place = torch.arange(last - tokens.shape[1], last, device=tokens.device).unsqueeze(0)
-        limit = torch.finfo(autocast_dtype(tokens.device) or tokens.dtype).max ** (
-            1 / 3
-        )  # the product of a token, a weight and a query stays finite
+        dtype = autocast_dtype(tokens.device) or tokens.dtype
+        limit = torch.finfo(dtype).max ** (1 / 3)  # the product of a token, a weight and a query stays finite
         for rule in self.mask.factors:
             if rule.is_padding:
                 item = torch.arange(rule.items, device=tokens.device).unsqueeze(1)
