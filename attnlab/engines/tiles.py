@@ -69,14 +69,24 @@ def folded(
     B, N, step = q.shape[0], q.shape[2], mask.mask.step
     q, k, v = (F.pad(t, (0, 0, 0, -N % step)).unflatten(2, (-1, step)) for t in (q, k, v))
     q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
-    parts = []
-    for rows, keys in tiles:
-        assert isinstance(keys, slice)
-        own, seen = (slice(part.start // step, part.start // step + count(part)) for part in (rows, keys))
+
+    def part(q: Tensor, k: Tensor, v: Tensor, rows: slice, keys: slice) -> Tensor:
         permitted = mask.folded_tile(rows, keys)
         if permitted.shape[:2] != (1, 1):
             permitted = permitted.expand(B, step, *permitted.shape[2:])
-        parts.append(kernel(q[:, :, own], k[:, :, seen], v[:, :, seen], permitted.flatten(0, 1)))
+        return kernel(q, k, v, permitted.flatten(0, 1))
+
+    # The weights of a dropout, and a mask of its own for every residue, have N² / step entries: they are made again.
+    again = torch.is_grad_enabled() and (kernel.dropout > 0 or not mask.mask.is_relative or N % step > 0)
+    parts = []
+    for rows, keys in tiles:
+        assert isinstance(keys, slice)
+        own, seen = (slice(at.start // step, at.start // step + count(at)) for at in (rows, keys))
+        given = (q[:, :, own], k[:, :, seen], v[:, :, seen], rows, keys)
+        if again:
+            parts.append(checkpoint(part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0))
+        else:
+            parts.append(part(*given))
     return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 

@@ -189,8 +189,10 @@ class BoundMask:
         k = positions(keys, 0, self._device) + later
         at = [self.first + place.clamp(max=last) for place in (q, k)]
         b, h, *_ = _with_items(self.mask, *at)
-        permitted = self.mask.at(b.unsqueeze(1), h, *at)
-        permitted = permitted[(None,) * (5 - permitted.dim())]
+        permitted = torch.ones(count(rows), count(keys), dtype=torch.bool, device=self._device)[None, None, None]
+        for rule in self.mask.factors:
+            if not rule.is_step_alone:  # that holds for all of them
+                permitted = permitted & rule.at(b.unsqueeze(1), h, *at)
         return permitted if self.keys % step == 0 else permitted & (k <= last)
 
     def tiles(self, size: int, *, one_step: bool = False) -> list[tuple[slice, Places]]:

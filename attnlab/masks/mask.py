@@ -74,6 +74,9 @@ class Mask:
         """How far from itself a query can look at most: (back, ahead), None where there is no end."""
         return (None, None)
 
+    is_step_alone = False
+    """Whether it allows every key whose distance is a multiple of `step`."""
+
     @property
     def step(self) -> int:
         """A number that divides the distance between a query and any key that it may look at."""

@@ -60,6 +60,7 @@ class _Window(Mask):
 @dataclass(frozen=True, eq=False)
 class _Every(Mask):
     gap: int
+    is_step_alone = True
     sees_itself = True
     is_relative = True
     is_narrow = True
