@@ -213,12 +213,6 @@ class Subject:
         takes_mask = "mask" in _parameters(mix)
         return mix(weights, x, **(self._asked(x, mask, extra) if takes_mask else extra))
 
-    def zero_padding(self, x: Tensor, mask: Mask | Tensor | None) -> Tensor:
-        """``x`` with zeros where no query attends to the key: a padding mask takes such a token as a zero vector."""
-        if mask is None:
-            return x
-        return x.masked_fill(~as_matrix(mask, x, x).any(1).unsqueeze(-1), 0.0)
-
     def _asked(self, x: Tensor, mask: Mask | Tensor | None, extra: dict[str, Tensor]) -> dict[str, Any]:
         if mask is None:
             return extra

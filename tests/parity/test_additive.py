@@ -51,8 +51,8 @@ def test_keras(
 
     their_score = layer.score.detach().clone().requires_grad_()
     W, bias = layer.qkv.weight, layer.qkv.bias
-    source = other if crossed else a * real.unsqueeze(-1)  # padding is taken as zero
-    Q = ((a if crossed else source) @ W[: H * d].T + bias[: H * d]).unflatten(-1, (H, d))
+    source = other if crossed else a
+    Q = (a @ W[: H * d].T + bias[: H * d]).unflatten(-1, (H, d))
     K, V = ((source @ w.T + c).unflatten(-1, (H, d)) for w, c in zip(W.chunk(3)[1:], bias.chunk(3)[1:], strict=True))
     heads = []
     for head in range(H):

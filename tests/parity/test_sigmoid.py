@@ -62,10 +62,9 @@ def alike(layer: SigmoidAttention, x: Tensor, ours: Tensor, wanted: Tensor, atol
 @DTYPES
 def test_x_transformers(dtype: torch.dtype, padded: bool, causal: bool, B: int, N: int, H: int, d: int) -> None:
     theirs = pytest.importorskip("x_transformers.attend").Attend(sigmoid=True, causal=causal, heads=H)
-    layer = made(H, d, dtype, causal=causal)
+    layer, x = made(H, d, dtype, causal=causal), tokens(B, N, H * d, dtype=dtype).requires_grad_()
     lengths = torch.tensor([N - 2, N, N - 1][:B]) if padded else torch.full((B,), N)
     real = torch.arange(N) < lengths[:, None]
-    x = (tokens(B, N, H * d, dtype=dtype) * real.unsqueeze(-1)).requires_grad_()  # padding is taken as zero
     seen = real[:, None, :].expand(B, N, N)
     count = (seen.tril() if causal else seen).sum(-1).to(dtype)
     answer, between = theirs(*heads(layer, x), mask=real, attn_bias=-count.log()[:, None, :, None])

@@ -77,7 +77,7 @@ def one_answer(subject: Subject) -> Measure:
         for causality in subject.causal_choices:
             layer = subject.build(causality)
             for mask in subject.masks():
-                x = subject.zero_padding(subject.tokens(), mask)
+                x = subject.tokens()
                 expected, matrix = layer(x, mask=mask), as_matrix(mask, x, x)
                 heads = matrix.unsqueeze(1).expand(-1, subject.num_heads, -1, -1)
                 for tensor in (matrix, heads):

@@ -250,10 +250,8 @@ def large_batch(subject: Subject) -> Measure:
 
 def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None, **extra: Tensor) -> float:
     """The largest difference between some items of a batch and the same alone, outputs and gradients."""
-    x = subject.zero_padding(x, mask).detach().requires_grad_()
+    x = x.detach().requires_grad_()
     matrix = None if mask is None else as_matrix(mask, x, x)
-    # A padding mask takes a padded token as a zero vector, so that it has no gradient; a Boolean tensor does not.
-    real = torch.ones_like(x[..., :1]) if matrix is None else matrix.any(1).unsqueeze(-1)
     together = subject(layer, x, mask, **extra)
     slope = gradient(together.square().sum(), x)
     found = [0.0]
@@ -262,7 +260,7 @@ def _items(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None, **e
         own = {name: value[i : i + 1] for name, value in extra.items()}
         alone = subject(layer, item, None if matrix is None else from_tensor(matrix[i : i + 1].contiguous()), **own)
         found.append(difference(together[i : i + 1], alone))
-        found.append(difference(slope[i] * real[i], gradient(alone.square().sum(), item)[0] * real[i]))
+        found.append(difference(slope[i], gradient(alone.square().sum(), item)[0]))
     return math.nan if any(map(math.isnan, found)) else max(found)
 
 

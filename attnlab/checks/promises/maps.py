@@ -83,7 +83,7 @@ def they_make_the_output(subject: Subject) -> Measure:
     """The difference between ``mix(weights(x), x)`` and the output, at 7, 64 and 307 tokens."""
 
     def measured(causality: bool, mask: Mask | None, length: int) -> float:
-        layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+        layer, x = subject.build(causality), subject.tokens(length=length)
         mixed = subject.mix(layer, subject.weights(layer, x, mask), x, mask)
         found = difference(mixed, subject(layer, x, mask))
         if "context" in subject.claims and mask is None:
@@ -148,7 +148,7 @@ def bias_as_defined(subject: Subject) -> Measure:
         for extra in subject.extras(causality, length=length):
             if "bias" not in extra or (mask is not None and "context" in extra):
                 continue
-            layer, x = subject.build(causality), subject.zero_padding(subject.tokens(length=length), mask)
+            layer, x = subject.build(causality), subject.tokens(length=length)
             source = {name: value for name, value in extra.items() if name == "context"}
             expected = subject.weights(layer, x, mask, **source) * extra["bias"].exp()
             expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-300)  # a fully masked row stays zero

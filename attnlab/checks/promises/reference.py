@@ -95,8 +95,6 @@ def _answers(subject: Subject, question: Question) -> tuple[Tensor, Tensor, dict
     """What the layer says, what the reference says, and all that they are functions of."""
     layer = subject.build(question.causality)
     x = subject.tokens(question.batch, question.length)
-    if question.context is None:
-        x = subject.zero_padding(x, question.mask)
     x.requires_grad_()
     extra = {}
     if question.context is not None:
