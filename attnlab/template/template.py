@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +23,8 @@ class TemplateAttention(Attention):
         embed_dim: D, the width of every token, in and out.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
+        device: where the parameters are made.
+        dtype: of the parameters.
     """
 
     card = Card(
@@ -40,12 +43,20 @@ class TemplateAttention(Attention):
         supports=("causal", "mask", "weights", "equivariant"),
     )
 
-    def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)
-        self.query = linear(embed_dim, embed_dim)
-        self.key = linear(embed_dim, embed_dim)
-        self.value = linear(embed_dim, embed_dim)
-        self.output = linear(embed_dim, embed_dim)
+        self.query = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.key = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _weights(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B 1 N N"]:
         Q, K = self.query(x), self.key(x)
