@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from attnlab.engines.bias import Bias, cut, of_rows
 from attnlab.engines.core import Core
 from attnlab.engines.paths import Path, may_split, tell
+from attnlab.engines.tiles import collected
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import TOGETHER, Places, count, in_order, slices
 
@@ -133,11 +134,14 @@ def by_tiles(
     """
     if len(tiles) == 1:
         return part(*tiles[0])
-    if torch.is_grad_enabled():
-        done = [checkpoint(part, *tile, use_reentrant=False, preserve_rng_state=random) for tile in tiles]
-    else:
-        done = [part(*tile) for tile in tiles]
-    return in_order(done, [rows for rows, _ in tiles], 2)
+
+    def compute(rows: slice, keys: Places) -> Tensor:
+        if torch.is_grad_enabled():
+            out: Tensor = checkpoint(part, rows, keys, use_reentrant=False, preserve_rng_state=random)
+            return out
+        return part(rows, keys)
+
+    return in_order(collected(compute, tiles), [rows for rows, _ in tiles], 2)
 
 
 class RowsCore(Core):

@@ -5,6 +5,8 @@ Axes: B batch, H heads, N queries, M keys, d head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,16 +49,29 @@ def tiled(
 
     Source: Beltagy et al. 2020, "Longformer", section 3.1, and Zaheer et al. 2020, "Big Bird", for the patterns.
     """
-    parts = []
-    for rows, keys in tiles:
+
+    def part(rows: slice, keys: Places) -> Tensor:
         seen = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (k, v)]
         given = (q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys)
         if recompute and torch.is_grad_enabled():
-            part = checkpoint(_part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
-        else:
-            part = _part(*given)
-        parts.append(part)
+            out: Tensor = checkpoint(_part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
+            return out
+        return _part(*given)
+
+    parts = collected(part, tiles) if recompute else [part(*tile) for tile in tiles]
     return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
+
+
+def collected(compute: Callable[[slice, Places], Tensor], tiles: list[tuple[slice, Places]]) -> list[Tensor]:
+    """``compute`` of every tile, (B, H, n, w).
+
+    The results get their memory before the tiles do theirs. Behind the large temporary tensors of a tile they would keep
+    an allocator from using the place of these again, and the process would grow by the whole matrix after all.
+    """
+    first = compute(*tiles[0])
+    B, H, _, width = first.shape
+    room = [first.new_empty(B, count(rows), H, width).transpose(1, 2) for rows, _ in tiles[1:]]
+    return [first, *(out.copy_(compute(*tile)) for out, tile in zip(room, tiles[1:], strict=True))]
 
 
 def folded(
