@@ -34,11 +34,6 @@ def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
 
 
-def zero_padding(x: Tensor, mask: masks.Mask | None) -> Tensor:
-    """``x`` as a layer takes it: a token that padding leaves out is a zero vector."""
-    return x if mask is None else mask.bind(N, N, shape=(B, H)).zero_padding(x)
-
-
 def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -76,7 +71,7 @@ def test_rotary_positions_keep_every_promise() -> None:
     ids=str,
 )
 def test_the_number_in_the_key_and_the_matrix_agree(mask: masks.Mask, positions: Any) -> None:
-    layer, x = made(positions=positions), zero_padding(tokens(), mask)
+    layer, x = made(positions=positions), tokens()
     written = masks.from_tensor(mask.materialize(N).expand(B, 1, N, N))
     bound = mask.bind(N, N, shape=(B, H))
     assert bound.looks_back_unbroken
@@ -183,7 +178,7 @@ def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("attnlab.engines.rows.NUMBERS", numbers)
     layer, x, mask = made(), tokens().requires_grad_(), TILED[name]
     permitted = None if mask is None else mask.materialize(N).expand(B, H, N, N)
-    out, expected = layer(x, mask=mask), reference(layer, zero_padding(x, mask), permitted)
+    out, expected = layer(x, mask=mask), reference(layer, x, permitted)
     same(out, expected)
     wanted = [x, *layer.parameters()]
     direction = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))

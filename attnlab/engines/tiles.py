@@ -65,8 +65,8 @@ def tiled(
 def collected(compute: Callable[[slice, Places], Tensor], tiles: list[tuple[slice, Places]]) -> list[Tensor]:
     """``compute`` of every tile, (B, H, n, w).
 
-    The results get their memory before the tiles do theirs. Behind the large temporary tensors of a tile they would keep
-    an allocator from using the place of these again, and the process would grow by the whole matrix after all.
+    The results get their memory before the tiles do theirs. Behind the large temporary tensors of a tile they would
+    keep an allocator from using the place of these again, and the process would grow by the whole matrix after all.
     """
     first = compute(*tiles[0])
     B, H, _, width = first.shape
