@@ -122,7 +122,7 @@ class HeadedAttention(Attention):
             _, K, V = self._heads(self.qkv(context)).split([H, shared, shared], 1)
         return Q, K, V
 
-    def _heads(self, product: Float[Tensor, "B N H*d"]) -> Float[Tensor, "B H N d"]:
+    def _heads(self, product: Float[Tensor, "B N W"]) -> Float[Tensor, "B H N d"]:
         return product.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _place(

@@ -385,8 +385,9 @@ def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
     torch.nn.init.ones_(layer.output.bias if layer.output.bias is not None else torch.empty(1))
     tokens = torch.randn(B, 11, D, dtype=torch.float64)
     mask = padding(torch.tensor([0, 7]))
+    tokens[0] = tokens[1, 7:] = 0.0
     expected = layer(tokens, mask=mask)
-    tokens[0] = tokens[1, 7:] = torch.nan  # padding has no effect
+    tokens[0] = tokens[1, 7:] = torch.nan  # in the padding as harmless as 0
     torch.testing.assert_close(layer.mix(layer.weights(tokens, mask=mask), tokens, mask=mask), expected)
     assert not layer.mix(layer.weights(tokens, mask=mask), tokens, mask=mask)[0].any()
 

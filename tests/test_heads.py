@@ -24,9 +24,11 @@ class Normed(HeadedAttention):
 
     card: Card = MultiAttention.card
 
-    def __init__(self, embed_dim: int, num_heads: int = 8, **options: Any) -> None:
-        super().__init__(embed_dim, num_heads, **options)
-        self.norm = HeadNorm(self.head_dim)
+    def __init__(
+        self, embed_dim: int, num_heads: int = 8, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype, **options)
+        self.norm = HeadNorm(self.head_dim, device=device, dtype=dtype)
 
     def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         Q, K, V = super()._project(x, context)
@@ -50,9 +52,15 @@ class Sunk(HeadedAttention):
 
     card: Card = MultiAttention.card
 
-    def __init__(self, embed_dim: int, num_heads: int = 8, **options: Any) -> None:
-        super().__init__(embed_dim, num_heads, **options)
-        self.sink = nn.Parameter(torch.zeros(num_heads))
+    def __init__(
+        self, embed_dim: int, num_heads: int = 8, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype, **options)
+        self.sink = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.sink)
 
     def _look(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> Core:
         return SoftmaxCore(Q, K, mask, bias, sink=self.sink)
@@ -61,9 +69,11 @@ class Sunk(HeadedAttention):
 class Gated(Normed):
     """A gate on the heads' answers, shared keys, and a width of its own."""
 
-    def __init__(self, embed_dim: int, num_heads: int = 6, **options: Any) -> None:
-        super().__init__(embed_dim, num_heads, num_kv_heads=1, head_dim=6, **options)
-        self.gate = OutputGate(embed_dim, num_heads, self.head_dim)
+    def __init__(
+        self, embed_dim: int, num_heads: int = 6, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, num_kv_heads=1, head_dim=6, device=device, dtype=dtype, **options)
+        self.gate = OutputGate(embed_dim, num_heads, self.head_dim, device=device, dtype=dtype)
 
     def _join(self, heads: Tensor, x: Tensor) -> Tensor:
         return super()._join(self.gate(heads, x), x)

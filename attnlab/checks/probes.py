@@ -138,8 +138,8 @@ def leaks(
     for i in rows:
         slope = gradient((out[:, i] @ direction).sum(), x)
         through = slope.abs().amax(-1) * forbidden[:, i]
-        with torch.no_grad():
-            changed = run(torch.where(forbidden[:, i, :, None], noise, x))
+        # With gradients, as above: without them a layer may draw its dropout in another way.
+        changed = run(torch.where(forbidden[:, i, :, None], noise, x).detach()).detach()
         value = max(through.max().item(), difference(changed[:, i], out[:, i]))
         if not_finite(out[:, i], slope):
             yield math.nan, f"output {i} or its gradient is not finite"
@@ -170,8 +170,8 @@ def batched_leaks(
     tokens = x.detach().repeat(len(rows), 1, 1).requires_grad_()
     out = run(tokens)[item, index]
     slope = gradient((out @ direction).sum(), tokens)
-    with torch.no_grad():
-        changed = run(torch.where(masked.unsqueeze(-1), noise, tokens))[item, index]
+    # With gradients, as above: without them a layer may draw its dropout in another way.
+    changed = run(torch.where(masked.unsqueeze(-1), noise, tokens).detach())[item, index].detach()
     if not_finite(out, slope):
         return math.nan, "an output or its gradient is not finite"
     through = slope.abs().amax(-1) * masked

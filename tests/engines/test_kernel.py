@@ -55,8 +55,8 @@ def test_rotary_positions_of_two_numbers_and_a_sink() -> None:
 
 
 def heads(name: str) -> dict[str, int]:
-    given = {"selfhead": {}, "groupedquery": {"num_heads": 3, "num_kv_heads": 1}}
-    return given.get(name, {"num_heads": 3})
+    options = {option.name for option in registry.entry(name).options}
+    return {option: count for option, count in {"num_heads": 3, "num_kv_heads": 1}.items() if option in options}
 
 
 def test_the_hessian_of_a_sink() -> None:

@@ -59,11 +59,13 @@ class Recurrent(Attention):
 
     card = replace(MultiAttention.card, kind="another operator", supports=("causal", "cache", "weights"))
 
-    def __init__(self, embed_dim: int, num_heads: int = 3, *, causal: bool = True) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int = 3, *, causal: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal)
-        self.qkv = linear(embed_dim, 3 * embed_dim)
-        self.gates = linear(embed_dim, 2 * num_heads)
-        self.output = linear(embed_dim, embed_dim)
+        self.qkv = linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        self.gates = linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
+        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -99,8 +101,8 @@ def test_a_recurrence_keeps_every_promise() -> None:
 class AlwaysCausal(Recurrent):
     """There is no other."""
 
-    def __init__(self, embed_dim: int, num_heads: int = 3) -> None:
-        super().__init__(embed_dim, num_heads)
+    def __init__(self, embed_dim: int, num_heads: int = 3, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
 
 
 @torch.no_grad()
