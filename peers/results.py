@@ -47,6 +47,34 @@ class Result:
     said: dict[str, str]
 
 
+NOT_YET = (
+    "a causal prefix is computed alone",
+    "NaN in padding reaches nothing",
+    "items of a large batch are computed alone",
+    "weights are per head",
+    "training without dropout = eval",
+    "eval calls change no later output",
+    "eval does not depend on the global seed",
+    "causal with a context of another length raises",
+    "a bias broadcasts",
+    "an integer mask raises or is read as Boolean",
+    "leaves the meta device",
+    "reset_parameters sets every parameter",
+    "constructors take device= and dtype=",
+    "a growing cache = the full pass",
+    "a failed call leaves the cache unchanged",
+    "second derivatives are right or raise",
+    "higher derivatives under sdpa_kernel(MATH)",
+    "low precision matches float64",
+    "low-precision error does not grow with length",
+    "submodules are called",
+    "dynamic quantization runs",
+    "pruned layers train",
+    "traceable",
+)
+"""Checks that are newer than the recorded results; to be asked when all packages are looked at again."""
+
+
 def run(peer: Peer) -> Result:
     """Hold every layer of a peer that is installed to its promises.
 
@@ -58,7 +86,7 @@ def run(peer: Peer) -> Result:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # theirs to mend
             target = peer.target(layer)
-            report = check_attention(target, claims=layer.claims or None, fast=True, raises=False)
+            report = check_attention(target, claims=layer.claims or None, fast=True, skip=NOT_YET, raises=False)
         layers[layer.name] = outcomes(layer, report)
     shown = {outcome.why for found in layers.values() for outcome in found if outcome.outcome == "broken"}
     said = {name: reproduce(name) for name in sorted({*shown, *peer.beside})}

@@ -23,8 +23,8 @@ LENGTHS = {
 }
 """How it is computed, and at which lengths."""
 
-ROUNDOFFS = 40
-"""How large the error may be, in unit roundoffs of the dtype; 3 to 20 were measured at 18 mechanisms."""
+ROUNDOFFS = 28
+"""How large the error may be, in unit roundoffs of the dtype; 3 to 25 were measured."""
 
 GROWTH = 2.0
 """How much larger it may be at the longest length than at 64 tokens."""
