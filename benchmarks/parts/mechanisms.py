@@ -22,8 +22,7 @@ TITLE = "Every mechanism grows as its card says"
 ABOUT = (
     "A causal forward pass of one sequence, embed_dim 64, 4 heads, every other option as it comes, in eval mode under "
     "`inference_mode`. The card's formula is computed at the same lengths, and its exponent is the limit, with 0.2 "
-    "more for time and 0.15 for peak memory. A cost may grow less than said, where a part of it does not grow yet. "
-    "The rows of a training step give its peak memory: plain, causal, with padding, a window, dropout and combinations."
+    "more for time and 0.15 for peak memory. A cost may grow less than said, where a part of it does not grow yet."
 )
 
 LENGTHS = (1024, 2048, 4096, 8192)
