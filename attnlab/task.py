@@ -35,11 +35,23 @@ class Split(NamedTuple):
     lengths: Tensor | None = None
 
 
+UNSEEN = -1
+"""The target of a row whose label was not among the classes that the network was trained on."""
+
+
 class Baseline(NamedTuple):
-    """Another way to do the same, on the same test split, in the same metric."""
+    """A simpler method on the same test split; ``values`` holds its metrics by name, such as ``accuracy``."""
 
     name: str
-    value: float
+    values: dict[str, float]
+
+
+class ColumnUse(NamedTuple):
+    """What a task made of one column of the user's file: ``use`` (``number``, ``left out`` ...) and why."""
+
+    name: str
+    use: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,13 @@ class Request:
         seq_length: tokens a sequence; None for the task's own.
         data: the user's own file.
         target: the column to predict in it.
+        target_type: whether the target is a ``class`` or a ``number``; None to decide by its values.
+        features: the columns to use; None for all that can be used.
+        ignore: columns that are not used.
+        missing: what is done about missing values: ``mean`` fills them, ``error`` refuses them, ``drop`` leaves their
+            rows out.
+        split_by: the unit in which a text is split: ``lines``, ``paragraphs`` or ``position``; None to decide by the
+            text.
     """
 
     seed: int = 0
@@ -59,6 +78,11 @@ class Request:
     seq_length: int | None = None
     data: Path | None = None
     target: str | None = None
+    target_type: Literal["class", "number"] | None = None
+    features: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    missing: Literal["mean", "error", "drop"] = "mean"
+    split_by: Literal["lines", "paragraphs", "position"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +90,10 @@ class Problem:
     """A task at one seed and size, ready to train on.
 
     ``encoding`` is plain JSON: all that is needed to read more of the same data later, and to name the answers.
-    ``facts`` are printed before training starts: what the task understood, a line each.
+    ``facts`` are printed before training starts: what the task understood, a line each; ``columns`` likewise, a row
+    per column of the user's table.
     The targets of ``values`` are standardised; ``unit`` is the factor back to the user's units.
+    ``metric`` decides which network is the best: one of those that `attnlab.training.metrics` computes.
     """
 
     train: Split
@@ -76,12 +102,13 @@ class Problem:
     inputs: Inputs
     outputs: Outputs
     length: int
-    metric: Literal["accuracy", "bits_per_byte", "rmse"]
+    metric: str
     causal: bool = False
     pool: Literal["mean", "last"] = "mean"
     unit: float = 1.0
     encoding: dict[str, Any] = field(default_factory=dict)
     facts: tuple[str, ...] = ()
+    columns: tuple[ColumnUse, ...] = ()
     baselines: Callable[[], list[Baseline]] = list
 
     def __post_init__(self) -> None:
@@ -125,28 +152,35 @@ class Task:
         return {}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More of the same data, to predict on; ``y`` is empty. Here: ``x`` of an .npz file.
+        """More of the same data, to predict on or to evaluate. Here: ``x`` of an .npz file.
+
+        ``y`` is encoded as in training where the file holds the targets (`UNSEEN` for a label that training did not
+        know), and empty otherwise.
 
         Raises:
             UserError: when the file does not fit what the network was trained on.
         """
         return Split(read_x(path, inputs, length), torch.empty(0))
 
-    def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> list[dict[str, Any]]:
-        """The network's scores for a split in words: a row an example."""
-        labels = encoding.get("labels")
+    def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
+        """The network's scores for a split as columns of one value per example.
 
-        def name(index: int) -> Any:
-            return index if labels is None else labels[index]
-
+        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot.
+        """
+        labels = encoding.get("labels") or list(range(outputs.size))
         if outputs.kind == "values":
             mean, unit = encoding.get("mean", 0.0), encoding.get("unit", 1.0)
-            return [{"prediction": _one(row)} for row in (scores * unit + mean).tolist()]
-        best = scores.softmax(-1).max(-1)
-        return [
-            {"prediction": _one([name(i) for i in indices]), "probability": _one([round(p, 4) for p in values])}
-            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+            return {"prediction": [_one(row) for row in (scores.double() * unit + mean).tolist()]}
+        chances = scores.double().softmax(-1)
+        best = chances.max(-1)
+        columns: dict[str, list[Any]] = {
+            "prediction": [_one([labels[i] for i in row]) for row in best.indices.tolist()],
+            "probability": [_one(row) for row in best.values.tolist()],
+        }
+        if chances.dim() == 3 and outputs.slots == 1:
+            for i, label in enumerate(labels):
+                columns[f"proba_{label}"] = chances[:, 0, i].tolist()
+        return columns
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -41,7 +41,8 @@ def run(arguments: list[str]) -> int:
     from attnlab.training.checkpoint import write_text
     from attnlab.training.train import predict_file
 
-    rows = predict_file(Path(options.run), Path(options.data), options.device)
+    columns = predict_file(Path(options.run), Path(options.data), options.device)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None or output.suffix == ".csv":
         buffer = io.StringIO()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnlab.metrics import class_metrics, value_metrics
 from attnlab.task import Baseline
 
 MOST = 10_000
@@ -20,7 +21,7 @@ NEIGHBOURS = 3
 
 
 def classifiers(train_x: Any, train_y: NDArray[Any], test_x: Any, test_y: NDArray[Any]) -> list[Baseline]:
-    """Accuracies of three nearest neighbours, logistic regression and the majority class.
+    """Three nearest neighbours, logistic regression and the majority class, in every metric for classes.
 
     Args:
         train_x: (rows, features), an array or a sparse matrix.
@@ -32,35 +33,32 @@ def classifiers(train_x: Any, train_y: NDArray[Any], test_x: Any, test_y: NDArra
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    majority = np.bincount(train_y).argmax()
+    majority = np.eye(train_y.max() + 1)[np.full(len(test_y), np.bincount(train_y).argmax())]
     train_x, train_y, note = _sample(train_x, train_y)
     near = KNeighborsClassifier(min(NEIGHBOURS, len(train_y))).fit(train_x, train_y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are enough for a baseline
         linear = LogisticRegression(max_iter=300).fit(train_x, train_y)
     return [
-        Baseline(f"{NEIGHBOURS} nearest neighbours{note}", float((near.predict(test_x) == test_y).mean())),
-        Baseline(f"logistic regression{note}", float((linear.predict(test_x) == test_y).mean())),
-        Baseline("majority class", float((test_y == majority).mean())),
+        Baseline(f"{NEIGHBOURS} nearest neighbours{note}", class_metrics(near.predict_proba(test_x), test_y)),
+        Baseline(f"logistic regression{note}", class_metrics(linear.predict_proba(test_x), test_y)),
+        Baseline("majority class", class_metrics(majority, test_y)),
     ]
 
 
 def regressors(train_x: Any, train_y: NDArray[Any], test_x: Any, test_y: NDArray[Any]) -> list[Baseline]:
-    """Root mean squared errors of three nearest neighbours, ridge regression and the mean; arguments as above."""
+    """Three nearest neighbours, ridge regression and the mean, in every metric for values; arguments as above."""
     from sklearn.linear_model import Ridge
     from sklearn.neighbors import KNeighborsRegressor
 
-    def error(predicted: Any) -> float:
-        return float(np.sqrt(np.square(predicted - test_y).mean()))
-
-    mean = train_y.mean()
+    mean = np.full(len(test_y), train_y.mean())
     train_x, train_y, note = _sample(train_x, train_y)
     near = KNeighborsRegressor(min(NEIGHBOURS, len(train_y))).fit(train_x, train_y)
     linear = Ridge().fit(train_x, train_y)
     return [
-        Baseline(f"{NEIGHBOURS} nearest neighbours{note}", error(near.predict(test_x))),
-        Baseline(f"ridge regression{note}", error(linear.predict(test_x))),
-        Baseline("mean", error(mean)),
+        Baseline(f"{NEIGHBOURS} nearest neighbours{note}", value_metrics(near.predict(test_x), test_y)),
+        Baseline(f"ridge regression{note}", value_metrics(linear.predict(test_x), test_y)),
+        Baseline("mean", value_metrics(mean, test_y)),
     ]
 
 

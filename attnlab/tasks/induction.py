@@ -78,6 +78,6 @@ def baselines(test: Split) -> list[Baseline]:
         seen[np.arange(len(x)), x[:, i]] += 1
         hits += int((seen.argmax(1) == y[:, i]).sum())
     return [
-        Baseline("the commonest symbol so far", hits / int((y != IGNORE).sum())),
-        Baseline("chance", 1 / SYMBOLS),
+        Baseline("the commonest symbol so far", {"accuracy": hits / int((y != IGNORE).sum())}),
+        Baseline("chance", {"accuracy": 1 / SYMBOLS}),
     ]

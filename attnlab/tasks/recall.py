@@ -59,8 +59,8 @@ class Recall(Task):
             causal=True,
             facts=(f"{N // 8} pairs out of {VOCABULARY // 2 - 1} keys and {VOCABULARY // 2} values; {N} tokens",),
             baselines=lambda: [
-                Baseline("one of the sequence's values", 1 / (N // 8)),
-                Baseline("any value", 1 / (VOCABULARY // 2)),
+                Baseline("one of the sequence's values", {"accuracy": 1 / (N // 8)}),
+                Baseline("any value", {"accuracy": 1 / (VOCABULARY // 2)}),
             ],
         )
 

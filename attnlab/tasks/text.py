@@ -106,18 +106,19 @@ class Text(Task):
             row[: len(line)] = torch.frombuffer(bytearray(line), dtype=torch.uint8)
         return Split(x, torch.empty(0), lengths)
 
-    def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> list[dict[str, Any]]:
+    def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """For every line the three likeliest next bytes, and the bits a byte that the line itself cost."""
         assert split.lengths is not None
-        rows = []
+        columns: dict[str, list[Any]] = {"line": [], "bits_per_byte": [], "next": []}
         for line, row, length in zip(split.x, scores, split.lengths.tolist(), strict=True):
             bits = -row.log_softmax(-1) / math.log(2)
             cost = bits[: length - 1].gather(-1, line[1:length, None]).mean() if length > 1 else torch.tensor(math.nan)
             best = row[length - 1].softmax(-1).topk(3)
             likely = " ".join(f"{chr(i)!r} {p:.2f}" for p, i in zip(*map(Tensor.tolist, best), strict=True))
             shown = bytes(line[:length].tolist()).decode("utf-8", "replace")
-            rows.append({"line": shown, "bits_per_byte": round(float(cost), 3), "next": likely})
-        return rows
+            for name, value in zip(columns, (shown, round(float(cost), 3), likely), strict=True):
+                columns[name].append(value)
+        return columns
 
 
 def read_text(path: Path) -> bytes:
@@ -193,9 +194,9 @@ def baselines(train: bytes, validation: bytes, test: bytes) -> list[Baseline]:
     """
     chosen = min(range(1, ORDER + 1), key=lambda order: ngram_bits(train, validation, order))
     return [
-        Baseline(f"byte {chosen + 1}-gram", ngram_bits(train, test, chosen)),
-        Baseline("lzma", _added(lambda text: lzma.compress(text, preset=6), train, test)),
-        Baseline("zlib", _added(lambda text: zlib.compress(text, 9), train, test)),
+        Baseline(f"byte {chosen + 1}-gram", {"bits_per_byte": ngram_bits(train, test, chosen)}),
+        Baseline("lzma", {"bits_per_byte": _added(lambda text: lzma.compress(text, preset=6), train, test)}),
+        Baseline("zlib", {"bits_per_byte": _added(lambda text: zlib.compress(text, 9), train, test)}),
     ]
 
 

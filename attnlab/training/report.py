@@ -34,6 +34,8 @@ def options(settings: Settings) -> list[str]:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
         elif value is not None:
             words += [f"--{name}", str(value)]
     return [shlex.quote(word) for word in words]

@@ -27,6 +27,7 @@ from attnlab.source import REQUIRED, Option
 
 Whole = Annotated[int | None, arg(metavar="INT")]
 Word = Annotated[str | None, arg(metavar="STR")]
+Words = Annotated[list[str] | None, arg(metavar="STR ...")]
 
 
 @dataclass
@@ -59,6 +60,18 @@ class Data:
     """Your own file: .txt, .csv, .parquet, .jsonl, or .npz with x and y."""
     target: Word = None
     """The column of --data to predict."""
+    target_type: Annotated[Literal["class", "number"] | None, arg(metavar="{class,number}")] = None
+    """Whether the target is a class or a number; decided by its values without it."""
+    features: Words = None
+    """The columns to predict from; without it all that can be used."""
+    ignore: Words = None
+    """Columns not to use."""
+    missing: Literal["mean", "error", "drop"] = "mean"
+    """Missing values: mean fills them in, error refuses them, drop leaves their rows out."""
+    split_by: Annotated[
+        Literal["lines", "paragraphs", "position"] | None, arg(metavar="{lines,paragraphs,position}")
+    ] = None
+    """The unit in which a text is split into training, validation and test data; decided by the text without it."""
     seq_length: Whole = None
     """Tokens a sequence; the task's own without it."""
     val_fraction: float = 0.1
@@ -85,6 +98,16 @@ class Training:
     """The largest norm of the gradient; 0 leaves it as it is."""
     patience: Whole = None
     """Stop after so many evaluations without a better one; never without it."""
+    metric: Annotated[str | None, arg(metavar="STR")] = None
+    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ..."""
+    class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
+    """balanced: weigh every class by the inverse of its frequency in the training data."""
+    evaluate_every: Whole = None
+    """Steps between evaluations; without it as often as fits in a tenth of the run."""
+    validation_examples: Whole = None
+    """Validation examples per evaluation; without it as many as fit in a tenth of the run."""
+    init_from: Word = None
+    """Start from the weights of this run or file."""
     seed: int = 0
     """Decides the split, the first weights, the order and the dropout."""
 
@@ -158,6 +181,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 100),
     "clip": (0, 1_000_000),
     "patience": (1, 1_000_000),
+    "evaluate_every": (1, 100_000_000),
+    "validation_examples": (1, 1_000_000_000),
     "seed": (0, 999_999_999),
     "threads": (1, 4_096),
 }

@@ -72,6 +72,11 @@ def load_problem(settings: Settings) -> Problem:
         seq_length=data.seq_length,
         data=None if data.data is None else Path(data.data),
         target=data.target,
+        target_type=data.target_type,
+        features=None if data.features is None else tuple(data.features),
+        ignore=tuple(data.ignore or ()),
+        missing=data.missing,
+        split_by=data.split_by,
     )
     return tasks.load(data.task).load(request)
 
@@ -211,8 +216,8 @@ def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[
     return network.to(machine.device(device)), about
 
 
-def predict_file(path: Path, data: Path, device: str = "auto") -> list[dict[str, Any]]:
-    """The answers of the network at ``path`` for the examples in ``data``, a row each.
+def predict_file(path: Path, data: Path, device: str = "auto") -> dict[str, list[Any]]:
+    """The answers of the network at ``path`` for the examples in ``data``: columns of one value per example.
 
     Raises:
         UserError: data that do not fit what the network was trained on.
@@ -227,7 +232,8 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> list[dict[str,
 
 def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
     metric, loss = _test(run, prepared)
-    baselines = [{"name": b.name, "value": b.value} for b in prepared.problem.baselines()]
+    chosen = prepared.problem.metric
+    baselines = [{"name": b.name, "value": b.values[chosen], "metrics": b.values} for b in prepared.problem.baselines()]
     return {
         "run": str(run.path),
         "model": prepared.settings.model.model,

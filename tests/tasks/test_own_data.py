@@ -64,7 +64,7 @@ def test_regression_is_in_the_users_unit(tmp_path: Path) -> None:
     assert problem.metric == "rmse"
     assert problem.unit == problem.encoding["unit"]
     assert any("does not read town" in fact for fact in problem.facts)
-    found = {b.name: b.value for b in problem.baselines()}
+    found = {b.name: b.values["rmse"] for b in problem.baselines()}
     assert found["ridge regression"] < 1  # weight follows from height
     assert 3 < found["mean"] < 30
 
@@ -86,7 +86,7 @@ def test_text_is_read_as_bytes(tmp_path: Path) -> None:
     assert row[length:].sum() == 0
     assert any("only the first 23 bytes" in fact for fact in problem.facts)
     assert any("does not read id" in fact for fact in problem.facts)
-    assert max(b.value for b in problem.baselines()) == 1  # the words tell it
+    assert max(b.values["accuracy"] for b in problem.baselines()) == 1  # the words tell it
 
 
 def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def test_paragraphs_are_kept_once_and_in_order() -> None:
 
 
 def test_baselines_and_bits(file: Path) -> None:
-    found = {b.name: b.value for b in tasks.load("text").load(Request(data=file, seq_length=13)).baselines()}
+    found = {
+        b.name: b.values["bits_per_byte"]
+        for b in tasks.load("text").load(Request(data=file, seq_length=13)).baselines()
+    }
     assert {"zlib", "lzma"} < found.keys()
     assert all(0.5 < value < 4 for value in found.values())
 
@@ -99,11 +102,11 @@ def test_the_cost_of_a_line_is_that_of_its_own_bytes(tmp_path: Path) -> None:
     assert split.lengths.tolist() == [3, 1]
     scores = torch.zeros(2, 3, 256)
     scores[0, 0, ord("b")] = scores[0, 1, ord("c")] = scores[0, 2, ord("!")] = 100
-    first, second = text.answers(Outputs("tokens", 256), scores, split, {})
-    assert first["line"] == "abc"
-    assert first["bits_per_byte"] == pytest.approx(0)
-    assert first["next"].startswith("'!' 1.00")
-    assert math.isnan(second["bits_per_byte"])
+    answers = text.answers(Outputs("tokens", 256), scores, split, {})
+    assert answers["line"][0] == "abc"
+    assert answers["bits_per_byte"][0] == pytest.approx(0)
+    assert answers["next"][0].startswith("'!' 1.00")
+    assert math.isnan(answers["bits_per_byte"][1])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def problem(*, padded: bool = True) -> Problem:
         outputs=Outputs("classes", CLASSES),
         length=N,
         metric="accuracy",
-        baselines=lambda: [Baseline("one class", 0.25)],
+        baselines=lambda: [Baseline("one class", {"accuracy": 0.25})],
     )
 
 

@@ -116,7 +116,7 @@ def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
     assert result is not None
     assert train.evaluate_run(run)["test"] == result["test"]
     np.savez(tmp_path / "new.npz", x=prepared.problem.test.x[:3].float().numpy())
-    assert len(train.predict_file(run.path, tmp_path / "new.npz")) == 3
+    assert len(train.predict_file(run.path, tmp_path / "new.npz")["prediction"]) == 3
 
 
 def test_mixed_precision_trains_weights_of_full_precision(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_predictions_are_those_of_the_network(done: tuple[train.Prepared, Run, d
     x = prepared.problem.test.x[:11]
     np.savez(tmp_path / "new.npz", x=x.numpy())
     run.export(tmp_path / "x.pth")
-    rows = train.predict_file(run.path, tmp_path / "new.npz")
-    assert [row["prediction"] for row in rows] == attnlab.load(run.path)(x).argmax(-1).flatten().tolist()
-    assert train.predict_file(tmp_path / "x.pth", tmp_path / "new.npz") == rows
+    answers = train.predict_file(run.path, tmp_path / "new.npz")
+    assert answers["prediction"] == attnlab.load(run.path)(x).argmax(-1).flatten().tolist()
+    assert train.predict_file(tmp_path / "x.pth", tmp_path / "new.npz") == answers
 
 
 @pytest.mark.parametrize(

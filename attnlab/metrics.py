@@ -1,0 +1,82 @@
+"""The metrics that results are reported in, computed in float64.
+
+For classes the averages are macro averages: every class counts the same, however rare it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Metric(NamedTuple):
+    """What a metric is called, and which way is better."""
+
+    label: str
+    higher_is_better: bool
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", True),
+    "balanced_accuracy": Metric("balanced accuracy", True),
+    "precision": Metric("precision (macro)", True),
+    "recall": Metric("recall (macro)", True),
+    "f1": Metric("F1 (macro)", True),
+    "roc_auc": Metric("ROC AUC", True),
+    "rmse": Metric("root mean squared error", False),
+    "mae": Metric("mean absolute error", False),
+    "r2": Metric("R²", True),
+    "bits_per_byte": Metric("bits per byte", False),
+}
+
+CLASS_METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc")
+VALUE_METRICS = ("rmse", "mae", "r2")
+
+
+def class_metrics(probabilities: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+    """`CLASS_METRICS` of predicted probabilities.
+
+    Args:
+        probabilities: (B, C), each row sums to 1.
+        y: (B,) classes from 0 to C - 1.
+
+    Returns:
+        Macro averages over the classes that occur in ``y``. ``roc_auc`` is the mean over these classes of one class
+        against the rest, and NaN where ``y`` has one class only.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    present = np.unique(y)
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, labels=present, zero_division=0)
+    return {
+        "accuracy": float((predicted == y).mean()),
+        "balanced_accuracy": float(recall.mean()),
+        "precision": float(precision.mean()),
+        "recall": float(recall.mean()),
+        "f1": float(f1.mean()),
+        "roc_auc": _roc_auc(probabilities, y, present),
+    }
+
+
+def value_metrics(predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+    """`VALUE_METRICS` of predicted numbers, both (B,) in float64; R² is NaN where all of ``y`` are equal."""
+    errors = predicted.astype(np.float64) - y
+    spread = float(np.square(y - y.mean()).sum())
+    squares = float(np.square(errors).sum())
+    return {
+        "rmse": math.sqrt(squares / len(y)),
+        "mae": float(np.abs(errors).mean()),
+        "r2": 1 - squares / spread if spread > 0 else math.nan,
+    }
+
+
+def _roc_auc(probabilities: NDArray[Any], y: NDArray[Any], present: NDArray[Any]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if len(present) < 2:
+        return math.nan
+    return float(np.mean([roc_auc_score(y == c, probabilities[:, c]) for c in present]))
