@@ -162,6 +162,18 @@ class Task:
         """
         return Split(read_x(path, inputs, length), torch.empty(0))
 
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """More of the same data with their targets, to evaluate.
+
+        Raises:
+            UserError: when the file does not fit what the network was trained on, or lacks the targets.
+        """
+        split = self.read(path, inputs, length, encoding)
+        if not split.y.numel():
+            target = encoding.get("target", "y")
+            raise UserError(f"{path} lacks the target {target}; attnlab predict answers without it")
+        return split
+
     def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
 
