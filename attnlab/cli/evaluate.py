@@ -20,7 +20,7 @@ class Options:
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run's folder; with --data also a file written by --save_path."""
     data: Annotated[str | None, arg(metavar="FILE")] = None
-    """New data with their targets, instead of the test data; the data that the network was trained on are not needed."""
+    """New data with their targets, instead of the test data; the data that it was trained on are not needed."""
     device: str = "auto"
     """Where to compute."""
     json: bool = False

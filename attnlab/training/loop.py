@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -58,8 +58,8 @@ class Outcome:
     step: int
     best: float | None
     best_step: int
-    seconds: float
-    evaluation_seconds: float = 0.0
+    seconds: float = field(compare=False)
+    evaluation_seconds: float = field(default=0.0, compare=False)
     signal: int | None = None
 
 

@@ -83,8 +83,7 @@ attnlab train {" ".join(options(settings))}
 ```
 
 {result["parameters"]:,} parameters, attnlab {run.config["attnlab"]}, PyTorch {run.config["torch"]}, \
-{threads} CPU thread{"s" if threads > 1 else ""}; {result["training_seconds"]:.1f} s of training, \
-{result["evaluation_seconds"]:.1f} s of evaluation.
+{threads} CPU thread{"s" if threads > 1 else ""}.
 
 {_table(["setting", "value"], [[n, str(v)] for n, v in settings.flat().items() if v is not None])}
 """,
