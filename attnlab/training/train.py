@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,7 +44,7 @@ class Prepared:
         try:
             return self.problem.baselines()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a library's refusal of unusual data
-            return [Baseline(f"baselines ({reprlib.repr(str(error))})", {})]
+            return [Baseline(f"baselines ({' '.join(str(error).split())[:200]})", {})]
 
     @property
     def parameters(self) -> int:

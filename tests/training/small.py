@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,8 @@ def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
     """A record without what depends on the clock."""
     return {key: value for key, value in record.items() if not key.endswith(("second", "seconds"))}
+
+
+def replace_baselines(baselines: Callable[[], list[Baseline]]) -> Problem:
+    """The same problem with other baselines."""
+    return replace(problem(), baselines=baselines)
