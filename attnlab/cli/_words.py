@@ -14,6 +14,12 @@ from attnlab.cli._program import trainer
 from attnlab.training.objective import UNITS
 from attnlab.training.report import number, options, ranking
 
+ENDED = {
+    "finished": "training finished",
+    "early": "training stopped early",
+    "unfinished": "training has not ended",
+}
+
 
 def command_line(asked: Asked) -> str:
     """The command that asks for the same."""
@@ -43,8 +49,8 @@ def show_result(console: Console, result: dict[str, Any]) -> None:
         style = "bold" if name == result["model"] else ""
         table.add_row("  " + name, number(metric, value), style=style)
     console.print(
-        f"\nheld-out {UNITS[metric]} on {result['test_examples']:,} examples, seen once "
-        f"(the network that was best on validation, step {result['best_step']:,})\n",
+        f"\nheld-out {UNITS[metric]} on {result['test_examples']:,} examples "
+        f"(the network that was best on validation, step {result['best_step']:,}; {ENDED[result['ended']]})\n",
         highlight=False,
     )
     console.print(table)

@@ -37,6 +37,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._progress import Display
     from attnlab.cli._words import show_result
     from attnlab.training import runs
+    from attnlab.training.extension import check_extension, describe, extends
     from attnlab.training.loop import seconds_a_step
     from attnlab.training.train import prepare, start
     from attnlab.training.train import train as train_prepared
@@ -48,10 +49,13 @@ def train(asked: Asked) -> int:
     if save_path is not None:
         runs.check_save_path(save_path)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
-    resumed = None
+    resumed, extending = None, False
     if output.resume is not None:
         resumed = runs.Run.open(Path(output.resume))
-        if resumed.result() is not None:
+        extending = extends(resumed, settings)
+        if extending:
+            check_extension(resumed)
+        elif resumed.result() is not None:
             return _finished(console, resumed, save_path, as_json=output.json)
         runs.check_data(resumed)
         settings.machine.threads = resumed.config["threads"]
@@ -64,6 +68,9 @@ def train(asked: Asked) -> int:
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
+        if extending:
+            an_epoch = math.ceil(len(prepared.problem.train.x) / settings.training.batch_size)
+            console.print(f"  extended  {describe(here, settings, an_epoch)}", highlight=False)
         console.print(f"  run       {short(here.path)}{going_on}\n", highlight=False)
     steps = _steps(prepared)
     go_on = f"go on with: {trainer()} --resume {short(here.path)}"

@@ -54,7 +54,7 @@ def write_report(run: Run, result: dict[str, Any]) -> None:
         run.path / "report.md",
         f"""# {result["model"]} on {result["task"]}
 
-Held-out {UNITS[metric]} on {result["test_examples"]:,} test examples, seen once, by the network that was best on the
+Held-out {UNITS[metric]} on {result["test_examples"]:,} test examples, by the network that was best on the
 validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(metric, result["validation"])} there).
 
 | | {UNITS[metric]} |

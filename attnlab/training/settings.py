@@ -93,7 +93,7 @@ class Training:
     warmup: float = 0.05
     """The part of all steps over which the rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices of linear layers; embeddings, position tables, biases and norms keep theirs."""
+    """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
     clip: float = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
     patience: Whole = None

@@ -17,6 +17,7 @@ from attnlab.network import Network
 from attnlab.task import Problem, Request, Split
 from attnlab.training import machine, runs
 from attnlab.training.checkpoint import load_tensors, write_text
+from attnlab.training.extension import extend, extends
 from attnlab.training.loop import Outcome, Trainer, Watcher
 from attnlab.training.objective import Objective, evaluate, predict
 from attnlab.training.settings import Settings, check
@@ -136,7 +137,8 @@ def train(
     Args:
         prepared: what to train.
         run: its folder.
-        resume: take up from the folder's last checkpoint.
+        resume: take up from the folder's last checkpoint; where ``prepared`` has more epochs or steps than the run,
+            extend it.
         checkpoint_seconds: the time between checkpoints.
         watch: is told of the progress.
         on_end: is called between training and judging.
@@ -145,6 +147,8 @@ def train(
         How training ended, and the result (see `judge`), None where a signal stopped it.
     """
     with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+        if extends(run, prepared.settings):
+            run = extend(run, prepared.settings)
         trainer = Trainer(
             prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
         )
@@ -178,13 +182,19 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
 def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
     """A run's result, computed again from its data and its best network.
 
+    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended.
+
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
     prepared = reopen(run, device)
     _, about = load_tensors(run.path / "model.safetensors")
-    steps = max((line["step"] for line in run.metrics()), default=about["step"])
-    outcome = Outcome("finished", steps, about["validation"], about["step"], 0.0)
+    recorded = run.result()
+    if recorded is None:
+        ended, steps = "unfinished", max((line["step"] for line in run.metrics()), default=about["step"])
+    else:
+        ended, steps = recorded["ended"], recorded["steps"]
+    outcome = Outcome(ended, steps, about["validation"], about["step"], 0.0)
     return _result(prepared, run, outcome)
 
 
@@ -250,6 +260,7 @@ def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, An
         "test_examples": len(prepared.problem.test.x),
         "baselines": baselines,
         "remark": tasks.entry(prepared.settings.data.task).remark,
+        "config": run.config["sha256"],
     }
 
 

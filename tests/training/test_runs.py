@@ -160,8 +160,8 @@ def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
         ("[1]", "was not written by attnlab, or altered"),
         ('"text"', "was not written by attnlab, or altered"),
         ("[" * 100_000, "was not written by attnlab, or altered"),
-        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 1"),
-        ('{"format": 1, "sha256": ""}', "was altered: its checksum does not match"),
+        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 2"),
+        ('{"format": 2, "sha256": ""}', "was altered: its checksum does not match"),
     ],
     ids=lambda value: str(value)[:20],
 )
