@@ -15,6 +15,7 @@ from attnlab import registry, tasks
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.errors import UserError
+from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     Data,
     Machine,
@@ -178,7 +179,7 @@ def _refuse_foreign(given: set[str], model: str) -> None:
 
 def _refuse_changes(settings: Settings, base: Settings, output: Output, given: set[str]) -> None:
     """A resumed run keeps its settings; it can only be trained for longer (see `attnlab.training.extension`)."""
-    was, now = base.flat(), settings.flat()
+    was, now = base.flat(), absolute(settings.flat())
     for name in sorted((given & set(now)) - {"epochs", "steps"}):
         if now[name] != was[name]:
             raise UserError(

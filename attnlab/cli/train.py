@@ -38,6 +38,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._words import show_result
     from attnlab.training import runs
     from attnlab.training.extension import check_extension, describe, extends
+    from attnlab.training.initial import check_weights
     from attnlab.training.loop import seconds_a_step
     from attnlab.training.train import prepare, start
     from attnlab.training.train import train as train_prepared
@@ -58,11 +59,13 @@ def train(asked: Asked) -> int:
         elif resumed.result() is not None:
             return _finished(console, resumed, save_path, as_json=output.json)
         runs.check_data(resumed)
+        if not resumed.began:
+            check_weights(resumed)
         settings.machine.threads = resumed.config["threads"]
     elif run_dir is not None:
         runs.check_run_dir(run_dir, overwrite=output.overwrite)
 
-    prepared = prepare(settings)
+    prepared = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:
         _announce(console, prepared, seconds_a_step(prepared.network, prepared.problem, settings))
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)

@@ -29,6 +29,7 @@ import attnlab
 from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors, write_text
+from attnlab.training.paths import absolute, shown
 from attnlab.training.settings import Settings, defaults
 
 try:
@@ -312,19 +313,22 @@ def describe(network: Network) -> dict[str, Any]:
     return config
 
 
-def make_config(settings: Settings, network: Network, problem: Any, threads: int) -> dict[str, Any]:
-    """What config.json holds."""
+def make_config(
+    settings: Settings, network: Network, problem: Any, threads: int, init_sha256: str | None = None
+) -> dict[str, Any]:
+    """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
         "format": FORMAT,
         "attnlab": attnlab.__version__,
         "torch": torch.__version__,
         "threads": threads,
-        "settings": settings.flat(),
+        "settings": absolute(settings.flat()),
         "network": describe(network),
         "metric": problem.metric,
         "unit": problem.unit,
         "encoding": problem.encoding,
         "data_sha256": file_hash(settings.data.data),
+        "init_sha256": init_sha256,
     }
     config = json.loads(json.dumps(config))  # as it will be read back
     config["id"] = _fingerprint(config)  # of the run, which stays when the run is extended
@@ -355,9 +359,11 @@ def check_data(run: Run) -> None:
     if data is None:
         return
     if not Path(data).is_file():
-        raise UserError(f"{run.path} was trained on {data}, which is not there any more; put it back")
+        raise UserError(f"{run.path} was trained on {shown(data)}, which is not there any more; put it back")
     if file_hash(data) != run.config["data_sha256"]:
-        raise UserError(f"{data} was altered since {run.path} was started; put the old file back, or start a new run")
+        raise UserError(
+            f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"
+        )
 
 
 def find(folder: Path = RUNS) -> list[Run]:

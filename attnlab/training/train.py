@@ -18,8 +18,10 @@ from attnlab.task import Problem, Request, Split
 from attnlab.training import machine, runs
 from attnlab.training.checkpoint import load_tensors, write_text
 from attnlab.training.extension import extend, extends
+from attnlab.training.initial import initialize
 from attnlab.training.loop import Outcome, Trainer, Watcher
 from attnlab.training.objective import Objective, evaluate, predict
+from attnlab.training.paths import shown
 from attnlab.training.settings import Settings, check
 
 
@@ -31,6 +33,8 @@ class Prepared:
     problem: Problem
     network: Network
     device: torch.device
+    init_sha256: str | None = None
+    """The hash of the file that the first weights are from, where ``init_from`` names one."""
 
     @property
     def parameters(self) -> int:
@@ -38,8 +42,12 @@ class Prepared:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, *, began: bool = False) -> Prepared:
     """Load the data and build the network.
+
+    Args:
+        settings: what to train, and how.
+        began: whether a checkpoint will replace the first weights, so that those of ``init_from`` are not needed.
 
     Raises:
         UserError: anything that the settings ask for and that cannot be.
@@ -57,7 +65,11 @@ def prepare(settings: Settings) -> Prepared:
         network = build(settings, problem).to(device)
         if settings.machine.precision == "float64":
             network, problem = network.double(), _double(problem)
-    return Prepared(settings, problem, network, device)
+        init_sha256 = None
+        if settings.training.init_from is not None and not began:
+            init_sha256, lines = initialize(network, Path(settings.training.init_from))
+            problem = replace(problem, facts=(*problem.facts, *lines))
+    return Prepared(settings, problem, network, device, init_sha256)
 
 
 def load_problem(settings: Settings) -> Problem:
@@ -71,7 +83,7 @@ def load_problem(settings: Settings) -> Problem:
         seed=settings.training.seed,
         val_fraction=data.val_fraction,
         seq_length=data.seq_length,
-        data=None if data.data is None else Path(data.data),
+        data=None if data.data is None else shown(data.data),
         target=data.target,
         target_type=data.target_type,
         features=None if data.features is None else tuple(data.features),
@@ -119,7 +131,9 @@ def build(settings: Settings, problem: Problem) -> Network:
 
 def start(prepared: Prepared, path: Path | None, *, overwrite: bool = False) -> runs.Run:
     """Make the run's folder."""
-    config = runs.make_config(prepared.settings, prepared.network, prepared.problem, torch.get_num_threads())
+    config = runs.make_config(
+        prepared.settings, prepared.network, prepared.problem, torch.get_num_threads(), prepared.init_sha256
+    )
     return runs.Run.create(path, config, overwrite=overwrite)
 
 
