@@ -366,15 +366,23 @@ def check_data(run: Run) -> None:
         )
 
 
-def find(folder: Path = RUNS) -> list[Run]:
-    """The runs below ``folder``, by name; a folder that holds no readable run is passed over."""
-    found = []
+@dataclass(frozen=True)
+class Damaged:
+    """A run's folder that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def find(folder: Path = RUNS) -> list[Run | Damaged]:
+    """The runs in ``folder``, by name; a folder without a config.json is passed over."""
+    found: list[Run | Damaged] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not path.name.startswith(".") and (path / "config.json").is_file():
             try:
                 found.append(Run.open(path))
-            except UserError:
-                continue
+            except UserError as error:
+                found.append(Damaged(path, str(error)))
     return found
 
 

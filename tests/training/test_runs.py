@@ -16,7 +16,7 @@ import attnlab
 from attnlab.errors import UserError
 from attnlab.training import runs, train
 from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors
-from attnlab.training.runs import Run, check_run_dir, check_save_path, find
+from attnlab.training.runs import Damaged, Run, check_run_dir, check_save_path, find
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
@@ -258,7 +258,8 @@ def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     (tmp_path / "file").touch()
-    assert [run.path.name for run in find(tmp_path)] == ["a", "b"]
+    (tmp_path / "empty").mkdir()
+    assert [(run.path.name, type(run)) for run in find(tmp_path)] == [("a", Run), ("b", Run), ("broken", Damaged)]
     assert find(tmp_path / "missing") == []
 
 
