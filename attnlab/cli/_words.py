@@ -14,6 +14,12 @@ from attnlab.cli._program import trainer
 from attnlab.metrics import METRICS
 from attnlab.training.report import MOST_SHOWN, metric_names, number, options, ranking
 
+ENDED = {
+    "finished": "training finished",
+    "early": "training stopped early",
+    "unfinished": "training has not ended",
+}
+
 
 def command_line(asked: Asked) -> str:
     """The command that asks for the same."""
@@ -38,6 +44,7 @@ def duration(seconds: float) -> str:
 def show_result(console: Console, result: dict[str, Any], *, details: bool = False) -> None:
     """The result on the test data among its baselines; with ``details`` also that of each class."""
     metric, names = result["metric"], metric_names(result)
+    ended = f"; {ENDED[result['ended']]}" if "ended" in result else ""
     table = Table(box=None, pad_edge=False, show_header=len(names) > 1, padding=(0, 2), header_style="")
     for header in ("", *(METRICS[name].short for name in names)):
         table.add_column(header, justify="right" if header else "left")
@@ -46,7 +53,7 @@ def show_result(console: Console, result: dict[str, Any], *, details: bool = Fal
         table.add_row("  " + name, *cells, style="bold" if name == result["model"] else "")
     console.print(
         f"\ntest {METRICS[metric].label} on {result['test_examples']:,} examples "
-        f"(the network that was best on validation, step {result['best_step']:,})\n",
+        f"(the network that was best on validation, step {result['best_step']:,}{ended})\n",
         highlight=False,
     )
     console.print(table)

@@ -45,6 +45,8 @@ def train(asked: Asked) -> int:
     from attnlab.cli._words import show_result
     from attnlab.training import runs
     from attnlab.training.estimate import estimate
+    from attnlab.training.extension import check_extension, describe, extends
+    from attnlab.training.initial import check_weights
     from attnlab.training.schedule import schedule
     from attnlab.training.train import prepare, start
     from attnlab.training.train import train as train_prepared
@@ -57,30 +59,37 @@ def train(asked: Asked) -> int:
     if save_path is not None:
         runs.check_save_path(save_path)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
-    resumed = None
+    resumed, extending = None, False
     if output.resume is not None:
         resumed = runs.Run.open(Path(output.resume))
-        if resumed.result() is not None:
+        extending = extends(resumed, settings)
+        if extending:
+            check_extension(resumed)
+        elif resumed.result() is not None:
             return _finished(console, resumed, save_path, as_json=output.json)
         runs.check_data(resumed)
+        if not resumed.began:
+            check_weights(resumed)
         settings.machine.threads = resumed.config["threads"]
     elif run_dir is not None:
         runs.check_run_dir(run_dir, overwrite=output.overwrite)
 
-    prepared = prepare(settings)
+    prepared = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:
         _announce(console, prepared)
         _show_baselines(console, prepared)
         expected = estimate(prepared.network, prepared.problem, settings)
         _show_time(console, expected, time.perf_counter() - began)
+    planned = schedule(settings.training, prepared.problem)
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
+        if extending:
+            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}", highlight=False)
         console.print(f"  run       {short(here.path)}{going_on}\n", highlight=False)
-    steps = schedule(settings.training, prepared.problem).steps
     go_on = f"go on with: {trainer()} --resume {short(here.path)}"
     try:
-        with Display(console, prepared.problem.metric, 0, steps, quiet=silent) as display:
+        with Display(console, prepared.problem.metric, 0, planned.steps, quiet=silent) as display:
             outcome, result = train_prepared(
                 prepared,
                 here,
@@ -93,7 +102,7 @@ def train(asked: Asked) -> int:
         print(f"stopped at once; {go_on}", file=sys.stderr)
         return 130
     if result is None:
-        print(f"stopped at step {outcome.step:,} of {steps:,}; {go_on}", file=sys.stderr)
+        print(f"stopped at step {outcome.step:,} of {planned.steps:,}; {go_on}", file=sys.stderr)
         return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM
     if save_path is not None:
         here.export(save_path)

@@ -117,6 +117,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description in a .safetensors checkpoint, read without its tensors, and so without checking its checksum.
+
+    Raises:
+        UserError: a file that is missing, cut or of another program.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[KEY])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError):
+        raise UserError(f"{path} is missing, truncated or no checkpoint; restore it or train again") from None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is no checkpoint of attnlab; restore it or train again")
+    return about
+
+
 def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.task import Problem, Split
+from attnlab.training.decay import decayed
 from attnlab.training.machine import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
@@ -94,8 +95,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.machine.precision == "float16")
         self.call: Callable[..., Tensor] = torch.compile(network) if settings.machine.compile else network
         self.parameters = list(network.parameters())
-        matrices = [p for p in self.parameters if p.dim() >= 2]
-        others = [p for p in self.parameters if p.dim() < 2]
+        matrices, others = decayed(network)
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=how.learning_rate,
@@ -234,9 +234,10 @@ class Trainer:
         size = max(self.settings.training.batch_size, 128)
         loss, metric = evaluate(self.network, self.validation, self.objective, batch_size=size, autocast=self.autocast)
         self.last_metric = metric
-        self.waited += 1
-        if self.objective.better(metric, self.best):
-            self.best, self.best_step, self.waited = metric, self.step, 0
+        better = self.objective.better(metric, self.best)
+        self.waited = 0 if better else self.waited + 1
+        if better or metric == self.best:  # of equals the later one, which was trained for longer
+            self.best, self.best_step = metric, self.step
             if self.run is not None:
                 self._check_weights()
                 self.run.save_model(self.network, {"step": self.step, "validation": metric})

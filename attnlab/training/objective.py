@@ -73,10 +73,10 @@ class Objective:
         return replace(self, metric=ADDITIVE.get(self.metric, self.metric))
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether ``new`` is as good as ``old`` or better: of equals the later, longer trained one is kept."""
+        """Whether ``new`` is strictly better than ``old``; NaN is never better, and any number is better than None."""
         if math.isnan(new):
             return False
-        return old is None or (new >= old if self.higher_is_better else new <= old)
+        return old is None or (new > old if self.higher_is_better else new < old)
 
     def loss(self, scores: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of (..., C) scores, or the squared error of values; a scalar."""

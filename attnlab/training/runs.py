@@ -29,6 +29,7 @@ import attnlab
 from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors, write_text
+from attnlab.training.paths import absolute, shown
 from attnlab.training.settings import Settings, defaults
 
 try:
@@ -36,7 +37,7 @@ try:
 except ImportError:  # a system without it: two processes in one folder are then not found out
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
 RUNS = Path("runs")
 
 
@@ -125,9 +126,35 @@ class Run:
                 left.unlink(missing_ok=True)
             yield
 
+    def replace_config(self, changes: dict[str, Any]) -> Run:
+        """The run with ``changes`` in its config.json, written atomically.
+
+        The ``id`` stays, so the model and the state still belong to the run; a result of the earlier config no longer
+        counts.
+        """
+        config = json.loads(json.dumps({**self.config, **changes}))
+        config["sha256"] = _fingerprint(config)
+        write_text(self.path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        return Run(self.path, config)
+
+    def is_running(self) -> bool:
+        """Whether a process trains in the folder now; False where the system has no locks."""
+        if fcntl is None:
+            return False
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(folder)
+        return False
+
     @property
     def settings(self) -> Settings:
-        """What the run was started with."""
+        """What the run was started with, or extended to."""
         said = self.config["settings"]
         return defaults(said["model"], said["task"]).updated(said, str(self.path / "config.json"))
 
@@ -163,7 +190,7 @@ class Run:
     def save_model(self, network: Network, about: dict[str, Any]) -> None:
         """Keep these weights as the best so far."""
         said = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
-        said |= {"task": self.config["settings"]["task"], "run": self.config["sha256"]}
+        said |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
         save_network(self.path / "model.safetensors", network, {**said, **about})
 
     def load_model(self) -> Network:
@@ -178,7 +205,7 @@ class Run:
 
     def save_state(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Keep where training stands."""
-        save_tensors(self.path / "state.safetensors", tensors, {"run": self.config["sha256"], **about})
+        save_tensors(self.path / "state.safetensors", tensors, {"run": self.config["id"], **about})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Where training stands.
@@ -206,7 +233,7 @@ class Run:
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The held-out result; None while training has not ended.
+        """The held-out result; None while training has not ended, also where it was extended after an earlier end.
 
         Raises:
             UserError: for a file that was damaged.
@@ -214,11 +241,11 @@ class Run:
         file = self.path / "result.json"
         try:
             found = json.loads(file.read_text("utf-8")) if file.is_file() else None
-            if found is not None and not {"test", "metric", "baselines", "ended"} <= set(found):
+            if found is not None and not {"test", "metric", "baselines", "ended", "config"} <= set(found):
                 raise ValueError("the result is not among it")
         except (ValueError, TypeError, RecursionError):
             raise UserError(f"{file} is damaged; remove it, and --resume {self.path} makes it again") from None
-        return found
+        return found if found is not None and found["config"] == self.config["sha256"] else None
 
     def export(self, path: Path) -> None:
         """Copy the best network to a file of the user's: .safetensors, .pth or .pt.
@@ -234,7 +261,7 @@ class Run:
         save_tensors(path, *load_tensors(self.path / "model.safetensors"))
 
     def _check_own(self, name: str, about: dict[str, Any]) -> None:
-        if about.get("run") != self.config["sha256"]:
+        if about.get("run") != self.config["id"]:
             raise UserError(
                 f"{self.path / name} belongs to another run than the config.json beside it; restore it, or train again"
             )
@@ -286,21 +313,25 @@ def describe(network: Network) -> dict[str, Any]:
     return config
 
 
-def make_config(settings: Settings, network: Network, problem: Any, threads: int) -> dict[str, Any]:
-    """What config.json holds."""
+def make_config(
+    settings: Settings, network: Network, problem: Any, threads: int, init_sha256: str | None = None
+) -> dict[str, Any]:
+    """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
         "format": FORMAT,
         "attnlab": attnlab.__version__,
         "torch": torch.__version__,
         "threads": threads,
-        "settings": settings.flat(),
+        "settings": absolute(settings.flat()),
         "network": describe(network),
         "metric": problem.metric,
         "unit": problem.unit,
         "encoding": problem.encoding,
         "data_sha256": file_hash(settings.data.data),
+        "init_sha256": init_sha256,
     }
     config = json.loads(json.dumps(config))  # as it will be read back
+    config["id"] = _fingerprint(config)  # of the run, which stays when the run is extended
     return {**config, "sha256": _fingerprint(config)}
 
 
@@ -328,20 +359,30 @@ def check_data(run: Run) -> None:
     if data is None:
         return
     if not Path(data).is_file():
-        raise UserError(f"{run.path} was trained on {data}, which is not there any more; put it back")
+        raise UserError(f"{run.path} was trained on {shown(data)}, which is not there any more; put it back")
     if file_hash(data) != run.config["data_sha256"]:
-        raise UserError(f"{data} was altered since {run.path} was started; put the old file back, or start a new run")
+        raise UserError(
+            f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"
+        )
 
 
-def find(folder: Path = RUNS) -> list[Run]:
-    """The runs below ``folder``, by name; a folder that holds no readable run is passed over."""
-    found = []
+@dataclass(frozen=True)
+class Damaged:
+    """A run's folder that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def find(folder: Path = RUNS) -> list[Run | Damaged]:
+    """The runs in ``folder``, by name; a folder without a config.json is passed over."""
+    found: list[Run | Damaged] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not path.name.startswith(".") and (path / "config.json").is_file():
             try:
                 found.append(Run.open(path))
-            except UserError:
-                continue
+            except UserError as error:
+                found.append(Damaged(path, str(error)))
     return found
 
 

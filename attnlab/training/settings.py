@@ -93,11 +93,11 @@ class Training:
     warmup: float = 0.05
     """The part of all steps over which the rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices."""
+    """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
     clip: float = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
     patience: Whole = None
-    """Stop after so many evaluations without a better one; never without it."""
+    """Stop after so many evaluations in a row that are not better than the best; without it never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
     """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ..."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None

@@ -23,8 +23,11 @@ from attnlab.tasks._split import listed
 from attnlab.training import machine, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors, write_text
+from attnlab.training.extension import extend, extends
+from attnlab.training.initial import initialize
 from attnlab.training.loop import Outcome, Trainer, Watcher
 from attnlab.training.objective import Objective, evaluate, predict, score_all, with_metric
+from attnlab.training.paths import shown
 from attnlab.training.runs import describe
 from attnlab.training.settings import Settings, check
 
@@ -37,6 +40,8 @@ class Prepared:
     problem: Problem
     network: Network
     device: torch.device
+    init_sha256: str | None = None
+    """The hash of the file that the first weights are from, where ``init_from`` names one."""
 
     @cached_property
     def baselines(self) -> list[Baseline]:
@@ -52,8 +57,12 @@ class Prepared:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, *, began: bool = False) -> Prepared:
     """Load the data and build the network.
+
+    Args:
+        settings: what to train, and how.
+        began: whether a checkpoint will replace the first weights, so that those of ``init_from`` are not needed.
 
     Raises:
         UserError: anything that the settings ask for and that cannot be.
@@ -72,7 +81,11 @@ def prepare(settings: Settings) -> Prepared:
         network = build(settings, problem).to(device)
         if settings.machine.precision == "float64":
             network, problem = network.double(), _double(problem)
-    return Prepared(settings, problem, network, device)
+        init_sha256 = None
+        if settings.training.init_from is not None and not began:
+            init_sha256, lines = initialize(network, Path(settings.training.init_from))
+            problem = replace(problem, facts=(*problem.facts, *lines))
+    return Prepared(settings, problem, network, device, init_sha256)
 
 
 def load_problem(settings: Settings) -> Problem:
@@ -86,7 +99,7 @@ def load_problem(settings: Settings) -> Problem:
         seed=settings.training.seed,
         val_fraction=data.val_fraction,
         seq_length=data.seq_length,
-        data=None if data.data is None else Path(data.data),
+        data=None if data.data is None else shown(data.data),
         target=data.target,
         target_type=data.target_type,
         features=None if data.features is None else tuple(data.features),
@@ -134,7 +147,9 @@ def build(settings: Settings, problem: Problem) -> Network:
 
 def start(prepared: Prepared, path: Path | None, *, overwrite: bool = False) -> runs.Run:
     """Make the run's folder."""
-    config = runs.make_config(prepared.settings, prepared.network, prepared.problem, torch.get_num_threads())
+    config = runs.make_config(
+        prepared.settings, prepared.network, prepared.problem, torch.get_num_threads(), prepared.init_sha256
+    )
     return runs.Run.create(path, config, overwrite=overwrite)
 
 
@@ -152,7 +167,8 @@ def train(
     Args:
         prepared: what to train.
         run: its folder.
-        resume: take up from the folder's last checkpoint.
+        resume: take up from the folder's last checkpoint; where ``prepared`` has more epochs or steps than the run,
+            extend it.
         checkpoint_seconds: the time between checkpoints.
         watch: is told of the progress.
         on_end: is called between training and judging.
@@ -161,6 +177,8 @@ def train(
         How training ended, and the result (see `judge`), None where a signal stopped it.
     """
     with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+        if extends(run, prepared.settings):
+            run = extend(run, prepared.settings)
         trainer = Trainer(
             prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
         )
@@ -194,13 +212,19 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
 def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
     """A run's result, computed again from its data and its best network.
 
+    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended.
+
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
     prepared = reopen(run, device)
     _, about = load_tensors(run.path / "model.safetensors")
-    steps = max((line["step"] for line in run.metrics()), default=about["step"])
-    outcome = Outcome("finished", steps, about["validation"], about["step"], 0.0)
+    recorded = run.result()
+    if recorded is None:
+        ended, steps = "unfinished", max((line["step"] for line in run.metrics()), default=about["step"])
+    else:
+        ended, steps = recorded["ended"], recorded["steps"]
+    outcome = Outcome(ended, steps, about["validation"], about["step"], 0.0)
     return _result(prepared, run, outcome)
 
 
@@ -342,6 +366,7 @@ def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, An
         "test_examples": len(problem.test.x),
         "baselines": baselines,
         "remark": tasks.entry(prepared.settings.data.task).remark,
+        "config": run.config["sha256"],
     }
 
 

@@ -36,7 +36,7 @@ def test_train_evaluate_predict_runs() -> None:
         "time      about ",
         "run       runs/digits-multihead-001",
         "step 5 of 5  loss ",
-        "test accuracy on 359 examples",
+        "test accuracy on 359 examples (the network",
         "3 nearest neighbours",
         "logistic regression",
         "majority class",

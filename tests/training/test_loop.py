@@ -176,14 +176,6 @@ def test_the_gradient_is_cut_to_its_norm(clip: float) -> None:
         assert norm > 1e-3
 
 
-def test_only_matrices_decay() -> None:
-    made = trainer(learning_rate=1e-3, weight_decay=0.5)
-    decays = {id(p): group["weight_decay"] for group in made.optimizer.param_groups for p in group["params"]}
-    assert {decays[id(p)] for p in made.network.parameters() if p.dim() >= 2} == {0.5}
-    assert {decays[id(p)] for p in made.network.parameters() if p.dim() < 2} == {0.0}
-    assert len(decays) == len(list(made.network.parameters()))
-
-
 def test_it_learns() -> None:
     made = trainer(epochs=60, learning_rate=1e-2, dropout=0.0)
     before, _ = evaluate(made.network, made.problem.train, made.objective, batch_size=8)
@@ -209,12 +201,17 @@ def test_patience_counts_looks_without_a_better_one(monkeypatch: pytest.MonkeyPa
     assert load_tensors(tmp_path / "run/model.safetensors")[1]["step"] == 2
 
 
-def test_of_equals_the_later_is_kept_and_starts_the_count_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    scripted(monkeypatch, [0.3, 0.2, 0.3, 0.2, 0.1, 0.9])
-    outcome = trainer(tmp_path / "run", patience=2).fit()
-    assert (outcome.how, outcome.step, outcome.best_step) == ("early", 5, 3)
+def test_of_equals_the_later_is_kept_but_the_count_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scripted(monkeypatch, [0.3, 0.2, 0.3, 0.2, 0.9])
+    outcome = trainer(tmp_path / "run", patience=3).fit()
+    assert (outcome.how, outcome.step, outcome.best_step) == ("early", 4, 3)
+    assert load_tensors(tmp_path / "run/model.safetensors")[1]["step"] == 3
+
+
+def test_patience_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.3] * 23)
+    outcome = trainer(patience=5).fit()
+    assert (outcome.how, outcome.step) == ("early", 6)
 
 
 def test_patience_that_ends_at_the_last_step_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:

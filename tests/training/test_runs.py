@@ -16,7 +16,7 @@ import attnlab
 from attnlab.errors import UserError
 from attnlab.training import runs, train
 from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors
-from attnlab.training.runs import Run, check_run_dir, check_save_path, find
+from attnlab.training.runs import Damaged, Run, check_run_dir, check_save_path, find
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
@@ -160,8 +160,8 @@ def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
         ("[1]", "was not written by attnlab, or altered"),
         ('"text"', "was not written by attnlab, or altered"),
         ("[" * 100_000, "was not written by attnlab, or altered"),
-        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 1"),
-        ('{"format": 1, "sha256": ""}', "was altered: its checksum does not match"),
+        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 2"),
+        ('{"format": 2, "sha256": ""}', "was altered: its checksum does not match"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -258,7 +258,8 @@ def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     (tmp_path / "file").touch()
-    assert [run.path.name for run in find(tmp_path)] == ["a", "b"]
+    (tmp_path / "empty").mkdir()
+    assert [(run.path.name, type(run)) for run in find(tmp_path)] == [("a", Run), ("b", Run), ("broken", Damaged)]
     assert find(tmp_path / "missing") == []
 
 
