@@ -45,7 +45,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._words import show_result
     from attnlab.training import runs
     from attnlab.training.estimate import estimate
-    from attnlab.training.extension import check_extension, describe, extends
+    from attnlab.training.extension import check_extension, describe, extends, stopped_at
     from attnlab.training.initial import check_weights
     from attnlab.training.schedule import schedule
     from attnlab.training.train import prepare, start
@@ -78,7 +78,8 @@ def train(asked: Asked) -> int:
     if not silent:
         _announce(console, prepared)
         _show_baselines(console, prepared)
-        expected = estimate(prepared.network, prepared.problem, settings)
+        done = 0 if resumed is None else stopped_at(resumed)
+        expected = estimate(prepared.network, prepared.problem, settings, done=done)
         _show_time(console, expected, time.perf_counter() - began)
     planned = schedule(settings.training, prepared.problem)
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)

@@ -39,8 +39,15 @@ class Estimate:
         return self.training + self.evaluation + self.result
 
 
-def estimate(network: Network, problem: Problem, settings: Settings) -> Estimate:
-    """Measure a few training steps and evaluation batches; no weight and no random number is touched."""
+def estimate(network: Network, problem: Problem, settings: Settings, *, done: int = 0) -> Estimate:
+    """Measure a few training steps and evaluation batches; no weight and no random number is touched.
+
+    Args:
+        network: as it will be trained.
+        problem: what on.
+        settings: how.
+        done: steps that an earlier process has trained already.
+    """
     settings = copy.deepcopy(settings)
     settings.machine.compile = False
     planned = schedule(settings.training, problem)
@@ -56,9 +63,10 @@ def estimate(network: Network, problem: Problem, settings: Settings) -> Estimate
             evaluate(rehearsal.network, batch, rehearsal.objective, batch_size=size, autocast=rehearsal.autocast)
 
         example = _median_seconds(evaluation) / len(batch.x)
+    left = 1 - done / planned.steps
     return Estimate(
-        step * planned.steps,
-        example * len(rehearsal.validation.x) * planned.evaluations,
+        step * planned.steps * left,
+        example * len(rehearsal.validation.x) * planned.evaluations * left,
         example * len(problem.test.x) + REPORT_SECONDS,
     )
 

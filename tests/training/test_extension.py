@@ -98,7 +98,7 @@ def test_an_extended_run_resumes_bit_for_bit(copied: Path, tmp_path: Path) -> No
         assert same(one, two)
     assert untimed(Run.open(copied).metrics()) == untimed(Run.open(whole).metrics())
     one, two = (Run.open(path).result() or {} for path in (whole, copied))
-    assert {**one, "seconds": 0, "run": ""} == {**two, "seconds": 0, "run": ""}
+    assert small.without_times({**one, "run": ""}) == small.without_times({**two, "run": ""})
 
 
 def test_twice_extended(copied: Path) -> None:
