@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import KilledError, prepared, same, settings, stop_at, untimed
+from small import KilledError, prepared, same, settings, stop_at, untimed, without_times
 from small import trainer as small_trainer
 
 from attnlab.errors import UserError
@@ -98,7 +98,7 @@ def test_an_extended_run_resumes_bit_for_bit(copied: Path, tmp_path: Path) -> No
         assert same(one, two)
     assert untimed(Run.open(copied).metrics()) == untimed(Run.open(whole).metrics())
     one, two = (Run.open(path).result() or {} for path in (whole, copied))
-    assert small.without_times({**one, "run": ""}) == small.without_times({**two, "run": ""})
+    assert without_times({**one, "run": ""}) == without_times({**two, "run": ""})
 
 
 def test_twice_extended(copied: Path) -> None:
