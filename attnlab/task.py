@@ -71,6 +71,7 @@ class Request:
             rows out.
         split_by: the unit in which a text is split: ``lines``, ``paragraphs`` or ``position``; None to decide by the
             text.
+        header: whether the first line of a table names its columns.
     """
 
     seed: int = 0
@@ -83,6 +84,7 @@ class Request:
     ignore: tuple[str, ...] = ()
     missing: Literal["mean", "error", "drop"] = "mean"
     split_by: Literal["lines", "paragraphs", "position"] | None = None
+    header: bool = True
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def load_problem(settings: Settings) -> Problem:
         ignore=tuple(data.ignore or ()),
         missing=data.missing,
         split_by=data.split_by,
+        header=data.header,
     )
     return tasks.load(data.task).load(request)
 
