@@ -20,7 +20,6 @@ _KINDS = {
 _MARKS = (  # UTF-32 before UTF-16: its mark begins with the other
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF8, "utf-8-sig", ""),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
@@ -85,34 +84,47 @@ def detect_encoding(path: Path) -> Encoding:
             if start.startswith(mark):
                 return Encoding(codec, label)
         file.seek(0)
-        utf8, cp1252 = (codecs.getincrementaldecoder(codec)() for codec in ("utf-8", "cp1252"))
-        encoding, wrong_line, line = Encoding("utf-8"), 0, 1
-        while chunk := file.read(_CHUNK):
-            if 0 in chunk:
-                line += chunk.count(b"\n", 0, chunk.index(0))
-                raise UserError(f"{path} is binary: line {line} holds a NUL byte; give plain text")
-            if encoding.codec == "utf-8":
-                try:
-                    utf8.decode(chunk)
-                except UnicodeDecodeError as error:
-                    wrong_line = line + error.object.count(b"\n", 0, error.start)
-                    encoding = Encoding("cp1252", "Windows-1252 (Latin-1)")
-            line += chunk.count(b"\n")
-        try:
-            utf8.decode(b"", final=True)
-        except UnicodeDecodeError:
-            wrong_line, encoding = wrong_line or line, Encoding("cp1252", "Windows-1252 (Latin-1)")
-        if encoding.codec == "utf-8":
-            return encoding
+        line = _first_wrong_line(path, file)
+        if line is None:
+            return Encoding("utf-8-sig")
         file.seek(0)
-        try:
-            while chunk := file.read(_CHUNK):
-                cp1252.decode(chunk)
-                if len(chunk.translate(None, _CONTROLS)) < len(chunk):
-                    raise UserError(f"{path} is binary: line {wrong_line} is no UTF-8 text; give plain text")
-        except UnicodeDecodeError:
-            raise UserError(f"line {wrong_line} of {path} is no UTF-8 text; save it as UTF-8") from None
-        return encoding
+        _check_cp1252(path, file, line, marked=start.startswith(codecs.BOM_UTF8))
+        return Encoding("cp1252", "Windows-1252 (Latin-1)")
+
+
+def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
+    """The first line that is no UTF-8; None where all are.
+
+    Raises:
+        UserError: for a NUL byte.
+    """
+    decoder, line, wrong = codecs.getincrementaldecoder("utf-8")(), 1, None
+    while True:
+        chunk = file.read(_CHUNK)
+        if 0 in chunk:
+            line += chunk.count(b"\n", 0, chunk.index(0))
+            raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
+        if wrong is None:
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                wrong = line + error.object.count(b"\n", 0, error.start)
+        if not chunk:
+            return wrong
+        line += chunk.count(b"\n")
+
+
+def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> None:
+    """Refuse what is no Windows-1252 either: five bytes are none, and control characters are in no text.
+
+    Raises:
+        UserError: with the line that is no UTF-8; where the file is ``marked`` as that, it is nothing else.
+    """
+    while chunk := file.read(_CHUNK):
+        if len(chunk.translate(None, _CONTROLS)) < len(chunk):
+            raise UserError(f"{path} is binary: line {line:,} is no UTF-8 text; give plain text")
+        if marked or len(chunk.translate(None, b"\x81\x8d\x8f\x90\x9d")) < len(chunk):
+            raise UserError(f"line {line:,} of {path} is no UTF-8 text; save it as UTF-8")
 
 
 def _check_kind(path: Path, mode: int, flag: str) -> None:

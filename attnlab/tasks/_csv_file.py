@@ -229,13 +229,10 @@ def _is_number(text: str, decimal: str) -> bool:
 
 
 def _lines(text: Iterable[str]) -> Iterator[str]:
-    number = 0
     try:
-        for line in text:
-            number += 1
-            yield line
+        yield from text
     except UnicodeError:
-        raise MalformedError(f"line {number + 1} is no text in the encoding that its first bytes name") from None
+        raise MalformedError("its first bytes name an encoding that it is not in; save it as UTF-8") from None
 
 
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:

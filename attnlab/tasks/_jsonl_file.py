@@ -33,7 +33,6 @@ def read_jsonl(path: Path) -> TableFile:
     encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
-    number = 0
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
     with open_regular(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
         try:
@@ -49,7 +48,7 @@ def read_jsonl(path: Path) -> TableFile:
                     column.append(value)
                 lines.append(number)
         except UnicodeError:
-            raise MalformedError(f"line {number + 1} is no text in the encoding that its first bytes name") from None
+            raise MalformedError("its first bytes name an encoding that it is not in; save it as UTF-8") from None
     if not lines:
         raise MalformedError("it holds empty lines alone")
     check_names(list(columns))

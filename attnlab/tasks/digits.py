@@ -72,4 +72,4 @@ class Digits(Task):
                 f"x in {path} holds {x.min():g} to {x.max():g}; expected pixels from 0 (white) to 1, "
                 "so divide by the darkest value that there can be"
             )
-        return Split(x, torch.empty(0))
+        return Split(x.float(), torch.empty(0))
