@@ -131,6 +131,8 @@ class Task:
     """One line: what is asked."""
     remark: ClassVar[str] = ""
     """One honest line about what a result here does and does not say; printed below every result."""
+    own_data: ClassVar[str] = "the task's own data"
+    """What the task reads without ``--data``, where another version of Python or of a library may have other data."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """The files that ``--data`` may name; with none, the task makes or ships its own data."""
     needs_data: ClassVar[bool] = False

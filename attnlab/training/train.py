@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnlab import registry, tasks
 from attnlab.errors import UserError
@@ -146,6 +147,8 @@ def train(
         How training ended, and the result (see `judge`), None where a signal stopped it.
     """
     with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+        if resume:
+            check_same_data(run, prepared.problem)
         trainer = Trainer(
             prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
         )
@@ -198,10 +201,45 @@ def reopen(run: runs.Run, device: str = "auto") -> Prepared:
     settings = run.settings
     settings.machine.device = device
     problem = load_problem(settings)
+    check_same_data(run, problem)
     if settings.machine.precision == "float64":
         problem = _double(problem)
     place = machine.prepare(settings.machine)
     return Prepared(settings, problem, run.load_model().to(place), place)
+
+
+def check_same_data(run: runs.Run, problem: Problem) -> None:
+    """Refuse data that are understood otherwise than when the run was started.
+
+    Raises:
+        UserError: with what differs.
+    """
+    recorded, data = run.config["encoding"], run.config["settings"]["data"]
+    now = json.loads(json.dumps(problem.encoding))
+    if same_values(now, recorded):
+        return
+    names = ", ".join(n for n in sorted({*now, *recorded}) if not same_values(now.get(n), recorded.get(n)))
+    if data is None:
+        source = tasks.load(run.config["settings"]["task"]).own_data
+        raise UserError(
+            f"{source} differs from the data that {run.path} was trained on (other {names}); use the version that it "
+            "was trained with, or give --data"
+        )
+    raise UserError(
+        f"{data} is understood otherwise than when {run.path} was started (other {names}); use the version of attnlab "
+        f"that it was trained with ({run.config['attnlab']})"
+    )
+
+
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal, numbers within what another processor may round otherwise."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_values(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_values, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return type(a) is type(b) and a == b
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:
@@ -224,11 +262,13 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> dict[str, list
         UserError: data that do not fit what the network was trained on.
     """
     network, about = load_with_encoding(path, device)
-    task = tasks.load(about["task"])
-    split = task.read(data, network.inputs, network.length, about["encoding"])
-    if next(network.parameters()).dtype == torch.float64 and split.x.is_floating_point():
-        split = split._replace(x=split.x.double())
-    return task.answers(network.outputs, predict(network, split, batch_size=128), split, about["encoding"])
+
+    def score(split: Split) -> Tensor:
+        if next(network.parameters()).dtype == torch.float64 and split.x.is_floating_point():
+            split = split._replace(x=split.x.double())
+        return predict(network, split, batch_size=128)
+
+    return tasks.load(about["task"]).predict(network, data, about["encoding"], score)
 
 
 def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
