@@ -106,7 +106,8 @@ def _choose(blocks: list[bytes], lines: list[bytes]) -> tuple[Unit, str]:
     middle = lengths[len(lengths) // 2]
     single = sum(len(block.strip().splitlines()) == 1 for block in blocks)
     prose = 2 * single > len(blocks) or (middle >= LONG_LINE and len(lengths) <= MOST_LINES * len(blocks))
-    if len(blocks) >= FEWEST and prose and 2 * max(map(len, blocks)) <= size:
+    different = len({block.strip() for block in blocks})
+    if different >= FEWEST and prose and 2 * max(map(len, blocks)) <= size:
         return "paragraphs", "blank lines separate its paragraphs"
     if len(lengths) < FEWEST:
         return "position", f"it has only {len(lengths)} {'line' if len(lengths) == 1 else 'lines'}"
