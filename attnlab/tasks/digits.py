@@ -36,6 +36,7 @@ class Digits(Task):
     """
 
     summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
+    own_data = "the digits of this scikit-learn"
     remark = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
 
     def load(self, request: Request) -> Problem:
@@ -72,4 +73,4 @@ class Digits(Task):
                 f"x in {path} holds {x.min():g} to {x.max():g}; expected pixels from 0 (white) to 1, "
                 "so divide by the darkest value that there can be"
             )
-        return Split(x, torch.empty(0))
+        return Split(x.float(), torch.empty(0))

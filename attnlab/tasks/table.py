@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from attnlab.task import Problem, Request, Split, Task
 from attnlab.tasks._requests import check_file, takes
 from attnlab.tasks._split import listed
 from attnlab.tasks._supervised import Features, Rows, standardise, supervised
+from attnlab.tasks._table_file import read_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,7 +36,7 @@ class Table(Task):
     """
 
     summary = "a column of your own table, from its text or its numbers"
-    suffixes = (".csv", ".parquet", ".jsonl")
+    suffixes = (".csv", ".tsv", ".parquet", ".jsonl")
     needs_data = True
 
     def load(self, request: Request) -> Problem:
@@ -52,7 +51,7 @@ class Table(Task):
             raise UserError(
                 "table needs a file of yours: give --data FILE.csv and the column to predict, --target NAME"
             )
-        table = read_table(request.data)
+        table = inferred(read_table(request.data).frame)
         target = find_target(table, request)
         complete(table, [target], request.data)
         answers = table[target].to_numpy()
@@ -73,7 +72,11 @@ class Table(Task):
         Raises:
             UserError: for a file that is missing or malformed, with the line.
         """
-        return {column.name: str(column.dtype) for column in read_table(path) if is_text(column) or is_number(column)}
+        return {
+            column.name: str(column.dtype)
+            for column in inferred(read_table(path).frame)
+            if is_text(column) or is_number(column)
+        }
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """The columns that the network was trained on; the target need not be there.
@@ -82,7 +85,7 @@ class Table(Task):
             UserError: for a file that does not hold them.
         """
         check_file(path, "table", self.suffixes)
-        table = read_table(path)
+        table = inferred(read_table(path).frame)
         missing = [column for column in encoding["columns"] if column not in table.columns]
         if missing:
             raise UserError(f"{path} lacks the column {listed(missing)}; it has {listed(table.columns)}")
@@ -132,67 +135,17 @@ def values(table: pl.DataFrame, numbers: list[str]) -> NDArray[np.float32]:
     return table.select(numbers).to_numpy().astype(np.float32)[:, :, None]
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """A .csv, .jsonl or .parquet file.
-
-    Raises:
-        UserError: for a file that is missing, empty, binary or malformed, with the line where that can be said.
-    """
+def inferred(frame: pl.DataFrame) -> pl.DataFrame:
+    """Text columns that hold numbers alone, as numbers."""
     import polars as pl
 
-    check_file(path, "table", Table.suffixes)
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pl.read_csv(path, infer_schema_length=None)
-        elif path.suffix.lower() == ".jsonl":
-            table = pl.read_ndjson(path, infer_schema_length=None)
-        else:
-            table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = where_malformed(path) or str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a table: {reason}") from None
-    if path.suffix.lower() == ".csv":
-        ragged = where_malformed(path)
-        if ragged:  # polars fills short lines up
-            raise UserError(f"{path} cannot be read as a table: {ragged}")
-    if not len(table):
-        raise UserError(f"{path} has no rows below its header; add some")
-    return table
-
-
-def where_malformed(path: Path) -> str | None:
-    """The first line of a .csv or .jsonl file that is not like the others, and why."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                for number, line in enumerate(file, 1):
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return f"line {number} is no JSON object"
-            elif path.suffix.lower() == ".csv":
-                reader = csv.reader(file, strict=True)
-                header = next(reader)
-                for row in reader:
-                    if row and len(row) != len(header):
-                        fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
-                        return f"line {reader.line_num} has {fields}, the header {len(header)}"
-    except json.JSONDecodeError as error:
-        return f"line {number} is no JSON ({error.msg})"
-    except UnicodeDecodeError:
-        return f"line {undecodable(path)} is no UTF-8 text"
-    except csv.Error as error:
-        return f"line {reader.line_num}: {error}"
-    return None
-
-
-def undecodable(path: Path) -> int:
-    """The first line that is no UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
+    for name, dtype in frame.schema.items():
+        for kind in (pl.Int64, pl.Float64) if dtype == pl.String else ():
+            cast = frame[name].cast(kind, strict=False)
+            if cast.null_count() == frame[name].null_count():
+                frame = frame.with_columns(cast)
+                break
+    return frame
 
 
 def find_target(table: pl.DataFrame, request: Request) -> str:

@@ -23,6 +23,7 @@ from tyro.conf import Suppress, arg
 
 from attnlab import registry, tasks
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.files import open_regular
 from attnlab.source import REQUIRED, Option
 
 Whole = Annotated[int | None, arg(metavar="INT")]
@@ -72,6 +73,8 @@ class Data:
         Literal["lines", "paragraphs", "position"] | None, arg(metavar="{lines,paragraphs,position}")
     ] = None
     """The unit in which a text is split into training, validation and test data; decided by the text without it."""
+    header: bool = True
+    """Whether the first line of a table names its columns; without one they are column_1, column_2 ..."""
     seq_length: Whole = None
     """Tokens a sequence; the task's own without it."""
     val_fraction: float = 0.1
@@ -278,7 +281,8 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or malformed, or says one thing twice.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        with open_regular(path, "--config") as file:
+            text = file.read().decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
         settings = found.get("settings", found) if isinstance(found, dict) else found

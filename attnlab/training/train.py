@@ -106,6 +106,7 @@ def load_problem(settings: Settings) -> Problem:
         ignore=tuple(data.ignore or ()),
         missing=data.missing,
         split_by=data.split_by,
+        header=data.header,
     )
     return with_metric(tasks.load(data.task).load(request), settings.training.metric)
 
@@ -177,6 +178,8 @@ def train(
         How training ended, and the result (see `judge`), None where a signal stopped it.
     """
     with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+        if resume:
+            check_same_data(run, prepared.problem)
         if extends(run, prepared.settings):
             run = extend(run, prepared.settings)
         trainer = Trainer(
@@ -237,10 +240,45 @@ def reopen(run: runs.Run, device: str = "auto") -> Prepared:
     settings = run.settings
     settings.machine.device = device
     problem = load_problem(settings)
+    check_same_data(run, problem)
     if settings.machine.precision == "float64":
         problem = _double(problem)
     place = machine.prepare(settings.machine)
     return Prepared(settings, problem, run.load_model().to(place), place)
+
+
+def check_same_data(run: runs.Run, problem: Problem) -> None:
+    """Refuse data that are understood otherwise than when the run was started.
+
+    Raises:
+        UserError: with what differs.
+    """
+    recorded, data = run.config["encoding"], run.config["settings"]["data"]
+    now = json.loads(json.dumps(problem.encoding))
+    if same_values(now, recorded):
+        return
+    names = ", ".join(n for n in sorted({*now, *recorded}) if not same_values(now.get(n), recorded.get(n)))
+    if data is None:
+        source = tasks.load(run.config["settings"]["task"]).own_data
+        raise UserError(
+            f"{source} differs from the data that {run.path} was trained on (other {names}); use the version that it "
+            "was trained with, or give --data"
+        )
+    raise UserError(
+        f"{data} is understood otherwise than when {run.path} was started (other {names}); use the version of attnlab "
+        f"that it was trained with ({run.config['attnlab']})"
+    )
+
+
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal, numbers within what another processor may round otherwise."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_values(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_values, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return type(a) is type(b) and a == b
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:
@@ -276,10 +314,15 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
         UserError: data that do not fit what the network was trained on.
     """
     network, about = load_with_encoding(path, device)
-    task = tasks.load(about["task"])
-    split = _as_trained(network, task.read(data, network.inputs, network.length, about["encoding"]))
-    scores = predict(network, split, batch_size=128)
-    columns = task.answers(network.outputs, scores, split, about["encoding"])
+    scored: list[tuple[Split, Tensor]] = []
+
+    def score(split: Split) -> Tensor:
+        scores = predict(network, _as_trained(network, split), batch_size=128)
+        scored.append((split, scores))
+        return scores
+
+    columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)
+    split, scores = scored[-1]
     if not split.y.numel() or not has_details(network.outputs, len(split.x)):
         return Predictions(columns, None, 0)
     known = split.y[:, 0] != UNSEEN
