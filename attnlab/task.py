@@ -160,7 +160,8 @@ class Task:
         Raises:
             UserError: when the file does not fit what the network was trained on.
         """
-        return Split(read_x(path, inputs, length), torch.empty(0))
+        x = read_x(path, inputs, length)
+        return Split(x.float() if x.is_floating_point() else x, torch.empty(0))
 
     def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
@@ -200,7 +201,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
-    """``x`` of an .npz file, checked against what a network takes."""
+    """``x`` of an .npz file, checked against what a network takes: int64 tokens, or numbers in float64."""
     arrays = read_arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array called x")
@@ -215,7 +216,7 @@ def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
         raise UserError(f"x in {path} holds {x.min()} to {x.max()}; expected tokens from 0 to {inputs.size - 1}")
     if not tokens and not np.isfinite(x).all():
         raise UserError(f"x in {path} holds NaN or infinity; replace or drop those rows")
-    return torch.from_numpy(x.astype(np.int64 if tokens else np.float32))
+    return torch.from_numpy(x.astype(np.int64 if tokens else np.float64))
 
 
 def _one(values: list[Any]) -> Any:
