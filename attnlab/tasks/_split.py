@@ -116,20 +116,6 @@ def groups_of_equal_rows(rows: NDArray[Any]) -> Rows:
     return found
 
 
-def sample(classes: NDArray[Any], count: int, seed: int) -> Rows:
-    """``count`` of the rows, in ascending order, with at least one of every class.
-
-    Args:
-        classes: (rows,) the class of each.
-        count: how many; at least as many as there are classes, at most all rows.
-        seed: decides which.
-    """
-    order = np.random.default_rng(seed).permutation(len(classes))
-    _, first = np.unique(classes[order], return_index=True)
-    rest = np.setdiff1d(np.arange(len(order)), first)
-    return np.sort(order[np.concatenate([first, rest])[:count]])
-
-
 def check_count(count: int, what: str = "rows") -> None:
     """Refuse fewer rows than `FEWEST`.
 

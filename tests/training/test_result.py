@@ -122,7 +122,7 @@ def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
     assert answers.columns["probability"] == p.max(1).tolist()
     np.savez(tmp_path / "new.npz", x=x[:7])
     assert train.predict_file(run.path, tmp_path / "new.npz").metrics is None
-    with pytest.raises(UserError, match=r"new\.npz lacks the target y"):
+    with pytest.raises(UserError, match=r"new\.npz holds x; expected x and y"):
         train.evaluate_file(run.path, tmp_path / "new.npz")
     np.savez(tmp_path / "new.npz", x=x[:3], y=np.array(["ant", "dog", "bee"]))
     with pytest.raises(UserError, match=r"row 2 of .*new\.npz is none of the classes .* ant, bee, cow"):
