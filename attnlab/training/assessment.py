@@ -80,8 +80,8 @@ def imbalance(y: NDArray[Any], labels: list[Any]) -> list[str]:
     if share < MISLEADING_SHARE:
         return []
     return [
-        f"{share:.1%} of the test examples are of class {labels[most]}: always predicting it gives an accuracy of "
-        f"{share:.3f}, so look at balanced accuracy, F1 and the recall of each class; --metric f1 chooses by F1, "
+        f"{counts[most]:,} of {len(y):,} test examples are of class {labels[most]}: always predicting it gives an "
+        f"accuracy of {share:.3f}, so look at balanced accuracy, F1 and the recall of each class; --metric f1 chooses by F1, "
         "--class_weight balanced weighs rare classes more"
     ]
 

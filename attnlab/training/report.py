@@ -29,7 +29,7 @@ def number(metric: str, value: float | None) -> str:
     """A metric's value as it is printed."""
     if value is None:
         return "–"
-    return f"{value:#.4g}".rstrip(".") if metric in ("rmse", "mae") else f"{value:.3f}"
+    return f"{value:#.4g}".rstrip(".") if metric in ("rmse", "mae") or abs(value) >= 1000 else f"{value:.3f}"
 
 
 def metric_names(result: dict[str, Any]) -> list[str]:
