@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from attnlab import registry, tasks
+from attnlab.data_files import open_data
 from attnlab.errors import UnknownNameError, UserError
-from attnlab.files import open_regular
 from attnlab.source import REQUIRED, Option
 
 Whole = Annotated[int | None, arg(metavar="INT")]
@@ -281,7 +281,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or malformed, or says one thing twice.
     """
     try:
-        with open_regular(path, "--config") as file:
+        with open_data(path, "--config") as file:
             text = file.read().decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)

@@ -27,7 +27,7 @@ _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v"))
 _CHUNK = 2**20
 
 
-def open_regular(path: Path, flag: str = "--data") -> BinaryIO:
+def open_data(path: Path, flag: str = "--data") -> BinaryIO:
     """Open a file for reading. A pipe or a device is refused before it is opened, since reading it may never end.
 
     Raises:
@@ -78,7 +78,7 @@ def detect_encoding(path: Path) -> Encoding:
         UserError: for a file that is no text in any of them, with the line.
         OSError: what `open` raises.
     """
-    with open_regular(path) as file:
+    with open_data(path) as file:
         start = file.read(4)
         for mark, codec, label in _MARKS:
             if start.startswith(mark):
