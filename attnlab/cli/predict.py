@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--output {output} must end in .csv or .jsonl")
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not there")
-    from attnlab.training.checkpoint import write_text
+    from attnlab.files import write_text
     from attnlab.training.train import predict_file
 
     columns = predict_file(Path(options.run), Path(options.data), options.device)

@@ -31,12 +31,15 @@ def run(arguments: list[str]) -> int:
 
     from attnlab.cli._console import Console
     from attnlab.training.report import number
-    from attnlab.training.runs import find
+    from attnlab.training.runs import Damaged, find
 
     if options.folder != Options.folder and not Path(options.folder).is_dir():
         raise UserError(f"{options.folder} is no folder; give the one that holds the runs")
     rows = []
     for found in find(Path(options.folder)):
+        if isinstance(found, Damaged):
+            rows.append({"run": str(found.path), "status": "damaged", "reason": found.reason})
+            continue
         settings, result, lines = found.config["settings"], found.result(), found.metrics()
         rows.append(
             {
@@ -59,6 +62,9 @@ def run(arguments: list[str]) -> int:
     for column in ("run", "model", "task", "step", "held out", "status"):
         table.add_column(column, no_wrap=True)
     for row in rows:
+        if row["status"] == "damaged":
+            table.add_row(row["run"], "", "", "", "", f"damaged: {row['reason']}")
+            continue
         value = "" if row["test"] is None else f"{row['metric']} {number(row['metric'], row['test'])}"
         table.add_row(row["run"], row["model"], row["task"], f"{row['step']:,}", value, row["status"])
     Console(width=10_000).print(table, highlight=False)  # a line a run, also where the terminal is narrow

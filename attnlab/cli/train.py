@@ -36,7 +36,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._program import program, short, trainer
     from attnlab.cli._progress import Display
     from attnlab.cli._words import show_result
-    from attnlab.training import runs
+    from attnlab.training import folder, runs
     from attnlab.training.loop import seconds_a_step
     from attnlab.training.train import prepare, start
     from attnlab.training.train import train as train_prepared
@@ -56,7 +56,7 @@ def train(asked: Asked) -> int:
         runs.check_data(resumed)
         settings.machine.threads = resumed.config["threads"]
     elif run_dir is not None:
-        runs.check_run_dir(run_dir, overwrite=output.overwrite)
+        folder.check_run_dir(run_dir, overwrite=output.overwrite)
 
     prepared = prepare(settings)
     if not silent:

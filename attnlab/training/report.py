@@ -6,7 +6,7 @@ import io
 import shlex
 from typing import Any
 
-from attnlab.training.checkpoint import atomically, write_text
+from attnlab.files import atomically, write_text
 from attnlab.training.objective import UNITS
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.task import Problem, Request, Split
 from attnlab.training import machine, runs
-from attnlab.training.checkpoint import load_tensors, write_text
+from attnlab.training.checkpoint import load_tensors
 from attnlab.training.loop import Outcome, Trainer, Watcher
 from attnlab.training.objective import Objective, evaluate, predict
 from attnlab.training.settings import Settings, check
@@ -171,7 +170,7 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
     result = _result(prepared, run, outcome)
     write_report(run, result)
     # Last, so that a run with a result has everything else too.
-    write_text(run.path / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    run.write_result(result)
     return result
 
 
