@@ -93,7 +93,7 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(frame: pl.DataFrame, output: Path) -> None:
-    from attnlab.training.checkpoint import atomically
+    from attnlab.files import atomically
 
     with atomically(output) as temporary:
         if output.suffix == ".csv":

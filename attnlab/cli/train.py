@@ -43,7 +43,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._program import program, short, trainer
     from attnlab.cli._progress import Display
     from attnlab.cli._words import show_result
-    from attnlab.training import runs
+    from attnlab.training import folder, runs
     from attnlab.training.estimate import estimate
     from attnlab.training.extension import check_extension, describe, extends, stopped_at
     from attnlab.training.initial import check_weights
@@ -72,7 +72,7 @@ def train(asked: Asked) -> int:
             check_weights(resumed)
         settings.machine.threads = resumed.config["threads"]
     elif run_dir is not None:
-        runs.check_run_dir(run_dir, overwrite=output.overwrite)
+        folder.check_run_dir(run_dir, overwrite=output.overwrite)
 
     prepared = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:

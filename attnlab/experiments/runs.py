@@ -71,7 +71,9 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
     )
     _, about = load_tensors(run.path / "model.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_network(path, network, {**{k: v for k, v in about.items() if k != "network"}, "validation": validation})
+    save_network(
+        path, network, {**{k: v for k, v in about.items() if k != "network"}, "validation": validation}, follow=True
+    )
     return {
         "heads": heads,
         "validation": validation,

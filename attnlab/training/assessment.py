@@ -81,8 +81,8 @@ def imbalance(y: NDArray[Any], labels: list[Any]) -> list[str]:
         return []
     return [
         f"{counts[most]:,} of {len(y):,} test examples are of class {labels[most]}: always predicting it gives an "
-        f"accuracy of {share:.3f}, so look at balanced accuracy, F1 and the recall of each class; --metric f1 chooses by F1, "
-        "--class_weight balanced weighs rare classes more"
+        f"accuracy of {share:.3f}, so look at balanced accuracy, F1 and the recall of each class; --metric f1 chooses "
+        "by F1, --class_weight balanced weighs rare classes more"
     ]
 
 

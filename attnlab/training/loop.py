@@ -199,7 +199,12 @@ class Trainer:
         assert self.run is not None
         if not self.run.began:
             return
-        tensors, about = self.run.load_state()
+        tensors, about = self.run.load_state(self.network, self.optimizer)
+        if about["step"] > self.steps:
+            raise UserError(
+                f"{self.run.path / 'state.safetensors'} is damaged: it stands at step {about['step']:,} of "
+                f"{self.steps:,}; restore it, or train again"
+            )
         if about["best"] is not None:
             self.run.load_model()  # better to find out now than at the end
         self.network.load_state_dict(_below("model.", tensors))
@@ -208,10 +213,16 @@ class Trainer:
             index, _, key = name.partition(".")
             states.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        self.scaler.load_state_dict(about["scaler"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        try:
+            self.scaler.load_state_dict(about["scaler"])
+            torch.set_rng_state(tensors["random.cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.run.path / 'state.safetensors'} is damaged: {str(error).splitlines()[0]}; restore it, or train "
+                "again"
+            ) from None
         self.step, self.waited, self.seconds = about["step"], about["waited"], about["seconds"]
         self.evaluation_seconds = about["evaluation_seconds"]
         self.best, self.best_step = about["best"], about["best_step"]

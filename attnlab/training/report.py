@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from attnlab.files import atomically, write_text
 from attnlab.metrics import METRICS
-from attnlab.training.checkpoint import atomically, write_text
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 

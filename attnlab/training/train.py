@@ -22,7 +22,7 @@ from attnlab.task import UNSEEN, Baseline, Problem, Request, Split
 from attnlab.tasks._split import listed
 from attnlab.training import machine, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
-from attnlab.training.checkpoint import load_tensors, write_text
+from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import extend, extends
 from attnlab.training.initial import initialize
 from attnlab.training.loop import Outcome, Trainer, Watcher
@@ -208,7 +208,7 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
     result = _result(prepared, run, outcome)
     write_report(run, result)
     # Last, so that a run with a result has everything else too.
-    write_text(run.path / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    run.write_result(result)
     return result
 
 

@@ -15,7 +15,8 @@ import pytest
 from processes import Server
 from small import same, untimed, without_times
 
-from attnlab.training.checkpoint import UNFINISHED, load_tensors
+from attnlab.files import UNFINISHED
+from attnlab.training.checkpoint import load_tensors
 from attnlab.training.runs import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
