@@ -137,9 +137,7 @@ def _lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
             rest.append(word)
     for name, found in lists.items():
         if not found and not {"-h", "--help"} & set(arguments):
-            raise UserError(
-                f"--{name} needs at least one name; one that starts with a hyphen is given as --{name}=NAME"
-            )
+            raise UserError(f"--{name} needs at least one name; write one that starts with a hyphen as --{name}=NAME")
     return rest, lists
 
 

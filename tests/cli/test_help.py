@@ -194,6 +194,11 @@ def test_every_new_flag_is_reproduced(line: str) -> None:
     assert asked.settings != understand([]).settings
 
 
+def test_a_field_that_is_no_flag_is_not_proposed() -> None:
+    assert refused("train", "--options", "x").startswith("unknown option --options; ")
+    assert "did you mean --options" not in refused("train", "--options", "x")
+
+
 def test_a_list_without_a_name_is_refused() -> None:
     assert "--ignore needs at least one name; write one that starts with a hyphen as --ignore=NAME" in refused(
         "train", "--ignore", "--seed", "3"
