@@ -1,132 +1,167 @@
-"""Files that the user names: regular ones only, and no more of them than fits into memory."""
+"""Files that are whole or absent, and files of others, read within bounds.
+
+Inside a run's folder symbolic links are never followed: the folder may come from somebody else.
+"""
 
 from __future__ import annotations
 
-import codecs
+import contextlib
+import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from attnlab.errors import UserError
 
-_KINDS = {
-    stat.S_IFDIR: "a folder; name a file in it",
-    stat.S_IFIFO: "a pipe; write its content to a file first",
-    stat.S_IFSOCK: "a socket; write its content to a file first",
-    stat.S_IFCHR: "a device; write its content to a file first",
-    stat.S_IFBLK: "a device; write its content to a file first",
-}
-_MARKS = (  # UTF-32 before UTF-16: its mark begins with the other
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
-    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
-)
-_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v"))
-_CHUNK = 2**20
+UNFINISHED = ".attnlab-"
+"""How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""
+JSON_BYTES = 2**24
+"""The largest JSON file that is read."""
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_regular(path: Path, flag: str = "--data") -> BinaryIO:
-    """Open a file for reading. A pipe or a device is refused before it is opened, since reading it may never end.
+@contextlib.contextmanager
+def atomically(path: Path, *, follow: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well.
+
+    Args:
+        path: the file to write. A hard link is replaced, and never written through.
+        follow: where ``path`` is a symbolic link, replace the file that it points to instead of the link.
 
     Raises:
-        UserError: for anything but a regular file; ``flag`` is what named it.
-        OSError: what `open` raises.
+        UserError: when the file cannot be written (disk full, no permission); the earlier one is then whole.
     """
-    _check_kind(path, path.stat().st_mode, flag)
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    temporary: Path | None = None
     try:
-        _check_kind(path, os.fstat(file.fileno()).st_mode, flag)  # what was opened may be another file by now
-    except UserError:
-        file.close()
-        raise
-    return file
+        place = Path(os.path.realpath(path)) if follow else path
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=place.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(place)
+        temporary = None
+    except OSError as error:
+        whole = "; the earlier file is whole" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {error.strerror or error}{whole}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
-def memory_limit() -> int:
-    """The bytes that the content of one file may take: a quarter of the physical memory."""
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    return 2**32
-
-
-def check_size(path: Path, size: int) -> None:
-    """Refuse content that does not fit into memory.
+def write_text(path: Path, text: str, *, follow: bool = False) -> None:
+    """Write a text file atomically; see `atomically`.
 
     Raises:
-        UserError: for a ``size`` in bytes above `memory_limit`, with both.
+        UserError: when the file cannot be written, or the text holds a surrogate, which UTF-8 has no bytes for.
     """
-    if size > memory_limit():
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
         raise UserError(
-            f"the content of {path} takes {size:,} bytes of memory, more than a quarter of this machine's "
-            f"({memory_limit():,}); give a part of it"
-        )
+            f"cannot write {path}: {text[error.start]!a} is half a character; mend the names and values in the data"
+        ) from None
+    with atomically(path, follow=follow) as temporary:
+        temporary.write_bytes(data)
 
 
-class Encoding(NamedTuple):
-    """How a file's bytes are characters: Python's name of the codec, and what to call it where it is not UTF-8."""
-
-    codec: str
-    label: str = ""
-
-
-def detect_encoding(path: Path) -> Encoding:
-    """UTF-8, UTF-16 and UTF-32 with a byte order mark, or else Windows-1252, which Latin-1 text reads the same in.
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file that is nobody else's: no link, and no other name for the same file.
 
     Raises:
-        UserError: for a file that is no text in any of them, with the line.
-        OSError: what `open` raises.
+        UserError: when it is one, or cannot be written.
     """
-    with open_regular(path) as file:
-        start = file.read(4)
-        for mark, codec, label in _MARKS:
-            if start.startswith(mark):
-                return Encoding(codec, label)
-        file.seek(0)
-        line = _first_wrong_line(path, file)
-        if line is None:
-            return Encoding("utf-8-sig")
-        file.seek(0)
-        _check_cp1252(path, file, line, marked=start.startswith(codecs.BOM_UTF8))
-        return Encoding("cp1252", "Windows-1252 (Latin-1)")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NEVER_WAIT
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise UserError(f"{path} is a link or no regular file, so it is not written to; replace it by a copy")
+            file.write(line.encode() + b"\n")
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, so it is not written to; replace it by a copy") from None
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
-    """The first line that is no UTF-8; None where all are.
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device is refused without waiting for it.
+
+    Args:
+        path: the file.
+        follow: allow symbolic links.
 
     Raises:
-        UserError: for a NUL byte.
+        UserError: a file that is missing, a link (without ``follow``), or not regular.
     """
-    decoder, line, wrong = codecs.getincrementaldecoder("utf-8")(), 1, None
-    while True:
-        chunk = file.read(_CHUNK)
-        if 0 in chunk:
-            line += chunk.count(b"\n", 0, chunk.index(0))
-            raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
-        if wrong is None:
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                wrong = line + error.object.count(b"\n", 0, error.start)
-        if not chunk:
-            return wrong
-        line += chunk.count(b"\n")
+    try:
+        handle = os.open(path, os.O_RDONLY | _NEVER_WAIT | (0 if follow else _NOFOLLOW))
+    except OSError as error:
+        if not follow and path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, which is not followed; replace it by a copy") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is not a regular file; remove it, or restore the file")
+    return os.fdopen(handle, "rb")
 
 
-def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> None:
-    """Refuse what is no Windows-1252 either: five bytes are none, and control characters are in no text.
+def read_bytes(path: Path, most: int, *, follow: bool = False) -> bytes:
+    """The bytes of a regular file of at most ``most`` bytes; see `open_regular`.
 
     Raises:
-        UserError: with the line that is no UTF-8; where the file is ``marked`` as that, it is nothing else.
+        UserError: also for a larger file.
     """
-    while chunk := file.read(_CHUNK):
-        if len(chunk.translate(None, _CONTROLS)) < len(chunk):
-            raise UserError(f"{path} is binary: line {line:,} is no UTF-8 text; give plain text")
-        if marked or len(chunk.translate(None, b"\x81\x8d\x8f\x90\x9d")) < len(chunk):
-            raise UserError(f"line {line:,} of {path} is no UTF-8 text; save it as UTF-8")
+    with open_regular(path, follow=follow) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UserError(f"{path} is larger than {most:,} bytes, which no such file of attnlab is; restore it")
+    return data
 
 
-def _check_kind(path: Path, mode: int, flag: str) -> None:
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{flag} {path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file; name one')}")
+def parse_json(text: str | bytes) -> Any:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: NaN or infinity, a surrogate, text nested too deeply, a key that occurs twice, or no JSON.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once)
+        if "\\u" in text:  # the only way to write a surrogate in UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key occurs twice in it")
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -10,26 +10,38 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from attnlab import registry
 from attnlab.attention import Attention, linear
 from attnlab.cache import Cache, unchanged_on_error
+from attnlab.errors import UserError
+from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.heads import headed
 from attnlab.masks import Mask, padding
 from attnlab.narrow import numbered
 from attnlab.positions import make_absolute
+from attnlab.tensors import SafetensorsFile, check_finite
+
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 class Inputs(NamedTuple):
-    """What goes in: ``tokens`` (B, N) out of ``size`` kinds, or ``vectors`` (B, N, ``size``)."""
+    """What goes in.
 
-    kind: Literal["tokens", "vectors"]
+    ``tokens``: (B, N) out of ``size`` kinds; ``vectors``: (B, N, ``size``); ``cells``: (B, N, 2), a code out of
+    ``size`` and a value, which counts where the code is below ``numbers``.
+    """
+
+    kind: Literal["tokens", "vectors", "cells"]
     size: int
+    numbers: int = 0
 
 
 class Outputs(NamedTuple):
@@ -101,6 +113,8 @@ class Network(
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
+        elif self.inputs.kind == "cells":
+            self.embed = Cells(self.inputs.size, self.inputs.numbers, embed_dim)
         else:
             self.embed = linear(self.inputs.size, embed_dim)
         self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
@@ -120,11 +134,51 @@ class Network(
         self.norm = nn.LayerNorm(embed_dim)
         self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Network:
+        """A network saved by ``save_pretrained``, from a folder or the Hub; see `PyTorchModelHubMixin`.
+
+        Raises:
+            UserError: a config.json or model.safetensors that is damaged, or do not fit each other; nothing is
+                allocated then.
+        """
+        config = Path(pretrained_model_name_or_path) / "config.json"
+        if config.is_file():
+            try:
+                parse_json(read_bytes(config, JSON_BYTES, follow=True))
+            except ValueError as error:
+                raise UserError(f"{config} is damaged ({error}); restore it") from None
+        network: Network = super().from_pretrained(pretrained_model_name_or_path, **options)
+        return network
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> Network:
+        """Called by `from_pretrained` with the arguments of the constructor and those of ``hf_hub_download``."""
+        from attnlab.received import check_description, fill
+
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        folder = Path(model_id)
+        if folder.is_dir():
+            file = folder / "model.safetensors"
+        else:
+            file = Path(hf_hub_download(repo_id=model_id, filename="model.safetensors", **hub))
+        try:
+            with open_regular(file, follow=True) as opened:
+                safetensors = SafetensorsFile(file, opened)
+                check_description(options, safetensors.shapes, cls, str(file))
+                tensors = safetensors.read()
+        except (ValueError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged ({error}); restore it") from None
+        check_finite(tensors, f"the network in {file}")
+        return fill(cls(**options), tensors).to(map_location)
+
     def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[Cache] | None = None) -> Tensor:
         """Read a batch.
 
         Args:
-            x: (B, N) whole numbers or (B, N, F) numbers, as `inputs` says.
+            x: (B, N) whole numbers, (B, N, F) numbers or (B, N, 2) cells, as `inputs` says.
             lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
                 there (NaN, -100) has no effect. None: all are real.
             caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
@@ -231,6 +285,36 @@ def _blanked(x: Tensor, lengths: Tensor) -> Tensor:
     """``x`` (B, N, ...) with zeros in the padding."""
     padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     return x.masked_fill(padded.view(*padded.shape, *[1] * (x.dim() - 2)), 0)
+
+
+class Cells(nn.Module):
+    """Embeds cells: a vector for the code and, where the cell is a number, its value times another vector.
+
+    Args:
+        size: how many codes there are; codes are read from floating-point numbers, so 2^24 at most.
+        numbers: the codes below this are those of numbers.
+        embed_dim: D.
+
+    Raises:
+        ValueError: for more codes than float32 tells apart, or more numbers than codes.
+    """
+
+    def __init__(self, size: int, numbers: int, embed_dim: int) -> None:
+        super().__init__()
+        if not 0 <= numbers <= size <= 2**24:
+            raise ValueError(f"cells have at most 2^24 codes, and no more numbers than codes; not {size} and {numbers}")
+        self.numbers = numbers
+        self.codes = nn.Embedding(size, embed_dim)
+        self.values = nn.Embedding(numbers, embed_dim) if numbers else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, 2) to (B, N, D)."""
+        codes = x[..., 0].long()
+        out = self.codes(codes)
+        if self.values is None:
+            return out
+        value = x[..., 1].masked_fill(codes >= self.numbers, 0)
+        return out + value.unsqueeze(-1) * self.values(codes.clamp(max=self.numbers - 1))
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from attnlab.data_files import check_size, open_data
 from attnlab.errors import UserError
-from attnlab.files import check_size, open_regular
 
 _ALWAYS = 2**28
 """Bytes that an array may have however small the file is."""
@@ -31,7 +31,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _refusing(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with _refusing(path), open_data(path) as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         self._names = dict.fromkeys(names)
         if len(self._names) < len(names):
@@ -47,7 +47,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
-        with _refusing(self.path), open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
+        with _refusing(self.path), open_data(self.path) as file, zipfile.ZipFile(file) as archive:
             entry = archive.getinfo(f"{name}.npy")
             self._check_declared(entry)
             with archive.open(entry) as array:

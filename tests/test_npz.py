@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab import files, npz
+from attnlab import data_files, npz
 from attnlab.errors import UserError
 from attnlab.network import Inputs
 from attnlab.npz import read_arrays
@@ -79,7 +79,7 @@ def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path, monkeypatch: pyte
 
 def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "a.npz", x=X)
-    monkeypatch.setattr(files, "memory_limit", lambda: X.nbytes)
+    monkeypatch.setattr(data_files, "memory_limit", lambda: X.nbytes)
     with pytest.raises(UserError, match=r"takes 1,448 bytes of memory, more than .* \(1,320\)"):
         read_arrays(tmp_path / "a.npz")["x"]
 

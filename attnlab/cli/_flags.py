@@ -15,6 +15,7 @@ from attnlab import registry, tasks
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.errors import UserError
+from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     Data,
     Machine,
@@ -47,7 +48,7 @@ class Output:
     overwrite: bool = False
     """Replace the run in --run_dir."""
     resume: Word = None
-    """Go on with the run in this folder."""
+    """Resume the run in this folder; more --epochs or --steps than it has extend it."""
     checkpoint_seconds: float = 10.0
     """Seconds between two checkpoints."""
     config: Word = None
@@ -177,9 +178,9 @@ def _refuse_foreign(given: set[str], model: str) -> None:
 
 
 def _refuse_changes(settings: Settings, base: Settings, output: Output, given: set[str]) -> None:
-    """A resumed run goes on as it was started."""
-    was, now = base.flat(), settings.flat()
-    for name in sorted(given & set(now)):
+    """A resumed run keeps its settings; it can only be trained for longer (see `attnlab.training.extension`)."""
+    was, now = base.flat(), absolute(settings.flat())
+    for name in sorted((given & set(now)) - {"epochs", "steps"}):
         if now[name] != was[name]:
             raise UserError(
                 f"{output.resume} was started with {name}={was[name]}, so it cannot go on with {now[name]}; "

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from attnlab.data_files import check_size, open_data
 from attnlab.errors import UserError
-from attnlab.files import check_size, open_regular
 from attnlab.task import Request
 from attnlab.tasks._requests import check_file
 from attnlab.tasks._split import FEWEST, TEST, shuffled
@@ -140,7 +140,7 @@ def read_text(path: Path) -> bytes:
     check_file(path, "text", SUFFIXES)
     check_size(path, 9 * path.stat().st_size)  # the bytes, and each as a 64-bit token
     try:
-        with open_regular(path) as file:
+        with open_data(path) as file:
             text = file.read()
     except OSError as error:
         raise UserError(f"--data {path} cannot be read: {error.strerror}") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from attnlab.files import detect_encoding, open_regular
+from attnlab.data_files import detect_encoding, open_data
 from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
     """
     encoding = detect_encoding(path)
     with (
-        open_regular(path) as file,
+        open_data(path) as file,
         io.TextIOWrapper(file, encoding.codec, newline="") as text,
         _any_field_size(),
     ):

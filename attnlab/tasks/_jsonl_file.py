@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from attnlab.files import detect_encoding, open_regular
+from attnlab.data_files import detect_encoding, open_data
 from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_jsonl(path: Path) -> TableFile:
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
-    with open_regular(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
+    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
         try:
             for number, line in enumerate(text, 1):
                 if not line.strip():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attnlab.data_files import open_data
 from attnlab.errors import UserError
-from attnlab.files import open_regular
 from attnlab.task import Request
 
 _NO_COLUMNS = "{task} has no columns, so --{name} {value} means nothing to it; leave it out"
@@ -56,7 +56,7 @@ def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
             ending that the task does not read.
     """
     try:
-        with open_regular(path) as file:
+        with open_data(path) as file:
             empty = not file.read(1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--data {path} is not there; check the name") from None

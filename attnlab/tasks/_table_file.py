@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attnlab.data_files import check_size, open_data
 from attnlab.errors import UserError
-from attnlab.files import check_size, open_regular
 from attnlab.tasks._requests import check_file
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def read_parquet(path: Path) -> TableFile:
     import polars as pl
 
     try:
-        with open_regular(path) as file:
+        with open_data(path) as file:
             schema = pl.read_parquet_schema(file)
             check_names(list(schema))
             file.seek(0)

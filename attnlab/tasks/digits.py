@@ -11,7 +11,7 @@ import torch
 from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
 from attnlab.task import Problem, Request, Split, Task, read_x
-from attnlab.tasks._baselines import classifiers
+from attnlab.tasks._baselines import classifiers, flattened
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import stratified
 
@@ -60,9 +60,7 @@ class Digits(Task):
             metric="accuracy",
             encoding={"labels": list(range(10))},
             facts=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
-            baselines=lambda: classifiers(
-                train.x.flatten(1).numpy(), train.y[:, 0].numpy(), test.x.flatten(1).numpy(), test.y[:, 0].numpy()
-            ),
+            baselines=lambda: classifiers(flattened(x), y, parts),
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:

@@ -14,7 +14,6 @@ import reprlib
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +21,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from attnlab import registry, tasks
+from attnlab.data_files import open_data
 from attnlab.errors import UnknownNameError, UserError
-from attnlab.files import open_regular
 from attnlab.source import REQUIRED, Option
 
 Whole = Annotated[int | None, arg(metavar="INT")]
@@ -96,11 +95,11 @@ class Training:
     warmup: float = 0.05
     """The part of all steps over which the rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices."""
+    """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
     clip: float = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
     patience: Whole = None
-    """Stop after so many evaluations without a better one; never without it."""
+    """Stop after so many evaluations in a row that are not better than the best; without it never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
     """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ..."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
@@ -152,7 +151,7 @@ class Settings:
         model = values.get("model", self.model.model)
         own = {option.name: option_type(option, model) for option in mechanism_options(model)}
         groups = {f.name: getattr(self, f.name) for f in fields(self)}
-        known = {key: (name, kind) for name, group in groups.items() for key, kind in _types(type(group)).items()}
+        known = {key: (name, kind) for name, group in groups.items() for key, kind in field_types(type(group)).items()}
         for key, value in values.items():
             if key in own:
                 value = _typed(key, value, own[key], source)
@@ -219,26 +218,13 @@ def option_type(option: Option, model: str) -> Any:
     Raises:
         UserError: for one that can be neither a flag nor a setting in a file.
     """
-    kinds = [kind for part in option.annotation_parts if (kind := _named_type(part)) is not _UNKNOWN]
+    kinds = option.kinds
     if kinds in ([], [None]):
         raise UserError(
             f"models/{model} has an option of type {option.annotation}, which cannot be a flag; use int, float, bool, "
             "str, Literal[...] or one of these with | None"
         )
     return functools.reduce(operator.or_, kinds)
-
-
-_UNKNOWN = object()
-
-
-def _named_type(annotation: str) -> Any:
-    """The type, where it is one of those that words can say."""
-    names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
-    names |= {kind.__name__: kind for kind in (int, float, bool, str)}
-    try:
-        return eval(annotation, {"__builtins__": {}}, names)
-    except Exception:
-        return _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -281,7 +267,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or malformed, or says one thing twice.
     """
     try:
-        with open_regular(path, "--config") as file:
+        with open_data(path, "--config") as file:
             text = file.read().decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
@@ -306,7 +292,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _types(group: type) -> dict[str, Any]:
+def field_types(group: type) -> dict[str, Any]:
     """The type of every field of a group that is a setting by its own name."""
     hints = typing.get_type_hints(group)
     return {f.name: hints[f.name] for f in fields(group) if f.name != "options"}

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from attnlab import files
+from attnlab import data_files
 from attnlab.errors import UserError
 from attnlab.tasks._table_file import TableFile, read_table
 
@@ -213,7 +213,7 @@ def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:
 
 
 def test_keys_that_all_differ_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "memory_limit", lambda: 300 * 300 * 16)
+    monkeypatch.setattr(data_files, "memory_limit", lambda: 300 * 300 * 16)
     content = "".join(f'{{"k{i}": 1}}\n' for i in range(307))
     assert "more than a quarter" in refused(tmp_path, content, ".jsonl")
     assert read(tmp_path, "".join(content.splitlines(keepends=True)[:299]), ".jsonl").frame.shape == (299, 299)
@@ -246,7 +246,7 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
     pl.DataFrame({"a": pl.repeat(7, 1_000_003, dtype=pl.Int64, eager=True)}).write_parquet(path)
     assert path.stat().st_size < 10_000
     assert len(read_table(path).frame) == 1_000_003
-    monkeypatch.setattr(files, "memory_limit", lambda: 8_000_000)
+    monkeypatch.setattr(data_files, "memory_limit", lambda: 8_000_000)
     with pytest.raises(UserError, match=r"takes 8,000,024 bytes of memory, more than .* \(8,000,000\)"):
         read_table(path)
 
