@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ class Arrays(Mapping[str, NDArray[Any]]):
         self.path = path
         with _refusing(path), open_data(path) as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        self._names = list(dict.fromkeys(names))
-        for name in self._names:
-            if len(names) > len(self._names) and names.count(name) > 1:
-                raise UserError(f"{path} holds two arrays called {name}; expected one")
+        self._names = dict.fromkeys(names)
+        if len(self._names) < len(names):
+            repeated = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f"{path} holds two arrays called {repeated}; expected one")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

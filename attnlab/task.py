@@ -225,7 +225,7 @@ def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
     """
     arrays = Arrays(path)
     if "x" not in arrays:
-        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array called x")
+        raise UserError(f"{path} holds {', '.join([*arrays][:8]) or 'nothing'}; expected an array called x")
     x = arrays["x"]
     tokens = inputs.kind == "tokens"
     wanted = f"(batch, at most {length})" if tokens else f"(batch, at most {length}, {inputs.size})"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attnlab.data_files import detect_encoding, open_data
-from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names
+from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,9 +70,9 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
         frame = reader.read(body)
     decimal = reader.decimal
     if header and looks_like_data(first, frame, decimal):
-        shown = separator.join(first[:4]) + (" ..." if len(first) > 4 else "")
+        line = shown(separator.join(first))
         raise MalformedError(
-            f"its first line ({shown}) looks like the others, not like names; add a line of names, or give --no_header"
+            f"its first line ({line}) looks like the others, not like names; add a line of names, or give --no_header"
         )
     facts = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
     facts += ["numbers with decimal commas"] if decimal == "," else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from attnlab.data_files import detect_encoding, open_data
-from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names
+from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,10 +76,11 @@ def _parsed(decoder: json.JSONDecoder, line: str, number: int) -> dict[str, Any]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice; rename one")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shown(name)} is there twice; rename one")
+        found[name] = value
     return found
 
 
@@ -127,5 +128,5 @@ def _refuse_surrogate(name: str, texts: list[str | None], lines: list[int]) -> N
         try:
             (text or "").encode()
         except UnicodeEncodeError:
-            raise MalformedError(f"line {line}: {name} is no Unicode text ({text!a:.60})") from None
+            raise MalformedError(f"line {line}: {shown(name)} is no Unicode text ({shown(text or '')})") from None
     raise AssertionError("every text can be encoded")

@@ -97,12 +97,18 @@ def check_names(names: Sequence[str]) -> None:
         if not name.strip():
             raise MalformedError(f"column {number:,} has no name; give it one, or remove it")
         if name in seen:
-            raise MalformedError(f"two columns are called {name}; rename one")
+            raise MalformedError(f"two columns are called {shown(name)}; rename one")
         seen.add(name)
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise MalformedError(f"the name of column {number:,} is no Unicode text ({name!a})") from None
+            raise MalformedError(f"the name of column {number:,} is no Unicode text ({shown(name)})") from None
+
+
+def shown(text: str, most: int = 60) -> str:
+    """A text from the file as a part of a one-line message."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def check_cells(path: Path, rows: int, columns: int) -> None:

@@ -80,7 +80,7 @@ FLAGS = {
     "--data bad.npz": "bad.npz is no readable .npz file",
     "--data binary.txt": "binary.txt is binary: byte 0 is NUL",
     "--data empty.txt": "--data empty.txt is empty",
-    "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .txt",
+    "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .tsv, .txt",
     "--data .": "no task reads files without an ending (.)",
     "--data good.csv": "which column of good.csv shall be predicted? give --target; there are a, b",
     "--data good.csv --target c": "good.csv has no column c; --target must be one of a, b",

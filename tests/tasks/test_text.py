@@ -204,7 +204,8 @@ def test_targets_are_the_bytes_that_follow() -> None:
 
 def test_the_default_is_pythons_own_english() -> None:
     problem = tasks.load("text").load(Request())
-    train, validation, test = (bytes(p.x.flatten().tolist()) for p in (problem.train, problem.validation, problem.test))
+    splits = (problem.train, problem.validation, problem.test)
+    train, validation, test = (split.x.to(torch.uint8).numpy().tobytes() for split in splits)
     assert len(train) > 1_000_000
     assert b" the " in validation
     assert b" the " in test
