@@ -19,11 +19,11 @@ from attnlab.tasks._split import Parts, Rows, sample
 MOST = 10_000
 """Training rows of the baselines, so that they stay quick."""
 NEIGHBOURS = 3
-DISTANCES = 2e10
+DISTANCES = 5e9
 """Products that the nearest neighbours may cost: rows to learn from, times rows to test, times features."""
 STEPS = 300
 """Iterations of logistic regression at most."""
-PRODUCTS = 2e11
+PRODUCTS = 5e10
 """Products that logistic regression may cost: iterations, times rows, times classes, times features."""
 
 Features = Callable[[Rows, Rows], tuple[Any, Any]]
