@@ -151,7 +151,7 @@ def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
     """Those of ``columns`` that hold numbers, or no value at all."""
     low, high = (reduce(values.numbers, axis=1) for reduce in (np.fmin.reduce, np.fmax.reduce))
     missing = values.missing.sum(axis=1)
-    numeric = ~values.other.any(axis=1)
+    numeric = np.logical_not(values.other.any(axis=1))
     with np.errstate(invalid="ignore", over="ignore"):  # texts such as 1e999 are infinite here
         steps = np.diff(values.numbers, axis=1)
         counting = np.logical_and.reduce(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)

@@ -35,7 +35,7 @@ def test_features(offset: int, tmp_path: Path) -> None:
     assert len(x_values(far)[:, 0, 1].unique()) == COUNT
     again = more(tmp_path / "t.csv", far)
     assert set(again.x[:, 0, 1].tolist()) == set(x_values(far)[:, 0, 1].tolist())
-    one, other = ([list(b.values.values())[0] for b in problem.baselines()] for problem in (near, far))
+    one, other = ([next(iter(b.values.values())) for b in problem.baselines()] for problem in (near, far))
     assert one == pytest.approx(other, abs=1e-6)
 
 
