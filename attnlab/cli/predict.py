@@ -104,6 +104,22 @@ def _write(frame: pl.DataFrame, output: Path) -> None:
         if output.suffix == ".csv":
             _flat(frame).write_csv(temporary)
         elif output.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            _typed(frame).write_parquet(temporary)
         else:
-            frame.write_ndjson(temporary)
+            _typed(frame).write_ndjson(temporary)
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of text become numbers where every value is a plain number, as those of a CSV file are."""
+    import polars as pl
+
+    def typed(column: pl.Series) -> pl.Series:
+        for kind in (pl.Int64, pl.Float64):
+            numbers = column.cast(kind, strict=False)
+            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite()
+            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d").any():
+                return numbers
+        return column
+
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String and name != "prediction"]
+    return frame.with_columns(typed(frame[name]) for name in texts)
