@@ -12,7 +12,7 @@ from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
 from attnlab.metrics import METRICS
-from attnlab.training.report import MOST_SHOWN, metric_names, number, options, ranking
+from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
 
 ENDED = {
     "finished": "training finished",
@@ -27,8 +27,8 @@ def command_line(asked: Asked) -> str:
     for f in fields(asked.output):
         value = getattr(asked.output, f.name)
         if f.name not in ("interactive", "config") and value not in (None, f.default):
-            words += [f"--{f.name}"] if value is True else [f"--{f.name}", shlex.quote(str(value))]
-    return " ".join([trainer(), *options(asked.settings), *words])
+            words += [f"--{f.name}"] if value is True else flag(f.name, value)
+    return " ".join([trainer(), *options(asked.settings), *map(shlex.quote, words)])
 
 
 def duration(seconds: float) -> str:

@@ -28,6 +28,8 @@ class Options:
     """The new data, in a file like the one that the network was trained on; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
     """Write here instead of printing: .csv, .parquet or .jsonl."""
+    overwrite: bool = False
+    """Replace the file in --output where there is one."""
     keep_columns: bool = False
     """Put the columns of a table before the predictions."""
     device: str = "auto"
@@ -44,9 +46,12 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--data {data} is not there")
     from attnlab.metrics import METRICS
     from attnlab.tasks.table import Table
+    from attnlab.training.checkpoint import check_output
     from attnlab.training.report import number
     from attnlab.training.train import predict_file
 
+    if output is not None:
+        check_output(output, inputs=[data, Path(options.run)], overwrite=options.overwrite)
     if options.keep_columns and data.suffix.lower() not in Table.suffixes:
         raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
     predictions = predict_file(Path(options.run), data, options.device)
@@ -95,7 +100,7 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 def _write(frame: pl.DataFrame, output: Path) -> None:
     from attnlab.files import atomically
 
-    with atomically(output) as temporary:
+    with atomically(output, follow=True) as temporary:
         if output.suffix == ".csv":
             _flat(frame).write_csv(temporary)
         elif output.suffix == ".parquet":

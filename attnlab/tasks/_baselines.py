@@ -19,11 +19,11 @@ from attnlab.tasks._split import Parts, Rows, sample
 MOST = 10_000
 """Training rows of the baselines, so that they stay quick."""
 NEIGHBOURS = 3
-DISTANCES = 2e10
+DISTANCES = 5e9
 """Products that the nearest neighbours may cost: rows to learn from, times rows to test, times features."""
 STEPS = 300
 """Iterations of logistic regression at most."""
-PRODUCTS = 2e11
+PRODUCTS = 5e10
 """Products that logistic regression may cost: iterations, times rows, times classes, times features."""
 
 Features = Callable[[Rows, Rows], tuple[Any, Any]]
@@ -71,9 +71,9 @@ def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Basel
         model = LogisticRegression(max_iter=STEPS).fit(x[few], train_y[few])
         return _note(few, parts), scores(model, test_x, test_y)
 
-    def majority(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
+    def majority() -> dict[str, float]:
         most = np.bincount(y[parts.train]).argmax()
-        return "", class_metrics(np.eye(classes)[np.full(len(test_y), most)], test_y)
+        return class_metrics(np.eye(classes)[np.full(len(test_y), most)], test_y)
 
     methods = {f"{NEIGHBOURS} nearest neighbours": neighbours, "logistic regression": linear}
     return _computed(methods, "majority class", majority, lambda: features(rows, parts.test))
@@ -102,15 +102,18 @@ def regressors(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseli
         model = Ridge().fit(x, train_y)
         return _note(rows, parts), value_metrics(model.predict(test_x) * unit + mean, test_y)
 
-    def constant(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        return "", value_metrics(np.full(len(test_y), mean), test_y)
+    def constant() -> dict[str, float]:
+        return value_metrics(np.full(len(test_y), mean), test_y)
 
     methods = {f"{NEIGHBOURS} nearest neighbours": neighbours, "ridge regression": linear}
     return _computed(methods, "mean", constant, lambda: features(rows, parts.test))
 
 
 def _computed(
-    methods: Mapping[str, Method], trivial: str, constant: Method, features: Callable[[], tuple[Any, Any]]
+    methods: Mapping[str, Method],
+    trivial: str,
+    constant: Callable[[], dict[str, float]],
+    features: Callable[[], tuple[Any, Any]],
 ) -> list[Baseline]:
     """The methods that do not fail, and the trivial one, which needs no features."""
     from sklearn.exceptions import ConvergenceWarning
@@ -118,16 +121,17 @@ def _computed(
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many iterations are enough for a baseline
-        x, test_x = features()
+        both: tuple[Any, Any] | None = None
         for name, method in methods.items():
             try:
-                note, values = method(x, test_x)
+                both = features() if both is None else both
+                note, values = method(*both)
             except Exception as error:  # the network has been trained; no baseline is worth losing it
-                reason = str(error).split("\n")[0][:200]
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 warnings.warn(f"the baseline {name} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
             else:
                 found.append(Baseline(name + note, values))
-    return [*found, Baseline(trivial, constant(x, test_x)[1])]
+    return [*found, Baseline(trivial, constant())]
 
 
 def _few(x: Any, test_x: Any, classes: NDArray[Any]) -> Rows:

@@ -230,10 +230,12 @@ def row_keys(columns: Sequence[Column], seq_length: int | None) -> NDArray[np.fl
         values = column.values
         if isinstance(values, pl.Series):
             read = values.str.head(seq_length or LONGEST) if column.kind == "text" else values
-            keys.append(read.rank("dense").cast(pl.Float64).fill_null(0).to_numpy())
+            keys.append(read.rank("dense").cast(pl.Float64).to_numpy())
         else:
-            keys.append(np.nan_to_num(values, nan=-np.inf) if values.ndim == 1 else np.nan_to_num(values[:, 0]))
-    return np.column_stack(keys)
+            keys.append(values if values.ndim == 1 else values[:, 0])
+    found = np.column_stack(keys)
+    found[np.isnan(found)] = -np.inf
+    return found
 
 
 def baseline_features(layout: Layout, values: ColumnValues, rows: int) -> Features:

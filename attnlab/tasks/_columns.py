@@ -120,7 +120,7 @@ def choose(columns: Sequence[Column], target: str, request: Request) -> Choice:
         left = [c for c in columns if c.kind == "id" and c.name in reasons and reasons[c.name] == c.why]
         wanted = {c.name: _as_feature(c, "; used because there is nothing else") for c in left}
     if not wanted:
-        said = "".join(f"; {name} is {why}" for name, why in list(reasons.items())[:5])
+        said = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
         raise UserError(f"{request.data} has no column to predict {target} from{said}")
     uses = (
         ColumnUse(c.name, c.kind, c.why)
@@ -151,10 +151,10 @@ def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
     """Those of ``columns`` that hold numbers, or no value at all."""
     low, high = (reduce(values.numbers, axis=1) for reduce in (np.fmin.reduce, np.fmax.reduce))
     missing = values.missing.sum(axis=1)
-    numeric = ~values.other.any(axis=1)
+    numeric = np.logical_not(values.other.any(axis=1))
     with np.errstate(invalid="ignore", over="ignore"):  # texts such as 1e999 are infinite here
         steps = np.diff(values.numbers, axis=1)
-        counting = np.all(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)
+        counting = np.logical_and.reduce(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)
     for i, column in enumerate(columns):
         if not numeric[i]:
             continue
@@ -237,11 +237,9 @@ def _same(column: Column, target: Column) -> bool:
     one, other = column.values, target.values
     if isinstance(one, pl.Series) or isinstance(other, pl.Series):
         return isinstance(one, pl.Series) and isinstance(other, pl.Series) and _equal_strings(one, other)
-    return (
-        one.shape == other.shape
-        and bool(np.array_equal(one[:1], other[:1], equal_nan=True))
-        and bool(np.array_equal(one, other, equal_nan=True))
-    )
+    if one.shape != other.shape or (one.ndim == 1 and one[0] != other[0] and one[0] == one[0]):
+        return False  # the first row alone says so, for most of 100,000 columns
+    return bool(np.array_equal(one, other, equal_nan=True))
 
 
 def _equal_strings(one: pl.Series, other: pl.Series) -> bool:

@@ -131,10 +131,14 @@ def standards(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]
         values = flat[:, part].astype(np.float64)
         there = ~np.isnan(values)
         counts = np.maximum(there.sum(axis=0), 1)
-        mean[part] = np.where(there, values / counts, 0).sum(axis=0)  # a sum of large numbers would overflow
-        away = np.where(there, values - mean[part], 0)
+        low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
+        middle = np.where(there.any(axis=0), low / 2 + high / 2, 0)  # a sum of values far from zero loses digits
+        away = np.where(there, values - middle, 0)
+        shift = away.sum(axis=0) / counts
+        mean[part] = middle + shift
+        away = np.where(there, away - shift, 0)
         largest = np.abs(away).max(axis=0, initial=0)
-        varies = (np.fmin.reduce(values, axis=0) < np.fmax.reduce(values, axis=0)) & (largest > 0)
+        varies = (low < high) & (largest > 0)
         scale = np.where(varies, largest, 1)  # squares of tiny numbers would vanish
         spread[part] = np.where(varies, scale * np.sqrt(((away / scale) ** 2).sum(axis=0) / counts), 1)
     return mean.reshape(x.shape[1:]), spread.reshape(x.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -166,9 +167,9 @@ def _labels(unique: list[Any]) -> list[Any]:
     """The classes in order. Strings stay apart where their numbers are equal: 1, 01 and 001 are three classes."""
     if not isinstance(unique[0], str):
         return sorted(unique)
+    if all(re.fullmatch(r"0|-?[1-9]\d{0,99}", label, re.ASCII) for label in unique):
+        return sorted(map(int, unique))  # printed just as they came
     try:
-        if all(str(int(label)) == label for label in unique):
-            return sorted(map(int, unique))  # printed just as they came
         return sorted(unique, key=lambda label: (float(label), label))
     except ValueError:
         return sorted(unique)

@@ -118,15 +118,15 @@ def dates(column: pl.Series, form: str) -> Values:
         return Values(np.stack(both, axis=1), np.isnan(both[0]), np.zeros(len(column), bool))
     text = column.str.strip_chars()
     parts = text.str.extract_groups(f"^({DATES[form]}){_TIME}$").struct.unnest().get_columns()
-    date = as_float(parts[0].str.to_date(form, strict=False))
+    day = as_float(parts[0].str.to_date(form, strict=False))
     hour, minute, second = (np.nan_to_num(as_float(part)) for part in parts[1:4])
-    date[(hour > 23) | (minute > 59) | (second >= 61)] = np.nan
-    wall = date + (hour * 3600 + minute * 60 + second) / 86_400
+    day[(hour > 23) | (minute > 59) | (second >= 61)] = np.nan
+    clock = day + (hour * 3600 + minute * 60 + second) / 86_400
     zone = parts[4].str.extract_groups(r"^([+-])(\d{2}):?(\d{2})$").struct.unnest().get_columns()
     ahead = np.nan_to_num(as_float(zone[1])) / 24 + np.nan_to_num(as_float(zone[2])) / 1440
-    days = wall - np.where((zone[0] == "-").fill_null(False).to_numpy(), -ahead, ahead)
+    days = clock - np.where((zone[0] == "-").fill_null(False).to_numpy(), -ahead, ahead)
     gone = (is_missing(column) | text.str.to_lowercase().is_in(UNKNOWN).fill_null(True)).to_numpy()
-    return Values(np.stack([days, wall], axis=1), gone, ~gone & np.isnan(days))
+    return Values(np.stack([days, clock], axis=1), gone, ~gone & np.isnan(days))
 
 
 def date_formats(example: str) -> list[str]:

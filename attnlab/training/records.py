@@ -85,6 +85,16 @@ def _settings_record() -> type[_SettingsRecord]:
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
 
+class Extension(Record):
+    """One extension of a run, in config.json."""
+
+    from_step: Count
+    epochs: Count | None = None
+    epochs_before: Count | None = None
+    steps: Count | None = None
+    steps_before: Count | None = None
+
+
 class Config(Record):
     """config.json."""
 
@@ -99,9 +109,9 @@ class Config(Record):
     encoding: dict[str, Any]
     data_sha256: Hash | None
     sha256: Hash
-    id: Hash | None = None
-    extended: list[dict[str, Any]] | None = None
-    init_sha256: Hash | None = None
+    id: Hash
+    extended: list[Extension] = []
+    init_sha256: Hash | None
 
 
 class MetricsLine(Record):

@@ -49,10 +49,18 @@ def options(settings: Settings) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no_{name}")
         elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
+            words += flag(name, *value)
         elif value is not None:
-            words += [f"--{name}", str(value)]
+            words += flag(name, value)
     return [shlex.quote(word) for word in words]
+
+
+def flag(name: str, *values: Any) -> list[str]:
+    """A flag with its values as words; a value that starts with a hyphen would be read as a flag of its own."""
+    texts = [str(value) for value in values]
+    if any(text.startswith("-") for text in texts):
+        return [f"--{name}={text}" for text in texts]
+    return [f"--{name}", *texts] if texts else []
 
 
 def write_report(run: Run, result: dict[str, Any]) -> None:

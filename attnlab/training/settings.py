@@ -63,9 +63,9 @@ class Data:
     target_type: Annotated[Literal["class", "number"] | None, arg(metavar="{class,number}")] = None
     """Whether the target is a class or a number; decided by its values without it."""
     features: Words = None
-    """The columns to predict from; without it all that can be used."""
+    """The columns to predict from, separated by spaces; without it all that can be used."""
     ignore: Words = None
-    """Columns not to use."""
+    """Columns not to use, separated by spaces."""
     missing: Literal["mean", "error", "drop"] = "mean"
     """Missing values: mean fills them in, error refuses them, drop leaves their rows out."""
     split_by: Annotated[
@@ -101,7 +101,8 @@ class Training:
     patience: Whole = None
     """Stop after so many evaluations in a row that are not better than the best; without it never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
-    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ..."""
+    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
+    the task's own without it."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
     """balanced: weigh every class by the inverse of its frequency in the training data."""
     evaluate_every: Whole = None
@@ -109,7 +110,7 @@ class Training:
     validation_examples: Whole = None
     """Validation examples per evaluation; without it as many as fit in a tenth of the run."""
     init_from: Word = None
-    """Start from the weights of this run or file."""
+    """Start from the weights of this run, or of a file written by --save_path."""
     seed: int = 0
     """Decides the split, the first weights, the order and the dropout."""
 

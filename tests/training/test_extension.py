@@ -12,8 +12,9 @@ from small import KilledError, prepared, same, settings, stop_at, untimed, witho
 from small import trainer as small_trainer
 
 from attnlab.errors import UserError
+from attnlab.files import UNFINISHED
 from attnlab.training import train
-from attnlab.training.checkpoint import UNFINISHED, load_tensors
+from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, describe, extend, extends, stopped_at
 from attnlab.training.loop import rate_at
 from attnlab.training.runs import Run
