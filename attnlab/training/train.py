@@ -318,7 +318,7 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
 
     def score(split: Split) -> Tensor:
         scores = predict(network, _as_trained(network, split), batch_size=128)
-        scored.append((split, scores))
+        scored[:] = [(split, scores)]  # a text is scored in many parts, and only rows of the others hold targets
         return scores
 
     columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)

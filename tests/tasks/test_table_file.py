@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
+import shutil
 import socket
+import sys
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 
 from attnlab import data_files
 from attnlab.errors import UserError
+from attnlab.tasks import _table_file
 from attnlab.tasks._table_file import TableFile, read_table
 
 
@@ -247,6 +251,7 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.stat().st_size < 10_000
     assert len(read_table(path).frame) == 1_000_003
     monkeypatch.setattr(data_files, "memory_limit", lambda: 8_000_000)
+    monkeypatch.setattr(_table_file, "memory_limit", lambda: 8_000_000)
     with pytest.raises(UserError, match=r"takes 8,000,024 bytes of memory, more than .* \(8,000,000\)"):
         read_table(path)
 
@@ -256,6 +261,28 @@ def test_damaged_parquet(size: int, tmp_path: Path) -> None:
     pl.DataFrame({"a": range(101), "b": ["x"] * 101}).write_parquet(tmp_path / "whole.parquet")
     content = (tmp_path / "whole.parquet").read_bytes()
     assert "cannot be read as a table" in refused(tmp_path, b"PAR1" + content[4:][:size], ".parquet")
+
+
+@pytest.mark.parametrize(("at", "value"), [(131, 27), (131, 30), (133, 17)])
+def test_damage_at_which_polars_panics_or_aborts(
+    at: int, value: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"n": range(13)}).write_parquet(path, compression="uncompressed", statistics=False)
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    with contextlib.suppress(UserError):  # another polars may write other bytes there
+        read(tmp_path, bytes(content), ".parquet")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("executable", [shutil.which("true") or "", "", "/no/python"])
+def test_without_another_process_parquet_is_read_all_the_same(
+    executable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    pl.DataFrame({"n": range(13)}).write_parquet(tmp_path / "t.parquet")
+    assert len(read_table(tmp_path / "t.parquet").frame) == 13
 
 
 def test_no_header_is_for_csv(tmp_path: Path) -> None:
