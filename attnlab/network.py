@@ -10,19 +10,26 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from attnlab import registry
 from attnlab.attention import Attention, linear
 from attnlab.cache import Cache, unchanged_on_error
+from attnlab.errors import UserError
+from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.heads import headed
 from attnlab.masks import Mask, padding
 from attnlab.narrow import numbered
 from attnlab.positions import make_absolute
+from attnlab.tensors import SafetensorsFile, check_finite
+
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 class Inputs(NamedTuple):
@@ -126,6 +133,46 @@ class Network(
             block.attention = headed(block.attention).keep_heads(left)
         self.norm = nn.LayerNorm(embed_dim)
         self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Network:
+        """A network saved by ``save_pretrained``, from a folder or the Hub; see `PyTorchModelHubMixin`.
+
+        Raises:
+            UserError: a config.json or model.safetensors that is damaged, or do not fit each other; nothing is
+                allocated then.
+        """
+        config = Path(pretrained_model_name_or_path) / "config.json"
+        if config.is_file():
+            try:
+                parse_json(read_bytes(config, JSON_BYTES, follow=True))
+            except ValueError as error:
+                raise UserError(f"{config} is damaged ({error}); restore it") from None
+        network: Network = super().from_pretrained(pretrained_model_name_or_path, **options)
+        return network
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> Network:
+        """Called by `from_pretrained` with the arguments of the constructor and those of ``hf_hub_download``."""
+        from attnlab.received import check_description, fill
+
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        folder = Path(model_id)
+        if folder.is_dir():
+            file = folder / "model.safetensors"
+        else:
+            file = Path(hf_hub_download(repo_id=model_id, filename="model.safetensors", **hub))
+        try:
+            with open_regular(file, follow=True) as opened:
+                safetensors = SafetensorsFile(file, opened)
+                check_description(options, safetensors.shapes, cls, str(file))
+                tensors = safetensors.read()
+        except (ValueError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged ({error}); restore it") from None
+        check_finite(tensors, f"the network in {file}")
+        return fill(cls(**options), tensors).to(map_location)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[Cache] | None = None) -> Tensor:
         """Read a batch.

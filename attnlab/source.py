@@ -7,9 +7,11 @@ stranger's file cannot do anything by being looked at.
 from __future__ import annotations
 
 import ast
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attnlab.errors import UserError
 
@@ -34,6 +36,11 @@ class Option:
             parts.append(left.right)
             left = left.left
         return [ast.unparse(part) for part in (left, *reversed(parts))]
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The types among `annotation_parts` that words can say; a class of the mechanism's own is none."""
+        return [kind for part in self.annotation_parts if (kind := _named_type(part)) is not _UNKNOWN]
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,19 @@ def _options(node: ast.ClassDef, doc: str, path: Path) -> tuple[Option, ...]:
         )
         for argument, default in pairs
     )
+
+
+_UNKNOWN = object()
+
+
+def _named_type(annotation: str) -> Any:
+    """The type, where it is one of those that words can say."""
+    names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
+    names |= {kind.__name__: kind for kind in (int, float, bool, str)}
+    try:
+        return eval(annotation, {"__builtins__": {}}, names)
+    except Exception:
+        return _UNKNOWN
 
 
 def _literal(default: ast.expr, name: str, path: Path) -> Any:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FORMATS = (".csv", ".parquet", ".jsonl")
 
 
 @dataclass
@@ -25,34 +27,83 @@ class Options:
     data: Annotated[str, arg(metavar="FILE")]
     """The new data, in a file like the one that the network was trained on; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
-    """Write here instead of printing: .csv or .jsonl."""
+    """Write here instead of printing: .csv, .parquet or .jsonl."""
+    overwrite: bool = False
+    """Replace the file in --output where there is one."""
+    keep_columns: bool = False
+    """Put the columns of a table before the predictions."""
     device: str = "auto"
     """Where to compute."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print a row an example, as CSV."""
+    """Print a row per example, as CSV; where the data hold the targets, the metrics go to stderr."""
     options = parse(Options, arguments, command="attnlab predict", description="Predict on new data.")
-    output = None if options.output is None else Path(options.output)
-    if output is not None and output.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output {output} must end in .csv or .jsonl")
-    if not Path(options.data).is_file():
-        raise UserError(f"--data {options.data} is not there")
-    from attnlab.training.checkpoint import write_text
+    output, data = None if options.output is None else Path(options.output), Path(options.data)
+    if output is not None and output.suffix not in FORMATS:
+        raise UserError(f"--output {output} must end in .csv, .parquet or .jsonl")
+    if not data.is_file():
+        raise UserError(f"--data {data} is not there")
+    from attnlab.metrics import METRICS
+    from attnlab.tasks.table import Table
+    from attnlab.training.checkpoint import check_output
+    from attnlab.training.report import number
     from attnlab.training.train import predict_file
 
-    columns = predict_file(Path(options.run), Path(options.data), options.device)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if output is None or output.suffix == ".csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
+    if output is not None:
+        check_output(output, inputs=[data, Path(options.run)], overwrite=options.overwrite)
+    if options.keep_columns and data.suffix.lower() not in Table.suffixes:
+        raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
+    predictions = predict_file(Path(options.run), data, options.device)
+    frame = _frame(predictions.columns, data if options.keep_columns else None)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(_flat(frame).write_csv())
     else:
-        write_text(output, text)
-        print(f"{len(rows):,} rows in {output}")
+        _write(frame, output)
+        print(f"{len(frame):,} rows in {output}")
+    if predictions.metrics:
+        scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
+        print(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
     return 0
+
+
+def _frame(columns: dict[str, list[Any]], table: Path | None) -> pl.DataFrame:
+    """The predictions, behind the columns of the table that they are for.
+
+    Raises:
+        UserError: for a table that has a column of the same name.
+    """
+    import polars as pl
+
+    frame = pl.DataFrame(columns, strict=False)
+    if table is None:
+        return frame
+    from attnlab.tasks._table_file import read_table
+
+    kept = read_table(table).frame
+    twice = [name for name in frame.columns if name in kept.columns]
+    if twice:
+        raise UserError(
+            f"{table} has a column {twice[0]}, as the predictions have; rename it, or leave --keep_columns out"
+        )
+    return pl.concat([kept, frame], how="horizontal")
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame that CSV can hold: of an answer with several parts, they stand in one field."""
+    import polars as pl
+
+    lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
+    return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in lists)
+
+
+def _write(frame: pl.DataFrame, output: Path) -> None:
+    from attnlab.files import atomically
+
+    with atomically(output, follow=True) as temporary:
+        if output.suffix == ".csv":
+            _flat(frame).write_csv(temporary)
+        elif output.suffix == ".parquet":
+            frame.write_parquet(temporary)
+        else:
+            frame.write_ndjson(temporary)

@@ -65,13 +65,15 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
     _, validation = evaluate(
         network,
         prepared.problem.validation,
-        Objective.of(prepared.problem),
+        Objective.of(prepared.problem).additive(),
         batch_size=_batch_size(prepared),
         autocast=machine.autocast(prepared.settings.machine, prepared.device),
     )
     _, about = load_tensors(run.path / "model.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_network(path, network, {**{k: v for k, v in about.items() if k != "network"}, "validation": validation})
+    save_network(
+        path, network, {**{k: v for k, v in about.items() if k != "network"}, "validation": validation}, follow=True
+    )
     return {
         "heads": heads,
         "validation": validation,

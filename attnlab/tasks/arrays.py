@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     return x, y
 
 
-def read_y(path: Path, found: dict[str, NDArray[Any]], rows: int) -> NDArray[Any]:
+def read_y(path: Path, found: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
     """``y`` among the arrays of a file: one answer per sequence.
 
     Raises:

@@ -36,6 +36,7 @@ class Digits(Task):
     """
 
     summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
+    own_data = "the digits of this scikit-learn"
     remark = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
 
     def load(self, request: Request) -> Problem:

@@ -23,6 +23,8 @@ from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks._table_file import TableFile, read_table
 from attnlab.tasks._target import encode_target, read_target, target_gaps
 
+NAMELESS = (".csv", ".tsv")
+"""Files whose columns may have no names."""
 KINDS = {"none": "one value", "mixed": "numbers and text"}
 """What kinds of columns that cannot be used are called; the others have their own name."""
 
@@ -35,6 +37,7 @@ class Encoding(BaseModel, strict=True, allow_inf_nan=False):
     mean: float = 0.0
     unit: float = 1.0
     missing: Literal["mean", "error", "drop"]
+    header: bool = True
     columns: Layout
 
 
@@ -48,7 +51,7 @@ class Table(Task):
     """
 
     summary = "a column of your own table, from its numbers, categories, dates and texts"
-    suffixes = (".csv", ".parquet", ".jsonl")
+    suffixes = (".csv", ".tsv", ".parquet", ".jsonl")
     needs_data = True
 
     def load(self, request: Request) -> Problem:
@@ -65,7 +68,7 @@ class Table(Task):
             raise UserError(
                 "table needs a file of yours: give --data FILE.csv and the column to predict, --target NAME"
             )
-        file = read_table(request.data)
+        file = read_table(request.data, header=request.header)
         name = find_target(file, request)
         facts = (f"{request.data}: {len(file.frame):,} rows", *file.facts)
         answers, rows = file.frame[name], np.arange(len(file.frame))
@@ -97,7 +100,7 @@ class Table(Task):
                 layout.inputs,
                 layout.length,
                 lengths,
-                {"missing": request.missing, "columns": layout.model_dump()},
+                {"missing": request.missing, "header": request.header, "columns": layout.model_dump()},
                 baseline_features(layout, values, len(rows)),
                 tuple(cut_texts(layout, columns)),
             )
@@ -143,7 +146,7 @@ class Table(Task):
 
     def _rows(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
         known = parse_encoding(encoding, inputs, length)
-        file = read_table(path)
+        file = read_table(path, header=known.header or path.suffix.lower() not in NAMELESS)
         values = column_values(known.columns, file)
         if known.missing != "mean":
             refuse_gaps(values, file.place, f"and the network was trained with --missing {known.missing}")

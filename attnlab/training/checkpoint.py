@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and tensors with their description and checksum, without pickle.
+"""Tensors with their description and checksum in one file, without pickle.
 
 A checkpoint is one safetensors file. Its metadata hold one JSON object, and in it the SHA-256 of that object
 and of every tensor: a file that was cut, altered or put together from two is refused.
@@ -12,122 +12,191 @@ import io
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attnlab.errors import UserError
+from attnlab.files import atomically, open_regular, parse_json
+from attnlab.tensors import DTYPES, ENTRIES, HEADER_BYTES, SafetensorsFile, Shape, UnsafeError, as_bytes, read_pth
 
 KEY = "attnlab"
-UNFINISHED = ".attnlab-"
-"""How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""
 PTH = (".pth", ".pt")
 
-
-@contextlib.contextmanager
-def atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well.
-
-    Where ``path`` is a symbolic link, what it points to is replaced.
-
-    Raises:
-        UserError: when the file cannot be written (disk full, no permission); the earlier one is then whole.
-    """
-    temporary: Path | None = None
-    try:
-        place = Path(os.path.realpath(path))
-        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=place.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(place)
-        temporary = None
-    except OSError as error:
-        whole = "; the earlier file is whole" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{whole}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+Check = Callable[[dict[str, Any], dict[str, Shape]], None]
+"""Refuses a description and the tensors' shapes before the tensors are read."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], *, follow: bool = False) -> None:
     """Write tensors and a JSON description of them, atomically, with a checksum over both.
 
     A path that ends in .pth or .pt gets the same as a plain ``torch.save`` of
-    ``{"state_dict": tensors, "attnlab": about}``.
+    ``{"state_dict": tensors, "attnlab": about}``. No tensor is copied.
+
+    Raises:
+        UserError: when the file cannot be written; see `atomically` for ``follow``.
+        ValueError: for what `load_tensors` would refuse: another dtype, NaN in the description, too many tensors.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    about = {**about, "sha256": _checksum(tensors, about)}
-    with atomically(path) as temporary:
+    if wrong := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPES.values()}:
+        raise ValueError(f"a checkpoint cannot hold {wrong}")
+    text = json.dumps({**about, "sha256": _checksum(tensors, about)}, allow_nan=False)
+    if len(tensors) > ENTRIES or len(text) + sum(len(name) + 200 for name in tensors) > HEADER_BYTES:
+        raise ValueError(f"a checkpoint holds at most {ENTRIES:,} tensors and {HEADER_BYTES:,} bytes of description")
+    with atomically(path, follow=follow) as temporary:
         if path.suffix in PTH:
-            buffer = io.BytesIO()  # torch's own writer speaks of a full disk in its own way
-            torch.save({"state_dict": tensors, KEY: json.dumps(about)}, buffer)
-            temporary.write_bytes(buffer.getbuffer())
+            with temporary.open("wb") as file:
+                sink = _Sink(file)
+                try:
+                    torch.save({"state_dict": tensors, KEY: text}, sink)  # type: ignore[arg-type]
+                except RuntimeError as error:  # torch's writer speaks of a full disk in its own way
+                    raise sink.error or error from None
         else:
-            temporary.write_bytes(save(tensors, {KEY: json.dumps(about)}))
+            try:
+                save_file(tensors, temporary, {KEY: text})
+            except SafetensorError as error:
+                code = re.search(r"os error (\d+)", str(error))
+                if code is None:
+                    raise
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, check: Check | None = None, *, follow: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote.
+
+    Args:
+        path: the file.
+        check: is called with the description and the shapes; for safetensors before any tensor is read.
+        follow: allow symbolic links.
 
     Returns:
         The tensors and their description.
 
     Raises:
-        UserError: a file that is missing, cut, of another program, or altered.
+        UserError: a file that is missing, cut, of another program, or altered, that is no regular file, or declares
+            more than it holds.
     """
-    if not path.is_file():
+    if not os.path.lexists(path) or path.is_dir():
         raise UserError(f"there is no checkpoint {path}; attnlab runs lists the runs that have one")
-    try:
-        if path.suffix in PTH:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            tensors, text = found["state_dict"], found[KEY]
-        else:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {})[KEY]
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-        about = json.loads(text)
-        whole = about.pop("sha256") == _checksum(tensors, about)
-    except (KeyError, TypeError):
-        raise UserError(f"{path} was not written by attnlab: it does not say which network it is for") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is truncated or no checkpoint ({reason}); restore it or train again") from None
-    except Exception as error:  # the refusals of weights_only, which would advise to trust the file
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it would run {asked[1]}" if asked else "it holds more than tensors, or was altered"
-        raise UserError(f"{path} is no checkpoint that can be read safely: {reason}; do not trust it") from None
+    with open_regular(path, follow=follow) as file:
+        try:
+            if path.suffix in PTH:
+                content = read_pth(file)
+                tensors, about = content["state_dict"], _description(content[KEY])
+                shapes = {name: Shape(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            else:
+                opened = SafetensorsFile(path, file)
+                about, shapes = _description(opened.metadata[KEY]), opened.shapes
+            checksum = about.pop("sha256")
+            if check is not None:
+                check(about, shapes)
+            if path.suffix not in PTH:
+                tensors = opened.read()
+            whole = checksum == _checksum(tensors, about)
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} was not written by attnlab: it does not say which network it is for") from None
+        except UnsafeError as error:
+            raise UserError(f"{path} is no checkpoint that can be read safely: {error}; do not trust it") from None
+        except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{path} is truncated or no checkpoint ({reason}); restore it or train again") from None
+        except Exception:  # the refusals of weights_only, which would advise to trust the file
+            raise UserError(
+                f"{path} is no checkpoint that can be read safely: it holds more than tensors, or was altered; do not "
+                "trust it"
+            ) from None
     if not whole:
         raise UserError(f"{path} was altered: its checksum does not match; restore it or train again")
     return tensors, about
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description in a .safetensors checkpoint, read without its tensors, and so without checking its checksum.
+
+    Raises:
+        UserError: a file that is missing, cut or of another program.
+    """
+    with open_regular(path) as file:
+        try:
+            about = _description(SafetensorsFile(path, file).metadata[KEY])
+        except (UnsafeError, SafetensorError, OSError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is truncated or no checkpoint; restore it or train again") from None
+    about.pop("sha256", None)
+    return about
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file was written by `save_tensors`, be it damaged."""
+    with contextlib.suppress(UserError, ValueError, OSError, KeyError, zipfile.BadZipFile), open_regular(path) as file:
+        if path.suffix not in PTH:
+            return KEY in SafetensorsFile(path, file).metadata
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(b"state_dict" in (text := archive.read(name)) and KEY.encode() in text for name in names[:1])
+    return False
+
+
+def check_output(
+    path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False, flag: str = "--output", ours: bool = False
+) -> None:
+    """Refuse an output file that would replace a file that attnlab did not write.
+
+    Args:
+        path: the file that is to be written.
+        inputs: the files that are read; these are never replaced, ``overwrite`` or not.
+        overwrite: whether the user allowed to replace an existing file.
+        flag: what the path was given by.
+        ours: whether a checkpoint of attnlab may be replaced without ``overwrite``.
+
+    Raises:
+        UserError: when the file exists and may not be replaced, or is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder; name a file in it")
+    for read in inputs:
+        with contextlib.suppress(OSError):
+            if path.samefile(read):
+                raise UserError(f"{flag} {path} is the file that is read; give another name")
+    if os.path.lexists(path) and path.exists() and not overwrite and not (ours and is_checkpoint(path.resolve())):
+        raise UserError(f"{flag} {path} exists; give another name, or --overwrite")
+
+
+class _Sink(io.RawIOBase):
+    """A file that keeps the error of a failed write, which torch's writer loses."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _description(text: Any) -> dict[str, Any]:
+    about = parse_json(text) if isinstance(text, str) else None
+    if not isinstance(about, dict):
+        raise TypeError
+    return about
+
+
 def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # .reshape(-1) makes a 0-dim tensor viewable as bytes
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(as_bytes(tensor))
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

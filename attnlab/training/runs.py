@@ -16,36 +16,47 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 import attnlab
 from attnlab.errors import UserError
+from attnlab.files import UNFINISHED, append_line, write_text
 from attnlab.network import Network
-from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors, write_text
+from attnlab.received import check_description, fill
+from attnlab.tensors import Shape, check_finite
+from attnlab.training import folder, records
+from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
+from attnlab.training.folder import RUNS
+from attnlab.training.paths import absolute, shown
 from attnlab.training.settings import Settings, defaults
+from attnlab.training.settings import check as check_settings
+from attnlab.training.state import check_state
 
-try:
-    import fcntl
-except ImportError:  # a system without it: two processes in one folder are then not found out
-    fcntl = None  # type: ignore[assignment]
-
-FORMAT = 1
-RUNS = Path("runs")
+FORMAT = 2
 
 
 @dataclass(frozen=True)
+class Damaged:
+    """A run folder that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
 class Run:
-    """One run's folder."""
+    """One run's folder; ``path`` changes where the folder vanishes during training (see `alone`)."""
 
     path: Path
     config: dict[str, Any]
+    _held: folder.Held | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def create(path: Path | None, config: dict[str, Any], *, overwrite: bool = False) -> Run:
@@ -63,18 +74,18 @@ class Run:
         parent = place if path is None else place.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
+            folder.sweep(parent)
             new = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
         except OSError as error:
             raise UserError(f"cannot make a run folder in {parent}: {error.strerror}") from None
         try:
             new.chmod(0o755)
-            write_text(new / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            write_text(new / "config.json", records.write(records.Config, config))
             if path is None:
-                path = _take_number(new, f"{config['settings']['task']}-{config['settings']['model']}")
+                path = folder.take_number(new, f"{config['settings']['task']}-{config['settings']['model']}")
             else:
-                check_run_dir(path, overwrite=overwrite)
-                _replace(new, place)
+                folder.check_run_dir(path, overwrite=overwrite)
+                folder.replace(new, place)
         except OSError as error:
             shutil.rmtree(new, ignore_errors=True)
             raise UserError(f"cannot make the run folder {path or parent}: {error.strerror}") from None
@@ -88,56 +99,90 @@ class Run:
         """The run in a folder.
 
         Raises:
-            UserError: for a folder that is missing or holds no run.
+            UserError: for a folder that is missing, holds no run, or one that was altered.
         """
+        folder.restore_replaced(path)
         file = path / "config.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise UserError(f"{path} is no run folder (it has no config.json); attnlab runs lists those there are")
         try:
-            config = json.loads(file.read_text("utf-8"))
+            config = records.read(file)
             version, fingerprint = config["format"], config["sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{file} was not written by attnlab, or altered; restore it, or train again") from None
         if version != FORMAT:
-            raise UserError(f"{path} has format {version}; this attnlab reads format {FORMAT}")
+            raise UserError(f"{path} has format {version!a:.20}; this attnlab reads format {FORMAT}")
         if fingerprint != _fingerprint(config):
             raise UserError(f"{file} was altered: its checksum does not match; restore it, or train again")
+        records.check(records.Config, config, file)
         return Run(path, config)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from training in this folder meanwhile; when this one dies, the system lets go of it.
 
+        Where the folder is removed, moved or replaced meanwhile, what is written next goes to a new folder,
+        ``NAME-recovered``, which is then this run's `path`.
+
         Raises:
             UserError: when another process trains here.
         """
-        with contextlib.ExitStack() as stack:
-            if fcntl is not None:
-                folder = os.open(self.path, os.O_RDONLY)
-                stack.callback(os.close, folder)
-                try:
-                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(f"another process is training in {self.path}; wait for it, or stop it") from None
-                except OSError:  # a file system without locks
-                    pass
-            for left in self.path.glob(f"{UNFINISHED}*"):  # by a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+        self._held = folder.Held(self.path)
+        try:
+            folder.remove_unfinished(self.path)  # by a process that was killed while it wrote
             yield
+        finally:
+            self._held.close()
+            self._held = None
+
+    def is_running(self) -> bool:
+        """Whether a process trains in this folder."""
+        return folder.is_locked(self.path)
+
+    def place(self, name: str) -> Path:
+        """Where a file of this run is to be written; see `alone` for a folder that has vanished.
+
+        Raises:
+            UserError: when no folder can be made.
+        """
+        if self._held is not None and self._held.gone(self.path):
+            self.path = self._held.recover(self.path, self.config)
+        return self.path / name
+
+    def replace_config(self, changes: dict[str, Any]) -> Run:
+        """Change the run's config and write its config.json, atomically; returns the run.
+
+        The ``id`` stays, so the model and the state still belong to the run; a result of the earlier config no longer
+        counts.
+        """
+        config = json.loads(json.dumps({**self.config, **changes}))
+        config["sha256"] = _fingerprint(config)
+        write_text(self.place("config.json"), records.write(records.Config, config))
+        self.config = config
+        return self
+
+        return False
 
     @property
     def settings(self) -> Settings:
-        """What the run was started with."""
+        """What the run was started with, or extended to."""
         said = self.config["settings"]
-        return defaults(said["model"], said["task"]).updated(said, str(self.path / "config.json"))
+        settings = defaults(said["model"], said["task"]).updated(said, str(self.path / "config.json"))
+        check_settings(settings)
+        return settings
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from error
+        """Append one line to metrics.jsonl; NaN and infinity become null.
+
+        Raises:
+            UserError: when it cannot be written, or is a link.
+        """
+        line = {name: None if value != value or abs(value) == float("inf") else value for name, value in line.items()}
+        records.MetricsLine.model_validate(line)
+        file = self.place("metrics.jsonl")
+        append_line(file, json.dumps(line))
+        if self._held is not None:
+            self._held.keep(file)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a kill cut short is left out.
@@ -146,25 +191,21 @@ class Run:
             UserError: for a file that was damaged otherwise.
         """
         file = self.path / "metrics.jsonl"
-        try:
-            lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
-            found = [json.loads(line) for line in lines if line.endswith("\n")]
-            if not all(isinstance(line["step"], int) for line in found):
-                raise ValueError("a line has no step")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{file} is damaged; restore it, or train again") from None
-        return found
+        return records.read_metrics(file, self.config["metric"]) if os.path.lexists(file) else []
 
     def rewind(self, step: int) -> None:
         """Drop the lines of metrics.jsonl after ``step``: training takes up from there."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        write_text(self.path / "metrics.jsonl", "".join(kept))
+        write_text(self.place("metrics.jsonl"), "".join(kept))
 
     def save_model(self, network: Network, about: dict[str, Any]) -> None:
         """Keep these weights as the best so far."""
         said = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
-        said |= {"task": self.config["settings"]["task"], "run": self.config["sha256"]}
-        save_network(self.path / "model.safetensors", network, {**said, **about})
+        said |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
+        file = self.place("model.safetensors")
+        save_network(file, network, {**said, **about})
+        if self._held is not None:
+            self._held.keep(file)
 
     def load_model(self) -> Network:
         """The best network so far, in eval mode.
@@ -172,24 +213,42 @@ class Run:
         Raises:
             UserError: a file that is missing, damaged, or of another run.
         """
-        network, about = load_network(self.path / "model.safetensors")
+        file = self.place("model.safetensors")
+        network, about = load_network(file, follow=False)
         self._check_own("model.safetensors", about)
+        wanted = {**self.config, "task": self.config["settings"]["task"]}
+        for name in ("network", "encoding", "metric", "unit", "task"):
+            if about[name] != wanted[name]:
+                raise UserError(f"{file} has another {name} than the config.json beside it; restore it, or train again")
         return network
 
     def save_state(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Keep where training stands."""
-        save_tensors(self.path / "state.safetensors", tensors, {"run": self.config["sha256"], **about})
+        about = {"run": self.config["id"], **about}
+        records.StateRecord.model_validate(about)
+        save_tensors(self.place("state.safetensors"), tensors, about)
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load_state(self, network: Network, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Where training stands.
 
+        Args:
+            network: what the state is for; it is not changed.
+            optimizer: of the network.
+
         Raises:
-            UserError: a file that is missing, damaged, or of another run.
+            UserError: a file that is missing, damaged, of another run, or of another network.
         """
-        tensors, about = load_tensors(self.path / "state.safetensors")
-        self._check_own("state.safetensors", about)
-        if "random.cpu" not in tensors:
-            raise UserError(f"{self.path / 'state.safetensors'} holds a network alone; restore it, or train again")
+        file = self.path / "state.safetensors"
+
+        def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
+            self._check_own("state.safetensors", about)
+            if "random.cpu" not in shapes:
+                raise UserError(f"{file} holds a network alone; restore it, or train again")
+            records.check(records.StateRecord, about, file)
+            check_state(shapes, network, optimizer, file)
+
+        tensors, about = load_tensors(file, check)
+        check_finite(tensors, str(file))
         return tensors, about
 
     @property
@@ -199,26 +258,32 @@ class Run:
         Raises:
             UserError: when only the state of a run that began is missing.
         """
-        if (self.path / "state.safetensors").is_file():
+        if os.path.lexists(self.path / "state.safetensors"):
             return True
-        if (self.path / "model.safetensors").is_file() or self.metrics():
+        if os.path.lexists(self.path / "model.safetensors") or self.metrics():
             raise UserError(f"{self.path} has lost its state.safetensors; restore it, or train again")
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The held-out result; None while training has not ended.
+        """The held-out result; None while training has not ended, also where it was extended after an earlier end.
 
         Raises:
             UserError: for a file that was damaged.
         """
         file = self.path / "result.json"
+        if not os.path.lexists(file):
+            return None
+        advice = f"remove it, and --resume {self.path} makes it again"
         try:
-            found = json.loads(file.read_text("utf-8")) if file.is_file() else None
-            if found is not None and not {"test", "metric", "baselines", "ended"} <= set(found):
-                raise ValueError("the result is not among it")
-        except (ValueError, TypeError, RecursionError):
-            raise UserError(f"{file} is damaged; remove it, and --resume {self.path} makes it again") from None
-        return found
+            result: dict[str, Any] = records.read(file)
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}; {advice}") from None
+        records.check(records.Result, result, file, advice)
+        return result if result["config"] == self.config["sha256"] else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json: the run has ended then."""
+        write_text(self.place("result.json"), records.write(records.Result, result))
 
     def export(self, path: Path) -> None:
         """Copy the best network to a file of the user's: .safetensors, .pth or .pt.
@@ -231,35 +296,38 @@ class Run:
             Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; the network is in {self.path}") from None
-        save_tensors(path, *load_tensors(self.path / "model.safetensors"))
+        save_tensors(path, *load_tensors(self.path / "model.safetensors"), follow=True)
 
     def _check_own(self, name: str, about: dict[str, Any]) -> None:
-        if about.get("run") != self.config["sha256"]:
+        if about.get("run") != self.config["id"]:
             raise UserError(
                 f"{self.path / name} belongs to another run than the config.json beside it; restore it, or train again"
             )
 
 
-def save_network(path: Path, network: Network, about: dict[str, Any]) -> None:
+def save_network(path: Path, network: Network, about: dict[str, Any], *, follow: bool = False) -> None:
     """Write a network's weights and how to build it, atomically."""
-    save_tensors(path, network.state_dict(), {"network": describe(network), **about})
+    about = {"network": describe(network), **about}
+    records.NetworkRecord.model_validate(about)
+    save_tensors(path, network.state_dict(), about, follow=follow)
 
 
-def load_network(path: Path) -> tuple[Network, dict[str, Any]]:
+def load_network(path: Path, *, follow: bool = True) -> tuple[Network, dict[str, Any]]:
     """A network out of a checkpoint file, in eval mode, and what the file says of it.
 
+    Nothing is allocated for a network whose description its tensors do not fit.
+
     Raises:
-        UserError: a file that is missing, damaged, or needs a mechanism that is not there.
+        UserError: a file that is missing, damaged, has NaN or infinite weights, or needs a mechanism that is not there.
     """
-    tensors, about = load_tensors(path)
-    try:
-        network = Network(**about["network"])
-        network.to(next(iter(tensors.values())).dtype)
-        network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit the network that it describes: {reason}") from None
-    return network.eval(), about
+
+    def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
+        check_description(about["network"], shapes, Network, str(path))
+        records.check(records.NetworkRecord, about, path)
+
+    tensors, about = load_tensors(path, check, follow=follow)
+    check_finite(tensors, f"the network in {path}")
+    return fill(Network(**about["network"]), tensors), about
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Network:
@@ -286,21 +354,25 @@ def describe(network: Network) -> dict[str, Any]:
     return config
 
 
-def make_config(settings: Settings, network: Network, problem: Any, threads: int) -> dict[str, Any]:
-    """What config.json holds."""
+def make_config(
+    settings: Settings, network: Network, problem: Any, threads: int, init_sha256: str | None = None
+) -> dict[str, Any]:
+    """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
         "format": FORMAT,
         "attnlab": attnlab.__version__,
         "torch": torch.__version__,
         "threads": threads,
-        "settings": settings.flat(),
+        "settings": absolute(settings.flat()),
         "network": describe(network),
         "metric": problem.metric,
         "unit": problem.unit,
         "encoding": problem.encoding,
         "data_sha256": file_hash(settings.data.data),
+        "init_sha256": init_sha256,
     }
     config = json.loads(json.dumps(config))  # as it will be read back
+    config["id"] = _fingerprint(config)  # of the run, which stays when the run is extended
     return {**config, "sha256": _fingerprint(config)}
 
 
@@ -328,113 +400,49 @@ def check_data(run: Run) -> None:
     if data is None:
         return
     if not Path(data).is_file():
-        raise UserError(f"{run.path} was trained on {data}, which is not there any more; put it back")
+        raise UserError(f"{run.path} was trained on {shown(data)}, which is not there any more; put it back")
     if file_hash(data) != run.config["data_sha256"]:
-        raise UserError(f"{data} was altered since {run.path} was started; put the old file back, or start a new run")
+        raise UserError(
+            f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"
+        )
 
 
-def find(folder: Path = RUNS) -> list[Run]:
-    """The runs below ``folder``, by name; a folder that holds no readable run is passed over."""
-    found = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() and not path.name.startswith("."):
-            try:
-                found.append(Run.open(path))
-            except UserError:
-                continue
+def find(place: Path = RUNS) -> list[Run | Damaged]:
+    """The runs below a folder, by name, with those that cannot be read; other folders are passed over."""
+    if not place.is_dir():
+        return []
+    folder.sweep(place)
+    found: list[Run | Damaged] = []
+    for path in sorted(place.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        try:
+            run = Run.open(path)
+            run.metrics()
+            run.result()
+            found.append(run)
+        except UserError as error:
+            if any(os.path.lexists(path / name) for name in folder.RUN_FILES[:4]):
+                found.append(Damaged(path, str(error)))
     return found
 
 
-def check_save_path(path: Path) -> None:
+def check_save_path(path: Path, *, overwrite: bool = False) -> None:
     """Find out before training whether the result can be saved there, leaving nothing behind.
 
     Raises:
-        UserError: for an ending that is not known, a folder, or a place that cannot be written to.
+        UserError: for an ending that is not known, a folder, a file that attnlab did not write (without
+            ``overwrite``), a file of a run, or a place that cannot be written to.
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"--save_path {path} must end in .safetensors, .pth or .pt")
     try:
-        if path.is_dir():
-            raise UserError(f"--save_path {path} is a folder; name a file in it")
-        _try_to_make(path)
+        check_output(path, overwrite=overwrite, flag="--save_path", ours=True)
+        folder.try_to_make(path)
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise UserError(f"cannot write --save_path {path}: {error.strerror}") from None
-
-
-def _try_to_make(path: Path) -> None:
-    """Whether a file or a folder could be made there, leaving nothing behind.
-
-    Raises:
-        OSError: when not.
-    """
-    place = Path(os.path.realpath(path))  # where a link leads to
-    folder = place.parent
-    while not os.path.lexists(folder):  # it will be made; can it be?
-        folder = folder.parent
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-    for name in place.relative_to(folder).parts:  # may a file here be called so?
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).lstat()
-
-
-def check_run_dir(path: Path, *, overwrite: bool) -> None:
-    """Find out before training whether a run folder can be made there.
-
-    Raises:
-        UserError: for a place that cannot be written to, a folder that exists (without ``overwrite``), or one that
-            ``overwrite`` would destroy though it is no run.
-    """
-    try:
-        _try_to_make(path)
-    except OSError as error:
-        raise UserError(f"cannot make --run_dir {path}: {error.strerror}") from None
-    if not path.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{path} exists; give another --run_dir, --resume {path}, or --overwrite to replace it")
-    if not path.is_dir() or (any(path.iterdir()) and not _looks_like_a_run(path)):
-        raise UserError(f"--overwrite replaces run folders only, and {path} is none; give another --run_dir")
-
-
-def _looks_like_a_run(path: Path) -> bool:
-    """Whether the config.json in a folder is one of ours, be it damaged."""
-    try:
-        return {"format", "attnlab", "settings"} <= set(json.loads((path / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
-
-
-def _sweep(folder: Path) -> None:
-    """Remove run folders that a killed process left half made; those younger than an hour may be in the making."""
-    for left in folder.glob(f"{UNFINISHED}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left)
-
-
-def _take_number(new: Path, stem: str) -> Path:
-    number = 1
-    while True:
-        path = RUNS / f"{stem}-{number:03d}"
-        try:
-            path.mkdir()  # whoever makes it first has the number
-        except FileExistsError:
-            number += 1
-            continue
-        new.replace(path)
-        return path
-
-
-def _replace(new: Path, path: Path) -> None:
-    """Put ``new`` where ``path`` is; whatever is there goes when it does."""
-    if not path.exists():
-        new.replace(path)
-        return
-    with Run(path, {}).alone():
-        old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
-        path.replace(old)
-        new.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+    end = Path(os.path.realpath(path))
+    if end.name in folder.RUN_FILES and folder.looks_like_a_run(end.parent):
+        raise UserError(f"--save_path {path} is a file of the run in {end.parent}; give another name")

@@ -80,7 +80,7 @@ FLAGS = {
     "--data bad.npz": "bad.npz is no readable .npz file",
     "--data binary.txt": "binary.txt is binary: byte 0 is NUL",
     "--data empty.txt": "--data empty.txt is empty",
-    "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .txt",
+    "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .tsv, .txt",
     "--data .": "no task reads files without an ending (.)",
     "--data good.csv": "give the column of good.csv to predict with --target; there are a, b",
     "--data good.csv --target c": "good.csv has no column c; --target must be one of a, b",
@@ -211,7 +211,7 @@ def test_overwrite_replaces_it(run: Path) -> None:
     [
         ("--embed_dim 16", "run was started with embed_dim=8, so it cannot go on with 16; leave --embed_dim out"),
         ("--num-heads=4", "run was started with num_heads=2, so it cannot go on with 4; leave --num_heads out"),
-        ("--steps 9", "run was started with steps=3, so it cannot go on with 9"),
+        ("--steps 2", "run is trained for steps=3 and has reached its end, step 3, so it cannot be trained for 2"),
         ("--model selfhead", "run was started with model=multihead, so it cannot go on with selfhead"),
         (
             "--positions=alibi",

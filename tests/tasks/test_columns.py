@@ -29,7 +29,7 @@ PROSE = [f"review {i} says that it is {'good' if i % 3 else 'bad'}" for i in ran
 
 def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str:
     frame = pl.DataFrame({name: pl.Series(values, strict=False)})
-    return describe(TableFile(Path("t.csv"), frame, decimal))[0].kind
+    return describe(TableFile(frame, Path("t.csv"), decimal))[0].kind
 
 
 @pytest.mark.parametrize(

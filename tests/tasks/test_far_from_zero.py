@@ -96,7 +96,7 @@ def test_predictions_have_the_error_that_was_reported(tmp_path: Path) -> None:
     run = start(prepared, tmp_path / "run")
     result = train(prepared, run)[1]
     assert result is not None
-    predicted = np.array(predict_file(run.path, path)["prediction"])
+    predicted = np.array(predict_file(run.path, path).columns["prediction"])
     assert len(np.unique(predicted)) > COUNT / 2
     test = shuffled(COUNT, Request()).test
     assert np.sqrt(np.mean((predicted - y)[test] ** 2)) == pytest.approx(result["test"], rel=1e-4)

@@ -44,7 +44,12 @@ def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -
         with pytest.raises(UserError, match=r"one class|different rows"):
             stratified(classes, known, Request(seed=seed), groups)
         return
-    parts = stratified(classes, known, Request(seed=seed), groups)
+    try:
+        parts = stratified(classes, known, Request(seed=seed), groups)
+    except UserError as error:  # a few groups that share classes may not be divided at all
+        assert "copies of rows of other classes" in str(error)
+        assert len(set(groups)) < 3 * len(known)
+        return
     check(parts, len(pairs), groups)
     assert all(set(classes[part]) == set(range(len(known))) for part in parts)
 

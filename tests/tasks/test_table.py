@@ -274,4 +274,4 @@ def test_without_a_file(name: str) -> None:
 
 def test_every_ending_has_one_task() -> None:
     endings = [suffix for name in tasks.names() for suffix in tasks.entry(name).suffixes]
-    assert sorted(endings) == [".csv", ".jsonl", ".npz", ".parquet", ".txt"]
+    assert sorted(endings) == [".csv", ".jsonl", ".npz", ".parquet", ".tsv", ".txt"]

@@ -113,7 +113,7 @@ def become(order: dict[str, Any]) -> None:
 
 def count_changes(what: str, number: int) -> dict[str, int]:
     """Count changes of files and writes, and kill this process at the given one."""
-    from attnlab.training.checkpoint import UNFINISHED
+    from attnlab.files import UNFINISHED
 
     counted = {"change": 0, "write": 0}
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab.errors import UserError
+from attnlab.files import atomically, write_text
 from attnlab.training import checkpoint
-from attnlab.training.checkpoint import KEY, atomically, load_tensors, save_tensors, write_text
+from attnlab.training.checkpoint import KEY, load_tensors, save_tensors
 
 SUFFIXES = [".safetensors", ".pth", ".pt"]
 ABOUT = {"step": 3, "named": "näme", "nested": {"list": [1, 2.5, None, True]}}
@@ -234,8 +235,11 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     target, link = tmp_path / "elsewhere" / "a.json", tmp_path / "a.json"
     target.write_text("earlier", encoding="utf-8")
     link.symlink_to(target)
-    write_text(link, "later")
+    write_text(link, "later", follow=True)
     assert link.is_symlink()
+    assert target.read_text("utf-8") == "later"
+    write_text(link, "own")
+    assert not link.is_symlink()
     assert target.read_text("utf-8") == "later"
 
 

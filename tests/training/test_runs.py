@@ -14,9 +14,11 @@ from small import KilledError, prepared, same, stop_at, trainer
 
 import attnlab
 from attnlab.errors import UserError
+from attnlab.files import UNFINISHED
 from attnlab.training import runs, train
-from attnlab.training.checkpoint import UNFINISHED, load_tensors, save_tensors
-from attnlab.training.runs import Run, check_run_dir, check_save_path, find
+from attnlab.training.checkpoint import load_tensors, save_tensors
+from attnlab.training.folder import check_run_dir
+from attnlab.training.runs import Damaged, Run, check_save_path, find
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
@@ -72,10 +74,25 @@ def test_an_earlier_run_is_never_overwritten_unasked(copied: Path) -> None:
 
 
 def test_overwrite_leaves_nothing_of_the_earlier_run(copied: Path) -> None:
-    (copied / "notes.txt").write_text("of the earlier run", encoding="utf-8")
+    (copied / f"{UNFINISHED}half").touch()
     started(copied, overwrite=True, dropout=0.25)
     assert [p.name for p in copied.iterdir()] == ["config.json"]
     assert Run.open(copied).settings.model.dropout == 0.25
+    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
+
+
+@pytest.mark.parametrize("other", ["data.csv", "notes/draft.txt", "report.md/mine.txt"])
+def test_overwrite_removes_only_what_a_run_wrote(other: str, copied: Path) -> None:
+    if other == "report.md/mine.txt":
+        (copied / "report.md").unlink(missing_ok=True)
+    (copied / other).parent.mkdir(exist_ok=True)
+    (copied / other).write_text("mine", encoding="utf-8")
+    before = files(copied)
+    name = other.split("/")[0]
+    for ask in (lambda: check_run_dir(copied, overwrite=True), lambda: started(copied, overwrite=True)):
+        with pytest.raises(UserError, match=f"removes only what a run wrote, and .*copied also holds {name}; move"):
+            ask()
+    assert files(copied) == before
     assert [p.name for p in copied.parent.iterdir()] == ["copied"]
 
 
@@ -160,8 +177,8 @@ def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
         ("[1]", "was not written by attnlab, or altered"),
         ('"text"', "was not written by attnlab, or altered"),
         ("[" * 100_000, "was not written by attnlab, or altered"),
-        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 1"),
-        ('{"format": 1, "sha256": ""}', "was altered: its checksum does not match"),
+        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 2"),
+        ('{"format": 2, "sha256": ""}', "was altered: its checksum does not match"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -245,7 +262,7 @@ def test_a_line_that_was_damaged_is_said(line: str, copied: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"test": 1}'])
 def test_a_result_that_was_damaged_is_said(text: str, copied: Path) -> None:
     (copied / "result.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"result\.json is damaged; remove it, and --resume"):
+    with pytest.raises(UserError, match=r"result\.json is damaged: .*; remove it, and --resume"):
         Run.open(copied).result()
 
 
@@ -258,7 +275,11 @@ def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     (tmp_path / "file").touch()
-    assert [run.path.name for run in find(tmp_path)] == ["a", "b"]
+    (tmp_path / "empty").mkdir()
+    found = find(tmp_path)
+    assert [(run.path.name, type(run)) for run in found] == [("a", Run), ("b", Run), ("broken", Damaged)]
+    assert isinstance(found[2], Damaged)
+    assert "was not written by attnlab, or altered" in found[2].reason
     assert find(tmp_path / "missing") == []
 
 

@@ -1,0 +1,167 @@
+"""Files that are whole or absent, and files of others, read within bounds.
+
+Inside a run's folder symbolic links are never followed: the folder may come from somebody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from attnlab.errors import UserError
+
+UNFINISHED = ".attnlab-"
+"""How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""
+JSON_BYTES = 2**24
+"""The largest JSON file that is read."""
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@contextlib.contextmanager
+def atomically(path: Path, *, follow: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well.
+
+    Args:
+        path: the file to write. A hard link is replaced, and never written through.
+        follow: where ``path`` is a symbolic link, replace the file that it points to instead of the link.
+
+    Raises:
+        UserError: when the file cannot be written (disk full, no permission); the earlier one is then whole.
+    """
+    temporary: Path | None = None
+    try:
+        place = Path(os.path.realpath(path)) if follow else path
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=place.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(place)
+        temporary = None
+    except OSError as error:
+        whole = "; the earlier file is whole" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {error.strerror or error}{whole}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, follow: bool = False) -> None:
+    """Write a text file atomically; see `atomically`.
+
+    Raises:
+        UserError: when the file cannot be written, or the text holds a surrogate, which UTF-8 has no bytes for.
+    """
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"cannot write {path}: {text[error.start]!a} is half a character; mend the names and values in the data"
+        ) from None
+    with atomically(path, follow=follow) as temporary:
+        temporary.write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file that is nobody else's: no link, and no other name for the same file.
+
+    Raises:
+        UserError: when it is one, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NEVER_WAIT
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise UserError(f"{path} is a link or no regular file, so it is not written to; replace it by a copy")
+            file.write(line.encode() + b"\n")
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, so it is not written to; replace it by a copy") from None
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device is refused without waiting for it.
+
+    Args:
+        path: the file.
+        follow: allow symbolic links.
+
+    Raises:
+        UserError: a file that is missing, a link (without ``follow``), or not regular.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | _NEVER_WAIT | (0 if follow else _NOFOLLOW))
+    except OSError as error:
+        if not follow and path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, which is not followed; replace it by a copy") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is not a regular file; remove it, or restore the file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most: int, *, follow: bool = False) -> bytes:
+    """The bytes of a regular file of at most ``most`` bytes; see `open_regular`.
+
+    Raises:
+        UserError: also for a larger file.
+    """
+    with open_regular(path, follow=follow) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UserError(f"{path} is larger than {most:,} bytes, which no such file of attnlab is; restore it")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: NaN or infinity, a surrogate, text nested too deeply, a key that occurs twice, or no JSON.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once)
+        if "\\u" in text:  # the only way to write a surrogate in UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key occurs twice in it")
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
