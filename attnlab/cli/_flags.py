@@ -45,7 +45,7 @@ class Output:
     save_path: Word = None
     """Save the trained network here too: .safetensors, .pth or .pt."""
     overwrite: bool = False
-    """Replace the run in --run_dir."""
+    """Replace the run in --run_dir, and the file in --save_path."""
     resume: Word = None
     """Go on with the run in this folder."""
     checkpoint_seconds: float = 10.0

@@ -14,9 +14,11 @@ from typing import Any
 
 from attnlab import registry, tasks
 from attnlab.attention import divisors_near
+from attnlab.cli._console import say
 from attnlab.cli._flags import given_flags, understand
 from attnlab.cli._words import command_line
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.escape import one_line, visible
 from attnlab.training.settings import choices_of
 
 OTHER = "\0"
@@ -60,13 +62,13 @@ def ask(arguments: Sequence[str]) -> list[str] | None:
     try:
         words = _answers(words, put)
         asked = understand(words)
-        print(f"\nthe same as a command:\n  {command_line(asked)}\n", flush=True)
+        say(f"\nthe same as a command:\n  {command_line(asked)}\n", flush=True)
         if put(Question("start", "train now", "yes", {"yes": "", "no": ""}), _no_objection) == "no":
-            print("nothing was started")
+            say("nothing was started")
             return None
     except (LeftError, EOFError):
         if terminal:
-            print("left; nothing was started")
+            say("left; nothing was started")
             return None
         raise UserError("the input ended before the last question; nothing was started") from None
     return words
@@ -154,9 +156,9 @@ def _objection(words: list[str]) -> str | None:
     from attnlab.training import runs
 
     try:
-        save_path = understand(words).output.save_path
-        if save_path is not None:
-            runs.check_save_path(Path(save_path))
+        output = understand(words).output
+        if output.save_path is not None:
+            runs.check_save_path(Path(output.save_path), overwrite=output.overwrite)
     except UserError as error:
         return str(error)
     return None
@@ -230,19 +232,19 @@ def on_lines(question: Question, check: Check) -> str:
     width = max(map(len, names), default=0)
     if any(question.choices.values()):
         for number, (name, about) in enumerate(question.choices.items(), 1):
-            print(f"  {number}  {name:<{width}}  {about}")
+            say(f"  {number}  {name:<{width}}  {about}")
     hint = f" [{question.default}]" if question.default else ""
     while True:
-        answer = input(f"{question.text}{hint}: ").strip()
+        answer = input(visible(f"{question.text}{hint}: ")).strip()
         if not sys.stdin.isatty():
-            print(answer or question.default, flush=True)
+            say(answer or question.default, flush=True)
         answer = answer or question.default
         if answer not in names and answer.isdecimal() and 1 <= int(answer) <= len(names):
             answer = names[int(answer) - 1]
         wrong = _not_among(question, answer) or check(answer)
         if wrong is None:
             return answer
-        print(f"  {wrong}", flush=True)
+        say(f"  {wrong}", flush=True)
 
 
 def on_terminal(question: Question, check: Check) -> str:
@@ -257,7 +259,9 @@ def on_terminal(question: Question, check: Check) -> str:
         if question.default and question.default not in names:
             names.append(question.default)
         width = max(map(len, names))
-        choices = [questionary.Choice(f"{n:<{width}}  {question.choices.get(n, '')}".rstrip(), n) for n in names]
+        choices = [
+            questionary.Choice(one_line(f"{n:<{width}}  {question.choices.get(n, '')}".rstrip()), n) for n in names
+        ]
         if question.open:
             choices.append(questionary.Choice("write it out", OTHER))
         while True:
@@ -270,7 +274,7 @@ def on_terminal(question: Question, check: Check) -> str:
             wrong = check(chosen)
             if wrong is None:
                 return str(chosen)
-            print(f"  {wrong}", flush=True)
+            say(f"  {wrong}", flush=True)
     make = questionary.path if question.name in ("data", "save_path") else questionary.text
     prompt = make(text, default=question.default, validate=lambda given: check(given.strip()) or True)
     return str(prompt.unsafe_ask()).strip()

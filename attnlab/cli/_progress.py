@@ -20,7 +20,7 @@ class Display:
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
                 TimeRemainingColumn(compact=True),
@@ -56,4 +56,4 @@ class Display:
         elif seen.step * 10 // seen.steps > self._line:
             self._line = seen.step * 10 // seen.steps
             left = (seen.steps - seen.step) / seen.rate
-            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {left:.0f} s left", highlight=False)
+            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {left:.0f} s left")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
+from attnlab.escape import shell_word
 from attnlab.training.objective import UNITS
 from attnlab.training.report import number, options, ranking
 
@@ -21,7 +21,7 @@ def command_line(asked: Asked) -> str:
     for f in fields(asked.output):
         value = getattr(asked.output, f.name)
         if f.name not in ("interactive", "config") and value not in (None, f.default):
-            words += [f"--{f.name}"] if value is True else [f"--{f.name}", shlex.quote(str(value))]
+            words += [f"--{f.name}"] if value is True else [f"--{f.name}", shell_word(str(value))]
     return " ".join([trainer(), *options(asked.settings), *words])
 
 
@@ -45,8 +45,7 @@ def show_result(console: Console, result: dict[str, Any]) -> None:
     console.print(
         f"\nheld-out {UNITS[metric]} on {result['test_examples']:,} examples, seen once "
         f"(the network that was best on validation, step {result['best_step']:,})\n",
-        highlight=False,
     )
     console.print(table)
     if result["remark"]:
-        console.print(f"\n  {result['remark']}", style="dim", highlight=False)
+        console.print(f"\n  {result['remark']}", style="dim")

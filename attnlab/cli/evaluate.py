@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 
 
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> int:
     runs.check_data(found)
     result = evaluate_run(found, options.device)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
     else:
         show_result(Console(soft_wrap=True), result)
     return 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -26,6 +26,8 @@ class Options:
     """The new data, in a file like the one that the network was trained on; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
     """Write here instead of printing: .csv or .jsonl."""
+    overwrite: bool = False
+    """Replace the file in --output."""
     device: str = "auto"
     """Where to compute."""
 
@@ -39,8 +41,11 @@ def run(arguments: list[str]) -> int:
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not there")
     from attnlab.files import write_text
+    from attnlab.training.checkpoint import check_output
     from attnlab.training.train import predict_file
 
+    if output is not None:
+        check_output(output, inputs=[Path(options.data), Path(options.run)], overwrite=options.overwrite)
     columns = predict_file(Path(options.run), Path(options.data), options.device)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -51,8 +56,8 @@ def run(arguments: list[str]) -> int:
         writer.writerows(rows)
         text = buffer.getvalue()
     if output is None:
-        sys.stdout.write(text)
+        say(text, end="")
     else:
-        write_text(output, text)
-        print(f"{len(rows):,} rows in {output}")
+        write_text(output, text, follow=True)
+        say(f"{len(rows):,} rows in {output}")
     return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.errors import UserError
@@ -35,7 +36,7 @@ def run(arguments: list[str]) -> int:
 
     if options.folder != Options.folder and not Path(options.folder).is_dir():
         raise UserError(f"{options.folder} is no folder; give the one that holds the runs")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for found in find(Path(options.folder)):
         if isinstance(found, Damaged):
             rows.append({"run": str(found.path), "status": "damaged", "reason": found.reason})
@@ -53,10 +54,10 @@ def run(arguments: list[str]) -> int:
             }
         )
     if options.json:
-        print(json.dumps(rows))
+        say(json.dumps(rows))
         return 0
     if not rows:
-        print(f"no runs in {options.folder}; {trainer()} makes one")
+        say(f"no runs in {options.folder}; {trainer()} makes one")
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "model", "task", "step", "held out", "status"):
@@ -67,5 +68,5 @@ def run(arguments: list[str]) -> int:
             continue
         value = "" if row["test"] is None else f"{row['metric']} {number(row['metric'], row['test'])}"
         table.add_row(row["run"], row["model"], row["task"], f"{row['step']:,}", value, row["status"])
-    Console(width=10_000).print(table, highlight=False)  # a line a run, also where the terminal is narrow
+    Console(width=10_000).print(table)  # a line a run, also where the terminal is narrow
     return 0

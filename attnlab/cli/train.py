@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlab.cli._console import say
 from attnlab.cli._flags import Asked, given_flags, understand
+from attnlab.escape import shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
@@ -46,7 +48,7 @@ def train(asked: Asked) -> int:
     console = Console(stderr=output.json, quiet=output.json, soft_wrap=True)
     save_path = None if output.save_path is None else Path(output.save_path)
     if save_path is not None:
-        runs.check_save_path(save_path)
+        runs.check_save_path(save_path, overwrite=output.overwrite)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
     resumed = None
     if output.resume is not None:
@@ -64,9 +66,9 @@ def train(asked: Asked) -> int:
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
-        console.print(f"  run       {short(here.path)}{going_on}\n", highlight=False)
+        console.print(f"  run       {short(here.path)}{going_on}\n")
     steps = _steps(prepared)
-    go_on = f"go on with: {trainer()} --resume {short(here.path)}"
+    begun_in = here.path
     try:
         with Display(console, prepared.problem.metric, 0, steps, quiet=silent) as display:
             outcome, result = train_prepared(
@@ -77,16 +79,19 @@ def train(asked: Asked) -> int:
                 watch=display,
                 on_end=display.close,
             )
-    except KeyboardInterrupt:  # outside of the loop, or a second one in it
-        print(f"stopped at once; {go_on}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # outside of the loop, or a second one in it
+        say(f"stopped at once; go on with: {trainer()} --resume {short(here.path)}", file=sys.stderr)
+        return 128 + getattr(stop, "signal", signal.SIGINT)
+    if here.path != begun_in:
+        say(f"{short(begun_in)} was removed or replaced; the run is kept in {short(here.path)}", file=sys.stderr)
     if result is None:
-        print(f"stopped at step {outcome.step:,} of {steps:,}; {go_on}", file=sys.stderr)
-        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM
+        go_on = f"go on with: {trainer()} --resume {short(here.path)}"
+        say(f"stopped at step {outcome.step:,} of {steps:,}; {go_on}", file=sys.stderr)
+        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
     if save_path is not None:
         here.export(save_path)
     if output.json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
         return 0
     if outcome.how == "early":
         console.print(f"\nstopped early at step {outcome.step:,}: no better one in {settings.training.patience} looks")
@@ -105,6 +110,7 @@ def _steps(prepared: Prepared) -> int:
 def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None:
     """Say what is about to happen."""
     import torch
+    from rich.text import Text
 
     from attnlab import tasks
     from attnlab.cli._words import duration
@@ -138,9 +144,9 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
         ("time", f"about {duration(step_seconds * steps * 1.1)}"),
     ]
     for name, text in lines:
-        console.print(f"  {name:<9} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<9} {text}")
     for regret in regrets(settings.machine, prepared.device):
-        console.print(f"  [yellow]warning[/yellow]   {regret}", highlight=False)
+        console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
 
 
 def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared, program: str) -> None:
@@ -152,13 +158,13 @@ def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared
     if prepared.problem.encoding.get("bytes"):
         lines.append(f"{program} generate {where} --prompt 'The '")
     path = json.dumps(str(run.path), ensure_ascii=False)
-    lines.append(f"{python()} -c {shlex.quote(f'import attnlab; print(attnlab.load({path}))')}")
-    console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)", highlight=False)
+    lines.append(f"{python()} -c {shell_word(f'import attnlab; say(attnlab.load({path}))')}")
+    console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)")
     if save_path is not None:
-        console.print(f"saved to {short(save_path)}", highlight=False)
-    console.print("next:", highlight=False)
+        console.print(f"saved to {short(save_path)}")
+    console.print("next:")
     for line in lines:
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}")
 
 
 def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bool) -> int:
@@ -170,8 +176,8 @@ def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bo
     if save_path is not None:
         run.export(save_path)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
     else:
-        console.print(f"{short(run.path)} has finished already", highlight=False)
+        console.print(f"{short(run.path)} has finished already")
         show_result(console, result)
     return 0

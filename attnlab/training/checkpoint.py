@@ -54,7 +54,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], 
             with temporary.open("wb") as file:
                 sink = _Sink(file)
                 try:
-                    torch.save({"state_dict": tensors, KEY: text}, sink)
+                    torch.save({"state_dict": tensors, KEY: text}, sink)  # type: ignore[arg-type]
                 except RuntimeError as error:  # torch's writer speaks of a full disk in its own way
                     raise sink.error or error from None
         else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import shlex
 from typing import Any
 
+from attnlab.escape import markdown, shell_word
 from attnlab.files import atomically, write_text
 from attnlab.training.objective import UNITS
 from attnlab.training.runs import Run
@@ -38,7 +38,7 @@ def options(settings: Settings) -> list[str]:
             words += [f"--{name}", *map(str, value)]
         elif value is not None:
             words += [f"--{name}", str(value)]
-    return [shlex.quote(word) for word in words]
+    return [shell_word(word) for word in words]
 
 
 def write_report(run: Run, result: dict[str, Any]) -> None:
@@ -46,13 +46,15 @@ def write_report(run: Run, result: dict[str, Any]) -> None:
     draw_curve(run, result)
     metric, settings, threads = result["metric"], run.settings, run.config["threads"]
     rows = [
-        f"| {'**' + name + '**' if name == result['model'] else name} | {number(metric, value)} |"
+        f"| {'**' + markdown(name) + '**' if name == result['model'] else markdown(name)} | {number(metric, value)} |"
         for name, value in ranking(result)
     ]
-    remark = f"\n{result['remark']}\n" if result["remark"] else ""
+    table = [f"| {markdown(name)} | {markdown(v)} |" for name, v in settings.flat().items() if v is not None]
+    versions = markdown(f"attnlab {run.config['attnlab']}, PyTorch {run.config['torch']}")
+    remark = f"\n{markdown(result['remark'])}\n" if result["remark"] else ""
     write_text(
         run.path / "report.md",
-        f"""# {result["model"]} on {result["task"]}
+        f"""# {markdown(result["model"])} on {markdown(result["task"])}
 
 Held-out {UNITS[metric]} on {result["test_examples"]:,} test examples, seen once, by the network that was best on the
 validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(metric, result["validation"])} there).
@@ -69,12 +71,12 @@ Made by:
 attnlab train {" ".join(options(settings))}
 ```
 
-{result["parameters"]:,} parameters, attnlab {run.config["attnlab"]}, PyTorch {run.config["torch"]}, \
+{result["parameters"]:,} parameters, {versions}, \
 {threads} CPU thread{"s" if threads > 1 else ""}.
 
 | setting | value |
 |---|---|
-{chr(10).join(f"| {name} | {value} |" for name, value in settings.flat().items() if value is not None)}
+{chr(10).join(table)}
 """,
     )
 

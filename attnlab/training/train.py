@@ -14,9 +14,9 @@ from attnlab import registry, tasks
 from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.task import Problem, Request, Split
-from attnlab.training import machine, runs
+from attnlab.training import machine, records, runs
 from attnlab.training.checkpoint import load_tensors
-from attnlab.training.loop import Outcome, Trainer, Watcher
+from attnlab.training.loop import Outcome, StoppedError, Trainer, Watcher, raising_signals
 from attnlab.training.objective import Objective, evaluate, predict
 from attnlab.training.settings import Settings, check
 
@@ -141,9 +141,12 @@ def train(
         on_end: is called between training and judging.
 
     Returns:
-        How training ended, and the result (see `judge`), None where a signal stopped it.
+        How training ended, and the result (see `judge`), None where a signal stopped training or judging.
+
+    Raises:
+        StoppedError: a second signal while training stops.
     """
-    with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+    with machine.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
         trainer = Trainer(
             prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
         )
@@ -154,7 +157,10 @@ def train(
             on_end()
         if outcome.how == "stopped":
             return outcome, None
-        return outcome, judge(prepared, run, outcome)
+        try:
+            return outcome, judge(prepared, run, outcome)
+        except StoppedError as stop:
+            return replace(outcome, how="stopped", signal=stop.signal), None
 
 
 def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
@@ -199,7 +205,9 @@ def reopen(run: runs.Run, device: str = "auto") -> Prepared:
     if settings.machine.precision == "float64":
         problem = _double(problem)
     place = machine.prepare(settings.machine)
-    return Prepared(settings, problem, run.load_model().to(place), place)
+    network = run.load_model()
+    records.check_fit(network, problem, run.path)
+    return Prepared(settings, problem, network.to(place), place)
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:
@@ -223,10 +231,13 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> dict[str, list
     """
     network, about = load_with_encoding(path, device)
     task = tasks.load(about["task"])
-    split = task.read(data, network.inputs, network.length, about["encoding"])
+    with records.reading_encoding(path):
+        split = task.read(data, network.inputs, network.length, about["encoding"])
     if next(network.parameters()).dtype == torch.float64 and split.x.is_floating_point():
         split = split._replace(x=split.x.double())
-    return task.answers(network.outputs, predict(network, split, batch_size=128), split, about["encoding"])
+    with records.reading_encoding(path):
+        scores = predict(network, split, batch_size=128)
+        return task.answers(network.outputs, scores, split, about["encoding"])
 
 
 def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
