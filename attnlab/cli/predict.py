@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -57,13 +58,13 @@ def run(arguments: list[str]) -> int:
     predictions = predict_file(Path(options.run), data, options.device)
     frame = _frame(predictions.columns, data if options.keep_columns else None)
     if output is None:
-        sys.stdout.write(_flat(frame).write_csv())
+        say(_flat(frame).write_csv(), end="")
     else:
         _write(frame, output)
-        print(f"{len(frame):,} rows in {output}")
+        say(f"{len(frame):,} rows in {output}")
     if predictions.metrics:
         scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
-        print(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
+        say(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
     return 0
 
 
