@@ -141,15 +141,15 @@ class Run:
         """Whether a process trains in the folder now; False where the system has no locks."""
         if fcntl is None:
             return False
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
-        finally:
-            os.close(folder)
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = os.open(self.path, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks, a folder that has gone
+                return False
         return False
 
     @property
