@@ -81,6 +81,8 @@ def ask(arguments: Sequence[str]) -> list[str] | None:
             say("left; nothing was started")
             return None
         raise UserError("the input ended before the last question; nothing was started") from None
+    except UnicodeDecodeError:
+        raise UserError("the input is not valid UTF-8; nothing was started") from None
     return words
 
 

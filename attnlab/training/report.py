@@ -64,6 +64,20 @@ def flag(name: str, *values: Any) -> list[str]:
     return [f"--{name}", *texts] if texts else []
 
 
+def made_by(run: Run) -> str:
+    """The commands that make a run again, a line each: its start, and every extension with the step that it was at."""
+    settings = run.settings
+    unit = "steps" if settings.training.epochs is None else "epochs"
+    extended = run.config.get("extended", [])
+    if extended:
+        setattr(settings.training, unit, extended[0][f"{unit}_before"])
+    lines = [f"attnlab train {' '.join(options(settings))}"]
+    for entry in extended:
+        resume = shlex.join([*flag("resume", run.path), f"--{unit}", str(entry[unit])])
+        lines += [f"# at step {entry['from_step']:,}:", f"attnlab train {resume}"]
+    return "\n".join(lines)
+
+
 def write_report(run: Run, result: dict[str, Any]) -> None:
     """Write report.md, curve.png and, for classes, confusion.png into the run's folder."""
     draw_curve(run, result)
@@ -85,7 +99,7 @@ validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(me
 Made by:
 
 ```sh
-attnlab train {" ".join(options(settings))}
+{made_by(run)}
 ```
 
 {result["parameters"]:,} parameters, attnlab {markdown(run.config["attnlab"])}, \

@@ -235,6 +235,12 @@ def test_a_closed_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+def test_an_input_that_is_no_text_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    said = call("train", "--interactive")
+    assert (said.code, said.err) == (2, "error: the input is not valid UTF-8; nothing was started\n")
+
+
 def test_a_closed_input_is_said_by_a_process_of_its_own() -> None:
     command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
