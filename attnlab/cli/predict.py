@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -57,13 +58,13 @@ def run(arguments: list[str]) -> int:
     predictions = predict_file(Path(options.run), data, options.device)
     frame = _frame(predictions.columns, data if options.keep_columns else None)
     if output is None:
-        sys.stdout.write(_flat(frame).write_csv())
+        say(_flat(frame).write_csv(), end="")
     else:
         _write(frame, output)
-        print(f"{len(frame):,} rows in {output}")
+        say(f"{len(frame):,} rows in {output}")
     if predictions.metrics:
         scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
-        print(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
+        say(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
     return 0
 
 
@@ -104,6 +105,22 @@ def _write(frame: pl.DataFrame, output: Path) -> None:
         if output.suffix == ".csv":
             _flat(frame).write_csv(temporary)
         elif output.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            _typed(frame).write_parquet(temporary)
         else:
-            frame.write_ndjson(temporary)
+            _typed(frame).write_ndjson(temporary)
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of text become numbers where every value is a plain number, as those of a CSV file are."""
+    import polars as pl
+
+    def typed(column: pl.Series) -> pl.Series:
+        for kind in (pl.Int64, pl.Float64):
+            numbers = column.cast(kind, strict=False)
+            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite()
+            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d").any():
+                return numbers
+        return column
+
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String and name != "prediction"]
+    return frame.with_columns(typed(frame[name]) for name in texts)

@@ -82,7 +82,7 @@ FLAGS = {
     "--data empty.txt": "--data empty.txt is empty",
     "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .tsv, .txt",
     "--data .": "no task reads files without an ending (.)",
-    "--data good.csv": "which column of good.csv shall be predicted? give --target; there are a, b",
+    "--data good.csv": "give the column of good.csv to predict with --target; there are a, b",
     "--data good.csv --target c": "good.csv has no column c; --target must be one of a, b",
     "--data one_class.csv --target b": "every row is of one class (x), so there is nothing to learn",
     "--task text --data good.csv": "text reads .txt, not good.csv",

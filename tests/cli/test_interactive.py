@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -303,6 +305,9 @@ class Terminal:
         self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
 
     def _more(self) -> bool:
+        if not select.select([self._end], [], [], 120)[0]:  # waits for a key that this test does not press
+            os.kill(self.process, signal.SIGKILL)
+            return False
         try:
             text = os.read(self._end, 65536).decode(errors="replace")
         except OSError:  # the other side has gone
