@@ -56,7 +56,9 @@ def run(arguments: list[str]) -> int:
     if options.keep_columns and data.suffix.lower() not in Table.suffixes:
         raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
     predictions = predict_file(Path(options.run), data, options.device)
-    frame = _frame(predictions.columns, data if options.keep_columns else None)
+    frame = _frame(predictions.columns)
+    if options.keep_columns:
+        frame = _beside(frame, data, header=bool(predictions.encoding.get("header", True)))
     if output is None:
         say(_flat(frame).write_csv(), end="")
     else:
@@ -68,20 +70,23 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _frame(columns: dict[str, list[Any]], table: Path | None) -> pl.DataFrame:
-    """The predictions, behind the columns of the table that they are for.
+def _frame(columns: dict[str, list[Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(columns, strict=False)
+
+
+def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
+    """The predictions, behind the columns of the table that they are for; ``header`` as in training.
 
     Raises:
         UserError: for a table that has a column of the same name.
     """
     import polars as pl
 
-    frame = pl.DataFrame(columns, strict=False)
-    if table is None:
-        return frame
-    from attnlab.tasks._table_file import read_table
+    from attnlab.tasks._table_file import NAMELESS, read_table
 
-    kept = read_table(table).frame
+    kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
     twice = [name for name in frame.columns if name in kept.columns]
     if twice:
         raise UserError(

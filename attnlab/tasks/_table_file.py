@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+NAMELESS = (".csv", ".tsv")
+"""Files whose columns may have no names."""
 MOST_COLUMNS = 1_000_000
 
 
@@ -66,7 +68,7 @@ def read_table(path: Path, *, header: bool = True) -> TableFile:
 
     check_file(path, "table", SUFFIXES)
     suffix = path.suffix.lower()
-    if not header and suffix not in (".csv", ".tsv"):
+    if not header and suffix not in NAMELESS:
         raise UserError(f"--no_header is for .csv and .tsv files; {path} names its columns, so leave it out")
     try:
         if suffix == ".parquet":

@@ -307,12 +307,13 @@ class Predictions:
     """Answers for new data.
 
     ``columns`` hold one value per example; ``metrics`` are those on the rows whose targets the data hold, ``scored``
-    of them, and None where there are none.
+    of them, and None where there are none. ``encoding`` is that of the data that the network was trained on.
     """
 
     columns: dict[str, list[Any]]
     metrics: dict[str, float | None] | None
     scored: int
+    encoding: dict[str, Any]
 
 
 def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
@@ -333,10 +334,10 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
         columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)
     split, scores = scored[-1]
     if not split.y.numel() or not has_details(network.outputs, len(split.x)):
-        return Predictions(columns, None, 0)
+        return Predictions(columns, None, 0, about["encoding"])
     known = split.y[:, 0] != UNSEEN
     metrics = Objective(about["metric"], about["unit"]).metrics(scores[known], split.y[known]) if known.any() else {}
-    return Predictions(columns, as_json(metrics), int(known.sum()))
+    return Predictions(columns, as_json(metrics), int(known.sum()), about["encoding"])
 
 
 def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any]:

@@ -100,6 +100,12 @@ def test_a_comma_decides_in_the_last_row_too(tmp_path: Path) -> None:
     assert read(tmp_path, "a;b\n" + "1;2\n" * 3_001 + "1;2,5\n").decimal == ","
 
 
+def test_the_sample_may_end_within_a_record(tmp_path: Path) -> None:
+    table = read(tmp_path, "name;height (cm, barefoot)\n" + '"x\nz";1\n' * 1_009)
+    assert table.frame.columns == ["name", "height (cm, barefoot)"]
+    assert rows(table) == [("x\nz", "1")] * 1_009
+
+
 def test_the_ending_tsv_stands_for_tabs(tmp_path: Path) -> None:
     table = read(tmp_path, "a,x\tb\n1,5\t2\n", ".tsv")
     assert table.frame.columns == ["a,x", "b"]
@@ -219,7 +225,7 @@ def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:
 def test_keys_that_all_differ_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_files, "memory_limit", lambda: 300 * 300 * 16)
     content = "".join(f'{{"k{i}": 1}}\n' for i in range(307))
-    assert "more than a quarter" in refused(tmp_path, content, ".jsonl")
+    assert "more than a quarter" in refused(tmp_path, content + "{broken", ".jsonl"), "found before the end"
     assert read(tmp_path, "".join(content.splitlines(keepends=True)[:299]), ".jsonl").frame.shape == (299, 299)
 
 
@@ -305,9 +311,10 @@ def test_chunks_are_put_together_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_only_regular_files_are_opened(suffix: str, tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"pipe{suffix}"
     os.mkfifo(path)
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("opened"))  # to open a device may do something
     with pytest.raises(UserError, match="is a pipe; write its content to a file first"):
         read_table(path)
     (tmp_path / f"folder{suffix}").mkdir()
