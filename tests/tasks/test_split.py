@@ -47,8 +47,8 @@ def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -
     try:
         parts = stratified(classes, known, Request(seed=seed), groups)
     except UserError as error:  # a few groups that share classes may not be divided at all
-        assert "copies of rows of other classes" in str(error)
-        assert len(set(groups)) < 3 * len(known)
+        if "copies of rows of other classes" not in str(error) or len(set(groups)) >= 3 * len(known):
+            raise
         return
     check(parts, len(pairs), groups)
     assert all(set(classes[part]) == set(range(len(known))) for part in parts)
