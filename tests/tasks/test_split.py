@@ -46,10 +46,10 @@ def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -
         return
     try:
         parts = stratified(classes, known, Request(seed=seed), groups)
-    except UserError:
-        if len(set(groups)) < 3 * len(known):  # a few groups that share classes may have no division at all
-            return
-        raise
+    except UserError as error:  # a few groups that share classes may not be divided at all
+        if "copies of rows of other classes" not in str(error) or len(set(groups)) >= 3 * len(known):
+            raise
+        return
     check(parts, len(pairs), groups)
     assert all(set(classes[part]) == set(range(len(known))) for part in parts)
 
