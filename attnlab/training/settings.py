@@ -257,6 +257,10 @@ def defaults(model: str, task: str) -> Settings:
     return start.updated(said, f"the defaults of {task}")
 
 
+CONFIG_BYTES = 2**24
+"""The largest file of settings that is read."""
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Settings by name out of a .json or .toml file; a run's own config.json will do.
 
@@ -264,6 +268,8 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or malformed, or says one thing twice.
     """
     try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise UserError(f"--config {path} has {path.stat().st_size:,} bytes; settings are far smaller")
         text = path.read_text("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)

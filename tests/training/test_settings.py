@@ -259,3 +259,10 @@ def test_positions_in_a_file_are_words() -> None:
         Settings().updated({"positions": 3}, "a file")
     with pytest.raises(UserError, match="position_embedding must be one of learned, sinusoidal, none, not 'waves'"):
         Settings().updated({"position_embedding": "waves"}, "a file")
+
+
+def test_a_file_that_is_too_large_for_settings_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**34)  # a hole: no byte of it is on the disk
+    with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):
+        read_config(tmp_path / "huge.json")
