@@ -18,7 +18,7 @@ from attnlab.errors import UserError
 _ALWAYS = 2**28
 """Bytes that an array may have however small the file is."""
 _MOST_COMPRESSED = 100
-"""An honest array is not compressed by more than this."""
+"""How many times smaller a compressed array may be."""
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
@@ -61,8 +61,8 @@ class Arrays(Mapping[str, NDArray[Any]]):
         size = self.path.stat().st_size
         if entry.file_size > max(_ALWAYS, _MOST_COMPRESSED * size):
             raise UserError(
-                f"{self.path} has {size:,} bytes and declares {entry.file_size:,} in {entry.filename}; an honest array "
-                f"is not compressed more than {_MOST_COMPRESSED} times. Save it with numpy.savez"
+                f"{self.path} has {size:,} bytes and declares {entry.file_size:,} in {entry.filename}; arrays "
+                f"that are compressed more than {_MOST_COMPRESSED} times are not read, so save it with numpy.savez"
             )
         check_size(self.path, entry.file_size)
 

@@ -136,7 +136,7 @@ def _shape(name: str, entry: Any) -> Shape:
         dtype, size = entry["dtype"], entry["shape"]
     except (TypeError, KeyError):
         raise RefusedError(f"it does not say what {name!r:.60} is") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise RefusedError(
             f"{name!r:.60} has the dtype {dtype!r:.20}; weights are float64, float32, float16 or bfloat16"
         )

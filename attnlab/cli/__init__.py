@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from attnlab.cli._console import say
 from attnlab.errors import UnknownNameError, UserError
 
 
@@ -44,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # whoever does not read it is found out here, not after the end
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        say("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has gone (`| head`): nothing is left to say
         _discard_output()
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # what nobody foresaw: a name too long, no space for the output
         _discard_output()
         where = "" if error.filename is None else f" {error.filename}"
-        print(f"error:{where or ' the system says'}: {error.strerror or error}", file=sys.stderr)
+        say(f"error:{where or ' the system says'}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
@@ -67,12 +68,12 @@ def _discard_output() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        say(_overview())
         return 0
     if arguments[0] == "--version":
         from attnlab import __version__
 
-        print(f"attnlab {__version__}")
+        say(f"attnlab {__version__}")
         return 0
     name, *rest = arguments
     if name not in commands():

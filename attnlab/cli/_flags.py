@@ -46,7 +46,7 @@ class Output:
     save_path: Word = None
     """Save the trained network here too: .safetensors, .pth or .pt."""
     overwrite: bool = False
-    """Replace the run in --run_dir."""
+    """Replace the run in --run_dir, and the file in --save_path."""
     resume: Word = None
     """Resume the run in this folder; more --epochs or --steps than it has extend it."""
     checkpoint_seconds: float = 10.0

@@ -16,9 +16,11 @@ from typing import Any, TextIO
 
 from attnlab import registry, tasks
 from attnlab.attention import divisors_near
+from attnlab.cli._console import say
 from attnlab.cli._flags import given_flags, understand
 from attnlab.cli._words import command_line
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.escape import one_line, visible
 from attnlab.training.settings import choices_of
 
 OTHER = "\0"
@@ -70,15 +72,17 @@ def ask(arguments: Sequence[str]) -> list[str] | None:
     try:
         words = _answers(words, put)
         asked = understand(words)
-        print(f"\nthe same as a command:\n  {command_line(asked)}\n", flush=True)
+        say(f"\nthe same as a command:\n  {command_line(asked)}\n", flush=True)
         if put(Question("start", "train now", "yes", {"yes": "", "no": ""}), _no_objection) == "no":
-            print("nothing was started")
+            say("nothing was started")
             return None
     except (LeftError, EOFError):
         if terminal:
-            print("left; nothing was started")
+            say("left; nothing was started")
             return None
         raise UserError("the input ended before the last question; nothing was started") from None
+    except UnicodeDecodeError:
+        raise UserError("the input is not valid UTF-8; nothing was started") from None
     return words
 
 
@@ -170,9 +174,9 @@ def _objection(words: list[str]) -> str | None:
     from attnlab.training import runs
 
     try:
-        save_path = understand(words).output.save_path
-        if save_path is not None:
-            runs.check_save_path(Path(save_path))
+        output = understand(words).output
+        if output.save_path is not None:
+            runs.check_save_path(Path(output.save_path), overwrite=output.overwrite)
     except UserError as error:
         return str(error)
     return None
@@ -253,19 +257,19 @@ def on_lines(question: Question, check: Check) -> str:
     if any(question.choices.values()):
         digits = len(str(len(names)))
         for number, (name, about) in enumerate(question.choices.items(), 1):
-            print(_wrapped(f"  {number:>{digits}}  {name:<{width}}  {about}", digits + width + 6))
+            say(_wrapped(f"  {number:>{digits}}  {name:<{width}}  {about}", digits + width + 6))
     hint = f" [{question.default}]" if question.default else ""
     while True:
-        answer = input(_wrapped(f"{question.text}{hint}:", 2, less=12) + " ").strip()
+        answer = input(visible(_wrapped(f"{question.text}{hint}:", 2, less=12)) + " ").strip()
         if not sys.stdin.isatty():
-            print(answer or question.default, flush=True)
+            say(answer or question.default, flush=True)
         answer = answer or question.default
         if answer not in names and answer.isdecimal() and 1 <= int(answer) <= len(names):
             answer = names[int(answer) - 1]
         wrong = _not_among(question, answer) or check(answer)
         if wrong is None:
             return answer
-        print(_wrapped(f"  {wrong}", 2), flush=True)
+        say(_wrapped(f"  {wrong}", 2), flush=True)
 
 
 def _wrapped(text: str, indent: int, *, less: int = 0) -> str:
@@ -296,7 +300,7 @@ def on_terminal(question: Question, check: Check) -> str:
         if question.default and question.default not in names:
             names.append(question.default)
         width = max(map(len, names))
-        titles = [f"{name:<{width}}  {question.choices.get(name, '')}".rstrip() for name in names]
+        titles = [one_line(f"{name:<{width}}  {question.choices.get(name, '')}".rstrip()) for name in names]
         # Three columns are taken by the pointer; the control cuts off longer lines.
         choices = [
             questionary.Choice(_wrapped(title, width + 5, less=4), name)
@@ -312,7 +316,7 @@ def on_terminal(question: Question, check: Check) -> str:
             wrong = check(chosen)
             if wrong is None:
                 return str(chosen)
-            print(_wrapped(f"  {wrong}", 2), flush=True)
+            say(_wrapped(f"  {wrong}", 2), flush=True)
     make = questionary.path if question.name in ("data", "save_path") else questionary.text
     prompt = make(text, default=question.default, validate=lambda given: check(given.strip()) or True)
     return str(prompt.unsafe_ask()).strip()

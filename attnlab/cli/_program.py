@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from attnlab.escape import shell_word
 
 
 def program() -> str:
@@ -33,4 +34,4 @@ def _active() -> bool:
 
 def short(path: Path) -> str:
     """A path as one would type it here."""
-    return shlex.quote(os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path))
+    return shell_word(os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path))

@@ -22,7 +22,7 @@ class Display:
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
                 TimeRemainingColumn(compact=True),
@@ -57,6 +57,4 @@ class Display:
             self._bar.update(self._task, completed=seen.step, description=text)
         elif seen.step * 10 // seen.steps > self._line:
             self._line = seen.step * 10 // seen.steps
-            self.console.print(
-                f"  step {seen.step:,} of {seen.steps:,}  {text}  {duration(seen.seconds_left)} left", highlight=False
-            )
+            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {duration(seen.seconds_left)} left")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
+from attnlab.escape import shell_word
 from attnlab.metrics import METRICS
 from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
 
@@ -28,7 +28,7 @@ def command_line(asked: Asked) -> str:
         value = getattr(asked.output, f.name)
         if f.name not in ("interactive", "config") and value not in (None, f.default):
             words += [f"--{f.name}"] if value is True else flag(f.name, value)
-    return " ".join([trainer(), *options(asked.settings), *map(shlex.quote, words)])
+    return " ".join([trainer(), *options(asked.settings), *map(shell_word, words)])
 
 
 def duration(seconds: float) -> str:
@@ -54,14 +54,13 @@ def show_result(console: Console, result: dict[str, Any], *, details: bool = Fal
     console.print(
         f"\ntest {METRICS[metric].label} on {result['test_examples']:,} examples "
         f"(the network that was best on validation, step {result['best_step']:,}{ended})\n",
-        highlight=False,
     )
     console.print(table)
     if details and result.get("confusion"):
         show_classes(console, result)
     for line in (*result["notes"], result["remark"]):
         if line:
-            console.print(f"\n  {line}", style="dim", highlight=False)
+            console.print(f"\n  {line}", style="dim")
 
 
 def show_classes(console: Console, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from attnlab import registry, trust
-from attnlab.cli._console import Console
+from attnlab.cli._console import Console, say
 from attnlab.cli._parse import parse
 from attnlab.errors import UnknownNameError, UserError
 from attnlab.training.settings import choices_of
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
                 raise
             # One mechanism that cannot be imported must not close the door for its neighbours.
             found.append({"name": name, "passed": False, "error": str(error)})
-            print(f"{name} cannot be checked: {error}", file=sys.stderr)
+            say(f"{name} cannot be checked: {error}", file=sys.stderr)
             kept = False
             continue
         found.append(report.to_dict())
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
         if not options.json:
             _print(report)
     if options.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json.dumps(found, indent=2, ensure_ascii=False))
     return 0 if kept else 1
 
 
@@ -177,7 +177,7 @@ def _checked(name: str, target: Any, options: Options) -> Report:
     from attnlab.checks import check_attention
 
     console = Console(stderr=True)
-    with console.status(name) as status:
+    with console.status(Text(name)) as status:
         report = check_attention(
             target,
             embed_dim=options.embed_dim,
@@ -188,7 +188,7 @@ def _checked(name: str, target: Any, options: Options) -> Report:
             only=options.only,
             skip=options.skip,
             raises=False,
-            progress=lambda promise: status.update(f"{name}: {promise}"),
+            progress=lambda promise: status.update(Text(f"{name}: {promise}")),
         )
     return replace(report, name=name)
 
@@ -209,7 +209,7 @@ def _print(report: Report) -> None:
             number(row.measured),
             number(row.limit),
         )
-    console = Console(highlight=False)
+    console = Console()
     console.print(Text(report.name, style="bold"))
     console.print(table)
     outcomes: tuple[Outcome, ...] = ("not claimed", "fail")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnlab import documentation, registry
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -33,14 +34,14 @@ def run(arguments: list[str]) -> int:
     if options.check:
         stale = [page.path for page in documentation.pages() if page.stale]
         for path in stale:
-            print(f"stale: {path.relative_to(root or '.')} (mend it with: attnlab docs)")
+            say(f"stale: {path.relative_to(root or '.')} (mend it with: attnlab docs)")
         return 1 if stale else 0
     done = documentation.update()
     if options.figures:
         for name in registry.names():
             done += documentation.draw_figures(name)
     for path in done:
-        print(f"written: {path.relative_to(root or '.')}")
+        say(f"written: {path.relative_to(root or '.')}")
     if not done:
-        print("nothing was stale")
+        say("nothing was stale")
     return 0

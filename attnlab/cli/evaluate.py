@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
         runs.check_data(found)
         result = evaluate_run(found, options.device)
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
     else:
         show_result(Console(soft_wrap=True), result, details=True)
     return 0

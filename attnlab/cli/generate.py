@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -49,9 +50,10 @@ def run(arguments: list[str]) -> int:
     from attnlab.training.train import load_with_encoding
 
     network, about = load_with_encoding(Path(options.run), options.device)
-    if not about["encoding"].get("bytes"):
+    byte_wise = network.inputs.kind == network.outputs.kind == "tokens" and network.inputs.size >= 256
+    if not about["encoding"].get("bytes") or not byte_wise or network.outputs.size > 256:
         raise UserError(f"{options.run} was trained on {about['task']}, not on text; train with --task text first")
-    sys.stdout.write(options.prompt)
+    say(options.prompt, end="")
     for piece in generate(
         network,
         options.prompt,
@@ -60,7 +62,7 @@ def run(arguments: list[str]) -> int:
         top_k=options.top_k,
         seed=options.seed,
     ):
-        sys.stdout.write(piece)
+        say(piece, end="")
         sys.stdout.flush()
-    sys.stdout.write("\n")
+    say("\n", end="")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -34,6 +35,8 @@ class Options:
     """Take out this share of all heads, the least important; needs --save_path."""
     save_path: Annotated[str | None, arg(metavar="STR")] = None
     """Save the pruned network here: .safetensors, .pth or .pt."""
+    overwrite: bool = False
+    """Replace the file in --save_path, whatever it is."""
     device: str = "auto"
     """Where to compute."""
     json: bool = False
@@ -49,6 +52,8 @@ def run(arguments: list[str]) -> int:
         raise UserError("--prune SHARE and --save_path FILE go together: what is pruned is saved there")
     if options.examples < 1:
         raise UserError(f"--examples must be at least 1, not {options.examples}")
+    from rich.text import Text
+
     from attnlab.cli._console import Console
     from attnlab.experiments.runs import prune_run, study_run
     from attnlab.training import runs
@@ -56,17 +61,17 @@ def run(arguments: list[str]) -> int:
     found = runs.Run.open(Path(options.run))
     runs.check_data(found)
     if options.save_path is not None:
-        runs.check_save_path(Path(options.save_path))
+        runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
         if Path(options.save_path).resolve().parent == found.path.resolve():
             raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
-    with Console(stderr=True).status("the network as it is") as status:
+    with Console(stderr=True).status(Text("the network as it is")) as status:
         prepared, study = study_run(
             found,
             options.device,
             share=options.prune,
             examples=options.examples,
             instead=options.instead,
-            progress=lambda done, of: status.update(f"{done} of {of} passes over the validation data"),
+            progress=lambda done, of: status.update(Text(f"{done} of {of} passes over the validation data")),
         )
     pruned = None
     if options.prune is not None and options.save_path is not None:
@@ -74,9 +79,9 @@ def run(arguments: list[str]) -> int:
     model, task = prepared.settings.model.model, prepared.settings.data.task
     if options.json:
         said = {"run": options.run, "model": model, "task": task, **asdict(study), "pruned": pruned}
-        print(json.dumps(said, ensure_ascii=False))
+        say(json.dumps(said, ensure_ascii=False))
     else:
-        _print(Console(highlight=False, soft_wrap=True), f"{model} on {task}", study, pruned)
+        _print(Console(soft_wrap=True), f"{model} on {task}", study, pruned)
     return 0
 
 

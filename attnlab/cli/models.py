@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from attnlab import registry
 from attnlab.card import CAPABILITIES
-from attnlab.cli._console import Console
+from attnlab.cli._console import Console, say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.errors import UserError
@@ -41,13 +41,13 @@ def run(arguments: list[str]) -> int:
                 raise
             broken.append(str(error))
     if options.json:
-        print(json.dumps({e.name: asdict(e.card) for e in found}, indent=2, ensure_ascii=False))
+        say(json.dumps({e.name: asdict(e.card) for e in found}, indent=2, ensure_ascii=False))
     elif options.name:
         _describe(found[0])
     else:
         _list(found)
     for line in broken:
-        print(f"left out: {line}", file=sys.stderr)
+        say(f"left out: {line}", file=sys.stderr)
     return 0
 
 
@@ -59,21 +59,21 @@ def _list(entries: list[registry.Entry]) -> None:
         table.add_row(e.name, e.card.time, e.card.summary)
     console = Console()
     console.print(table)
-    console.print("\n[dim]n length, d embed_dim, h heads.  attnlab models NAME says more;[/dim]")
-    console.print(f"[dim]{trainer()} --model NAME trains one.[/dim]")
+    console.print("\nn length, d embed_dim, h heads.  attnlab models NAME says more;", style="dim")
+    console.print(f"{trainer()} --model NAME trains one.", style="dim")
 
 
 def _describe(e: registry.Entry) -> None:
     card = e.card
     where = f", arXiv:{card.arxiv}" if card.arxiv else ""
-    print(f"{card.title} ({e.name}): {card.summary}\n")
-    print(f"  paper     {card.authors} {card.year}, {card.paper}{where}")
-    print(f"  kind      {card.kind}")
-    print(f"  time      {card.time}\n  memory    {card.memory}")
-    print(f"  map       {card.representation}\n  use it    {card.use_case}")
-    print("  supports  " + "\n            ".join(f"{c}: {CAPABILITIES.get(c, c)}" for c in card.supports))
-    print("\n  options")
+    say(f"{card.title} ({e.name}): {card.summary}\n")
+    say(f"  paper     {card.authors} {card.year}, {card.paper}{where}")
+    say(f"  kind      {card.kind}")
+    say(f"  time      {card.time}\n  memory    {card.memory}")
+    say(f"  map       {card.representation}\n  use it    {card.use_case}")
+    say("  supports  " + "\n            ".join(f"{c}: {CAPABILITIES.get(c, c)}" for c in card.supports))
+    say("\n  options")
     for o in e.options:
         default = "required" if o.default is REQUIRED else f"default {o.default}"
-        print(f"    {o.name:<12} {o.help} ({default})")
-    print(f"\n  from attnlab.models.{e.name} import {e.class_name}")
+        say(f"    {o.name:<12} {o.help} ({default})")
+    say(f"\n  from attnlab.models.{e.name} import {e.class_name}")

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from attnlab import documentation, scaffold
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import program, trainer
 from attnlab.errors import UserError
@@ -32,15 +33,15 @@ def run(arguments: list[str]) -> int:
     if not name:
         raise UserError("name the new mechanism: attnlab new my_attention")
     scaffold.create(name)
-    print(f"models/{name}/ is there: one head of softmax attention, which keeps every promise of its card\n")
-    print(f"  {name}.py".ljust(24) + "the mechanism: change its formula, then its card")
-    print("  reference.py".ljust(24) + "the same formula in slow plain lines: the truth in every test")
-    print("  README.md".ljust(24) + "the lesson")
+    say(f"models/{name}/ is there: one head of softmax attention, which keeps every promise of its card\n")
+    say(f"  {name}.py".ljust(24) + "the mechanism: change its formula, then its card")
+    say("  reference.py".ljust(24) + "the same formula in slow plain lines: the truth in every test")
+    say("  README.md".ljust(24) + "the lesson")
     try:
         documentation.update([name])
-        print("\nmodels/README.md lists it\n")
+        say("\nmodels/README.md lists it\n")
     except UserError as error:
-        print(f"\nthe index was left as it is: {error}\n")
-    print(f"next:\n  {program()} check {name}\n  {trainer()} --model {name}")
-    print("  attnlab docs".ljust(24) + "after every change of the card")
+        say(f"\nthe index was left as it is: {error}\n")
+    say(f"next:\n  {program()} check {name}\n  {trainer()} --model {name}")
+    say("  attnlab docs".ljust(24) + "after every change of the card")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
 
@@ -55,32 +56,37 @@ def run(arguments: list[str]) -> int:
     if options.keep_columns and data.suffix.lower() not in Table.suffixes:
         raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
     predictions = predict_file(Path(options.run), data, options.device)
-    frame = _frame(predictions.columns, data if options.keep_columns else None)
+    frame = _frame(predictions.columns)
+    if options.keep_columns:
+        frame = _beside(frame, data, header=bool(predictions.encoding.get("header", True)))
     if output is None:
-        sys.stdout.write(_flat(frame).write_csv())
+        say(_flat(frame).write_csv(), end="")
     else:
         _write(frame, output)
-        print(f"{len(frame):,} rows in {output}")
+        say(f"{len(frame):,} rows in {output}")
     if predictions.metrics:
         scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
-        print(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
+        say(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
     return 0
 
 
-def _frame(columns: dict[str, list[Any]], table: Path | None) -> pl.DataFrame:
-    """The predictions, behind the columns of the table that they are for.
+def _frame(columns: dict[str, list[Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(columns, strict=False)
+
+
+def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
+    """The predictions, behind the columns of the table that they are for; ``header`` as in training.
 
     Raises:
         UserError: for a table that has a column of the same name.
     """
     import polars as pl
 
-    frame = pl.DataFrame(columns, strict=False)
-    if table is None:
-        return frame
-    from attnlab.tasks._table_file import read_table
+    from attnlab.tasks._table_file import NAMELESS, read_table
 
-    kept = read_table(table).frame
+    kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
     twice = [name for name in frame.columns if name in kept.columns]
     if twice:
         raise UserError(
@@ -104,6 +110,22 @@ def _write(frame: pl.DataFrame, output: Path) -> None:
         if output.suffix == ".csv":
             _flat(frame).write_csv(temporary)
         elif output.suffix == ".parquet":
-            frame.write_parquet(temporary)
+            _typed(frame).write_parquet(temporary)
         else:
-            frame.write_ndjson(temporary)
+            _typed(frame).write_ndjson(temporary)
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of text become numbers where every value is a plain number, as those of a CSV file are."""
+    import polars as pl
+
+    def typed(column: pl.Series) -> pl.Series:
+        for kind in (pl.Int64, pl.Float64):
+            numbers = column.cast(kind, strict=False)
+            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite()
+            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d").any():
+                return numbers
+        return column
+
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String and name != "prediction"]
+    return frame.with_columns(typed(frame[name]) for name in texts)

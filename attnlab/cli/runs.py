@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import short, trainer
 from attnlab.errors import UserError
@@ -55,11 +56,11 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{options.folder} is no folder; give the one that holds the runs")
     listed = rows(Path(options.folder))
     if options.json:
-        print(json.dumps([row.as_json() for row in listed]))
+        say(json.dumps([row.as_json() for row in listed]))
     elif listed:
         _show(listed)
     else:
-        print(f"no runs in {options.folder}; {trainer()} makes one")
+        say(f"no runs in {options.folder}; {trainer()} makes one")
     return 0
 
 
@@ -69,14 +70,14 @@ def _show(listed: list[Row]) -> None:
 
     from attnlab.cli._console import Console
 
-    console = Console(highlight=False)
+    console = Console()
     cells = [_cells(row) for row in listed]
     table = _table(list(cells[0]))
     for row in cells:
         table.add_row(*map(_plain, row.values()))
     width = _width(console, table)
     if width <= console.width or not console.is_terminal:
-        Console(width=width, highlight=False).print(table)
+        Console(width=width).print(table)
     else:
         for row in cells:
             trained = " on ".join(filter(None, (row["model"], row["task or data"])))
@@ -122,19 +123,19 @@ def _diff(arguments: list[str]) -> int:
 
     groups = differences(Run.open(Path(options.a)), Run.open(Path(options.b)))
     if options.json:
-        print(json.dumps({"a": options.a, "b": options.b, **groups}))
+        say(json.dumps({"a": options.a, "b": options.b, **groups}))
         return 0
     if not any(groups.values()):
-        print(f"{short(Path(options.a))} and {short(Path(options.b))} do not differ")
+        say(f"{short(Path(options.a))} and {short(Path(options.b))} do not differ")
         return 0
-    console = Console(highlight=False)
+    console = Console()
     table = _table(["", options.a, options.b])
     for group, values in groups.items():
         if values:
             table.add_row(_plain(group, "bold"), "", "")
         for name, (one, other) in values.items():
             table.add_row(_plain(f"  {name}"), _plain(_value(one)), _plain(_value(other)))
-    Console(width=console.width if console.is_terminal else _width(console, table), highlight=False).print(table)
+    Console(width=console.width if console.is_terminal else _width(console, table)).print(table)
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from attnlab import tasks
-from attnlab.cli._console import Console
+from attnlab.cli._console import Console, say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, command="attnlab tasks", description="List the tasks.")
     entries = [tasks.entry(name) for name in tasks.names()]
     if options.json:
-        print(json.dumps([asdict(e) for e in entries], indent=2, ensure_ascii=False))
+        say(json.dumps([asdict(e) for e in entries], indent=2, ensure_ascii=False))
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "what is asked", "your files"):
@@ -34,6 +34,6 @@ def run(arguments: list[str]) -> int:
     for e in entries:
         table.add_row(e.name, e.summary, " ".join(e.suffixes))
     console = Console()
-    console.print(table, highlight=False)
-    console.print(f"\n[dim]{trainer()} --task NAME trains on one; --data FILE on your own.[/dim]")
+    console.print(table)
+    console.print(f"\n{trainer()} --task NAME trains on one; --data FILE on your own.", style="dim")
     return 0

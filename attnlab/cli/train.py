@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
+import signal
 import sys
 import time
 from collections import Counter
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnlab.cli._console import say
 from attnlab.cli._flags import Asked, given_flags, understand
+from attnlab.escape import shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
@@ -57,7 +59,7 @@ def train(asked: Asked) -> int:
     console = Console(stderr=output.json, quiet=output.json, soft_wrap=True)
     save_path = None if output.save_path is None else Path(output.save_path)
     if save_path is not None:
-        runs.check_save_path(save_path)
+        runs.check_save_path(save_path, overwrite=output.overwrite)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
     resumed, extending = None, False
     if output.resume is not None:
@@ -86,9 +88,9 @@ def train(asked: Asked) -> int:
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
         if extending:
-            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}", highlight=False)
-        console.print(f"  run       {short(here.path)}{going_on}\n", highlight=False)
-    go_on = f"go on with: {trainer()} --resume {short(here.path)}"
+            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}")
+        console.print(f"  run       {short(here.path)}{going_on}\n")
+    begun_in = here.path
     try:
         with Display(console, prepared.problem.metric, 0, planned.steps, quiet=silent) as display:
             outcome, result = train_prepared(
@@ -99,16 +101,19 @@ def train(asked: Asked) -> int:
                 watch=display,
                 on_end=display.close,
             )
-    except KeyboardInterrupt:  # outside of the loop, or a second one in it
-        print(f"stopped at once; {go_on}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # outside of the loop, or a second one in it
+        say(f"stopped at once; go on with: {trainer()} --resume {short(here.path)}", file=sys.stderr)
+        return 128 + getattr(stop, "signal", signal.SIGINT)
+    if here.path != begun_in:
+        say(f"{short(begun_in)} was removed or replaced; the run is kept in {short(here.path)}", file=sys.stderr)
     if result is None:
-        print(f"stopped at step {outcome.step:,} of {planned.steps:,}; {go_on}", file=sys.stderr)
-        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM
+        go_on = f"go on with: {trainer()} --resume {short(here.path)}"
+        say(f"stopped at step {outcome.step:,} of {planned.steps:,}; {go_on}", file=sys.stderr)
+        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
     if save_path is not None:
         here.export(save_path)
     if output.json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
         return 0
     if outcome.how == "early":
         patience = settings.training.patience
@@ -122,6 +127,7 @@ def train(asked: Asked) -> int:
 def _announce(console: Console, prepared: Prepared) -> None:
     """Say what is about to happen."""
     import torch
+    from rich.text import Text
 
     from attnlab import tasks
     from attnlab.metrics import METRICS
@@ -160,11 +166,11 @@ def _announce(console: Console, prepared: Prepared) -> None:
         ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
     ]
     for name, text in lines:
-        console.print(f"  {name:<9} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<9} {text}")
     if problem.columns:
         _show_columns(console, problem.columns)
     for regret in regrets(settings.machine, prepared.device):
-        console.print(f"  [yellow]warning[/yellow]   {regret}", highlight=False)
+        console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
 
 
 def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
@@ -181,7 +187,7 @@ def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
     if len(columns) > MOST_COLUMNS:
         counts = Counter(column.use for column in columns[MOST_COLUMNS:])
         rest = ", ".join(f"{count:,} {use}" for use, count in counts.items())
-        console.print(f"  and {len(columns) - MOST_COLUMNS:,} more columns: {rest}", highlight=False, markup=False)
+        console.print(f"  and {len(columns) - MOST_COLUMNS:,} more columns: {rest}")
     console.print()
 
 
@@ -191,7 +197,7 @@ def _show_baselines(console: Console, prepared: Prepared) -> None:
 
     metric = prepared.problem.metric
     found = [f"{b.name} {number(metric, b.values.get(metric))}" for b in prepared.baselines]
-    console.print(f"  {'baselines':<9} {', '.join(found)}", highlight=False, markup=False)
+    console.print(f"  {'baselines':<9} {', '.join(found)}")
 
 
 def _show_time(console: Console, expected: Estimate, prepared_in: float) -> None:
@@ -202,8 +208,6 @@ def _show_time(console: Console, expected: Estimate, prepared_in: float) -> None
         f"  {'time':<9} about {duration(expected.total)} more: {duration(expected.training)} training, "
         f"{duration(expected.evaluation + expected.result)} evaluation and report; "
         f"preparation took {duration(prepared_in)}",
-        highlight=False,
-        markup=False,
     )
 
 
@@ -216,13 +220,13 @@ def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared
     if prepared.problem.encoding.get("bytes"):
         lines.append(f"{program} generate {where} --prompt 'The '")
     path = json.dumps(str(run.path), ensure_ascii=False)
-    lines.append(f"{python()} -c {shlex.quote(f'import attnlab; print(attnlab.load({path}))')}")
-    console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)", highlight=False)
+    lines.append(f"{python()} -c {shell_word(f'import attnlab; print(attnlab.load({path}))')}")
+    console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)")
     if save_path is not None:
-        console.print(f"saved to {short(save_path)}", highlight=False)
-    console.print("next:", highlight=False)
+        console.print(f"saved to {short(save_path)}")
+    console.print("next:")
     for line in lines:
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}")
 
 
 def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bool) -> int:
@@ -234,8 +238,8 @@ def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bo
     if save_path is not None:
         run.export(save_path)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(json.dumps(result, ensure_ascii=False))
     else:
-        console.print(f"{short(run.path)} has finished already", highlight=False)
+        console.print(f"{short(run.path)} has finished already")
         show_result(console, result)
     return 0

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.data_files import check_size, open_data
+from attnlab.data_files import check_size, memory_limit, open_data
 from attnlab.errors import UserError
+from attnlab.tasks import _parquet_probe
 from attnlab.tasks._requests import check_file
 
 if TYPE_CHECKING:
     import polars as pl
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+NAMELESS = (".csv", ".tsv")
+"""Files whose columns may have no names."""
 MOST_COLUMNS = 1_000_000
 
 
@@ -62,7 +68,7 @@ def read_table(path: Path, *, header: bool = True) -> TableFile:
 
     check_file(path, "table", SUFFIXES)
     suffix = path.suffix.lower()
-    if not header and suffix not in (".csv", ".tsv"):
+    if not header and suffix not in NAMELESS:
         raise UserError(f"--no_header is for .csv and .tsv files; {path} names its columns, so leave it out")
     try:
         if suffix == ".parquet":
@@ -121,31 +127,38 @@ def check_cells(path: Path, rows: int, columns: int) -> None:
 
 
 def read_parquet(path: Path) -> TableFile:
-    """A .parquet file; what it declares is compared with the memory before it is read."""
+    """A .parquet file, after another process has read it."""
     import polars as pl
 
     try:
         with open_data(path) as file:
-            schema = pl.read_parquet_schema(file)
-            check_names(list(schema))
+            _probe(path, file)
             file.seek(0)
-            rows = int(pl.scan_parquet(file).select(pl.len()).collect().item())
-            check_size(path, rows * sum(map(_width, schema.values())))
+            check_names(list(pl.read_parquet_schema(file)))
             file.seek(0)
             frame = pl.read_parquet(file)
             return TableFile(frame.with_columns(*_plainer(frame)), path)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError) as error:
+    except (pl.exceptions.PolarsError, ValueError) as error:
         raise MalformedError(str(error).split("\n")[0][:200]) from None
 
 
-def _width(dtype: Any) -> int:
-    """The bytes that a value takes."""
-    import polars as pl
-
-    if dtype == pl.Null or dtype == pl.Boolean:
-        return 1
-    name = str(dtype)
-    return next((int(bits) // 8 for bits in ("8", "16", "32", "64", "128") if name.endswith(f"t{bits}")), 16)
+def _probe(path: Path, file: BinaryIO) -> None:
+    """Find out in another process whether polars survives a file, and whether what it declares fits into memory."""
+    command = [sys.executable, "-P", _parquet_probe.__file__, str(memory_limit())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+    try:
+        ended = subprocess.run(
+            command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, check=False
+        )
+    except OSError:
+        return
+    begun, _, answer = ended.stdout.decode("utf-8", "replace").strip().partition("\n")
+    if begun != "begun":
+        return  # Python, or polars, could not be started there
+    if ended.returncode == _parquet_probe.TOO_LARGE:
+        check_size(path, int(answer))
+    elif ended.returncode:
+        raise MalformedError(answer or "it is damaged")
 
 
 def _plainer(frame: pl.DataFrame) -> list[pl.Expr]:

@@ -20,11 +20,9 @@ from attnlab.tasks._more_rows import column_values, refuse_gaps, refuse_large
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
-from attnlab.tasks._table_file import TableFile, read_table
+from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
 from attnlab.tasks._target import encode_target, read_target, target_gaps
 
-NAMELESS = (".csv", ".tsv")
-"""Files whose columns may have no names."""
 KINDS = {"none": "one value", "mixed": "numbers and text"}
 """What kinds of columns that cannot be used are called; the others have their own name."""
 

@@ -6,7 +6,10 @@ process is killed at, the folder holds either the earlier run or the extended on
 
 from __future__ import annotations
 
+from typing import Any
+
 from attnlab.errors import UserError
+from attnlab.training import records
 from attnlab.training.checkpoint import read_about
 from attnlab.training.runs import Run
 from attnlab.training.schedule import rate_at
@@ -44,7 +47,19 @@ def stopped_at(run: Run) -> int:
     Raises:
         UserError: a checkpoint that is damaged.
     """
-    return int(read_about(run.path / "state.safetensors")["step"]) if run.began else 0
+    return int(last_checkpoint(run)["step"]) if run.began else 0
+
+
+def last_checkpoint(run: Run) -> dict[str, Any]:
+    """The description of a run's last checkpoint, read without its tensors.
+
+    Raises:
+        UserError: a checkpoint that is missing or damaged.
+    """
+    file = run.path / "state.safetensors"
+    about = read_about(file)
+    records.check(records.StateRecord, about, file)
+    return about
 
 
 def check_extension(run: Run) -> None:
@@ -54,7 +69,7 @@ def check_extension(run: Run) -> None:
         UserError: for such a run.
     """
     patience = run.settings.training.patience
-    about = read_about(run.path / "state.safetensors") if run.began else {}
+    about = last_checkpoint(run) if run.began else {}
     if patience is not None and about.get("waited", 0) >= patience:
         raise UserError(
             f"{run.path} is out of patience: its last {patience} evaluations, up to step {about['step']:,}, were not "

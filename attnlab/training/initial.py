@@ -58,7 +58,10 @@ def initialize(network: Network, path: Path) -> tuple[str, list[str]]:
     ]
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(f"--init_from {path} does not fit this network: {'; '.join(differing[:3])}{more}")
+        raise UserError(
+            f"--init_from {path} does not fit this network: {'; '.join(differing[:3])}{more}; give the width, "
+            "the layers and the options that it was trained with"
+        )
     network.load_state_dict(weights, strict=not fresh)
     here, there = ours.get("options") or {}, theirs.get("options") or {}
     lines += [

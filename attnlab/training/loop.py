@@ -307,29 +307,57 @@ class Trainer:
         raise UserError(f"{what}{kept}; try a lower --learning_rate ({rate:g} now)")
 
 
+class StoppedError(KeyboardInterrupt):
+    """A signal asked to stop; an exception that no ``except Exception`` catches."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__(which)
+        self.signal = which
+
+
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always did.
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one does what it did before.
 
-    Outside of the main thread, where Python allows no handlers, nothing is collected.
+    A signal that is ignored stays ignored (``nohup``, or a script's background job). Outside of the main thread, where
+    Python allows no handlers, nothing is collected.
     """
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
 
     def collect(which: int, _: FrameType | None) -> None:
         asked.append(which)
-        signal.signal(which, before[signal.Signals(which)])
+        signal.signal(which, before[which])
 
-    for which in before:
-        signal.signal(which, collect)
-    try:
+    with _handling(collect) as before:
         yield asked
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Raise `StoppedError` at the same signals."""
+
+    def stop(which: int, _: FrameType | None) -> None:
+        raise StoppedError(which)
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Handle the signals that ask to stop; yields what handled them before."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        asking = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+        found = {which: signal.getsignal(which) for which in asking if which is not None}
+        before = {which: old for which, old in found.items() if old not in (signal.SIG_IGN, None)}
+    for which in before:
+        signal.signal(which, handler)
+    try:
+        yield before
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for which, old in before.items():
+            signal.signal(which, old)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

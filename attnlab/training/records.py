@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from pydantic import (
 from attnlab.errors import UserError
 from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.metrics import METRICS
+from attnlab.network import Network
 from attnlab.received import Description, Number, Options, OptionValue, first_error
+from attnlab.task import Problem
 from attnlab.training.settings import RANGES, Settings, field_types
 
 LINE_BYTES = 2**16
@@ -85,6 +88,16 @@ def _settings_record() -> type[_SettingsRecord]:
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
 
+class Extension(Record):
+    """One extension of a run, in config.json."""
+
+    from_step: Count
+    epochs: Count | None = None
+    epochs_before: Count | None = None
+    steps: Count | None = None
+    steps_before: Count | None = None
+
+
 class Config(Record):
     """config.json."""
 
@@ -99,9 +112,9 @@ class Config(Record):
     encoding: dict[str, Any]
     data_sha256: Hash | None
     sha256: Hash
-    id: Hash | None = None
-    extended: list[dict[str, Any]] | None = None
-    init_sha256: Hash | None = None
+    id: Hash
+    extended: list[Extension] = []
+    init_sha256: Hash | None
 
 
 class MetricsLine(Record):
@@ -212,6 +225,32 @@ def check(kind: type[Record], value: Any, source: Path | str, advice: str = "res
         kind.model_validate(value)
     except ValidationError as error:
         raise UserError(f"{source} is damaged: {first_error(error)}; {advice}") from None
+
+
+def check_fit(network: Network, problem: Problem, source: Path) -> None:
+    """Refuse a network that is not for the data that its run names.
+
+    Raises:
+        UserError: with what the data give and what the network takes.
+    """
+    wanted = (problem.inputs, problem.outputs, problem.length)
+    found = (network.inputs, network.outputs, network.length)
+    if found != wanted:
+        raise UserError(f"{source} holds a network for {found}, but its data give {wanted}; restore it, or train again")
+
+
+@contextlib.contextmanager
+def reading_encoding(source: Path) -> Iterator[None]:
+    """Turn the errors of a task that reads an encoding into one line: the encoding may come from somebody else.
+
+    Raises:
+        UserError: in place of what the encoding's wrong types raise.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{source} has an encoding that does not fit its task or the data ({reason})") from error
 
 
 def read(path: Path) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from attnlab.escape import markdown, one_line, shell_word
 from attnlab.files import atomically, write_text
 from attnlab.metrics import METRICS
 from attnlab.training.runs import Run
@@ -52,7 +53,7 @@ def options(settings: Settings) -> list[str]:
             words += flag(name, *value)
         elif value is not None:
             words += flag(name, value)
-    return [shlex.quote(word) for word in words]
+    return [shell_word(word) for word in words]
 
 
 def flag(name: str, *values: Any) -> list[str]:
@@ -63,35 +64,46 @@ def flag(name: str, *values: Any) -> list[str]:
     return [f"--{name}", *texts] if texts else []
 
 
+def made_by(run: Run) -> str:
+    """The commands that make a run again, a line each: its start, and every extension with the step that it was at."""
+    settings = run.settings
+    unit = "steps" if settings.training.epochs is None else "epochs"
+    extended = run.config.get("extended", [])
+    if extended:
+        setattr(settings.training, unit, extended[0][f"{unit}_before"])
+    lines = [f"attnlab train {' '.join(options(settings))}"]
+    for entry in extended:
+        resume = shlex.join([*flag("resume", run.path), f"--{unit}", str(entry[unit])])
+        lines += [f"# at step {entry['from_step']:,}:", f"attnlab train {resume}"]
+    return "\n".join(lines)
+
+
 def write_report(run: Run, result: dict[str, Any]) -> None:
     """Write report.md, curve.png and, for classes, confusion.png into the run's folder."""
     draw_curve(run, result)
     metric, settings, threads = result["metric"], run.settings, run.config["threads"]
     names = metric_names(result)
-    rows = [
-        [f"**{name}**" if name == result["model"] else name, *(number(m, values.get(m)) for m in names)]
-        for name, values in ranking(result)
-    ]
-    remarks = "".join(f"\n{line}\n" for line in (*result["notes"], result["remark"]) if line)
+    rows = [[name, *(number(m, values.get(m)) for m in names)] for name, values in ranking(result)]
+    remarks = "".join(f"\n{markdown(line)}\n" for line in (*result["notes"], result["remark"]) if line)
     write_text(
-        run.path / "report.md",
-        f"""# {result["model"]} on {result["task"]}
+        run.place("report.md"),
+        f"""# {markdown(result["model"])} on {markdown(result["task"])}
 
 Test {METRICS[metric].label} on {result["test_examples"]:,} examples, of the network that was best on the
 validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(metric, result["validation"])} there).
 
-{_table(["", *(METRICS[m].label for m in names)], rows)}
+{_table(["", *(METRICS[m].label for m in names)], rows, bold=result["model"])}
 {remarks}{_classes(run, result)}
 ![training curve](curve.png)
 
 Made by:
 
 ```sh
-attnlab train {" ".join(options(settings))}
+{made_by(run)}
 ```
 
-{result["parameters"]:,} parameters, attnlab {run.config["attnlab"]}, PyTorch {run.config["torch"]}, \
-{threads} CPU thread{"s" if threads > 1 else ""}.
+{result["parameters"]:,} parameters, attnlab {markdown(run.config["attnlab"])}, \
+PyTorch {markdown(run.config["torch"])}, {threads} CPU thread{"s" if threads > 1 else ""}.
 
 {_table(["setting", "value"], [[n, str(v)] for n, v in settings.flat().items() if v is not None])}
 """,
@@ -134,7 +146,7 @@ def draw_confusion(run: Run, result: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     matrix = np.array(result["confusion"])
-    labels = [_short(label) for label in result["labels"]]
+    labels = [_label(label) for label in result["labels"]]
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = min(10.0, 3.2 + 0.42 * len(labels))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -176,19 +188,25 @@ def _classes(run: Run, result: dict[str, Any]) -> str:
 """
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str | None = None) -> str:
+    """A table in Markdown, in which every cell is plain text; ``bold`` is the first cell of a row to stand out."""
+    lines = [[markdown(cell) for cell in header], ["---"] * len(header)]
+    for name, *cells in rows:
+        first = f"**{markdown(name)}**" if name == bold else markdown(name)
+        lines.append([first, *map(markdown, cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _short(label: Any) -> str:
-    text = str(label)
-    return text if len(text) <= 20 else f"{text[:19]}…"
+def _label(value: Any) -> str:
+    """A class's name as it is drawn: on one line, short, and without formulas, which ``$`` would begin."""
+    text = one_line(str(value))
+    return (text if len(text) <= 20 else f"{text[:19]}…").replace("$", r"\$")
 
 
 def _save(run: Run, name: str, figure: Any) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    with atomically(run.path / name) as temporary:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a sign that the font lacks is drawn as a box
+        figure.savefig(picture, format="png", dpi=150)
+    with atomically(run.place(name)) as temporary:
         temporary.write_bytes(picture.getvalue())

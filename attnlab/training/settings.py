@@ -261,6 +261,10 @@ def defaults(model: str, task: str) -> Settings:
     return start.updated(said, f"the defaults of {task}")
 
 
+CONFIG_BYTES = 2**24
+"""The largest file of settings that is read."""
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Settings by name out of a .json or .toml file; a run's own config.json will do.
 
@@ -269,7 +273,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         with open_data(path, "--config") as file:
-            text = file.read().decode("utf-8-sig")
+            data = file.read(CONFIG_BYTES + 1)
+        if len(data) > CONFIG_BYTES:
+            raise UserError(f"--config {path} has {path.stat().st_size:,} bytes; settings are far smaller")
+        text = data.decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
         settings = found.get("settings", found) if isinstance(found, dict) else found

@@ -20,12 +20,12 @@ from attnlab.metrics import METRICS
 from attnlab.network import Network
 from attnlab.task import UNSEEN, Baseline, Problem, Request, Split
 from attnlab.tasks._split import listed
-from attnlab.training import machine, runs
+from attnlab.training import machine, records, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import extend, extends
 from attnlab.training.initial import initialize
-from attnlab.training.loop import Outcome, Trainer, Watcher
+from attnlab.training.loop import Outcome, StoppedError, Trainer, Watcher, raising_signals
 from attnlab.training.objective import Objective, evaluate, predict, score_all, with_metric
 from attnlab.training.paths import shown
 from attnlab.training.runs import describe
@@ -175,9 +175,12 @@ def train(
         on_end: is called between training and judging.
 
     Returns:
-        How training ended, and the result (see `judge`), None where a signal stopped it.
+        How training ended, and the result (see `judge`), None where a signal stopped training or judging.
+
+    Raises:
+        StoppedError: a second signal while training stops.
     """
-    with machine.memory_advice(prepared.settings.training.batch_size), run.alone():
+    with machine.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
         if resume:
             check_same_data(run, prepared.problem)
         if extends(run, prepared.settings):
@@ -192,7 +195,10 @@ def train(
             on_end()
         if outcome.how == "stopped":
             return outcome, None
-        return outcome, judge(prepared, run, outcome)
+        try:
+            return outcome, judge(prepared, run, outcome)
+        except StoppedError as stop:
+            return replace(outcome, how="stopped", signal=stop.signal), None
 
 
 def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
@@ -244,7 +250,9 @@ def reopen(run: runs.Run, device: str = "auto") -> Prepared:
     if settings.machine.precision == "float64":
         problem = _double(problem)
     place = machine.prepare(settings.machine)
-    return Prepared(settings, problem, run.load_model().to(place), place)
+    network = run.load_model()
+    records.check_fit(network, problem, run.path)
+    return Prepared(settings, problem, network.to(place), place)
 
 
 def check_same_data(run: runs.Run, problem: Problem) -> None:
@@ -299,12 +307,13 @@ class Predictions:
     """Answers for new data.
 
     ``columns`` hold one value per example; ``metrics`` are those on the rows whose targets the data hold, ``scored``
-    of them, and None where there are none.
+    of them, and None where there are none. ``encoding`` is that of the data that the network was trained on.
     """
 
     columns: dict[str, list[Any]]
     metrics: dict[str, float | None] | None
     scored: int
+    encoding: dict[str, Any]
 
 
 def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
@@ -318,16 +327,17 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
 
     def score(split: Split) -> Tensor:
         scores = predict(network, _as_trained(network, split), batch_size=128)
-        scored.append((split, scores))
+        scored[:] = [(split, scores)]  # a text is scored in many parts, and only rows of the others hold targets
         return scores
 
-    columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)
+    with records.reading_encoding(path):
+        columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)
     split, scores = scored[-1]
     if not split.y.numel() or not has_details(network.outputs, len(split.x)):
-        return Predictions(columns, None, 0)
+        return Predictions(columns, None, 0, about["encoding"])
     known = split.y[:, 0] != UNSEEN
     metrics = Objective(about["metric"], about["unit"]).metrics(scores[known], split.y[known]) if known.any() else {}
-    return Predictions(columns, as_json(metrics), int(known.sum()))
+    return Predictions(columns, as_json(metrics), int(known.sum()), about["encoding"])
 
 
 def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any]:
@@ -338,7 +348,8 @@ def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any
     """
     network, about = load_with_encoding(path, device)
     task, encoding = tasks.load(about["task"]), about["encoding"]
-    split = _as_trained(network, task.read_labelled(data, network.inputs, network.length, encoding))
+    with records.reading_encoding(path):
+        split = _as_trained(network, task.read_labelled(data, network.inputs, network.length, encoding))
     labels, objective = names_of(network.outputs, encoding), Objective(about["metric"], about["unit"])
     if labels is not None and (split.y == UNSEEN).any():
         row = int((split.y == UNSEEN).any(1).int().argmax()) + 1

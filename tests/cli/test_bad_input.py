@@ -112,7 +112,7 @@ COMMANDS = {
     "predict not_there --data good.csv": "there is no checkpoint not_there; attnlab runs lists the runs that have one",
     "predict not_there --data gone.csv": "--data gone.csv is not there",
     "predict good.csv --data good.csv": "good.csv",
-    "predict not_there --data good.csv --output x.xls": "--output x.xls must end in .csv or .jsonl",
+    "predict not_there --data good.csv --output x.xls": "--output x.xls must end in .csv, .parquet or .jsonl",
     "generate not_there": "there is no checkpoint not_there",
     "generate not_there --temperature nan": "temperature must be from 0 to 100, not nan",
     "generate not_there --length 0": "length must be from 1 to 1,000,000 bytes, not 0",

@@ -141,7 +141,7 @@ def test_the_step_is_the_one_that_the_stop_message_named(here: Path, monkeypatch
         ("config.json", "{", "config.json was not written by attnlab, or altered"),
         ("metrics.jsonl", '{"step"\n', "metrics.jsonl is damaged"),
         ("result.json", "[", "result.json is damaged"),
-        ("state.safetensors", "cut", "state.safetensors is missing, truncated or no checkpoint"),
+        ("state.safetensors", "cut", "state.safetensors is truncated or no checkpoint"),
         ("state.safetensors", None, "has lost its state.safetensors"),
     ],
 )

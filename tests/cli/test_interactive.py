@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +235,12 @@ def test_a_closed_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+def test_an_input_that_is_no_text_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    said = call("train", "--interactive")
+    assert (said.code, said.err) == (2, "error: the input is not valid UTF-8; nothing was started\n")
+
+
 def test_a_closed_input_is_said_by_a_process_of_its_own() -> None:
     command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
@@ -303,6 +311,9 @@ class Terminal:
         self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
 
     def _more(self) -> bool:
+        if not select.select([self._end], [], [], 120)[0]:  # waits for a key that this test does not press
+            os.kill(self.process, signal.SIGKILL)
+            return False
         try:
             text = os.read(self._end, 65536).decode(errors="replace")
         except OSError:  # the other side has gone

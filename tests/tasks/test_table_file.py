@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
+import shutil
 import socket
+import sys
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 
 from attnlab import data_files
 from attnlab.errors import UserError
+from attnlab.tasks import _table_file
 from attnlab.tasks._table_file import TableFile, read_table
 
 
@@ -94,6 +98,12 @@ def test_decimal_commas(content: str, decimal: str, tmp_path: Path) -> None:
 
 def test_a_comma_decides_in_the_last_row_too(tmp_path: Path) -> None:
     assert read(tmp_path, "a;b\n" + "1;2\n" * 3_001 + "1;2,5\n").decimal == ","
+
+
+def test_the_sample_may_end_within_a_record(tmp_path: Path) -> None:
+    table = read(tmp_path, "name;height (cm, barefoot)\n" + '"x\nz";1\n' * 1_009)
+    assert table.frame.columns == ["name", "height (cm, barefoot)"]
+    assert rows(table) == [("x\nz", "1")] * 1_009
 
 
 def test_the_ending_tsv_stands_for_tabs(tmp_path: Path) -> None:
@@ -215,7 +225,7 @@ def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:
 def test_keys_that_all_differ_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_files, "memory_limit", lambda: 300 * 300 * 16)
     content = "".join(f'{{"k{i}": 1}}\n' for i in range(307))
-    assert "more than a quarter" in refused(tmp_path, content, ".jsonl")
+    assert "more than a quarter" in refused(tmp_path, content + "{broken", ".jsonl"), "found before the end"
     assert read(tmp_path, "".join(content.splitlines(keepends=True)[:299]), ".jsonl").frame.shape == (299, 299)
 
 
@@ -247,6 +257,7 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.stat().st_size < 10_000
     assert len(read_table(path).frame) == 1_000_003
     monkeypatch.setattr(data_files, "memory_limit", lambda: 8_000_000)
+    monkeypatch.setattr(_table_file, "memory_limit", lambda: 8_000_000)
     with pytest.raises(UserError, match=r"takes 8,000,024 bytes of memory, more than .* \(8,000,000\)"):
         read_table(path)
 
@@ -256,6 +267,28 @@ def test_damaged_parquet(size: int, tmp_path: Path) -> None:
     pl.DataFrame({"a": range(101), "b": ["x"] * 101}).write_parquet(tmp_path / "whole.parquet")
     content = (tmp_path / "whole.parquet").read_bytes()
     assert "cannot be read as a table" in refused(tmp_path, b"PAR1" + content[4:][:size], ".parquet")
+
+
+@pytest.mark.parametrize(("at", "value"), [(131, 27), (131, 30), (133, 17)])
+def test_damage_at_which_polars_panics_or_aborts(
+    at: int, value: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"n": range(13)}).write_parquet(path, compression="uncompressed", statistics=False)
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    with contextlib.suppress(UserError):  # another polars may write other bytes there
+        read(tmp_path, bytes(content), ".parquet")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("executable", [shutil.which("true") or "", "", "/no/python"])
+def test_without_another_process_parquet_is_read_all_the_same(
+    executable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    pl.DataFrame({"n": range(13)}).write_parquet(tmp_path / "t.parquet")
+    assert len(read_table(tmp_path / "t.parquet").frame) == 13
 
 
 def test_no_header_is_for_csv(tmp_path: Path) -> None:
@@ -278,9 +311,10 @@ def test_chunks_are_put_together_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_only_regular_files_are_opened(suffix: str, tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"pipe{suffix}"
     os.mkfifo(path)
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("opened"))  # to open a device may do something
     with pytest.raises(UserError, match="is a pipe; write its content to a file first"):
         read_table(path)
     (tmp_path / f"folder{suffix}").mkdir()

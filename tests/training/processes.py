@@ -96,6 +96,8 @@ def become(order: dict[str, Any]) -> None:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         counted = count_changes(*order.get("kill_at", ("", 0)))
         watch_steps(order)
         from attnlab.cli import main
@@ -123,7 +125,9 @@ def count_changes(what: str, number: int) -> dict[str, int]:
             if (what, number) == ("write", counted["write"]):
                 os.truncate(args[0], Path(args[0]).stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
-        if event in ("os.rename", "os.remove", "os.chmod") or (event == "open" and args[1] in ("w", "a", "x")):
+        if event in ("os.rename", "os.remove", "os.chmod") or (
+            event == "open" and (args[1] in ("w", "a", "x") or args[2] & os.O_APPEND)
+        ):
             counted["change"] += 1
             if (what, number) == ("change", counted["change"]):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -102,10 +102,20 @@ def test_an_extended_run_resumes_bit_for_bit(copied: Path, tmp_path: Path) -> No
     assert without_times({**one, "run": ""}) == without_times({**two, "run": ""})
 
 
-def test_twice_extended(copied: Path) -> None:
+def test_twice_extended(finished: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(finished, tmp_path / "a run"))
     resumed(copied, steps=29)
     resumed(copied, steps=LONGER)
     run = Run.open(copied)
+    report = (copied / "report.md").read_text("utf-8")
+    start, *more = report.split("```sh\n")[1].split("\n```")[0].split("\n")
+    assert f"--steps {STEPS}" in start, "the length that it was started with"
+    assert more == [
+        f"# at step {STEPS}:",
+        f"attnlab train --resume '{copied}' --steps 29",
+        "# at step 29:",
+        f"attnlab train --resume '{copied}' --steps {LONGER}",
+    ]
     assert [(e["from_step"], e["steps_before"], e["steps"]) for e in run.config["extended"]] == [
         (STEPS, STEPS, 29),
         (29, 29, LONGER),

@@ -67,11 +67,11 @@ def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more$"),
-        ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more$"),
+        ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; give the width"),
+        ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; give the width"),
         ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
         ({"position_embedding": "none"}, r"does not fit this network: position_embedding\.table is \(5, 8\) there and "
-         r"missing here$"),
+         r"missing here; give the width"),
         ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
     ],
 )  # fmt: skip

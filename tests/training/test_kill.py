@@ -91,7 +91,7 @@ def test_killed_at_random_moments(server: Server, whole: tuple[Path, dict[str, i
     assert_the_same_run(path, expected)
 
 
-@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_stopped_it_saves_and_says_how_to_go_on(
     which: signal.Signals, code: int, server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import KilledError, prepared, same, stop_at, trainer
+from small import KilledError, prepared, same, stop_at, trainer, untimed
 
 import attnlab
 from attnlab.errors import UserError
 from attnlab.files import UNFINISHED
 from attnlab.training import runs, train
-from attnlab.training.checkpoint import load_tensors, save_tensors
-from attnlab.training.folder import check_run_dir
+from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
+from attnlab.training.folder import check_run_dir, lock
+from attnlab.training.loop import raising_signals, signals
 from attnlab.training.runs import Damaged, Run, check_save_path, find
 
 
@@ -370,3 +374,182 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in Run.open(tmp_path / "run").metrics()] == list(range(1, 8))
     assert trainer(tmp_path / "run").step == 6
     assert [line["step"] for line in Run.open(tmp_path / "run").metrics()] == list(range(1, 7))
+
+
+# Folders that vanish, and processes that are killed while they replace one
+
+
+def killed_at(change: int, action: Callable[[], Any]) -> bool:
+    """Whether a process that does something was killed before its so-manyth change of the file system."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    count = 0
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
+            count += 1
+            if count == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    try:
+        action()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("read", ["open", "find", "create"])
+def test_an_overwrite_that_was_killed_leaves_one_of_the_two_runs(read: str, done: Path, tmp_path: Path) -> None:
+    before, ready, outcomes = files(done), prepared(dropout=0.25), []
+    for change in range(1, 100):
+        path = Path(shutil.copytree(done, tmp_path / str(change) / "run"))
+        killed = killed_at(change, lambda path=path: train.start(ready, path, overwrite=True))  # type: ignore[misc]
+        if read == "create":
+            started(path.parent / "another")
+        if read == "find":
+            assert [run.path.name for run in find(path.parent)] == ["run"]
+        run = Run.open(path)
+        earlier = run.settings.model.dropout != 0.25
+        outcomes.append(earlier)
+        assert not earlier or files(path) == before, "the earlier run is whole"
+        if not killed:
+            break
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert outcomes.count(True) > 5
+    assert outcomes.count(False) > 5
+    assert [p.name for p in path.parent.iterdir() if p.name != "another"] == ["run"]
+
+
+def test_a_failing_overwrite_leaves_the_earlier_run(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rename = files(copied), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.startswith(UNFINISHED) and not self.name.endswith(".replaced"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match=r"cannot make the run folder .*: No space left on device"):
+        started(copied, overwrite=True)
+    assert files(copied) == before
+    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
+
+
+def test_an_earlier_run_is_not_taken_from_a_process_that_replaces_it(copied: Path) -> None:
+    earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
+    held = lock(earlier)
+    assert find(copied.parent) == []
+    assert earlier.is_dir()
+    os.close(held)
+    assert [run.path.name for run in find(copied.parent)] == ["copied"]
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_folder_that_vanishes_is_made_again_under_another_name(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
+    ready, path = prepared(), tmp_path / "run"
+    run = train.start(ready, path)
+    (tmp_path / "run-recovered").mkdir()
+
+    def watch(seen: Any) -> None:
+        if seen.step == 21:  # the best network may have been saved long before
+            shutil.move(path, tmp_path / "elsewhere")
+            if how == "removed":
+                shutil.rmtree(tmp_path / "elsewhere")
+            if how == "replaced":
+                path.mkdir()
+
+    outcome, result = train.train(ready, run, watch=watch)
+    assert run.path == tmp_path / "run-recovered-2"
+    assert result == Run.open(run.path).result()
+    assert result is not None
+    assert result["run"] == str(run.path)
+    undisturbed = train.start(prepared(), tmp_path / "undisturbed")
+    assert train.train(prepared(), undisturbed)[0].best == outcome.best
+    assert same(attnlab.load(run.path), attnlab.load(undisturbed.path))
+    assert untimed(run.metrics()) == untimed(undisturbed.metrics())
+    assert how != "replaced" or list(path.iterdir()) == [], "what took its place is left alone"
+
+
+def test_whether_a_run_is_running(copied: Path) -> None:
+    run = Run.open(copied)
+    assert not run.is_running()
+    with run.alone():
+        assert Run.open(copied).is_running()
+    assert not run.is_running()
+
+
+# Signals
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_result_is_computed_stops_and_is_resumed(
+    which: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
+    run = started(tmp_path / "run")
+    before = signal.signal(which, handler := lambda *_: None)  # nohup and scripts start us with some of them ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "_result", lambda *_: signal.raise_signal(which))
+            outcome, result = train.train(prepared(), run)
+        assert signal.getsignal(which) == handler
+    finally:
+        signal.signal(which, before)
+    assert (outcome.how, outcome.signal, result) == ("stopped", which, None)
+    _, result = train.train(prepared(), run, resume=True)
+    assert result is not None
+    assert result == run.result()
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals() as asked, raising_signals():
+            signal.raise_signal(signal.SIGINT)
+        assert asked == []
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Files of the user's
+
+
+def test_a_file_is_saved_over_our_own_only(done: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--save_path .*mine\.safetensors exists; give another name, or --overwrite"):
+        check_save_path(mine)
+    check_save_path(mine, overwrite=True)
+    for name in ("ours.safetensors", "ours.pth"):
+        Run.open(done).export(tmp_path / name)
+        check_save_path(tmp_path / name)
+        with pytest.raises(UserError, match=r"is a file of the run in"):
+            check_save_path(done / "model.safetensors", overwrite=True)
+    torch.save({"state_dict": {}}, tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match=r"theirs\.pth exists"):
+        check_save_path(tmp_path / "theirs.pth")
+
+
+def test_an_output_replaces_nothing_unasked_and_its_input_never(tmp_path: Path) -> None:
+    read, other = tmp_path / "data.csv", tmp_path / "other.csv"
+    for path in (read, other):
+        path.write_text("a\n", encoding="utf-8")
+    (tmp_path / "link.csv").symlink_to(read)
+    (tmp_path / "hard.csv").hardlink_to(read)
+    check_output(tmp_path / "new.csv", inputs=[read])
+    check_output(other, inputs=[read], overwrite=True)
+    with pytest.raises(UserError, match=r"--output .*other\.csv exists; give another name, or --overwrite"):
+        check_output(other, inputs=[read])
+    for name in ("data.csv", "link.csv", "hard.csv"):
+        with pytest.raises(UserError, match=r"is the file that is read; give another name"):
+            check_output(tmp_path / name, inputs=[read], overwrite=True)
+    with pytest.raises(UserError, match=r"is a folder"):
+        check_output(tmp_path, inputs=[])

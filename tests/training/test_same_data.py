@@ -81,7 +81,7 @@ def test_values_are_the_same_up_to_rounding(a: Any, b: Any, same: bool) -> None:
 
 def test_whole_lines_are_predicted_from_a_run(run: Run, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_bytes(b"paragraph 7 of the documentation\n\nb\n")
-    columns = train.predict_file(run.path, tmp_path / "new.txt")
+    columns = train.predict_file(run.path, tmp_path / "new.txt").columns
     assert columns["line"] == ["paragraph 7 of the documentation", "", "b"]
     assert columns["bytes"] == [32, 0, 1]
     assert 0 < columns["bits_per_byte"][0] < 20

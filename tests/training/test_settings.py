@@ -270,3 +270,10 @@ def test_a_pipe_is_no_config(tmp_path: Path) -> None:
     (tmp_path / "b.toml").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"--config .*b\.toml is a device"):
         read_config(tmp_path / "b.toml")
+
+
+def test_a_file_that_is_too_large_for_settings_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**34)  # a hole: no byte of it is on the disk
+    with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):
+        read_config(tmp_path / "huge.json")
