@@ -285,7 +285,7 @@ def _bytes(text: pl.Series, most: int) -> list[bytes]:
 def _repeated(text: pl.Series) -> list[str]:
     """The values that occur more than once, sorted."""
     there = text.drop_nulls()
-    return there.filter(there.is_duplicated()).unique().sort().to_list()
+    return sorted(there.filter(there.is_duplicated()).unique().to_list())
 
 
 def _stacked(columns: Sequence[Any], rows: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from attnlab.errors import UserError, nearest
 from attnlab.task import ColumnUse, Request
 from attnlab.tasks._split import listed
 from attnlab.tasks._table_file import TableFile
-from attnlab.tasks._values import MANY, MOSTLY, Values, date_formats, dates, gaps, numbers, words
+from attnlab.tasks._values import MANY, MOSTLY, Values, date_formats, dates, gaps, numbers
 
 MOST_LEVELS = 10_000
 MOST_LEVEL_BYTES = 1_000_000
@@ -173,7 +173,7 @@ def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
 
 def _of_strings(column: pl.Series, other: NDArray[np.bool_], missing: NDArray[np.bool_], file: TableFile) -> Column:
     """A column of strings that are not all numbers."""
-    name, text = column.name, words(column)
+    name, text = column.name, column.set(pl.Series(missing), None)
     there = text.drop_nulls()
     levels = there.unique()
     distinct, total = len(levels), len(there)

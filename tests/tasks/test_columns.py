@@ -68,6 +68,7 @@ def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str
         (["13/01/2024", "01/02/2024"], "date"),
         (["01/13/2024", "01/02/2024"], "date"),
         (["2024-01-31", "2024-02-30"], "id"),
+        (["2024-01-31T12:59", "2024-02-28T12:60"], "id"),
         (["01/02/2024", "03/04/2024"], "none"),
         ([datetime.date(2024, 1, 2), datetime.date(2024, 1, 3)], "date"),
         ([datetime.datetime(2024, 1, 2, 3), None, datetime.datetime(2024, 1, 2, 4)], "date"),

@@ -184,6 +184,14 @@ def test_gaps_are_refused_where_training_had_none(policy: str, tmp_path: Path) -
         more(write(mixed(), tmp_path / "more.csv"), problem)
 
 
+def test_values_seen_once_share_the_code_of_unknown_ones(tmp_path: Path) -> None:
+    """Otherwise that code would never be trained."""
+    colours = ["red", "green"] * 20 + [f"colour {i}" for i in range(13)]
+    problem = table(write(mixed().with_columns(colour=pl.Series(colours)), tmp_path / "t.csv"), "kind")
+    assert problem.encoding["columns"]["categories"] == [{"name": "colour", "levels": ["green", "red"]}]
+    assert (problem.train.x[:, 6, 0] == 6).sum() > 5
+
+
 def test_missing_values(tmp_path: Path) -> None:
     path = write(mixed(), tmp_path / "t.csv")
     with pytest.raises(UserError, match=r"size is missing in row 8 of .*, and --missing error"):
@@ -264,6 +272,9 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="encoding of the table cannot be used"):
             tasks.load("table").read(tmp_path / "t.csv", problem.inputs, problem.length, encoding)
+    for inputs, length in ((problem.inputs._replace(size=3), problem.length), (problem.inputs, problem.length - 1)):
+        with pytest.raises(UserError, match="does not fit the network"):
+            tasks.load("table").read(tmp_path / "t.csv", inputs, length, problem.encoding)
 
 
 @pytest.mark.parametrize("name", ["table", "arrays"])
