@@ -176,9 +176,23 @@ class Result(Record):
 
 
 class NetworkRecord(Record):
-    """The description in model.safetensors, and in a file written by ``--save_path``."""
+    """The description in a file of a network."""
 
     network: Description
+    attnlab: Text | None = None
+    encoding: dict[str, Any] | None = None
+    metric: MetricName | None = None
+    unit: Positive | None = None
+    task: Text | None = None
+    run: Hash | None = None
+    step: Count | None = None
+    validation: Number | None = None
+    id: Hash | None = None
+
+
+class TrainedNetworkRecord(NetworkRecord):
+    """The description in model.safetensors, and in a file written by ``--save_path``."""
+
     attnlab: Text
     encoding: dict[str, Any]
     metric: MetricName
@@ -187,7 +201,6 @@ class NetworkRecord(Record):
     run: Hash
     step: Count
     validation: Number
-    id: Hash | None = None
 
 
 class StateRecord(Record):
