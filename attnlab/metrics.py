@@ -13,23 +13,24 @@ from numpy.typing import NDArray
 
 
 class Metric(NamedTuple):
-    """What a metric is called, and which way is better."""
+    """What a metric is called, in full and in the header of a table, and which way is better."""
 
     label: str
+    short: str
     higher_is_better: bool
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", True),
-    "balanced_accuracy": Metric("balanced accuracy", True),
-    "precision": Metric("precision (macro)", True),
-    "recall": Metric("recall (macro)", True),
-    "f1": Metric("F1 (macro)", True),
-    "roc_auc": Metric("ROC AUC", True),
-    "rmse": Metric("root mean squared error", False),
-    "mae": Metric("mean absolute error", False),
-    "r2": Metric("R²", True),
-    "bits_per_byte": Metric("bits per byte", False),
+    "accuracy": Metric("accuracy", "accuracy", True),
+    "balanced_accuracy": Metric("balanced accuracy", "balanced", True),
+    "precision": Metric("precision (macro)", "precision", True),
+    "recall": Metric("recall (macro)", "recall", True),
+    "f1": Metric("F1 (macro)", "F1", True),
+    "roc_auc": Metric("ROC AUC", "ROC AUC", True),
+    "rmse": Metric("root mean squared error", "RMSE", False),
+    "mae": Metric("mean absolute error", "MAE", False),
+    "r2": Metric("R²", "R²", True),
+    "bits_per_byte": Metric("bits per byte", "bits/byte", False),
 }
 
 CLASS_METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc")

@@ -33,10 +33,15 @@ HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "t
 
 
 class Inputs(NamedTuple):
-    """What goes in: ``tokens`` (B, N) out of ``size`` kinds, or ``vectors`` (B, N, ``size``)."""
+    """What goes in.
 
-    kind: Literal["tokens", "vectors"]
+    ``tokens``: (B, N) out of ``size`` kinds; ``vectors``: (B, N, ``size``); ``cells``: (B, N, 2), a code out of
+    ``size`` and a value, which counts where the code is below ``numbers``.
+    """
+
+    kind: Literal["tokens", "vectors", "cells"]
     size: int
+    numbers: int = 0
 
 
 class Outputs(NamedTuple):
@@ -108,6 +113,8 @@ class Network(
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
+        elif self.inputs.kind == "cells":
+            self.embed = Cells(self.inputs.size, self.inputs.numbers, embed_dim)
         else:
             self.embed = linear(self.inputs.size, embed_dim)
         self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
@@ -171,7 +178,7 @@ class Network(
         """Read a batch.
 
         Args:
-            x: (B, N) whole numbers or (B, N, F) numbers, as `inputs` says.
+            x: (B, N) whole numbers, (B, N, F) numbers or (B, N, 2) cells, as `inputs` says.
             lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
                 there (NaN, -100) has no effect. None: all are real.
             caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
@@ -278,6 +285,36 @@ def _blanked(x: Tensor, lengths: Tensor) -> Tensor:
     """``x`` (B, N, ...) with zeros in the padding."""
     padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     return x.masked_fill(padded.view(*padded.shape, *[1] * (x.dim() - 2)), 0)
+
+
+class Cells(nn.Module):
+    """Embeds cells: a vector for the code and, where the cell is a number, its value times another vector.
+
+    Args:
+        size: how many codes there are; codes are read from floating-point numbers, so 2^24 at most.
+        numbers: the codes below this are those of numbers.
+        embed_dim: D.
+
+    Raises:
+        ValueError: for more codes than float32 tells apart, or more numbers than codes.
+    """
+
+    def __init__(self, size: int, numbers: int, embed_dim: int) -> None:
+        super().__init__()
+        if not 0 <= numbers <= size <= 2**24:
+            raise ValueError(f"cells have at most 2^24 codes, and no more numbers than codes; not {size} and {numbers}")
+        self.numbers = numbers
+        self.codes = nn.Embedding(size, embed_dim)
+        self.values = nn.Embedding(numbers, embed_dim) if numbers else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, 2) to (B, N, D)."""
+        codes = x[..., 0].long()
+        out = self.codes(codes)
+        if self.values is None:
+            return out
+        value = x[..., 1].masked_fill(codes >= self.numbers, 0)
+        return out + value.unsqueeze(-1) * self.values(codes.clamp(max=self.numbers - 1))
 
 
 class Block(nn.Module):

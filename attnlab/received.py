@@ -24,6 +24,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+InputKind = Literal["tokens", "vectors", "cells"]
 OptionValue = (
     None
     | bool
@@ -51,7 +52,12 @@ class Description(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
     model: Name
-    inputs: Annotated[tuple[Literal["tokens", "vectors"], Size], Field(strict=False)]
+    inputs: (
+        Annotated[tuple[InputKind, Size], Field(strict=False)]
+        | Annotated[
+            tuple[InputKind, Size, Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]], Field(strict=False)
+        ]
+    )
     outputs: (
         Annotated[tuple[Literal["classes", "tokens", "values"], Size], Field(strict=False)]
         | Annotated[tuple[Literal["classes", "tokens", "values"], Size, Size], Field(strict=False)]

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attnlab.errors import UserError
-from attnlab.network import Inputs, Outputs
+from attnlab.network import Inputs, Network, Outputs
+from attnlab.npz import Arrays
+from attnlab.npz import read_arrays as read_arrays
 
 IGNORE = -100
 """The target of a position at which nothing is asked."""
@@ -71,6 +72,7 @@ class Request:
             rows out.
         split_by: the unit in which a text is split: ``lines``, ``paragraphs`` or ``position``; None to decide by the
             text.
+        header: whether the first line of a table names its columns.
     """
 
     seed: int = 0
@@ -83,6 +85,7 @@ class Request:
     ignore: tuple[str, ...] = ()
     missing: Literal["mean", "error", "drop"] = "mean"
     split_by: Literal["lines", "paragraphs", "position"] | None = None
+    header: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Task:
     """One line: what is asked."""
     remark: ClassVar[str] = ""
     """One honest line about what a result here does and does not say; printed below every result."""
+    own_data: ClassVar[str] = "the task's own data"
+    """What the task reads without ``--data``, where another version of Python or of a library may have other data."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """The files that ``--data`` may name; with none, the task makes or ships its own data."""
     needs_data: ClassVar[bool] = False
@@ -160,7 +165,36 @@ class Task:
         Raises:
             UserError: when the file does not fit what the network was trained on.
         """
-        return Split(read_x(path, inputs, length), torch.empty(0))
+        x = read_x(path, inputs, length)
+        return Split(x.float() if inputs.kind == "vectors" else x, torch.empty(0))
+
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """The same with targets, to score a network on.
+
+        Raises:
+            UserError: when the file does not fit, or holds no targets.
+        """
+        split = self.read(path, inputs, length, encoding)
+        if not split.y.numel():
+            raise UserError(f"{path} lacks the target {encoding.get('target', 'y')}; add it, or use attnlab predict")
+        return split
+
+    def predict(
+        self, network: Network, path: Path, encoding: dict[str, Any], score: Callable[[Split], Tensor]
+    ) -> dict[str, list[Any]]:
+        """A network's answers for the examples in a file: columns of one value per example.
+
+        Args:
+            network: gives what it was trained to take, and to answer.
+            path: the file.
+            encoding: that of the problem that the network was trained on.
+            score: the network's outputs for a split.
+
+        Raises:
+            UserError: when the file does not fit what the network was trained on.
+        """
+        split = self.read(path, network.inputs, network.length, encoding)
+        return self.answers(network.outputs, score(split), split, encoding)
 
     def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
@@ -183,39 +217,27 @@ class Task:
         return columns
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, by name; nothing in it is executed.
+def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
+    """``x`` of an .npz file, checked against what a network takes: whole numbers, or float64 that is not yet scaled.
 
     Raises:
-        UserError: for a file that is none, or holds Python objects.
+        UserError: for a file that cannot be read, or an ``x`` of another shape, type or range.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays}
-    except Exception as error:  # a damaged archive fails in many ways
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
-        ) from None
-
-
-def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
-    """``x`` of an .npz file, checked against what a network takes."""
-    arrays = read_arrays(path)
+    arrays = Arrays(path)
     if "x" not in arrays:
-        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array called x")
+        raise UserError(f"{path} holds {', '.join([*arrays][:8]) or 'nothing'}; expected an array called x")
     x = arrays["x"]
     tokens = inputs.kind == "tokens"
     wanted = f"(batch, at most {length})" if tokens else f"(batch, at most {length}, {inputs.size})"
     if x.ndim != (2 if tokens else 3) or not 1 <= x.shape[1] <= length or (not tokens and x.shape[2] != inputs.size):
         raise UserError(f"x in {path} has shape {x.shape}; expected {wanted}")
-    if not np.issubdtype(x.dtype, np.integer if tokens else np.number):
+    if x.dtype.kind not in ("iu" if tokens else "biuf"):
         raise UserError(f"x in {path} has dtype {x.dtype}; expected {'whole numbers' if tokens else 'numbers'}")
     if tokens and x.size and not 0 <= x.min() <= x.max() < inputs.size:
         raise UserError(f"x in {path} holds {x.min()} to {x.max()}; expected tokens from 0 to {inputs.size - 1}")
     if not tokens and not np.isfinite(x).all():
         raise UserError(f"x in {path} holds NaN or infinity; replace or drop those rows")
-    return torch.from_numpy(x.astype(np.int64 if tokens else np.float32))
+    return torch.from_numpy(x.astype(np.int64 if tokens else np.float64))
 
 
 def _one(values: list[Any]) -> Any:

@@ -11,7 +11,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "attnlab", deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+    "attnlab",
+    deadline=None,
+    derandomize=True,
+    max_examples=int(os.environ.get("ATTNLAB_EXAMPLES", "50")),  # more of them find more
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("attnlab")
 

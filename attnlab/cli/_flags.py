@@ -15,6 +15,7 @@ from attnlab import registry, tasks
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.errors import UserError
+from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     Data,
     Machine,
@@ -47,7 +48,7 @@ class Output:
     overwrite: bool = False
     """Replace the run in --run_dir, and the file in --save_path."""
     resume: Word = None
-    """Go on with the run in this folder."""
+    """Resume the run in this folder; more --epochs or --steps than it has extend it."""
     checkpoint_seconds: float = 10.0
     """Seconds between two checkpoints."""
     config: Word = None
@@ -79,7 +80,8 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
     base = _base(arguments)
     model = base.model.model
     _refuse_foreign(given, model)
-    parsed = parse(_interface(base), arguments, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
+    words, lists = _lists(arguments)
+    parsed = parse(_interface(base), words, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
     own = {} if not mechanism_options(model) else dataclasses.asdict(parsed.mechanism)
     settings = Settings(dataclasses.replace(parsed.model, options=own), parsed.data, parsed.training, parsed.machine)
     if {"epochs", "steps"} <= given:
@@ -89,6 +91,12 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
     if "steps" in given:
         settings.training.epochs = None
     output: Output = parsed.output
+    for group in (settings.data, settings.training, output):
+        for f in dataclasses.fields(group):
+            if f.type == "Word" and peek(arguments, f.name) == "None":  # tyro takes it for the absence of a word
+                setattr(group, f.name, "None")
+    for name, listed in lists.items():
+        setattr(settings.data, name, listed)
     if output.checkpoint_seconds != output.checkpoint_seconds or output.checkpoint_seconds < 0:
         raise UserError(f"checkpoint_seconds must be 0 or more, not {output.checkpoint_seconds}")
     if output.resume is not None:
@@ -102,6 +110,35 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the words, spelled with underscores; ``no_`` is left away."""
     names = {w[2:].split("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     return {name.removeprefix("no_") for name in names}
+
+
+def _lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The arguments without the flags that take several words, and the words of these.
+
+    A flag that is repeated adds to its words; ``--ignore=--x`` gives one that starts with two hyphens.
+
+    Raises:
+        UserError: for a flag without a word.
+    """
+    names = {f.name for f in dataclasses.fields(Data) if f.type == "Words"}
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {}
+    words: list[str] | None = None  # those of the list that is read at the moment
+    for word in arguments:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") or word == "-h":
+            listed = name.replace("-", "_") in names
+            words = lists.setdefault(name.replace("-", "_"), []) if listed else None
+            if words is not None and equals:
+                words.append(value)
+        elif words is not None:
+            words.append(word)
+        if words is None:
+            rest.append(word)
+    for name, found in lists.items():
+        if not found and not {"-h", "--help"} & set(arguments):
+            raise UserError(f"--{name} needs at least one name; write one that starts with a hyphen as --{name}=NAME")
+    return rest, lists
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -151,7 +188,7 @@ def _interface(base: Settings) -> type[Any]:
                 for o in options
             ],
         )
-        own.__doc__ = f"What {base.model.model} alone can be told."
+        own.__doc__ = f"Options for {base.model.model}."
         groups.append(("mechanism", own, field(default_factory=own)))
     groups += [
         ("data", Data, field(default_factory=lambda: base.data)),
@@ -165,6 +202,9 @@ def _interface(base: Settings) -> type[Any]:
 def _refuse_foreign(given: set[str], model: str) -> None:
     """Say which mechanism does have an option that the chosen one lacks."""
     here = {option.name for option in registry.entry(model).options}
+    foreign = given - here - set(Settings().flat()) - {f.name for f in dataclasses.fields(Output)}
+    if not foreign:  # saves reading the source of every mechanism
+        return
     elsewhere: dict[str, list[str]] = {}
     for name in registry.names():
         try:
@@ -172,14 +212,14 @@ def _refuse_foreign(given: set[str], model: str) -> None:
                 elsewhere.setdefault(option.name, []).append(name)
         except UserError:
             continue
-    for flag in sorted(given & set(elsewhere) - here - set(Settings().flat())):
+    for flag in sorted(foreign & set(elsewhere)):
         raise UserError(f"{model} has no option {flag}; models that have it: {', '.join(elsewhere[flag])}")
 
 
 def _refuse_changes(settings: Settings, base: Settings, output: Output, given: set[str]) -> None:
-    """A resumed run goes on as it was started."""
-    was, now = base.flat(), settings.flat()
-    for name in sorted(given & set(now)):
+    """A resumed run keeps its settings; it can only be trained for longer (see `attnlab.training.extension`)."""
+    was, now = base.flat(), absolute(settings.flat())
+    for name in sorted((given & set(now)) - {"epochs", "steps"}):
         if now[name] != was[name]:
             raise UserError(
                 f"{output.resume} was started with {name}={was[name]}, so it cannot go on with {now[name]}; "

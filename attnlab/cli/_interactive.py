@@ -6,11 +6,13 @@ keys and completion; from a pipe there are plain lines, in which a choice may be
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from attnlab import registry, tasks
 from attnlab.attention import divisors_near
@@ -23,6 +25,10 @@ from attnlab.training.settings import choices_of
 
 OTHER = "\0"
 """Chosen to give an answer in one's own words."""
+OWN_FILE = "my own file"
+"""Chosen instead of a task: the task is then the one that reads the file."""
+MANY = 200
+"""From so many choices on they are not listed."""
 
 Check = Callable[[str], str | None]
 """What is wrong with an answer, in one line; None where nothing is."""
@@ -57,7 +63,11 @@ def ask(arguments: Sequence[str]) -> list[str] | None:
     asked = understand(words, validate=False)
     if asked.output.resume is not None:
         raise UserError("--resume goes on with the settings of the run, so there is nothing to ask; leave one out")
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError(
+            "--interactive reads answers from the standard input, which is closed; give the settings as flags"
+        )
+    terminal = sys.stdin.isatty() and _is_terminal(sys.stdout)
     put = on_terminal if terminal else on_lines
     try:
         words = _answers(words, put)
@@ -71,6 +81,8 @@ def ask(arguments: Sequence[str]) -> list[str] | None:
             say("left; nothing was started")
             return None
         raise UserError("the input ended before the last question; nothing was started") from None
+    except UnicodeDecodeError:
+        raise UserError("the input is not valid UTF-8; nothing was started") from None
     return words
 
 
@@ -86,9 +98,13 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
 
     models = {name: registry.entry(name).card.summary for name in registry.names()}
     settle(Question("model", "which mechanism", "multihead" if "multihead" in models else next(iter(models)), models))
+    entries = [tasks.entry(name) for name in tasks.names()]
+    suffixes = " ".join(suffix for entry in entries for suffix in entry.suffixes)
     if "data" not in given_flags(words):
-        known = {name: tasks.entry(name).summary for name in tasks.names()}
-        settle(Question("task", "what to train it on", "digits", known))
+        known = {entry.name: entry.summary for entry in entries if not entry.needs_data}
+        known[OWN_FILE] = f"a table, a text or arrays ({suffixes})"
+        if settle(Question("task", "what to train it on", "digits", known)) == OWN_FILE:
+            settle(Question("data", f"your file ({suffixes})", ""), _readable(None))
     task = tasks.entry(understand(words, validate=False).settings.data.task)
     if task.suffixes:
         without = "" if task.needs_data else "; empty for what comes with the task"
@@ -96,7 +112,9 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
     data = understand(words, validate=False).settings.data.data
     columns = {} if data is None else tasks.load(task.name).columns(Path(data))
     if columns:
-        settle(Question("target", "the column to predict", "", columns), lambda answer: _unusable(words, answer))
+        shown_columns = columns if len(columns) < MANY else {}
+        question = Question("target", "the column to predict", list(columns)[-1], shown_columns)
+        settle(question, lambda answer: _unusable(words, answer))
 
     settings = understand(words, validate=False).settings
     settle(Question("embed_dim", "the width of every token (embed_dim)", str(settings.model.embed_dim)))
@@ -144,7 +162,7 @@ def _answers(words: list[str], put: Callable[[Question, Check], str]) -> list[st
 
 
 def _as_flag(question: Question, answer: str) -> list[str]:
-    if not answer:
+    if answer in ("", OWN_FILE):
         return []
     if set(question.choices) == {"yes", "no"}:
         return [f"--{question.name}" if answer == "yes" else f"--no_{question.name}"]
@@ -164,16 +182,22 @@ def _objection(words: list[str]) -> str | None:
     return None
 
 
-def _readable(task: tasks.Entry) -> Check:
-    """Whether a file can be read; where the task has data of its own, it may be left out."""
+def _readable(task: tasks.Entry | None) -> Check:
+    """Whether a file can be read by the task, or by any for None; without it where the task has data of its own."""
 
     def check(answer: str) -> str | None:
-        if not answer:
+        if not answer and task is None:
+            return "give the name of a file"
+        if not answer and task is not None:
             return f"{task.name} has no data of its own; give a file" if task.needs_data else None
+        path = Path(answer)
         try:
-            if not Path(answer).is_file():
+            name = tasks.for_file(path) if task is None else task.name
+            if path.is_dir():
+                return f"{answer} is a folder; give a file in it"
+            if not path.is_file():
                 return f"{answer} is not there"
-            tasks.load(task.name).columns(Path(answer))
+            tasks.load(name).columns(path)
         except UserError as error:
             return str(error)
         return None
@@ -231,11 +255,12 @@ def on_lines(question: Question, check: Check) -> str:
     names = list(question.choices)
     width = max(map(len, names), default=0)
     if any(question.choices.values()):
+        digits = len(str(len(names)))
         for number, (name, about) in enumerate(question.choices.items(), 1):
-            say(f"  {number}  {name:<{width}}  {about}")
+            say(_wrapped(f"  {number:>{digits}}  {name:<{width}}  {about}", digits + width + 6))
     hint = f" [{question.default}]" if question.default else ""
     while True:
-        answer = input(visible(f"{question.text}{hint}: ")).strip()
+        answer = input(visible(_wrapped(f"{question.text}{hint}:", 2, less=12)) + " ").strip()
         if not sys.stdin.isatty():
             say(answer or question.default, flush=True)
         answer = answer or question.default
@@ -244,40 +269,84 @@ def on_lines(question: Question, check: Check) -> str:
         wrong = _not_among(question, answer) or check(answer)
         if wrong is None:
             return answer
-        say(f"  {wrong}", flush=True)
+        say(_wrapped(f"  {wrong}", 2), flush=True)
+
+
+def _wrapped(text: str, indent: int, *, less: int = 0) -> str:
+    """``text`` in lines that fit the terminal, those after the first indented.
+
+    Args:
+        text: one line.
+        indent: spaces before the lines after the first; on a narrow terminal fewer.
+        less: columns that are not available.
+    """
+    columns = max(shutil.get_terminal_size().columns - less, 20)
+    return textwrap.fill(text, columns, subsequent_indent=" " * min(indent, columns // 3), break_on_hyphens=False)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def on_terminal(question: Question, check: Check) -> str:
     """Ask with arrow keys and completion."""
     import questionary
 
-    names, text = list(question.choices), question.text
+    names, text = list(question.choices), _wrapped(question.text, 2, less=3)
     if names == ["yes", "no"]:
-        answer = questionary.confirm(question.text, default=question.default == "yes").unsafe_ask()
+        answer = questionary.confirm(text, default=question.default == "yes").unsafe_ask()
         return "yes" if answer else "no"
     if names:
         if question.default and question.default not in names:
             names.append(question.default)
         width = max(map(len, names))
+        titles = [one_line(f"{name:<{width}}  {question.choices.get(name, '')}".rstrip()) for name in names]
+        # Three columns are taken by the pointer; the control cuts off longer lines.
         choices = [
-            questionary.Choice(one_line(f"{n:<{width}}  {question.choices.get(n, '')}".rstrip()), n) for n in names
+            questionary.Choice(_wrapped(title, width + 5, less=4), name)
+            for name, title in zip(names, titles, strict=True)
         ]
         if question.open:
             choices.append(questionary.Choice("write it out", OTHER))
         while True:
-            chosen = questionary.select(
-                question.text, choices, default=question.default or None, use_search_filter=True, use_jk_keys=False
-            ).unsafe_ask()
+            chosen = _select(text, choices, question.default or None)
             if chosen == OTHER:
-                text = f"in your own words: {text}"
+                text = _wrapped(f"in your own words: {question.text}", 2, less=3)
                 break
             wrong = check(chosen)
             if wrong is None:
                 return str(chosen)
-            say(f"  {wrong}", flush=True)
+            say(_wrapped(f"  {wrong}", 2), flush=True)
     make = questionary.path if question.name in ("data", "save_path") else questionary.text
     prompt = make(text, default=question.default, validate=lambda given: check(given.strip()) or True)
     return str(prompt.unsafe_ask()).strip()
+
+
+def _select(text: str, choices: list[Any], default: str | None) -> Any:
+    """Ask for one of the choices; while what was typed is in none of them, Enter has no effect.
+
+    questionary 2.1 shows all choices then (``InquirerControl.filtered_choices``), and Enter would take the first.
+    """
+    import questionary
+    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
+    from prompt_toolkit.keys import Keys
+    from questionary.prompts.common import InquirerControl
+
+    question = questionary.select(text, choices, default=default, use_search_filter=True, use_jk_keys=False)
+    windows = question.application.layout.find_all_windows()
+    control = next(w.content for w in windows if isinstance(w.content, InquirerControl))
+
+    @Condition
+    def nothing_matches() -> bool:
+        typed = (control.search_filter or "").lower()
+        return not any(typed in str(choice.title).lower() for choice in control.choices)
+
+    enter = KeyBindings()
+    enter.add(Keys.ControlM, eager=True, filter=nothing_matches)(lambda event: event.app.output.bell())
+    known = question.application.key_bindings
+    question.application.key_bindings = enter if known is None else merge_key_bindings([known, enter])  # the last wins
+    return question.unsafe_ask()
 
 
 def _not_among(question: Question, answer: str) -> str | None:

@@ -73,12 +73,15 @@ def _columns(wide: bool) -> Iterator[None]:
 
 
 def flags(options: Any) -> list[str]:
-    """Every flag of a dataclass type, nested groups included."""
+    """Every flag of a dataclass type, nested groups included; a dictionary is none."""
     hints = typing.get_type_hints(options)
     found: list[str] = []
     for f in dataclasses.fields(options):
         hint = hints[f.name]
-        found += flags(hint) if dataclasses.is_dataclass(hint) else [f"--{f.name}"]
+        if dataclasses.is_dataclass(hint):
+            found += flags(hint)
+        elif typing.get_origin(hint) is not dict:
+            found.append(f"--{f.name}")
     return found
 
 

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from attnlab.cli._console import Console
+from attnlab.cli._words import duration
+from attnlab.metrics import METRICS
 from attnlab.training.loop import Progress as Seen
 from attnlab.training.report import number
 
@@ -48,12 +50,11 @@ class Display:
         """Show where training stands."""
         if self.quiet:
             return
-        name = {"bits_per_byte": "bits/byte"}.get(self.metric, self.metric)
+        name = METRICS[self.metric].short
         metric = "" if seen.metric is None else f"  {name} {number(self.metric, seen.metric)}"
         text = f"loss {seen.loss:.3f}{metric}  {seen.rate:,.0f} steps/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=seen.step, description=text)
         elif seen.step * 10 // seen.steps > self._line:
             self._line = seen.step * 10 // seen.steps
-            left = (seen.steps - seen.step) / seen.rate
-            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {left:.0f} s left")
+            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {duration(seen.seconds_left)} left")

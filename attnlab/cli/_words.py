@@ -11,8 +11,14 @@ from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
 from attnlab.escape import shell_word
-from attnlab.training.objective import UNITS
-from attnlab.training.report import number, options, ranking
+from attnlab.metrics import METRICS
+from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
+
+ENDED = {
+    "finished": "training finished",
+    "early": "training stopped early",
+    "unfinished": "training has not ended",
+}
 
 
 def command_line(asked: Asked) -> str:
@@ -21,8 +27,8 @@ def command_line(asked: Asked) -> str:
     for f in fields(asked.output):
         value = getattr(asked.output, f.name)
         if f.name not in ("interactive", "config") and value not in (None, f.default):
-            words += [f"--{f.name}"] if value is True else [f"--{f.name}", shell_word(str(value))]
-    return " ".join([trainer(), *options(asked.settings), *words])
+            words += [f"--{f.name}"] if value is True else flag(f.name, value)
+    return " ".join([trainer(), *options(asked.settings), *map(shell_word, words)])
 
 
 def duration(seconds: float) -> str:
@@ -35,17 +41,45 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def show_result(console: Console, result: dict[str, Any]) -> None:
-    """The held-out result among its baselines."""
-    metric = result["metric"]
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
-    for name, value in ranking(result):
-        style = "bold" if name == result["model"] else ""
-        table.add_row("  " + name, number(metric, value), style=style)
+def show_result(console: Console, result: dict[str, Any], *, details: bool = False) -> None:
+    """The result on the test data among its baselines; with ``details`` also that of each class."""
+    metric, names = result["metric"], metric_names(result)
+    ended = f"; {ENDED[result['ended']]}" if "ended" in result else ""
+    table = Table(box=None, pad_edge=False, show_header=len(names) > 1, padding=(0, 2), header_style="")
+    for header in ("", *(METRICS[name].short for name in names)):
+        table.add_column(header, justify="right" if header else "left")
+    for name, values in ranking(result):
+        cells = [number(m, values.get(m)) for m in names]
+        table.add_row("  " + name, *cells, style="bold" if name == result["model"] else "")
     console.print(
-        f"\nheld-out {UNITS[metric]} on {result['test_examples']:,} examples, seen once "
-        f"(the network that was best on validation, step {result['best_step']:,})\n",
+        f"\ntest {METRICS[metric].label} on {result['test_examples']:,} examples "
+        f"(the network that was best on validation, step {result['best_step']:,}{ended})\n",
     )
     console.print(table)
-    if result["remark"]:
-        console.print(f"\n  {result['remark']}", style="dim")
+    if details and result.get("confusion"):
+        show_classes(console, result)
+    for line in (*result["notes"], result["remark"]):
+        if line:
+            console.print(f"\n  {line}", style="dim")
+
+
+def show_classes(console: Console, result: dict[str, Any]) -> None:
+    """Precision, recall and F1 of each class, and the confusion matrix where it is small."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    for header in ("  class", "precision", "recall", "F1", "examples"):
+        table.add_column(header, justify="left" if "class" in header else "right")
+    for each in result["per_class"]:
+        scores = [f"{each[key]:.3f}" for key in ("precision", "recall", "f1")]
+        table.add_row(f"  {each['label']}", *scores, f"{each['count']:,}")
+    console.print()
+    console.print(table)
+    if len(result["labels"]) > MOST_SHOWN:
+        return
+    matrix = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    matrix.add_column("  true class, then predicted as")
+    for label in result["labels"]:
+        matrix.add_column(str(label), justify="right")
+    for label, counts in zip(result["labels"], result["confusion"], strict=True):
+        matrix.add_row(f"  {label}", *map(str, counts))
+    console.print()
+    console.print(matrix)

@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None) -> None:
     from rich.table import Table
 
-    from attnlab.training.objective import UNITS
+    from attnlab.metrics import METRICS
     from attnlab.training.report import number
 
     def table(*columns: str) -> Table:
@@ -101,7 +101,7 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
         low, high = (_signed(study.metric, value) for value in (change.low, change.high))
         return number(study.metric, change.metric), _signed(study.metric, change.change), f"{low} to {high}"
 
-    console.print(f"{title}: {UNITS[study.metric]} {number(study.metric, study.whole)} with all heads\n")
+    console.print(f"{title}: {METRICS[study.metric].label} {number(study.metric, study.whole)} with all heads\n")
     alone = table("layer", "head", "importance")
     for head in study.heads:
         alone.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
@@ -114,10 +114,10 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
             curve.add_row(str(step.left), gone, *cells(step.reached))
         console.print("\npruned one after the other, the least important (layer.head) first")
         console.print(curve)
-    better = "higher" if study.metric == "accuracy" else "lower"
+    better = "higher" if METRICS[study.metric].higher_is_better else "lower"
     console.print(
-        f"\n  importance on {study.training_examples:,} training examples, {UNITS[study.metric]} ({better} is better) "
-        f"on {study.validation_examples:,} validation examples; the test data were not looked at",
+        f"\n  importance on {study.training_examples:,} training examples, {METRICS[study.metric].label} "
+        f"({better} is better) on {study.validation_examples:,} validation examples; the test data were not looked at",
         style="dim",
     )
     if pruned is not None:

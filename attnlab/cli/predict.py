@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FORMATS = (".csv", ".parquet", ".jsonl")
 
 
 @dataclass
@@ -25,39 +28,104 @@ class Options:
     data: Annotated[str, arg(metavar="FILE")]
     """The new data, in a file like the one that the network was trained on; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
-    """Write here instead of printing: .csv or .jsonl."""
+    """Write here instead of printing: .csv, .parquet or .jsonl."""
     overwrite: bool = False
-    """Replace the file in --output."""
+    """Replace the file in --output where there is one."""
+    keep_columns: bool = False
+    """Put the columns of a table before the predictions."""
     device: str = "auto"
     """Where to compute."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print a row an example, as CSV."""
+    """Print a row per example, as CSV; where the data hold the targets, the metrics go to stderr."""
     options = parse(Options, arguments, command="attnlab predict", description="Predict on new data.")
-    output = None if options.output is None else Path(options.output)
-    if output is not None and output.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output {output} must end in .csv or .jsonl")
-    if not Path(options.data).is_file():
-        raise UserError(f"--data {options.data} is not there")
-    from attnlab.files import write_text
+    output, data = None if options.output is None else Path(options.output), Path(options.data)
+    if output is not None and output.suffix not in FORMATS:
+        raise UserError(f"--output {output} must end in .csv, .parquet or .jsonl")
+    if not data.is_file():
+        raise UserError(f"--data {data} is not there")
+    from attnlab.metrics import METRICS
+    from attnlab.tasks.table import Table
     from attnlab.training.checkpoint import check_output
+    from attnlab.training.report import number
     from attnlab.training.train import predict_file
 
     if output is not None:
-        check_output(output, inputs=[Path(options.data), Path(options.run)], overwrite=options.overwrite)
-    columns = predict_file(Path(options.run), Path(options.data), options.device)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if output is None or output.suffix == ".csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
+        check_output(output, inputs=[data, Path(options.run)], overwrite=options.overwrite)
+    if options.keep_columns and data.suffix.lower() not in Table.suffixes:
+        raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
+    predictions = predict_file(Path(options.run), data, options.device)
+    frame = _frame(predictions.columns)
+    if options.keep_columns:
+        frame = _beside(frame, data, header=bool(predictions.encoding.get("header", True)))
     if output is None:
-        say(text, end="")
+        say(_flat(frame).write_csv(), end="")
     else:
-        write_text(output, text, follow=True)
-        say(f"{len(rows):,} rows in {output}")
+        _write(frame, output)
+        say(f"{len(frame):,} rows in {output}")
+    if predictions.metrics:
+        scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
+        say(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
     return 0
+
+
+def _frame(columns: dict[str, list[Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.DataFrame(columns, strict=False)
+
+
+def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
+    """The predictions, behind the columns of the table that they are for; ``header`` as in training.
+
+    Raises:
+        UserError: for a table that has a column of the same name.
+    """
+    import polars as pl
+
+    from attnlab.tasks._table_file import NAMELESS, read_table
+
+    kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
+    twice = [name for name in frame.columns if name in kept.columns]
+    if twice:
+        raise UserError(
+            f"{table} has a column {twice[0]}, as the predictions have; rename it, or leave --keep_columns out"
+        )
+    return pl.concat([kept, frame], how="horizontal")
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame that CSV can hold: of an answer with several parts, they stand in one field."""
+    import polars as pl
+
+    lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
+    return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in lists)
+
+
+def _write(frame: pl.DataFrame, output: Path) -> None:
+    from attnlab.files import atomically
+
+    with atomically(output, follow=True) as temporary:
+        if output.suffix == ".csv":
+            _flat(frame).write_csv(temporary)
+        elif output.suffix == ".parquet":
+            _typed(frame).write_parquet(temporary)
+        else:
+            _typed(frame).write_ndjson(temporary)
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of text become numbers where every value is a plain number, as those of a CSV file are."""
+    import polars as pl
+
+    def typed(column: pl.Series) -> pl.Series:
+        for kind in (pl.Int64, pl.Float64):
+            numbers = column.cast(kind, strict=False)
+            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite()
+            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d").any():
+                return numbers
+        return column
+
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String and name != "prediction"]
+    return frame.with_columns(typed(frame[name]) for name in texts)

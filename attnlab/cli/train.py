@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,13 @@ from attnlab.escape import shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
+    from attnlab.task import ColumnUse
+    from attnlab.training.estimate import Estimate
     from attnlab.training.runs import Run
     from attnlab.training.train import Prepared
+
+MOST_COLUMNS = 40
+"""Columns that are listed one by one."""
 
 
 def run(arguments: list[str]) -> int:
@@ -39,10 +46,14 @@ def train(asked: Asked) -> int:
     from attnlab.cli._progress import Display
     from attnlab.cli._words import show_result
     from attnlab.training import folder, runs
-    from attnlab.training.loop import seconds_a_step
+    from attnlab.training.estimate import estimate
+    from attnlab.training.extension import check_extension, describe, extends, stopped_at
+    from attnlab.training.initial import check_weights
+    from attnlab.training.schedule import schedule
     from attnlab.training.train import prepare, start
     from attnlab.training.train import train as train_prepared
 
+    began = time.perf_counter()
     output, settings = asked.output, asked.settings
     silent = output.quiet or output.json
     console = Console(stderr=output.json, quiet=output.json, soft_wrap=True)
@@ -50,27 +61,38 @@ def train(asked: Asked) -> int:
     if save_path is not None:
         runs.check_save_path(save_path, overwrite=output.overwrite)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
-    resumed = None
+    resumed, extending = None, False
     if output.resume is not None:
         resumed = runs.Run.open(Path(output.resume))
-        if resumed.result() is not None:
+        extending = extends(resumed, settings)
+        if extending:
+            check_extension(resumed)
+        elif resumed.result() is not None:
             return _finished(console, resumed, save_path, as_json=output.json)
         runs.check_data(resumed)
+        if not resumed.began:
+            check_weights(resumed)
         settings.machine.threads = resumed.config["threads"]
     elif run_dir is not None:
         folder.check_run_dir(run_dir, overwrite=output.overwrite)
 
-    prepared = prepare(settings)
+    prepared = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:
-        _announce(console, prepared, seconds_a_step(prepared.network, prepared.problem, settings))
+        _announce(console, prepared)
+        _show_baselines(console, prepared)
+        done = 0 if resumed is None else stopped_at(resumed)
+        expected = estimate(prepared.network, prepared.problem, settings, done=done)
+        _show_time(console, expected, time.perf_counter() - began)
+    planned = schedule(settings.training, prepared.problem)
     here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
+        if extending:
+            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}")
         console.print(f"  run       {short(here.path)}{going_on}\n")
-    steps = _steps(prepared)
     begun_in = here.path
     try:
-        with Display(console, prepared.problem.metric, 0, steps, quiet=silent) as display:
+        with Display(console, prepared.problem.metric, 0, planned.steps, quiet=silent) as display:
             outcome, result = train_prepared(
                 prepared,
                 here,
@@ -86,7 +108,7 @@ def train(asked: Asked) -> int:
         say(f"{short(begun_in)} was removed or replaced; the run is kept in {short(here.path)}", file=sys.stderr)
     if result is None:
         go_on = f"go on with: {trainer()} --resume {short(here.path)}"
-        say(f"stopped at step {outcome.step:,} of {steps:,}; {go_on}", file=sys.stderr)
+        say(f"stopped at step {outcome.step:,} of {planned.steps:,}; {go_on}", file=sys.stderr)
         return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
     if save_path is not None:
         here.export(save_path)
@@ -94,33 +116,30 @@ def train(asked: Asked) -> int:
         say(json.dumps(result, ensure_ascii=False))
         return 0
     if outcome.how == "early":
-        console.print(f"\nstopped early at step {outcome.step:,}: no better one in {settings.training.patience} looks")
+        patience = settings.training.patience
+        console.print(f"\nstopped early at step {outcome.step:,}: no better network in {patience} evaluations")
     show_result(console, result)
     if not silent:
         _next(console, here, save_path, prepared, program())
     return 0
 
 
-def _steps(prepared: Prepared) -> int:
-    how = prepared.settings.training
-    an_epoch = math.ceil(len(prepared.problem.train.x) / how.batch_size)
-    return how.steps if how.steps is not None else an_epoch * (how.epochs or 1)
-
-
-def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None:
+def _announce(console: Console, prepared: Prepared) -> None:
     """Say what is about to happen."""
     import torch
     from rich.text import Text
 
     from attnlab import tasks
-    from attnlab.cli._words import duration
+    from attnlab.metrics import METRICS
     from attnlab.training.machine import warnings as regrets
+    from attnlab.training.schedule import schedule
 
     settings, problem = prepared.settings, prepared.problem
     how, model = settings.training, settings.model
     entry = tasks.entry(settings.data.task)
     tokens = problem.train.x.shape[1] if problem.train.lengths is None else float(problem.train.lengths.float().mean())
-    steps, batch = _steps(prepared), min(how.batch_size, len(problem.train.x))
+    planned, batch = schedule(how, problem), min(how.batch_size, len(problem.train.x))
+    steps = planned.steps
     options = "".join(f", {k} {v}" for k, v in model.options.items() if v not in (None, False))
     layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
     threads = f", {torch.get_num_threads()} thread(s)" if prepared.device.type == "cpu" else ""
@@ -130,8 +149,7 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
         ("task", f"{settings.data.task}: {entry.summary}"),
         (
             "data",
-            f"{len(problem.train.x):,} to train on, {len(problem.validation.x):,} to choose by, "
-            f"{len(problem.test.x):,} held out",
+            f"{len(problem.train.x):,} train / {len(problem.validation.x):,} validation / {len(problem.test.x):,} test",
         ),
         *(("", fact) for fact in problem.facts),
         ("network", f"{model.model}: {layers}, embed_dim {model.embed_dim}{options}"),
@@ -140,13 +158,57 @@ def _announce(console: Console, prepared: Prepared, step_seconds: float) -> None
             "training",
             f"{steps:,} steps of {batch:,} sequences, {steps * batch * tokens:,.0f} tokens{epochs}",
         ),
+        (
+            "",
+            f"evaluated every {planned.evaluate_every:,} steps on {planned.validation_examples:,} validation examples, "
+            f"by {METRICS[problem.metric].label}",
+        ),
         ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
-        ("time", f"about {duration(step_seconds * steps * 1.1)}"),
     ]
     for name, text in lines:
         console.print(f"  {name:<9} {text}")
+    if problem.columns:
+        _show_columns(console, problem.columns)
     for regret in regrets(settings.machine, prepared.device):
         console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
+
+
+def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
+    """What was made of each column; of a wide table the first ones, and how many of each use."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    for header in ("  column", "use", "why"):
+        table.add_column(header, overflow="fold")
+    for column in columns[:MOST_COLUMNS]:
+        table.add_row(f"  {column.name}", column.use, column.why)
+    console.print()
+    console.print(table, soft_wrap=False)
+    if len(columns) > MOST_COLUMNS:
+        counts = Counter(column.use for column in columns[MOST_COLUMNS:])
+        rest = ", ".join(f"{count:,} {use}" for use, count in counts.items())
+        console.print(f"  and {len(columns) - MOST_COLUMNS:,} more columns: {rest}")
+    console.print()
+
+
+def _show_baselines(console: Console, prepared: Prepared) -> None:
+    """What the network is compared with; computed before training, so that a failure costs no training."""
+    from attnlab.training.report import number
+
+    metric = prepared.problem.metric
+    found = [f"{b.name} {number(metric, b.values.get(metric))}" for b in prepared.baselines]
+    console.print(f"  {'baselines':<9} {', '.join(found)}")
+
+
+def _show_time(console: Console, expected: Estimate, prepared_in: float) -> None:
+    """How long the run will take."""
+    from attnlab.cli._words import duration
+
+    console.print(
+        f"  {'time':<9} about {duration(expected.total)} more: {duration(expected.training)} training, "
+        f"{duration(expected.evaluation + expected.result)} evaluation and report; "
+        f"preparation took {duration(prepared_in)}",
+    )
 
 
 def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared, program: str) -> None:
@@ -158,7 +220,7 @@ def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared
     if prepared.problem.encoding.get("bytes"):
         lines.append(f"{program} generate {where} --prompt 'The '")
     path = json.dumps(str(run.path), ensure_ascii=False)
-    lines.append(f"{python()} -c {shell_word(f'import attnlab; say(attnlab.load({path}))')}")
+    lines.append(f"{python()} -c {shell_word(f'import attnlab; print(attnlab.load({path}))')}")
     console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)")
     if save_path is not None:
         console.print(f"saved to {short(save_path)}")

@@ -97,7 +97,7 @@ def study(
     """
     if instead not in ("zero", "mean"):
         raise ValueError(f"instead is 'zero' or 'mean', not {instead!r}")
-    objective, layers = Objective.of(problem), every_headed(network)
+    objective, layers = Objective.of(problem).additive(), every_headed(network)
     sample = _sampled(problem.train, examples, seed)
     found = importance(network, sample, objective, batch_size=batch_size)
     means = mean_heads(network, sample, batch_size=batch_size) if instead == "mean" else None

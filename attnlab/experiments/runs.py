@@ -65,7 +65,7 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
     _, validation = evaluate(
         network,
         prepared.problem.validation,
-        Objective.of(prepared.problem),
+        Objective.of(prepared.problem).additive(),
         batch_size=_batch_size(prepared),
         autocast=machine.autocast(prepared.settings.machine, prepared.device),
     )

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attnlab.data_files import open_data
 from attnlab.errors import UserError
 from attnlab.task import Request
 
+_NO_COLUMNS = "{task} has no columns, so --{name} {value} means nothing to it; leave it out"
 _REFUSALS = {
     "data": "{task} has its own data, so it cannot read {value}; leave out --task, and the task that can is taken",
-    "target": "{task} has no columns, so --target {value} means nothing to it; leave it out",
+    "target": _NO_COLUMNS,
+    "target_type": _NO_COLUMNS,
+    "features": _NO_COLUMNS,
+    "ignore": _NO_COLUMNS,
+    "missing": _NO_COLUMNS,
+    "header": "{task} has no columns, so --no_header means nothing to it; leave it out",
+    "split_by": "--split_by {value} is for text, and {task} is none; leave it out",
     "seq_length": "the data of {task} say how long a sequence is, not --seq_length {value}; leave it out",
 }
+_DEFAULTS = Request()
 
 
 def takes(request: Request, task: str, *options: str) -> None:
     """Refuse what the user asked and the task would have to ignore.
 
     Raises:
-        UserError: for ``data``, ``target`` or ``seq_length`` that is given and not among ``options``.
+        UserError: for anything but the seed and the fractions that is not at its default, and not among ``options``.
     """
     for name, refusal in _REFUSALS.items():
         value = getattr(request, name)
-        if value is not None and name not in options:
-            raise UserError(refusal.format(task=task, value=value))
+        if value != getattr(_DEFAULTS, name) and name not in options:
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(refusal.format(task=task, name=name, value=shown))
 
 
 def length_within(request: Request, task: str, usual: int, low: int, high: int) -> int:
@@ -42,19 +52,18 @@ def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
     """Find out whether the user's file can be read at all.
 
     Raises:
-        UserError: for a file that is missing, a folder, empty, unreadable, or of an ending that the task does not read.
+        UserError: for a file that is missing, no regular one (a folder, a pipe, a device), empty, unreadable, or of an
+            ending that the task does not read.
     """
-    if path.is_dir():
-        raise UserError(f"--data {path} is a folder; name a file in it")
-    if not path.is_file():
-        raise UserError(f"--data {path} is not there; check the name")
+    try:
+        with open_data(path) as file:
+            empty = not file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"--data {path} is not there; check the name") from None
+    except OSError as error:
+        raise UserError(f"--data {path} cannot be read: {error.strerror}") from None
     if path.suffix.lower() not in suffixes:
         known = " ".join(suffixes) or "no file"
         raise UserError(f"{task} reads {known}, not {path.name}; leave out --task, or rename the file")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise UserError(f"--data {path} cannot be read: {error.strerror}") from None
     if empty:
         raise UserError(f"--data {path} is empty; put something into it")

@@ -1,8 +1,8 @@
-"""From rows with one answer each to a problem: classification or regression, split, standardised, with baselines."""
+"""From rows with one answer each to a problem: classification or regression, split, standardized, with baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,120 +12,166 @@ from numpy.typing import NDArray
 
 from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Baseline, Problem, Request, Split
-from attnlab.tasks._baselines import classifiers, regressors
-from attnlab.tasks._split import check_count, listed, shuffled, stratified
+from attnlab.task import Baseline, ColumnUse, Problem, Request, Split
+from attnlab.tasks._baselines import Features, classifiers, regressors
+from attnlab.tasks._split import groups_of_equal_rows, listed, shuffled, stratified
+from attnlab.tasks._target import FURTHEST, Place, Target, standardized_target
 
-MOST_CLASSES = 20
-"""Whole numbers with more different values than this are quantities, not classes."""
+Rows = NDArray[np.int64]
 
-Features = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Any, ...]]
-"""From the numbers of the training and the test rows to the baselines' features of both."""
+CELLS = 5_000_000
+"""Numbers that are standardized at once, in float64."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What was read from the user's file.
+class Encoded:
+    """All rows as a network reads them, standardized by the training rows.
 
     Args:
-        x: (B, N) tokens or (B, N, F) numbers.
-        answers: (B,) numbers, words or truth values.
+        x: (B, N), (B, N, F) or cells (B, N, 2), as ``inputs`` says.
         inputs: what ``x`` is.
+        length: the longest sequence that there can be.
         lengths: (B,), where some of ``x`` is padding.
-        facts: what was understood so far.
         encoding: what `Task.read` needs to read more of the same.
+        features: the baselines' view of some rows.
+        facts: what was done to the data.
     """
 
     x: NDArray[Any]
-    answers: NDArray[Any]
     inputs: Inputs
-    lengths: NDArray[np.int64] | None = None
+    length: int
+    lengths: Rows | None
+    encoding: dict[str, Any]
+    features: Features
     facts: tuple[str, ...] = ()
-    encoding: dict[str, Any] | None = None
 
 
-def supervised(rows: Rows, request: Request, *, name: str, features: Features | None = None) -> Problem:
-    """Classification for words, truth values and few different whole numbers; regression for the others.
+def supervised(
+    target: Target,
+    rows: NDArray[Any],
+    encode: Callable[[Rows], Encoded],
+    request: Request,
+    *,
+    place: Place,
+    facts: tuple[str, ...] = (),
+    columns: tuple[ColumnUse, ...] = (),
+) -> Problem:
+    """A classification or a regression.
 
     Args:
-        rows: what to learn from.
+        target: the answers.
+        rows: (B, features), what is predicted from; equal rows stay in one part of the split.
+        encode: encodes all rows, given the numbers of the training rows.
         request: the seed and ``val_fraction``.
-        name: what the answers are called.
-        features: the baselines' view; without it they see ``x``, flattened.
+        place: names a row in messages.
+        facts: what was understood so far.
+        columns: what was made of the columns.
 
     Raises:
-        UserError: too few rows, one class or one value only, answers that are no numbers.
+        UserError: too few rows, one class or one value only, what ``encode`` refuses.
     """
-    check_count(len(rows.answers))
-    y: NDArray[Any]
-    regression = is_quantity(rows.answers)
-    if regression:
-        if not np.isfinite(rows.answers.astype(np.float64)).all():
-            raise UserError(f"{name} holds NaN or infinity; replace or drop those rows")
-        y, labels = rows.answers.astype(np.float64), None
-        parts = shuffled(len(y), request)
-        if y[parts.train].std() == 0:
-            raise UserError(f"every row to train on has the same {name} ({y[parts.train][0]:g}): nothing to learn")
+    groups = groups_of_equal_rows(rows)
+    copies = len(groups) - int(groups.max(initial=-1)) - 1
+    if copies:
+        facts += (
+            f"{copies:,} of {len(groups):,} rows repeat an earlier row; equal rows stay in one part of the split",
+        )
+    y, labels, unit = target.values, target.labels, 1.0
+    if labels is not None:
+        parts = stratified(y, labels, request, groups)
+        counts = np.bincount(y[parts.train])
+        about = {"labels": labels, "majority": int(counts.argmax()), "share": float(counts.max() / counts.sum())}
+        outputs = Outputs("classes", len(labels))
+        asked = y
     else:
-        known, which = np.unique(rows.answers, return_inverse=True)
-        labels = known.tolist()
-        parts = stratified(which, labels, request)
-        y = which
+        parts = shuffled(len(y), request, groups=groups)
+        known = y[parts.train]
+        if known.max() == known.min():
+            raise UserError(f"every training row has the same {target.name} ({known[0]:.9g}): nothing to learn")
+        mean, spread = standards(known[:, None])
+        unit = float(spread[0])
+        about = {"mean": float(mean[0]), "unit": unit}
+        outputs = Outputs("values", 1)
+        asked = standardized_target(y, float(mean[0]), unit, target.name, place).astype(np.float32)
+    encoded = encode(parts.train)
 
-    x, encoding = rows.x, dict(rows.encoding or {})
-    if rows.inputs.kind == "vectors":
-        shift, scale = standards(x[parts.train])
-        encoding |= {"shift": shift.tolist(), "scale": scale.tolist()}
-        x = standardise(x, encoding)
-    mean, unit = (float(y[parts.train].mean()), float(y[parts.train].std())) if regression else (0.0, 1.0)
-    encoding |= {"mean": mean, "unit": unit} if regression else {"labels": labels}
-
-    def split(part: NDArray[np.int64]) -> Split:
-        asked = ((y[part] - mean) / unit).astype(np.float32) if regression else y[part]
-        lengths = None if rows.lengths is None else torch.from_numpy(rows.lengths[part])
-        return Split(torch.from_numpy(x[part]), torch.from_numpy(asked).unsqueeze(1), lengths)
+    def split(part: Rows) -> Split:
+        lengths = None if encoded.lengths is None else torch.from_numpy(encoded.lengths[part])
+        return Split(torch.from_numpy(encoded.x[part]), torch.from_numpy(asked[part]).unsqueeze(1), lengths)
 
     def baselines() -> list[Baseline]:
-        train, test = (features or flattened)(parts.train, parts.test)
-        return (regressors if regression else classifiers)(train, y[parts.train], test, y[parts.test])
-
-    def flattened(*those: NDArray[np.int64]) -> tuple[Any, ...]:
-        return tuple(x[part].reshape(len(part), -1) for part in those)
+        return (regressors if labels is None else classifiers)(encoded.features, y, parts)
 
     said = (
-        f"regression: {name} from {y.min():g} to {y.max():g}, the error is in its own unit"
-        if regression
-        else f"classification: {name} is one of {len(labels or [])}: {listed(labels or [])}"
+        f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, the error is in its own unit"
+        if labels is None
+        else f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
     )
     return Problem(
         split(parts.train),
         split(parts.validation),
         split(parts.test),
-        inputs=rows.inputs,
-        outputs=Outputs("values", 1) if regression else Outputs("classes", len(labels or [])),
-        length=x.shape[1],
-        metric="rmse" if regression else "accuracy",
+        inputs=encoded.inputs,
+        outputs=outputs,
+        length=encoded.length,
+        metric="rmse" if labels is None else "accuracy",
         unit=unit,
-        encoding=encoding,
-        facts=(*rows.facts, said),
+        encoding={"target": target.name, **about, **encoded.encoding},
+        facts=(*facts, *encoded.facts, said),
+        columns=columns,
         baselines=baselines,
     )
 
 
-def is_quantity(answers: NDArray[Any]) -> bool:
-    """Whether answers are amounts: fractions, or whole numbers of many different values."""
-    if np.issubdtype(answers.dtype, np.floating):
-        return bool((answers % 1 != 0).any()) or len(np.unique(answers)) > MOST_CLASSES
-    return bool(np.issubdtype(answers.dtype, np.integer)) and len(np.unique(answers)) > MOST_CLASSES
-
-
 def standards(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and spread of every number of a row (N, F); a spread of zero counts as one."""
-    spread = x.std(axis=0, dtype=np.float64)
-    return x.mean(axis=0, dtype=np.float64), np.where(spread > 0, spread, 1.0)
+    """Mean and spread in float64 of every number of (B, ...), NaN left out; a spread of zero counts as one."""
+    flat = x.reshape(len(x), -1)
+    mean, spread = np.zeros(flat.shape[1]), np.ones(flat.shape[1])
+    for part in _blocks(len(x), flat.shape[1]):
+        values = flat[:, part].astype(np.float64)
+        there = ~np.isnan(values)
+        counts = np.maximum(there.sum(axis=0), 1)
+        low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
+        middle = np.where(there.any(axis=0), low / 2 + high / 2, 0)  # a sum of values far from zero loses digits
+        away = np.where(there, values - middle, 0)
+        shift = away.sum(axis=0) / counts
+        mean[part] = middle + shift
+        away = np.where(there, away - shift, 0)
+        largest = np.abs(away).max(axis=0, initial=0)
+        varies = (low < high) & (largest > 0)
+        scale = np.where(varies, largest, 1)  # squares of tiny numbers would vanish
+        spread[part] = np.where(varies, scale * np.sqrt(((away / scale) ** 2).sum(axis=0) / counts), 1)
+    return mean.reshape(x.shape[1:]), spread.reshape(x.shape[1:])
 
 
-def standardise(x: NDArray[Any], encoding: dict[str, Any]) -> NDArray[np.float32]:
-    """(B, N, F) as it was standardised for training."""
-    shift, scale = np.array(encoding["shift"]), np.array(encoding["scale"])
-    return ((x - shift[: x.shape[1]]) / scale[: x.shape[1]]).astype(np.float32)
+def standardize(
+    x: NDArray[Any],
+    mean: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    refuse: Callable[[int, int], UserError],
+) -> NDArray[np.float32]:
+    """``(x - mean) / spread`` of (B, ...), computed in float64; NaN becomes 0, the mean.
+
+    Args:
+        x: (B, ...).
+        mean: of every number of a row.
+        spread: likewise.
+        refuse: the error for a row and the number in it (counted in the flattened row) that is too far from the mean
+            for float32.
+    """
+    flat, out = x.reshape(len(x), -1), np.empty(x.shape, np.float32)
+    written, shift, scale = out.reshape(flat.shape), mean.ravel(), spread.ravel()
+    for part in _blocks(len(x), flat.shape[1]):
+        values = (flat[:, part].astype(np.float64) - shift[part]) / scale[part]
+        far = np.abs(values) > FURTHEST
+        if far.any():
+            row, number = np.unravel_index(int(far.argmax()), far.shape)
+            raise refuse(int(row), int(number) + part.start)
+        written[:, part] = np.nan_to_num(values, copy=False)
+    return out
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    """The numbers of a row, so many at once that they fit in memory in float64."""
+    step = max(1, CELLS // max(1, rows))
+    yield from (slice(i, min(i + step, width)) for i in range(0, width, step))

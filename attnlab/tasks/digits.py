@@ -11,7 +11,7 @@ import torch
 from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
 from attnlab.task import Problem, Request, Split, Task, read_x
-from attnlab.tasks._baselines import classifiers
+from attnlab.tasks._baselines import classifiers, flattened
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import stratified
 
@@ -36,6 +36,7 @@ class Digits(Task):
     """
 
     summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
+    own_data = "the digits of this scikit-learn"
     remark = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
 
     def load(self, request: Request) -> Problem:
@@ -59,9 +60,7 @@ class Digits(Task):
             metric="accuracy",
             encoding={"labels": list(range(10))},
             facts=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
-            baselines=lambda: classifiers(
-                train.x.flatten(1).numpy(), train.y[:, 0].numpy(), test.x.flatten(1).numpy(), test.y[:, 0].numpy()
-            ),
+            baselines=lambda: classifiers(flattened(x), y, parts),
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
@@ -72,4 +71,4 @@ class Digits(Task):
                 f"x in {path} holds {x.min():g} to {x.max():g}; expected pixels from 0 (white) to 1, "
                 "so divide by the darkest value that there can be"
             )
-        return Split(x, torch.empty(0))
+        return Split(x.float(), torch.empty(0))

@@ -1,286 +1,228 @@
-"""The user's own table: a column to predict from a column of text, or from columns of numbers."""
+"""The user's own table: one column is predicted from the others."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
-from attnlab.errors import UserError
+from attnlab.errors import UserError, nearest
 from attnlab.network import Inputs
-from attnlab.task import Problem, Request, Split, Task
-from attnlab.tasks._requests import check_file, takes
-from attnlab.tasks._split import listed
-from attnlab.tasks._supervised import Features, Rows, standardise, supervised
+from attnlab.task import ColumnUse, Problem, Request, Split, Task
+from attnlab.tasks._cells import Layout, baseline_features, encode, fit, row_keys
+from attnlab.tasks._columns import Column, choose, describe
+from attnlab.tasks._more_rows import column_values, refuse_gaps, refuse_large
+from attnlab.tasks._requests import takes
+from attnlab.tasks._split import Rows, check_count, listed
+from attnlab.tasks._supervised import Encoded, supervised
+from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
+from attnlab.tasks._target import encode_target, read_target, target_gaps
 
-if TYPE_CHECKING:
-    import polars as pl
+KINDS = {"none": "one value", "mixed": "numbers and text"}
+"""What kinds of columns that cannot be used are called; the others have their own name."""
 
-LONGEST = 256
-"""Bytes of a text that are read, without ``--seq_length``."""
-PROSE = 20
-"""Columns of words as long as this on average are text to read; shorter ones are names and codes."""
+
+class Encoding(BaseModel, strict=True, allow_inf_nan=False):
+    """What a run records of its table: all that is needed to read more rows, and to name the answers."""
+
+    target: str
+    labels: list[bool | int | float | str] | None = None
+    mean: float = 0.0
+    unit: float = 1.0
+    missing: Literal["mean", "error", "drop"]
+    header: bool = True
+    columns: Layout
 
 
 class Table(Task):
-    """A column to predict (``--target``), from the rest of the row.
+    """A column to predict (``--target``) from the rest of the row.
 
-    With a column of text, a row is the bytes of that text. Without one, it is a sequence of the numbers, a token a
-    column, each standardised by its mean and spread in the training data. Words and truth values, and whole numbers
-    of few different values, are classes; other numbers are quantities.
+    Numbers, categories, dates and texts are used together; a row is a sequence of cells. A number is one cell,
+    standardized by the training rows; a category is one cell; a date is a few numbers; a text is one cell per byte.
+    Identifiers are left out. What was made of each column, and why, is printed before training. Words, truth values
+    and whole numbers of few different values are classes; other numbers are quantities.
     """
 
-    summary = "a column of your own table, from its text or its numbers"
-    suffixes = (".csv", ".parquet", ".jsonl")
+    summary = "a column of your own table, from its numbers, categories, dates and texts"
+    suffixes = (".csv", ".tsv", ".parquet", ".jsonl")
     needs_data = True
 
     def load(self, request: Request) -> Problem:
-        """Read the table, choose the columns, split the rows.
+        """Read the table, decide what its columns are, split the rows and encode them.
 
         Raises:
-            UserError: for a file that is missing or malformed (with the line), a target that is not a column, a value
-                that is missing (with the row), one class only.
+            UserError: for a file that is missing or malformed, columns that are not there or cannot be used, a target
+                without a value, a value that is too large (with its row), one class only.
         """
-        takes(request, "table", "data", "target", "seq_length")
+        takes(
+            request, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header"
+        )
         if request.data is None:
             raise UserError(
                 "table needs a file of yours: give --data FILE.csv and the column to predict, --target NAME"
             )
-        table = read_table(request.data)
-        target = find_target(table, request)
-        complete(table, [target], request.data)
-        answers = table[target].to_numpy()
-        answers = answers.astype(str) if answers.dtype == object else answers
-        text, numbers = choose(table.drop(target), request.data)
-        read = [text] if text else numbers
-        complete(table, read, request.data)
-        left = [column for column in table.columns if column not in (*read, target)]
-        facts = (f"{request.data}: {len(table):,} rows", *([f"does not read {listed(left)}"] if left else []))
-        if text is None:
-            return supervised(from_numbers(table, numbers, answers, request, facts), request, name=target)
-        words = table[text].to_list()
-        return supervised(from_text(words, text, answers, request, facts), request, name=target, features=bags(words))
+        file = read_table(request.data, header=request.header)
+        name = find_target(file, request)
+        facts = (f"{request.data}: {len(file.frame):,} rows", *file.facts)
+        answers, rows = file.frame[name], np.arange(len(file.frame))
+        check_count(len(rows))
+        if request.missing != "drop":
+            read_target(answers, request.target_type, decimal=file.decimal, place=file.place)
+        columns, uses = choose(describe(file), name, request)
+        if request.missing == "drop":
+            rows, fact = complete_rows(columns, target_gaps(answers, file.decimal), request)
+            answers, columns = answers[rows], [column.take(rows) for column in columns]
+            facts += (fact,)
+
+        def place(row: int) -> str:
+            return file.place(int(rows[row]))
+
+        values = {column.name: column.values for column in columns}
+        if request.missing == "error":
+            refuse_gaps(values, place, "and --missing error was given")
+        refuse_large(values, place)
+        target = read_target(answers, request.target_type, decimal=file.decimal, place=place)
+        if request.seq_length is not None and not any(column.kind == "text" for column in columns):
+            raise UserError(f"--seq_length is for text, and {request.data} has none to read; leave it out")
+
+        def encoded(train: Rows) -> Encoded:
+            layout = fit(columns, train, request.seq_length)
+            x, lengths = encode(layout, values, len(rows), place)
+            return Encoded(
+                x,
+                layout.inputs,
+                layout.length,
+                lengths,
+                {"missing": request.missing, "header": request.header, "columns": layout.model_dump()},
+                baseline_features(layout, values, len(rows)),
+                tuple(cut_texts(layout, columns)),
+            )
+
+        said = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
+        return supervised(
+            target,
+            row_keys(columns, request.seq_length),
+            encoded,
+            request,
+            place=place,
+            facts=facts,
+            columns=tuple(said[each] for each in file.frame.columns),
+        )
 
     def columns(self, path: Path) -> dict[str, str]:
-        """The columns of numbers, words or truth values.
+        """The columns that hold values, each with what it is: number, date, category, text, id or one value.
 
         Raises:
-            UserError: for a file that is missing or malformed, with the line.
+            UserError: for a file that is missing or malformed.
         """
-        return {column.name: str(column.dtype) for column in read_table(path) if is_text(column) or is_number(column)}
+        return {c.name: KINDS.get(c.kind, c.kind) for c in describe(read_table(path)) if not c.missing.all()}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """The columns that the network was trained on; the target need not be there.
+        """More rows; ``y`` is empty where the file lacks the target, or a value of it is missing or cannot be read.
+
+        Missing numbers become the mean of the training rows, unless training refused or dropped them. Values of a
+        category that training did not know share one code.
 
         Raises:
-            UserError: for a file that does not hold them.
+            UserError: for a file that lacks a column, or a value that is of another kind, with its row.
         """
-        check_file(path, "table", self.suffixes)
-        table = read_table(path)
-        missing = [column for column in encoding["columns"] if column not in table.columns]
-        if missing:
-            raise UserError(f"{path} lacks the column {listed(missing)}; it has {listed(table.columns)}")
-        complete(table, encoding["columns"], path)
-        if "text" in encoding:
-            column = table[encoding["columns"][0]]
-            if not is_text(column):
-                raise UserError(f"{column.name} in {path} is no text; the network was trained on text")
-            x, lengths = encode(column.to_list(), length)
-            return Split(torch.from_numpy(x), torch.empty(0), torch.from_numpy(lengths))
-        words = [c for c in encoding["columns"] if not is_number(table[c])]
-        if words:
-            raise UserError(f"{listed(words)} in {path} holds no numbers; the network was trained on numbers")
-        numbers = standardise(values(table, encoding["columns"]), encoding)
-        return Split(torch.from_numpy(numbers), torch.empty(0))
+        return self._rows(path, inputs, length, encoding, labelled=False)
 
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """More rows with their targets, to evaluate on.
 
-def from_numbers(
-    table: pl.DataFrame, numbers: list[str], answers: NDArray[Any], request: Request, facts: tuple[str, ...]
-) -> Rows:
-    """A token a column.
+        Raises:
+            UserError: as `read`, and for a target that is not there, or a value of it that is missing or cannot be
+                read, with its row.
+        """
+        return self._rows(path, inputs, length, encoding, labelled=True)
 
-    Raises:
-        UserError: when ``seq_length`` is given.
-    """
-    if request.seq_length is not None:
-        raise UserError(f"--seq_length is for text, and {request.data} has none to read; leave it out")
-    facts += (f"reads {len(numbers)} numbers, a token each: {listed(numbers)}",)
-    return Rows(values(table, numbers), answers, Inputs("vectors", 1), facts=facts, encoding={"columns": numbers})
-
-
-def from_text(
-    words: Sequence[str], column: str, answers: NDArray[Any], request: Request, facts: tuple[str, ...]
-) -> Rows:
-    """A token a byte."""
-    longest = LONGEST if request.seq_length is None else request.seq_length
-    facts += (f"reads the text of {column}, byte by byte",)
-    cut = sum(len(word.encode()) > longest for word in words)
-    if cut:
-        facts += (f"of {cut:,} texts only the first {longest} bytes are read; --seq_length reads more",)
-    x, lengths = encode(words, longest)
-    return Rows(x, answers, Inputs("tokens", 256), lengths, facts, {"columns": [column], "text": True})
-
-
-def values(table: pl.DataFrame, numbers: list[str]) -> NDArray[np.float32]:
-    """The columns of numbers as sequences (B, columns, 1)."""
-    return table.select(numbers).to_numpy().astype(np.float32)[:, :, None]
-
-
-def read_table(path: Path) -> pl.DataFrame:
-    """A .csv, .jsonl or .parquet file.
-
-    Raises:
-        UserError: for a file that is missing, empty, binary or malformed, with the line where that can be said.
-    """
-    import polars as pl
-
-    check_file(path, "table", Table.suffixes)
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pl.read_csv(path, infer_schema_length=None)
-        elif path.suffix.lower() == ".jsonl":
-            table = pl.read_ndjson(path, infer_schema_length=None)
-        else:
-            table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = where_malformed(path) or str(error).split("\n")[0]
-        raise UserError(f"{path} cannot be read as a table: {reason}") from None
-    if path.suffix.lower() == ".csv":
-        ragged = where_malformed(path)
-        if ragged:  # polars fills short lines up
-            raise UserError(f"{path} cannot be read as a table: {ragged}")
-    if not len(table):
-        raise UserError(f"{path} has no rows below its header; add some")
-    return table
-
-
-def where_malformed(path: Path) -> str | None:
-    """The first line of a .csv or .jsonl file that is not like the others, and why."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                for number, line in enumerate(file, 1):
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return f"line {number} is no JSON object"
-            elif path.suffix.lower() == ".csv":
-                reader = csv.reader(file, strict=True)
-                header = next(reader)
-                for row in reader:
-                    if row and len(row) != len(header):
-                        fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
-                        return f"line {reader.line_num} has {fields}, the header {len(header)}"
-    except json.JSONDecodeError as error:
-        return f"line {number} is no JSON ({error.msg})"
-    except UnicodeDecodeError:
-        return f"line {undecodable(path)} is no UTF-8 text"
-    except csv.Error as error:
-        return f"line {reader.line_num}: {error}"
-    return None
-
-
-def undecodable(path: Path) -> int:
-    """The first line that is no UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    def _rows(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
+        known = parse_encoding(encoding, inputs, length)
+        file = read_table(path, header=known.header or path.suffix.lower() not in NAMELESS)
+        values = column_values(known.columns, file)
+        if known.missing != "mean":
+            refuse_gaps(values, file.place, f"and the network was trained with --missing {known.missing}")
+        refuse_large(values, file.place)
+        x, lengths = encode(known.columns, values, len(file.frame), file.place)
+        y = torch.empty(0)
+        if known.target in file.frame.columns:
             try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
+                found = encode_target(file.frame[known.target], encoding, decimal=file.decimal, place=file.place)
+                y = torch.from_numpy(found if known.labels else found.astype(np.float32)).unsqueeze(1)
+            except UserError:
+                if labelled:
+                    raise
+        elif labelled:
+            raise UserError(f"{path} lacks the target {known.target}; it has {listed(file.frame.columns)}")
+        return Split(torch.from_numpy(x), y, None if lengths is None else torch.from_numpy(lengths))
 
 
-def find_target(table: pl.DataFrame, request: Request) -> str:
+def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Encoding:
+    """What a run has recorded, checked against its network.
+
+    Raises:
+        UserError: where it is damaged, or of a version of attnlab that encoded tables otherwise.
+    """
+    try:
+        known = Encoding.model_validate(encoding)
+        fits = known.columns.inputs == inputs and known.columns.length <= length and known.labels != []
+        reason = "it does not fit the network"
+    except ValidationError as error:
+        first = error.errors()[0]
+        fits, reason = False, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if not fits:
+        raise UserError(
+            f"the recorded encoding of the table cannot be used ({reason}): it is damaged, or of another version of "
+            "attnlab; train again"
+        )
+    return known
+
+
+def find_target(file: TableFile, request: Request) -> str:
     """The column to predict.
 
     Raises:
-        UserError: when none is given, or it is not there; lists those that are.
+        UserError: when none is given, or it is not there; names those that are.
     """
-    have = listed(table.columns, 20)
+    known = file.frame.columns
     if request.target is None:
-        raise UserError(f"which column of {request.data} shall be predicted? give --target; there are {have}")
-    if request.target not in table.columns:
-        raise UserError(f"{request.data} has no column {request.target}; --target must be one of {have}")
-    column = table[request.target]
-    if not (is_text(column) or is_number(column)):
-        raise UserError(f"{request.target} holds {column.dtype}; expected numbers, words or truth values to predict")
+        raise UserError(f"give the column of {request.data} to predict with --target; there are {listed(known, 20)}")
+    if request.target not in known:
+        near = nearest(request.target, known)
+        hint = f"did you mean {near}? there are" if near else "--target must be one of"
+        raise UserError(f"{request.data} has no column {request.target}; {hint} {listed(known, 20)}")
     return request.target
 
 
-def choose(table: pl.DataFrame, path: Path) -> tuple[str | None, list[str]]:
-    """The column of text to read, or the columns of numbers.
-
-    The text is the column of the longest words, where these are prose, or where there are no numbers.
+def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], request: Request) -> tuple[Rows, str]:
+    """The rows without a missing value, and how many are left out.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when none is left.
     """
-    numbers = [c.name for c in table if is_number(c)]
-    sizes = {c.name: c.str.len_bytes().fill_null(0).sum() / len(c) for c in table if is_text(c)}
-    text = max(sizes, key=lambda name: sizes[name], default=None)
-    if text is not None and (sizes[text] >= PROSE or not numbers):
-        return text, []
-    if not numbers:
+    counts = {column.name: int(column.missing.sum()) for column in columns}
+    incomplete = np.logical_or.reduce([missing, *(column.missing for column in columns)])
+    if incomplete.all():
+        worst = max(counts, key=lambda name: counts[name])
         raise UserError(
-            f"{path} has no other column of text or numbers to predict from; it has {listed(table.columns)}"
+            f"every row of {request.data} has a missing value, most of them in {worst} ({counts[worst]:,} rows); leave "
+            f"that column out with --ignore {worst}, or fill values in with --missing mean"
         )
-    return None, numbers
+    return np.flatnonzero(~incomplete), f"{incomplete.sum():,} rows with a missing value are left out (--missing drop)"
 
 
-def complete(table: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
-    """Refuse gaps.
-
-    Raises:
-        UserError: for a value that is missing, NaN or infinite, with its row.
-    """
-    for name in columns:
-        column = table[name]
-        gaps = column.is_null()
-        if is_text(column):
-            gaps |= column.str.len_bytes() == 0
-        elif column.dtype.is_float():
-            gaps |= ~column.is_finite()
-        if gaps.any():
-            row = int(gaps.fill_null(True).arg_max() or 0) + 1
-            line = f" (line {row + 1})" if path.suffix.lower() == ".csv" else ""
-            raise UserError(f"{name} is missing or not finite in row {row} of {path}{line}; fill it, or drop the row")
-
-
-def is_text(column: pl.Series) -> bool:
-    """Whether a column holds words."""
-    import polars as pl
-
-    return column.dtype in (pl.String, pl.Categorical, pl.Enum)
-
-
-def is_number(column: pl.Series) -> bool:
-    """Whether a column holds numbers or truth values."""
-    import polars as pl
-
-    return column.dtype.is_numeric() or column.dtype == pl.Boolean
-
-
-def encode(words: Sequence[str], longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first ``longest`` UTF-8 bytes of every text (B, N), zeros behind them; and how many these are (B,)."""
-    texts = [word.encode()[:longest] for word in words]
-    lengths = np.array([len(text) for text in texts])
-    x = np.zeros((len(texts), int(lengths.max())), np.int64)
-    for row, text in zip(x, texts, strict=True):
-        row[: len(text)] = np.frombuffer(text, np.uint8)
-    return x, lengths
-
-
-def bags(words: Sequence[str]) -> Features:
-    """What the baselines see of a text: which words stand in it, weighted by how rare they are."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    def features(train: NDArray[np.int64], test: NDArray[np.int64]) -> tuple[Any, ...]:
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+")
-        return vectorizer.fit_transform([words[i] for i in train]), vectorizer.transform([words[i] for i in test])
-
-    return features
+def cut_texts(layout: Layout, columns: Sequence[Column]) -> Iterator[str]:
+    """A line for each column of texts that are longer than what is read of them."""
+    limits = {text.name: text.bytes for text in layout.texts}
+    for column in columns:
+        if column.name in limits:
+            limit = limits[column.name]
+            cut = int((column.values.str.len_bytes() > limit).sum())  # type: ignore[union-attr]
+            if cut:
+                yield f"of {cut:,} texts in {column.name} the first {limit:,} bytes are read; --seq_length reads more"

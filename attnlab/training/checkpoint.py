@@ -120,6 +120,21 @@ def load_tensors(
     return tensors, about
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description in a .safetensors checkpoint, read without its tensors, and so without checking its checksum.
+
+    Raises:
+        UserError: a file that is missing, cut or of another program.
+    """
+    with open_regular(path) as file:
+        try:
+            about = _description(SafetensorsFile(path, file).metadata[KEY])
+        except (UnsafeError, SafetensorError, OSError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is truncated or no checkpoint; restore it or train again") from None
+    about.pop("sha256", None)
+    return about
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a file was written by `save_tensors`, be it damaged."""
     with contextlib.suppress(UserError, ValueError, OSError, KeyError, zipfile.BadZipFile), open_regular(path) as file:

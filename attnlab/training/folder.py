@@ -116,11 +116,18 @@ def lock(path: Path) -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process, or this one, holds the folder."""
-    try:
-        os.close(lock(path))
-    except UserError:
-        return path.is_dir()
+    """Whether a process holds the folder; False where the system has no locks."""
+    if fcntl is None:
+        return False
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, a folder that has gone
+            return False
     return False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from attnlab.errors import UserError
 from attnlab.network import Network
 
 
@@ -23,11 +24,14 @@ def generate(
         temperature: divides the scores; 0 takes the likeliest byte always.
         top_k: choose among so many likeliest bytes; 0 among all.
         seed: the same seed writes the same text.
+
+    Raises:
+        UserError: for a prompt that is empty, or no Unicode text.
     """
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    seen = list(prompt.encode())
+    seen = _bytes(prompt)
     network.eval()
     caches, limit = network.caches(), network.limit
     for _ in range(length):
@@ -46,3 +50,13 @@ def generate(
         seen.append(byte)
         yield decoder.decode(bytes([byte]))
     yield decoder.decode(b"", final=True)
+
+
+def _bytes(prompt: str) -> list[int]:
+    """The bytes of a prompt; those of a command line that are no UTF-8 stay what they were."""
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one character")
+    try:
+        return list(prompt.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        raise UserError(f"the prompt is no Unicode text ({prompt!a:.60}); give other characters") from None

@@ -6,14 +6,13 @@ generator whose state is kept in every checkpoint. So it does not matter when ch
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -23,9 +22,11 @@ from torch import Tensor, nn
 from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.task import Problem, Split
+from attnlab.training.decay import decayed
 from attnlab.training.machine import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
+from attnlab.training.schedule import rate_at, schedule, validation_sample
 from attnlab.training.settings import Settings
 
 LOOK_EVERY = 20
@@ -41,7 +42,9 @@ class Progress:
     loss: float
     metric: float | None
     rate: float
-    """Steps a second since this process started training."""
+    """Training steps per second since this process started, without the time that evaluations took."""
+    seconds_left: float
+    """Until the last step and evaluation, at the pace so far."""
 
 
 Watcher = Callable[[Progress], None]
@@ -56,16 +59,9 @@ class Outcome:
     step: int
     best: float | None
     best_step: int
-    seconds: float
+    seconds: float = field(compare=False)
+    evaluation_seconds: float = field(default=0.0, compare=False)
     signal: int | None = None
-
-
-def rate_at(step: int, steps: int, highest: float, warmup: float) -> float:
-    """The learning rate at a step: up in a straight line, then down to zero along a cosine."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return highest * (step + 1) / rising
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 class Trainer:
@@ -91,7 +87,7 @@ class Trainer:
         how = settings.training
         self.network, self.problem, self.settings, self.run = network, problem, settings, run
         self.checkpoint_seconds = checkpoint_seconds
-        self.objective = Objective.of(problem)
+        self.objective = Objective.of(problem, how.class_weight)
         self.device = next(network.parameters()).device
         x, y, lengths = problem.train
         self.train = Split(x.to(self.device), y.to(self.device), None if lengths is None else lengths.to(self.device))
@@ -99,23 +95,21 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.machine.precision == "float16")
         self.call: Callable[..., Tensor] = torch.compile(network) if settings.machine.compile else network
         self.parameters = list(network.parameters())
-        matrices = [p for p in self.parameters if p.dim() >= 2]
-        others = [p for p in self.parameters if p.dim() < 2]
+        matrices, others = decayed(network)
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=how.learning_rate,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.epoch_steps = math.ceil(len(self.train.x) / how.batch_size)
-        self.steps = how.steps if how.steps is not None else self.epoch_steps * (how.epochs or 1)
-        # At least twenty looks at the validation data, at most one an epoch.
-        self.evaluate_every = max(1, min(self.epoch_steps, self.steps // 20))
+        planned = schedule(how, problem)
+        self.epoch_steps, self.steps, self.evaluate_every = planned.epoch_steps, planned.steps, planned.evaluate_every
+        self.validation = validation_sample(problem, planned.validation_examples)
         self.step = 0
         self.best: float | None = None
         self.best_step = 0
         self.waited = 0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last evaluation
-        self.seconds = 0.0
+        self.seconds, self.evaluation_seconds = 0.0, 0.0
         self.last_metric: float | None = None
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -127,6 +121,7 @@ class Trainer:
         """
         how = self.settings.training
         began, first_step, spent = time.perf_counter(), self.step, self.seconds
+        evaluated_before = self.evaluation_seconds
         saved = began
         losses = torch.zeros(LOOK_EVERY, device=self.device)
         pending, loss = 0, math.nan
@@ -149,11 +144,13 @@ class Trainer:
                 loss, pending = sum(values) / len(values), 0
                 now = time.perf_counter()
                 self.seconds = spent + now - began
-                speed = (self.step - first_step) / (now - began)
+                speed = (self.step - first_step) / (now - began - (self.evaluation_seconds - evaluated_before))
                 if evaluating:
                     self._evaluate(speed)
+                    self.evaluation_seconds += time.perf_counter() - now
                 if watch is not None:
-                    watch(Progress(self.step, self.steps, loss, self.last_metric, speed))
+                    left = (self.steps - self.step) * (time.perf_counter() - began) / (self.step - first_step)
+                    watch(Progress(self.step, self.steps, loss, self.last_metric, speed, left))
                 if asked and self.step < self.steps and not self._out_of_patience():
                     stopped = True
                     break
@@ -162,7 +159,15 @@ class Trainer:
                     saved = time.perf_counter()
             self._save_state()
         ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
-        return Outcome(ended, self.step, self.best, self.best_step, self.seconds, asked[0] if stopped else None)
+        return Outcome(
+            ended,
+            self.step,
+            self.best,
+            self.best_step,
+            self.seconds,
+            self.evaluation_seconds,
+            asked[0] if stopped else None,
+        )
 
     def advance(self) -> Tensor:
         """One step of the optimizer; returns the loss, still on the device."""
@@ -219,6 +224,7 @@ class Trainer:
                 "again"
             ) from None
         self.step, self.waited, self.seconds = about["step"], about["waited"], about["seconds"]
+        self.evaluation_seconds = about["evaluation_seconds"]
         self.best, self.best_step = about["best"], about["best_step"]
         self.loss_sum, self.loss_count = about["loss_sum"], about["loss_count"]
         self.run.rewind(self.step)
@@ -237,13 +243,12 @@ class Trainer:
 
     def _evaluate(self, speed: float) -> None:
         size = max(self.settings.training.batch_size, 128)
-        loss, metric = evaluate(
-            self.network, self.problem.validation, self.objective, batch_size=size, autocast=self.autocast
-        )
+        loss, metric = evaluate(self.network, self.validation, self.objective, batch_size=size, autocast=self.autocast)
         self.last_metric = metric
-        self.waited += 1
-        if self.objective.better(metric, self.best):
-            self.best, self.best_step, self.waited = metric, self.step, 0
+        better = self.objective.better(metric, self.best)
+        self.waited = 0 if better else self.waited + 1
+        if better or metric == self.best:  # of equals the later one, which was trained for longer
+            self.best, self.best_step = metric, self.step
             if self.run is not None:
                 self._check_weights()
                 self.run.save_model(self.network, {"step": self.step, "validation": metric})
@@ -280,6 +285,7 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
             "seconds": self.seconds,
+            "evaluation_seconds": self.evaluation_seconds,
             "scaler": self.scaler.state_dict(),
         }
         self.run.save_state(tensors, about)
@@ -299,20 +305,6 @@ class Trainer:
             kept = f"; the best network (step {self.best_step}) is kept in {self.run.path}"
         rate = self.settings.training.learning_rate
         raise UserError(f"{what}{kept}; try a lower --learning_rate ({rate:g} now)")
-
-
-def seconds_a_step(network: Network, problem: Problem, settings: Settings) -> float:
-    """How long a step takes, measured on a copy: no weight and no random number is touched."""
-    times = []
-    device = next(network.parameters()).device
-    on_gpu = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu), memory_advice(settings.training.batch_size):
-        rehearsal = Trainer(copy.deepcopy(network), problem, _without_compile(settings))
-        for _ in range(6):
-            began = time.perf_counter()
-            float(rehearsal.advance())
-            times.append(time.perf_counter() - began)
-    return sorted(times[2:])[1]
 
 
 class StoppedError(KeyboardInterrupt):
@@ -370,9 +362,3 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _without_compile(settings: Settings) -> Settings:
-    settings = copy.deepcopy(settings)
-    settings.machine.compile = False
-    return settings

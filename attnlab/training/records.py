@@ -88,6 +88,16 @@ def _settings_record() -> type[_SettingsRecord]:
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
 
+class Extension(Record):
+    """One extension of a run, in config.json."""
+
+    from_step: Count
+    epochs: Count | None = None
+    epochs_before: Count | None = None
+    steps: Count | None = None
+    steps_before: Count | None = None
+
+
 class Config(Record):
     """config.json."""
 
@@ -102,9 +112,9 @@ class Config(Record):
     encoding: dict[str, Any]
     data_sha256: Hash | None
     sha256: Hash
-    id: Hash | None = None
-    extended: list[dict[str, Any]] | None = None
-    init_sha256: Hash | None = None
+    id: Hash
+    extended: list[Extension] = []
+    init_sha256: Hash | None
 
 
 class MetricsLine(Record):
@@ -134,7 +144,7 @@ class BaselineResult(Record):
 
     name: Text
     value: Number
-    metrics: MetricValues | None = None
+    metrics: MetricValues
 
 
 class ClassResult(Record):
@@ -165,14 +175,14 @@ class Result(Record):
     test_examples: Count
     baselines: Annotated[list[BaselineResult], Field(max_length=1_000)]
     remark: Text
-    config: Text | None = None
-    metrics: MetricValues | None = None
+    config: Hash
+    metrics: MetricValues
     per_class: list[ClassResult] | None = None
     confusion: list[list[Count]] | None = None
     labels: list[str | int | float | bool | None] | None = None
-    notes: list[Text] | None = None
-    training_seconds: Duration | None = None
-    evaluation_seconds: Duration | None = None
+    notes: list[Text]
+    training_seconds: Duration
+    evaluation_seconds: Duration
 
 
 class NetworkRecord(Record):
@@ -214,6 +224,7 @@ class StateRecord(Record):
     loss_sum: Number
     loss_count: Count
     seconds: Duration
+    evaluation_seconds: Duration
     scaler: dict[str, Number | int]
 
 

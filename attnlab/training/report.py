@@ -1,26 +1,41 @@
-"""The run's report: the result beside its baselines, the curve, and how to make it again."""
+"""The run's report: the result beside its baselines, pictures, and how to make it again."""
 
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from attnlab.escape import markdown, shell_word
+import numpy as np
+
+from attnlab.escape import markdown, one_line, shell_word
 from attnlab.files import atomically, write_text
-from attnlab.training.objective import UNITS
+from attnlab.metrics import METRICS
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 
-
-def ranking(result: dict[str, Any]) -> list[tuple[str, float]]:
-    """The network among its baselines, best first."""
-    rows = [(result["model"], result["test"]), *((b["name"], b["value"]) for b in result["baselines"])]
-    return sorted(rows, key=lambda row: row[1], reverse=result["metric"] == "accuracy")
+MOST_SHOWN = 15
+"""Confusion matrices of more classes are drawn without numbers, and are not printed."""
 
 
-def number(metric: str, value: float) -> str:
+def ranking(result: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
+    """The network among its baselines, each with its metrics by name, best first."""
+    metric = result["metric"]
+    rows = [(result["model"], result["metrics"]), *((b["name"], b["metrics"]) for b in result["baselines"])]
+    return sorted(rows, key=lambda row: row[1][metric], reverse=METRICS[metric].higher_is_better)
+
+
+def number(metric: str, value: float | None) -> str:
     """A metric's value as it is printed."""
-    return f"{value:#.4g}".rstrip(".") if metric == "rmse" else f"{value:.3f}"
+    if value is None:
+        return "–"
+    return f"{value:#.4g}".rstrip(".") if metric in ("rmse", "mae") or abs(value) >= 1000 else f"{value:.3f}"
+
+
+def metric_names(result: dict[str, Any]) -> list[str]:
+    """The metrics of a result, the one that chose the network first; recall is shown once, as balanced accuracy."""
+    return [result["metric"], *(m for m in result["metrics"] if m not in (result["metric"], "recall"))]
 
 
 def options(settings: Settings) -> list[str]:
@@ -35,54 +50,68 @@ def options(settings: Settings) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no_{name}")
         elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
+            words += flag(name, *value)
         elif value is not None:
-            words += [f"--{name}", str(value)]
+            words += flag(name, value)
     return [shell_word(word) for word in words]
 
 
+def flag(name: str, *values: Any) -> list[str]:
+    """A flag with its values as words; a value that starts with a hyphen would be read as a flag of its own."""
+    texts = [str(value) for value in values]
+    if any(text.startswith("-") for text in texts):
+        return [f"--{name}={text}" for text in texts]
+    return [f"--{name}", *texts] if texts else []
+
+
+def made_by(run: Run) -> str:
+    """The commands that make a run again, a line each: its start, and every extension with the step that it was at."""
+    settings = run.settings
+    unit = "steps" if settings.training.epochs is None else "epochs"
+    extended = run.config.get("extended", [])
+    if extended:
+        setattr(settings.training, unit, extended[0][f"{unit}_before"])
+    lines = [f"attnlab train {' '.join(options(settings))}"]
+    for entry in extended:
+        resume = shlex.join([*flag("resume", run.path), f"--{unit}", str(entry[unit])])
+        lines += [f"# at step {entry['from_step']:,}:", f"attnlab train {resume}"]
+    return "\n".join(lines)
+
+
 def write_report(run: Run, result: dict[str, Any]) -> None:
-    """Write report.md and curve.png into the run's folder."""
+    """Write report.md, curve.png and, for classes, confusion.png into the run's folder."""
     draw_curve(run, result)
     metric, settings, threads = result["metric"], run.settings, run.config["threads"]
-    rows = [
-        f"| {'**' + markdown(name) + '**' if name == result['model'] else markdown(name)} | {number(metric, value)} |"
-        for name, value in ranking(result)
-    ]
-    table = [f"| {markdown(name)} | {markdown(v)} |" for name, v in settings.flat().items() if v is not None]
-    versions = markdown(f"attnlab {run.config['attnlab']}, PyTorch {run.config['torch']}")
-    remark = f"\n{markdown(result['remark'])}\n" if result["remark"] else ""
+    names = metric_names(result)
+    rows = [[name, *(number(m, values.get(m)) for m in names)] for name, values in ranking(result)]
+    remarks = "".join(f"\n{markdown(line)}\n" for line in (*result["notes"], result["remark"]) if line)
     write_text(
-        run.path / "report.md",
+        run.place("report.md"),
         f"""# {markdown(result["model"])} on {markdown(result["task"])}
 
-Held-out {UNITS[metric]} on {result["test_examples"]:,} test examples, seen once, by the network that was best on the
+Test {METRICS[metric].label} on {result["test_examples"]:,} examples, of the network that was best on the
 validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(metric, result["validation"])} there).
 
-| | {UNITS[metric]} |
-|---|---|
-{chr(10).join(rows)}
-{remark}
+{_table(["", *(METRICS[m].label for m in names)], rows, bold=result["model"])}
+{remarks}{_classes(run, result)}
 ![training curve](curve.png)
 
 Made by:
 
 ```sh
-attnlab train {" ".join(options(settings))}
+{made_by(run)}
 ```
 
-{result["parameters"]:,} parameters, {versions}, \
-{threads} CPU thread{"s" if threads > 1 else ""}.
+{result["parameters"]:,} parameters, attnlab {markdown(run.config["attnlab"])}, \
+PyTorch {markdown(run.config["torch"])}, {threads} CPU thread{"s" if threads > 1 else ""}.
 
-| setting | value |
-|---|---|
-{chr(10).join(table)}
+{_table(["setting", "value"], [[n, str(v)] for n, v in settings.flat().items() if v is not None])}
 """,
     )
 
 
 def draw_curve(run: Run, result: dict[str, Any]) -> None:
-    """Draw curve.png: the training loss, and the validation metric with the held-out baselines."""
+    """Draw curve.png: the training loss, and the validation metric with the baselines on the test data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -103,12 +132,81 @@ def draw_curve(run: Run, result: dict[str, Any]) -> None:
     for baseline, style in zip(result["baselines"], styles, strict=False):
         label = f"{baseline['name']} {number(metric, baseline['value'])}"
         right.axhline(baseline["value"], color="#666666", linestyle=style, linewidth=1, label=label)
-    right.set(xlabel="step", ylabel=UNITS[metric])
+    right.set(xlabel="step", ylabel=METRICS[metric].label)
     right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{result['model']} on {result['task']}", fontsize=11)
+    _save(run, "curve.png", figure)
+
+
+def draw_confusion(run: Run, result: dict[str, Any]) -> None:
+    """Draw confusion.png: of each true class (row) the share that was predicted as each class (column)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matrix = np.array(result["confusion"])
+    labels = [_label(label) for label in result["labels"]]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = min(10.0, 3.2 + 0.42 * len(labels))
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    if len(labels) <= MOST_SHOWN:
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
+        upright = max(map(len, labels)) <= 2
+        axes.set_xticks(range(len(labels)), labels, rotation=0 if upright else 45, ha="center" if upright else "right")
+        axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{result['model']} on {result['task']}, test data")
+    _save(run, "confusion.png", figure)
+
+
+def _classes(run: Run, result: dict[str, Any]) -> str:
+    """The section on classes, and its picture; empty where there are none."""
+    if not result.get("confusion"):
+        return ""
+    draw_confusion(run, result)
+    labels = [str(label) for label in result["labels"]]
+    each = [
+        [str(c["label"]), *(f"{c[key]:.3f}" for key in ("precision", "recall", "f1")), f"{c['count']:,}"]
+        for c in result["per_class"]
+    ]
+    matrix = ""
+    if len(labels) <= MOST_SHOWN:
+        counts = [[label, *map(str, row)] for label, row in zip(labels, result["confusion"], strict=True)]
+        matrix = "\n" + _table(["true, then predicted as", *labels], counts) + "\n"
+    return f"""
+## Classes
+
+{_table(["class", "precision", "recall", "F1", "examples"], each)}
+{matrix}
+![confusion matrix](confusion.png)
+"""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str | None = None) -> str:
+    """A table in Markdown, in which every cell is plain text; ``bold`` is the first cell of a row to stand out."""
+    lines = [[markdown(cell) for cell in header], ["---"] * len(header)]
+    for name, *cells in rows:
+        first = f"**{markdown(name)}**" if name == bold else markdown(name)
+        lines.append([first, *map(markdown, cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _label(value: Any) -> str:
+    """A class's name as it is drawn: on one line, short, and without formulas, which ``$`` would begin."""
+    text = one_line(str(value))
+    return (text if len(text) <= 20 else f"{text[:19]}…").replace("$", r"\$")
+
+
+def _save(run: Run, name: str, figure: Any) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    with atomically(run.path / "curve.png") as temporary:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a sign that the font lacks is drawn as a box
+        figure.savefig(picture, format="png", dpi=150)
+    with atomically(run.place(name)) as temporary:
         temporary.write_bytes(picture.getvalue())

@@ -34,11 +34,12 @@ from attnlab.tensors import Shape, check_finite
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import RUNS
+from attnlab.training.paths import absolute, shown
 from attnlab.training.settings import Settings, defaults
 from attnlab.training.settings import check as check_settings
 from attnlab.training.state import check_state
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,23 @@ class Run:
             self.path = self._held.recover(self.path, self.config)
         return self.path / name
 
+    def replace_config(self, changes: dict[str, Any]) -> Run:
+        """Change the run's config and write its config.json, atomically; returns the run.
+
+        The ``id`` stays, so the model and the state still belong to the run; a result of the earlier config no longer
+        counts.
+        """
+        config = json.loads(json.dumps({**self.config, **changes}))
+        config["sha256"] = _fingerprint(config)
+        write_text(self.place("config.json"), records.write(records.Config, config))
+        self.config = config
+        return self
+
+        return False
+
     @property
     def settings(self) -> Settings:
-        """What the run was started with."""
+        """What the run was started with, or extended to."""
         said = self.config["settings"]
         settings = defaults(said["model"], said["task"]).updated(said, str(self.path / "config.json"))
         check_settings(settings)
@@ -186,7 +201,7 @@ class Run:
     def save_model(self, network: Network, about: dict[str, Any]) -> None:
         """Keep these weights as the best so far."""
         said = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
-        said |= {"task": self.config["settings"]["task"], "run": self.config["sha256"]}
+        said |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
         file = self.place("model.safetensors")
         save_network(file, network, {**said, **about})
         if self._held is not None:
@@ -209,7 +224,7 @@ class Run:
 
     def save_state(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Keep where training stands."""
-        about = {"run": self.config["sha256"], **about}
+        about = {"run": self.config["id"], **about}
         records.StateRecord.model_validate(about)
         save_tensors(self.place("state.safetensors"), tensors, about)
 
@@ -250,7 +265,7 @@ class Run:
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The held-out result; None while training has not ended.
+        """The held-out result; None while training has not ended, also where it was extended after an earlier end.
 
         Raises:
             UserError: for a file that was damaged.
@@ -264,7 +279,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"{file} is damaged: {error}; {advice}") from None
         records.check(records.Result, result, file, advice)
-        return result
+        return result if result["config"] == self.config["sha256"] else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: the run has ended then."""
@@ -284,7 +299,7 @@ class Run:
         save_tensors(path, *load_tensors(self.path / "model.safetensors"), follow=True)
 
     def _check_own(self, name: str, about: dict[str, Any]) -> None:
-        if about.get("run") != self.config["sha256"]:
+        if about.get("run") != self.config["id"]:
             raise UserError(
                 f"{self.path / name} belongs to another run than the config.json beside it; restore it, or train again"
             )
@@ -344,21 +359,25 @@ def describe(network: Network) -> dict[str, Any]:
     return config
 
 
-def make_config(settings: Settings, network: Network, problem: Any, threads: int) -> dict[str, Any]:
-    """What config.json holds."""
+def make_config(
+    settings: Settings, network: Network, problem: Any, threads: int, init_sha256: str | None = None
+) -> dict[str, Any]:
+    """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
         "format": FORMAT,
         "attnlab": attnlab.__version__,
         "torch": torch.__version__,
         "threads": threads,
-        "settings": settings.flat(),
+        "settings": absolute(settings.flat()),
         "network": describe(network),
         "metric": problem.metric,
         "unit": problem.unit,
         "encoding": problem.encoding,
         "data_sha256": file_hash(settings.data.data),
+        "init_sha256": init_sha256,
     }
     config = json.loads(json.dumps(config))  # as it will be read back
+    config["id"] = _fingerprint(config)  # of the run, which stays when the run is extended
     return {**config, "sha256": _fingerprint(config)}
 
 
@@ -386,9 +405,11 @@ def check_data(run: Run) -> None:
     if data is None:
         return
     if not Path(data).is_file():
-        raise UserError(f"{run.path} was trained on {data}, which is not there any more; put it back")
+        raise UserError(f"{run.path} was trained on {shown(data)}, which is not there any more; put it back")
     if file_hash(data) != run.config["data_sha256"]:
-        raise UserError(f"{data} was altered since {run.path} was started; put the old file back, or start a new run")
+        raise UserError(
+            f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"
+        )
 
 
 def find(place: Path = RUNS) -> list[Run | Damaged]:

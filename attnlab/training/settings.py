@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from attnlab import registry, tasks
+from attnlab.data_files import open_data
 from attnlab.errors import UnknownNameError, UserError
 from attnlab.source import REQUIRED, Option
 
@@ -62,15 +63,17 @@ class Data:
     target_type: Annotated[Literal["class", "number"] | None, arg(metavar="{class,number}")] = None
     """Whether the target is a class or a number; decided by its values without it."""
     features: Words = None
-    """The columns to predict from; without it all that can be used."""
+    """The columns to predict from, separated by spaces; without it all that can be used."""
     ignore: Words = None
-    """Columns not to use."""
+    """Columns not to use, separated by spaces."""
     missing: Literal["mean", "error", "drop"] = "mean"
     """Missing values: mean fills them in, error refuses them, drop leaves their rows out."""
     split_by: Annotated[
         Literal["lines", "paragraphs", "position"] | None, arg(metavar="{lines,paragraphs,position}")
     ] = None
     """The unit in which a text is split into training, validation and test data; decided by the text without it."""
+    header: bool = True
+    """Whether the first line of a table names its columns; without one they are column_1, column_2 ..."""
     seq_length: Whole = None
     """Tokens a sequence; the task's own without it."""
     val_fraction: float = 0.1
@@ -92,13 +95,14 @@ class Training:
     warmup: float = 0.05
     """The part of all steps over which the rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices."""
+    """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
     clip: float = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
     patience: Whole = None
-    """Stop after so many evaluations without a better one; never without it."""
+    """Stop after so many evaluations in a row that are not better than the best; without it never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
-    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ..."""
+    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
+    the task's own without it."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
     """balanced: weigh every class by the inverse of its frequency in the training data."""
     evaluate_every: Whole = None
@@ -106,7 +110,7 @@ class Training:
     validation_examples: Whole = None
     """Validation examples per evaluation; without it as many as fit in a tenth of the run."""
     init_from: Word = None
-    """Start from the weights of this run or file."""
+    """Start from the weights of this run, or of a file written by --save_path."""
     seed: int = 0
     """Decides the split, the first weights, the order and the dropout."""
 
@@ -268,9 +272,11 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: for a file that is missing or malformed, or says one thing twice.
     """
     try:
-        if path.stat().st_size > CONFIG_BYTES:
+        with open_data(path, "--config") as file:
+            data = file.read(CONFIG_BYTES + 1)
+        if len(data) > CONFIG_BYTES:
             raise UserError(f"--config {path} has {path.stat().st_size:,} bytes; settings are far smaller")
-        text = path.read_text("utf-8-sig")
+        text = data.decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
         found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
         settings = found.get("settings", found) if isinstance(found, dict) else found

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnlab import registry, tasks
 from attnlab.errors import UserError
+from attnlab.metrics import METRICS
 from attnlab.network import Network
-from attnlab.task import Problem, Request, Split
+from attnlab.task import UNSEEN, Baseline, Problem, Request, Split
+from attnlab.tasks._split import listed
 from attnlab.training import machine, records, runs
+from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors
+from attnlab.training.extension import extend, extends
+from attnlab.training.initial import initialize
 from attnlab.training.loop import Outcome, StoppedError, Trainer, Watcher, raising_signals
-from attnlab.training.objective import Objective, evaluate, predict
+from attnlab.training.objective import Objective, evaluate, predict, score_all, with_metric
+from attnlab.training.paths import shown
+from attnlab.training.runs import describe
 from attnlab.training.settings import Settings, check
 
 
@@ -29,6 +40,16 @@ class Prepared:
     problem: Problem
     network: Network
     device: torch.device
+    init_sha256: str | None = None
+    """The hash of the file that the first weights are from, where ``init_from`` names one."""
+
+    @cached_property
+    def baselines(self) -> list[Baseline]:
+        """The baselines' metrics on the test data, computed once; one that fails is named, and costs nothing else."""
+        try:
+            return self.problem.baselines()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a library's refusal of unusual data
+            return [Baseline(f"baselines ({' '.join(str(error).split())[:200]})", {})]
 
     @property
     def parameters(self) -> int:
@@ -36,8 +57,12 @@ class Prepared:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, *, began: bool = False) -> Prepared:
     """Load the data and build the network.
+
+    Args:
+        settings: what to train, and how.
+        began: whether a checkpoint will replace the first weights, so that those of ``init_from`` are not needed.
 
     Raises:
         UserError: anything that the settings ask for and that cannot be.
@@ -46,6 +71,7 @@ def prepare(settings: Settings) -> Prepared:
     device = machine.prepare(settings.machine)
     with machine.memory_advice(settings.training.batch_size):
         problem = load_problem(settings)
+    Objective.of(problem, settings.training.class_weight)  # refuses before anything is built
     with torch.device("meta"):  # shapes alone, to find out what it will take
         size = sum(p.numel() for p in build(settings, problem).parameters())
     machine.check_memory(size, settings.machine.precision, device)
@@ -55,7 +81,11 @@ def prepare(settings: Settings) -> Prepared:
         network = build(settings, problem).to(device)
         if settings.machine.precision == "float64":
             network, problem = network.double(), _double(problem)
-    return Prepared(settings, problem, network, device)
+        init_sha256 = None
+        if settings.training.init_from is not None and not began:
+            init_sha256, lines = initialize(network, Path(settings.training.init_from))
+            problem = replace(problem, facts=(*problem.facts, *lines))
+    return Prepared(settings, problem, network, device, init_sha256)
 
 
 def load_problem(settings: Settings) -> Problem:
@@ -69,15 +99,16 @@ def load_problem(settings: Settings) -> Problem:
         seed=settings.training.seed,
         val_fraction=data.val_fraction,
         seq_length=data.seq_length,
-        data=None if data.data is None else Path(data.data),
+        data=None if data.data is None else shown(data.data),
         target=data.target,
         target_type=data.target_type,
         features=None if data.features is None else tuple(data.features),
         ignore=tuple(data.ignore or ()),
         missing=data.missing,
         split_by=data.split_by,
+        header=data.header,
     )
-    return tasks.load(data.task).load(request)
+    return with_metric(tasks.load(data.task).load(request), settings.training.metric)
 
 
 def build(settings: Settings, problem: Problem) -> Network:
@@ -117,7 +148,9 @@ def build(settings: Settings, problem: Problem) -> Network:
 
 def start(prepared: Prepared, path: Path | None, *, overwrite: bool = False) -> runs.Run:
     """Make the run's folder."""
-    config = runs.make_config(prepared.settings, prepared.network, prepared.problem, torch.get_num_threads())
+    config = runs.make_config(
+        prepared.settings, prepared.network, prepared.problem, torch.get_num_threads(), prepared.init_sha256
+    )
     return runs.Run.create(path, config, overwrite=overwrite)
 
 
@@ -135,7 +168,8 @@ def train(
     Args:
         prepared: what to train.
         run: its folder.
-        resume: take up from the folder's last checkpoint.
+        resume: take up from the folder's last checkpoint; where ``prepared`` has more epochs or steps than the run,
+            extend it.
         checkpoint_seconds: the time between checkpoints.
         watch: is told of the progress.
         on_end: is called between training and judging.
@@ -147,6 +181,10 @@ def train(
         StoppedError: a second signal while training stops.
     """
     with machine.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
+        if resume:
+            check_same_data(run, prepared.problem)
+        if extends(run, prepared.settings):
+            run = extend(run, prepared.settings)
         trainer = Trainer(
             prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
         )
@@ -183,13 +221,19 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
 def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
     """A run's result, computed again from its data and its best network.
 
+    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended.
+
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
     prepared = reopen(run, device)
     _, about = load_tensors(run.path / "model.safetensors")
-    steps = max((line["step"] for line in run.metrics()), default=about["step"])
-    outcome = Outcome("finished", steps, about["validation"], about["step"], 0.0)
+    recorded = run.result()
+    if recorded is None:
+        ended, steps = "unfinished", max((line["step"] for line in run.metrics()), default=about["step"])
+    else:
+        ended, steps = recorded["ended"], recorded["steps"]
+    outcome = Outcome(ended, steps, about["validation"], about["step"], 0.0)
     return _result(prepared, run, outcome)
 
 
@@ -202,12 +246,47 @@ def reopen(run: runs.Run, device: str = "auto") -> Prepared:
     settings = run.settings
     settings.machine.device = device
     problem = load_problem(settings)
+    check_same_data(run, problem)
     if settings.machine.precision == "float64":
         problem = _double(problem)
     place = machine.prepare(settings.machine)
     network = run.load_model()
     records.check_fit(network, problem, run.path)
     return Prepared(settings, problem, network.to(place), place)
+
+
+def check_same_data(run: runs.Run, problem: Problem) -> None:
+    """Refuse data that are understood otherwise than when the run was started.
+
+    Raises:
+        UserError: with what differs.
+    """
+    recorded, data = run.config["encoding"], run.config["settings"]["data"]
+    now = json.loads(json.dumps(problem.encoding))
+    if same_values(now, recorded):
+        return
+    names = ", ".join(n for n in sorted({*now, *recorded}) if not same_values(now.get(n), recorded.get(n)))
+    if data is None:
+        source = tasks.load(run.config["settings"]["task"]).own_data
+        raise UserError(
+            f"{source} differs from the data that {run.path} was trained on (other {names}); use the version that it "
+            "was trained with, or give --data"
+        )
+    raise UserError(
+        f"{data} is understood otherwise than when {run.path} was started (other {names}); use the version of attnlab "
+        f"that it was trained with ({run.config['attnlab']})"
+    )
+
+
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal, numbers within what another processor may round otherwise."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_values(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_values, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return type(a) is type(b) and a == b
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:
@@ -223,59 +302,147 @@ def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[
     return network.to(machine.device(device)), about
 
 
-def predict_file(path: Path, data: Path, device: str = "auto") -> dict[str, list[Any]]:
-    """The answers of the network at ``path`` for the examples in ``data``: columns of one value per example.
+@dataclass(frozen=True)
+class Predictions:
+    """Answers for new data.
+
+    ``columns`` hold one value per example; ``metrics`` are those on the rows whose targets the data hold, ``scored``
+    of them, and None where there are none. ``encoding`` is that of the data that the network was trained on.
+    """
+
+    columns: dict[str, list[Any]]
+    metrics: dict[str, float | None] | None
+    scored: int
+    encoding: dict[str, Any]
+
+
+def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
+    """The answers of the network at ``path`` (a run's folder or a file) for the examples in ``data``.
 
     Raises:
         UserError: data that do not fit what the network was trained on.
     """
     network, about = load_with_encoding(path, device)
-    task = tasks.load(about["task"])
+    scored: list[tuple[Split, Tensor]] = []
+
+    def score(split: Split) -> Tensor:
+        scores = predict(network, _as_trained(network, split), batch_size=128)
+        scored[:] = [(split, scores)]  # a text is scored in many parts, and only rows of the others hold targets
+        return scores
+
     with records.reading_encoding(path):
-        split = task.read(data, network.inputs, network.length, about["encoding"])
+        columns = tasks.load(about["task"]).predict(network, data, about["encoding"], score)
+    split, scores = scored[-1]
+    if not split.y.numel() or not has_details(network.outputs, len(split.x)):
+        return Predictions(columns, None, 0, about["encoding"])
+    known = split.y[:, 0] != UNSEEN
+    metrics = Objective(about["metric"], about["unit"]).metrics(scores[known], split.y[known]) if known.any() else {}
+    return Predictions(columns, as_json(metrics), int(known.sum()), about["encoding"])
+
+
+def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any]:
+    """The result of the network at ``path`` on new data that hold the targets; the data it was trained on are not read.
+
+    Raises:
+        UserError: data that do not fit, lack the target, or hold a class that training did not know.
+    """
+    network, about = load_with_encoding(path, device)
+    task, encoding = tasks.load(about["task"]), about["encoding"]
+    with records.reading_encoding(path):
+        split = _as_trained(network, task.read_labelled(data, network.inputs, network.length, encoding))
+    labels, objective = names_of(network.outputs, encoding), Objective(about["metric"], about["unit"])
+    if labels is not None and (split.y == UNSEEN).any():
+        row = int((split.y == UNSEEN).any(1).int().argmax()) + 1
+        raise UserError(
+            f"the target in row {row} of {data} is none of the classes that the network was trained on: "
+            f"{listed(labels)}; leave the row out"
+        )
+    if has_details(network.outputs, len(split.x)):
+        scores = score_all(network, split, batch_size=128)
+        found = {"test_loss": _loss(objective, scores, split.y), **assess(scores, split.y, objective, labels)}
+    else:
+        loss, metric = evaluate(network, split, objective, batch_size=128)
+        found = {"test_loss": loss, "metrics": as_json({about["metric"]: metric}), "notes": []}
+    return {
+        "run": str(path),
+        "data": str(data),
+        "model": describe(network)["model"],
+        "task": about["task"],
+        "metric": about["metric"],
+        "test": found["metrics"][about["metric"]],
+        **found,
+        "best_step": about["step"],
+        "test_examples": len(split.x),
+        "baselines": [],
+        "remark": "",
+    }
+
+
+def _loss(objective: Objective, scores: Tensor, y: Tensor) -> float:
+    """The mean loss per example."""
+    return float(objective.each(scores, y)[0].double().mean())
+
+
+def _as_trained(network: Network, split: Split) -> Split:
+    """A split in the network's own precision."""
     if next(network.parameters()).dtype == torch.float64 and split.x.is_floating_point():
-        split = split._replace(x=split.x.double())
-    with records.reading_encoding(path):
-        scores = predict(network, split, batch_size=128)
-        return task.answers(network.outputs, scores, split, about["encoding"])
+        return split._replace(x=split.x.double())
+    return split
 
 
 def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
-    metric, loss = _test(run, prepared)
-    chosen = prepared.problem.metric
-    baselines = [{"name": b.name, "value": b.values[chosen], "metrics": b.values} for b in prepared.problem.baselines()]
+    began = time.perf_counter()
+    problem = prepared.problem
+    assessed = _assessed(run, prepared)
+    metrics = assessed["metrics"]
+    baselines = [
+        {"name": b.name, "value": b.values[problem.metric], "metrics": as_json(b.values)}
+        for b in prepared.baselines
+        if math.isfinite(b.values.get(problem.metric, math.nan))
+    ]
+    compared = {b["name"] for b in baselines}
+    assessed["notes"] += [f"without a result: {b.name}" for b in prepared.baselines if b.name not in compared]
     return {
         "run": str(run.path),
         "model": prepared.settings.model.model,
         "task": prepared.settings.data.task,
-        "metric": prepared.problem.metric,
-        "test": metric,
-        "test_loss": loss,
+        "metric": problem.metric,
+        "test": metrics[problem.metric],
+        **assessed,
         "validation": outcome.best,
         "best_step": outcome.best_step,
         "steps": outcome.step,
         "ended": outcome.how,
         "seconds": round(outcome.seconds, 2),
+        "training_seconds": round(outcome.seconds - outcome.evaluation_seconds, 2),
+        "evaluation_seconds": round(outcome.evaluation_seconds + time.perf_counter() - began, 2),
         "parameters": prepared.parameters,
-        "test_examples": len(prepared.problem.test.x),
+        "test_examples": len(problem.test.x),
         "baselines": baselines,
         "remark": tasks.entry(prepared.settings.data.task).remark,
+        "config": run.config["sha256"],
     }
 
 
-def _test(run: runs.Run, prepared: Prepared) -> tuple[float, float]:
-    """The metric and the loss of a run's best network on the test data."""
-    network = run.load_model().to(prepared.device)
-    loss, metric = evaluate(
-        network,
-        prepared.problem.test,
-        Objective.of(prepared.problem),
-        batch_size=max(prepared.settings.training.batch_size, 128),
-        autocast=machine.autocast(prepared.settings.machine, prepared.device),
-    )
-    if not math.isfinite(metric):
-        raise UserError(f"the network in {run.path} gives {metric} on the test data")
-    return metric, loss
+def _assessed(run: runs.Run, prepared: Prepared) -> dict[str, Any]:
+    """The loss and the metrics of a run's best network on the test data."""
+    network, problem = run.load_model().to(prepared.device), prepared.problem
+    objective = Objective.of(problem)
+    batch_size = max(prepared.settings.training.batch_size, 128)
+    autocast = machine.autocast(prepared.settings.machine, prepared.device)
+    if has_details(problem.outputs, len(problem.test.x)):
+        scores = score_all(network, problem.test, batch_size=batch_size, autocast=autocast)
+        labels = names_of(problem.outputs, problem.encoding)
+        y = problem.test.y
+        found = {"test_loss": _loss(objective, scores, y), **assess(scores, y, objective, labels)}
+    else:
+        loss, metric = evaluate(network, problem.test, objective, batch_size=batch_size, autocast=autocast)
+        found = {"test_loss": loss, "metrics": as_json({problem.metric: metric}), "notes": []}
+    if found["metrics"][problem.metric] is None:
+        raise UserError(
+            f"{METRICS[problem.metric].label} is not defined for the network in {run.path} on the test data"
+        )
+    return found
 
 
 def _double(problem: Problem) -> Problem:

@@ -16,7 +16,8 @@ from torch import nn
 
 from attnlab.network import Inputs, Outputs
 from attnlab.task import Problem, Split
-from attnlab.training.loop import Trainer, rate_at
+from attnlab.training.loop import Trainer
+from attnlab.training.schedule import rate_at
 from attnlab.training.settings import Training, defaults
 from attnlab.training.train import Prepared, build, start
 from benchmarks.pairing import Pace, race

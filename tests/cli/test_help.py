@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from answers import call
+from answers import call, refused
 
 from attnlab import registry, tasks
 from attnlab.cli import commands
 from attnlab.cli._flags import given_flags, peek, understand
+from attnlab.cli._words import command_line
+from attnlab.training.report import options
 from attnlab.training.settings import mechanism_options
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +72,8 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
     flags = (
         "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
         "weight_decay dropout clip seed device precision threads compile val_fraction patience save_path run_dir "
-        "resume config json quiet interactive overwrite"
+        "resume config json quiet interactive overwrite target_type features ignore missing split_by metric "
+        "class_weight evaluate_every validation_examples init_from"
     )
     for flag in flags.split():
         assert f"--{flag}" in said.out, flag
@@ -153,6 +157,51 @@ def test_the_last_of_two_flags_counts() -> None:
             "num_heads"
         ]
         == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("--ignore a b", ["a", "b"]),
+        ("--ignore a --seed 3 --ignore b", ["a", "b"]),
+        ("--ignore=a b", ["a", "b"]),
+        ("--ignore a,b", ["a,b"]),
+        ("--ignore 'net income' 1 -2 None ''", ["net income", "1", "-2", "None", ""]),
+        ("--ignore=--x --ignore=-y", ["--x", "-y"]),
+    ],
+)
+def test_columns_are_words_and_a_repeated_flag_adds_to_them(line: str, names: list[str]) -> None:
+    settings = understand(shlex.split(line)).settings
+    assert settings.data.ignore == names
+    assert settings.data.features is None
+    again = understand(shlex.split(" ".join(options(settings)))).settings
+    assert again == settings, "the report's command asks for the same"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--target None --target_type class --missing drop --split_by lines",
+        "--target=-x --features None a,b --run_dir None",
+        "--metric f1 --class_weight balanced --evaluate_every 7 --validation_examples 11 --init_from './a b'",
+    ],
+)
+def test_every_new_flag_is_reproduced(line: str) -> None:
+    asked = understand(shlex.split(line))
+    again = understand(shlex.split(command_line(asked))[2:])
+    assert (again.settings, again.output) == (asked.settings, asked.output)
+    assert asked.settings != understand([]).settings
+
+
+def test_a_field_that_is_no_flag_is_not_proposed() -> None:
+    assert refused("train", "--options", "x").startswith("unknown option --options; ")
+    assert "did you mean --options" not in refused("train", "--options", "x")
+
+
+def test_a_list_without_a_name_is_refused() -> None:
+    assert "--ignore needs at least one name; write one that starts with a hyphen as --ignore=NAME" in refused(
+        "train", "--ignore", "--seed", "3"
     )
 
 

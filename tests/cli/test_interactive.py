@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from answers import Said, below, call, files, refused
 
+from attnlab import registry
 from attnlab.training.runs import Run
 
 if sys.platform == "win32":  # pragma: no cover
@@ -36,6 +40,11 @@ QUESTIONS = (
 def answered(monkeypatch: pytest.MonkeyPatch, typed: str, *words: str) -> Said:
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     return call("train", "--interactive", *words)
+
+
+def flat(said: Said) -> str:
+    """What was printed, whatever the width of the terminal."""
+    return " ".join(said.out.split())
 
 
 def same_as(said: Said) -> list[str]:
@@ -117,7 +126,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "cannot write --save_path /proc/none/x.pth",
         "unknown start 'perhaps'",
     ):
-        assert words in said.out, words
+        assert words in flat(said), words
     assert "--num_heads 10" in " ".join(same_as(said))
     assert below(Path()) == {}
 
@@ -146,18 +155,98 @@ def test_heads_that_do_not_divide_are_not_proposed(monkeypatch: pytest.MonkeyPat
 def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "".join(f"{i % 7},{'xy'[i % 7 > 3]},same\n" for i in range(89))
     files(Path(), {"mine.csv": "number,letter,one\n" + rows, "ragged.csv": "a,b\n1,2\n3\n"})
-    typed = ["multihead", "table", "", "none.csv", "ragged.csv", "mine.csv", "size", "one", "letter", "16", "2"]
+    Path("folder.csv").mkdir()
+    names = ["", "none.csv", "x.doc", "folder.csv", "ragged.csv", "mine.csv"]
+    typed = ["multihead", "my own file", *names, "size", "one", "letter", "16", "2"]
     said = answered(monkeypatch, "\n".join(typed) + "\n" * 9, *SHORT)
     assert said.code == 0, said
     for words in (
-        "table has no data of its own; give a file",
+        "my own file a table, a text or arrays (",
+        "give the name of a file",
         "none.csv is not there",
+        "no task reads .doc (x.doc); give one of ",
+        "folder.csv is a folder; give a file in it",
         "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
         "unknown target 'size'; there are: number, letter, one",
         "every row is of one class (same)",
+        "the column to predict [one]:",
     ):
-        assert words in said.out, words
-    assert Run.open(Path("run")).settings.data.target == "letter"
+        assert words in flat(said), words
+    settings = Run.open(Path("run")).settings
+    assert (settings.data.target, settings.data.task) == ("letter", "table")
+
+
+def test_the_last_column_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"{i % 7},{i % 5},{'xy'[i % 7 > 3]}\n" for i in range(89))
+    files(Path(), {"mine.csv": "number,other,letter\n" + rows})
+    said = answered(monkeypatch, "my own file\nmine.csv\n\n", *SHORT, "--model=selfhead")
+    assert "the column to predict [letter]: letter the width of every token (embed_dim)" in flat(said)
+    assert "the input ended before the last question" in said.err
+
+
+def test_a_file_of_text_has_no_column_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(97))
+    files(Path(), {"mine.txt": text})
+    said = answered(monkeypatch, "my own file\nmine.txt\n", *SHORT, "--model=selfhead")
+    assert "my own file your file (" in flat(said)
+    assert "): mine.txt the width of every token (embed_dim)" in flat(said)
+
+
+@pytest.mark.parametrize("task", ["table", "arrays"])
+def test_a_task_that_needs_a_file_is_not_a_choice_but_may_be_a_flag(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"unknown task '{task}'; " in flat(answered(monkeypatch, f"multihead\n{task}\n", *SHORT))
+    said = answered(monkeypatch, "multihead\n\n", *SHORT, "--task", task)
+    assert f"{task} has no data of its own; give a file" in flat(said)
+
+
+def test_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (40, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        said = answered(monkeypatch, "multihed\nlongformer\ndigits\n", *SHORT)
+        assert said.code == 2
+        assert max(map(len, said.out.splitlines())) <= columns
+        for text in (registry.entry("longformer").card.summary, "unknown model 'multihed'; did you mean multihead?"):
+            assert text in flat(said)
+
+
+def test_a_command_is_in_one_line_because_it_is_to_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    said = answered(monkeypatch, "\n" * 5 + "no\n", *SHORT, "--model=selfhead", "--layers=1", "--embed_dim=8")
+    assert same_as(said)[-2:] == ["run", "--quiet"]
+
+
+def test_so_many_columns_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"c{i}" for i in range(211)]
+    rows = "".join(",".join(str((i * j) % 7) for j in range(210)) + f",{'xy'[i % 2]}\n" for i in range(97))
+    files(Path(), {"wide.csv": ",".join(names) + "\n" + rows})
+    said = answered(monkeypatch, "multihead\nmy own file\nwide.csv\n", *SHORT)
+    assert "the column to predict [c210]:" in flat(said)
+    assert " c17 " not in said.out
+
+
+def test_a_closed_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``<&-`` does in a shell, and a stream that was closed."""
+    closed = io.StringIO()
+    closed.close()
+    for stdin in (None, closed):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert refused("train", "--interactive") == (
+            "--interactive reads answers from the standard input, which is closed; give the settings as flags"
+        )
+
+
+def test_an_input_that_is_no_text_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    said = call("train", "--interactive")
+    assert (said.code, said.err) == (2, "error: the input is not valid UTF-8; nothing was started\n")
+
+
+def test_a_closed_input_is_said_by_a_process_of_its_own() -> None:
+    command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --interactive reads answers from the standard input, which is closed")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_asks_nothing() -> None:
@@ -203,11 +292,11 @@ def test_resume_has_nothing_to_ask() -> None:
 class Terminal:
     """``attnlab`` on a terminal of its own."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, columns: int = 100) -> None:
         self._raw, self._read_up_to = "", 0
         self.process, self._end = pty.fork()
         if not self.process:
-            os.environ.update(TERM="xterm", COLUMNS="100", LINES="40")
+            os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="40")
             os.execv(sys.executable, [sys.executable, "-m", "attnlab", *words])
 
     @property
@@ -222,6 +311,9 @@ class Terminal:
         self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
 
     def _more(self) -> bool:
+        if not select.select([self._end], [], [], 120)[0]:  # waits for a key that this test does not press
+            os.kill(self.process, signal.SIGKILL)
+            return False
         try:
             text = os.read(self._end, 65536).decode(errors="replace")
         except OSError:  # the other side has gone
@@ -269,6 +361,34 @@ def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
     assert terminal.leave() == 0, terminal.shown
     settings = Run.open(Path("run")).settings
     assert (settings.model.model, settings.model.embed_dim) == ("selfhead", 16)
+
+
+@pytest.mark.slow
+def test_enter_has_no_effect_while_no_choice_matches_on_a_terminal() -> None:
+    terminal = Terminal("train", "--interactive", *SHORT, "--model", "selfhead", "--embed_dim=8", "--layers=1")
+    terminal.until("what to train it on")
+    terminal.until("my own file")
+    terminal.type("indxction" + ENTER)
+    terminal.until("\x07")
+    terminal.type("\x7f" * 9 + "induction" + ENTER)
+    terminal.until("(position_embedding)")
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 130, terminal.shown
+    assert "what to train it on induction" in terminal.shown
+
+
+@pytest.mark.slow
+def test_choices_are_wrapped_on_a_narrow_terminal() -> None:
+    summary = registry.entry("longformer").card.summary
+    terminal = Terminal("train", "--interactive", *SHORT, columns=60)
+    terminal.until("which mechanism")
+    terminal.until("longformer")
+    terminal.type("longformer")
+    terminal.until("/ ")
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 130, terminal.shown
+    assert len(summary) > 60
+    assert summary in " ".join(terminal.shown.split())
 
 
 @pytest.mark.slow

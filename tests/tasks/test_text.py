@@ -1,69 +1,145 @@
-"""Bytes of text: no paragraph in two parts, and compressors that are not given less than the network."""
+"""Bytes of text: each kept, none added, no paragraph in two parts, and baselines that see the same text."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from attnlab import tasks
 from attnlab.errors import UserError
-from attnlab.network import Inputs, Outputs
-from attnlab.task import Problem, Request
-from attnlab.tasks.text import ngram_bits, unique_paragraphs, windows
+from attnlab.network import Inputs, Network, Outputs
+from attnlab.task import Problem, Request, Split
+from attnlab.tasks import _corpus, _text_baselines
+from attnlab.tasks._corpus import corpus, paragraphs
+from attnlab.tasks._text_baselines import baselines, ngram_bits
+from attnlab.tasks.text import line_windows, windows
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "it", "rains", "in", "town"]
+CODE = b"".join(b"def f%d(x):\n    if x:\n        return x\n    return None\n\n\n" % (i % 7) for i in range(37))
+POEM = b"\n".join(b"shall I compare thee\nto day %d\n  of summer\n" % (i % 11) for i in range(41))
+LOG = b"".join(b"2024-02-%02d 12:00:00 GET /index.html 200 1234 0.%03d a long line\r\n" % (i, i) for i in range(29))
+LETTERS = bytes(ord("a") + i % 26 for i in range(2_003))
+
+
+def prose(count: int, *, repeated: int = 0, between: str = "\n\n", wrap: bool = False) -> bytes:
+    generator = torch.Generator().manual_seed(1)
+    texts = [
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (31,), generator=generator).tolist()) for _ in range(count)
+    ]
+    if wrap:
+        texts = [text[:71] + "\n" + text[71:] for text in texts]
+    return between.join(texts + texts[:repeated]).encode()
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    generator = torch.Generator().manual_seed(1)
-    paragraphs = [
-        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (31,), generator=generator).tolist()) for _ in range(60)
-    ]
     path = tmp_path / "book.txt"
-    path.write_text("\n\n".join(paragraphs + paragraphs[:20]), "utf-8")  # a quarter of it twice
+    path.write_bytes(prose(60, repeated=20))  # a quarter of it twice
     return path
 
 
-def text_of(problem: Problem) -> list[bytes]:
-    parts = (problem.train, problem.validation, problem.test)
-    return [bytes(part.x.flatten().tolist()) for part in parts]
+def load(path: Path, **asked: Any) -> Problem:
+    return tasks.load("text").load(Request(data=path, **asked))
 
 
-def test_no_paragraph_is_in_two_parts(file: Path) -> None:
-    problem = tasks.load("text").load(Request(data=file, seq_length=13))
-    paragraphs = set(file.read_bytes().split(b"\n\n"))
-    where = Counter(p for part in text_of(problem) for p in paragraphs if p[:120] in part)
+TEXTS = {
+    "prose": (prose(61), "paragraphs"),
+    "wrapped prose": (prose(61, wrap=True), "paragraphs"),
+    "prose with a repeat": (prose(61, repeated=23), "paragraphs"),
+    "prose with CRLF": (prose(61, between="\r\n\r\n"), "paragraphs"),
+    "prose with spaces between": (b"\n\n" + prose(61, between="\n  \n\t\n\n") + b"\n\n", "paragraphs"),
+    "short paragraphs": (b"\n\n".join(b"word %d" % i for i in range(43)), "paragraphs"),
+    "code": (CODE, "lines"),
+    "poem": (POEM, "lines"),
+    "log": (LOG, "lines"),
+    "log in blocks": ((LOG * 2 + b"\n") * 11, "lines"),
+    "prose without blank lines": (prose(61, between="\n"), "lines"),
+    "few lines": (b"one line and\nanother one\n" * 3, "position"),
+    "one paragraph again and again": ((prose(1) + b"\n\n") * 30, "lines"),
+    "one long line": (LETTERS, "position"),
+    "a long line among others": (b"short\n" * 20 + LETTERS, "position"),
+    "prose and one huge paragraph": (prose(17) + b"\n\n" + LETTERS * 10, "position"),
+    "a byte order mark and Latin-1": (b"\xef\xbb\xbf" + b"caf\xe9 au lait\r\n" * 13, "lines"),
+}
+
+
+@pytest.mark.parametrize("split_by", [None, "paragraphs", "lines", "position"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_byte_is_in_one_part(name: str, split_by: Any) -> None:
+    text, unit = TEXTS[name]
+    read = corpus(text, name, split_by)
+    assert read.unit == (split_by or unit)
+    assert b"".join(read.units) == text
+    assert read.sha256 == hashlib.sha256(text).hexdigest()
+    units = {unit.strip() for unit in read.units} if read.unit == "paragraphs" else read.units
+    if split_by and split_by != "position" and len(units) < 10:
+        return  # refused, as test_bad_files has it
+    parts = read.parts(Request(seed=3))
+    assert sum(map(len, parts)) == len(text)
+    if split_by == "position" or read.unit == "position":
+        assert b"".join(parts) == text
+    else:
+        again = {"lines": lambda part: part.splitlines(keepends=True), "paragraphs": paragraphs}[read.unit]
+        assert sum((Counter(again(part)) for part in parts), Counter()) == Counter(read.units)
+
+
+@given(st.binary().map(lambda b: b.replace(b"\x01", b"\n").replace(b"\x02", b"\n\n").replace(b"\x03", b"\r\n")))
+def test_the_paragraphs_of_any_text_are_its_bytes(text: bytes) -> None:
+    found = paragraphs(text)
+    assert b"".join(found) == text
+    assert all(unit.strip() for unit in found) or len(found) == 1
+    assert b"".join(text.splitlines(keepends=True)) == text
+
+
+def test_copies_of_a_paragraph_are_in_one_part(file: Path) -> None:
+    text = file.read_bytes()
+    parts = corpus(text, "book", None).parts(Request())
+    where = Counter(p for part in parts for p in set(paragraphs(text)) if p.strip() in part)
     assert len(where) > 50
     assert set(where.values()) == {1}
-    assert "60 paragraphs" in problem.facts[0]
-    assert "dropped as duplicates" in problem.facts[0]
+    assert sum(map(len, parts)) == len(text)
+    facts = load(file, seq_length=13).facts
+    assert facts[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
+    assert facts[1] == "split by paragraphs: blank lines separate its paragraphs"
+    assert facts[2] == "20 of the paragraphs repeat another; all copies of one are in the same part"
 
 
-def test_targets_are_the_bytes_that_follow() -> None:
-    split = windows(bytes(range(100)), 7)
-    assert torch.equal(split.y, split.x + 1)
-    assert torch.equal(split.x.flatten(), torch.arange(98))
+def test_repeated_lines_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "code.txt").write_bytes(CODE)
+    problem = load(tmp_path / "code.txt", seq_length=13)
+    assert not any("repeat" in fact for fact in problem.facts[1:])
+    assert f"{len(CODE):,} bytes in {CODE.count(bytes([10]))} lines" in problem.facts[0]
+    parts = corpus(CODE, "", None).parts(Request())
+    assert sum(part.count(b"    return None\n") for part in parts) == 37
 
 
-def test_the_default_is_pythons_own_english() -> None:
-    problem = tasks.load("text").load(Request())
-    train, validation, test = text_of(problem)
-    assert len(train) > 1_000_000
-    assert b" the " in validation
-    assert b" the " in test
-    assert len(problem.encoding["sha256"]) == 64
+def test_position_keeps_the_order(tmp_path: Path) -> None:
+    train, validation, test = corpus(LETTERS, "", "position").parts(Request(val_fraction=0.25))
+    assert train + validation + test == LETTERS
+    assert (len(test), len(validation)) == (401, 400)
+    (tmp_path / "x.txt").write_bytes(LETTERS)
+    assert load(tmp_path / "x.txt").facts[1] == "split at two positions: it has only 1 line"
 
 
-@given(st.binary(min_size=8, max_size=300), st.binary(min_size=2, max_size=60), st.integers(0, 4))
-def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> None:
-    order = min(order, len(test) - 1)
+def test_the_order_of_the_text_is_kept_within_a_part() -> None:
+    text = b"".join(b"line %d\n" % i for i in range(101))
+    for part in corpus(text, "", None).parts(Request(seed=5)):
+        numbers = [int(line.split()[1]) for line in part.splitlines()]
+        assert numbers == sorted(numbers)
+
+
+def slow_bits(train: bytes, test: bytes, order: int) -> float:
+    """Interpolated n-gram, from dictionaries."""
     followers: dict[bytes, Counter[int]] = defaultdict(Counter)
     for size in range(order + 1):
         for i in range(size, len(train)):
@@ -76,50 +152,183 @@ def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> Non
             n, t = seen.total(), len(seen)
             p = (seen[byte] + t * p) / (n + t) if n else p
         bits -= math.log2(p)
-    assert ngram_bits(train, test, order) == pytest.approx(bits / len(test))
+    return bits / len(test)
 
 
-def test_paragraphs_are_kept_once_and_in_order() -> None:
-    text = b"\n\n".join([b"b", b"a", b" b ", b"", *(b"%d" % i for i in range(9))])
-    assert unique_paragraphs(text) == [b"b", b"a", *(b"%d" % i for i in range(9))]
-    assert unique_paragraphs(b"one\ntwo\none") == [b"one", b"two"]
+@given(st.binary(min_size=2, max_size=300), st.binary(min_size=1, max_size=60), st.integers(0, 4))
+def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> None:
+    bits = ngram_bits(train, [test, train], order)
+    assert bits.shape == (order + 1, 2)
+    assert bits[order, 0] == pytest.approx(slow_bits(train, test, order))
+    assert bits[0, 1] == pytest.approx(slow_bits(train, train, 0))
+
+
+def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines joined by blank lines would be easier to predict: every second byte would be known."""
+    monkeypatch.setattr(_text_baselines, "ORDER", 3)
+    text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
+    (tmp_path / "x.txt").write_bytes(text)
+    problem = load(tmp_path / "x.txt", seq_length=11)
+    train, validation, test = corpus(text, "", "lines").parts(Request())
+    order = min((1, 2, 3), key=lambda order: slow_bits(train, validation, order))
+    values = {b.name: b.values["bits_per_byte"] for b in problem.baselines()}
+    assert values[f"byte {order + 1}-gram"] == pytest.approx(slow_bits(train, test, order))
+    assert sum(part.x.numel() for part in (problem.train, problem.validation, problem.test)) <= len(text)
+    asked = bytes(problem.test.y.flatten().tolist())
+    assert asked == test[1 : 1 + len(asked)]
+
+
+def test_the_cost_of_baselines_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation, test = prose(97), prose(53)[::-1], prose(31)
+    plain = {b.name for b in baselines(train, validation, test)}
+    assert plain == {next(n for n in plain if "gram" in n), "lzma", "zlib"}
+    monkeypatch.setattr(_text_baselines, "MOST_TRAIN", 2**10)
+    monkeypatch.setattr(_text_baselines, "MOST_TEST", 2**9)
+    lengths: list[int] = []
+    measured = _text_baselines.ngram_bits
+    monkeypatch.setattr(
+        _text_baselines,
+        "ngram_bits",
+        lambda t, texts, order: lengths.extend(map(len, (t, *texts))) or measured(t, texts, order),
+    )
+    bounded = baselines(train, validation, test)
+    assert lengths == [2**10, len(validation), 2**9]
+    assert all("of training text" in b.name and "of test text" in b.name for b in bounded)
+
+
+def test_targets_are_the_bytes_that_follow() -> None:
+    split = windows(bytes(range(100)), 7)
+    assert torch.equal(split.y, split.x + 1)
+    assert torch.equal(split.x.flatten(), torch.arange(98))
+
+
+def test_the_default_is_pythons_own_english() -> None:
+    problem = tasks.load("text").load(Request())
+    splits = (problem.train, problem.validation, problem.test)
+    train, validation, test = (split.x.to(torch.uint8).numpy().tobytes() for split in splits)
+    assert len(train) > 1_000_000
+    assert b" the " in validation
+    assert b" the " in test
+    units = _corpus.standard_library()
+    assert len(set(units)) == len(units)
+    assert problem.encoding["sha256"] == hashlib.sha256(b"\n\n".join(units)).hexdigest()
+    assert f"{sum(map(len, units)) + 2 * (len(units) - 1):,} bytes in {len(units):,} paragraphs" in problem.facts[0]
 
 
 def test_baselines_and_bits(file: Path) -> None:
-    found = {
-        b.name: b.values["bits_per_byte"]
-        for b in tasks.load("text").load(Request(data=file, seq_length=13)).baselines()
-    }
+    found = {b.name: b.values["bits_per_byte"] for b in load(file, seq_length=13).baselines()}
     assert {"zlib", "lzma"} < found.keys()
     assert all(0.5 < value < 4 for value in found.values())
 
 
-def test_the_cost_of_a_line_is_that_of_its_own_bytes(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("abc\n\nd\n", "utf-8")
+class Counting:
+    """Predicts that byte b + 1 follows byte b, for certain; notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.widths: list[int] = []
+
+    def __call__(self, split: Split) -> Tensor:
+        self.widths.append(split.x.shape[1])
+        assert split.lengths is None
+        return 100 * torch.nn.functional.one_hot((split.x + 1) % 256, 256).double()
+
+
+def answers(path: Path, content: bytes, score: Any, length: int = 7) -> dict[str, list[Any]]:
+    path.write_bytes(content)
+    network: Any = SimpleNamespace(inputs=Inputs("tokens", 256), outputs=Outputs("tokens", 256), length=length)
+    return tasks.load("text").predict(network, path, {"bytes": True}, score)
+
+
+def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
+    score = Counting()
+    long = bytes(range(65, 122))
+    columns = answers(tmp_path / "x.txt", b"abc\r\n\r\nd\n" + long + b"\ncaf\xe9 " + long, score)
+    assert columns["line"] == ["abc", "", "d", long.decode(), "caf\N{REPLACEMENT CHARACTER} " + long.decode()]
+    assert columns["bytes"] == [3, 0, 1, 57, 62]
+    assert columns["bits_per_byte"][:4] == [pytest.approx(0), None, None, pytest.approx(0)]
+    wrong = 5  # c-a, a-f, f-é, é-space, space-A
+    assert columns["bits_per_byte"][4] == pytest.approx(wrong * 100 / math.log(2) / 61)
+    assert [text[:8] for text in columns["next"]] == ["'d' 1.00", "", "'e' 1.00", "'z' 1.00", "'z' 1.00"]
+    assert max(score.widths) == 7
+
+
+@given(st.integers(0, 97), st.integers(1, 13))
+def test_line_windows_ask_for_every_byte_once(size: int, length: int) -> None:
+    found = list(line_windows(5, size, length))
+    assert [j for window in found for j in range(window.asked, window.stop)] == list(range(size))
+    for window in found:
+        assert 0 <= window.start <= window.asked < window.stop <= window.start + length
+        assert window.start == 0 or window.asked - window.start >= length // 2
+
+
+def test_lines_are_scored_as_the_network_alone_scores_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Network("multihead", ("tokens", 256), ("tokens", 256), 11, embed_dim=16, causal=True).eval()
+    lines = [b"a short one", b"x", b"yz", b"a line that is longer than the network can read at once", b"last"]
+    with torch.no_grad():
+        columns = answers(tmp_path / "x.txt", b"\n".join(lines), lambda split: network(split.x), length=11)
+        for line, cost in zip(lines, columns["bits_per_byte"], strict=True):
+            if len(line) == 1:
+                assert cost is None
+                continue
+            bits = 0.0
+            for i in range(1, len(line)):
+                start = 0 if i <= 11 else min(5 * ((i - 12) // 5 + 1), len(line) - 11)
+                row = network(torch.tensor([list(line[start:i])]))[0, -1].double()
+                bits -= float(row.log_softmax(-1)[line[i]]) / math.log(2)
+            assert cost == pytest.approx(bits / (len(line) - 1), rel=1e-5)
+
+
+def test_more_text_is_read_in_windows_of_all_its_bytes(tmp_path: Path) -> None:
     text = tasks.load("text")
-    split = text.read(tmp_path / "x.txt", Inputs("tokens", 256), 5, {})
-    assert split.lengths is not None
-    assert split.lengths.tolist() == [3, 1]
-    scores = torch.zeros(2, 3, 256)
-    scores[0, 0, ord("b")] = scores[0, 1, ord("c")] = scores[0, 2, ord("!")] = 100
-    answers = text.answers(Outputs("tokens", 256), scores, split, {})
-    assert answers["line"][0] == "abc"
-    assert answers["bits_per_byte"][0] == pytest.approx(0)
-    assert answers["next"][0].startswith("'!' 1.00")
-    assert math.isnan(answers["bits_per_byte"][1])
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two\n" * 3)
+    split = text.read_labelled(tmp_path / "x.txt", Inputs("tokens", 256), 7, {})
+    whole = (tmp_path / "x.txt").read_bytes()
+    assert bytes(split.x.flatten().tolist()) == whole[:42]
+    assert bytes(split.y.flatten().tolist()) == whole[1:43]
+    (tmp_path / "x.txt").write_bytes(b"abc")
+    split = text.read_labelled(tmp_path / "x.txt", Inputs("tokens", 256), 7, {})
+    assert (split.x.tolist(), split.y.tolist()) == ([[97, 98]], [[98, 99]])
+    (tmp_path / "x.txt").write_bytes(b"a")
+    with pytest.raises(UserError, match="holds one byte"):
+        text.read_labelled(tmp_path / "x.txt", Inputs("tokens", 256), 7, {})
+
+
+def test_a_file_without_targets_is_not_evaluated(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 5), int))
+    with pytest.raises(UserError, match=r"x\.npz lacks the target y"):
+        tasks.load("fetch").read_labelled(tmp_path / "x.npz", Inputs("tokens", 3), 7, {})
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "asked", "says"),
     [
-        (b"", "is empty"),
-        (b"  \n \n", "nothing but white space"),
-        (b"abc\0def", "byte 3 is NUL"),
-        (b"one\n\ntwo", "too few"),
-        (b"\n\n".join(b"%d" % i for i in range(12)), "too few for a --seq_length"),
+        (b"", {}, "is empty"),
+        (b"  \n \n", {}, "nothing but white space"),
+        (b"abc\0def", {}, "byte 3 is NUL"),
+        (b"one\n\ntwo", {}, "leaves 1 bytes for one of the three parts, too few for a --seq_length of 128"),
+        (b"\n\n".join(b"%d" % i for i in range(12)), {}, "too few for a --seq_length"),
+        (LETTERS, {"split_by": "lines"}, "too few different lines .* \\(1\\)"),
+        (prose(1) * 30, {"split_by": "paragraphs"}, "too few different paragraphs .* \\(1\\)"),
+        (LETTERS, {"header": False}, "text has no columns, so --no_header means nothing"),
+        (LETTERS, {"features": ("a", "b")}, "text has no columns, so --features a b means nothing"),
     ],
 )
-def test_bad_files(content: bytes, says: str, tmp_path: Path) -> None:
+def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=says):
-        tasks.load("text").load(Request(data=tmp_path / "x.txt"))
+        load(tmp_path / "x.txt", **asked)
+
+
+def test_split_by_is_for_text() -> None:
+    with pytest.raises(UserError, match="--split_by lines is for text, and digits is none"):
+        tasks.load("digits").load(Request(split_by="lines"))
+
+
+def test_the_documentation_can_be_split_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_corpus, "standard_library", lambda: tuple(prose(23).split(b"\n\n")))
+    problem = tasks.load("text").load(Request(split_by="position", seq_length=5))
+    assert bytes(problem.train.x.flatten().tolist()) == prose(23)[: problem.train.x.numel()]
+    assert problem.encoding["split_by"] == "position"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def problem(*, padded: bool = True) -> Problem:
 
 
 def settings(**said: Any) -> Settings:
-    """Small settings: 23 steps, in batches of 8, with dropout."""
+    """Small settings: 23 steps, in batches of 8, with dropout, an evaluation after each."""
     small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "batch_size": 8, "steps": 23, "dropout": 0.1}
+    small["evaluate_every"] = 1
     if "epochs" in said:
         small.pop("steps")
     return defaults("multihead", "digits").updated({**small, **said}, "the test")
@@ -90,4 +92,14 @@ def same(a: Network | dict[str, Tensor], b: Network | dict[str, Tensor]) -> bool
 
 def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in ("steps_per_second", "seconds")} for line in lines]
+    return [without_times(line) for line in lines]
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what depends on the clock."""
+    return {key: value for key, value in record.items() if not key.endswith(("second", "seconds"))}
+
+
+def replace_baselines(baselines: Callable[[], list[Baseline]]) -> Problem:
+    """The same problem with other baselines."""
+    return replace(problem(), baselines=baselines)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training.generate import generate
 
@@ -52,6 +53,15 @@ def test_top_k_and_temperature_choose_among_the_likely() -> None:
 def test_the_same_seed_writes_the_same() -> None:
     texts = [written(Known(), "a", length=23, temperature=1, seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_prompts_that_are_no_text() -> None:
+    network = Known()
+    written(network, "a\udcff", length=1, temperature=0)  # a byte of the command line that is no UTF-8
+    assert network.seen[0] == [ord("a"), 0xFF]
+    for prompt, says in (("", "the prompt is empty"), ("\ud800", "the prompt is no Unicode text")):
+        with pytest.raises(UserError, match=says):
+            written(network, prompt, length=1)
 
 
 def test_it_sees_no_more_than_its_limit() -> None:

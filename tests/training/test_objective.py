@@ -98,7 +98,7 @@ def test_which_is_better(metric: str, good: float, bad: float) -> None:
     objective = Objective(metric)
     assert objective.better(good, bad)
     assert not objective.better(bad, good)
-    assert objective.better(good, good), "of equals the later"
+    assert not objective.better(good, good), "a plateau is no progress"
     assert objective.better(bad, None)
     for old in (None, bad):
         assert not objective.better(math.nan, old)

@@ -288,16 +288,15 @@ def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: P
     (tmp_path / "site-packages").mkdir()
     pth = tmp_path / "site-packages" / "sent.pth"
     pth.write_text("", encoding="utf-8")
+    result = Run.open(copied).result()
     code = "y\nimport os; os.mkdir('it ran')\n```\n"
     config = json.loads((copied / "config.json").read_text("utf-8"))
     write_config(copied, {**config, "settings": {**config["settings"], "target": code}})
     for name in ("report.md", "curve.png"):
         (copied / name).unlink()
         (copied / name).symlink_to(pth)
-    run = Run.open(copied)
-    result = run.result()
     assert result is not None
-    write_report(run, {**result, "remark": "`a`|<b>\nimport os"})
+    write_report(Run.open(copied), {**result, "remark": "`a`|<b>\nimport os"})
     assert pth.read_text("utf-8") == ""
     assert not (copied / "report.md").is_symlink()
     text = (copied / "report.md").read_text("utf-8")

@@ -22,7 +22,7 @@ from attnlab.training import runs, train
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import check_run_dir, lock
 from attnlab.training.loop import raising_signals, signals
-from attnlab.training.runs import Run, check_save_path, find
+from attnlab.training.runs import Damaged, Run, check_save_path, find
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
@@ -181,8 +181,8 @@ def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
         ("[1]", "was not written by attnlab, or altered"),
         ('"text"', "was not written by attnlab, or altered"),
         ("[" * 100_000, "was not written by attnlab, or altered"),
-        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 1"),
-        ('{"format": 1, "sha256": ""}', "was altered: its checksum does not match"),
+        ('{"format": 99, "sha256": ""}', "has format 99; this attnlab reads format 2"),
+        ('{"format": 2, "sha256": ""}', "was altered: its checksum does not match"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -279,10 +279,10 @@ def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     (tmp_path / "file").touch()
-    (tmp_path / "other").mkdir()
+    (tmp_path / "empty").mkdir()
     found = find(tmp_path)
-    assert [run.path.name for run in found] == ["a", "b", "broken"]
-    assert isinstance(found[2], runs.Damaged)
+    assert [(run.path.name, type(run)) for run in found] == [("a", Run), ("b", Run), ("broken", Damaged)]
+    assert isinstance(found[2], Damaged)
     assert "was not written by attnlab, or altered" in found[2].reason
     assert find(tmp_path / "missing") == []
 

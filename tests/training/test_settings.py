@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,6 +260,16 @@ def test_positions_in_a_file_are_words() -> None:
         Settings().updated({"positions": 3}, "a file")
     with pytest.raises(UserError, match="position_embedding must be one of learned, sinusoidal, none, not 'waves'"):
         Settings().updated({"position_embedding": "waves"}, "a file")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_no_config(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"--config .*a\.json is a pipe; write its content to a file first"):
+        read_config(tmp_path / "a.json")
+    (tmp_path / "b.toml").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"--config .*b\.toml is a device"):
+        read_config(tmp_path / "b.toml")
 
 
 def test_a_file_that_is_too_large_for_settings_is_not_read(tmp_path: Path) -> None:

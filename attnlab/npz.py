@@ -1,0 +1,107 @@
+"""Arrays of an .npz file, each read when it is asked for, after what it declares was compared with what is there."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from attnlab.data_files import check_size, open_data
+from attnlab.errors import UserError
+
+_ALWAYS = 2**28
+"""Bytes that an array may have however small the file is."""
+_MOST_COMPRESSED = 100
+"""How many times smaller a compressed array may be."""
+
+
+class Arrays(Mapping[str, NDArray[Any]]):
+    """The arrays of an .npz file, by name; nothing in it is executed, and only what is asked for is read.
+
+    Raises:
+        UserError: for a file that is none; on access, for an array of Python objects, or one that declares more than
+            the memory, or the file, can hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _refusing(path), open_data(path) as file, zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        self._names = dict.fromkeys(names)
+        if len(self._names) < len(names):
+            repeated = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f"{path} holds two arrays called {repeated}; expected one")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        with _refusing(self.path), open_data(self.path) as file, zipfile.ZipFile(file) as archive:
+            entry = archive.getinfo(f"{name}.npy")
+            self._check_declared(entry)
+            with archive.open(entry) as array:
+                self._check_header(name, array, entry.file_size)
+            with archive.open(entry) as array:
+                return npy.read_array(array, allow_pickle=False)
+
+    def _check_declared(self, entry: zipfile.ZipInfo) -> None:
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed in a way that numpy does not write")
+        size = self.path.stat().st_size
+        if entry.file_size > max(_ALWAYS, _MOST_COMPRESSED * size):
+            raise UserError(
+                f"{self.path} has {size:,} bytes and declares {entry.file_size:,} in {entry.filename}; arrays "
+                f"that are compressed more than {_MOST_COMPRESSED} times are not read, so save it with numpy.savez"
+            )
+        check_size(self.path, entry.file_size)
+
+    def _check_header(self, name: str, array: Any, size: int) -> None:
+        version = npy.read_magic(array)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has version {version} of the .npy format")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(array)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if dtype.kind not in "biufcSUMm" or not dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"{name} has shape {shape} and dtype {dtype}")
+        declared = array.tell() + math.prod(shape) * dtype.itemsize
+        if declared != size:
+            raise ValueError(f"{name} declares {declared:,} bytes and has {size:,}")
+
+
+class _refusing:  # noqa: N801
+    """Turn what a damaged archive raises, which is much, into one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            reason = (str(error) or type(error).__name__).split("\n")[0][:200]
+            raise UserError(
+                f"{self.path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
+            ) from None
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an .npz file, by name.
+
+    Raises:
+        UserError: for a file that is none.
+    """
+    return Arrays(path)

@@ -1,0 +1,341 @@
+"""Runs listed, compared, extended and started from other weights, on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import below, call, files, refused
+
+from attnlab.training.checkpoint import load_tensors
+from attnlab.training.loop import Trainer
+from attnlab.training.runs import Run
+
+SMALL = ("train", "--embed_dim", "8", "--layers", "1", "--quiet")
+MINE = (*SMALL, "--model", "multihead", "--num_heads", "2", "--data", "mine.csv", "--target", "way")
+ROWS = "".join(f"{i % 7}.5,{i % 5},{'xyz'[i % 3]}\n" for i in range(89))
+
+
+def trained(*words: str, run: str) -> None:
+    said = call(*words, "--run_dir", run)
+    assert said.code == 0, said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and four runs; only to be read."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):  # the data are the same for all copies
+        files(folder, {"mine.csv": "a,b,way\n" + ROWS})
+        trained(*MINE, "--steps", "5", run="runs/one")
+        trained(*MINE, "--steps", "5", "--seed", "3", "--learning_rate", "0.01", run="runs/two[lr=0.01]")
+        trained(*SMALL, "--model", "selfhead", "--data", "mine.csv", "--target", "way", "--steps", "7", run="runs/self")
+        trained(*MINE, "--epochs", "2", "--patience", "1", "--learning_rate", "1e-9", run="runs/plateau")
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder, where the command runs."""
+    shutil.copytree(made, ".", dirs_exist_ok=True)
+    return Path.cwd()
+
+
+def listed(*words: str) -> dict[str, dict[str, Any]]:
+    said = call("runs", *words, "--json")
+    assert (said.code, said.err) == (0, "")
+    return {Path(row["run"]).name: row for row in json.loads(said.out)}
+
+
+@contextlib.contextmanager
+def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every run is stopped by Ctrl-C after this step."""
+    advance = Trainer.advance
+
+    def stopping(trainer: Trainer) -> Any:
+        loss = advance(trainer)
+        if trainer.run is not None and trainer.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "advance", stopping)
+        yield
+
+
+def terminal(width: int, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """The lines of a command on a terminal of a width, without colours."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take its output for a terminal
+    said = call(*words)
+    assert said.code == 0, said
+    return re.sub(r"\x1b\[[0-9;]*m", "", said.out).splitlines()
+
+
+# The listing
+
+
+def test_a_row_says_what_was_trained_on_what_and_how_it_ended(here: Path, made: Path) -> None:
+    rows = listed()
+    assert list(rows) == ["one", "plateau", "self", "two[lr=0.01]"]
+    assert {row["data"] for row in rows.values()} == {str(made / "mine.csv")}
+    assert [row["seed"] for row in rows.values()] == [0, 0, 0, 3]
+    assert [row["status"] for row in rows.values()] == ["finished", "early", "finished", "finished"]
+    assert rows["two[lr=0.01]"]["settings"] == {
+        "patience": None,
+        "learning_rate": 0.01,
+        "epochs": None,
+        "steps": 5,
+    }
+    assert rows["self"]["settings"]["steps"] == 7
+    assert "num_heads" not in rows["one"]["settings"], "the runs that have it agree"
+    out = call("runs").out
+    line = next(line for line in out.splitlines() if "two[lr" in line)
+    for cell in ("runs/two[lr=0.01]", "multihead", "mine.csv", " 3 ", "learning_rate=0.01", "steps=5", "finished"):
+        assert cell in line
+    assert "None" not in out
+
+
+def test_a_pipe_gets_one_line_per_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = call("runs").out.splitlines()
+    assert len(lines) == 5
+    assert [line.split()[0] for line in lines] == ["run", *(f"runs/{name}" for name in listed())]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_gets_lines_that_fit(width: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = terminal(width, monkeypatch, "runs")
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for word in ("runs/two[lr=0.01]", "learning_rate=0.01", "accuracy", "early", "mine.csv"):
+        assert word in text
+    assert (len(lines) == 5) == (width == 200)
+    if width < 200:
+        assert lines[:2] == ["runs/one", "  multihead on mine.csv, seed 0, step 5"]
+
+
+def test_the_step_is_the_one_that_the_stop_message_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stopped_at(11, monkeypatch):
+        said = call(*MINE, "--steps", "40", "--run_dir", "runs/cut")
+    assert said.code == 130
+    step = int(re.match(r"stopped at step (\d+) of 40;", said.err)[1])  # type: ignore[index]
+    row = listed()["cut"]
+    assert (row["status"], row["step"], row["test"]) == ("stopped", step, None)
+    with Run.open(Path("runs/cut")).alone():
+        assert listed()["cut"]["status"] == "running"
+        assert listed()["one"]["status"] == "finished"
+    assert listed()["cut"]["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "{", "config.json was not written by attnlab, or altered"),
+        ("metrics.jsonl", '{"step"\n', "metrics.jsonl is damaged"),
+        ("result.json", "[", "result.json is damaged"),
+        ("state.safetensors", "cut", "state.safetensors is truncated or no checkpoint"),
+        ("state.safetensors", None, "has lost its state.safetensors"),
+    ],
+)
+def test_a_damaged_run_does_not_hide_the_others(name: str, content: str | None, reason: str, here: Path) -> None:
+    file = here / "runs/one" / name
+    file.unlink()
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    rows = listed()
+    assert list(rows) == ["one", "plateau", "self", "two[lr=0.01]"]
+    assert rows["one"]["status"] == "damaged"
+    assert reason in rows["one"]["reason"]
+    assert [row["status"] for row in rows.values()][1:] == ["early", "finished", "finished"]
+    said = call("runs")
+    assert said.code == 0
+    assert re.search(r"^runs/one +damaged", said.out, re.MULTILINE)
+    assert f"damaged: runs/one{'/' if name in reason.split()[0] else ' '}{reason}" in said.out
+
+
+def test_a_folder_without_runs(here: Path) -> None:
+    Path("empty").mkdir()
+    assert call("runs", "empty").out == "no runs in empty; attnlab train makes one\n"
+    assert "none is no folder; give the one that holds the runs" in refused("runs", "none")
+
+
+# Comparing two
+
+
+def compared(a: str, b: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call("runs", "diff", a, b, "--json").out)
+    return found
+
+
+def test_what_differs_between_two_runs(here: Path) -> None:
+    found = compared("runs/one", "runs/two[lr=0.01]")
+    assert found["settings"] == {"learning_rate": [1e-3, 0.01], "seed": [0, 3]}
+    assert found["data"] == found["versions"] == {}
+    results = [Run.open(Path(f"runs/{name}")).result() for name in ("one", "two[lr=0.01]")]
+    for name, values in found["results"].items():
+        if name == "test accuracy":
+            assert values == [result["test"] for result in results if result]
+        elif not name.startswith("test "):
+            assert values == [result[name] for result in results if result]
+    out = call("runs", "diff", "runs/one", "runs/two[lr=0.01]").out
+    assert re.search(r"^ +runs/one +runs/two\[lr=0\.01\]\s*$", out, re.MULTILINE)
+    assert re.search(r"^  learning_rate +0\.001 +0\.01\s*$", out, re.MULTILINE)
+    assert "embed_dim" not in out
+
+
+def test_options_that_one_model_lacks_and_data_that_differ(here: Path, made: Path) -> None:
+    files(here, {"other.csv": "a,b,way\n" + ROWS[: len(ROWS) // 2 * 2]})
+    trained(*SMALL, "--model", "selfhead", "--data", "other.csv", "--target", "way", "--steps", "5", run="runs/third")
+    found = compared("runs/one", "runs/third")
+    assert found["settings"]["model"] == ["multihead", "selfhead"]
+    assert found["settings"]["num_heads"] == [2, None]
+    assert found["settings"]["data"] == [str(made / "mine.csv"), str(here / "other.csv")]
+    assert re.search(
+        r"^  data +\S+/mine\.csv +other\.csv\s*$", call("runs", "diff", "runs/one", "runs/third").out, re.M
+    )
+
+
+def test_other_data_of_the_same_name_are_found_out(here: Path) -> None:
+    trained(*MINE, "--steps", "5", run="runs/before")
+    files(here, {"mine.csv": "a,b,way\n" + ROWS + "1.5,2,x\n"})
+    trained(*MINE, "--steps", "5", run="runs/later")
+    found = compared("runs/before", "runs/later")
+    assert found["settings"] == {}
+    one, other = found["data"]["data_sha256"]
+    assert len(one) == len(other) == 64
+    assert one != other
+    assert f"  {one[:12]}  {other[:12]}" in call("runs", "diff", "runs/before", "runs/later").out
+
+
+def test_a_run_without_a_result_is_compared_by_its_step(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stopped_at(11, monkeypatch):
+        call(*MINE, "--steps", "40", "--run_dir", "runs/cut")
+    found = compared("runs/one", "runs/cut")
+    assert found["results"]["ended"] == ["finished", "stopped"]
+    assert found["results"]["test accuracy"][1] is None
+
+
+def test_a_run_does_not_differ_from_itself(here: Path) -> None:
+    assert call("runs", "diff", "runs/one", "./runs/one").out == "runs/one and runs/one do not differ\n"
+
+
+def test_a_folder_called_diff_can_be_listed(here: Path) -> None:
+    Path("runs").rename("diff")
+    assert list(listed("./diff")) == ["one", "plateau", "self", "two[lr=0.01]"]
+    assert "to list a folder called diff, write ./diff" in refused("runs", "diff")
+    assert "B is missing" in refused("runs", "diff", "diff/one")
+    assert "none is no run folder" in refused("runs", "diff", "diff/one", "none")
+
+
+# A run from elsewhere, and how it ended
+
+
+def test_a_run_trained_with_a_relative_path_is_evaluated_from_elsewhere(here: Path) -> None:
+    elsewhere = here.parent / "elsewhere"
+    elsewhere.mkdir()
+    with contextlib.chdir(elsewhere):
+        said = call("evaluate", str(here / "runs/one"), "--json")
+        assert said.code == 0, said.err
+        assert json.loads(said.out)["test"] == listed(str(here / "runs"))["one"]["test"]
+
+
+def test_the_report_names_the_data_absolutely_and_quoted(here: Path) -> None:
+    shutil.copy("mine.csv", "my data.csv")
+    words = [word.replace("mine.csv", "my data.csv") for word in MINE]
+    trained(*words, "--steps", "5", run="spaced")
+    assert f"--data '{here / 'my data.csv'}'" in Path("spaced/report.md").read_text("utf-8")
+    assert call("train", "--resume", "spaced", "--data", "my data.csv").code == 0, "the same file as before"
+    assert "was started with data=" in refused("train", "--resume", "spaced", "--data", "mine.csv")
+
+
+def test_evaluate_says_how_training_ended(here: Path) -> None:
+    assert "training finished)" in call("evaluate", "runs/one").out
+    assert "training stopped early)" in call("evaluate", "runs/plateau").out
+    assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "early"
+    Path("runs/plateau/result.json").unlink()
+    said = call("evaluate", "runs/plateau")
+    assert "training has not ended)" in said.out
+    assert "seen once" not in said.out
+    assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "unfinished"
+
+
+# Longer, and from other weights
+
+
+def test_a_finished_run_is_extended(here: Path) -> None:
+    said = call("train", "--resume", "runs/one", "--steps", "9")
+    assert said.code == 0, said
+    assert "  extended  steps 5 to 9, from step 5 on; the learning rate rises again, from 0 to 0.0005\n" in said.out
+    assert listed()["one"]["step"] == 9
+    again = call("train", "--resume", "runs/one", "--steps", "9")
+    assert again.code == 0
+    assert "runs/one has finished already" in again.out
+
+
+def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree("runs/one", "runs/whole")
+    assert call("train", "--resume", "runs/whole", "--steps", "29", "--quiet").code == 0
+    with stopped_at(11, monkeypatch):
+        said = call("train", "--resume", "runs/one", "--steps", "29", "--quiet")
+    assert said.code == 130
+    assert re.match(r"stopped at step \d+ of 29; go on with: .* --resume runs/one", said.err)
+    assert listed()["one"]["status"] == "stopped"
+    assert call("train", "--resume", "runs/one", "--quiet").code == 0
+    one, whole = (load_tensors(Path(f"runs/{name}/model.safetensors"))[0] for name in ("one", "whole"))
+    assert all(one[name].equal(whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("runs/one --steps 4", "trained for steps=5 and has reached its end, step 5, so it cannot be trained for 4"),
+        ("runs/one --epochs 9", "is trained by steps (steps=5); extend it with --steps, not --epochs"),
+        ("runs/one --steps 9 --learning_rate 1", "was started with learning_rate=0.001, so it cannot go on with 1.0"),
+        ("runs/one --steps 1000000000", "steps must be from 1 to 100,000,000, not 1000000000"),
+        ("runs/one --steps 9 --epochs 9", "--epochs and --steps both say how long; give one of them"),
+        ("runs/plateau --epochs 9", "is out of patience: its last 1 evaluations"),
+    ],
+)
+def test_extensions_that_cannot_be(words: str, message: str, here: Path) -> None:
+    assert message in refused("train", "--resume", *words.split())
+
+
+def test_a_run_starts_from_the_weights_of_another(here: Path) -> None:
+    words = [word for word in MINE if word != "--quiet"]
+    said = call(*words, "--steps", "5", "--init_from", "runs/one", "--run_dir", "runs/from")
+    assert said.code == 0, said
+    assert "starts from the weights of runs/one" in said.out.split("step ")[0]
+    run = Run.open(Path("runs/from"))
+    assert run.config["settings"]["init_from"] == str(here / "runs/one")
+    assert f"--init_from {here / 'runs/one'}" in Path("runs/from/report.md").read_text("utf-8")
+    shutil.rmtree("runs/one")
+    assert call("evaluate", "runs/from").code == 0
+    assert call("train", "--resume", "runs/from", "--steps", "7", "--quiet").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--init_from", "runs/self"), "holds selfhead, and multihead is to be trained; give --model selfhead"),
+        (("--init_from", "none"), "none is not there; give a run, or a file written by --save_path"),
+        (("--init_from", "mine.csv"), "mine.csv is truncated or no checkpoint"),
+        (("--init_from", "runs/one", "--layers", "2"), "blocks.1.norm1.weight is missing there and (8,) here"),
+    ],
+)
+def test_weights_that_cannot_be_started_from(words: tuple[str, ...], message: str, here: Path) -> None:
+    assert message in refused(*MINE, "--steps", "5", *words)
+
+
+def test_nothing_of_this_changes_what_it_looks_at(here: Path) -> None:
+    before = below(here)
+    for words in (("runs",), ("runs", "diff", "runs/one", "runs/self"), ("runs", "--json")):
+        assert call(*words).code == 0
+    assert below(here) == before

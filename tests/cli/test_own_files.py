@@ -1,0 +1,46 @@
+"""Files as people have them, from training to predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from answers import call
+
+SMALL = ("--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
+ROWS = [(f"{i % 11 + 0.25:.2f}".replace(".", ","), ["Zürich", "Genève"][i % 2], str(i * 7 % 13)) for i in range(47)]
+
+
+def test_a_file_without_a_header_and_with_decimal_commas() -> None:
+    Path("a.csv").write_bytes("".join(f"{a};{b};{c}\r\n" for a, b, c in ROWS).encode("cp1252"))
+    train = ("train", "--data", "a.csv", "--target", "column_2", *SMALL, "--run_dir", "run")
+    assert "add a line of names, or give --no_header" in call(*train).err
+    told = call(*train, "--no_header")
+    assert told.code == 0, told.err
+    for fact in ("fields separated by semicolons", "decimal commas", "Windows-1252", "no header"):
+        assert fact in told.out
+    Path("b.csv").write_bytes(Path("a.csv").read_bytes())
+    told = call("predict", "run", "--data", "b.csv", "--keep_columns")
+    assert told.code == 0, told.err
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    assert [(row["column_1"], row["column_2"], row["column_3"]) for row in rows] == ROWS
+    assert {row["prediction"] for row in rows} <= {"Zürich", "Genève"}
+    told = call("evaluate", "run", "--data", "b.csv", "--json")
+    assert json.loads(told.out)["test_examples"] == 47
+
+
+def test_a_text_of_lines() -> None:
+    Path("code.txt").write_bytes(b"".join(b"    x%d = f(x%d)\n" % (i % 7, i % 5) for i in range(97)) + b"\n")
+    told = call("train", "--data", "code.txt", "--seq_length", "13", *SMALL, "--run_dir", "run")
+    assert told.code == 0, told.err
+    assert "code.txt: 1,456 bytes in 98 lines" in told.out
+    assert "split by lines" in told.out
+    told = call("predict", "run", "--data", "code.txt")
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    assert len(rows) == 98
+    assert rows[1]["line"] == "    x1 = f(x1)"
+    assert (rows[97]["line"], rows[97]["bits_per_byte"], rows[97]["bytes"]) == ("", "", "0")
+    told = call("evaluate", "run", "--data", "code.txt", "--json")
+    assert json.loads(told.out)["test_examples"] == 1_455 // 13

@@ -1,0 +1,142 @@
+"""Whatever bytes a file holds, it is read, or refused in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.npz import read_arrays
+from attnlab.task import Request
+from attnlab.tasks._table_file import read_table
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 1, 13), eager=True)
+    frame = pl.DataFrame(
+        {"n": range(13), "word": ["x", None, "yz"] * 4 + [""], "day": days, "list": [[1.5, None]] * 13}
+    )
+    frame.write_parquet(buffer, row_group_size=5)
+    return buffer.getvalue()
+
+
+def npz(save: Callable[..., None]) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, x=np.arange(195).reshape(13, 5, 3) / 7, y=np.arange(13) % 2)
+    return buffer.getvalue()
+
+
+def csv_file() -> bytes:
+    return b'name,"a b",c\r\n' + b'x,"1\n2",3.5\r\n"y ""z""",,4\r\nu,5,4\r\n' * 7
+
+
+def jsonl() -> bytes:
+    objects = [{"a": 1, "b": [1, {"c": None}]}, {"a": 2.5, "d": "\N{SNOWMAN}", "e": True}, {"a": 2**70, "f": "x"}]
+    return "\n".join(json.dumps(o) for o in objects * 7).encode()
+
+
+WHOLE = {
+    ".csv": [csv_file()],
+    ".tsv": [csv_file().replace(b",", b"\t")],
+    ".jsonl": [jsonl()],
+    ".parquet": [parquet()],
+    ".npz": [npz(np.savez), npz(np.savez_compressed)],
+    ".txt": [b"".join(b"line %d\n" % i for i in range(53)), b"words and words\n\n" * 17],
+}
+PIECES = [b"1", b"0.5", b"-3e9", b"a", b" ", b",", b";", b"\t", b"|", b'"', b'""', b"'", b"\n", b"\r\n", b"\r"]
+PIECES += [b"1,5", b"nan", b"{}", b'{"a": 1}', b'{"a": [', b"]}", b"null", b"\\u", b"\\ud800", b"1e999", b"9" * 400]
+PIECES += [b"\0", b"\x1a", b"\x81", b"\x85", b"\xe9", b"\xc3\xa9", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xff\xfe"]
+PIECES += [b"\xfe\xff", b"PAR1", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\x00"]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: list[bytes]) -> bytes:
+    """A whole file with a few bytes changed, taken out, put in, or cut off."""
+    content = bytearray(draw(st.sampled_from(whole)))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(content)))
+        how = draw(st.sampled_from(["change", "put in", "take out", "cut off"]))
+        if how == "change" and at < len(content):
+            content[at] = draw(st.integers(0, 255))
+        elif how == "put in":
+            content[at:at] = draw(st.sampled_from(PIECES) | st.binary(max_size=9))
+        elif how == "take out":
+            del content[at : at + draw(st.integers(1, 97))]
+        elif how == "cut off":
+            del content[at:]
+    return bytes(content)
+
+
+JSON = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+OBJECTS = st.dictionaries(st.sampled_from("abcde"), JSON | st.lists(JSON, max_size=2), max_size=5)
+
+
+def contents(suffix: str) -> st.SearchStrategy[bytes]:
+    text = st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join)
+    whole = damaged(WHOLE[suffix])
+    if suffix == ".jsonl":
+        whole |= st.lists(OBJECTS, max_size=17).map(lambda some: "\n".join(map(json.dumps, some)).encode())
+    return whole | whole | text | st.binary(max_size=300)
+
+
+def read(path: Path, header: bool, target: int) -> Any:
+    if path.suffix == ".npz":
+        with contextlib.suppress(UserError):
+            tasks.load("arrays").load(Request(data=path))
+        return {name: array.shape for name, array in read_arrays(path).items()}
+    if path.suffix == ".txt":
+        return tasks.load("text").load(Request(data=path, seq_length=2)).baselines()
+    table = read_table(path, header=header)
+    assert len(table.frame) > 0
+    assert len(set(table.frame.columns)) == table.frame.width > 0
+    assert path.name in table.place(len(table.frame) - 1)
+    if path.suffix in (".csv", ".tsv"):
+        assert set(table.frame.dtypes) == {pl.String}
+        assert not any("" in row for row in table.frame.rows())
+    with contextlib.suppress(UserError):
+        name = table.frame.columns[target % table.frame.width]
+        tasks.load("table").load(Request(data=path, target=name, header=header))
+    return table.frame.rows()
+
+
+@pytest.mark.parametrize("suffix", WHOLE)
+def test_whole_files_are_read(suffix: str, tmp_path: Path) -> None:
+    for content in WHOLE[suffix]:
+        (tmp_path / f"a{suffix}").write_bytes(content)
+        assert read(tmp_path / f"a{suffix}", header=True, target=0)
+
+
+@pytest.mark.parametrize("suffix", WHOLE)
+def test_any_bytes_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+
+    slower = 10 if suffix == ".parquet" else 1  # a process for each
+
+    @settings(suppress_health_check=list(HealthCheck), max_examples=max(1, settings.default.max_examples // slower))
+    @given(contents(suffix), st.booleans(), st.integers(0, 5))
+    @example(b"", True, 0)
+    @example(b"\n", False, 0)
+    @example(b"a\n\r", True, 0)
+    def holds(content: bytes, header: bool, target: int) -> None:
+        path.write_bytes(content)
+        message = ""
+        try:
+            read(path, header or suffix not in (".csv", ".tsv"), target)
+        except UserError as error:
+            message = str(error)
+        assert "\n" not in message
+        assert len(message) < 1_000
+
+    holds()

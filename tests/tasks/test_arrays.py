@@ -1,0 +1,104 @@
+"""The user's own arrays: understood, or refused in one line that says where."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.network import Inputs
+from attnlab.task import UNSEEN, Problem, Request
+
+X = np.random.default_rng(7).normal(3, 2, (37, 5, 3))
+
+
+def arrays(tmp_path: Path, asked: dict[str, Any] | None = None, **given: Any) -> Problem:
+    np.savez(tmp_path / "a.npz", **given)
+    return tasks.load("arrays").load(Request(data=tmp_path / "a.npz", **asked or {}))
+
+
+def test_arrays(tmp_path: Path) -> None:
+    problem = arrays(tmp_path, x=X, y=np.arange(37) % 3)
+    assert (problem.inputs, problem.length) == (Inputs("vectors", 3), 5)
+    assert problem.encoding["labels"] == [0, 1, 2]
+    more = tasks.load("arrays").read(tmp_path / "a.npz", problem.inputs, 5, problem.encoding)
+    known = {row.numpy().tobytes() for row in more.x}
+    assert all(row.numpy().tobytes() in known for row in problem.train.x)
+    assert more.y[:, 0].tolist() == (np.arange(37) % 3).tolist()
+
+
+def test_arrays_of_tokens_and_quantities(tmp_path: Path) -> None:
+    problem = arrays(tmp_path, x=np.arange(37 * 5).reshape(37, 5) % 11, y=X[:, 0, 0])
+    assert problem.inputs == Inputs("tokens", 11)
+    assert problem.train.x.dtype == torch.int64
+    assert problem.metric == "rmse"
+    assert len(problem.baselines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [
+        (np.arange(37) % 2 == 0, [False, True]),
+        (np.array(["a", "b"] * 18 + ["a"]), ["a", "b"]),
+        (np.arange(37, dtype=np.uint64) % 2 + 2**63, [2**63, 2**63 + 1]),
+        ((np.arange(37) % 3).astype(np.float16), [0, 1, 2]),
+    ],
+)
+def test_labels_keep_their_type(y: np.ndarray, labels: list[Any], tmp_path: Path) -> None:
+    problem = arrays(tmp_path, x=X, y=y)
+    assert problem.encoding["labels"] == labels
+    more = tasks.load("arrays").read(tmp_path / "a.npz", problem.inputs, 5, problem.encoding)
+    assert [labels[i] for i in more.y[:, 0].tolist()] == y.tolist()
+
+
+def test_target_type(tmp_path: Path) -> None:
+    assert arrays(tmp_path, {"target_type": "number"}, x=X, y=np.arange(37) % 3).metric == "rmse"
+    assert arrays(tmp_path, {"target_type": "class"}, x=X, y=np.arange(37) % 3 + 0.5).encoding["labels"][0] == 0.5
+
+
+def test_more_without_answers(tmp_path: Path) -> None:
+    problem, task = arrays(tmp_path, x=X, y=np.arange(37) % 3), tasks.load("arrays")
+    about = (problem.inputs, 5, problem.encoding)
+    np.savez(tmp_path / "less.npz", x=X[:3])
+    np.savez(tmp_path / "other.npz", x=X[:3], y=np.array([7, 1, 1]))
+    assert task.read(tmp_path / "less.npz", *about).y.numel() == 0
+    assert task.read(tmp_path / "other.npz", *about).y[:, 0].tolist() == [UNSEEN, 1, 1]
+    with pytest.raises(UserError, match="y is not there"):
+        task.read_labelled(tmp_path / "less.npz", *about)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"x": X}, "y is not there"),
+        ({"z": X}, "holds z; expected x and y"),
+        ({"x": X, "y": np.arange(36)}, "has shape (36,); expected (37,)"),
+        ({"x": X[:, 0, 0], "y": np.arange(37)}, "expected (B, N, D)"),
+        ({"x": X[:, :, 0], "y": np.arange(37)}, "expected whole numbers"),
+        ({"x": np.full((37, 5), -1), "y": np.arange(37)}, "tokens count from 0"),
+        ({"x": np.where(X[4, 1, 1] == X, np.nan, X), "y": np.arange(37) % 2}, "first in sequence 4"),
+        ({"x": X, "y": np.where(np.arange(37) == 3, np.nan, X[:, 0, 0])}, "y is missing or not finite in y[3] of"),
+        ({"x": X, "y": np.zeros(37, int)}, "one class (0)"),
+        ({"x": X, "y": np.full(37, 0.1)}, "y is 0.10000000000000001 in every row"),
+        ({"x": X, "y": np.array([{}] * 37)}, "no readable .npz"),
+        ({"x": X, "y": np.arange(37) * 1j}, "expected numbers, words or truth values"),
+        ({"x": np.where(X[4, 1, 1] == X, 1e39, X), "y": np.arange(37) % 2}, "x[4, 1, 1] in"),
+        ({"x": X, "y": np.where(np.arange(37) == 3, 1e39, X[:, 0, 0])}, "y is 1e+39 in y[3] of"),
+    ],
+)
+def test_bad_arrays(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        arrays(tmp_path, **given)
+
+
+def test_a_number_too_far_from_the_training_data(tmp_path: Path) -> None:
+    problem = arrays(tmp_path, x=X, y=np.arange(37) % 3)
+    np.savez(tmp_path / "far.npz", x=np.where(X[4, 1, 1] == X, 3e38, X))
+    with pytest.raises(UserError, match=r"x\[4, 1, 1\] in .* is 3e\+38, too far"):
+        tasks.load("arrays").read(tmp_path / "far.npz", problem.inputs, 5, problem.encoding)

@@ -1,0 +1,117 @@
+"""Baselines: those of scikit-learn, on rows that hold every class; none of them can cost a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from own_data import csv, table
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier
+
+from attnlab.tasks import _baselines
+from attnlab.tasks._baselines import classifiers, flattened, regressors
+from attnlab.tasks._split import Parts
+
+GENERATOR = np.random.default_rng(3)
+X = GENERATOR.normal(size=(307, 3))
+PARTS = Parts(np.arange(0, 201), np.arange(201, 211), np.arange(211, 307))
+
+
+def test_classes_agree_with_scikit_learn() -> None:
+    y = (X.sum(1) > 0).astype(int) + (X[:, 0] > 1)
+    train, test = PARTS.train, PARTS.test
+    found = {b.name: b.values["accuracy"] for b in classifiers(flattened(X), y, PARTS)}
+    assert found == pytest.approx(
+        {
+            "3 nearest neighbours": KNeighborsClassifier(3).fit(X[train], y[train]).score(X[test], y[test]),
+            "logistic regression": LogisticRegression(max_iter=300).fit(X[train], y[train]).score(X[test], y[test]),
+            "majority class": (y[test] == np.bincount(y[train]).argmax()).mean(),
+        }
+    )
+
+
+def test_quantities_agree_with_scikit_learn() -> None:
+    y = X @ [1, 2, 3] + GENERATOR.normal(size=307) + 10**7
+    train, test = PARTS.train, PARTS.test
+    found = {b.name: b.values["rmse"] for b in regressors(flattened(X), y, PARTS)}
+    ridge = Ridge().fit(X[train], y[train]).predict(X[test])
+    assert found["ridge regression"] == pytest.approx(np.sqrt(np.mean((ridge - y[test]) ** 2)), rel=1e-6)
+    assert found["mean"] == pytest.approx(np.sqrt(np.mean((y[train].mean() - y[test]) ** 2)))
+    assert found["3 nearest neighbours"] < found["mean"]
+
+
+def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The issue's 200,000 rows with 3 positives, with a smaller sample of fewer rows."""
+    monkeypatch.setattr(_baselines, "MOST", 101)
+    rare = [int(i in (7, 1_003, 1_709)) for i in range(2_003)]
+    problem = table(csv(tmp_path, x=GENERATOR.normal(size=2_003), y=rare), "y")
+    found = {b.name: b.values for b in problem.baselines()}
+    assert len(found) == 3
+    assert "logistic regression (on 101 rows)" in found
+    assert found["majority class"]["accuracy"] == pytest.approx(1 - 1 / len(problem.test.y))
+    assert all(np.isfinite(list(values.values())).all() for values in found.values())
+
+
+def test_a_class_that_only_the_test_data_have() -> None:
+    y = np.zeros(307, int)
+    y[::2], y[-1] = 1, 2
+    found = classifiers(flattened(X), y, PARTS)
+    assert len(found) == 3
+    assert all(np.isfinite(b.values["accuracy"]) for b in found)
+
+
+@pytest.mark.parametrize("which", [classifiers, regressors])
+def test_a_method_that_fails_costs_nothing(which: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(KNeighborsClassifier, "fit", fail)
+    monkeypatch.setattr(Ridge, "fit", fail)
+    y = (X.sum(1) > 0).astype(int)
+    with pytest.warns(RuntimeWarning, match=r"the baseline .* failed and is left out: out of memory"):
+        found = which(flattened(X), y, PARTS)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("which", [classifiers, regressors])
+def test_features_that_fail_leave_the_trivial_baseline(which: Any) -> None:
+    def features(*_: Any) -> Any:
+        raise ValueError("no features")
+
+    with pytest.warns(RuntimeWarning, match="no features"):
+        assert [b.name for b in which(features, (X.sum(1) > 0).astype(int), PARTS)] in (["majority class"], ["mean"])
+
+
+def test_work_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_baselines, "MOST", 97)
+    monkeypatch.setattr(_baselines, "DISTANCES", 97 * 3 * 31)
+    monkeypatch.setattr(_baselines, "PRODUCTS", 53 * 3 * 300 * 2)
+    y = (X.sum(1) > 0).astype(int)
+    assert [b.name for b in classifiers(flattened(X), y, PARTS)] == [
+        "3 nearest neighbours (on 97 rows, tested on 31)",
+        "logistic regression (on 53 rows)",
+        "majority class",
+    ]
+
+
+def test_baselines_see_categories_and_words(tmp_path: Path) -> None:
+    count = 307
+    colours = ["red", "green", "blue"]
+    path = csv(
+        tmp_path,
+        noise=GENERATOR.normal(size=count),
+        colour=[colours[i % 3] for i in range(count)],
+        text=[f"number {i} {'good' if i % 2 else 'bad'} film" for i in range(count)],
+        y=[f"{colours[i % 3]}{i % 2}" for i in range(count)],
+    )
+    found = {b.name: b.values["accuracy"] for b in table(path, "y").baselines()}
+    assert found["logistic regression"] > 0.95
+    assert found["majority class"] < 0.3
+
+
+def test_texts_without_words(tmp_path: Path) -> None:
+    path = csv(tmp_path, text=[f"{i} " for i in range(31)], a=GENERATOR.normal(size=31), y=["p", "q", "r"] * 10 + ["p"])
+    assert len(table(path, "y", features=("text", "a")).baselines()) == 3

@@ -1,0 +1,281 @@
+"""What is made of a column, decided on all of its rows, and which columns are used."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from own_data import csv, table, uses, whys, write
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.tasks._cells import DATE_PARTS, date_parts
+from attnlab.tasks._columns import describe
+from attnlab.tasks._table_file import TableFile
+from attnlab.tasks._values import dates
+
+COUNT = 307
+LABELS = [["yes", "no"][i * i % 47 > 20] for i in range(COUNT)]
+NUMBERS = [i * i % 101 / 7 for i in range(COUNT)]
+UUIDS = [str(uuid.UUID(int=i * 7919**8)) for i in range(COUNT)]
+PROSE = [f"review {i} says that it is {'good' if i % 3 else 'bad'}" for i in range(COUNT)]
+
+
+def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str:
+    frame = pl.DataFrame({name: pl.Series(values, strict=False)})
+    return describe(TableFile(frame, Path("t.csv"), decimal))[0].kind
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1.5", "2", "-3e4", " 7 ", "+1", ".5"], "number"),
+        (["1.5", "nan", "?", "inf", None, "2"], "number"),
+        ([1.5, float("nan"), float("inf"), None, 2.0], "number"),
+        ([3, 1, 2], "number"),
+        ([True, False, True], "number"),
+        ([datetime.timedelta(hours=1), datetime.timedelta(hours=3), None], "number"),
+        ([datetime.time(3), datetime.time(5)], "number"),
+        (["0", "1", "2", "3"], "id"),
+        ([7, 8, 9], "id"),
+        ([0.5, 1.5, 2.5], "number"),
+        ([None, None], "none"),
+        (["na", "", None], "none"),
+        (["5", "5.0", None], "none"),
+        (["x", "x", None], "none"),
+        (["?", "?"], "none"),
+        ([datetime.date(2024, 1, 2)] * 3, "none"),
+        ([[1], [2]], "none"),
+        ([{"a": 1}, {"a": 2}], "none"),
+        ([b"\xff", b"\xfe"], "none"),
+        (["red", "blue", "red", "blue"], "category"),
+        (["true", "false", "true", "false"], "category"),
+        (["1", "2", "many", "1", "2", "many"], "category"),
+        (["a b", "c d", "e f"], "text"),
+        (["ACGT", "TGCA", "CATG"], "id"),
+        (["a@b.c", "b@b.c", "c@b.c", "c@b.c"], "id"),
+        (["2024-01-31", "2024-02-29T12:30", "2023-05-05 01:02:03.5Z", "2023-05-05T01:02:03+02:00"], "date"),
+        (["2024/01/31", "2023/12/01", "?"], "date"),
+        (["31.1.2024", "1.12.2023"], "date"),
+        (["31 Jan 2024", "1 Feb 2023"], "date"),
+        (["January 31, 2024", "February 1, 2023"], "date"),
+        (["13/01/2024", "01/02/2024"], "date"),
+        (["01/13/2024", "01/02/2024"], "date"),
+        (["2024-01-31", "2024-02-30"], "id"),
+        (["01/02/2024", "03/04/2024"], "none"),
+        ([datetime.date(2024, 1, 2), datetime.date(2024, 1, 3)], "date"),
+        ([datetime.datetime(2024, 1, 2, 3), None, datetime.datetime(2024, 1, 2, 4)], "date"),
+    ],
+)
+def test_kinds(values: list[Any], expected: str) -> None:
+    assert kind(values) == expected
+
+
+def test_decimal_commas() -> None:
+    assert kind(["1,5", "2,25", "3"]) == "id"
+    assert kind(["1,5", "2,25", "3"], decimal=",") == "number"
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "userId", "customer_id", "PassengerId", "uuid", "Row", "index", "key-2"])
+def test_identifiers_by_name(name: str) -> None:
+    assert kind([5, 17, 3], name) == "id"
+    assert kind([5, 17, 5], name) == "number"
+    assert kind([5.5, 17.5, 3.5], name) == "number"
+
+
+@pytest.mark.parametrize("name", ["width", "paid", "identity", "arrow", "monkey"])
+def test_names_that_only_contain_the_letters(name: str) -> None:
+    assert kind([5, 17, 3], name) == "number"
+
+
+def test_too_many_levels_are_no_category() -> None:
+    many = [f"u{i}" for i in range(10_007)] * 2
+    assert kind(many) == "id"
+    assert kind(many[:9_999] * 2) == "category"
+    assert kind([text + " " + "x" * 99 for text in many]) == "text"
+    assert kind([f"{i} " + "x" * 300 for i in range(3_400)] * 2) == "text"  # a megabyte of different values
+
+
+def test_one_bad_value_late_in_a_column_of_numbers(tmp_path: Path) -> None:
+    late = [*NUMBERS]
+    late[250] = "?"  # type: ignore[call-overload]
+    problem = table(csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS), "y")
+    assert uses(problem) == {"a": "number", "b": "number", "y": "target"}
+    assert "1 missing" in whys(problem)["a"]
+    late[250] = "12o"  # type: ignore[call-overload]
+    path = csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS)
+    with pytest.raises(UserError, match=r"a holds numbers, but '12o' in row 251 of .*\(line 252\); .*--ignore a"):
+        table(path, "y")
+    assert uses(table(path, "y", ignore=("a",)))["a"] == "left out"
+    assert tasks.load("table").columns(path)["a"] == "numbers and text"
+
+
+def test_one_bad_value_in_a_column_of_dates(tmp_path: Path) -> None:
+    days = [f"2024-01-{1 + i % 31:02}" for i in range(COUNT)]
+    days[251] = "tomorrow"
+    with pytest.raises(UserError, match="a holds dates, but 'tomorrow' in row 252"):
+        table(csv(tmp_path, a=days, y=LABELS), "y")
+
+
+def test_the_text_nan_leaves_a_column_of_numbers(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, a=["nan", *NUMBERS[1:]], b=NUMBERS[::-1], y=LABELS), "y")
+    assert problem.inputs.numbers == 2
+
+
+def test_uuids_do_not_replace_the_numbers(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y")
+    assert uses(problem) == {"key": "left out", "a": "number", "y": "target"}
+    assert "307 different values in 307 rows" in whys(problem)["key"]
+    problem = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y", features=("key", "a"))
+    assert uses(problem) == {"key": "text", "a": "number", "y": "target"}
+
+
+def test_timestamps_do_not_replace_the_numbers(tmp_path: Path) -> None:
+    times = [f"2024-03-{1 + i % 31:02}T{i % 24:02}:00:00Z" for i in range(COUNT)]
+    problem = table(csv(tmp_path, when=times, a=NUMBERS, y=LABELS), "y")
+    assert uses(problem) == {"when": "date", "a": "number", "y": "target"}
+    parts = problem.encoding["columns"]["dates"][0]["parts"]["names"]
+    assert parts == ["days", "weekday_sin", "weekday_cos", "hour_sin", "hour_cos"]  # it is always March
+
+
+def test_two_texts_are_both_read(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, one=PROSE, a=NUMBERS, two=PROSE[::-1], y=LABELS), "y")
+    assert uses(problem) == {"one": "text", "a": "number", "two": "text", "y": "target"}
+    assert problem.inputs == (("cells", 1 + 2 * 256, 1))
+    for codes in (range(1, 257), range(257, 513)):
+        assert all(any(int(code) in codes for code in row) for row in problem.train.x[:, :, 0])
+
+
+def test_identifiers_are_used_where_there_is_nothing_else(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
+    assert uses(problem)["dna"] == "text"
+    assert "nothing else" in whys(problem)["dna"]
+    assert len(problem.baselines()) == 3
+    problem = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
+    assert uses(problem)["x"] == "number"
+
+
+def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
+    colours = [["red", "green"][i % 2] for i in range(COUNT)]
+    frame = pl.DataFrame(
+        {
+            "a": pl.Series(colours, dtype=pl.Categorical),
+            "b": pl.Series(colours, dtype=pl.Enum(["green", "red"])),
+            "c": pl.Series(NUMBERS).cast(pl.Decimal(10, 3)),
+            "y": pl.Series(LABELS, dtype=pl.Categorical),
+        }
+    )
+    problem = table(write(frame, tmp_path / "t.parquet"), "y")
+    assert uses(problem) == {"a": "category", "b": "category", "c": "number", "y": "target"}
+    assert problem.encoding["labels"] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("number", NUMBERS), ("text", [f"of {i % 5} words" for i in range(COUNT)]), ("label", LABELS)]
+)
+def test_a_copy_of_the_target_is_left_out(name: str, values: list[Any], tmp_path: Path) -> None:
+    path = csv(tmp_path, a=NUMBERS[::-1], leak=values, y=values)
+    problem = table(path, "y")
+    assert uses(problem) == {"a": "number", "leak": "left out", "y": "target"}
+    assert "equal to the target y in every row" in whys(problem)["leak"]
+    with pytest.raises(UserError, match="--features leak cannot be used: equal to the target"):
+        table(path, "y", features=("leak",))
+
+
+def test_features_and_ignore(tmp_path: Path) -> None:
+    path = csv(tmp_path, alpha=NUMBERS, beta=NUMBERS[::-1], key=UUIDS, y=LABELS)
+    problem = table(path, "y", features=("beta",))
+    assert uses(problem) == {"alpha": "left out", "beta": "number", "key": "left out", "y": "target"}
+    assert whys(problem)["alpha"] == "not in --features"
+    problem = table(path, "y", ignore=("beta",))
+    assert uses(problem) == {"alpha": "number", "beta": "left out", "key": "left out", "y": "target"}
+    assert whys(problem)["beta"] == "in --ignore"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"features": ("alhpa",)}, "no column alhpa .*in --features.*; did you mean alpha"),
+        ({"ignore": ("zzz",)}, "no column zzz .*in --ignore.*; there are alpha, beta, y"),
+        ({"features": ("y",)}, "y is the --target, so it cannot be in --features"),
+        ({"ignore": ("y",)}, "y is the --target, so it cannot be in --ignore"),
+        ({"features": ("alpha",), "ignore": ("alpha",)}, "alpha is in --features and in --ignore"),
+        ({"ignore": ("alpha", "beta")}, "no column to predict y from; alpha: in --ignore"),
+        ({"features": ("beta",)}, "--features beta cannot be used: the same value in every row"),
+    ],
+)
+def test_names_that_do_not_fit(asked: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = csv(tmp_path, alpha=NUMBERS, beta=[3] * COUNT, y=LABELS)
+    with pytest.raises(UserError, match=message):
+        table(path, "y", **asked)
+
+
+@pytest.mark.parametrize("value", ["3.5e38", "-1e39", "1e300", "1e999"])
+def test_numbers_that_float32_cannot_hold(value: str, tmp_path: Path) -> None:
+    path = csv(tmp_path, a=[*NUMBERS[:200], value, *NUMBERS[201:]], y=LABELS)
+    with pytest.raises(UserError, match=r"a is .* in row 201 of .*\(line 202\).*float32.*--ignore a"):
+        table(path, "y")
+
+
+def test_numbers_far_from_the_training_rows(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, a=NUMBERS, y=LABELS), "y")
+    with pytest.raises(UserError, match=r"a is 3e\+38 in row 1 of .*times the spread of the training rows"):
+        tasks.load("table").read(csv(tmp_path, a=["3e38"]), problem.inputs, problem.length, problem.encoding)
+
+
+def test_dates_in_numbers() -> None:
+    texts = [
+        "1970-01-01",
+        "1970-01-02T06:00:00Z",
+        "1970-01-02T06:00+05:30",
+        "2024-12-25 23:59:59.5",
+        "1969-12-31",
+        None,
+    ]
+    days = dates(pl.Series(texts), "%Y-%m-%d").numbers
+    assert days[:, 0] == pytest.approx(
+        [0, 1.25, 1.25 - 5.5 / 24, 20082 + (86_400 - 0.5) / 86_400, -1, np.nan], abs=1e-9, nan_ok=True
+    )
+    assert days[2, 1] == 1.25
+    parts = date_parts(days)
+    angles = np.arctan2(parts[:, 1::2], parts[:, 2::2]) / (2 * np.pi) % 1
+    month, weekday, hour = angles.T * [[12], [7], [24]]
+    assert month[:5] == pytest.approx([0, 0, 0, 11, 11])
+    assert weekday[:5] == pytest.approx([3, 4, 4, 2, 2])  # Monday is 0
+    assert hour[1:5] == pytest.approx([6, 6, 24 - 0.5 / 3600, 0], abs=1e-6)
+    assert np.isnan(parts[5]).all()
+    assert len(DATE_PARTS) == parts.shape[1]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_date_types_and_texts_agree(zone: str | None) -> None:
+    times = [datetime.datetime(2024, 1, 31, 12, 30), datetime.datetime(1969, 5, 6, 7, 8, 9)]
+    typed = pl.Series(times).dt.replace_time_zone(zone)
+    text = typed.dt.to_string("%Y-%m-%dT%H:%M:%S" + ("%:z" if zone else ""))
+    assert dates(typed, "%Y-%m-%d").numbers == pytest.approx(dates(text, "%Y-%m-%d").numbers, abs=1e-9)
+    assert dates(typed.dt.cast_time_unit("ns"), "%Y-%m-%d").numbers == pytest.approx(dates(text, "%Y-%m-%d").numbers)
+
+
+def test_other_forms_of_dates_are_read_later(tmp_path: Path) -> None:
+    path = csv(tmp_path, when=[f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(COUNT)], y=LABELS)
+    problem = table(path, "y")
+    task = tasks.load("table")
+    same = ["2/3/2024", "2024-03-02", "2.3.2024", "2 Mar 2024"]
+    split = task.read(csv(tmp_path, when=same), problem.inputs, problem.length, problem.encoding)
+    assert (split.x == split.x[0]).all()
+
+
+def test_very_many_columns(tmp_path: Path) -> None:
+    """Work that grows with the square of the columns would not end."""
+    width = 20_011
+    values = np.random.default_rng(3).random((13, width))
+    frame = pl.DataFrame(values, schema=[f"c{i}" for i in range(width)])
+    problem = table(write(frame, tmp_path / "t.parquet"), "c7")
+    assert problem.inputs.numbers == width - 1
+    assert len(problem.columns) == width

@@ -1,0 +1,128 @@
+"""Splits: equal rows stay together, every class is everywhere, and a sample keeps every class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from own_data import csv, rows, table
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.task import Request
+from attnlab.tasks._split import Parts, groups_of_equal_rows, sample, shuffled, stratified
+
+
+def check(parts: Parts, count: int, groups: np.ndarray) -> None:
+    assert sorted(np.concatenate(parts)) == list(range(count))
+    assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
+    together = [set(groups[part]) for part in parts]
+    assert sum(map(len, together)) == len(set.union(*together))
+
+
+@given(st.lists(st.integers(0, 12), min_size=10, max_size=97), st.integers(0, 5), st.sampled_from([0.001, 0.1, 0.9]))
+def test_groups_stay_together(numbers: list[int], seed: int, val_fraction: float) -> None:
+    groups = groups_of_equal_rows(np.array(numbers)[:, None])
+    request = Request(seed=seed, val_fraction=val_fraction)
+    if len(set(numbers)) < 3:
+        with pytest.raises(UserError, match="different rows"):
+            shuffled(len(groups), request, groups=groups)
+    else:
+        check(shuffled(len(groups), request, groups=groups), len(groups), groups)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=10, max_size=97), st.integers(0, 5))
+def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -> None:
+    """Also where equal rows are of different classes."""
+    groups = groups_of_equal_rows(np.array(pairs)[:, :1])
+    known, classes = np.unique([c for _, c in pairs], return_inverse=True)
+    fewest = min(len({g for g, c in zip(groups, classes, strict=True) if c == kind}) for kind in range(len(known)))
+    if len(known) < 2 or fewest < 3:
+        with pytest.raises(UserError, match=r"one class|different rows"):
+            stratified(classes, known, Request(seed=seed), groups)
+        return
+    try:
+        parts = stratified(classes, known, Request(seed=seed), groups)
+    except UserError as error:  # a few groups that share classes may not be divided at all
+        if "copies of rows of other classes" not in str(error) or len(set(groups)) >= 3 * len(known):
+            raise
+        return
+    check(parts, len(pairs), groups)
+    assert all(set(classes[part]) == set(range(len(known))) for part in parts)
+
+
+def test_copies_are_found_by_what_stands_there() -> None:
+    numbers = np.array([[0.0, 1], [-0.0, 1], [1, 0], [np.inf, 2], [0, 1], [np.inf, 2]])
+    assert groups_of_equal_rows(numbers).tolist() == [0, 0, 1, 2, 0, 2]
+    assert groups_of_equal_rows(np.array([[True], [False], [True]])).tolist() == [0, 1, 0]
+
+
+def test_a_group_larger_than_the_test_part_is_trained_on() -> None:
+    groups = np.array([0] * 50 + list(range(1, 51)))
+    for seed in range(5):
+        parts = shuffled(100, Request(seed=seed), groups=groups)
+        assert 0 in parts.train
+        assert len(parts.test) == 20
+
+
+def test_copies_of_a_class_count_once() -> None:
+    """Five copies of one row would be either trained on or tested, never both."""
+    classes = np.array([0] * 20 + [1] * 5)
+    groups = np.array([*range(20), *[20] * 5])
+    with pytest.raises(UserError, match=r"different rows at least, .*fewer: rare \(1\)"):
+        stratified(classes, ["common", "rare"], Request(), groups)
+
+
+def test_duplicate_rows_with_random_labels_cannot_be_learned_by_heart(tmp_path: Path) -> None:
+    generator = np.random.default_rng(7)
+    a, b = generator.integers(0, 7, 211), generator.integers(0, 11, 211)
+    words = np.array(["red", "green", "blue"])[generator.integers(0, 3, 211)]
+    path = csv(tmp_path, a=a, b=b / 3, colour=words, y=np.array(["p", "q"])[generator.integers(0, 2, 211)])
+    problem = table(path, "y")
+    train, validation, test = rows(problem)
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+    copies = 211 - len({*zip(a, b, words, strict=True)})
+    assert any(fact.startswith(f"{copies} of 211 rows repeat an earlier row") for fact in problem.facts)
+    assert all(baseline.values["accuracy"] < 0.8 for baseline in problem.baselines())
+
+
+def test_duplicate_rows_of_a_regression_and_of_arrays(tmp_path: Path) -> None:
+    generator = np.random.default_rng(11)
+    for seed in range(3):
+        train, validation, test = rows(
+            table(csv(tmp_path, a=generator.integers(0, 31, 211), y=generator.random(211)), "y", seed=seed)
+        )
+        assert not (train & test | train & validation | validation & test)
+        for x in (generator.integers(0, 3, (211, 3)), generator.integers(0, 3, (211, 2, 2)) / 7):
+            np.savez(tmp_path / "a.npz", x=x, y=generator.integers(0, 2, 211))
+            problem = tasks.load("arrays").load(Request(seed=seed, data=tmp_path / "a.npz"))
+            train, validation, test = rows(problem)
+            assert not (train & test | train & validation | validation & test)
+            assert "repeat an earlier row" in " ".join(problem.facts)
+
+
+def test_texts_that_are_read_alike_are_copies(tmp_path: Path) -> None:
+    texts = [f"{i % 50:02} words and then {i}" for i in range(211)]
+    train, validation, test = rows(table(csv(tmp_path, a=texts, y=["p", "q"] * 105 + ["p"]), "y", seq_length=8))
+    assert not (train & test | train & validation | validation & test)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=97), st.integers(1, 120), st.integers(0, 5))
+def test_a_sample_keeps_every_class(classes: list[int], count: int, seed: int) -> None:
+    numbers = sample(np.array(classes), count, seed)
+    assert len(numbers) == min(len(classes), max(count, len(set(classes))))
+    assert (np.diff(numbers) > 0).all()
+    assert {classes[i] for i in numbers} == set(classes)
+    assert (numbers == sample(np.array(classes), count, seed)).all()
+
+
+def test_a_sample_of_everything_else_is_random() -> None:
+    classes = np.zeros(10_007, np.int64)
+    numbers = sample(classes, 1_000, 3)
+    assert abs(numbers.mean() - 5_000) < 400
+    assert not np.array_equal(numbers, sample(classes, 1_000, 4))

@@ -1,0 +1,277 @@
+"""The user's own tables: all columns are used together, or refused in one line that says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from own_data import csv, more, rows, table, targets, uses, write
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.network import Inputs
+from attnlab.task import UNSEEN, Request
+
+GENERATOR = np.random.default_rng(5)
+HEIGHT = GENERATOR.normal(170, 11, 41).round(1)
+FRAME = pl.DataFrame(
+    {
+        "height": HEIGHT,
+        "age": GENERATOR.integers(18, 70, 41),
+        "town": [["Bern", "Lund", "Cork"][i % 3] for i in range(41)],
+        "weight": HEIGHT * 0.9 - 80,
+        "smokes": [i % 3 == 0 for i in range(41)],
+    }
+)
+TEXTS = pl.DataFrame(
+    {
+        "id": range(31),
+        "review": [f"{i} é: " + ("a very good film" if i % 2 else "a dull and long film") for i in range(31)],
+        "stars": [[1, 5][i % 2] for i in range(31)],
+    }
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_three_formats_agree(suffix: str, tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / f"t{suffix}"), "town")
+    assert problem.encoding["labels"] == ["Bern", "Cork", "Lund"]
+    used = {"height": "number", "age": "number", "weight": "number", "town": "target"}
+    assert uses(problem) == {**used, "smokes": "category" if suffix == ".csv" else "number"}
+    assert problem.train.x.shape[1:] == (4, 2)
+    assert problem.metric == "accuracy"
+    assert len({b.name for b in problem.baselines()}) == 3
+
+
+def test_regression_is_in_the_users_unit(tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / "t.csv"), "weight")
+    assert np.sort(targets(problem)) == pytest.approx(sorted(FRAME["weight"].to_list()), abs=1e-4)
+    assert problem.metric == "rmse"
+    assert problem.unit == problem.encoding["unit"]
+    errors = {b.name: b.values["rmse"] for b in problem.baselines()}
+    assert errors["ridge regression"] < 1  # weight follows from height
+    assert 3 < errors["mean"] < 30
+
+
+def test_standardized_by_the_training_rows_alone(tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / "t.csv"), "weight", features=("height", "age"))
+    values = problem.train.x[..., 1].double()
+    assert values.mean(0).abs().max() < 1e-6
+    assert values.std(0, unbiased=False) == pytest.approx([1, 1], abs=1e-5)
+    assert problem.test.x[..., 1].mean(0).abs().max() > 1e-3
+    assert problem.train.y.mean().abs() < 1e-5
+
+
+def test_text_is_read_as_bytes(tmp_path: Path) -> None:
+    problem = table(write(TEXTS, tmp_path / "t.csv"), "stars", seq_length=17)
+    assert problem.inputs == Inputs("cells", 256)
+    assert problem.encoding["labels"] == [1, 5]
+    assert problem.train.lengths is not None
+    row, length = problem.train.x[0, :, 0], int(problem.train.lengths[0])
+    assert bytes(row[:length].int().tolist()) in {text.encode()[:17] for text in TEXTS["review"]}
+    assert row[length:].sum() == 0
+    assert any("first 17 bytes" in fact for fact in problem.facts)
+    assert uses(problem) == {"id": "left out", "review": "text", "stars": "target"}
+    assert max(b.values["accuracy"] for b in problem.baselines()) == 1  # the words tell it
+
+
+def mixed(count: int = 53) -> pl.DataFrame:
+    """Every kind of column at once."""
+    return pl.DataFrame(
+        {
+            "row": range(count),
+            "size": [None if i == 7 else i * i % 47 / 3 for i in range(count)],
+            "colour": [None if i == 11 else ["red", "green", "blue"][i % 3] for i in range(count)],
+            "day": [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(count)],
+            "title": ["" if i == 13 else f"title number {i}" for i in range(count)],
+            "body": [f"the body has {i * 7} words" + " and more" * (i % 5) for i in range(count)],
+            "code": [f"u{i:05x}" for i in range(count)],
+            "kind": [["a", "b"][i * i % 47 > 20] for i in range(count)],
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
+    problem = table(write(mixed(), tmp_path / f"t{suffix}"), "kind")
+    assert uses(problem) == {
+        "row": "left out",
+        "size": "number",
+        "colour": "category",
+        "day": "date",
+        "title": "text",
+        "body": "text",
+        "code": "left out",
+        "kind": "target",
+    }
+    # size, then days, sin and cos of the month and of the weekday; three colours, unknown and missing; two texts
+    assert problem.inputs == Inputs("cells", 6 + 5 + 2 * 256, 6)
+    assert all(column.why for column in problem.columns)
+    split = problem.train
+    assert split.lengths is not None
+    for row, n in zip(split.x, split.lengths.tolist(), strict=True):
+        codes = row[:n, 0].int()
+        assert codes[:6].tolist() == list(range(6))
+        assert 6 <= codes[6] < 11
+        title, body = codes[7:][codes[7:] < 267] - 11, codes[codes >= 267] - 267
+        assert torch.equal(torch.cat([title + 11, body + 267]), codes[7:])  # one after the other
+        assert bytes(title.tolist()).startswith(b"title number") or title.tolist() == [0]
+        assert bytes(body.tolist()).startswith(b"the body has")
+        assert (row[n:] == 0).all()
+    assert len(problem.baselines()) == 3
+
+
+def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:
+    for frame, target in ((FRAME, "town"), (TEXTS, "stars"), (mixed(), "kind")):
+        problem = table(write(frame, tmp_path / "t.csv"), target)
+        write(frame.drop(target), tmp_path / "more.csv")
+        again = more(tmp_path / "more.csv", problem)
+        assert again.y.numel() == 0
+        lengths = [again.x.shape[1]] * len(again.x) if again.lengths is None else again.lengths.tolist()
+        known = {row[:n].numpy().tobytes() for row, n in zip(again.x, lengths, strict=True)}
+        assert set.union(*rows(problem)) == known
+
+
+def test_the_target_is_read_where_the_file_has_it(tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    write(FRAME.with_columns(town=pl.Series(["Lund", "Rome"] + ["Bern"] * 39)), tmp_path / "more.csv")
+    assert more(tmp_path / "more.csv", problem).y[:3, 0].tolist() == [2, UNSEEN, 0]
+    problem = table(tmp_path / "t.csv", "weight")
+    again = more(tmp_path / "t.csv", problem)
+    assert (again.y.double() * problem.unit + problem.encoding["mean"])[:, 0].numpy() == pytest.approx(
+        FRAME["weight"].to_numpy(), abs=1e-4
+    )
+
+
+def test_a_file_to_evaluate_on_needs_every_target(tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    gap = write(FRAME.with_columns(town=pl.Series([None, *FRAME["town"][1:]])), tmp_path / "gap.csv")
+    assert more(gap, problem).y.numel() == 0
+    with pytest.raises(UserError, match=r"town is missing .* in row 1 of"):
+        more(gap, problem, labelled=True)
+    with pytest.raises(UserError, match="lacks the target town"):
+        more(write(FRAME.drop("town"), tmp_path / "less.csv"), problem, labelled=True)
+    assert more(tmp_path / "t.csv", problem, labelled=True).y.shape == (41, 1)
+
+
+def test_what_training_did_not_know(tmp_path: Path) -> None:
+    problem = table(write(mixed(), tmp_path / "t.csv"), "kind")
+    row = mixed()[0]
+    new = {
+        "unknown": row.with_columns(colour=pl.lit("mauve")),
+        "missing": row.with_columns(colour=pl.lit(" n/a "), size=pl.lit(None)),
+        "known": row.with_columns(size=pl.lit("NaN")),
+    }
+    cells = {name: more(write(frame, tmp_path / "new.csv"), problem).x[0] for name, frame in new.items()}
+    assert [int(cells[name][6, 0]) - 6 for name in new] == [0, 1, 4]  # of blue, green and red the last
+    assert cells["missing"][0].tolist() == cells["known"][0].tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"size is 'tall' in row 1 of .*trained on numbers"):
+        more(write(row.with_columns(size=pl.lit("tall")), tmp_path / "new.csv"), problem)
+    with pytest.raises(UserError, match=r"day is 'soon' in row 1 of .*trained on dates"):
+        more(write(row.with_columns(day=pl.lit("soon")), tmp_path / "new.csv"), problem)
+    with pytest.raises(UserError, match="lacks the column size, body"):
+        more(write(row.drop("size", "body"), tmp_path / "new.csv"), problem)
+
+
+@pytest.mark.parametrize("policy", ["error", "drop"])
+def test_gaps_are_refused_where_training_had_none(policy: str, tmp_path: Path) -> None:
+    whole = mixed().filter(pl.col("size").is_not_null(), pl.col("colour").is_not_null(), pl.col("title") != "")
+    problem = table(write(whole, tmp_path / "t.csv"), "kind", missing=policy)
+    with pytest.raises(UserError, match=f"size is missing in row 8 of .*--missing {policy}"):
+        more(write(mixed(), tmp_path / "more.csv"), problem)
+
+
+def test_missing_values(tmp_path: Path) -> None:
+    path = write(mixed(), tmp_path / "t.csv")
+    with pytest.raises(UserError, match=r"size is missing in row 8 of .*, and --missing error"):
+        table(path, "kind", missing="error")
+    problem = table(path, "kind", missing="drop")
+    assert len(targets(problem)) == 50
+    assert any(fact.startswith("3 rows with a missing value are left out") for fact in problem.facts)
+    empty = csv(tmp_path, a=[""] * 7 + list(range(3, 9)), b=list(range(6)) + [""] * 7, y=["p", "q"] * 6 + ["p"])
+    with pytest.raises(UserError, match=r"every row of .* has a missing value, most of them in .*--ignore"):
+        table(empty, "y", missing="drop")
+
+
+def test_every_word_for_a_missing_value(tmp_path: Path) -> None:
+    gaps = ["", "NA", "n/a", "NaN", "nan", "NULL", "null", "None", " ", "inf", "-Infinity", "?"]
+    path = csv(tmp_path, a=[*gaps, *(i / 7 for i in range(31))], y=["p", "q", "r"] * 14 + ["p"])
+    problem = table(path, "y")
+    assert uses(problem)["a"] == "number"
+    assert "12 missing" in {column.name: column.why for column in problem.columns}["a"]
+    values = torch.cat([part.x[:, 0, 1] for part in (problem.train, problem.validation, problem.test)])
+    assert (values == 0).sum() >= 12
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "message"),
+    [
+        ("a,b\n1,2\n", None, "with --target; there are a, b"),
+        ("a,b\n1,2\n", "c", "no column c; --target must be one of a, b"),
+        ("alpha,b\n1,2\n", "alpah", "no column alpah; did you mean alpha"),
+        ("a,b\n", "b", "no rows"),
+        ("a,b\n" + "1,2\n" * 5, "b", r"too few rows .* \(5\)"),
+        ("a,b\n" + "1,x\n" * 20, "b", r"one class \(x\)"),
+        ("a,b\n" + "".join(f"{i},x\n" for i in range(20)) + "2,y\n", "b", r"fewer: y \(1\)"),
+        ("a,b\n" + "1,x\n2,y\n" * 9 + "3,\n", "b", r"b is missing .* row 19 .*\(line 20\)"),
+        ("b\n" + "x\ny\n" * 9, "b", "no column to predict b from"),
+        ("a,b\n" + "1,x\n1,y\n" * 9, "b", "no column to predict b from; a: the same value"),
+        ("a,b\n" + "".join(f"{i},1.5\n" for i in range(20)), "b", "b is 1.5 in every row"),
+        ("a,b\n" + "".join(f"{i % 2},{i / 3}\n" for i in range(20)), "b", "only 2 different rows"),
+    ],
+)
+def test_bad_csv(content: str, target: str | None, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        table(write(content, tmp_path / "t.csv"), target)
+
+
+def test_seq_length_is_for_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--seq_length is for text"):
+        table(write(FRAME, tmp_path / "t.csv"), "town", seq_length=7)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_columns_have_plain_types(suffix: str, tmp_path: Path) -> None:
+    frame = mixed().with_columns(same=pl.lit(3), nothing=pl.lit(None, pl.String))
+    assert tasks.load("table").columns(write(frame, tmp_path / f"t{suffix}")) == {
+        "row": "id",
+        "size": "number",
+        "colour": "category",
+        "day": "date",
+        "title": "text",
+        "body": "text",
+        "code": "id",
+        "kind": "category",
+        "same": "one value",
+    }
+
+
+def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
+    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    old = {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]}
+    numbers = problem.encoding["columns"]["numbers"]
+    for encoding in (
+        old,
+        {},
+        {**problem.encoding, "labels": []},
+        {**problem.encoding, "mean": "much"},
+        {**problem.encoding, "columns": {**problem.encoding["columns"], "texts": [{"name": "town", "bytes": 7}]}},
+        {**problem.encoding, "columns": {**problem.encoding["columns"], "numbers": {**numbers, "means": []}}},
+        {**problem.encoding, "columns": {**problem.encoding["columns"], "numbers": {**numbers, "spreads": [0.0] * 3}}},
+    ):
+        with pytest.raises(UserError, match="encoding of the table cannot be used"):
+            tasks.load("table").read(tmp_path / "t.csv", problem.inputs, problem.length, encoding)
+
+
+@pytest.mark.parametrize("name", ["table", "arrays"])
+def test_without_a_file(name: str) -> None:
+    with pytest.raises(UserError, match="needs a file of yours: give --data"):
+        tasks.load(name).load(Request())
+
+
+def test_every_ending_has_one_task() -> None:
+    endings = [suffix for name in tasks.names() for suffix in tasks.entry(name).suffixes]
+    assert sorted(endings) == [".csv", ".jsonl", ".npz", ".parquet", ".tsv", ".txt"]

@@ -1,0 +1,194 @@
+"""What is predicted: labels stay what they are, quantities are exact, and what cannot be learned is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from own_data import csv, more, table, targets, uses, whys, write
+
+from attnlab import tasks
+from attnlab.errors import UserError
+from attnlab.task import UNSEEN
+
+COUNT = 67
+X = [i * i % 61 / 7 + i for i in range(COUNT)]
+
+
+def jsonl(tmp_path: Path, answers: list[Any]) -> Path:
+    lines = [json.dumps({"x": x, "y": y}) for x, y in zip(X, answers, strict=True)]
+    return write("\n".join(lines), tmp_path / "t.jsonl")
+
+
+def cycle(*answers: Any) -> list[Any]:
+    return [answers[i % len(answers)] for i in range(COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels"),
+    [
+        (["1", "01", "001"], ["001", "01", "1"]),
+        (["10", "9", "-3"], [-3, 9, 10]),
+        (["1.0", "2.0", "10.0"], ["1.0", "2.0", "10.0"]),
+        (["true", "false"], ["false", "true"]),
+        (["x", "10", "9"], ["10", "9", "x"]),
+        (["é", "e", " e"], [" e", "e", "é"]),
+        (["18446744073709551620", "18446744073709551621"], [18446744073709551620, 18446744073709551621]),
+    ],
+)
+def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, x=X, y=cycle(*answers)), "y")
+    assert problem.encoding["labels"] == labels
+    assert {str(label) for label in labels} == set(answers)  # they are printed as they came
+    known = more(tmp_path / "t.csv", problem, labelled=True).y[: len(answers), 0].tolist()
+    assert [str(labels[i]) for i in known] == answers
+    assert uses(problem)["y"] == "target"
+    assert whys(problem)["y"].startswith(f"{len(labels)} classes")
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels"),
+    [([3, 1, 2], [1, 2, 3]), ([True, False], [False, True]), (["b", "a"], ["a", "b"]), ([2.0, 1.0], [1.0, 2.0])],
+)
+def test_labels_of_jsonl(answers: list[Any], labels: list[Any], tmp_path: Path) -> None:
+    problem = table(jsonl(tmp_path, cycle(*answers)), "y")
+    assert problem.encoding["labels"] == labels
+    assert {type(label) for label in problem.encoding["labels"]} == {type(label) for label in labels}
+    assert json.loads(json.dumps(problem.encoding)) == problem.encoding
+    # the same labels in a CSV file, as other programs write them
+    again = more(csv(tmp_path, x=X, y=cycle(*answers)), problem, labelled=True)
+    assert [labels[i] for i in again.y[: len(answers), 0].tolist()] == answers
+    assert more(csv(tmp_path, x=X, y=cycle("other")), problem, labelled=True).y.unique().tolist() == [UNSEEN]
+
+
+def test_whole_numbers_of_a_csv_are_those_of_parquet(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, x=X, y=cycle(0, 1)), "y")
+    frame = pl.DataFrame({"x": X, "y": pl.Series(cycle(1.0, 0.0))})
+    assert more(write(frame, tmp_path / "t.parquet"), problem).y[:2, 0].tolist() == [1, 0]
+    assert more(csv(tmp_path, x=X, y=cycle("01")), problem).y.unique().tolist() == [UNSEEN]
+
+
+@pytest.mark.parametrize(
+    ("answers", "metric"),
+    [
+        ([i % 20 for i in range(COUNT)], "accuracy"),
+        ([i % 21 for i in range(COUNT)], "rmse"),
+        ([i % 3 + 0.5 for i in range(COUNT)], "rmse"),
+        ([f"{i % 3}a" for i in range(COUNT)], "accuracy"),
+    ],
+)
+def test_classes_or_quantities(answers: list[Any], metric: str, tmp_path: Path) -> None:
+    assert table(csv(tmp_path, x=X, y=answers), "y").metric == metric
+    assert table(jsonl(tmp_path, answers), "y").metric == metric
+
+
+def test_target_type(tmp_path: Path) -> None:
+    path = csv(tmp_path, x=X, y=cycle(1, 2, 4))
+    problem = table(path, "y", target_type="number")
+    assert problem.metric == "rmse"
+    assert np.unique(targets(problem).round(5)).tolist() == [1, 2, 4]
+    assert table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class").encoding["labels"] == [
+        "1.5",
+        "2",
+        "4",
+    ]
+    with pytest.raises(UserError, match=r"y is 'b' in row 2 of .*no number"):
+        table(csv(tmp_path, x=X, y=cycle("1", "b")), "y", target_type="number")
+    with pytest.raises(UserError, match=r"fewer: .* \(1\)"):
+        table(csv(tmp_path, x=X, y=[i / 3 for i in range(COUNT)]), "y", target_type="class")
+    assert table(jsonl(tmp_path, cycle(True, False)), "y", target_type="number").metric == "rmse"
+
+
+@pytest.mark.parametrize("answers", [["0.1"] * COUNT, ["1e9"] * COUNT, ["3", "3.0"] * 33 + ["3"]])
+def test_a_constant_quantity(answers: list[str], tmp_path: Path) -> None:
+    """The standard deviation of COUNT times 0.1 is not 0 in floating point."""
+    with pytest.raises(UserError, match=r"y is .* in every row"):
+        table(csv(tmp_path, x=X, y=answers), "y", target_type="number")
+
+
+def test_a_quantity_that_is_constant_in_training(tmp_path: Path) -> None:
+    x = [0.5] * 60 + [float(i) for i in range(1, 8)]  # the repeated row is larger than the test part: it is trained on
+    y = [0.1] * 60 + [0.1] * 6 + [0.7]
+    messages = set()
+    for seed in range(7):
+        try:
+            table(csv(tmp_path, x=x, y=y), "y", seed=seed)
+        except UserError as error:
+            messages.add(str(error))
+    assert messages == {"every training row has the same y (0.1): nothing to learn"}
+
+
+def test_whole_numbers_above_2_to_the_64(tmp_path: Path) -> None:
+    huge = [2**64 + i * 10**7 for i in range(COUNT)]
+    problem = table(csv(tmp_path, x=X, y=huge), "y")
+    assert problem.metric == "rmse"
+    assert np.sort(targets(problem)) == pytest.approx(np.array(huge, dtype=np.float64), abs=100)
+    with pytest.raises(UserError, match="in every row as a float64"):
+        table(csv(tmp_path, x=X, y=[2**64 + i for i in range(COUNT)]), "y")
+
+
+@pytest.mark.parametrize("value", ["1e39", "-4e38", "1e999"])
+def test_quantities_that_float32_cannot_hold(value: str, tmp_path: Path) -> None:
+    path = csv(tmp_path, x=X, y=[*X[:40], value, *X[41:]])
+    with pytest.raises(UserError, match=r"y is .* in row 41 of .*\(line 42\).*float32"):
+        table(path, "y")
+
+
+def test_a_quantity_too_far_from_the_others(tmp_path: Path) -> None:
+    """Wherever the row falls: squared in float32 it would be infinite."""
+    path = csv(tmp_path, x=X, y=[*X[:40], 1e37, *X[41:]])
+    refused, trained = 0, 0
+    for seed in range(12):
+        try:
+            problem = table(path, "y", seed=seed)
+        except UserError as error:
+            refused += "y is 1e+37 in row 41" in str(error)
+        else:
+            assert torch.isfinite(problem.train.y.square()).all()
+            assert problem.train.y.max() > 5
+            trained += 1
+    assert (refused + trained, min(refused, trained) > 0) == (12, True)
+
+
+def test_missing_targets(tmp_path: Path) -> None:
+    gaps = {3: "", 5: "NA", 7: "null"}
+    answers = [gaps.get(i, "ab"[i % 2]) for i in range(COUNT)]
+    path = csv(tmp_path, x=X, y=answers)
+    with pytest.raises(UserError, match=r"y is missing .* row 4 of .*\(line 5\)"):
+        table(path, "y")
+    problem = table(path, "y", missing="drop")
+    assert sum(len(part.x) for part in (problem.train, problem.validation, problem.test)) == COUNT - 3
+    assert problem.encoding["labels"] == ["a", "b"]
+
+
+def test_errors_in_a_quantity(tmp_path: Path) -> None:
+    path = csv(tmp_path, x=X, y=[*X[:40], "4o", *X[41:]])
+    with pytest.raises(UserError, match=r"y holds numbers, but '4o' in row 41 .*--target_type class"):
+        table(path, "y")
+    with pytest.raises(UserError, match=r"y is missing or not finite in row 41"):
+        table(csv(tmp_path, x=X, y=[*X[:40], "?", *X[41:]]), "y")
+
+
+@pytest.mark.parametrize("values", [[[1]] * COUNT, [{"a": 1}] * COUNT])
+def test_a_target_that_is_neither(values: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="y holds neither numbers nor words"):
+        table(jsonl(tmp_path, values), "y")
+
+
+def test_the_majority_is_recorded(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, x=X, y=cycle("a", "b", "b", "c")), "y")
+    assert problem.encoding["majority"] == 1
+    share = (problem.train.y == 1).double().mean()
+    assert problem.encoding["share"] == pytest.approx(float(share))
+    assert problem.encoding["target"] == "y"
+
+
+def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
+    problem = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
+    answers = tasks.load("table").answers(problem.outputs, torch.eye(3)[:, None], problem.test, problem.encoding)
+    assert answers["prediction"] == ["001", "01", "1"]

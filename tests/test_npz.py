@@ -1,0 +1,151 @@
+"""Arrays from somebody else: what they declare is looked at first, and nothing in them is executed."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab import data_files, npz
+from attnlab.errors import UserError
+from attnlab.network import Inputs
+from attnlab.npz import read_arrays
+from attnlab.task import read_x
+
+X = np.random.default_rng(7).normal(1e9, 3, (11, 5, 3))
+
+
+def header(descr: str, shape: str, extra: str = "") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}{extra}}}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def archive(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_arrays_come_as_they_were_saved(tmp_path: Path) -> None:
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", x=X, y=np.asfortranarray(X[0]), words=np.array(["a", "bc"]), none=np.zeros((0, 3)))
+        arrays = read_arrays(tmp_path / "a.npz")
+        assert list(arrays) == ["x", "y", "words", "none"]
+        assert np.array_equal(arrays["x"], X)
+        assert np.array_equal(arrays["y"], X[0])
+        assert arrays["words"].tolist() == ["a", "bc"]
+        assert arrays["none"].shape == (0, 3)
+        assert arrays["x"].flags.writeable
+
+
+def test_float64_keeps_its_digits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X)
+    x = read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
+    assert x.dtype == torch.float64
+    assert np.array_equal(x.numpy(), X)
+    np.savez(tmp_path / "a.npz", x=X > 1e9)
+    assert read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5).dtype == torch.float64
+
+
+def test_entries_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
+    entries = {"z.npy": b"no array", "evil.py": b"1/0", "y.npz": b"PK", "x.npy": header("'<f8'", "(2, 1)") + b"\0" * 16}
+    arrays = read_arrays(archive(tmp_path / "a.npz", entries))
+    assert list(arrays) == ["z", "x"]
+    assert arrays["x"].tolist() == [[0], [0]]
+    with pytest.raises(UserError, match=r"no readable \.npz"):
+        arrays["z"]
+
+
+def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "_ALWAYS", 2**16)
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.zeros((1_009, 31, 7)))
+    size, declared = path.stat().st_size, 128 + 8 * 1_009 * 31 * 7
+    assert declared > 100 * size
+    with pytest.raises(UserError, match=rf"has {size:,} bytes and declares {declared:,} in x\.npy"):
+        read_arrays(path)["x"]
+    np.savez_compressed(path, x=np.arange(20_011) % 251)  # honest data pass
+    assert len(read_arrays(path)["x"]) == 20_011
+
+
+def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "a.npz", x=X)
+    monkeypatch.setattr(data_files, "memory_limit", lambda: X.nbytes)
+    with pytest.raises(UserError, match=r"takes 1,448 bytes of memory, more than .* \(1,320\)"):
+        read_arrays(tmp_path / "a.npz")["x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (header("'<f8'", "(1000000000, 1000)") + b"\0" * 64, "x declares 8,000,000,000,128 bytes and has 192"),
+        (header("'<f8'", "(3,)") + b"\0" * 64, "x declares 152 bytes and has 192"),
+        (header("'<f8'", "(-1,)") + b"\0" * 8, "x has shape (-1,)"),
+        (header("'<f8'", "(0, 10000000000000000000000000)"), "no readable .npz"),
+        (header("'<U0'", "(1000000000000,)"), "x has shape (1000000000000,) and dtype <U0"),
+        (header("'|O'", "(3,)") + b"cos\nsystem\n", "x holds Python objects"),
+        (header("[('a', '<f8')]", "(3,)") + b"\0" * 24, "x has shape (3,) and dtype"),
+        (header("'<f8'", "(3,)", ", 'more': " + "[" * 200 + "]" * 200), "no readable .npz"),
+        (header("'<f8'", "(3,)").replace(b"\x01\x00", b"\x03\x00", 1), "x has version (3, 0)"),
+        (header("'<f8'", "__import__('os').abort()"), "no readable .npz"),
+        (b"", "no readable .npz"),
+        (b"\x93NUMPY\x01\x00\xff\xff{}", "no readable .npz"),
+    ],
+)
+def test_headers_that_lie(content: bytes, says: str, tmp_path: Path) -> None:
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = archive(tmp_path / "a.npz", {"x.npy": content}, compression)
+        with pytest.raises(UserError, match=re.escape(says)) as error:
+            read_arrays(path)["x"]
+        assert "\n" not in str(error.value)
+
+
+def test_archives_that_numpy_does_not_write(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, X)
+    path = archive(tmp_path / "a.npz", {"x.npy": buffer.getvalue()}, zipfile.ZIP_LZMA)
+    with pytest.raises(UserError, match="compressed in a way that numpy does not write"):
+        read_arrays(path)["x"]
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", buffer.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("x.npy", buffer.getvalue())
+    with pytest.raises(UserError, match="two arrays called x"):
+        read_arrays(path)
+    content = bytearray((archive(path, {"x.npy": buffer.getvalue()})).read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Bad CRC-32"):
+        read_arrays(path)["x"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"z": X}, "holds z; expected an array called x"),
+        ({"x": X[:, :, :2]}, "has shape (11, 5, 2); expected (batch, at most 5, 3)"),
+        ({"x": X + 1j}, "has dtype complex128; expected numbers"),
+        ({"x": np.where(X[4, 1, 1] == X, np.nan, X)}, "holds NaN or infinity"),
+        ({"x": np.array([[["a"] * 3] * 5])}, "expected numbers"),
+    ],
+)
+def test_x_that_does_not_fit(given: dict[str, Any], says: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **given)
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="is a pipe"):
+        read_arrays(tmp_path / "a.npz")

@@ -1,0 +1,149 @@
+"""Training that starts from the weights of another network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import CLASSES, prepared, problem, same, trainer
+
+import attnlab
+from attnlab.errors import UserError
+from attnlab.network import Network, Outputs
+from attnlab.task import Problem
+from attnlab.training import train
+from attnlab.training.initial import check_weights, initialize
+from attnlab.training.runs import Run, file_hash
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights others start from; only to be read."""
+    path = tmp_path_factory.mktemp("source") / "run"
+    trainer(path).fit()
+    return path
+
+
+def fewer_classes(classes: int) -> Problem:
+    asked = problem()
+    splits = {name: getattr(asked, name) for name in ("train", "validation", "test")}
+    cut = {name: split._replace(y=split.y.clamp(max=classes - 1)) for name, split in splits.items()}
+    return replace(asked, outputs=Outputs("classes", classes), **cut)
+
+
+def fresh(asked: Problem | None = None, **said: Any) -> Network:
+    return prepared(asked, seed=5, **said).network
+
+
+@pytest.mark.parametrize("kind", ["run", "x.safetensors", "x.pth"])
+def test_all_weights_are_those_of_the_run_or_file(kind: str, source: Path, tmp_path: Path) -> None:
+    path = source
+    if kind != "run":
+        path = tmp_path / kind
+        Run.open(source).export(path)
+    network = fresh()
+    assert not same(network, attnlab.load(source))
+    sha256, lines = initialize(network, path)
+    assert same(network, attnlab.load(source))
+    assert sha256 == file_hash(str(source / "model.safetensors" if kind == "run" else path))
+    assert lines == [f"starts from the weights of {path}"]
+
+
+def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
+    network = fresh(fewer_classes(3))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _, lines = initialize(network, source)
+    assert lines[1] == f"the readout starts anew: {CLASSES} classes there, 3 classes here"
+    for name, tensor in network.state_dict().items():
+        expected = before if name.startswith("readout.") else attnlab.load(source).state_dict()
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; give the width"),
+        ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; give the width"),
+        ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
+        ({"position_embedding": "none"}, r"does not fit this network: position_embedding\.table is \(5, 8\) there and "
+         r"missing here; give the width"),
+        ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
+    ],
+)  # fmt: skip
+def test_another_shape_is_refused_by_name(said: dict[str, Any], message: str, source: Path) -> None:
+    network = fresh(**said)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        initialize(network, source)
+    assert same(network.state_dict(), before), "a refusal changes nothing"
+
+
+def test_another_mechanism_is_refused(source: Path) -> None:
+    ready = prepared(seed=5)
+    settings = ready.settings
+    settings.model.model, settings.model.options = "groupedquery", {"num_heads": 2, "num_kv_heads": 2}
+    with pytest.raises(UserError, match=r"holds multihead, and groupedquery is to be trained; give --model multihead"):
+        initialize(train.build(settings, ready.problem), source)
+
+
+def test_options_that_differ_are_said(source: Path) -> None:
+    _, lines = initialize(fresh(num_heads=4), source)
+    assert lines[1:] == ["num_heads was 2 there and is 4 here"]
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    train.start(prepared(), tmp_path / "new")
+    for name, message in {"new": "has no network yet", "none": "none is not there", "none.pth": "is not there"}.items():
+        with pytest.raises(UserError, match=rf"--init_from: .*{message}; give a run, or a file"):
+            initialize(fresh(), tmp_path / name)
+
+
+# A run that starts so
+
+
+def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> train.Prepared:
+    """A prepared run on the small problem that starts from the weights of another."""
+    monkeypatch.setattr(train, "load_problem", lambda _: problem())
+    return train.prepare(prepared(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
+
+
+def test_the_run_records_where_it_started(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    made = ready(Path("run"), monkeypatch)
+    assert same(made.network, attnlab.load(source))
+    assert made.problem.facts[-1] == "starts from the weights of run"
+    run = train.start(made, tmp_path / "new")
+    assert run.config["settings"]["init_from"] == str(source)
+    assert run.config["init_sha256"] == file_hash(str(source / "model.safetensors"))
+    check_weights(run)
+    assert train.start(prepared(), tmp_path / "other").config["init_sha256"] is None
+
+
+def test_it_is_the_same_bit_for_bit_however_it_is_resumed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has begun, the weights that it started from are not needed any more."""
+    copied = Path(shutil.copytree(source, tmp_path / "source"))
+    made = ready(copied, monkeypatch, steps=7)
+    train.train(made, train.start(made, tmp_path / "whole"))
+    again = ready(copied, monkeypatch, steps=7)
+    train.start(again, tmp_path / "cut")  # and killed before its first checkpoint
+    train.train(ready(copied, monkeypatch, steps=7), Run.open(tmp_path / "cut"), resume=True)
+    assert same(attnlab.load(tmp_path / "cut"), attnlab.load(tmp_path / "whole"))
+    shutil.rmtree(copied)
+    outcome, _ = train.train(ready(copied, monkeypatch, began=True, steps=7), Run.open(tmp_path / "cut"), resume=True)
+    assert outcome.step == 7
+
+
+def test_other_weights_than_recorded_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = Path(shutil.copytree(source, tmp_path / "source"))
+    run = train.start(ready(copied, monkeypatch), tmp_path / "new")
+    trainer(tmp_path / "other", seed=7).fit()
+    shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
+    with pytest.raises(UserError, match=re.escape(f"the weights in {copied} were altered since {run.path} was made")):
+        check_weights(run)

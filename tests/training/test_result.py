@@ -1,0 +1,180 @@
+"""Every number of a result is recomputed with scikit-learn in float64 from the saved network and the test data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+from sklearn import metrics as sk
+
+import attnlab
+from attnlab.errors import UserError
+from attnlab.training import train
+from attnlab.training.assessment import confusion, imbalance, per_class
+from attnlab.training.objective import Objective, metrics_of, with_metric
+from attnlab.training.report import metric_names, number
+from attnlab.training.runs import Run
+from attnlab.training.settings import defaults
+
+ROWS, N, D = 173, 5, 3
+
+
+def arrays(path: Path, *, regression: bool) -> Path:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(ROWS, N, D)).astype(np.float32)
+    y: Any = 1e4 + 250 * x[:, 0, 0] if regression else np.array(["ant", "bee", "cow"])[x[:, 0].argmax(1)]
+    np.savez(path / "data.npz", x=x, y=y)
+    return path / "data.npz"
+
+
+def finished(path: Path, data: Path, **said: Any) -> tuple[train.Prepared, Run, dict[str, Any]]:
+    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **said}
+    settings = defaults("multihead", "arrays").updated(values, "the test")
+    prepared = train.prepare(settings)
+    run = train.start(prepared, path / "run")
+    _, result = train.train(prepared, run)
+    assert result is not None
+    return prepared, run, json.loads((run.path / "result.json").read_text())
+
+
+def test_classes(tmp_path: Path) -> None:
+    prepared, run, result = finished(tmp_path, arrays(tmp_path, regression=False), metric="f1")
+    test = prepared.problem.test
+    with torch.no_grad():
+        scores = attnlab.load(run.path)(test.x)[:, 0].double()
+    p, y = scores.softmax(-1).numpy(), test.y[:, 0].numpy()
+    predicted = p.argmax(1)
+    assert result["labels"] == ["ant", "bee", "cow"]
+    precision, recall, f1, count = sk.precision_recall_fscore_support(y, predicted, zero_division=0)
+    expected = {
+        "accuracy": sk.accuracy_score(y, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
+        "precision": precision.mean(),
+        "recall": recall.mean(),
+        "f1": f1.mean(),
+        "roc_auc": sk.roc_auc_score(y, p, multi_class="ovr"),
+    }
+    assert result["metrics"] == pytest.approx(expected, abs=1e-6)
+    assert result["test"] == result["metrics"]["f1"]
+    assert result["test_loss"] == pytest.approx(sk.log_loss(y, p), abs=1e-5)
+    assert result["confusion"] == sk.confusion_matrix(y, predicted).tolist()
+    for i, each in enumerate(result["per_class"]):
+        assert each == {
+            "label": result["labels"][i],
+            "precision": pytest.approx(precision[i]),
+            "recall": pytest.approx(recall[i]),
+            "f1": pytest.approx(f1[i]),
+            "count": count[i],
+        }
+    report = (run.path / "report.md").read_text()
+    for name in metric_names(result):
+        assert number(name, result["metrics"][name]) in report
+    assert (run.path / "confusion.png").stat().st_size > 1_000
+    best = max(line["validation_f1"] for line in run.metrics())
+    assert result["validation"] == best
+    validation = prepared.problem.validation
+    with torch.no_grad():
+        chosen = attnlab.load(run.path)(validation.x)[:, 0].argmax(-1).numpy()
+    assert best == pytest.approx(sk.f1_score(validation.y[:, 0].numpy(), chosen, average="macro", zero_division=0))
+
+
+def test_values(tmp_path: Path) -> None:
+    data = arrays(tmp_path, regression=True)
+    prepared, run, result = finished(tmp_path, data, metric="mae")
+    test, encoding = prepared.problem.test, prepared.problem.encoding
+    with torch.no_grad():
+        predicted = attnlab.load(run.path)(test.x)[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
+    y = test.y[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
+    expected = {
+        "rmse": sk.root_mean_squared_error(y, predicted),
+        "mae": sk.mean_absolute_error(y, predicted),
+        "r2": sk.r2_score(y, predicted),
+    }
+    assert result["metrics"] == pytest.approx(expected, rel=1e-5)
+    assert result["test"] == result["metrics"]["mae"]
+    assert "confusion" not in result
+    again = train.evaluate_file(run.path, data)
+    assert again["test_examples"] == ROWS
+    answers = train.predict_file(run.path, data)
+    true = np.load(data)["y"]
+    assert again["metrics"]["rmse"] == pytest.approx(
+        sk.root_mean_squared_error(true, answers.columns["prediction"]), rel=1e-5
+    )
+    assert answers.metrics == pytest.approx(again["metrics"], rel=1e-6)
+
+
+def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
+    data = arrays(tmp_path, regression=False)
+    _, run, _ = finished(tmp_path, data)
+    x, y = np.load(data)["x"], np.load(data)["y"]
+    data.unlink()
+    np.savez(tmp_path / "new.npz", x=x[:29], y=y[:29])
+    result = train.evaluate_file(run.path, tmp_path / "new.npz")
+    answers = train.predict_file(run.path, tmp_path / "new.npz")
+    assert result["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(y[:29], answers.columns["prediction"]))
+    p = np.stack([answers.columns[f"proba_{label}"] for label in ("ant", "bee", "cow")], 1)
+    assert p.sum(1) == pytest.approx(np.ones(29))
+    assert answers.columns["probability"] == p.max(1).tolist()
+    np.savez(tmp_path / "new.npz", x=x[:7])
+    assert train.predict_file(run.path, tmp_path / "new.npz").metrics is None
+    with pytest.raises(UserError, match=r"new\.npz holds x; expected x and y"):
+        train.evaluate_file(run.path, tmp_path / "new.npz")
+    np.savez(tmp_path / "new.npz", x=x[:3], y=np.array(["ant", "dog", "bee"]))
+    with pytest.raises(UserError, match=r"row 2 of .*new\.npz is none of the classes .* ant, bee, cow"):
+        train.evaluate_file(run.path, tmp_path / "new.npz")
+    assert train.predict_file(run.path, tmp_path / "new.npz").scored == 2
+
+
+def test_accuracy_that_misleads_is_named() -> None:
+    y = np.array([0] * 986 + [1] * 14)
+    (note,) = imbalance(y, ["ok", "fraud"])
+    assert "986 of 1,000 test examples are of class ok" in note
+    assert "accuracy of 0.986" in note
+    assert imbalance(np.array([0, 1, 1, 0]), ["ok", "fraud"]) == []
+
+
+def test_a_class_that_is_never_predicted() -> None:
+    matrix = confusion(np.array([0, 0, 0]), np.array([0, 0, 1]), 3)
+    assert matrix.tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [each["precision"] for each in per_class(matrix, ["a", "b", "c"])] == [2 / 3, 0, 0]
+    assert [each["recall"] for each in per_class(matrix, ["a", "b", "c"])] == [1, 0, 0]
+
+
+def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
+    asked = small.problem()
+    y = asked.train.y[:, 0].numpy()
+    counts = np.bincount(y, minlength=small.CLASSES)
+    assert counts.max() > counts[counts > 0].min()
+    objective = Objective.of(asked, "balanced")
+    expected = len(y) / (small.CLASSES * counts[counts > 0])
+    assert np.array(objective.class_weights)[counts > 0] == pytest.approx(expected)
+    scores = torch.randn(11, 1, small.CLASSES, generator=torch.Generator().manual_seed(0))
+    target = asked.validation.y
+    weights = np.array(objective.class_weights)[target[:, 0]]
+    losses = -scores[:, 0].log_softmax(-1).gather(1, target)[:, 0].numpy()
+    assert float(objective.loss(scores, target)) == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-5)
+
+
+def test_a_metric_that_does_not_fit_is_refused() -> None:
+    asked = small.problem()
+    assert with_metric(asked, "roc_auc").metric == "roc_auc"
+    with pytest.raises(UserError, match=r"--metric rmse cannot be computed here; choose from accuracy, balanced"):
+        with_metric(asked, "rmse")
+    assert "f1" in metrics_of(asked)
+
+
+def test_baselines_that_fail_cost_no_run(tmp_path: Path) -> None:
+    def failing() -> list[Any]:
+        raise ValueError("this solver needs samples of at least 2 classes")
+
+    ready = small.prepared(small.replace_baselines(failing))
+    run = train.start(ready, tmp_path / "run")
+    _, result = train.train(ready, run)
+    assert result is not None
+    assert result["baselines"] == []
+    assert any("needs samples of at least 2 classes" in note for note in result["notes"])

@@ -1,0 +1,88 @@
+"""A run goes on, and is evaluated, on the data that it was trained on, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnlab.errors import UserError
+from attnlab.experiments.runs import study_run
+from attnlab.tasks import _corpus
+from attnlab.training import train
+from attnlab.training.runs import Run
+from attnlab.training.settings import defaults
+
+SETTINGS = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 5, "threads": 1, "seq_length": 11}
+
+
+def documentation(version: int) -> tuple[bytes, ...]:
+    return tuple(b"paragraph %d of the documentation of version %d" % (i * 7919 % 101, version) for i in range(53))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_corpus, "standard_library", lambda: documentation(1))
+        prepared = train.prepare(defaults("multihead", "text").updated(dict(SETTINGS), "the test"))
+        run = train.start(prepared, tmp_path_factory.mktemp("same") / "run")
+        train.train(prepared, run)
+    return run
+
+
+def resume(run: Run) -> Any:
+    return train.train(train.prepare(run.settings), run, resume=True)
+
+
+@pytest.mark.parametrize("command", [train.evaluate_run, resume, study_run])
+def test_another_corpus_is_refused(command: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(1))
+    command(run)
+    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(2))
+    with pytest.raises(UserError, match=r"^this Python's documentation differs .* \(other sha256\); use the version"):
+        command(run)
+
+
+def test_another_unit_is_another_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(1))
+    problem = train.load_problem(run.settings)
+    train.check_same_data(run, problem)
+    problem.encoding["split_by"] = "lines"
+    with pytest.raises(UserError, match=r"\(other split_by\)"):
+        train.check_same_data(run, problem)
+
+
+def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
+    said = {**SETTINGS, "data": str(tmp_path / "x.txt")}
+    prepared = train.prepare(defaults("multihead", "text").updated(said, "the test"))
+    run = train.start(prepared, tmp_path / "run")
+    run.config["encoding"]["split_by"] = "position"
+    with pytest.raises(UserError, match=r"x\.txt is understood otherwise .*\(other split_by\); use the version"):
+        train.check_same_data(run, prepared.problem)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ({"mean": 1.7e9}, {"mean": 1.7e9 + 1e-6}, True),
+        ({"mean": 1.7e9}, {"mean": 1.7e9 + 100}, False),
+        ([1, "x", None], [1, "x", None], True),
+        ([1], [True], False),
+        ([1], [1, 1], False),
+        ({"a": [0.5]}, {"b": [0.5]}, False),
+        ({"a": ["1"]}, {"a": [1]}, False),
+    ],
+)
+def test_values_are_the_same_up_to_rounding(a: Any, b: Any, same: bool) -> None:
+    assert train.same_values(a, b) is same
+
+
+def test_whole_lines_are_predicted_from_a_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_bytes(b"paragraph 7 of the documentation\n\nb\n")
+    columns = train.predict_file(run.path, tmp_path / "new.txt").columns
+    assert columns["line"] == ["paragraph 7 of the documentation", "", "b"]
+    assert columns["bytes"] == [32, 0, 1]
+    assert 0 < columns["bits_per_byte"][0] < 20
+    assert columns["bits_per_byte"][1:] == [None, None]

@@ -1,0 +1,84 @@
+"""How often a run is evaluated, and on what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnlab.errors import UserError
+from attnlab.network import Inputs, Outputs
+from attnlab.task import Problem, Split
+from attnlab.training.schedule import FEWEST_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
+from attnlab.training.settings import Training
+
+
+def problem(train: int, validation: int, *, rare: int = 1) -> Problem:
+    def split(count: int) -> Split:
+        y = torch.zeros(count, 1, dtype=torch.long)
+        y[:rare] = 1
+        return Split(torch.arange(count).view(-1, 1).expand(-1, 3), y)
+
+    return Problem(
+        split(train), split(validation), split(7),
+        inputs=Inputs("tokens", max(train, validation)), outputs=Outputs("classes", 2), length=3, metric="accuracy",
+    )  # fmt: skip
+
+
+@given(
+    st.integers(20, 3_000), st.integers(5, 3_000), st.integers(1, 400), st.integers(1, 2_000),
+    st.none() | st.integers(1, 500), st.none() | st.integers(2, 500),
+)  # fmt: skip
+def test_evaluation_takes_a_tenth_of_a_run_at_most(
+    train: int, validation: int, batch_size: int, steps: int, every: int | None, examples: int | None
+) -> None:
+    how = Training(epochs=None, steps=steps, batch_size=batch_size, evaluate_every=every, validation_examples=examples)
+    planned = schedule(how, problem(train, validation))
+    assert 1 <= planned.evaluate_every <= steps
+    assert 1 <= planned.validation_examples <= validation
+    if every is not None:
+        assert planned.evaluate_every == min(every, steps)
+    if examples is not None:
+        assert planned.validation_examples == min(examples, validation)
+    trained = STEP_COST * steps * min(batch_size, train)
+    evaluated = planned.evaluations * planned.validation_examples
+    few = planned.evaluations == 1 or planned.validation_examples <= FEWEST_EXAMPLES
+    if every is None and examples is None:
+        within = evaluated <= SHARE / (1 - SHARE) * trained
+        assert within or (few and planned.evaluations == 1), (evaluated, trained)
+
+
+def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
+    """The reported case: 20 steps were followed by 20 evaluations of 11,000 windows each."""
+    planned = schedule(Training(epochs=None, steps=20), problem(88_000, 11_000))
+    assert (planned.evaluations, planned.validation_examples) == (1, FEWEST_EXAMPLES)
+
+
+def test_a_small_validation_split_is_read_whole_after_every_epoch() -> None:
+    planned = schedule(Training(epochs=60), problem(1_295, 143))
+    assert (planned.evaluate_every, planned.validation_examples) == (planned.epoch_steps, 143)
+
+
+def test_a_sample_keeps_the_rare_class() -> None:
+    """3 of 2,000 are of class 1: a plain sample of 17 would miss them."""
+    asked = problem(20, 2_000, rare=3)
+    sampled = validation_sample(asked, 17)
+    assert len(sampled.x) == 17
+    assert set(sampled.y.flatten().tolist()) == {0, 1}
+    assert len(torch.unique(sampled.x[:, 0])) == 17
+    assert torch.equal(sampled.x, validation_sample(asked, 17).x)
+    with pytest.raises(UserError, match=r"--validation_examples 1 .* classes \(2\)"):
+        validation_sample(asked, 1)
+    assert validation_sample(asked, 2_000) is asked.validation
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_evenly_spaced_numbers_differ_and_span_the_whole(total: int, count: int) -> None:
+    count = min(count, total)
+    rows = evenly_spaced(total, count).tolist()
+    assert rows == sorted(set(rows))
+    assert len(rows) == count
+    assert rows[0] >= 0
+    assert rows[-1] < total
+    assert total - rows[-1] <= -(-total // count)
