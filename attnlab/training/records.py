@@ -48,7 +48,7 @@ def _known(metric: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_known)]
-MetricValues = dict[Text, Number | None]
+MetricValues = dict[MetricName, Number | None]
 _OPTIONS: TypeAdapter[Any] = TypeAdapter(Options, config=ConfigDict(strict=True))
 
 
@@ -97,6 +97,13 @@ class Extension(Record):
     steps: Count | None = None
     steps_before: Count | None = None
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> Extension:
+        epochs, steps = (self.epochs, self.epochs_before), (self.steps, self.steps_before)
+        if sorted([epochs.count(None), steps.count(None)]) != [0, 2]:
+            raise ValueError("says how long by epochs, or by steps, before and after")
+        return self
+
 
 class Config(Record):
     """config.json."""
@@ -115,6 +122,13 @@ class Config(Record):
     id: Hash
     extended: list[Extension] = []
     init_sha256: Hash | None
+
+    @model_validator(mode="after")
+    def _extended_in_its_unit(self) -> Config:
+        unit = "steps" if getattr(self.settings, "epochs", None) is None else "epochs"
+        if any(getattr(entry, unit) is None for entry in self.extended):
+            raise ValueError(f"extended must count {unit}, as the settings do")
+        return self
 
 
 class MetricsLine(Record):
@@ -183,6 +197,18 @@ class Result(Record):
     notes: list[Text]
     training_seconds: Duration
     evaluation_seconds: Duration
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Result:
+        for name, values in (("metrics", self.metrics), *(("baselines", b.metrics) for b in self.baselines)):
+            if values.get(self.metric) is None:
+                raise ValueError(f"{name} lack a number for {self.metric}")
+        if self.confusion is not None:
+            count = len(self.confusion)
+            sizes = {len(self.labels or []), len(self.per_class or []), *map(len, self.confusion)}
+            if sizes != {count}:
+                raise ValueError(f"confusion has {count} classes, and labels, per_class or its rows others")
+        return self
 
 
 class NetworkRecord(Record):

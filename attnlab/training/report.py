@@ -73,7 +73,7 @@ def made_by(run: Run) -> str:
         setattr(settings.training, unit, extended[0][f"{unit}_before"])
     lines = [f"attnlab train {' '.join(options(settings))}"]
     for entry in extended:
-        resume = shlex.join([*flag("resume", run.path), f"--{unit}", str(entry[unit])])
+        resume = " ".join(map(shell_word, [*flag("resume", run.path), f"--{unit}", str(entry[unit])]))
         lines += [f"# at step {entry['from_step']:,}:", f"attnlab train {resume}"]
     return "\n".join(lines)
 

@@ -161,8 +161,6 @@ class Run:
         self.config = config
         return self
 
-        return False
-
     @property
     def settings(self) -> Settings:
         """What the run was started with, or extended to."""
