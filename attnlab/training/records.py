@@ -23,7 +23,7 @@ from pydantic import (
 
 from attnlab.errors import UserError
 from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
-from attnlab.metrics import METRICS
+from attnlab.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.network import Network
 from attnlab.received import Description, Number, Options, OptionValue, first_error
 from attnlab.task import Problem
@@ -84,7 +84,7 @@ def _settings_record() -> type[_SettingsRecord]:
         for name, kind in field_types(type(getattr(Settings(), group.name))).items():
             ranged = Annotated[kind, AfterValidator(functools.partial(_in_range, name))] if name in RANGES else kind
             made[name] = (ranged, Field(default=None, validate_default=False))
-    made |= dict.fromkeys(("model", "task"), (Text, ...))
+    made |= {name: (made[name][0], ...) for name in ("model", "task", "data", "seed")}  # every attnlab had these
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
 
@@ -103,6 +103,13 @@ class Extension(Record):
         if sorted([epochs.count(None), steps.count(None)]) != [0, 2]:
             raise ValueError("says how long by epochs, or by steps, before and after")
         return self
+
+
+def _check_metric(metric: str, network: Description) -> None:
+    kind, single = network.outputs[0], network.outputs[2:] in ((), (1,))
+    allowed = VALUE_METRICS if kind == "values" else CLASS_METRICS if kind == "classes" and single else ("accuracy",)
+    if metric not in allowed and (metric, kind) != ("bits_per_byte", "tokens"):
+        raise ValueError(f"{metric} is no metric of the network's outputs")
 
 
 class Config(Record):
@@ -124,7 +131,8 @@ class Config(Record):
     init_sha256: Hash | None
 
     @model_validator(mode="after")
-    def _extended_in_its_unit(self) -> Config:
+    def _consistent(self) -> Config:
+        _check_metric(self.metric, self.network)
         unit = "steps" if getattr(self.settings, "epochs", None) is None else "epochs"
         if any(getattr(entry, unit) is None for entry in self.extended):
             raise ValueError(f"extended must count {unit}, as the settings do")
@@ -195,8 +203,8 @@ class Result(Record):
     confusion: list[list[Count]] | None = None
     labels: list[str | int | float | bool | None] | None = None
     notes: list[Text]
-    training_seconds: Duration
-    evaluation_seconds: Duration
+    training_seconds: Number  # below zero where a clock was set back
+    evaluation_seconds: Number
 
     @model_validator(mode="after")
     def _fitting(self) -> Result:
@@ -237,6 +245,11 @@ class TrainedNetworkRecord(NetworkRecord):
     run: Hash
     step: Count
     validation: Number
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainedNetworkRecord:
+        _check_metric(self.metric, self.network)
+        return self
 
 
 class StateRecord(Record):
