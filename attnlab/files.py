@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,8 @@ UNFINISHED = ".attnlab-"
 """How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""
 JSON_BYTES = 2**24
 """The largest JSON file that is read."""
+MOST_NESTED = 64
+"""The levels of objects and lists that are read."""
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -136,11 +138,26 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once)
         if "\\u" in text:  # the only way to write a surrogate in UTF-8
             json.dumps(value, ensure_ascii=False).encode()
+        _check_depth(value)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a character (a lone surrogate)") from None
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what functions that call themselves would not come to the end of."""
+    level = [value]
+    for _ in range(MOST_NESTED):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _refuse_constant(name: str) -> None:

@@ -110,7 +110,7 @@ def check_description(described: Any, shapes: Mapping[str, Shape], make: Callabl
         raise
     except Exception as error:  # a constructor that is given anything fails in many ways
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source} describes a network that cannot be built: {reason}") from None
+        raise UserError(f"{source} does not fit the network that it describes: {reason}") from None
     for name in sorted(wanted.keys() ^ shapes.keys()):
         missing = "lacks" if name in wanted else "has more than"
         raise UserError(f"{source} does not fit the network that it describes: it {missing} {name!r:.80}; restore it")

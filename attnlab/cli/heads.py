@@ -61,9 +61,9 @@ def run(arguments: list[str]) -> int:
     found = runs.Run.open(Path(options.run))
     runs.check_data(found)
     if options.save_path is not None:
-        runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
         if Path(options.save_path).resolve().parent == found.path.resolve():
             raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
+        runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
     with Console(stderr=True).status(Text("the network as it is")) as status:
         prepared, study = study_run(
             found,

@@ -148,6 +148,7 @@ class Trainer:
                 if evaluating:
                     self._evaluate(speed)
                     self.evaluation_seconds += time.perf_counter() - now
+                    self.seconds = spent + time.perf_counter() - began
                 if watch is not None:
                     left = (self.steps - self.step) * (time.perf_counter() - began) / (self.step - first_step)
                     watch(Progress(self.step, self.steps, loss, self.last_metric, speed, left))

@@ -23,7 +23,7 @@ from pydantic import (
 
 from attnlab.errors import UserError
 from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
-from attnlab.metrics import METRICS
+from attnlab.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.network import Network
 from attnlab.received import Description, Number, Options, OptionValue, first_error
 from attnlab.task import Problem
@@ -48,7 +48,7 @@ def _known(metric: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_known)]
-MetricValues = dict[Text, Number | None]
+MetricValues = dict[MetricName, Number | None]
 _OPTIONS: TypeAdapter[Any] = TypeAdapter(Options, config=ConfigDict(strict=True))
 
 
@@ -84,7 +84,7 @@ def _settings_record() -> type[_SettingsRecord]:
         for name, kind in field_types(type(getattr(Settings(), group.name))).items():
             ranged = Annotated[kind, AfterValidator(functools.partial(_in_range, name))] if name in RANGES else kind
             made[name] = (ranged, Field(default=None, validate_default=False))
-    made |= dict.fromkeys(("model", "task"), (Text, ...))
+    made |= {name: (made[name][0], ...) for name in ("model", "task", "data", "seed")}  # every attnlab had these
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
 
@@ -96,6 +96,20 @@ class Extension(Record):
     epochs_before: Count | None = None
     steps: Count | None = None
     steps_before: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Extension:
+        epochs, steps = (self.epochs, self.epochs_before), (self.steps, self.steps_before)
+        if sorted([epochs.count(None), steps.count(None)]) != [0, 2]:
+            raise ValueError("says how long by epochs, or by steps, before and after")
+        return self
+
+
+def _check_metric(metric: str, network: Description) -> None:
+    kind, single = network.outputs[0], network.outputs[2:] in ((), (1,))
+    allowed = VALUE_METRICS if kind == "values" else CLASS_METRICS if kind == "classes" and single else ("accuracy",)
+    if metric not in allowed and (metric, kind) != ("bits_per_byte", "tokens"):
+        raise ValueError(f"{metric} is no metric of the network's outputs")
 
 
 class Config(Record):
@@ -115,6 +129,14 @@ class Config(Record):
     id: Hash
     extended: list[Extension] = []
     init_sha256: Hash | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        _check_metric(self.metric, self.network)
+        unit = "steps" if getattr(self.settings, "epochs", None) is None else "epochs"
+        if any(getattr(entry, unit) is None for entry in self.extended):
+            raise ValueError(f"extended must count {unit}, as the settings do")
+        return self
 
 
 class MetricsLine(Record):
@@ -181,14 +203,40 @@ class Result(Record):
     confusion: list[list[Count]] | None = None
     labels: list[str | int | float | bool | None] | None = None
     notes: list[Text]
-    training_seconds: Duration
-    evaluation_seconds: Duration
+    training_seconds: Number  # below zero where a clock was set back
+    evaluation_seconds: Number
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Result:
+        for name, values in (("metrics", self.metrics), *(("baselines", b.metrics) for b in self.baselines)):
+            if values.get(self.metric) is None:
+                raise ValueError(f"{name} lack a number for {self.metric}")
+        if self.confusion is not None:
+            count = len(self.confusion)
+            sizes = {len(self.labels or []), len(self.per_class or []), *map(len, self.confusion)}
+            if sizes != {count}:
+                raise ValueError(f"confusion has {count} classes, and labels, per_class or its rows others")
+        return self
 
 
 class NetworkRecord(Record):
-    """The description in model.safetensors, and in a file written by ``--save_path``."""
+    """The description in a file of a network."""
 
     network: Description
+    attnlab: Text | None = None
+    encoding: dict[str, Any] | None = None
+    metric: MetricName | None = None
+    unit: Positive | None = None
+    task: Text | None = None
+    run: Hash | None = None
+    step: Count | None = None
+    validation: Number | None = None
+    id: Hash | None = None
+
+
+class TrainedNetworkRecord(NetworkRecord):
+    """The description in model.safetensors, and in a file written by ``--save_path``."""
+
     attnlab: Text
     encoding: dict[str, Any]
     metric: MetricName
@@ -197,7 +245,11 @@ class NetworkRecord(Record):
     run: Hash
     step: Count
     validation: Number
-    id: Hash | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainedNetworkRecord:
+        _check_metric(self.metric, self.network)
+        return self
 
 
 class StateRecord(Record):

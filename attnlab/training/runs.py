@@ -161,8 +161,6 @@ class Run:
         self.config = config
         return self
 
-        return False
-
     @property
     def settings(self) -> Settings:
         """What the run was started with, or extended to."""
@@ -214,7 +212,7 @@ class Run:
             UserError: a file that is missing, damaged, or of another run.
         """
         file = self.place("model.safetensors")
-        network, about = load_network(file, follow=False)
+        network, about = load_network(file, trained=True, follow=False)
         self._check_own("model.safetensors", about)
         wanted = {**self.config, "task": self.config["settings"]["task"]}
         for name in ("network", "encoding", "metric", "unit", "task"):
@@ -312,10 +310,15 @@ def save_network(path: Path, network: Network, about: dict[str, Any], *, follow:
     save_tensors(path, network.state_dict(), about, follow=follow)
 
 
-def load_network(path: Path, *, follow: bool = True) -> tuple[Network, dict[str, Any]]:
+def load_network(path: Path, *, trained: bool = False, follow: bool = True) -> tuple[Network, dict[str, Any]]:
     """A network out of a checkpoint file, in eval mode, and what the file says of it.
 
     Nothing is allocated for a network whose description its tensors do not fit.
+
+    Args:
+        path: the file.
+        trained: refuse a file that does not say what the network was trained on.
+        follow: allow symbolic links.
 
     Raises:
         UserError: a file that is missing, damaged, has NaN or infinite weights, or needs a mechanism that is not there.
@@ -323,7 +326,7 @@ def load_network(path: Path, *, follow: bool = True) -> tuple[Network, dict[str,
 
     def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
         check_description(about["network"], shapes, Network, str(path))
-        records.check(records.NetworkRecord, about, path)
+        records.check(records.TrainedNetworkRecord if trained else records.NetworkRecord, about, path)
 
     tensors, about = load_tensors(path, check, follow=follow)
     check_finite(tensors, f"the network in {path}")

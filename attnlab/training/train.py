@@ -298,7 +298,7 @@ def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[
     if path.is_dir():
         runs.Run.open(path).load_model()  # refuses files put together from two runs
         path = path / "model.safetensors"
-    network, about = runs.load_network(path)
+    network, about = runs.load_network(path, trained=True)
     return network.to(machine.device(device)), about
 
 
