@@ -42,7 +42,7 @@ def flattened(x: NDArray[Any]) -> Features:
 def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
     """Three nearest neighbours, logistic regression and the majority class, in every metric for classes.
 
-    A method that fails is left out, with a warning.
+    A method that fails has no metrics, and its name says why.
 
     Args:
         features: the features of the training and the test rows.
@@ -115,7 +115,7 @@ def _computed(
     constant: Callable[[], dict[str, float]],
     features: Callable[[], tuple[Any, Any]],
 ) -> list[Baseline]:
-    """The methods that do not fail, and the trivial one, which needs no features."""
+    """The methods, and the trivial one, which needs no features."""
     from sklearn.exceptions import ConvergenceWarning
 
     found = []
@@ -128,7 +128,7 @@ def _computed(
                 note, values = method(*both)
             except Exception as error:  # the network has been trained; no baseline is worth losing it
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                warnings.warn(f"the baseline {name} failed and is left out: {reason}", RuntimeWarning, stacklevel=2)
+                found.append(Baseline(f"{name} (failed: {reason})", {}))
             else:
                 found.append(Baseline(name + note, values))
     return [*found, Baseline(trivial, constant())]
