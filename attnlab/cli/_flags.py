@@ -219,7 +219,8 @@ def _refuse_foreign(given: set[str], model: str) -> None:
 def _refuse_changes(settings: Settings, base: Settings, output: Output, given: set[str]) -> None:
     """A resumed run keeps its settings; it can only be trained for longer (see `attnlab.training.extension`)."""
     was, now = base.flat(), absolute(settings.flat())
-    for name in sorted((given & set(now)) - {"epochs", "steps"}):
+    moved = set() if was["data"] is None else {"data"}  # the content is compared later
+    for name in sorted((given & set(now)) - {"epochs", "steps"} - moved):
         if now[name] != was[name]:
             raise UserError(
                 f"{output.resume} was started with {name}={was[name]}, so it cannot go on with {now[name]}; "

@@ -69,7 +69,7 @@ def train(asked: Asked) -> int:
             check_extension(resumed)
         elif resumed.result() is not None:
             return _finished(console, resumed, save_path, as_json=output.json)
-        runs.check_data(resumed)
+        runs.check_data(resumed, settings.data.data)
         if not resumed.began:
             check_weights(resumed)
         settings.machine.threads = resumed.config["threads"]

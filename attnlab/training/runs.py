@@ -393,17 +393,24 @@ def file_hash(path: str | None) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_data(run: Run) -> None:
+def check_data(run: Run, data: str | None = None) -> None:
     """Refuse to go on with data other than those that the run was started with.
+
+    Args:
+        run: the run.
+        data: where its file is now; None where it was.
 
     Raises:
         UserError: when the file is gone or altered.
     """
-    data = run.config["settings"]["data"]
+    data = data or run.config["settings"]["data"]
     if data is None:
         return
     if not Path(data).is_file():
-        raise UserError(f"{run.path} was trained on {shown(data)}, which is not there any more; put it back")
+        raise UserError(
+            f"{run.path} was trained on {shown(data)}, which is not there any more; put it back, or name its new place: "
+            "--resume RUN --data FILE, or evaluate RUN --data FILE for a result on the whole file"
+        )
     if file_hash(data) != run.config["data_sha256"]:
         raise UserError(
             f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"

@@ -155,6 +155,22 @@ def test_a_table_is_understood_aloud_and_predicted() -> None:
     assert [next(v for v in row.values() if v in ("up", "down")) for row in rows] == ["up", "down"]
 
 
+def test_data_that_moved_are_named_again() -> None:
+    rows = "".join(f"{i * 7 % 31},{'up' if i * 7 % 31 > 15 else 'down'}\n" for i in range(97))
+    files(Path(), {"mine.csv": "a,way\n" + rows, "other.csv": "a,way\n" + rows.replace("30,", "29,")})
+    assert call(*SMALL, "--data", "mine.csv", "--target", "way", "--steps", "3", "--run_dir", "run").code == 0
+    Path("mine.csv").rename("moved.csv")
+    said = call("train", "--resume", "run", "--steps", "5")
+    assert said.code == 2
+    assert "mine.csv, which is not there any more; put it back, or name its new place" in said.err
+    said = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
+    assert said.code == 2
+    assert "other.csv was altered since run was started" in said.err
+    said = call("train", "--resume", "run", "--steps", "5", "--data", "moved.csv")
+    assert said.code == 0, said.err
+    assert "step 5 of 5" in said.out
+
+
 # How it looks in other places
 
 
