@@ -408,8 +408,8 @@ def check_data(run: Run, data: str | None = None) -> None:
         return
     if not Path(data).is_file():
         raise UserError(
-            f"{run.path} was trained on {shown(data)}, which is not there any more; put it back, or name its new place: "
-            "--resume RUN --data FILE, or evaluate RUN --data FILE for a result on the whole file"
+            f"{run.path} was trained on {shown(data)}, which is not there any more; put it back, or name its new "
+            "place: --resume RUN --data FILE, or evaluate RUN --data FILE for a result on the whole file"
         )
     if file_hash(data) != run.config["data_sha256"]:
         raise UserError(
