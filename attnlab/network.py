@@ -22,12 +22,12 @@ from attnlab import registry
 from attnlab.attention import Attention, linear
 from attnlab.cache import Cache, unchanged_on_error
 from attnlab.errors import UserError
-from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
+from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
+from attnlab.files.tensors import SafetensorsFile, check_finite
 from attnlab.heads import headed
 from attnlab.masks import Mask, padding
 from attnlab.narrow import numbered
 from attnlab.positions import make_absolute
-from attnlab.tensors import SafetensorsFile, check_finite
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 

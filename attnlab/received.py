@@ -13,7 +13,7 @@ from torch import nn
 
 from attnlab import registry
 from attnlab.errors import UserError
-from attnlab.tensors import Shape
+from attnlab.files.tensors import Shape
 
 N = TypeVar("N", bound=nn.Module)
 

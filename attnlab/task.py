@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from attnlab.errors import UserError
+from attnlab.files.npz import Arrays
+from attnlab.files.npz import read_arrays as read_arrays
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.npz import Arrays
-from attnlab.npz import read_arrays as read_arrays
 
 IGNORE = -100
 """The target of a position at which nothing is asked."""

@@ -15,8 +15,8 @@ import torch
 
 from attnlab import data_files, npz
 from attnlab.errors import UserError
+from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
-from attnlab.npz import read_arrays
 from attnlab.task import read_x
 
 X = np.random.default_rng(7).normal(1e9, 3, (11, 5, 3))

@@ -104,7 +104,7 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(frame: pl.DataFrame, output: Path) -> None:
-    from attnlab.files import atomically
+    from attnlab.files.atomic import atomically
 
     with atomically(output, follow=True) as temporary:
         if output.suffix == ".csv":

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attnlab.data_files import check_size, open_data
 from attnlab.errors import UserError
+from attnlab.files.data import check_size, open_data
 from attnlab.task import Request
 from attnlab.tasks._requests import check_file
 from attnlab.tasks._split import FEWEST, TEST, shuffled

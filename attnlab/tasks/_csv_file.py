@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from attnlab.data_files import detect_encoding, open_data
+from attnlab.files.data import detect_encoding, open_data
 from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:

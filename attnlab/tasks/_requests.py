@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab.data_files import open_data
 from attnlab.errors import UserError
+from attnlab.files.data import open_data
 from attnlab.task import Request
 
 _NO_COLUMNS = "{task} has no columns, so --{name} {value} means nothing to it; leave it out"

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attnlab.errors import UserError
-from attnlab.files import atomically, open_regular, parse_json
-from attnlab.tensors import DTYPES, ENTRIES, HEADER_BYTES, SafetensorsFile, Shape, UnsafeError, as_bytes, read_pth
+from attnlab.files.atomic import atomically, open_regular, parse_json
+from attnlab.files.tensors import DTYPES, ENTRIES, HEADER_BYTES, SafetensorsFile, Shape, UnsafeError, as_bytes, read_pth
 
 KEY = "attnlab"
 PTH = (".pth", ".pt")

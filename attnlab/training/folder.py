@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from attnlab.errors import UserError
-from attnlab.files import UNFINISHED, atomically, open_regular, write_text
+from attnlab.files.atomic import UNFINISHED, atomically, open_regular, write_text
 from attnlab.training import records
 
 try:

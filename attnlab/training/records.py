@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from attnlab.errors import UserError
-from attnlab.files import JSON_BYTES, open_regular, parse_json, read_bytes
+from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.network import Network
 from attnlab.received import Description, Number, Options, OptionValue, first_error

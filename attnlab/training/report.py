@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from attnlab.escape import markdown, one_line, shell_word
-from attnlab.files import atomically, write_text
+from attnlab.files.atomic import atomically, write_text
 from attnlab.metrics import METRICS
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults

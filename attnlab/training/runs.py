@@ -27,10 +27,10 @@ from torch.optim import Optimizer
 
 import attnlab
 from attnlab.errors import UserError
-from attnlab.files import UNFINISHED, append_line, write_text
+from attnlab.files.atomic import UNFINISHED, append_line, write_text
+from attnlab.files.tensors import Shape, check_finite
 from attnlab.network import Network
 from attnlab.received import check_description, fill
-from attnlab.tensors import Shape, check_finite
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import RUNS

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from attnlab import registry, tasks
-from attnlab.data_files import open_data
 from attnlab.errors import UnknownNameError, UserError
+from attnlab.files.data import open_data
 from attnlab.source import REQUIRED, Option
 
 Whole = Annotated[int | None, arg(metavar="INT")]

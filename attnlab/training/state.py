@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from attnlab.errors import UserError
-from attnlab.tensors import Shape
+from attnlab.files.tensors import Shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

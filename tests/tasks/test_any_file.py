@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from attnlab import tasks
 from attnlab.errors import UserError
-from attnlab.npz import read_arrays
+from attnlab.files.npz import read_arrays
 from attnlab.task import Request
 from attnlab.tasks._table_file import read_table
 

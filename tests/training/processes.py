@@ -115,7 +115,7 @@ def become(order: dict[str, Any]) -> None:
 
 def count_changes(what: str, number: int) -> dict[str, int]:
     """Count changes of files and writes, and kill this process at the given one."""
-    from attnlab.files import UNFINISHED
+    from attnlab.files.atomic import UNFINISHED
 
     counted = {"change": 0, "write": 0}
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab.errors import UserError
-from attnlab.files import atomically, write_text
+from attnlab.files.atomic import atomically, write_text
 from attnlab.training import checkpoint
 from attnlab.training.checkpoint import KEY, load_tensors, save_tensors
 

@@ -12,7 +12,7 @@ from small import KilledError, prepared, same, settings, stop_at, untimed, witho
 from small import trainer as small_trainer
 
 from attnlab.errors import UserError
-from attnlab.files import UNFINISHED
+from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, describe, extend, extends, stopped_at

@@ -15,7 +15,7 @@ import pytest
 from processes import Server
 from small import same, untimed, without_times
 
-from attnlab.files import UNFINISHED
+from attnlab.files.atomic import UNFINISHED
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.runs import Run
 

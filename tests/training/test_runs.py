@@ -17,7 +17,7 @@ from small import KilledError, prepared, same, stop_at, trainer, untimed
 
 import attnlab
 from attnlab.errors import UserError
-from attnlab.files import UNFINISHED
+from attnlab.files.atomic import UNFINISHED
 from attnlab.training import runs, train
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import check_run_dir, lock

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from attnlab.errors import UserError
-from attnlab.files import parse_json
+from attnlab.files.atomic import parse_json
 
 HEADER_BYTES = 2**23
 """The longest header of a safetensors file that is read."""
