@@ -18,8 +18,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from attnlab import data_files
 from attnlab.errors import UserError
+from attnlab.files import data as data_files
 from attnlab.tasks import _table_file
 from attnlab.tasks._table_file import TableFile, read_table
 
