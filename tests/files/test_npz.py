@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab import data_files, npz
 from attnlab.errors import UserError
+from attnlab.files import data as data_files
+from attnlab.files import npz
 from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
 from attnlab.task import read_x
