@@ -14,7 +14,7 @@ settings.register_profile(
     "attnlab",
     deadline=None,
     derandomize=True,
-    max_examples=int(os.environ.get("ATTNLAB_EXAMPLES", "50")),  # more of them find more
+    max_examples=int(os.environ.get("ATTNLAB_EXAMPLES", "100")),  # more of them find more
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("attnlab")
