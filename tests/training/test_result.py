@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import small
 import torch
 from sklearn import metrics as sk
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 import attnlab
 from attnlab.errors import UserError
@@ -106,6 +110,62 @@ def test_values(tmp_path: Path) -> None:
         sk.root_mean_squared_error(true, answers.columns["prediction"]), rel=1e-5
     )
     assert answers.metrics == pytest.approx(again["metrics"], rel=1e-6)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_baselines(regression: bool, tmp_path: Path) -> None:
+    """Recomputed on the network's own examples: the nearest neighbours, the linear model, the trivial answer."""
+    prepared, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
+    train_x, test_x = (part.x.double().flatten(1).numpy() for part in (prepared.problem.train, prepared.problem.test))
+    train_y, test_y = (part.y[:, 0].double().numpy() for part in (prepared.problem.train, prepared.problem.test))
+    models = (
+        (KNeighborsRegressor(3), Ridge(), DummyRegressor())
+        if regression
+        else (KNeighborsClassifier(3), LogisticRegression(max_iter=300), DummyClassifier())
+    )
+    assert len(result["baselines"]) == 3
+    for baseline, model in zip(result["baselines"], models, strict=True):
+        predicted = model.fit(train_x, train_y).predict(test_x)
+        if regression:
+            expected = prepared.problem.unit * sk.root_mean_squared_error(test_y, predicted)
+            assert baseline["metrics"]["rmse"] == pytest.approx(expected, rel=1e-4)
+        else:
+            assert baseline["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(test_y, predicted))
+            expected = sk.f1_score(test_y, predicted, average="macro", zero_division=0)
+            assert baseline["metrics"]["f1"] == pytest.approx(expected)
+        assert baseline["value"] == baseline["metrics"][result["metric"]]
+
+
+def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "size": 1.7e9 + draw.normal(),
+            "town": draw.choice(["Bern", "Basel", "Zug"]),
+            "day": f"2024-{draw.integers(1, 13):02}-{draw.integers(1, 29):02}",
+            "note": f"a note about {draw.integers(1_000)}",
+        }
+        for _ in range(ROWS)
+    ]
+    for row in rows:
+        row["price"] = 3 * (row["size"] - 1.7e9) + 1e6
+    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+    said = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
+    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **said}, "the test")
+    prepared = train.prepare(settings)
+    run = train.start(prepared, tmp_path / "run")
+    _, result = train.train(prepared, run)
+    assert result is not None
+    predicted = np.array(train.predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
+    whole = train.evaluate_file(run.path, tmp_path / "t.csv")
+    prices = np.array([row["price"] for row in rows])
+    assert whole["metrics"]["mae"] == pytest.approx(sk.mean_absolute_error(prices, predicted), rel=1e-5)
+    encoding, test_y = prepared.problem.encoding, prepared.problem.test.y[:, 0].double().numpy()
+    tested = [int(np.abs(prices - (y * encoding["unit"] + encoding["mean"])).argmin()) for y in test_y]
+    assert len(set(tested)) == len(tested)
+    expected = sk.mean_absolute_error(prices[tested], predicted[tested])
+    assert result["metrics"]["mae"] == pytest.approx(expected, rel=1e-5)
+    assert result["test"] == result["metrics"]["mae"]
 
 
 def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
