@@ -10,7 +10,7 @@ from rich.table import Table
 from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
-from attnlab.escape import shell_word
+from attnlab.escape import one_line, shell_word
 from attnlab.metrics import METRICS
 from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
 
@@ -70,7 +70,7 @@ def show_classes(console: Console, result: dict[str, Any]) -> None:
         table.add_column(header, justify="left" if "class" in header else "right")
     for each in result["per_class"]:
         scores = [f"{each[key]:.3f}" for key in ("precision", "recall", "f1")]
-        table.add_row(f"  {each['label']}", *scores, f"{each['count']:,}")
+        table.add_row(f"  {one_line(str(each['label']))}", *scores, f"{each['count']:,}")
     console.print()
     console.print(table)
     if len(result["labels"]) > MOST_SHOWN:
@@ -78,8 +78,8 @@ def show_classes(console: Console, result: dict[str, Any]) -> None:
     matrix = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
     matrix.add_column("  true class, then predicted as")
     for label in result["labels"]:
-        matrix.add_column(str(label), justify="right")
+        matrix.add_column(one_line(str(label)), justify="right")
     for label, counts in zip(result["labels"], result["confusion"], strict=True):
-        matrix.add_row(f"  {label}", *map(str, counts))
+        matrix.add_row(f"  {one_line(str(label))}", *map(str, counts))
     console.print()
     console.print(matrix)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.cli._console import say
 from attnlab.cli._flags import Asked, given_flags, understand
-from attnlab.escape import shell_word
+from attnlab.escape import one_line, shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
@@ -79,7 +79,6 @@ def train(asked: Asked) -> int:
     prepared = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:
         _announce(console, prepared)
-        _show_baselines(console, prepared)
         done = 0 if resumed is None else stopped_at(resumed)
         expected = estimate(prepared.network, prepared.problem, settings, done=done)
         _show_time(console, expected, time.perf_counter() - began)
@@ -166,11 +165,12 @@ def _announce(console: Console, prepared: Prepared) -> None:
         ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
     ]
     for name, text in lines:
-        console.print(f"  {name:<9} {text}")
+        console.print(f"  {name:<9} {one_line(text)}")
     if problem.columns:
         _show_columns(console, problem.columns)
     for regret in regrets(settings.machine, prepared.device):
         console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
+    _show_baselines(console, prepared)
 
 
 def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
@@ -181,7 +181,7 @@ def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
     for header in ("  column", "use", "why"):
         table.add_column(header, overflow="fold")
     for column in columns[:MOST_COLUMNS]:
-        table.add_row(f"  {column.name}", column.use, column.why)
+        table.add_row(f"  {one_line(column.name)}", column.use, one_line(column.why))
     console.print()
     console.print(table, soft_wrap=False)
     if len(columns) > MOST_COLUMNS:
