@@ -159,8 +159,8 @@ class Task:
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """More of the same data, to predict on or to evaluate. Here: ``x`` of an .npz file.
 
-        ``y`` is encoded as in training where the file holds the targets (`UNSEEN` for a label that training did not
-        know), and empty otherwise.
+        ``y`` is encoded as in training where the file holds the targets (`UNSEEN` for a label that is missing or that
+        training did not know, NaN for a number that is missing), and empty otherwise.
 
         Raises:
             UserError: when the file does not fit what the network was trained on.

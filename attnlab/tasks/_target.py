@@ -61,7 +61,7 @@ def read_target(
         UserError: for a value that is missing, too large or no number, with its row; for a column that holds neither
             numbers nor words nor truth values; for quantities that are all the same.
     """
-    values = _complete(column, decimal, place)
+    values = _complete(column, decimal, place, "leave such rows out (of a table with --missing drop)")
     found, other = values.numbers[0], values.other[0]
     unique = column.unique().to_list()
     why = f"--target_type {kind}"
@@ -80,17 +80,28 @@ def read_target(
     return Target(column.name, found, None, f"{low:.9g} to {high:.9g}: {why}")
 
 
-def encode_target(column: pl.Series, encoding: dict[str, Any], *, decimal: str = ".", place: Place) -> NDArray[Any]:
+def encode_target(
+    column: pl.Series, encoding: dict[str, Any], *, decimal: str = ".", place: Place, gaps: bool = False
+) -> NDArray[Any]:
     """More answers (rows,), encoded as in training: classes, `UNSEEN` among them, or standardized quantities.
+
+    Args:
+        column: the answers, with their name.
+        encoding: that of training.
+        decimal: the decimal mark of numbers in strings.
+        place: names a row in messages.
+        gaps: whether values may be missing, or no numbers where numbers are wanted; they become `UNSEEN` or NaN.
 
     Raises:
         UserError: as `read_target`.
     """
-    values = _complete(column, decimal, place)
+    if gaps and not _is_readable(column):
+        raise UserError(f"{column.name} holds neither numbers nor words nor truth values")
+    values = numbers([column], decimal) if gaps else _complete(column, decimal, place, "leave such rows out")
     if "labels" in encoding:
-        return _codes(column, encoding["labels"])
+        return np.where(values.missing[0], UNSEEN, _codes(column, encoding["labels"]))
     found = values.numbers[0]
-    _check_quantities(column, found, values.other[0], place)
+    _check_quantities(column, found, values.other[0] & (not gaps), place)
     return standardized_target(found, encoding["mean"], encoding["unit"], column.name, place)
 
 
@@ -117,17 +128,20 @@ def _is_readable(column: pl.Series) -> bool:
     return column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)
 
 
-def _complete(column: pl.Series, decimal: str, place: Place) -> Values:
-    """The column's numbers; refuses gaps."""
+def _complete(column: pl.Series, decimal: str, place: Place, otherwise: str) -> Values:
+    """The column's numbers; refuses gaps, and says what else can be done about them."""
     if not _is_readable(column):
         raise UserError(f"{column.name} holds neither numbers nor words nor truth values; choose another --target")
     values = numbers([column], decimal)
     if values.missing.any():
         row = int(values.missing[0].argmax())
-        raise UserError(
-            f"{column.name} is missing or not finite in {place(row)}; fill it in, or leave such rows out (of a table "
-            "with --missing drop)"
-        )
+        value = column[row]
+        if isinstance(value, str) and value.strip() and values.other.any():
+            raise UserError(
+                f"{column.name} is {value!r} in {place(row)}, which stands for a missing value; if it is a class, give "
+                f"it another name; otherwise fill it in, or {otherwise}"
+            )
+        raise UserError(f"{column.name} is missing or not finite in {place(row)}; fill it in, or {otherwise}")
     return values
 
 

@@ -92,7 +92,7 @@ class Arrays(Task):
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
             answers = read_y(path, read_arrays(path), len(x))
-            found = encode_target(series(answers), encoding, place=places("y", path))
+            found = encode_target(series(answers), encoding, place=places("y", path), gaps=not labelled)
             y = torch.from_numpy(found if "labels" in encoding else found.astype(np.float32)).unsqueeze(1)
         except UserError:
             if labelled:

@@ -123,7 +123,8 @@ class Table(Task):
         return {c.name: KINDS.get(c.kind, c.kind) for c in describe(read_table(path)) if not c.missing.all()}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More rows; ``y`` is empty where the file lacks the target, or a value of it is missing or cannot be read.
+        """More rows; ``y`` is empty where the file lacks the target; it is `UNSEEN` or NaN where a value is
+        missing or cannot be read.
 
         Missing numbers become the mean of the training rows, unless training refused or dropped them. Values of a
         category that training did not know share one code.
@@ -153,7 +154,8 @@ class Table(Task):
         y = torch.empty(0)
         if known.target in file.frame.columns:
             try:
-                found = encode_target(file.frame[known.target], encoding, decimal=file.decimal, place=file.place)
+                answers = file.frame[known.target]
+                found = encode_target(answers, encoding, decimal=file.decimal, place=file.place, gaps=not labelled)
                 y = torch.from_numpy(found if known.labels else found.astype(np.float32)).unsqueeze(1)
             except UserError:
                 if labelled:

@@ -335,7 +335,7 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
     split, scores = scored[-1]
     if not split.y.numel() or not has_details(network.outputs, len(split.x)):
         return Predictions(columns, None, 0, about["encoding"])
-    known = split.y[:, 0] != UNSEEN
+    known = ~split.y[:, 0].isnan() if network.outputs.kind == "values" else split.y[:, 0] != UNSEEN
     metrics = Objective(about["metric"], about["unit"]).metrics(scores[known], split.y[known]) if known.any() else {}
     return Predictions(columns, as_json(metrics), int(known.sum()), about["encoding"])
 

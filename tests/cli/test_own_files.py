@@ -44,3 +44,25 @@ def test_a_text_of_lines() -> None:
     assert (rows[97]["line"], rows[97]["bits_per_byte"], rows[97]["bytes"]) == ("", "", "0")
     told = call("evaluate", "run", "--data", "code.txt", "--json")
     assert json.loads(told.out)["test_examples"] == 1_455 // 13
+
+
+def test_predictions_are_scored_where_the_target_is_known() -> None:
+    """A quantity whose standardized value is -1, and rows whose target is still open, cost no other row."""
+    rows = [(i * 7 % 31, i % 2 * 10) for i in range(60)]
+    Path("a.csv").write_text("a,y\n" + "".join(f"{a},{y}\n" for a, y in rows))
+    train = ("train", "--data", "a.csv", "--target", "y", *SMALL)
+    assert call(*train, "--target_type", "number", "--run_dir", "number").code == 0
+    config = json.loads(Path("number/config.json").read_text())
+    assert (config["encoding"]["mean"], config["encoding"]["unit"]) == (5.0, 5.0)
+    assert "on the 60 rows with a known target" in call("predict", "number", "--data", "a.csv").err
+    assert call(*train, "--run_dir", "classes").code == 0
+    Path("part.csv").write_text(
+        "a,y\n" + "".join(f"{a},{['', y, 'NA', '?'][i % 4]}\n" for i, (a, y) in enumerate(rows))
+    )
+    for run in ("number", "classes"):
+        told = call("predict", run, "--data", "part.csv", "--output", "part.jsonl", "--overwrite", "--keep_columns")
+        assert told.code == 0, told.err
+        assert "on the 15 rows with a known target" in told.err
+        assert len(Path("part.jsonl").read_text().splitlines()) == 60
+        told = call("evaluate", run, "--data", "part.csv")
+        assert "y is missing or not finite in row 1 of part.csv (line 2); fill it in" in told.err

@@ -192,3 +192,11 @@ def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
     problem = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
     answers = tasks.load("table").answers(problem.outputs, torch.eye(3)[:, None], problem.test, problem.encoding)
     assert answers["prediction"] == ["001", "01", "1"]
+
+
+def test_a_class_that_is_called_none(tmp_path: Path) -> None:
+    path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
+    with pytest.raises(
+        UserError, match=r"y is 'None' in row 2 .*stands for a missing value; if it is a class, give it"
+    ):
+        table(path, "y")
