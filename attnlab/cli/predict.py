@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 FORMATS = (".csv", ".parquet", ".jsonl")
+_CSV = ("Binary", "Duration", "List", "Array", "Struct")
+"""Types of columns, by the words in their names, that polars cannot write to a CSV file."""
+_JSON = ("Binary", "Duration")
+"""Those that it cannot write to a JSON file, or writes otherwise."""
 
 
 @dataclass
@@ -57,10 +62,12 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
     predictions = predict_file(Path(options.run), data, options.device)
     frame = _frame(predictions.columns)
+    if output is None or output.suffix == ".csv":
+        frame = _flat(frame)
     if options.keep_columns:
         frame = _beside(frame, data, header=bool(predictions.encoding.get("header", True)))
     if output is None:
-        say(_flat(frame).write_csv(), end="")
+        say(_textual(frame, _CSV).write_csv(), end="")
     else:
         _write(frame, output)
         say(f"{len(frame):,} rows in {output}")
@@ -87,6 +94,8 @@ def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
     from attnlab.tasks._table_file import NAMELESS, read_table
 
     kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
+    if table.suffix.lower() == ".jsonl":
+        kept = kept.with_columns(_nested(column) for column in kept if column.dtype == pl.List)
     twice = [name for name in frame.columns if name in kept.columns]
     if twice:
         raise UserError(
@@ -103,16 +112,51 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in lists)
 
 
+def _nested(column: pl.Series) -> pl.Series:
+    """The values of a JSON lines file that the table holds as lists of one JSON text each.
+
+    They stay JSON texts where a column cannot hold them as they are, such as objects of different keys.
+    """
+    import polars as pl
+
+    values = [None if texts is None else json.loads(texts[0]) for texts in column.to_list()]
+    try:
+        found = pl.Series(column.name, values)
+        if found.to_list() == values:
+            return found
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):  # no type holds them all
+        pass
+    return column.list.first()
+
+
+def _textual(frame: pl.DataFrame, types: tuple[str, ...]) -> pl.DataFrame:
+    """A frame whose columns of some types are text: durations in ISO 8601, bytes in hexadecimal, the rest as JSON."""
+    import polars as pl
+
+    def plain(value: Any) -> str:
+        return value.hex() if isinstance(value, bytes) else str(value)
+
+    def text(column: pl.Series) -> pl.Series:
+        if column.dtype == pl.Duration:
+            return column.dt.to_string("iso")
+        if column.dtype == pl.Binary:
+            return column.bin.encode("hex")
+        values = (None if v is None else json.dumps(v, ensure_ascii=False, default=plain) for v in column.to_list())
+        return pl.Series(column.name, list(values), dtype=pl.String)
+
+    return frame.with_columns(text(column) for column in frame if any(name in str(column.dtype) for name in types))
+
+
 def _write(frame: pl.DataFrame, output: Path) -> None:
     from attnlab.files.atomic import atomically
 
     with atomically(output, follow=True) as temporary:
         if output.suffix == ".csv":
-            _flat(frame).write_csv(temporary)
+            _textual(frame, _CSV).write_csv(temporary)
         elif output.suffix == ".parquet":
             _typed(frame).write_parquet(temporary)
         else:
-            _typed(frame).write_ndjson(temporary)
+            _textual(_typed(frame), _JSON).write_ndjson(temporary)
 
 
 def _typed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -122,8 +166,9 @@ def _typed(frame: pl.DataFrame) -> pl.DataFrame:
     def typed(column: pl.Series) -> pl.Series:
         for kind in (pl.Int64, pl.Float64):
             numbers = column.cast(kind, strict=False)
-            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite()
-            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d").any():
+            digits = column.str.extract(r"^-?[0.]*([0-9.]*)").str.count_matches("[0-9]")
+            same = numbers.cast(pl.String) == column if kind == pl.Int64 else numbers.is_finite() & (digits <= 17)
+            if same.sum() == column.len() - column.null_count() > 0 and not column.str.contains(r"^-?0\d|^\+").any():
                 return numbers
         return column
 

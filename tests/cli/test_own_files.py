@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import timedelta
 from pathlib import Path
 
+import polars as pl
 from answers import call
 
 SMALL = ("--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
@@ -66,3 +68,55 @@ def test_predictions_are_scored_where_the_target_is_known() -> None:
         assert len(Path("part.jsonl").read_text().splitlines()) == 60
         told = call("evaluate", run, "--data", "part.csv")
         assert "y is missing or not finite in row 1 of part.csv (line 2); fill it in" in told.err
+
+
+def test_kept_columns_of_every_type() -> None:
+    n = 43
+    columns = {
+        "a": [float(i * 7 % 31) for i in range(n)],
+        "took": [timedelta(minutes=i) for i in range(n)],
+        "raw": [b"\xff%d" % i for i in range(n)],
+        "tags": [["ü", None][: i % 3] for i in range(n)],
+        "at": [{"x": i, "y": b"\x01"} for i in range(n)],
+        "y": [bool(i % 2) for i in range(n)],
+    }
+    pl.DataFrame(columns).write_parquet("a.parquet")
+    assert call("train", "--data", "a.parquet", "--target", "y", *SMALL, "--run_dir", "run").code == 0
+    predict = ("predict", "run", "--data", "a.parquet", "--keep_columns")
+    for name in ("o.csv", "o.jsonl", "o.parquet"):
+        told = call(*predict, "--output", name)
+        assert told.code == 0, told.err
+    assert pl.read_parquet("o.parquet").select(*columns).to_dict(as_series=False) == columns
+    line = json.loads(Path("o.jsonl").read_text("utf-8").splitlines()[2])
+    assert [line[name] for name in columns] == [14, "PT2M", "ff32", ["ü", None], '{"x": 2, "y": "01"}', False]
+    row = list(csv.DictReader(io.StringIO(call(*predict).out)))[2]
+    assert row["took"] == "PT2M"
+    assert (row["raw"], row["tags"], row["at"]) == ("ff32", '["ü", null]', '{"x": 2, "y": "01"}')
+    assert Path("o.csv").read_text("utf-8") == call(*predict).out
+
+
+def test_kept_columns_of_json_lines() -> None:
+    lines = [{"a": i * 7 % 31, "n": {"x": [i]}, "m": [1, "b"], "y": "pq"[i % 2]} for i in range(43)]
+    Path("a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert call("train", "--data", "a.jsonl", "--target", "y", *SMALL, "--run_dir", "run").code == 0
+    told = call("predict", "run", "--data", "a.jsonl", "--keep_columns", "--output", "o.jsonl")
+    assert told.code == 0, told.err
+    written = list(map(json.loads, Path("o.jsonl").read_text().splitlines()))
+    assert [{name: row[name] for name in ("a", "n", "y")} for row in written] == [
+        {name: line[name] for name in ("a", "n", "y")} for line in lines
+    ]
+    assert written[0]["m"] == '[1, "b"]'  # no column holds numbers and words
+
+
+def test_kept_texts_of_digits_keep_their_digits() -> None:
+    texts = {"long": "123456789012345678901234", "phone": "+4144000000", "zip": "0800", "number": "0.30000000000000004"}
+    Path("a.csv").write_text(
+        "a,y,"
+        + ",".join(texts)
+        + "\n"
+        + "".join(f"{i * 7 % 31},{'pq'[i % 2]},{','.join(texts.values())}\n" for i in range(43))
+    )
+    assert call("train", "--data", "a.csv", "--target", "y", *SMALL, "--run_dir", "run").code == 0
+    assert call("predict", "run", "--data", "a.csv", "--keep_columns", "--output", "o.jsonl").code == 0
+    line = json.loads(Path("o.jsonl").read_text().splitlines()[0])
+    assert [line[name] for name in texts] == [*list(texts.values())[:3], 0.30000000000000004]
