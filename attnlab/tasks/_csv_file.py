@@ -14,6 +14,7 @@ import numpy as np
 
 from attnlab.files.data import detect_encoding, open_data
 from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks._values import UNITS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,11 +31,12 @@ _BETWEEN = "\x1f"
 
 
 def _in_a_field(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![^{_BETWEEN}])\s*[+-]?(?:{pattern})\s*(?![^{_BETWEEN}])")
+    unit = rf"\s*[{UNITS}]?\s*"
+    return re.compile(rf"(?<![^{_BETWEEN}])\s*[+-]?{unit}(?:{pattern}){unit}(?![^{_BETWEEN}])")
 
 
 _COMMAS = _in_a_field(r"\d*,\d+")
-_NO_THOUSANDS = _in_a_field(r"0?,\d+|\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})")
+_NO_THOUSANDS = _in_a_field(r"0?,\d+|\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+")
 _POINTS = _in_a_field(r"\d*\.\d+")
 
 
@@ -123,9 +125,10 @@ class _Columns:
 
     @property
     def decimal(self) -> Literal[".", ","]:
-        """A comma where numbers have one that is not read as a thousands separator."""
+        """A comma where numbers have one that does not separate thousands, and of quoted fields none has a point."""
         by_semicolon = self.separator == ";" and self._commas and not self._points
-        return "," if self._no_thousands or by_semicolon else "."
+        sure = self._no_thousands and not (self.separator == "," and self._points)
+        return "," if sure or by_semicolon else "."
 
     def read(self, records: Records) -> pl.DataFrame:
         import polars as pl
@@ -154,7 +157,7 @@ class _Columns:
         series = []
         for i, name in enumerate(self.names):
             column = fields[i :: len(self.names)]
-            if self.separator != "," and not self._no_thousands:
+            if not self._no_thousands or self.separator == ",":
                 self._look_for_decimals(column)
             series.append(pl.Series(name, [field or None for field in column], dtype=pl.String))
         return pl.DataFrame(series)
@@ -163,7 +166,7 @@ class _Columns:
         joined = _BETWEEN.join(column)
         if "," in joined:
             self._commas = self._commas or _COMMAS.search(joined) is not None
-            self._no_thousands = _NO_THOUSANDS.search(joined) is not None
+            self._no_thousands = self._no_thousands or _NO_THOUSANDS.search(joined) is not None
         self._points = self._points or ("." in joined and _POINTS.search(joined) is not None)
 
 

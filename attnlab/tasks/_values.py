@@ -21,6 +21,15 @@ MANY = 20
 MOSTLY = 0.9
 """Where this part of a column is numbers or dates, the rest is an error in the data."""
 
+_THOUSANDS = {
+    mark: rf"[1-9]\d{{0,2}}(?:{group}\d{{3}})+(?:{point}\d*)?"
+    for mark, group, point in ((".", ",", r"\."), (",", r"\.", ","))
+}
+"""Numbers with separated thousands, by the decimal mark."""
+UNITS = "%$€£¥"
+"""What may stand before or after all numbers of a column."""
+_DIGITS_AND_UNITS = rf"^[+-]?\s?[{UNITS}]?\s?[\d.,]+\s?[{UNITS}]?$"
+
 _YEAR_FIRST = r"\d{4}{0}\d{1,2}{0}\d{1,2}"
 _YEAR_LAST = r"\d{1,2}{0}\d{1,2}{0}\d{4}"
 DATES = {
@@ -68,7 +77,8 @@ def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
     """Columns as numbers, each (columns, rows).
 
     The columns are all strings, or all numbers, Booleans or durations. `UNKNOWN` is missing where every other value of
-    its column is a number; numbers that are not finite are missing, but for a text such as 1e999.
+    its column is a number; numbers that are not finite are missing, but for a text such as 1e999. Thousands may be
+    separated, and all numbers of a column may have the same unit out of % $ € £ ¥.
     """
     rows = len(columns[0])
     together = pl.concat(columns, rechunk=True)
@@ -83,14 +93,34 @@ def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
         low.is_in(which).fill_null(which is MISSING).to_numpy().reshape(len(columns), rows)
         for which in (MISSING, UNKNOWN)
     )
-    if decimal == ",":
-        text = text.str.replace(",", ".", literal=True)
-    found = as_float(text).reshape(len(columns), rows)
+    found = as_float(text.str.replace(",", ".", literal=True) if decimal == "," else text).reshape(len(columns), rows)
     found[missing | unknown] = np.nan
+    points = np.zeros_like(missing)  # where there is a point that is no decimal mark
+    if decimal == ",":
+        points = text.str.contains(".", literal=True).fill_null(False).to_numpy().reshape(found.shape)
+    unread = points | (np.isnan(found) & ~missing & ~unknown)
+    unread[unread] = text.filter(pl.Series(unread.ravel())).str.contains(_DIGITS_AND_UNITS).to_numpy()
+    for i in np.flatnonzero(unread.any(axis=1)).tolist():
+        read = _written_out(text.slice(i * rows, rows), decimal)
+        if not (points[i] & np.isnan(read)).any():
+            found[i] = np.where(points[i] | np.isnan(found[i]), read, found[i])
     other = ~(missing | unknown) & np.isnan(found)
     numeric = ~other.any(axis=1) & ~np.isnan(found).all(axis=1)
     among_numbers = unknown & numeric[:, None]
     return Values(found, missing | among_numbers, other | (unknown & ~among_numbers))
+
+
+def _written_out(text: pl.Series, decimal: str) -> NDArray[np.float64]:
+    """Numbers with separated thousands or a unit such as % or $, and NaN elsewhere; everywhere where units differ."""
+    unit, plain = f"([{UNITS}]?)", rf"\d+(?:\{decimal}\d*)?|\{decimal}\d+"
+    parts = text.str.extract_groups(rf"^([+-]?)\s?{unit}\s?(?:({_THOUSANDS[decimal]})|({plain}))\s?{unit}$")
+    sign, before, thousands, digits, after = parts.struct.unnest().get_columns()
+    there = thousands.is_not_null() | digits.is_not_null()
+    if (before + after).filter(there).n_unique() > 1:
+        return np.full(len(text), np.nan)
+    group, point = (",", ".") if decimal == "." else (".", ",")
+    whole = thousands.str.replace_all(group, "", literal=True)
+    return as_float((sign + whole.fill_null(digits)).str.replace(point, ".", literal=True))
 
 
 def as_float(column: pl.Series) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from attnlab import tasks
 from attnlab.errors import UserError
 from attnlab.tasks._cells import DATE_PARTS, date_parts
 from attnlab.tasks._columns import describe
-from attnlab.tasks._table_file import TableFile
+from attnlab.tasks._table_file import TableFile, read_table
 from attnlab.tasks._values import dates
 
 COUNT = 307
@@ -280,3 +280,45 @@ def test_very_many_columns(tmp_path: Path) -> None:
     problem = table(write(frame, tmp_path / "t.parquet"), "c7")
     assert problem.inputs.numbers == width - 1
     assert len(problem.columns) == width
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "separator"),
+    [
+        (["1,234.50", "999.5", "-12,345,678", "5"], [1234.5, 999.5, -12345678, 5], ","),
+        (["1,234", "999", "12,345", "5"], [1234, 999, 12345, 5], ","),
+        (["12.5%", "3 %", "0%", "100%"], [12.5, 3, 0, 100], ","),
+        (["$1,200.50", "-$3", "$ 7", "$.5"], [1200.5, -3, 7, 0.5], ","),
+        (["12,50 €", "3 €", "1.200 €", "7,5€"], [12.5, 3, 1200, 7.5], ";"),
+        (["1.234,50", "999,5", "-12.345.678", "5"], [1234.5, 999.5, -12345678, 5], ";"),
+        (["1.234,50", "2.345,75", "3.456,25", "4.567,5"], [1234.5, 2345.75, 3456.25, 4567.5], ";"),
+        (["3,14", "2,7", "1", "0,125"], [3.14, 2.7, 1, 0.125], ","),
+        (["3,14", "2,7", "1", "0.125"], [3.14, 2.7, 1, 0.125], ";"),
+    ],
+)
+def test_numbers_as_people_write_them(written: list[str], read: list[float], separator: str, tmp_path: Path) -> None:
+    rows = [f'"{value}"{separator}{"ab"[i % 2]}' for i, value in enumerate(written * 5)]
+    path = write("\n".join([f"x{separator}y", *rows]) + "\n", tmp_path / "t.csv")
+    column = describe(read_table(path))[0]
+    assert column.kind == "number"
+    assert column.values[: len(read)].tolist() == read
+
+
+@pytest.mark.parametrize(
+    "written",
+    [["$5", "€5", "$7", "€7"], ["5%", "6", "7%", "8"], ["1,23,4", "2,34,5", "1.2.3", "4"], ["1,5", "2,5", "1.5", "3"]],
+)
+def test_what_is_no_number(written: list[str], tmp_path: Path) -> None:
+    path = write(
+        "x,y\n" + "".join(f'"{value}",{"ab"[i % 2]}\n' for i, value in enumerate(written * 5)), tmp_path / "t.csv"
+    )
+    assert describe(read_table(path))[0].kind == "category"
+
+
+def test_a_wrong_word_among_amounts(tmp_path: Path) -> None:
+    amounts = [f'"${i * 997:,}"' for i in range(41)]
+    path = write(
+        "\n".join(["x,y", *(f"{a},{'ab'[i % 2]}" for i, a in enumerate([*amounts, "free"]))]), tmp_path / "t.csv"
+    )
+    with pytest.raises(UserError, match=r"x holds numbers, but 'free' in row 42"):
+        table(path, "y")

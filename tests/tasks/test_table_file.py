@@ -86,7 +86,11 @@ def test_kinds_of_csv(content: bytes, fact: str | None, expected: dict[str, list
         ("a\tb\n1,500\tx\n", "."),
         ("a\tb\n1,50\tx\n", ","),
         ("a\tb\n0,500\tx\n", ","),
-        ('a,b\n"1,5",x\n', "."),
+        ('a,b\n"1,5",x\n', ","),
+        ('a,b\n"1,5",2.5\n', "."),
+        ('a,b\n"1,500",x\n', "."),
+        ("a;b\n12,5 %;x\n", ","),
+        ("a;b\n1.234,567;x\n", ","),
     ],
 )
 def test_decimal_commas(content: str, decimal: str, tmp_path: Path) -> None:
