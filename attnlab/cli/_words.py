@@ -45,22 +45,34 @@ def show_result(console: Console, result: dict[str, Any], *, details: bool = Fal
     """The result on the test data among its baselines; with ``details`` also that of each class."""
     metric, names = result["metric"], metric_names(result)
     ended = f"; {ENDED[result['ended']]}" if "ended" in result else ""
-    table = Table(box=None, pad_edge=False, show_header=len(names) > 1, padding=(0, 2), header_style="")
-    for header in ("", *(METRICS[name].short for name in names)):
-        table.add_column(header, justify="right" if header else "left")
-    for name, values in ranking(result):
-        cells = [number(m, values.get(m)) for m in names]
-        table.add_row("  " + name, *cells, style="bold" if name == result["model"] else "")
+    table, shown = ranking_table(result, names), len(names)
+    while shown > 1 and not fits(table, console):
+        shown -= 1
+        table = ranking_table(result, names[:shown])
     console.print(
         f"\ntest {METRICS[metric].label} on {result['test_examples']:,} examples "
         f"(the network that was best on validation, step {result['best_step']:,}{ended})\n",
     )
     console.print(table)
+    if shown < len(names):
+        left_out = ", ".join(METRICS[name].short for name in names[shown:])
+        console.print(f"\n  a wider terminal shows {left_out} too", style="dim")
     if details and result.get("confusion"):
         show_classes(console, result)
     for line in (*result["notes"], result["remark"]):
         if line:
             console.print(f"\n  {line}", style="dim")
+
+
+def ranking_table(result: dict[str, Any], names: list[str]) -> Table:
+    """The result and its baselines, the best one first, with some of the metrics."""
+    table = Table(box=None, pad_edge=False, show_header=len(metric_names(result)) > 1, padding=(0, 2), header_style="")
+    for header in ("", *(METRICS[name].short for name in names)):
+        table.add_column(header, justify="right" if header else "left")
+    for name, values in ranking(result):
+        cells = [number(m, values.get(m)) for m in names]
+        table.add_row("  " + name, *cells, style="bold" if name == result["model"] else "")
+    return table
 
 
 def show_classes(console: Console, result: dict[str, Any]) -> None:
@@ -75,11 +87,27 @@ def show_classes(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if len(result["labels"]) > MOST_SHOWN:
         return
-    matrix = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
-    matrix.add_column("  true class, then predicted as")
-    for label in result["labels"]:
-        matrix.add_column(one_line(str(label)), justify="right")
-    for label, counts in zip(result["labels"], result["confusion"], strict=True):
-        matrix.add_row(f"  {one_line(str(label))}", *map(str, counts))
+    labels = [one_line(str(label)) for label in result["labels"]]
+    matrix = confusion_table("true class, then predicted as", labels, labels, result["confusion"])
+    if not fits(matrix, console):
+        numbers = [str(i) for i in range(1, len(labels) + 1)]
+        rows = [f"{i} {label}" for i, label in zip(numbers, labels, strict=True)]
+        matrix = confusion_table("true, predicted", rows, numbers, result["confusion"])
     console.print()
     console.print(matrix)
+
+
+def confusion_table(corner: str, rows: list[str], columns: list[str], counts: list[list[int]]) -> Table:
+    """A confusion matrix with the names of its true (rows) and predicted classes (columns)."""
+    matrix = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
+    matrix.add_column(f"  {corner}")
+    for column in columns:
+        matrix.add_column(column, justify="right")
+    for row, numbers in zip(rows, counts, strict=True):
+        matrix.add_row(f"  {row}", *map(str, numbers))
+    return matrix
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether no column of a table has to be cut or wrapped."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width

@@ -17,7 +17,9 @@ import torch
 from answers import below, call, files
 
 import attnlab
+from attnlab.cli._console import Console
 from attnlab.cli._program import program, trainer
+from attnlab.cli._words import show_result
 from attnlab.network import Network
 from attnlab.training.runs import Run
 
@@ -227,3 +229,30 @@ def test_commands_are_named_as_they_can_be_typed_here(monkeypatch: pytest.Monkey
     assert (program(), trainer()) == (f"{sys.executable} -m attnlab", f"{sys.executable} main.py")
     monkeypatch.setattr(sys, "executable", str(Path(".venv/bin/python").absolute()))
     assert (program(), trainer()) == (".venv/bin/python -m attnlab", ".venv/bin/python main.py")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_result_on_a_narrow_terminal(width: int) -> None:
+    labels = ["Austria", "Liechtenstein", "Switzerland", "United Kingdom", "Italy"]
+    names = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc")
+    result = {
+        "model": "multihead",
+        "metric": "accuracy",
+        "metrics": dict.fromkeys(names, 0.25),
+        "baselines": [{"name": "3 nearest neighbours", "metrics": dict.fromkeys(names, 0.5)}],
+        "test_examples": 47,
+        "best_step": 5,
+        "labels": labels,
+        "per_class": [{"label": n, "precision": 0.5, "recall": 0.5, "f1": 0.5, "count": 9} for n in labels],
+        "confusion": [[101 + i * 5 + j for j in range(5)] for i in range(5)],
+        "notes": [],
+        "remark": "",
+    }
+    out = io.StringIO()
+    show_result(Console(file=out, width=width, soft_wrap=True), result, details=True)
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert "3 nearest neighbours" in shown
+    assert ("a wider terminal shows" in shown) == (width < 80)
+    wide = next(line for line in shown.splitlines() if "111" in line)
+    assert wide.split() == ["3", "Switzerland", "111", "112", "113", "114", "115"]
