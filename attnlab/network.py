@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ class Network(
                 allocated then.
         """
         config = Path(pretrained_model_name_or_path) / "config.json"
-        if config.is_file():
+        if os.path.lexists(config):  # a pipe too, which would be waited for
             try:
                 parse_json(read_bytes(config, JSON_BYTES, follow=True))
             except ValueError as error:

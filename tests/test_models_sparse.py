@@ -177,6 +177,11 @@ def test_random_blocks_are_spread_and_as_many_as_were_drawn() -> None:
         (partial(BigBirdAttention, block=0), ValueError, "block must be at least 1, not 0"),
         (partial(BigBirdAttention, num_random=-1), ValueError, "num_random must be at least 0, not -1"),
         (partial(BigBirdAttention, num_global=0.0), TypeError, "num_global must be a whole number, not 0.0"),
+        (
+            partial(BigBirdAttention, num_random=10**12),
+            ValueError,
+            "num_random must be at most 1,000, not 1000000000000",
+        ),
         (partial(BigBirdAttention, num_random=False), TypeError, "num_random must be a whole number, not False"),
         (partial(StridedAttention, form="stride"), ValueError, "form is 'strided' or 'fixed', not 'stride'"),
         (partial(StridedAttention, stride=0), ValueError, "stride must be at least 1, not 0"),

@@ -24,7 +24,17 @@ from torch import Tensor
 
 from attnlab.errors import UserError
 from attnlab.files.atomic import atomically, open_regular, parse_json
-from attnlab.files.tensors import DTYPES, ENTRIES, HEADER_BYTES, SafetensorsFile, Shape, UnsafeError, as_bytes, read_pth
+from attnlab.files.tensors import (
+    DTYPES,
+    ENTRIES,
+    HEADER_BYTES,
+    PICKLE_BYTES,
+    SafetensorsFile,
+    Shape,
+    UnsafeError,
+    as_bytes,
+    read_pth,
+)
 
 KEY = "attnlab"
 PTH = (".pth", ".pt")
@@ -141,8 +151,9 @@ def is_checkpoint(path: Path) -> bool:
         if path.suffix not in PTH:
             return KEY in SafetensorsFile(path, file).metadata
         with zipfile.ZipFile(file) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            return any(b"state_dict" in (text := archive.read(name)) and KEY.encode() in text for name in names[:1])
+            found = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            small = (entry for entry in found[:1] if entry.file_size <= PICKLE_BYTES)
+            return any(b"state_dict" in (text := archive.read(entry)) and KEY.encode() in text for entry in small)
     return False
 
 

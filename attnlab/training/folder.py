@@ -184,24 +184,28 @@ def try_to_make(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Restore or remove what killed processes left: an earlier run whose place is empty, and folders half made."""
     for left in folder.glob(f"{UNFINISHED}*"):
-        if left.name.endswith(REPLACED):
+        if left.name.endswith(REPLACED):  # however old, it is the only copy where its place is empty
             restore_replaced(folder / left.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
+            continue
         with contextlib.suppress(OSError):
             if time.time() - left.lstat().st_mtime > ABANDONED:  # a younger one may be in the making
                 _remove(left)
 
 
 def restore_replaced(path: Path) -> None:
-    """Put an earlier run back into its place where a process was killed before the new one took it."""
+    """Put an earlier run back into its place where a process was killed before the new one took it.
+
+    It is removed where another run is in its place, and stays where something else is.
+    """
     place = Path(os.path.realpath(path))
     earlier = place.with_name(f"{UNFINISHED}{place.name}{REPLACED}")
     with contextlib.suppress(OSError):
         if not earlier.is_dir() or earlier.is_symlink() or is_locked(earlier):
             return
-        if os.path.lexists(place):
+        if looks_like_a_run(place):
             _remove(earlier)
         else:
-            earlier.rename(place)
+            earlier.rename(place)  # fails where anything but an empty folder is
 
 
 def take_number(new: Path, stem: str) -> Path:
@@ -245,7 +249,9 @@ def remove_unfinished(path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run's folder; one that also holds other files stays, with them."""
+    """Remove a run's folder; one that also holds other files stays, with them, and so does what a link points to."""
+    if folder.is_symlink():
+        return
     remove_unfinished(folder)
     for name in RUN_FILES:
         with contextlib.suppress(OSError):

@@ -16,6 +16,8 @@ from attnlab.masks import BoundMask, Mask, blocks, global_tokens, random_blocks
 from attnlab.positions import Positions
 
 SEEDS = 2**31 - 1
+MOST_RANDOM = 1_000
+"""Each draw is computed by itself: a billion of them would never end."""
 
 
 class BigBirdAttention(HeadedAttention):
@@ -98,6 +100,8 @@ class BigBirdAttention(HeadedAttention):
                 raise TypeError(f"{name} must be a whole number, not {value!r}")
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
+        if num_random > MOST_RANDOM:
+            raise ValueError(f"num_random must be at most {MOST_RANDOM:,}, not {num_random}; each is drawn by itself")
         self.num_global, self.num_random = num_global, num_random
         # Drawn with the weights and kept with them: layers differ, and a saved network sees what it was trained on.
         self.register_buffer("seed", torch.randint(SEEDS, (), device=device))

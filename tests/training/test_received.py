@@ -451,6 +451,17 @@ def test_a_folder_from_the_hub_passes_the_same_gate(copied: Path, tmp_path: Path
         (tmp_path / "hub/config.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             Network.from_pretrained(tmp_path / "hub")
+    (tmp_path / "hub/config.json").unlink()
+    os.mkfifo(tmp_path / "hub/config.json")
+    with pytest.raises(UserError, match=r"config\.json is not a regular file"):
+        Network.from_pretrained(tmp_path / "hub")
+
+
+def test_an_archive_is_not_unpacked_to_find_out_whose_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "sent.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"state_dict attnlab" + bytes(2**25))
+    assert not checkpoint.is_checkpoint(path)
 
 
 @pytest.mark.parametrize("which", ["expanded", "overlapping", "deflated", "sparse", "bytearray", "meta"])

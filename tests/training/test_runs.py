@@ -443,9 +443,37 @@ def test_an_earlier_run_is_not_taken_from_a_process_that_replaces_it(copied: Pat
     earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
     held = lock(earlier)
     assert find(copied.parent) == []
-    assert earlier.is_dir()
+    os.utime(earlier, (0, 0))
+    assert find(copied.parent) == []
+    assert (earlier / "config.json").is_file(), "however old it is"
     os.close(held)
     assert [run.path.name for run in find(copied.parent)] == ["copied"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "another folder", "a file"])
+def test_an_earlier_run_is_removed_only_where_another_run_took_its_place(there: str, copied: Path) -> None:
+    before = files(copied)
+    earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
+    os.utime(earlier, (0, 0))
+    if there == "a file":
+        copied.write_text("a note", encoding="utf-8")
+    elif there != "nothing":
+        copied.mkdir()
+    if there == "another folder":
+        (copied / "note").write_text("a note", encoding="utf-8")
+    find(copied.parent)
+    assert files(earlier if there in ("another folder", "a file") else copied) == before
+
+
+def test_a_link_that_looks_unfinished_is_not_followed(copied: Path, tmp_path: Path) -> None:
+    """A folder from somebody else, with a link to a run of the user."""
+    before = files(copied)
+    (tmp_path / "sent").mkdir()
+    link = tmp_path / "sent" / f"{UNFINISHED}old"
+    link.symlink_to(copied)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    assert find(tmp_path / "sent") == []
+    assert files(copied) == before
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
