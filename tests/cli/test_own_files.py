@@ -89,10 +89,9 @@ def test_kept_columns_of_every_type() -> None:
     assert pl.read_parquet("o.parquet").select(*columns).to_dict(as_series=False) == columns
     line = json.loads(Path("o.jsonl").read_text("utf-8").splitlines()[2])
     assert [line[name] for name in columns] == [14, "PT2M", "ff32", ["ü", None], '{"x": 2, "y": "01"}', False]
-    row = list(csv.DictReader(io.StringIO(call(*predict).out)))[2]
+    row = list(csv.DictReader(io.StringIO(Path("o.csv").read_text("utf-8"))))[2]
     assert row["took"] == "PT2M"
     assert (row["raw"], row["tags"], row["at"]) == ("ff32", '["ü", null]', '{"x": 2, "y": "01"}')
-    assert Path("o.csv").read_text("utf-8") == call(*predict).out
 
 
 def test_kept_columns_of_json_lines() -> None:
