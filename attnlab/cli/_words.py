@@ -20,6 +20,9 @@ ENDED = {
     "unfinished": "training has not ended",
 }
 
+WIDE = 10_000
+"""Columns in which every table fits."""
+
 
 def command_line(asked: Asked) -> str:
     """The command that asks for the same."""
@@ -43,6 +46,8 @@ def duration(seconds: float) -> str:
 
 def show_result(console: Console, result: dict[str, Any], *, details: bool = False) -> None:
     """The result on the test data among its baselines; with ``details`` also that of each class."""
+    if not console.is_terminal:
+        console.width = WIDE
     metric, names = result["metric"], metric_names(result)
     ended = f"; {ENDED[result['ended']]}" if "ended" in result else ""
     table, shown = ranking_table(result, names), len(names)
@@ -110,4 +115,4 @@ def confusion_table(corner: str, rows: list[str], columns: list[str], counts: li
 
 def fits(table: Table, console: Console) -> bool:
     """Whether no column of a table has to be cut or wrapped."""
-    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+    return console.measure(table, options=console.options.update(width=WIDE)).maximum <= console.width

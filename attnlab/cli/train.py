@@ -159,7 +159,8 @@ def _announce(console: Console, prepared: Prepared) -> None:
         ),
         (
             "",
-            f"evaluated every {planned.evaluate_every:,} steps on {planned.validation_examples:,} validation examples, "
+            f"evaluated every {'step' if planned.evaluate_every == 1 else f'{planned.evaluate_every:,} steps'} on "
+            f"{planned.validation_examples:,} validation examples, "
             f"by {METRICS[problem.metric].label}",
         ),
         ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),

@@ -62,8 +62,8 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
         if first is None:
             raise MalformedError("it holds empty lines alone")
         if header:
-            check_names(first)
-            names, body = first, records
+            names, body = [name.strip(" \t") for name in first], records
+            check_names(names)
         else:
             names = [f"column_{i}" for i in range(1, len(first) + 1)]
             check_names(names)

@@ -64,6 +64,6 @@ def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
         raise UserError(f"--data {path} cannot be read: {error.strerror}") from None
     if path.suffix.lower() not in suffixes:
         known = " ".join(suffixes) or "no file"
-        raise UserError(f"{task} reads {known}, not {path.name}; leave out --task, or rename the file")
+        raise UserError(f"{task} reads {known}, not {path.name}; give such a file, or leave out --task")
     if empty:
         raise UserError(f"--data {path} is empty; put something into it")

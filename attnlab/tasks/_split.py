@@ -78,8 +78,8 @@ def stratified(classes: NDArray[Any], labels: Sequence[Any], request: Request, g
     if different.min() < 3:
         rare = [f"{label} ({count})" for label, count in zip(labels, different, strict=True) if count < 3]
         raise UserError(
-            "a class needs 3 different rows at least, to train, validate and test on, and equal rows count once; these "
-            f"have fewer: {listed(rare)}"
+            "a class needs 3 different rows at least, to train, validate and test on, and rows that are read as equal "
+            f"count once; these have fewer: {listed(rare)}"
         )
     order = np.lexsort((different[kinds], owners))  # a group counts for the rarest of its classes
     main = kinds[order][np.unique(owners[order], return_index=True)[1]]

@@ -75,7 +75,7 @@ def read_target(
     _check_quantities(column, found, other, place)
     low, high = found.min(), found.max()
     if low == high:
-        alike = f"is {low:.17g} in every row" if len(unique) == 1 else f"is {low:.17g} in every row as a float64"
+        alike = f"is {float(low)!r} in every row{' as a float64' if len(unique) > 1 else ''}"
         raise UserError(f"{column.name} {alike}, so there is nothing to learn; choose another --target")
     return Target(column.name, found, None, f"{low:.9g} to {high:.9g}: {why}")
 

@@ -119,7 +119,7 @@ class Text(Task):
                     following[p.line] = likeliest(costs[p.stop - p.start - 1])
         costs_a_byte = [b / (len(line) - 1) if len(line) > 1 else None for b, line in zip(bits, lines, strict=True)]
         return {
-            "line": [line.decode("utf-8", "replace") for line in lines],
+            "line": list(map(decoded, lines)),
             "bits_per_byte": costs_a_byte,
             "bytes": list(map(len, lines)),
             "next": following,
@@ -173,6 +173,14 @@ def line_windows(line: int, size: int, N: int) -> Iterator[LineWindow]:
         stop = min(size, asked + (max(1, N // 2) if asked else N))
         yield LineWindow(line, max(0, stop - N), stop, asked)
         asked = stop
+
+
+def decoded(line: bytes) -> str:
+    """A line that is to be shown: in UTF-8, and one that is not in Windows-1252, as Latin-1 text is read."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("cp1252", "replace")
 
 
 def likeliest(costs: Tensor) -> str:

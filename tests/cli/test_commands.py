@@ -231,8 +231,8 @@ def test_commands_are_named_as_they_can_be_typed_here(monkeypatch: pytest.Monkey
     assert (program(), trainer()) == (".venv/bin/python -m attnlab", ".venv/bin/python main.py")
 
 
-@pytest.mark.parametrize("width", [60, 80])
-def test_a_result_on_a_narrow_terminal(width: int) -> None:
+@pytest.mark.parametrize(("width", "terminal"), [(60, True), (80, True), (20, False)])
+def test_a_result_on_a_narrow_terminal(width: int, terminal: bool) -> None:
     labels = ["Austria", "Liechtenstein", "Switzerland", "United Kingdom", "Italy"]
     names = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc")
     result = {
@@ -249,10 +249,12 @@ def test_a_result_on_a_narrow_terminal(width: int) -> None:
         "remark": "",
     }
     out = io.StringIO()
-    show_result(Console(file=out, width=width, soft_wrap=True), result, details=True)
+    show_result(
+        Console(file=out, width=width, soft_wrap=True, force_terminal=terminal, color_system=None), result, details=True
+    )
     shown = out.getvalue()
     assert "…" not in shown
     assert "3 nearest neighbours" in shown
-    assert ("a wider terminal shows" in shown) == (width < 80)
-    wide = next(line for line in shown.splitlines() if "111" in line)
-    assert wide.split() == ["3", "Switzerland", "111", "112", "113", "114", "115"]
+    assert ("a wider terminal shows" in shown) == (width == 60)
+    row = next(line for line in shown.splitlines() if "111" in line)
+    assert row.split() == [*(["3"] if terminal else []), "Switzerland", "111", "112", "113", "114", "115"]

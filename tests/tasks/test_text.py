@@ -243,7 +243,7 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
     score = Counting()
     long = bytes(range(65, 122))
     columns = answers(tmp_path / "x.txt", b"abc\r\n\r\nd\n" + long + b"\ncaf\xe9 " + long, score)
-    assert columns["line"] == ["abc", "", "d", long.decode(), "caf\N{REPLACEMENT CHARACTER} " + long.decode()]
+    assert columns["line"] == ["abc", "", "d", long.decode(), "caf\N{LATIN SMALL LETTER E WITH ACUTE} " + long.decode()]
     assert columns["bytes"] == [3, 0, 1, 57, 62]
     assert columns["bits_per_byte"][:4] == [pytest.approx(0), None, None, pytest.approx(0)]
     wrong = 5  # c-a, a-f, f-é, é-space, space-A
