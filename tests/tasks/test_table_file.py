@@ -18,8 +18,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from attnlab import data_files
 from attnlab.errors import UserError
+from attnlab.files import data as data_files
 from attnlab.tasks import _table_file
 from attnlab.tasks._table_file import TableFile, read_table
 
@@ -259,6 +259,19 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(data_files, "memory_limit", lambda: 8_000_000)
     monkeypatch.setattr(_table_file, "memory_limit", lambda: 8_000_000)
     with pytest.raises(UserError, match=r"takes 8,000,024 bytes of memory, more than .* \(8,000,000\)"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical])
+def test_texts_that_a_parquet_file_holds_once_for_many_rows(
+    dtype: pl.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"a": pl.Series(["word " * 20_011, "word"] * 503, dtype=dtype)}).write_parquet(path)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(data_files, "memory_limit", lambda: 2**24)
+    monkeypatch.setattr(_table_file, "memory_limit", lambda: 2**24)
+    with pytest.raises(UserError, match=r"t\.parquet takes 5\d,\d{3},\d{3} bytes of memory"):
         read_table(path)
 
 
