@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Idle OpenMP threads sleep instead of spinning: on a machine that is shared, spinning is many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a sign that the terminal lacks is no reason to fail
+        # A sign that the terminal lacks is no reason to fail; a file or another program gets UTF-8 in every locale.
+        chosen = sys.stdout.isatty() or "PYTHONIOENCODING" in os.environ
+        sys.stdout.reconfigure(encoding=None if chosen else "utf-8", errors="replace")
     try:
         for word in arguments:
             if word != word.encode(errors="replace").decode():

@@ -34,4 +34,8 @@ def _active() -> bool:
 
 def short(path: Path) -> str:
     """A path as one would type it here."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # the working directory was removed
+        return shell_word(str(path))
     return shell_word(os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path))

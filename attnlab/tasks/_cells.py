@@ -82,6 +82,13 @@ class Layout(Recorded):
     categories: list[Category]
     texts: list[Text]
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Layout:
+        names = self.names
+        if len(set(names)) < len(names):
+            raise ValueError("a column occurs twice")
+        return self
+
     @property
     def names(self) -> list[str]:
         """The columns that are read."""

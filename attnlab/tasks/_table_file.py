@@ -158,7 +158,7 @@ def _probe(path: Path, file: BinaryIO) -> None:
     if ended.returncode == _parquet_probe.TOO_LARGE:
         check_size(path, int(answer))
     elif ended.returncode:
-        raise MalformedError(answer or "it is damaged")
+        raise MalformedError(answer or "it is damaged, or its content does not fit into memory")
 
 
 def _plainer(frame: pl.DataFrame) -> list[pl.Expr]:

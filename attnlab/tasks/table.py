@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from attnlab.errors import UserError, nearest
 from attnlab.network import Inputs
@@ -37,6 +37,13 @@ class Encoding(BaseModel, strict=True, allow_inf_nan=False):
     missing: Literal["mean", "error", "drop"]
     header: bool = True
     columns: Layout
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Encoding:
+        names = list(map(str, self.labels or ()))
+        if len(set(names)) < len(names):
+            raise ValueError("a label occurs twice")
+        return self
 
 
 class Table(Task):

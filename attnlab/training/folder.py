@@ -43,6 +43,7 @@ class Held:
     def __init__(self, path: Path) -> None:
         self.handle = lock(path)
         self.identity = _identity(os.fstat(self.handle))
+        self._place = Path(os.path.abspath(path))  # which the working directory may vanish with  # noqa: PTH100
         self._kept: dict[str, BinaryIO] = {}
         for name in ("model.safetensors", "metrics.jsonl"):
             self.keep(path / name)
@@ -55,19 +56,20 @@ class Held:
                 self._kept.pop(file.name).close()
             self._kept[file.name] = opened
 
-    def gone(self, path: Path) -> bool:
+    def gone(self) -> bool:
         """Whether the folder was removed, moved or replaced."""
         try:
-            return _identity(path.stat()) != self.identity
+            return _identity(self._place.stat()) != self.identity
         except OSError:
             return True
 
-    def recover(self, path: Path, config: dict[str, Any]) -> Path:
+    def recover(self, config: dict[str, Any]) -> Path:
         """Make the folder again, under the next free name ``PATH-recovered``, with the files that were kept.
 
         Raises:
             UserError: when it cannot be made.
         """
+        path = self._place
         number, place = 1, path.with_name(f"{path.name}-recovered")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ class Held:
                 shutil.copyfileobj(file, copy)
         os.close(self.handle)
         self.handle = lock(place)
-        self.identity = _identity(os.fstat(self.handle))
+        self.identity, self._place = _identity(os.fstat(self.handle)), place
         return place
 
     def close(self) -> None:

@@ -145,8 +145,8 @@ class Run:
         Raises:
             UserError: when no folder can be made.
         """
-        if self._held is not None and self._held.gone(self.path):
-            self.path = self._held.recover(self.path, self.config)
+        if self._held is not None and self._held.gone():
+            self.path = self._held.recover(self.config)
         return self.path / name
 
     def replace_config(self, changes: dict[str, Any]) -> Run:

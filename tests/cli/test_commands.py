@@ -17,6 +17,7 @@ import torch
 from answers import below, call, files
 
 import attnlab
+from attnlab import cli
 from attnlab.cli._console import Console
 from attnlab.cli._program import program, trainer
 from attnlab.cli._words import show_result
@@ -201,6 +202,15 @@ def test_a_terminal_without_utf_8_is_no_error() -> None:
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert "multihead" in out
+
+
+def test_a_pipe_gets_utf_8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr("attnlab.cli._overview", lambda: "größe")
+    assert cli.main([]) == 0
+    assert written.getvalue() == "größe\n".encode()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

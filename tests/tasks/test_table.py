@@ -261,10 +261,14 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
     problem = table(write(FRAME, tmp_path / "t.csv"), "town")
     old = {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]}
     numbers = problem.encoding["columns"]["numbers"]
+    twice = {"names": ["days"], "means": [0.0], "spreads": [1.0]}
+    dates = [{"name": numbers["names"][0], "form": "%Y-%m-%d", "parts": twice}]
     for encoding in (
         old,
         {},
         {**problem.encoding, "labels": []},
+        {**problem.encoding, "labels": ["1", 1]},
+        {**problem.encoding, "columns": {**problem.encoding["columns"], "dates": dates}},
         {**problem.encoding, "mean": "much"},
         {**problem.encoding, "columns": {**problem.encoding["columns"], "texts": [{"name": "town", "bytes": 7}]}},
         {**problem.encoding, "columns": {**problem.encoding["columns"], "numbers": {**numbers, "means": []}}},

@@ -266,6 +266,19 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
         read_table(path)
 
 
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical])
+def test_texts_that_a_parquet_file_holds_once_for_many_rows(
+    dtype: pl.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"a": pl.Series(["word " * 20_011, "word"] * 503, dtype=dtype)}).write_parquet(path)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(data_files, "memory_limit", lambda: 2**24)
+    monkeypatch.setattr(_table_file, "memory_limit", lambda: 2**24)
+    with pytest.raises(UserError, match=r"t\.parquet takes 5\d,\d{3},\d{3} bytes of memory"):
+        read_table(path)
+
+
 @pytest.mark.parametrize("size", [0, 4, 11, 200, -1, -9])
 def test_damaged_parquet(size: int, tmp_path: Path) -> None:
     pl.DataFrame({"a": range(101), "b": ["x"] * 101}).write_parquet(tmp_path / "whole.parquet")

@@ -476,6 +476,23 @@ def test_a_link_that_looks_unfinished_is_not_followed(copied: Path, tmp_path: Pa
     assert files(copied) == before
 
 
+def test_a_working_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
+    ready, path = prepared(), tmp_path / "run"
+    train.start(ready, path)
+    monkeypatch.chdir(path)
+    run = Run.open(Path())
+
+    def watch(seen: Any) -> None:
+        if seen.step == 21:
+            shutil.rmtree(path)
+
+    train.train(ready, run, watch=watch)
+    assert run.path == tmp_path / "run-recovered"
+    assert Run.open(run.path).result() is not None
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
 def test_a_folder_that_vanishes_is_made_again_under_another_name(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
