@@ -65,6 +65,8 @@ def train(asked: Asked) -> int:
     if output.resume is not None:
         resumed = runs.Run.open(Path(output.resume))
         extending = extends(resumed, settings)
+        if "data" in asked.given:
+            runs.check_data(resumed, settings.data.data)
         if extending:
             check_extension(resumed)
         elif resumed.result() is not None:

@@ -253,7 +253,8 @@ def test_the_report_names_the_data_absolutely_and_quoted(here: Path) -> None:
     trained(*words, "--steps", "5", run="spaced")
     assert f"--data '{here / 'my data.csv'}'" in Path("spaced/report.md").read_text("utf-8")
     assert call("train", "--resume", "spaced", "--data", "my data.csv").code == 0, "the same file as before"
-    assert "was started with data=" in refused("train", "--resume", "spaced", "--data", "mine.csv")
+    Path("other.csv").write_text("a,b,way\n1,2,up\n", encoding="utf-8")
+    assert "other.csv was altered since" in refused("train", "--resume", "spaced", "--data", "other.csv")
 
 
 def test_evaluate_says_how_training_ended(here: Path) -> None:

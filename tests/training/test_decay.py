@@ -16,6 +16,27 @@ from attnlab.training.settings import defaults
 
 AROUND = {"blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight", "readout.weight"}
 SELFHEAD = {f"{name}.weight" for name in ("query", "key", "value", "output")}
+MECHANISMS = (
+    "additive",
+    "bigbird",
+    "chunked",
+    "differential",
+    "entmax",
+    "forgetting",
+    "gated",
+    "groupedquery",
+    "latent",
+    "longformer",
+    "multihead",
+    "multiquery",
+    "selfhead",
+    "sigmoid",
+    "sinks",
+    "slidingwindow",
+    "strided",
+    "talkingheads",
+)
+"""Those whose parameters are listed here; of a new one the second test says enough."""
 EXTRA = {
     "forgetting": {"forget.weight"},
     "gated": {"gate.projection.weight"},
@@ -43,13 +64,23 @@ def expected(model: str) -> set[str]:
     return AROUND | {f"blocks.0.attention.{name}" for name in attention}
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", MECHANISMS)
 def test_the_parameters_that_decay_in_every_mechanism(model: str) -> None:
     made = network(model)
     decay, rest = decayed(made)
     assert names(made, decay) == expected(model)
     assert {id(p) for p in decay}.isdisjoint(id(p) for p in rest)
     assert len(decay) + len(rest) == len(list(made.parameters()))
+
+
+@pytest.mark.parametrize("model", registry.names())
+def test_all_weights_of_linear_layers_decay_and_no_vector(model: str) -> None:
+    made = network(model)
+    linear = {f"{name}.weight" for name, module in made.named_modules() if isinstance(module, nn.Linear)}
+    decay, rest = decayed(made)
+    assert linear <= names(made, decay)
+    assert all(parameter.dim() >= 2 for parameter in decay)
+    assert "embed.weight" in names(made, rest)
 
 
 @pytest.mark.parametrize("model", ["multihead", "differential", "talkingheads", "additive"])
