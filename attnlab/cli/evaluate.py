@@ -37,14 +37,17 @@ def run(arguments: list[str]) -> int:
     from attnlab.training.train import evaluate_file, evaluate_run
 
     path = Path(options.run)
-    if options.data is not None:
-        result = evaluate_file(path, Path(options.data), options.device)
-    elif path.is_file():
+    data = None if options.data is None else Path(options.data)
+    found = None if path.is_file() else runs.Run.open(path)
+    if found is not None and (data is None or runs.is_its_data(found, data)):
+        runs.check_data(found, options.data)
+        result = evaluate_run(found, options.device, data=data)
+        if data is not None:
+            result["notes"].insert(0, f"{data} is what the run was trained on: only its test rows are evaluated")
+    elif data is None:
         raise UserError(f"{path} is a file, which does not say what its test data were; give --data FILE as well")
     else:
-        found = runs.Run.open(path)
-        runs.check_data(found)
-        result = evaluate_run(found, options.device)
+        result = evaluate_file(path, data, options.device)
     if options.json:
         say(json.dumps(result, ensure_ascii=False))
     else:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from attnlab.errors import UserError
 from attnlab.network import Network
+from attnlab.tasks._split import listed
 from attnlab.training.paths import shown
-from attnlab.training.runs import Run, describe, file_hash, load
+from attnlab.training.runs import Run, describe, file_hash, load_network
 
-READOUT = "readout."
+READOUT, EMBEDDING = "readout.", "embed."
+STATISTICS = {"means", "spreads"}
+"""What differs between two tables of the same columns."""
 
 
 def weights_file(path: Path) -> Path:
@@ -25,20 +30,28 @@ def weights_file(path: Path) -> Path:
     return file
 
 
-def initialize(network: Network, path: Path) -> tuple[str, list[str]]:
+def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[str, list[str]]:
     """Copy the weights of the network at ``path``, a run or a file, into ``network``.
 
-    All weights are copied; the readout only where both networks have the same outputs, else it keeps its new weights.
+    All weights are copied, but the readout where both networks have other outputs or classes, and the embedding where
+    the columns of their tables differ: these keep their new weights.
+
+    Args:
+        network: is changed.
+        path: a run's folder or a file.
+        encoding: that of the problem that the network is to learn.
 
     Returns:
-        The SHA-256 of the file, and what to tell the user: a line about the readout and about other options.
+        The SHA-256 of the file, and what to tell the user, a line each: about what starts anew and about other options.
 
     Raises:
         UserError: another mechanism, or weights whose names or shapes differ.
     """
     sha256 = file_hash(str(weights_file(path)))
     assert sha256 is not None
-    source = load(path)
+    if path.is_dir():
+        Run.open(path).load_model()  # refuses files put together from two runs
+    source, about = load_network(weights_file(path))
     theirs, ours = describe(source), describe(network)
     if theirs["model"] != ours["model"]:
         raise UserError(
@@ -46,11 +59,20 @@ def initialize(network: Network, path: Path) -> tuple[str, list[str]]:
             f"{theirs['model']}, or the weights of a {ours['model']} network"
         )
     lines = [f"starts from the weights of {shown(path)}"]
-    fresh = source.outputs != network.outputs
-    if fresh:
+    learned = about.get("encoding", {})
+    fresh: tuple[str, ...] = ()
+    if source.outputs != network.outputs:
+        fresh += (READOUT,)
         lines.append(f"the readout starts anew: {_outputs(source)} there, {_outputs(network)} here")
-    weights = {name: w for name, w in source.state_dict().items() if not (fresh and name.startswith(READOUT))}
-    own = {name: w for name, w in network.state_dict().items() if not (fresh and name.startswith(READOUT))}
+    elif learned.get("labels") != encoding.get("labels"):
+        fresh += (READOUT,)
+        there, here = (listed(each.get("labels") or ["numbers"]) for each in (learned, encoding))
+        lines.append(f"the readout starts anew: the classes are {there} there, {here} here")
+    if _columns(learned) != _columns(encoding):
+        fresh += (EMBEDDING,)
+        lines.append("the embedding starts anew: the columns of the tables, or their categories, differ")
+    weights = {name: w for name, w in source.state_dict().items() if not name.startswith(fresh)}
+    own = {name: w for name, w in network.state_dict().items() if not name.startswith(fresh)}
     differing = [
         f"{name} is {_shape(weights, name)} there and {_shape(own, name)} here"
         for name in dict.fromkeys([*own, *weights])
@@ -63,11 +85,11 @@ def initialize(network: Network, path: Path) -> tuple[str, list[str]]:
             "the layers and the options that it was trained with"
         )
     network.load_state_dict(weights, strict=not fresh)
-    here, there = ours.get("options") or {}, theirs.get("options") or {}
+    options, others = ours.get("options") or {}, theirs.get("options") or {}
     lines += [
-        f"{name} was {there.get(name)} there and is {here.get(name)} here"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
+        f"{name} was {others.get(name)} there and is {options.get(name)} here"
+        for name in sorted(options.keys() | others.keys())
+        if options.get(name) != others.get(name)
     ]
     return sha256, lines
 
@@ -84,6 +106,17 @@ def check_weights(run: Run) -> None:
             f"the weights in {shown(path)} were altered since {run.path} was made, which is to start from them; "
             "put the old ones back, or start a new run"
         )
+
+
+def _columns(encoding: Any) -> Any:
+    """What the codes of a table's cells mean: its encoded columns without the statistics of their values."""
+
+    def meaning(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: meaning(each) for name, each in value.items() if name not in STATISTICS}
+        return [meaning(each) for each in value] if isinstance(value, list) else value
+
+    return meaning(json.loads(json.dumps(encoding.get("columns"))))
 
 
 def _outputs(network: Network) -> str:

@@ -393,6 +393,12 @@ def file_hash(path: str | None) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_its_data(run: Run, data: Path) -> bool:
+    """Whether a file holds the data that a run was trained on, wherever it lies now."""
+    recorded: str | None = run.config["data_sha256"]
+    return recorded is not None and data.is_file() and file_hash(str(data)) == recorded
+
+
 def check_data(run: Run, data: str | None = None) -> None:
     """Refuse to go on with data other than those that the run was started with.
 

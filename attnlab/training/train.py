@@ -83,7 +83,7 @@ def prepare(settings: Settings, *, began: bool = False) -> Prepared:
             network, problem = network.double(), _double(problem)
         init_sha256 = None
         if settings.training.init_from is not None and not began:
-            init_sha256, lines = initialize(network, Path(settings.training.init_from))
+            init_sha256, lines = initialize(network, Path(settings.training.init_from), problem.encoding)
             problem = replace(problem, facts=(*problem.facts, *lines))
     return Prepared(settings, problem, network, device, init_sha256)
 
@@ -218,15 +218,16 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
     return result
 
 
-def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> dict[str, Any]:
     """A run's result, computed again from its data and its best network.
 
-    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended.
+    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended. ``data`` is
+    where its file is now, None where it was.
 
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
-    prepared = reopen(run, device)
+    prepared = reopen(run, device, data=data)
     _, about = load_tensors(run.path / "model.safetensors")
     recorded = run.result()
     if recorded is None:
@@ -237,14 +238,16 @@ def evaluate_run(run: runs.Run, device: str = "auto") -> dict[str, Any]:
     return _result(prepared, run, outcome)
 
 
-def reopen(run: runs.Run, device: str = "auto") -> Prepared:
-    """A run's data and its best network, as they were.
+def reopen(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> Prepared:
+    """A run's data and its best network, as they were; ``data`` is where its file is now, None where it was.
 
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
     settings = run.settings
     settings.machine.device = device
+    if data is not None:
+        settings.data.data = str(data)
     problem = load_problem(settings)
     check_same_data(run, problem)
     if settings.machine.precision == "float64":

@@ -19,6 +19,7 @@ from attnlab.task import Problem
 from attnlab.training import train
 from attnlab.training.initial import check_weights, initialize
 from attnlab.training.runs import Run, file_hash
+from attnlab.training.settings import defaults
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_all_weights_are_those_of_the_run_or_file(kind: str, source: Path, tmp_p
         Run.open(source).export(path)
     network = fresh()
     assert not same(network, attnlab.load(source))
-    sha256, lines = initialize(network, path)
+    sha256, lines = initialize(network, path, {})
     assert same(network, attnlab.load(source))
     assert sha256 == file_hash(str(source / "model.safetensors" if kind == "run" else path))
     assert lines == [f"starts from the weights of {path}"]
@@ -57,11 +58,46 @@ def test_all_weights_are_those_of_the_run_or_file(kind: str, source: Path, tmp_p
 def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
     network = fresh(fewer_classes(3))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    _, lines = initialize(network, source)
+    _, lines = initialize(network, source, {})
     assert lines[1] == f"the readout starts anew: {CLASSES} classes there, 3 classes here"
     for name, tensor in network.state_dict().items():
         expected = before if name.startswith("readout.") else attnlab.load(source).state_dict()
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
+    """Two tables of one shape: other classes, and other categories under the same codes."""
+
+    def ready(name: str, labels: str, towns: str) -> train.Prepared:
+        rows = [f"{i * 7 % 13},{towns[i % 3]},{labels[i % 2]}" for i in range(61)]
+        (tmp_path / name).write_text("\n".join(["a,town,way", *rows]) + "\n", encoding="utf-8")
+        values = {
+            "data": str(tmp_path / name),
+            "target": "way",
+            "embed_dim": 8,
+            "num_heads": 2,
+            "layers": 1,
+            "steps": 2,
+        }
+        return train.prepare(defaults("multihead", "table").updated(values, "the test"))
+
+    first = ready("first.csv", "xy", "BZG")
+    run = train.start(first, tmp_path / "first")
+    train.train(first, run)
+    weights = attnlab.load(run.path).state_dict()
+    for name, labels, towns, fresh in (
+        ("same.csv", "xy", "BZG", ()),
+        ("classes.csv", "pq", "BZG", ("readout.",)),
+        ("towns.csv", "xy", "BZK", ("embed.",)),
+    ):
+        again = ready(name, labels, towns)
+        _, lines = initialize(again.network, run.path, again.problem.encoding)
+        assert len(lines) == 1 + len(fresh), lines
+        for key, tensor in again.network.state_dict().items():
+            if key.startswith(fresh) and fresh:
+                assert not torch.equal(tensor, weights[key]) or not tensor.any(), key
+            else:
+                assert torch.equal(tensor, weights[key]), key
 
 
 @pytest.mark.parametrize(
@@ -79,7 +115,7 @@ def test_another_shape_is_refused_by_name(said: dict[str, Any], message: str, so
     network = fresh(**said)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        initialize(network, source)
+        initialize(network, source, {})
     assert same(network.state_dict(), before), "a refusal changes nothing"
 
 
@@ -88,11 +124,11 @@ def test_another_mechanism_is_refused(source: Path) -> None:
     settings = ready.settings
     settings.model.model, settings.model.options = "groupedquery", {"num_heads": 2, "num_kv_heads": 2}
     with pytest.raises(UserError, match=r"holds multihead, and groupedquery is to be trained; give --model multihead"):
-        initialize(train.build(settings, ready.problem), source)
+        initialize(train.build(settings, ready.problem), source, {})
 
 
 def test_options_that_differ_are_said(source: Path) -> None:
-    _, lines = initialize(fresh(num_heads=4), source)
+    _, lines = initialize(fresh(num_heads=4), source, {})
     assert lines[1:] == ["num_heads was 2 there and is 4 here"]
 
 
