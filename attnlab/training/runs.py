@@ -415,7 +415,7 @@ def check_data(run: Run, data: str | None = None) -> None:
     if not Path(data).is_file():
         raise UserError(
             f"{run.path} was trained on {shown(data)}, which is not there any more; put it back, or name its new "
-            "place: --resume RUN --data FILE, or evaluate RUN --data FILE for a result on the whole file"
+            "place with --data"
         )
     if file_hash(data) != run.config["data_sha256"]:
         raise UserError(

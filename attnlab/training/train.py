@@ -221,8 +221,8 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
 def evaluate_run(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> dict[str, Any]:
     """A run's result, computed again from its data and its best network.
 
-    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended. ``data`` is
-    where its file is now, None where it was.
+    ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` where training has not ended.
+    ``data`` is where its file is now, None where it was.
 
     Raises:
         UserError: a run that holds no network yet, or is damaged.

@@ -172,6 +172,12 @@ def test_data_that_moved_are_named_again() -> None:
     said = call("train", "--resume", "run", "--steps", "5", "--data", "moved.csv")
     assert said.code == 0, said.err
     assert "step 5 of 5" in said.out
+    result = Run.open(Path("run")).result()
+    assert result is not None
+    moved = json.loads(call("evaluate", "run", "--data", "moved.csv", "--json").out)
+    assert (moved["metrics"], moved["confusion"]) == (result["metrics"], result["confusion"])
+    assert moved["notes"][0].startswith("moved.csv is what the run was trained on: only its test rows")
+    assert json.loads(call("evaluate", "run", "--data", "other.csv", "--json").out)["test_examples"] == 97
 
 
 # How it looks in other places

@@ -23,7 +23,7 @@ def test_a_file_without_a_header_and_with_decimal_commas() -> None:
     assert told.code == 0, told.err
     for fact in ("fields separated by semicolons", "decimal commas", "Windows-1252", "no header"):
         assert fact in told.out
-    Path("b.csv").write_bytes(Path("a.csv").read_bytes())
+    Path("b.csv").write_bytes(Path("a.csv").read_bytes() + b"\r\n")  # a blank line makes it another file
     told = call("predict", "run", "--data", "b.csv", "--keep_columns")
     assert told.code == 0, told.err
     rows = list(csv.DictReader(io.StringIO(told.out)))
@@ -44,8 +44,9 @@ def test_a_text_of_lines() -> None:
     assert len(rows) == 98
     assert rows[1]["line"] == "    x1 = f(x1)"
     assert (rows[97]["line"], rows[97]["bits_per_byte"], rows[97]["bytes"]) == ("", "", "0")
-    told = call("evaluate", "run", "--data", "code.txt", "--json")
-    assert json.loads(told.out)["test_examples"] == 1_455 // 13
+    Path("new.txt").write_bytes(Path("code.txt").read_bytes() + b"\n")
+    told = call("evaluate", "run", "--data", "new.txt", "--json")
+    assert json.loads(told.out)["test_examples"] == 1_456 // 13
 
 
 def test_predictions_are_scored_where_the_target_is_known() -> None:

@@ -136,7 +136,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     train.start(prepared(), tmp_path / "new")
     for name, message in {"new": "has no network yet", "none": "none is not there", "none.pth": "is not there"}.items():
         with pytest.raises(UserError, match=rf"--init_from: .*{message}; give a run, or a file"):
-            initialize(fresh(), tmp_path / name)
+            initialize(fresh(), tmp_path / name, {})
 
 
 # A run that starts so
