@@ -21,7 +21,7 @@ from attnlab.tasks._requests import takes
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
-from attnlab.tasks._target import encode_target, read_target, target_gaps
+from attnlab.tasks._target import MOST_CLASSES, Target, encode_target, read_target, target_gaps
 
 KINDS = {"none": "one value", "mixed": "numbers and text"}
 """What kinds of columns that cannot be used are called; the others have their own name."""
@@ -110,6 +110,7 @@ class Table(Task):
                 tuple(cut_texts(layout, columns)),
             )
 
+        facts += tuple(giving_away(columns, target))
         said = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
         return supervised(
             target,
@@ -207,6 +208,22 @@ def find_target(file: TableFile, request: Request) -> str:
         hint = f"did you mean {near}? there are" if near else "--target must be one of"
         raise UserError(f"{request.data} has no column {request.target}; {hint} {listed(known, 20)}")
     return request.target
+
+
+def giving_away(columns: Sequence[Column], target: Target) -> Iterator[str]:
+    """A line for each column of few values of which every one occurs with one class only, as a recoded target does."""
+    import polars as pl
+
+    if target.labels is None:
+        return
+    for column in columns:
+        if column.kind in ("category", "number"):
+            pairs = pl.DataFrame({"value": pl.Series(column.values, strict=False), "class": target.values}).unique()
+            if len(pairs) <= MOST_CLASSES and pairs["value"].is_unique().all():
+                yield (
+                    f"each value of {column.name} occurs with one class of {target.name} only, so that it may give the "
+                    f"answer away; leave it out with --ignore {column.name} if it is not known beforehand"
+                )
 
 
 def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], request: Request) -> tuple[Rows, str]:
