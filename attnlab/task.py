@@ -36,6 +36,8 @@ class Split(NamedTuple):
     lengths: Tensor | None = None
 
 
+MOST_PROBABILITIES = 1_000
+"""Of more classes, only the probability of the predicted one is given."""
 UNSEEN = -1
 """The target of a row whose label was not among the classes that the network was trained on."""
 
@@ -199,7 +201,8 @@ class Task:
     def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
 
-        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot.
+        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot and
+        at most `MOST_PROBABILITIES` classes.
         """
         labels = encoding.get("labels") or list(range(outputs.size))
         if outputs.kind == "values":
@@ -211,7 +214,7 @@ class Task:
             "prediction": [_one([labels[i] for i in row]) for row in best.indices.tolist()],
             "probability": [_one(row) for row in best.values.tolist()],
         }
-        if chances.dim() == 3 and outputs.slots == 1:
+        if chances.dim() == 3 and outputs.slots == 1 and len(labels) <= MOST_PROBABILITIES:
             for i, label in enumerate(labels):
                 columns[f"proba_{label}"] = chances[:, 0, i].tolist()
         return columns

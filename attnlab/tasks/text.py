@@ -20,6 +20,8 @@ from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._text_baselines import baselines
 
 LENGTH = 128
+LONGEST = 100_000
+"""The longest window in bytes, also of a network that was made for more."""
 _BATCH = 128
 """Windows of lines that are scored at one time."""
 
@@ -55,7 +57,7 @@ class Text(Task):
             UserError: for a file that is missing, empty, binary or too short.
         """
         takes(request, "text", "seq_length", "data", "split_by")
-        N = length_within(request, "text", LENGTH, 2, 100_000)
+        N = length_within(request, "text", LENGTH, 2, LONGEST)
         text = python_documentation(request) if request.data is None else own_text(request.data, request)
         parts = text.parts(request)
         shortest = min(map(len, parts))
@@ -88,7 +90,7 @@ class Text(Task):
         text = read_text(path)
         if len(text) < 2:
             raise UserError(f"{path} holds one byte, which nothing precedes that could predict it; add more")
-        return windows(text, min(length, len(text) - 1))
+        return windows(text, min(length, LONGEST, len(text) - 1))
 
     def predict(
         self, network: Network, path: Path, encoding: dict[str, Any], score: Callable[[Split], Tensor]
@@ -104,7 +106,7 @@ class Text(Task):
         """
         lines = read_text(path).splitlines()
         bits, following = [0.0] * len(lines), [""] * len(lines)
-        pieces = (p for number, line in enumerate(lines) for p in line_windows(number, len(line), network.length))
+        pieces = (p for number, line in enumerate(lines) for p in line_windows(number, len(line), min(network.length, LONGEST)))
         while batch := list(itertools.islice(pieces, _BATCH)):
             x = torch.zeros(len(batch), max(p.stop - p.start for p in batch), dtype=torch.long)
             for row, p in zip(x, batch, strict=True):
