@@ -201,8 +201,8 @@ class Task:
     def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
 
-        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot and
-        at most `MOST_PROBABILITIES` classes.
+        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot
+        and at most `MOST_PROBABILITIES` classes.
         """
         labels = encoding.get("labels") or list(range(outputs.size))
         if outputs.kind == "values":

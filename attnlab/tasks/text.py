@@ -106,7 +106,8 @@ class Text(Task):
         """
         lines = read_text(path).splitlines()
         bits, following = [0.0] * len(lines), [""] * len(lines)
-        pieces = (p for number, line in enumerate(lines) for p in line_windows(number, len(line), min(network.length, LONGEST)))
+        longest = min(network.length, LONGEST)
+        pieces = (p for number, line in enumerate(lines) for p in line_windows(number, len(line), longest))
         while batch := list(itertools.islice(pieces, _BATCH)):
             x = torch.zeros(len(batch), max(p.stop - p.start for p in batch), dtype=torch.long)
             for row, p in zip(x, batch, strict=True):
