@@ -161,6 +161,7 @@ def test_a_pruned_layer_keeps_its_promises(make: Any, positions: str) -> None:
     # the reference of grouped queries, in plain lines, knows no positions
     plain = ("fast path = reference, outputs", "fast path = reference, gradients")
     skip = plain if make is grouped and positions != "none" else ()
+    torch.manual_seed(0)  # the roundoff depends on the weights
     check_attention(prune_heads(make(positions=positions), [1, 4]), fast=True, skip=skip)
 
 
