@@ -110,7 +110,11 @@ class Table(Task):
                 tuple(cut_texts(layout, columns)),
             )
 
-        facts += tuple(giving_away(columns, target))
+        if giving := giving_away(columns, target):
+            facts += (
+                f"each value of {listed(giving)} occurs with one class of {name} only, so that it may give the answer "
+                "away; leave such columns out with --ignore if they are not known beforehand",
+            )
         said = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
         return supervised(
             target,
@@ -210,20 +214,21 @@ def find_target(file: TableFile, request: Request) -> str:
     return request.target
 
 
-def giving_away(columns: Sequence[Column], target: Target) -> Iterator[str]:
-    """A line for each column of few values of which every one occurs with one class only, as a recoded target does."""
-    import polars as pl
-
+def giving_away(columns: Sequence[Column], target: Target) -> list[str]:
+    """The columns of few values of which every one occurs with one class only, as a recoded target does."""
+    found: list[str] = []
     if target.labels is None:
-        return
+        return found
     for column in columns:
-        if column.kind in ("category", "number"):
-            pairs = pl.DataFrame({"value": pl.Series(column.values, strict=False), "class": target.values}).unique()
-            if len(pairs) <= MOST_CLASSES and pairs["value"].is_unique().all():
-                yield (
-                    f"each value of {column.name} occurs with one class of {target.name} only, so that it may give the "
-                    f"answer away; leave it out with --ignore {column.name} if it is not known beforehand"
-                )
+        if column.kind not in ("category", "number"):
+            continue
+        numbers = column.values
+        if not isinstance(numbers, np.ndarray):
+            numbers = numbers.rank("dense").fill_null(0).to_numpy()
+        known, which = np.unique(numbers, return_inverse=True)
+        if len(known) <= MOST_CLASSES and len(np.unique(which * len(target.labels) + target.values)) == len(known):
+            found.append(column.name)
+    return found
 
 
 def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], request: Request) -> tuple[Rows, str]:

@@ -297,5 +297,4 @@ def test_a_recoded_target_is_named(tmp_path: Path) -> None:
     rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
     (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
     problem = tasks.load("table").load(Request(data=tmp_path / "t.csv", target="y"))
-    named = [fact.split()[3] for fact in problem.facts if "may give the answer away" in fact]
-    assert named == ["code", "number"]
+    assert any(fact.startswith("each value of code, number occurs with one class of y only") for fact in problem.facts)
