@@ -17,7 +17,6 @@ from torch import Tensor
 
 from attnlab.errors import UserError
 from attnlab.files.npz import Arrays
-from attnlab.files.npz import read_arrays as read_arrays
 from attnlab.network import Inputs, Network, Outputs
 
 IGNORE = -100

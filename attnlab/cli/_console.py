@@ -43,7 +43,7 @@ class Console(rich.console.Console):
 def say(text: str = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Print text; control characters are escaped on a terminal and in messages, and data in a pipe stay exact."""
     stream = sys.stdout if file is None else file
-    if stream is None:  # closed by whoever started this
+    if stream is None:  # closed by the parent process
         return
     if stream is sys.stderr or stream.isatty():
         text = visible(text)

@@ -74,7 +74,7 @@ def write_text(path: Path, text: str, *, follow: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file that is nobody else's: no link, and no other name for the same file.
+    """Append a line to a regular file that is neither a symbolic link nor has a second hard link.
 
     Raises:
         UserError: when it is one, or cannot be written.

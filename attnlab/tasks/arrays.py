@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from attnlab.errors import UserError
+from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
-from attnlab.task import Problem, Request, Split, Task, read_arrays, read_x
+from attnlab.task import Problem, Request, Split, Task, read_x
 from attnlab.tasks._baselines import flattened
 from attnlab.tasks._requests import check_file, takes
 from attnlab.tasks._split import Rows

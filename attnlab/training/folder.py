@@ -34,7 +34,7 @@ RUN_FILES = (
 REPLACED = ".replaced"
 """How the name of an earlier run ends while a new one takes its place: ``.attnlab-NAME.replaced``."""
 ABANDONED = 3600
-"""Seconds after which an unfinished folder that nobody holds is removed."""
+"""Seconds after which an unfinished folder that no process has locked is removed."""
 
 
 class Held:
@@ -216,7 +216,7 @@ def take_number(new: Path, stem: str) -> Path:
     while True:
         path = RUNS / f"{stem}-{number:03d}"
         try:
-            path.mkdir()  # whoever makes it first has the number
+            path.mkdir()  # mkdir is atomic: the process that makes the folder has the number
         except FileExistsError:
             number += 1
             continue

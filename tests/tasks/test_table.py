@@ -293,7 +293,7 @@ def test_every_ending_has_one_task() -> None:
 
 
 def test_a_recoded_target_is_named(tmp_path: Path) -> None:
-    """Not left out: what tells the class may be what is wanted, but nobody should be surprised by an accuracy of 1."""
+    """Such a column is used, since it may be a legitimate feature, and named, since the accuracy will be 1."""
     rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
     (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
     problem = tasks.load("table").load(Request(data=tmp_path / "t.csv", target="y"))
