@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnlab.attention import Attention, Card
-    from attnlab.cache import Cache
     from attnlab.checks import check_attention
-    from attnlab.engines.paths import explain_path
     from attnlab.network import Network
+    from attnlab.nn.attention import Attention, Card
+    from attnlab.nn.cache import KVCache
+    from attnlab.ops.dispatch import explain_path
     from attnlab.training.runs import load
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "Cache", "Card", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
+__all__ = ["Attention", "Card", "KVCache", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
 
 # In a checkout the mechanisms stand in models/ beside this folder; in a wheel they are attnlab/models.
 if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 _HOME = {
-    "Attention": "attnlab.attention",
-    "Cache": "attnlab.cache",
-    "Card": "attnlab.attention",
+    "Attention": "attnlab.nn.attention",
+    "KVCache": "attnlab.nn.cache",
+    "Card": "attnlab.nn.attention",
     "Network": "attnlab.network",
     "check_attention": "attnlab.checks",
-    "explain_path": "attnlab.engines.paths",
+    "explain_path": "attnlab.ops.dispatch",
     "load": "attnlab.training.runs",
 }
 

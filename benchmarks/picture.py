@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from attnlab import drawing
-from attnlab.drawing import BLUE, GREEN, INK, ORANGE, RED
+from attnlab.docs import drawing
+from attnlab.docs.drawing import BLUE, GREEN, INK, ORANGE, RED
 from benchmarks.results import Growth, Result
 
 COLOURS = (RED, BLUE, GREEN, ORANGE)

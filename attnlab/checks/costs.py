@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attnlab.attention import Attention
+from attnlab.nn.attention import Attention
 
 OPERATORS: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,

@@ -12,10 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnlab.checks.claims import Broken, NotClaimed
+from attnlab.checks.capabilities import Broken, NotClaimed
+from attnlab.checks.layer import EXACT as EXACT
+from attnlab.checks.layer import Subject, first_line
 from attnlab.checks.registry import Measure
-from attnlab.checks.subject import EXACT as EXACT
-from attnlab.checks.subject import Subject, first_line
 from attnlab.masks import Mask
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from attnlab.checks.claims import CLAIMS
-from attnlab.errors import UnknownNameError
+from attnlab.checks.capabilities import CLAIMS
+from attnlab.utils.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from attnlab.checks.subject import Subject
+    from attnlab.checks.layer import Subject
 
 
 @dataclass(frozen=True)

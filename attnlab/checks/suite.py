@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from attnlab.checks.claims import CLAIMS, Broken, NotClaimed
+from attnlab.checks.capabilities import CLAIMS, Broken, NotClaimed
+from attnlab.checks.layer import SEED, Call, Subject, first_line
 from attnlab.checks.registry import Promise, every_promise
 from attnlab.checks.report import Report, Row
-from attnlab.checks.subject import SEED, Call, Subject, first_line
-from attnlab.errors import UserError, nearest
+from attnlab.utils.errors import UserError, nearest
 
 
 def check_attention(

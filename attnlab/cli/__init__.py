@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from attnlab.cli._console import say
-from attnlab.errors import UnknownNameError, UserError
+from attnlab.utils.errors import UnknownNameError, UserError
 
 
 def commands() -> dict[str, str]:

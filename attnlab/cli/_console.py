@@ -10,7 +10,7 @@ import rich.console
 from rich.segment import Segment
 from rich.text import Text
 
-from attnlab.escape import visible
+from attnlab.utils.escape import visible
 
 
 class Console(rich.console.Console):

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from attnlab import registry, tasks
+from attnlab import tasks
+from attnlab.catalog import registry
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
-from attnlab.errors import UserError
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     Data,
@@ -29,6 +29,7 @@ from attnlab.training.settings import (
     option_type,
     read_config,
 )
+from attnlab.utils.errors import UserError
 
 DESCRIPTION = """Train an attention mechanism on real data, beside honest baselines.
 

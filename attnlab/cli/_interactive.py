@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from attnlab import registry, tasks
-from attnlab.attention import divisors_near
+from attnlab import tasks
+from attnlab.catalog import registry
 from attnlab.cli._console import say
 from attnlab.cli._flags import given_flags, understand
 from attnlab.cli._words import command_line
-from attnlab.errors import UnknownNameError, UserError
-from attnlab.escape import one_line, visible
+from attnlab.nn.attention import divisors_near
 from attnlab.training.settings import choices_of
+from attnlab.utils.errors import UnknownNameError, UserError
+from attnlab.utils.escape import one_line, visible
 
 OTHER = "\0"
 """Chosen to give an answer in one's own words."""

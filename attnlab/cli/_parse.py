@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from attnlab.errors import UserError, nearest
+from attnlab.utils.errors import UserError, nearest
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from attnlab.escape import shell_word
+from attnlab.utils.escape import shell_word
 
 
 def program() -> str:

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from attnlab.cli._console import Console
 from attnlab.cli._words import duration
-from attnlab.metrics import METRICS
+from attnlab.tasks.metrics import METRICS
 from attnlab.training.loop import Progress as Seen
 from attnlab.training.report import number
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
-from attnlab.escape import one_line, shell_word
-from attnlab.metrics import METRICS
+from attnlab.tasks.metrics import METRICS
 from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
+from attnlab.utils.escape import one_line, shell_word
 
 ENDED = {
     "finished": "training finished",

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from attnlab import registry, trust
+from attnlab.catalog import registry
 from attnlab.cli._console import Console, say
 from attnlab.cli._parse import parse
-from attnlab.errors import UnknownNameError, UserError
+from attnlab.docs import trust
 from attnlab.training.settings import choices_of
+from attnlab.utils.errors import UnknownNameError, UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnlab import documentation, registry
+from attnlab.catalog import registry
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
-from attnlab.errors import UserError
+from attnlab.docs import generated
+from attnlab.utils.errors import UserError
 
 
 @dataclass
@@ -32,14 +33,14 @@ def run(arguments: list[str]) -> int:
         raise UserError("--check writes nothing and --figures draws; give one of them")
     root = registry.checkout()
     if options.check:
-        stale = [page.path for page in documentation.pages() if page.stale]
+        stale = [page.path for page in generated.pages() if page.stale]
         for path in stale:
             say(f"stale: {path.relative_to(root or '.')} (mend it with: attnlab docs)")
         return 1 if stale else 0
-    done = documentation.update()
+    done = generated.update()
     if options.figures:
         for name in registry.names():
-            done += documentation.draw_figures(name)
+            done += generated.draw_figures(name)
     for path in done:
         say(f"written: {path.relative_to(root or '.')}")
     if not done:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 
 @dataclass

@@ -11,11 +11,11 @@ from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from attnlab.experiments.heads import Study
-    from attnlab.experiments.resampling import Change
+    from attnlab.analysis.bootstrap import Change
+    from attnlab.analysis.heads import Study
 
 MOST = 16
 """Steps of the curve that are printed; of more, so many evenly spaced ones. --json has all."""
@@ -54,8 +54,8 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--examples must be at least 1, not {options.examples}")
     from rich.text import Text
 
+    from attnlab.analysis.runs import prune_run, study_run
     from attnlab.cli._console import Console
-    from attnlab.experiments.runs import prune_run, study_run
     from attnlab.training import runs
 
     found = runs.Run.open(Path(options.run))
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None) -> None:
     from rich.table import Table
 
-    from attnlab.metrics import METRICS
+    from attnlab.tasks.metrics import METRICS
     from attnlab.training.report import number
 
     def table(*columns: str) -> Table:

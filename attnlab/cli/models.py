@@ -10,13 +10,13 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from attnlab import registry
-from attnlab.card import CAPABILITIES
+from attnlab.catalog import registry
+from attnlab.catalog.source import REQUIRED
 from attnlab.cli._console import Console, say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
-from attnlab.errors import UserError
-from attnlab.source import REQUIRED
+from attnlab.nn.card import CAPABILITIES
+from attnlab.utils.errors import UserError
 
 
 @dataclass

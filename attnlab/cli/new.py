@@ -7,11 +7,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from attnlab import documentation, scaffold
+from attnlab.catalog import scaffold
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import program, trainer
-from attnlab.errors import UserError
+from attnlab.docs import generated
+from attnlab.utils.errors import UserError
 
 
 @dataclass
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> int:
     say("  reference.py".ljust(24) + "the same formula in slow plain lines: the truth in every test")
     say("  README.md".ljust(24) + "the lesson")
     try:
-        documentation.update([name])
+        generated.update([name])
         say("\nmodels/README.md lists it\n")
     except UserError as error:
         say(f"\nthe index was left as it is: {error}\n")

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--output {output} must end in .csv, .parquet or .jsonl")
     if not data.is_file():
         raise UserError(f"--data {data} is not there")
-    from attnlab.metrics import METRICS
+    from attnlab.tasks.metrics import METRICS
     from attnlab.tasks.table import Table
     from attnlab.training.checkpoint import check_output
     from attnlab.training.report import number

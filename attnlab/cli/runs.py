@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import short, trainer
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table

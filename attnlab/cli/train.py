@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.cli._console import say
 from attnlab.cli._flags import Asked, given_flags, understand
-from attnlab.escape import one_line, shell_word
+from attnlab.utils.escape import one_line, shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
-    from attnlab.task import ColumnUse
+    from attnlab.tasks.base import ColumnUse
     from attnlab.training.estimate import Estimate
     from attnlab.training.runs import Run
     from attnlab.training.train import Prepared
@@ -131,8 +131,8 @@ def _announce(console: Console, prepared: Prepared) -> None:
     from rich.text import Text
 
     from attnlab import tasks
-    from attnlab.metrics import METRICS
-    from attnlab.training.machine import warnings as regrets
+    from attnlab.tasks.metrics import METRICS
+    from attnlab.training.device import warnings as regrets
     from attnlab.training.schedule import schedule
 
     settings, problem = prepared.settings, prepared.problem

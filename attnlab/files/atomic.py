@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 UNFINISHED = ".attnlab-"
 """How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""

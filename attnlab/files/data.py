@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 
 _KINDS = {
     stat.S_IFDIR: "a folder; name a file in it",

@@ -12,8 +12,8 @@ from typing import Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.files.data import check_size, open_data
+from attnlab.utils.errors import UserError
 
 _ALWAYS = 2**28
 """Bytes that an array may have however small the file is."""

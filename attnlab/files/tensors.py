@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import parse_json
+from attnlab.utils.errors import UserError
 
 HEADER_BYTES = 2**23
 """The longest header of a safetensors file that is read."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.attention import Attention
 from attnlab.masks import Mask, causal, from_attn_mask, from_key_padding_mask
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
+from attnlab.nn.attention import Attention
 
 
 class AsMultihead(nn.Module):
@@ -59,7 +59,7 @@ class AsMultihead(nn.Module):
 
         Raises:
             ValueError: for keys that are not the values; ``is_causal`` with a mask that is not, or without one.
-            Unsupported: for a mask, numbers to add, another sequence or weights that the mechanism does not take.
+            UnsupportedError: for a mask, numbers to add, another sequence or weights that the mechanism does not take.
         """
         if value is not key:
             raise ValueError("keys and values come from one sequence here: give the same tensor for both")
@@ -68,12 +68,12 @@ class AsMultihead(nn.Module):
         context = None if key is query else self._batched(key)
         x, unbatched = self._batched(query), query.dim() == 2
         mask, bias = self._rule(x, x if context is None else context, attn_mask, key_padding_mask, is_causal)
-        asked: dict[str, Any] = {"mask": mask, "bias": bias, "context": context}
+        asked: dict[str, Any] = {"mask": mask, "attn_bias": bias, "context": context}
         out = self.attention(x, **asked)
         out = out.squeeze(0) if unbatched else out if self.batch_first else out.transpose(0, 1)
         if not need_weights:
             return out, None
-        weights = self.attention.weights(x, **asked)
+        weights = self.attention.attention_weights(x, **asked)
         weights = weights.mean(1) if average_attn_weights else weights
         return out, weights.squeeze(0) if unbatched else weights
 

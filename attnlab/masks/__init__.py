@@ -14,7 +14,7 @@ Axes: B batch, H heads, N_q queries, N_k keys.
 from __future__ import annotations
 
 from attnlab.masks.bound import BoundMask
-from attnlab.masks.conventions import (
+from attnlab.masks.convert import (
     from_attention_mask,
     from_attn_mask,
     from_cu_seqlens,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnlab.deciding import autocast_dtype, may_read
+from attnlab.utils.tracing import autocast_dtype, may_read
 
 if TYPE_CHECKING:
     from attnlab.masks.mask import Mask

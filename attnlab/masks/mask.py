@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attnlab.deciding import holds_values
 from attnlab.masks.bound import BoundMask, evaluate
 from attnlab.masks.clauses import Clause, Clauses, complement, conjunction, disjunction
+from attnlab.utils.tracing import holds_values
 
 Reach = tuple[int | None, int | None]
 """How far back and how far ahead; None: as far as there is."""

@@ -11,9 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attnlab.deciding import may_check, may_read
 from attnlab.masks.clauses import Clause, Clauses, conjunction, disjunction
 from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
+from attnlab.utils.tracing import may_check, may_read
 
 PRIME = 2**31 - 1
 

@@ -7,12 +7,12 @@ padding on the left, packing and a cache change nothing.
 Axes: B batch, H heads, N queries, M keys, d head_dim, D embed_dim.
 """
 
-from attnlab.engines.bias import RelativeBias
+from attnlab.ops.bias import RelativeBias
 from attnlab.positions.absolute import Absolute, Learned, Sinusoidal, make_absolute
 from attnlab.positions.base import Positions
 from attnlab.positions.biases import ALiBi, T5Bias
+from attnlab.positions.parse import make
 from attnlab.positions.rotary import Rotary, Scaling
-from attnlab.positions.words import make
 
 __all__ = [
     "ALiBi",

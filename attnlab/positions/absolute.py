@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attnlab.errors import nearest
 from attnlab.positions.base import exact
+from attnlab.utils.errors import nearest
 
 ABSOLUTE = ("learned", "sinusoidal", "none")
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.deciding import may_cache
-from attnlab.engines.bias import RelativeBias
+from attnlab.ops.bias import RelativeBias
+from attnlab.utils.tracing import may_cache
 
 
 class Positions(nn.Module):

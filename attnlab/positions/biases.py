@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attnlab.engines.bias import RelativeBias
+from attnlab.ops.bias import RelativeBias
 from attnlab.positions.base import Positions, checked_number
 
 

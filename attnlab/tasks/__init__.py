@@ -7,11 +7,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlab.errors import UnknownNameError, UserError
-from attnlab.source import read_class
+from attnlab.catalog.source import read_class
+from attnlab.utils.errors import UnknownNameError, UserError
 
 if TYPE_CHECKING:
-    from attnlab.task import Task
+    from attnlab.tasks.base import Task
 
 FOLDER = Path(__file__).parent
 

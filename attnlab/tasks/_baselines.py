@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.metrics import class_metrics, value_metrics
-from attnlab.task import Baseline
 from attnlab.tasks._split import Parts, Rows, sample
+from attnlab.tasks.base import Baseline
+from attnlab.tasks.metrics import class_metrics, value_metrics
 
 MOST = 10_000
 """Training rows of the baselines, so that they stay quick."""

@@ -15,13 +15,13 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs
 from attnlab.tasks._baselines import Features
 from attnlab.tasks._columns import Column
 from attnlab.tasks._split import Rows
 from attnlab.tasks._supervised import standardize, standards
 from attnlab.tasks._target import Place
+from attnlab.utils.errors import UserError
 
 LONGEST = 256
 """Bytes of a text that are read, without ``--seq_length``."""
@@ -140,7 +140,7 @@ def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layou
             about = Numbers(names=kept, means=mean.tolist(), spreads=spread.tolist())
             dates.append(Date(name=column.name, form=column.form, parts=about))
     categories = [
-        Category(name=column.name, levels=_repeated(_series(column.values)[train]))
+        Category(name=column.name, levels=_repeat_kv(_series(column.values)[train]))
         for column in columns
         if column.kind == "category"
     ]
@@ -289,7 +289,7 @@ def _bytes(text: pl.Series, most: int) -> list[bytes]:
     return [word.encode()[:most] or b"\0" for word in text.fill_null("").to_list()]
 
 
-def _repeated(text: pl.Series) -> list[str]:
+def _repeat_kv(text: pl.Series) -> list[str]:
     """The values that occur more than once, sorted."""
     there = text.drop_nulls()
     return sorted(there.filter(there.is_duplicated()).unique().to_list())

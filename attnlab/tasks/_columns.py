@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError, nearest
-from attnlab.task import ColumnUse, Request
 from attnlab.tasks._split import listed
 from attnlab.tasks._table_file import TableFile
 from attnlab.tasks._values import MANY, MOSTLY, Values, date_formats, dates, gaps, numbers
+from attnlab.tasks.base import ColumnUse, Request
+from attnlab.utils.errors import UserError, nearest
 
 MOST_LEVELS = 10_000
 MOST_LEVEL_BYTES = 1_000_000

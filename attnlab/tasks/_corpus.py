@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attnlab.errors import UserError
 from attnlab.files.data import check_size, open_data
-from attnlab.task import Request
 from attnlab.tasks._requests import check_file
 from attnlab.tasks._split import FEWEST, TEST, shuffled
+from attnlab.tasks.base import Request
+from attnlab.utils.errors import UserError
 
 Unit = Literal["lines", "paragraphs", "position"]
 

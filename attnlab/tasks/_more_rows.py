@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.tasks._cells import ColumnValues, Layout
 from attnlab.tasks._columns import blocks, is_plain
 from attnlab.tasks._split import listed
 from attnlab.tasks._table_file import TableFile
 from attnlab.tasks._target import Place
 from attnlab.tasks._values import DATES, LARGEST, dates, gaps, numbers, words
+from attnlab.utils.errors import UserError
 
 
 def column_values(layout: Layout, file: TableFile) -> ColumnValues:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab.errors import UserError
 from attnlab.files.data import open_data
-from attnlab.task import Request
+from attnlab.tasks.base import Request
+from attnlab.utils.errors import UserError
 
 _NO_COLUMNS = "{task} has no columns, so --{name} {value} means nothing to it; leave it out"
 _REFUSALS = {

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
-from attnlab.task import Request
+from attnlab.tasks.base import Request
+from attnlab.utils.errors import UserError
 
 Rows = NDArray[np.int64]
 

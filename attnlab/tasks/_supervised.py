@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Baseline, ColumnUse, Problem, Request, Split
 from attnlab.tasks._baselines import Features, classifiers, regressors
 from attnlab.tasks._split import groups_of_equal_rows, listed, shuffled, stratified
 from attnlab.tasks._target import FURTHEST, Place, Target, standardized_target
+from attnlab.tasks.base import Baseline, ColumnUse, Problem, Request, Split
+from attnlab.utils.errors import UserError
 
 Rows = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnlab.task import Request, Split
+from attnlab.tasks.base import Request, Split
 
 Whole = NDArray[np.int64]
 

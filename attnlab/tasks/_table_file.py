@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.files.data import check_size, memory_limit, open_data
 from attnlab.tasks import _parquet_probe
 from attnlab.tasks._requests import check_file
+from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
-from attnlab.task import UNSEEN
 from attnlab.tasks._values import LARGEST, MANY, MOSTLY, Values, numbers
+from attnlab.tasks.base import UNSEEN
+from attnlab.utils.errors import UserError
 
 MOST_CLASSES = 20
 """Whole numbers with more different values than this are quantities, not classes."""

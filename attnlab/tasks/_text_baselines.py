@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.task import Baseline
+from attnlab.tasks.base import Baseline
 
 Codes = NDArray[np.int64]
 

@@ -11,16 +11,16 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
-from attnlab.task import Problem, Request, Split, Task, read_x
 from attnlab.tasks._baselines import flattened
 from attnlab.tasks._requests import check_file, takes
 from attnlab.tasks._split import Rows
 from attnlab.tasks._supervised import Encoded, standardize, standards, supervised
 from attnlab.tasks._target import Place, encode_target, read_target
 from attnlab.tasks._values import LARGEST
+from attnlab.tasks.base import Problem, Request, Split, Task, read_x
+from attnlab.utils.errors import UserError
 
 MOST_TOKENS = 1_000_000
 

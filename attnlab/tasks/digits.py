@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Problem, Request, Split, Task, read_x
 from attnlab.tasks._baselines import classifiers, flattened
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import stratified
+from attnlab.tasks.base import Problem, Request, Split, Task, read_x
+from attnlab.utils.errors import UserError
 
 
 class Digits(Task):

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Baseline, Problem, Request, Split, Task
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks.base import Baseline, Problem, Request, Split, Task
 
 SYMBOLS = 8
 QUESTIONS = 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from attnlab.network import Inputs, Outputs
-from attnlab.task import IGNORE, Baseline, Problem, Request, Split, Task
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks.base import IGNORE, Baseline, Problem, Request, Split, Task
 
 SYMBOLS = 16
 LENGTH = 32

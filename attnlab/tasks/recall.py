@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
-from attnlab.task import IGNORE, Baseline, Problem, Request, Task
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks.base import IGNORE, Baseline, Problem, Request, Task
+from attnlab.utils.errors import UserError
 
 VOCABULARY = 128
 LENGTH = 64

@@ -11,9 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError, model_validator
 
-from attnlab.errors import UserError, nearest
 from attnlab.network import Inputs
-from attnlab.task import ColumnUse, Problem, Request, Split, Task
 from attnlab.tasks._cells import Layout, baseline_features, encode, fit, row_keys
 from attnlab.tasks._columns import Column, choose, describe
 from attnlab.tasks._more_rows import column_values, refuse_gaps, refuse_large
@@ -22,6 +20,8 @@ from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
 from attnlab.tasks._target import MOST_CLASSES, Target, encode_target, read_target, target_gaps
+from attnlab.tasks.base import ColumnUse, Problem, Request, Split, Task
+from attnlab.utils.errors import UserError, nearest
 
 KINDS = {"none": "one value", "mixed": "numbers and text"}
 """What kinds of columns that cannot be used are called; the others have their own name."""

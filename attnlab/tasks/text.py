@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.task import Problem, Request, Split, Task
 from attnlab.tasks import _corpus
 from attnlab.tasks._corpus import Corpus, corpus, read_text
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._text_baselines import baselines
+from attnlab.tasks.base import Problem, Request, Split, Task
+from attnlab.utils.errors import UserError
 
 LENGTH = 128
 LONGEST = 100_000

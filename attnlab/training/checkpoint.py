@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import atomically, open_regular, parse_json
 from attnlab.files.tensors import (
     DTYPES,
@@ -35,6 +34,7 @@ from attnlab.files.tensors import (
     as_bytes,
     read_pth,
 )
+from attnlab.utils.errors import UserError
 
 KEY = "attnlab"
 PTH = (".pth", ".pt")

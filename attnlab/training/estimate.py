@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from attnlab.network import Network
-from attnlab.task import Problem, Split
+from attnlab.tasks.base import Problem, Split
+from attnlab.training.device import memory_advice
 from attnlab.training.loop import Trainer
-from attnlab.training.machine import memory_advice
 from attnlab.training.objective import evaluate
 from attnlab.training.schedule import schedule
 from attnlab.training.settings import Settings

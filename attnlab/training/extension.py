@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnlab.errors import UserError
 from attnlab.training import records
 from attnlab.training.checkpoint import read_about
 from attnlab.training.runs import Run
 from attnlab.training.schedule import rate_at
 from attnlab.training.settings import Settings
+from attnlab.utils.errors import UserError
 
 
 def length(settings: Settings) -> tuple[str, int]:

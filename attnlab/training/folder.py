@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import UNFINISHED, atomically, open_regular, write_text
 from attnlab.training import records
+from attnlab.utils.errors import UserError
 
 try:
     import fcntl
@@ -43,7 +43,7 @@ class Held:
     def __init__(self, path: Path) -> None:
         self.handle = lock(path)
         self.identity = _identity(os.fstat(self.handle))
-        self._place = Path(os.path.abspath(path))  # which the working directory may vanish with  # noqa: PTH100
+        self._apply_positions = Path(os.path.abspath(path))  # which the working directory may vanish with  # noqa: PTH100
         self._kept: dict[str, BinaryIO] = {}
         for name in ("model.safetensors", "metrics.jsonl"):
             self.keep(path / name)
@@ -59,7 +59,7 @@ class Held:
     def gone(self) -> bool:
         """Whether the folder was removed, moved or replaced."""
         try:
-            return _identity(self._place.stat()) != self.identity
+            return _identity(self._apply_positions.stat()) != self.identity
         except OSError:
             return True
 
@@ -69,7 +69,7 @@ class Held:
         Raises:
             UserError: when it cannot be made.
         """
-        path = self._place
+        path = self._apply_positions
         number, place = 1, path.with_name(f"{path.name}-recovered")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Held:
                 shutil.copyfileobj(file, copy)
         os.close(self.handle)
         self.handle = lock(place)
-        self.identity, self._place = _identity(os.fstat(self.handle)), place
+        self.identity, self._apply_positions = _identity(os.fstat(self.handle)), place
         return place
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.errors import UserError
 from attnlab.network import Network
+from attnlab.utils.errors import UserError
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def generate(
     caches, limit = network.caches(), network.limit
     for _ in range(length):
         if caches and (limit is None or len(seen) <= limit):
-            scores = network(torch.tensor([seen[caches[0].length :]], device=device), caches=caches)
+            scores = network(torch.tensor([seen[caches[0].num_seen :]], device=device), caches=caches)
         else:  # beyond the last learned position they all move by one
             scores = network(torch.tensor([seen if limit is None else seen[-limit:]], device=device))
         scores = scores[0, -1].float().cpu()

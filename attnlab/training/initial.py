@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.tasks._split import listed
 from attnlab.training.paths import shown
 from attnlab.training.runs import Run, describe, file_hash, load_network
+from attnlab.utils.errors import UserError
 
 READOUT, EMBEDDING = "readout.", "embed."
 STATISTICS = {"means", "spreads"}

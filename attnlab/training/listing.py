@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnlab.errors import UserError
 from attnlab.training.extension import stopped_at
 from attnlab.training.runs import Damaged, Run, find
+from attnlab.utils.errors import UserError
 
 APART = ("model", "task", "data", "seed")
 """The settings that have a column of their own."""

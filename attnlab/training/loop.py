@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.errors import UserError
 from attnlab.network import Network
-from attnlab.task import Problem, Split
+from attnlab.tasks.base import Problem, Split
 from attnlab.training.decay import decayed
-from attnlab.training.machine import autocast, memory_advice
+from attnlab.training.device import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import rate_at, schedule, validation_sample
 from attnlab.training.settings import Settings
+from attnlab.utils.errors import UserError
 
 LOOK_EVERY = 20
 """Steps between looks at the loss: on a GPU each look waits for the device."""

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.errors import UserError
-from attnlab.metrics import CLASS_METRICS, METRICS, VALUE_METRICS, class_metrics, value_metrics
 from attnlab.network import Network
-from attnlab.task import IGNORE, Problem, Split
+from attnlab.tasks.base import IGNORE, Problem, Split
+from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS, class_metrics, value_metrics
+from attnlab.utils.errors import UserError
 
 ADDITIVE = {**dict.fromkeys(CLASS_METRICS, "accuracy"), **dict.fromkeys(VALUE_METRICS, "rmse")}
 """For each metric the one that can be summed example by example."""
@@ -29,7 +29,7 @@ class Objective:
     """The loss to follow and the metric to report.
 
     Args:
-        metric: a name in `attnlab.metrics.METRICS`.
+        metric: a name in `attnlab.tasks.metrics.METRICS`.
         unit: the factor from the standardized targets back to the user's unit.
         class_weights: (C,) the weight of each class in the training loss; empty for equal weights.
     """

@@ -21,13 +21,13 @@ from pydantic import (
     model_validator,
 )
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
-from attnlab.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.network import Network
-from attnlab.received import Description, Number, Options, OptionValue, first_error
-from attnlab.task import Problem
+from attnlab.network.received import Description, Number, Options, OptionValue, first_error
+from attnlab.tasks.base import Problem
+from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.training.settings import RANGES, Settings, field_types
+from attnlab.utils.errors import UserError
 
 LINE_BYTES = 2**16
 """The longest line of metrics.jsonl."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from attnlab.escape import markdown, one_line, shell_word
 from attnlab.files.atomic import atomically, write_text
-from attnlab.metrics import METRICS
+from attnlab.tasks.metrics import METRICS
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
+from attnlab.utils.escape import markdown, one_line, shell_word
 
 MOST_SHOWN = 15
 """Confusion matrices of more classes are drawn without numbers, and are not printed."""

@@ -26,11 +26,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import attnlab
-from attnlab.errors import UserError
 from attnlab.files.atomic import UNFINISHED, append_line, write_text
 from attnlab.files.tensors import Shape, check_finite
 from attnlab.network import Network
-from attnlab.received import check_description, fill
+from attnlab.network.received import check_description, fill
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import RUNS
@@ -38,6 +37,7 @@ from attnlab.training.paths import absolute, shown
 from attnlab.training.settings import Settings, defaults
 from attnlab.training.settings import check as check_settings
 from attnlab.training.state import check_state
+from attnlab.utils.errors import UserError
 
 FORMAT = 2
 
@@ -341,7 +341,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Ne
         device: where the network shall be.
 
     Returns:
-        The network, in eval mode; ``network.mechanisms()[0].weights(...)`` shows what it looks at.
+        The network, in eval mode; ``network.mechanisms()[0].attention_weights(...)`` shows what it looks at.
 
     Raises:
         UserError: when there is none, or it is damaged.

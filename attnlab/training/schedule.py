@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.errors import UserError
-from attnlab.task import Problem, Split
 from attnlab.tasks._split import sample
+from attnlab.tasks.base import Problem, Split
 from attnlab.training.settings import Training
+from attnlab.utils.errors import UserError
 
 SHARE = 0.1
 """The part of a run that goes to evaluation by default."""

@@ -20,10 +20,11 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
-from attnlab import registry, tasks
-from attnlab.errors import UnknownNameError, UserError
+from attnlab import tasks
+from attnlab.catalog import registry
+from attnlab.catalog.source import REQUIRED, Option
 from attnlab.files.data import open_data
-from attnlab.source import REQUIRED, Option
+from attnlab.utils.errors import UnknownNameError, UserError
 
 Whole = Annotated[int | None, arg(metavar="INT")]
 Word = Annotated[str | None, arg(metavar="STR")]

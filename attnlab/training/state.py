@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from attnlab.errors import UserError
 from attnlab.files.tensors import Shape
+from attnlab.utils.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

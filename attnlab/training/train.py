@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab import registry, tasks
-from attnlab.errors import UserError
-from attnlab.metrics import METRICS
+from attnlab import tasks
+from attnlab.catalog import registry
 from attnlab.network import Network
-from attnlab.task import UNSEEN, Baseline, Problem, Request, Split
 from attnlab.tasks._split import listed
+from attnlab.tasks.base import UNSEEN, Baseline, Problem, Request, Split
+from attnlab.tasks.metrics import METRICS
 from attnlab.training import machine, records, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors
@@ -30,6 +30,7 @@ from attnlab.training.objective import Objective, evaluate, predict, score_all, 
 from attnlab.training.paths import shown
 from attnlab.training.runs import describe
 from attnlab.training.settings import Settings, check
+from attnlab.utils.errors import UserError
 
 
 @dataclass(frozen=True)

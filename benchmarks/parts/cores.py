@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.engines.scan import linear_scan
-from attnlab.engines.softmax import softmax_attention
 from attnlab.masks import causal, window
 from attnlab.models.multihead import MultiAttention
+from attnlab.ops.scan import linear_scan
+from attnlab.ops.softmax import softmax_attention
 from benchmarks.pairing import Pace, Work, backward, forward, race
 from benchmarks.peers import Missing, load
 from benchmarks.results import Absent, Row, Speed

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.cache import Cache
-from attnlab.engines.softmax import softmax_attention
 from attnlab.models.multihead import MultiAttention
+from attnlab.nn.cache import KVCache
+from attnlab.ops.softmax import softmax_attention
 from benchmarks import peers
 from benchmarks.pairing import Pace, Work, forward, race
 from benchmarks.peers import Missing
@@ -37,7 +37,7 @@ def rows(pace: Pace, context: int = 2048) -> Iterator[Row]:
 
 def _step(ours: MultiAttention, x: Tensor) -> Work:
     """Our step: the last token of ``x``, with the others in a cache."""
-    cache = Cache(2 * x.shape[1])
+    cache = KVCache(2 * x.shape[1])
     with torch.inference_mode():
         ours(x[:, :-1], cache=cache)
 
@@ -70,10 +70,10 @@ def _dynamic_cache(pace: Pace, ours: MultiAttention, x: Tensor) -> Row:
 def _joined(pace: Pace, ours: MultiAttention, x: Tensor) -> Row:
     """The same layer, with keys and values that are joined anew each step."""
     with torch.inference_mode():
-        _, K, V = ours._project(x[:, :-1], None)
+        _, K, V = ours._project_qkv(x[:, :-1], None)
 
     def peer() -> Tensor:
-        q, k, v = ours._project(x[:, -1:], None)
+        q, k, v = ours._project_qkv(x[:, -1:], None)
         heads = F.scaled_dot_product_attention(q, torch.cat([K, k], 2), torch.cat([V, v], 2))
         return ours.output(heads.transpose(1, 2).flatten(2))
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlab.checks import allocations
-from attnlab.engines.scan import linear_scan
 from attnlab.masks import window
 from attnlab.models.multihead import MultiAttention
+from attnlab.ops.scan import linear_scan
 from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Memory, Row
 

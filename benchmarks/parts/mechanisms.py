@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attnlab import registry
-from attnlab.attention import Attention
+from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.checks.costs import exponent
-from attnlab.checks.promises.memory import CASES
+from attnlab.checks.families.memory import CASES
 from attnlab.masks import Mask
+from attnlab.nn.attention import Attention
 from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Row
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Problem, Split
+from attnlab.tasks.base import Problem, Split
 from attnlab.training.loop import Trainer
 from attnlab.training.schedule import rate_at
 from attnlab.training.settings import Training, defaults

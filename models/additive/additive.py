@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore
-from attnlab.engines.softmax import masked_softmax
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.rowwise import RowwiseMap
+from attnlab.ops.softmax import masked_softmax
 from attnlab.positions import Positions
 
 
-class AdditiveAttention(HeadedAttention):
+class AdditiveAttention(MultiHeadBase):
     """``weight_ij = softmax_j(v · tanh(Q_i + K_j))``: a hidden layer of width d_k for every pair.
 
     Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", appendix
@@ -47,7 +47,7 @@ class AdditiveAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps of learned scores",
         use_case="short sequences; understanding where attention comes from",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
     )
 
     def __init__(
@@ -88,15 +88,15 @@ class AdditiveAttention(HeadedAttention):
         # A score has variance 1 at the start, as a scaled dot product has.
         nn.init.normal_(self.score, std=self.head_dim**-0.5)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> RowsCore:
+    ) -> RowwiseMap:
         def score(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
             hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, n, m, d)
             return torch.einsum("bhnmd,hd->bhnm", hidden, self.score.to(hidden.dtype))
 
-        return RowsCore(Q, K, mask, bias, masked_softmax, score=score, cost=self.head_dim)
+        return RowwiseMap(Q, K, mask, bias, masked_softmax, score=score, cost=self.head_dim)
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)
         self.score = nn.Parameter(self.score[heads], self.score.requires_grad)

@@ -13,7 +13,7 @@ def reference(
     layer: AdditiveAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
@@ -37,7 +37,7 @@ def reference(
                 blind = False
                 scores = [
                     (layer.score[head] * torch.tanh(Q[b, i, own] + K[b, j, own])).sum()
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     + distance(layer, head, j - i)
                     for j in seen
                 ]

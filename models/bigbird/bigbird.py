@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, positive
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, blocks, global_tokens, random_blocks
+from attnlab.nn.attention import Card, positive
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 SEEDS = 2**31 - 1
@@ -20,7 +20,7 @@ MOST_RANDOM = 1_000
 """Each draw is computed by itself: a billion of them would never end."""
 
 
-class BigBirdAttention(HeadedAttention):
+class BigBirdAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys of linked blocks: near, global and random ones.
 
     Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer Sequences", section 2 (internal global tokens).
@@ -60,7 +60,7 @@ class BigBirdAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps over a sparse graph of blocks",
         use_case="long documents as a whole: classification, question answering",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="longformer",
     )
 
@@ -111,17 +111,17 @@ class BigBirdAttention(HeadedAttention):
         super().reset_parameters()
         self.seed.random_(SEEDS)
 
-    def pattern(self, length: int) -> Mask:
+    def attention_pattern(self, length: int) -> Mask:
         """The blocks around, the first ones, and those that were drawn."""
         rule = blocks(self.block, around=self.window // 2)
         if self.num_global:
             rule = rule | global_tokens(self.num_global * self.block)
         return rule | random_blocks(self.block, self.num_random, self.seed) if self.num_random else rule
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
-        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern
+    ) -> SoftmaxMap:
+        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)  # what was drawn is one for all heads
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)  # what was drawn is one for all heads

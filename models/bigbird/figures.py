@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab import lesson
+from attnlab.docs import lesson
 
 FOLDER = Path(__file__).parent
 

@@ -13,14 +13,14 @@ def reference(
     layer: BigBirdAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give, multi-head attention where it looks; ``mask`` is Boolean (B, H, N, N), ``causal``
     already in it.
     """
     near = torch.tensor([[looks(layer, i, j) for j in range(x.shape[1])] for i in range(x.shape[1])])
     near = near.reshape(1, 1, x.shape[1], x.shape[1]).expand(len(x), layer.num_heads, -1, -1)
-    return multihead(layer, x, near if mask is None else near & mask, bias)
+    return multihead(layer, x, near if mask is None else near & mask, attn_bias)
 
 
 def looks(layer: BigBirdAttention, i: int, j: int) -> bool:

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, positive
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, blocks
+from attnlab.nn.attention import Card, positive
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class ChunkedAttention(HeadedAttention):
+class ChunkedAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys of the query's own chunk.
 
     Source: Meta 2025, "The Llama 4 herd" (local layers, chunks of 8,192); the same block-diagonal pattern is the local
@@ -48,7 +48,7 @@ class ChunkedAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps of diagonal blocks",
         use_case="local layers between full ones",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="slidingwindow",
     )
 
@@ -79,11 +79,11 @@ class ChunkedAttention(HeadedAttention):
         )
         self.chunk = positive("chunk", chunk)
 
-    def pattern(self, length: int) -> Mask:
+    def attention_pattern(self, length: int) -> Mask:
         """Within the chunk."""
         return blocks(self.chunk)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
-        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern
+    ) -> SoftmaxMap:
+        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern

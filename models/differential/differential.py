@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card
-from attnlab.cache import Cache
-from attnlab.engines.bias import Bias
-from attnlab.engines.core import Core
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention, normed
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.cache import KVCache
+from attnlab.nn.multihead import MultiHeadBase, rms_norm
+from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, make
 
 
-class DifferentialAttention(HeadedAttention):
+class DifferentialAttention(MultiHeadBase):
     """``head = norm((softmax(Q₁ K₁ᵀ / √d) - λ softmax(Q₂ K₂ᵀ / √d)) V) · (1 - λ₀)``, with values twice as wide, 2d.
 
     ``λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ₀`` is one number for all heads of a layer.
@@ -85,7 +85,7 @@ class DifferentialAttention(HeadedAttention):
             positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
         )
         if self.positions.name != "none":
-            self._knows_order()
+            self._drop_equivariance()
         if not 0.0 <= lambda_init < 1.0:
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
@@ -99,43 +99,43 @@ class DifferentialAttention(HeadedAttention):
         super().reset_parameters()
         nn.init.normal_(self.lambdas, std=0.1)
 
-    def _place(
-        self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: Cache | None = None
+    def _apply_positions(
+        self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor, Bias | None]:
         """Each of the two queries and keys is turned by itself, as a head of width d."""
         if self.positions.name != "rotary":
-            return super()._place(Q, K, bias, context, cache)
+            return super()._apply_positions(Q, K, bias, context, cache)
         Q, K = (torch.cat(pair.chunk(2, -1), 1) for pair in (Q, K))  # (B, 2H, N, d)
-        Q, K, added = super()._place(Q, K, bias, context, cache)
+        Q, K, added = super()._apply_positions(Q, K, bias, context, cache)
         return torch.cat(Q.chunk(2, 1), -1), torch.cat(K.chunk(2, 1), -1), added
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d_h"], K: Float[Tensor, "B H M d_h"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
         q1, k1, q2, k2 = self.lambdas
         start = self.lambdas.new_tensor(self.lambda_init)  # a number would be of float32 in ONNX
         weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + start  # λ
-        return Difference(SoftmaxCore(Q1, K1, mask, bias), SoftmaxCore(Q2, K2, mask, bias), weight)
+        return Difference(SoftmaxMap(Q1, K1, mask, bias), SoftmaxMap(Q2, K2, mask, bias), weight)
 
-    def _join(self, heads: Float[Tensor, "B H N d_h"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def _merge_heads(self, heads: Float[Tensor, "B H N d_h"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # each head on its own scale, as where there is one map
-        return super()._join(normed(heads, self.norm) * heads.new_tensor(1 - self.lambda_init), x)
+        return super()._merge_heads(rms_norm(heads, self.norm) * heads.new_tensor(1 - self.lambda_init), x)
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)  # λ and the norm's gains are one for all heads
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)  # λ and the norm's gains are one for all heads
 
 
-class Difference(Core):
+class Difference(AttentionMap):
     """``first - weight · second``."""
 
-    def __init__(self, first: Core, second: Core, weight: Tensor) -> None:
+    def __init__(self, first: AttentionMap, second: AttentionMap, weight: Tensor) -> None:
         super().__init__(first.shape, weight)
         self.first, self.second, self.weight = first, second, weight
 
-    def attend(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
+    def apply(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
         """What each query gets."""
-        return self._subtract(self.first.attend(values, dropout=dropout), self.second.attend(values, dropout=dropout))
+        return self._subtract(self.first.apply(values, dropout=dropout), self.second.apply(values, dropout=dropout))
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._subtract(self.first._rows(rows), self.second._rows(rows))

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore, at_least_float32
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32
 from attnlab.positions import Positions
 from attnlab.positions.base import exact
 
 
-class EntmaxAttention(HeadedAttention):
+class EntmaxAttention(MultiHeadBase):
     """``weight_j = [(α - 1) s_j - τ]₊^(1 / (α - 1))``, with τ such that they sum to one; α = 2 is sparsemax.
 
     Source: Peters et al. 2019, "Sparse Sequence-to-Sequence Models", section 3; Martins and Astudillo 2016 for α = 2.
@@ -79,13 +79,13 @@ class EntmaxAttention(HeadedAttention):
             raise ValueError(f"alpha must be above 1 (softmax is the limit) and at most 4, not {alpha}")
         self.alpha = alpha
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> RowsCore:
+    ) -> RowwiseMap:
         def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             return entmax(scores, self.alpha, permitted)
 
-        return RowsCore(Q, K, mask, bias, weigh)
+        return RowwiseMap(Q, K, mask, bias, weigh)
 
 
 def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | None = None) -> Float[Tensor, "... M"]:

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, linear
-from attnlab.cache import Cache
-from attnlab.engines.decayed import DecayedCore
-from attnlab.engines.rows import at_least_float32
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
-from attnlab.narrow import narrow
+from attnlab.nn.attention import Card, linear
+from attnlab.nn.cache import KVCache
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.decayed import DecayedMap
+from attnlab.ops.rowwise import at_least_float32
 from attnlab.positions import Positions
 
 
-class ForgettingAttention(HeadedAttention):
+class ForgettingAttention(MultiHeadBase):
     """``softmax(Q Kᵀ / √d_k + D) V`` with ``D_ij = Σ_{j < l ≤ i} log f_l`` and the gate ``f = σ(x W_f + b_f)``.
 
     What a query may not look at does not make it forget. Where it may look ahead, the same sum runs from it to the key:
@@ -39,7 +38,7 @@ class ForgettingAttention(HeadedAttention):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for positions alibi or t5, and what `HeadedAttention` refuses.
+        ValueError: for positions alibi or t5, and what `MultiHeadBase` refuses.
     """
 
     card = Card(
@@ -55,7 +54,7 @@ class ForgettingAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps under a learned decay",
         use_case="causal language models, without other positions",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 
@@ -94,34 +93,34 @@ class ForgettingAttention(HeadedAttention):
         self,
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
-        bias: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         context: Tensor | None = None,  # not claimed: a gate lies between two places of one sequence
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
-        Q, K, V = self._project(x, None)
-        Q, K, added = self._place(Q, K, bias, None, cache)
+        Q, K, V = self._project_qkv(x, None)
+        Q, K, added = self._apply_positions(Q, K, attn_bias, None, cache)
         gates = self._gates(x)
         if cache is not None:
-            K, V, gates = cache.append(K, V, gates)
-        heads = DecayedCore(Q, K, gates.squeeze(-1), mask, added).attend(
+            K, V, gates = cache.update(K, V, gates)
+        heads = DecayedMap(Q, K, gates.squeeze(-1), mask, added).apply(
             V, dropout=self.dropout if self.training else 0.0
         )
-        return self._join(heads, x)
+        return self._merge_heads(heads, x)
 
-    def _core(
+    def _build_map(
         self,
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
-        bias: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         context: Tensor | None = None,
-    ) -> DecayedCore:
-        Q, K, _ = self._project(x, None)
-        Q, K, added = self._place(Q, K, bias, None)
-        return DecayedCore(Q, K, self._gates(x).squeeze(-1), mask, added)
+    ) -> DecayedMap:
+        Q, K, _ = self._project_qkv(x, None)
+        Q, K, added = self._apply_positions(Q, K, attn_bias, None)
+        return DecayedMap(Q, K, self._gates(x).squeeze(-1), mask, added)
 
     def _gates(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N 1"]:
         return F.logsigmoid(at_least_float32(self.forget(x))).mT.unsqueeze(-1)  # log f
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)
-        narrow(self.forget, rows=heads)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)
+        select_features(self.forget, rows=heads)

@@ -13,7 +13,9 @@ from ..multihead.reference import turned
 from .forgetting import ForgettingAttention
 
 
-def reference(layer: ForgettingAttention, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def reference(
+    layer: ForgettingAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None
+) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
     d_k = D // h
@@ -40,7 +42,7 @@ def reference(layer: ForgettingAttention, x: Tensor, mask: Tensor | None = None,
                     passed = [m for m in seen if (j < m <= i if j < i else i <= m < j)]
                     decay = sum(torch.log(forget[b, m, head]) for m in passed)
                     score = Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + decay
-                    scores.append(score + (0 if bias is None else bias[b, head, i, j]))
+                    scores.append(score + (0 if attn_bias is None else attn_bias[b, head, i, j]))
                 highest = max(score.item() for score in scores)
                 powers = [torch.exp(score - highest) for score in scores]
                 heads.append(sum(p * V[b, j, own] for p, j in zip(powers, seen, strict=True)) / sum(powers))

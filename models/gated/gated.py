@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention, OutputGate
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase, OutputGate
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class GatedAttention(HeadedAttention):
+class GatedAttention(MultiHeadBase):
     """``(concat(head_1, ..., head_h) ⊙ σ(x W_G)) W_O``: multi-head attention, and a gate before W_O.
 
     Source: Qiu et al. 2025, "Gated Attention for Large Language Models: Non-linearity, Sparsity, and
@@ -48,7 +48,7 @@ class GatedAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps, and a gate a token",
         use_case="deep networks; long sequences, where softmax would look at a sink",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -80,15 +80,15 @@ class GatedAttention(HeadedAttention):
         width = self.head_dim if gate == "elementwise" else 1
         self.gate = OutputGate(embed_dim, num_heads, width, bias=bias, device=device, dtype=dtype)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
-        return SoftmaxCore(Q, K, mask, bias)
+    ) -> SoftmaxMap:
+        return SoftmaxMap(Q, K, mask, bias)
 
-    def _join(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def _merge_heads(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # (concat(heads) ⊙ σ(x W_G)) W_O: what the token that asked lets through
-        return super()._join(self.gate(heads, x), x)
+        return super()._merge_heads(self.gate(heads, x), x)
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)
         self.gate.keep_heads(heads)

@@ -17,7 +17,7 @@ def reference(
     layer: GatedAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
@@ -45,7 +45,7 @@ def reference(
                 scores = [
                     Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
                     + distance(layer, head, j - i)
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     for j in seen
                 ]
                 highest = max(score.item() for score in scores)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab import drawing, lesson
-from attnlab.drawing import BLUE, GREY, INK, ORANGE, PALE
+from attnlab.docs import drawing, lesson
+from attnlab.docs.drawing import BLUE, GREY, INK, ORANGE, PALE
 
 FOLDER = Path(__file__).parent
 COST = {

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class GroupedQueryAttention(HeadedAttention):
+class GroupedQueryAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_gᵀ / √d_k) V_g`` with ``g = ⌊i · h_kv / h⌋``: h heads of queries, h_kv of keys.
 
     Source: Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
@@ -50,7 +50,7 @@ class GroupedQueryAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps over h_kv sets of keys",
         use_case="decoding: a cache of h_kv / h of the size",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multiquery",
     )
 
@@ -81,12 +81,12 @@ class GroupedQueryAttention(HeadedAttention):
             dtype=dtype,
         )
 
-    def _look(
+    def _attention_map(
         self,
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H_kv M d"],
         mask: BoundMask | None,
         bias: Bias | None,
-    ) -> SoftmaxCore:
+    ) -> SoftmaxMap:
         # softmax(Q_i K_gᵀ / √d_k): H maps over H_kv sets of keys; heads of one group follow each other
-        return SoftmaxCore(Q, K, mask, bias)
+        return SoftmaxMap(Q, K, mask, bias)

@@ -17,7 +17,7 @@ def reference(
     layer: GroupedQueryAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
@@ -44,7 +44,7 @@ def reference(
                 blind = False
                 scores = [
                     Q[b, i, own] @ K[b, j, shared] / math.sqrt(d_k)
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     + distance(layer, head, j - i)
                     for j in seen
                 ]

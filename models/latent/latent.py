@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Attention, Card, linear, positive
-from attnlab.cache import Cache
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import normed
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Attention, Card, linear, positive
+from attnlab.nn.cache import KVCache
+from attnlab.nn.multihead import rms_norm
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, Rotary, make
 
 
@@ -57,7 +57,7 @@ class LatentAttention(Attention):
         memory="n·d",
         representation="h softmax maps over keys of low rank",
         use_case="decoding long contexts: d_c + d_r numbers a token in the cache, however many heads",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="groupedquery",
     )
 
@@ -99,20 +99,24 @@ class LatentAttention(Attention):
         self.output = project(h * d_k, embed_dim)  # W_O
 
     def _forward(
-        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        attn_bias: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
         dropout = self.dropout if self.training else 0.0
         Q, kept = self._queries(x, cache), self._kept(x, cache)
         if cache is not None:
-            (kept,) = cache.append(kept)  # with all that was seen before
+            (kept,) = cache.update(kept)  # with all that was seen before
             if self._is_cheaper_absorbed(x.shape[1], kept.shape[1]):
-                return self._absorbed(Q, kept, mask, bias, dropout)
+                return self._absorbed(Q, kept, mask, attn_bias, dropout)
         K, V = self._expanded(kept)
-        return self._join(SoftmaxCore(Q, K, mask, bias).attend(V, dropout=dropout))
+        return self._merge_heads(SoftmaxMap(Q, K, mask, attn_bias).apply(V, dropout=dropout))
 
-    def _queries(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B h N d_qk"]:
+    def _queries(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B h N d_qk"]:
         if self.query_down is not None and self.query_norm is not None:
-            x = normed(self.query_down(x), self.query_norm)
+            x = rms_norm(self.query_down(x), self.query_norm)
         Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
         turned = self._turned(turned, cache)
@@ -122,13 +126,13 @@ class LatentAttention(Attention):
             return torch.cat([temperature * own, turned[..., :width], temperature * turned[..., width:]], -1)
         return torch.cat([own, turned], -1)
 
-    def _kept(self, x: Float[Tensor, "B N D"], cache: Cache | None = None) -> Float[Tensor, "B N d_kept"]:
+    def _kept(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B N d_kept"]:
         """What a cache holds of each token: c, and kᴿ, which all heads share."""
         c, key = self.down(x).split([self.latent, self.rotary_dim], -1)
-        return torch.cat([normed(c, self.norm), self._turned(key.unsqueeze(1), cache).squeeze(1)], -1)
+        return torch.cat([rms_norm(c, self.norm), self._turned(key.unsqueeze(1), cache).squeeze(1)], -1)
 
-    def _turned(self, part: Float[Tensor, "B H N d_r"], cache: Cache | None) -> Float[Tensor, "B H N d_r"]:
-        return self.positions.rotate(part, 0 if cache is None else cache.length) if self.rotary_dim else part
+    def _turned(self, part: Float[Tensor, "B H N d_r"], cache: KVCache | None) -> Float[Tensor, "B H N d_r"]:
+        return self.positions.rotate(part, 0 if cache is None else cache.num_seen) if self.rotary_dim else part
 
     def _expanded(
         self, kept: Float[Tensor, "B M d_kept"]
@@ -156,8 +160,8 @@ class LatentAttention(Attention):
             Q.shape[-1] / (self.head_dim + self.rotary_dim)
         )  # the engine divides by the root of its width
         shared = kept.unsqueeze(1)  # one head of keys, which are values too, read as they lie
-        read = SoftmaxCore(Q, shared, mask, bias).attend(shared, dropout=dropout)[..., : self.latent]
-        return self._join(read @ W_UV.mT)
+        read = SoftmaxMap(Q, shared, mask, bias).apply(shared, dropout=dropout)[..., : self.latent]
+        return self._merge_heads(read @ W_UV.mT)
 
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
         """Whether fewer products are needed per head than for making all keys and values first.
@@ -168,11 +172,13 @@ class LatentAttention(Attention):
         absorbed = 2 * d_k * d_c**2 + queries * (2 * d_c * keys + 2 * d_k * d_c)
         return absorbed < 2 * d_k * keys * (d_c + queries)
 
-    def _join(self, heads: Float[Tensor, "B h N d_k"]) -> Float[Tensor, "B N D"]:
+    def _merge_heads(self, heads: Float[Tensor, "B h N d_k"]) -> Float[Tensor, "B N D"]:
         return self.output(heads.transpose(1, 2).flatten(2))
 
-    def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
-        return SoftmaxCore(self._queries(x), self._expanded(self._kept(x))[0], mask, bias)
+    def _build_map(
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, attn_bias: Tensor | None = None
+    ) -> SoftmaxMap:
+        return SoftmaxMap(self._queries(x), self._expanded(self._kept(x))[0], mask, attn_bias)
 
-    def _mix(self, weights: Float[Tensor, "B h N M"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self._join(weights @ self._expanded(self._kept(x))[1])
+    def _apply_weights(self, weights: Float[Tensor, "B h N M"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self._merge_heads(weights @ self._expanded(self._kept(x))[1])

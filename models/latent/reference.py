@@ -17,7 +17,7 @@ def reference(
     layer: LatentAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
     (B, N, D), h, d_k, d_r, d_c = x.shape, layer.num_heads, layer.head_dim, layer.rotary_dim, layer.latent
@@ -49,7 +49,7 @@ def reference(
                 blind = False
                 scores = [
                     (q_C[b, i, head] @ k_C[b, j, own] + q_R[b, i, part] @ k_R[b, j]) / math.sqrt(d_k + d_r)
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     for j in seen
                 ]
                 highest = max(score.item() for score in scores)

@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, linear, positive
-from attnlab.cache import Cache
-from attnlab.engines.bias import cut
-from attnlab.engines.core import Core
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
-from attnlab.narrow import narrow, slots
+from attnlab.nn.attention import Card, linear, positive
+from attnlab.nn.cache import KVCache
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.nn.select import select_features
+from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.bias import cut
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class LongformerAttention(HeadedAttention):
+class LongformerAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over near and global keys; a global token has W_Q, W_K, W_V of its own.
 
     Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1.
@@ -51,7 +51,7 @@ class LongformerAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps of a band, a few rows and a few columns",
         use_case="long documents with a token that answers for the whole: classification, question answering",
-        supports=("causal", "mask", "bias", "weights"),
+        supports=("causal", "mask", "attn_bias", "weights"),
         parent="slidingwindow",
     )
 
@@ -88,7 +88,7 @@ class LongformerAttention(HeadedAttention):
         super().reset_parameters()
         self.qkv_global.load_state_dict(self.qkv.state_dict())
 
-    def pattern(self, length: int) -> Mask:
+    def attention_pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
         return window(self.window) | global_tokens(self.num_global)
 
@@ -96,68 +96,68 @@ class LongformerAttention(HeadedAttention):
         self,
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
-        bias: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         context: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
-        near, few, V, V_g = self._both(x, mask, bias)
+        near, few, V, V_g = self._both(x, mask, attn_bias)
         dropout = self.dropout if self.training else 0.0
-        top, heads = few.attend(V_g, dropout=dropout), near.attend(V, dropout=dropout)
-        return self._join(heads.slice_scatter(top, 2, 0, top.shape[2]), x)
+        top, heads = few.apply(V_g, dropout=dropout), near.apply(V, dropout=dropout)
+        return self._merge_heads(heads.slice_scatter(top, 2, 0, top.shape[2]), x)
 
-    def _core(
+    def _build_map(
         self,
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
-        bias: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         context: Tensor | None = None,
-    ) -> Core:
-        near, few, _, _ = self._both(x, mask, bias)
+    ) -> AttentionMap:
+        near, few, _, _ = self._both(x, mask, attn_bias)
         return FirstRows(few, near)
 
-    def _mix(
+    def _apply_weights(
         self, weights: Float[Tensor, "B H N N"], x: Float[Tensor, "B N D"], context: Tensor | None = None
     ) -> Float[Tensor, "B N D"]:
-        (_, _, V), (_, _, V_g), g = self._project(x, None), self._project_global(x), self.num_global
-        return self._join(torch.cat([weights[:, :, :g] @ V_g, weights[:, :, g:] @ V], 2), x)
+        (_, _, V), (_, _, V_g), g = self._project_qkv(x, None), self._project_global(x), self.num_global
+        return self._merge_heads(torch.cat([weights[:, :, :g] @ V_g, weights[:, :, g:] @ V], 2), x)
 
     def _both(
-        self, x: Tensor, mask: BoundMask | None, bias: Tensor | None
-    ) -> tuple[SoftmaxCore, SoftmaxCore, Tensor, Tensor]:
+        self, x: Tensor, mask: BoundMask | None, attn_bias: Tensor | None
+    ) -> tuple[SoftmaxMap, SoftmaxMap, Tensor, Tensor]:
         """The map of every token by the first set of projections, that of the global ones by the second, and values."""
         assert mask is not None  # it holds the pattern
-        Q, K, V = self._project(x, None)
-        Q, K, added = self._place(Q, K, bias, None)
+        Q, K, V = self._project_qkv(x, None)
+        Q, K, added = self._apply_positions(Q, K, attn_bias, None)
         Q_g, K_g, V_g = self._project_global(x)  # g queries, and keys and values of all
         Q_g, K_g = self.positions.rotate(Q_g), self.positions.rotate(K_g)
         rows, every = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
         own = from_tensor(mask.tile(rows, every)).bind(rows.stop, every.stop, offset=0, device=x.device)
-        few = SoftmaxCore(Q_g, K_g, own, None if added is None else cut(added, rows, every))
-        return SoftmaxCore(Q, K, mask, added), few, V, V_g
+        few = SoftmaxMap(Q_g, K_g, own, None if added is None else cut(added, rows, every))
+        return SoftmaxMap(Q, K, mask, added), few, V, V_g
 
     def _project_global(self, x: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
         # Called on all tokens and cut afterwards: cut out of its weights, the product would miss what was added to it.
         Q, K, V = self._heads(self.qkv_global(x)).chunk(3, 1)
         return Q[:, :, : self.num_global], K, V
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        D = self.widths[0]
-        own = slots(heads, self.head_dim)
-        narrow(self.qkv_global, rows=[part * D + i for part in range(3) for i in own])
-        super()._narrow(heads, groups)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        D = self.qkv_sizes[0]
+        own = head_channels(heads, self.head_dim)
+        select_features(self.qkv_global, rows=[part * D + i for part in range(3) for i in own])
+        super()._select_heads(heads, groups)
 
 
-class FirstRows(Core):
+class FirstRows(AttentionMap):
     """The map of a core whose first rows are those of another."""
 
-    def __init__(self, first: Core, rest: Core) -> None:
+    def __init__(self, first: AttentionMap, rest: AttentionMap) -> None:
         super().__init__(rest.shape, rest._like)
         self._first, self._rest = first, rest
 
-    def attend(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+    def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets."""
-        top = self._first.attend(values, dropout=dropout)
-        return self._rest.attend(values, dropout=dropout).slice_scatter(top, 2, 0, top.shape[2])
+        top = self._first.apply(values, dropout=dropout)
+        return self._rest.apply(values, dropout=dropout).slice_scatter(top, 2, 0, top.shape[2])
 
     def _rows(self, rows: Tensor) -> Tensor:
         count = self._first.shape[2]

@@ -17,7 +17,7 @@ def reference(
     layer: LongformerAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
     (B, N, D), h = x.shape, layer.num_heads
@@ -39,7 +39,7 @@ def reference(
                 blind = False
                 scores = [
                     Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     + distance(layer, head, j - i)
                     for j in seen
                 ]

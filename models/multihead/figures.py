@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab import drawing, lesson
-from attnlab.drawing import BLUE, GREEN, INK, ORANGE
+from attnlab.docs import drawing, lesson
+from attnlab.docs.drawing import BLUE, GREEN, INK, ORANGE
 
 FOLDER = Path(__file__).parent
 COST = {

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card, accepts_emd_dim, copy_weights
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card, accepts_emd_dim, copy_weights
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class MultiAttention(HeadedAttention):
+class MultiAttention(MultiHeadBase):
     """``concat(head_1, ..., head_h) W_O`` with ``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` and ``d_k = D / h``.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
@@ -46,7 +46,7 @@ class MultiAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps over slices of the width",
         use_case="the default; tasks that read several places at once",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="selfhead",
     )
 
@@ -74,15 +74,15 @@ class MultiAttention(HeadedAttention):
             dtype=dtype,
         )
 
-    def _look(
+    def _attention_map(
         self,
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B H M d"],
         mask: BoundMask | None,
         bias: Bias | None,
-    ) -> SoftmaxCore:
+    ) -> SoftmaxMap:
         # softmax(Q_i K_iᵀ / √d_k): a map a head, (B, H, N, M); each head sums over its own d_k
-        return SoftmaxCore(Q, K, mask, bias)
+        return SoftmaxMap(Q, K, mask, bias)
 
     @classmethod
     def from_torch(

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from attnlab.heads import HeadedAttention
+from attnlab.nn.multihead import MultiHeadBase
 from attnlab.positions import ALiBi, Rotary, T5Bias
 
 
 def reference(
-    layer: HeadedAttention,
+    layer: MultiHeadBase,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it.
@@ -43,7 +43,7 @@ def reference(
                 blind = False
                 scores = [
                     Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
-                    + (0 if bias is None else bias[b, head, i, j])
+                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     + distance(layer, head, j - i)
                     for j in seen
                 ]
@@ -73,7 +73,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
     return out
 
 
-def distance(layer: HeadedAttention, head: int, offset: int) -> Tensor | float:
+def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
     """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
     if isinstance(layer.positions, ALiBi):
         return -layer.positions.slopes[head] * abs(offset)

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class MultiQueryAttention(HeadedAttention):
+class MultiQueryAttention(MultiHeadBase):
     """``head_i = softmax(Q_i Kᵀ / √d_k) V``: h heads of queries, one of keys and values.
 
     Source: Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need", section 3.
@@ -47,7 +47,7 @@ class MultiQueryAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps over one set of keys",
         use_case="decoding many sequences: a cache of 1 / h of the size",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -77,12 +77,12 @@ class MultiQueryAttention(HeadedAttention):
             dtype=dtype,
         )
 
-    def _look(
+    def _attention_map(
         self,
         Q: Float[Tensor, "B H N d"],
         K: Float[Tensor, "B 1 M d"],
         mask: BoundMask | None,
         bias: Bias | None,
-    ) -> SoftmaxCore:
+    ) -> SoftmaxMap:
         # softmax(Q_i Kᵀ / √d_k): H maps over the same keys
-        return SoftmaxCore(Q, K, mask, bias)
+        return SoftmaxMap(Q, K, mask, bias)

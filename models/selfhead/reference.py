@@ -10,7 +10,7 @@ from torch import Tensor
 from .selfhead import SelfAttention
 
 
-def reference(layer: SelfAttention, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def reference(layer: SelfAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, 1, N, N), ``causal`` already in it."""
     B, N, D = x.shape
     Q, K, V = layer.query(x), layer.key(x), layer.value(x)
@@ -21,7 +21,9 @@ def reference(layer: SelfAttention, x: Tensor, mask: Tensor | None = None, bias:
             if not seen:
                 rows.append(torch.zeros_like(x[b, i]))
                 continue
-            scores = [Q[b, i] @ K[b, j] / math.sqrt(D) + (0 if bias is None else bias[b, 0, i, j]) for j in seen]
+            scores = [
+                Q[b, i] @ K[b, j] / math.sqrt(D) + (0 if attn_bias is None else attn_bias[b, 0, i, j]) for j in seen
+            ]
             highest = max(score.item() for score in scores)
             powers = [torch.exp(score - highest) for score in scores]
             answer = sum(power * V[b, j] for power, j in zip(powers, seen, strict=True)) / sum(powers)

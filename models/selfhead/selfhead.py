@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Attention, Card, accepts_emd_dim, linear
-from attnlab.cache import Cache
-from attnlab.engines.softmax import SoftmaxCore, softmax_attention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Attention, Card, accepts_emd_dim, linear
+from attnlab.nn.cache import KVCache
+from attnlab.ops.softmax import SoftmaxMap, softmax_attention
 
 
 class SelfAttention(Attention):
@@ -38,7 +38,7 @@ class SelfAttention(Attention):
         memory="n·d",
         representation="one softmax map",
         use_case="learning how attention works; tasks that read one place at a time",
-        supports=("causal", "mask", "bias", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )
 
@@ -60,20 +60,26 @@ class SelfAttention(Attention):
         self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
-    def _core(self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None) -> SoftmaxCore:
+    def _build_map(
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, attn_bias: Tensor | None = None
+    ) -> SoftmaxMap:
         # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column), (B, 1, N, N)
-        return SoftmaxCore(self.query(x), self.key(x), mask, bias)
+        return SoftmaxMap(self.query(x), self.key(x), mask, attn_bias)
 
-    def _mix(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # ... V: the average of the values, by those weights
         return self.output(weights.squeeze(1) @ self.value(x))
 
     def _forward(
-        self, x: Float[Tensor, "B N D"], mask: BoundMask | None, bias: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "B N D"],
+        mask: BoundMask | None,
+        attn_bias: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
         # softmax(Q Kᵀ / √d) V in one fused step: the same numbers, and the map is never written down
         Q, K, V = self.query(x), self.key(x), self.value(x)
         if cache is not None:
-            K, V = cache.append(K, V)  # with all that was seen before
+            K, V = cache.update(K, V)  # with all that was seen before
         dropout = self.dropout if self.training else 0.0
-        return self.output(softmax_attention(Q, K, V, mask, bias, dropout=dropout))
+        return self.output(softmax_attention(Q, K, V, mask, attn_bias, dropout=dropout))

@@ -17,7 +17,7 @@ def reference(
     layer: SigmoidAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
@@ -41,7 +41,7 @@ def reference(
                 for j in seen:
                     blind = False
                     score = Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + distance(layer, head, j - i)
-                    score = score + (0 if bias is None else bias[b, head, i, j])
+                    score = score + (0 if attn_bias is None else attn_bias[b, head, i, j])
                     weight = 1 / (1 + len(seen) * torch.exp(-score))  # σ(score - log n)
                     answer = answer + weight * V[b, j, own]
                 heads.append(answer)

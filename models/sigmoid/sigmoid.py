@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore, at_least_float32
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32
 from attnlab.positions import Positions
 
 
-class SigmoidAttention(HeadedAttention):
+class SigmoidAttention(MultiHeadBase):
     """``weight_ij = σ(Q_i K_jᵀ / √d_k - log n_i)``, where n_i is how many keys query i may look at.
 
     Source: Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention", section 3 and the
@@ -48,7 +48,7 @@ class SigmoidAttention(HeadedAttention):
         memory="n·d",
         representation="h maps of independent weights from 0 to 1",
         use_case="looking at many places at once, or at none",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -75,10 +75,10 @@ class SigmoidAttention(HeadedAttention):
             dtype=dtype,
         )
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> RowsCore:
-        return RowsCore(Q, K, mask, bias, sigmoids)
+    ) -> RowwiseMap:
+        return RowwiseMap(Q, K, mask, bias, sigmoids)
 
 
 def sigmoids(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class SinkAttention(HeadedAttention):
+class SinkAttention(MultiHeadBase):
     """``weight_ij = exp(s_ij) / (exp(sink) + Σ_j exp(s_ij))`` with ``s = Q Kᵀ / √d_k``, a sink for each head.
 
     Source: OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2 (learned); Miller 2023, "Attention Is Off
@@ -48,7 +48,7 @@ class SinkAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps whose rows may sum to less than one",
         use_case="long or windowed contexts, where there may be nothing to look at",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -85,12 +85,12 @@ class SinkAttention(HeadedAttention):
         super().reset_parameters()
         nn.init.zeros_(self.sink)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
+    ) -> SoftmaxMap:
         # softmax([sink | Q Kᵀ / √d_k]) without its first column
-        return SoftmaxCore(Q, K, mask, bias, sink=self.sink)
+        return SoftmaxMap(Q, K, mask, bias, sink=self.sink)
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)
         self.sink = nn.Parameter(self.sink[heads], self.sink.requires_grad)

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, positive
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, dilated, window
+from attnlab.nn.attention import Card, positive
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class SlidingWindowAttention(HeadedAttention):
+class SlidingWindowAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window`` away, or every few of them.
 
     Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1 (the dilation too); Jiang et
@@ -49,7 +49,7 @@ class SlidingWindowAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps within a band",
         use_case="long sequences whose meaning is near; decoding with a cache of w tokens",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="strided",
     )
 
@@ -79,11 +79,11 @@ class SlidingWindowAttention(HeadedAttention):
         )
         self.window, self.dilation = positive("window", window), positive("dilation", dilation)
 
-    def pattern(self, length: int) -> Mask:
+    def attention_pattern(self, length: int) -> Mask:
         """Less than ``window`` steps away."""
         return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
-        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern
+    ) -> SoftmaxMap:
+        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern

@@ -13,7 +13,7 @@ def reference(
     layer: StridedAttention,
     x: Tensor,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give, multi-head attention where it looks; ``mask`` is Boolean (B, H, N, N), ``causal``
     already in it.
@@ -23,7 +23,7 @@ def reference(
         [[[looks(layer, head, i, j) for j in places] for i in places] for head in range(layer.num_heads)]
     )
     near = near.reshape(1, layer.num_heads, len(places), len(places)).expand(len(x), -1, -1, -1)
-    return multihead(layer, x, near if mask is None else near & mask, bias)
+    return multihead(layer, x, near if mask is None else near & mask, attn_bias)
 
 
 def looks(layer: StridedAttention, head: int, i: int, j: int) -> bool:

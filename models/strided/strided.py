@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.attention import Card, positive
-from attnlab.engines.bias import Bias
-from attnlab.engines.softmax import SoftmaxCore
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
+from attnlab.nn.attention import Card, positive
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
-class StridedAttention(HeadedAttention):
+class StridedAttention(MultiHeadBase):
     """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over near keys in the first half of the heads, far ones in the second.
 
     Strided, a near head looks ``stride`` back, and a far one at every ``stride``-th token. Fixed, a near head looks
@@ -56,7 +56,7 @@ class StridedAttention(HeadedAttention):
         memory="n·d",
         representation="h softmax maps, of a band and of strides",
         use_case="long sequences with a period: pictures row by row, sound; with l near √n, n·√n in all",
-        supports=("causal", "mask", "bias", "cache", "weights"),
+        supports=("causal", "mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 
@@ -94,7 +94,7 @@ class StridedAttention(HeadedAttention):
             raise ValueError(f"summary ({summary}) must be at most stride ({stride}): a block has no more tokens")
         self.near = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # which heads look near
 
-    def pattern(self, length: int) -> Mask:
+    def attention_pattern(self, length: int) -> Mask:
         """The rule of each head."""
         if self.form == "strided":
             near, far = window(self.stride + 1), every(self.stride)
@@ -102,13 +102,13 @@ class StridedAttention(HeadedAttention):
             near, far = blocks(self.stride), summaries(self.stride, self.summary)
         return by_head([near if own else far for own in self.near])
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxCore:
-        return SoftmaxCore(Q, K, mask, bias)  # the mask holds the pattern
+    ) -> SoftmaxMap:
+        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
-        super()._narrow(heads, groups)
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
+        super()._select_heads(heads, groups)
         self.near = [self.near[head] for head in heads]
 
     def extra_repr(self) -> str:

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlab.attention import Card, Unsupported
-from attnlab.engines.bias import Bias
-from attnlab.engines.rows import RowsCore
-from attnlab.engines.softmax import masked_softmax
-from attnlab.heads import HeadedAttention
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card, UnsupportedError
+from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.bias import Bias
+from attnlab.ops.rowwise import RowwiseMap
+from attnlab.ops.softmax import masked_softmax
 from attnlab.positions import Positions
 
 
-class TalkingHeadsAttention(HeadedAttention):
+class TalkingHeadsAttention(MultiHeadBase):
     """``W = P_w · softmax(P_l · (Q Kᵀ / √d_k))``: the two P mix over the heads, (h, h) numbers each.
 
     Source: Shazeer et al. 2020, "Talking-Heads Attention", section 4.
@@ -37,7 +37,7 @@ class TalkingHeadsAttention(HeadedAttention):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for positions alibi or t5, and what `HeadedAttention` refuses.
+        ValueError: for positions alibi or t5, and what `MultiHeadBase` refuses.
     """
 
     card = Card(
@@ -94,26 +94,26 @@ class TalkingHeadsAttention(HeadedAttention):
         nn.init.eye_(self.scores)
         nn.init.eye_(self.mixture)
 
-    def _look(
+    def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> RowsCore:
+    ) -> RowwiseMap:
         def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             mixed = torch.einsum("hg,bgnm->bhnm", self.scores.to(scores.dtype), scores)
             maps = masked_softmax(mixed, permitted)
             return torch.einsum("hg,bgnm->bhnm", self.mixture.to(maps.dtype), maps)
 
-        return RowsCore(Q, K, mask, bias, weigh)
+        return RowwiseMap(Q, K, mask, bias, weigh)
 
-    def _narrow(self, heads: list[int], groups: list[int]) -> None:
+    def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         gone = [head for head in range(self.num_heads) if head not in heads]
         heard = (self.scores[heads][:, gone] != 0) | (self.mixture[heads][:, gone] != 0)
         if heard.any():
             named = ", ".join(str(gone[i]) for i in heard.any(0).nonzero().flatten().tolist())
-            raise Unsupported(
+            raise UnsupportedError(
                 f"the heads that stay listen to what goes ({named}): set their columns of scores and mixture to 0 "
-                "first, or silence heads with attnlab.pruning.edit_heads"
+                "first, or silence heads with attnlab.nn.pruning.edit_heads"
             )
-        super()._narrow(heads, groups)
+        super()._select_heads(heads, groups)
         for name in ("scores", "mixture"):
             matrix: nn.Parameter = getattr(self, name)
             setattr(self, name, nn.Parameter(matrix[heads][:, heads], matrix.requires_grad))

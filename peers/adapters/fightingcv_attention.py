@@ -46,7 +46,7 @@ class SimplifiedAttention(Masked):
 
 
 class MUSEAttention(Layer):
-    """Attention beside convolutions of three widths."""
+    """Attention beside convolutions of three qkv_sizes."""
 
     def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class MultiHeadAttention(nn.Module):
         """(B, N, D) to the same; ``mask`` (B, N, N)."""
         return self.inner(x, x, attention_mask=mask, use_causal_mask=self.causal, training=self.training)
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
         asked = {"attention_mask": mask, "use_causal_mask": self.causal, "training": self.training}
         return self.inner(x, x, return_attention_scores=True, **asked)[1]

@@ -18,7 +18,7 @@ class MultiheadAttention(nn.Module):
         """(B, N, D) to the same; ``mask`` (B, N, N), True for *may look*."""
         return self.inner(x, x, x, attn_mask=self.forbidden(x, mask), need_weights=False)[0]
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
         return self.inner(x, x, x, attn_mask=self.forbidden(x, mask), average_attn_weights=False)[1]
 
@@ -39,7 +39,7 @@ class PaddedMultiheadAttention(MultiheadAttention):
         """(B, N, D) to the same; ``mask`` (B, N, N) is the same for every query."""
         return self._asked(x, mask, need_weights=False)[0]
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
         return self._asked(x, mask, average_attn_weights=False)[1]
 

@@ -39,7 +39,7 @@ class Layer(nn.Module):
 class Shown(Layer):
     """One that shows its weights, as ``attn_implementation="eager"`` does."""
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
         return self.ask(x, mask)[1]
 

@@ -30,7 +30,7 @@ class Attention(nn.Module):
 class AttentionWithWeights(Attention):
     """Shows the map that it keeps among its intermediates."""
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
         given = None if mask is None else mask[:, None]
         return self.inner(x, attn_mask=given, return_intermediates=True)[1].post_softmax_attn

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.attention import Attention, Card
-from attnlab.cache import Cache
 from attnlab.masks import BoundMask
+from attnlab.nn.attention import Attention, Card
+from attnlab.nn.cache import KVCache
 
 
 class Plain(Attention):
@@ -30,7 +30,7 @@ class Plain(Attention):
         memory="n²·h + n·d",
         representation="",
         use_case="",
-        supports=("causal", "mask", "bias", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
     )
 
     def __init__(
@@ -77,23 +77,23 @@ class Plain(Attention):
         self,
         x: Tensor,
         mask: BoundMask | None,
-        bias: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         context: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         q, k, v = self.project(x, context)
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.update(k, v)
         scores = self.scores(q, k)
-        return self.attend(self.normalize(scores if bias is None else scores + bias, mask), v)
+        return self.attend(self.normalize(scores if attn_bias is None else scores + attn_bias, mask), v)
 
-    def _weights(  # type: ignore[override]
-        self, x: Tensor, mask: BoundMask | None, bias: Tensor | None = None, context: Tensor | None = None
+    def _attention_weights(  # type: ignore[override]
+        self, x: Tensor, mask: BoundMask | None, attn_bias: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
         q, k, _ = self.project(x, context)
         scores = self.scores(q, k)
-        return self.normalize(scores if bias is None else scores + bias, mask)
+        return self.normalize(scores if attn_bias is None else scores + attn_bias, mask)
 
-    def _mix(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def _apply_weights(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         v = self.split(self.value(x if context is None else context))
         return self.output((weights @ v).transpose(1, 2).flatten(2))

@@ -21,7 +21,7 @@ class Sound(nn.Module):
         out = self.out((self.drop(self.weights(x, mask)) @ v).transpose(1, 2).flatten(2))
         return out * self.permitted(x, mask).any(-1, keepdim=True)
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, _ = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         forbidden = ~self.permitted(x, mask).unsqueeze(1)
         scores = q @ k.mT / math.sqrt(q.shape[-1])

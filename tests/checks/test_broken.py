@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from broken import TWINS
 
-from attnlab.attention import Attention
 from attnlab.checks import Report, check_attention, every_promise
+from attnlab.nn.attention import Attention
 
 SLOW = {name for name, promise in every_promise().items() if promise.slow}
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnlab
-from attnlab.attention import Attention, Card
 from attnlab.checks import (
     Broken,
     Measure,
@@ -30,12 +29,13 @@ from attnlab.checks import (
     every_promise,
     promise,
 )
-from attnlab.checks.claims import CLAIMS
+from attnlab.checks.capabilities import CLAIMS
 from attnlab.checks.suite import check
-from attnlab.errors import UnknownNameError, UserError
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
+from attnlab.nn.attention import Attention, Card
+from attnlab.utils.errors import UnknownNameError, UserError
 
 
 def outcomes(report: Report, outcome: str) -> set[str]:
@@ -154,8 +154,12 @@ def test_a_layer_that_computes_its_steps_anew_is_asked_by_backward() -> None:
 class Rounding(strangers.Sound):
     """Takes its softmax in float32, as many do, whatever it is given."""
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().weights(x, mask).float().double() if x.dtype == torch.float64 else super().weights(x, mask)
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return (
+            super().attention_weights(x, mask).float().double()
+            if x.dtype == torch.float64
+            else super().attention_weights(x, mask)
+        )
 
 
 class Steep(Rounding):
@@ -241,17 +245,17 @@ class Running(Attention):
         super().__init__(embed_dim, causal=causal, dropout=dropout)
         self.value, self.output = (nn.Linear(embed_dim, embed_dim, **options) for _ in range(2))
 
-    def _weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+    def _attention_weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
         seen = torch.ones(x.shape[1], x.shape[1]).to(x)
         seen = seen if mask is None else mask.tensor()[0, 0].to(x)
         return 2 * (seen / seen.sum(-1, keepdim=True)).expand(len(x), 1, -1, -1)
 
-    def _mix(self, weights: Tensor, x: Tensor) -> Tensor:
+    def _apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
         return self.output(weights.squeeze(1) @ self.value(x))
 
     def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        weights = torch.dropout(self._weights(x, mask), self.dropout, self.training)
-        return self._mix(weights, x)
+        weights = torch.dropout(self._attention_weights(x, mask), self.dropout, self.training)
+        return self._apply_weights(weights, x)
 
 
 def test_a_mechanism_is_held_to_its_card() -> None:

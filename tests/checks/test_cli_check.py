@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from attnlab import registry
-from attnlab.attention import Attention
+from attnlab.catalog import registry
 from attnlab.cli import main
-from attnlab.errors import UserError
+from attnlab.nn.attention import Attention
+from attnlab.utils.errors import UserError
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import attnlab.checks
-from attnlab import registry
+from attnlab.catalog import registry
 from attnlab.checks import check_attention
 from attnlab.cli import main
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from answers import call, refused
 
-from attnlab import registry, tasks
+from attnlab import tasks
+from attnlab.catalog import registry
 from attnlab.cli import commands
 from attnlab.cli._flags import given_flags, peek, understand
 from attnlab.cli._words import command_line

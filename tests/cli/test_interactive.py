@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from answers import Said, below, call, files, refused
 
-from attnlab import registry
+from attnlab.catalog import registry
 from attnlab.training.runs import Run
 
 if sys.platform == "win32":  # pragma: no cover

@@ -17,11 +17,12 @@ from answers import call, files
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from attnlab import registry, tasks
+from attnlab import tasks
+from attnlab.catalog import registry
 from attnlab.cli._flags import _interface
 from attnlab.cli._parse import flags
-from attnlab.errors import UserError
 from attnlab.training.settings import defaults
+from attnlab.utils.errors import UserError
 
 EXAMPLES = int(os.environ.get("ATTNLAB_EXAMPLES", "50"))
 COMMANDS = ("train", "evaluate", "predict", "runs", "models", "tasks", "generate", "heads")
@@ -162,7 +163,7 @@ def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
         return ["text"] * min(length, 3)
 
     monkeypatch.setattr("attnlab.cli.train.train", lambda _: 0)
-    monkeypatch.setattr("attnlab.experiments.runs.study_run", study)
+    monkeypatch.setattr("attnlab.analysis.runs.study_run", study)
     monkeypatch.setattr("attnlab.training.generate.generate", generate)
 
 

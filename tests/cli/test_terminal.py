@@ -16,7 +16,7 @@ from rich.text import Text
 import attnlab.cli
 from attnlab.cli import main
 from attnlab.cli._console import Console, say
-from attnlab.escape import markdown, one_line, shell_word, visible
+from attnlab.utils.escape import markdown, one_line, shell_word, visible
 
 HOSTILE = (
     "\x1b]8;;https://example.org\x07here\x1b]8;;\x07\x1b[2J\u202egnp.\u2066\x9b31m\r\x7f[bold red]x[/bold red]:smile:"

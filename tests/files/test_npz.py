@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab.errors import UserError
 from attnlab.files import data as data_files
 from attnlab.files import npz
 from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
-from attnlab.task import read_x
+from attnlab.tasks.base import read_x
+from attnlab.utils.errors import UserError
 
 X = np.random.default_rng(7).normal(1e9, 3, (11, 5, 3))
 

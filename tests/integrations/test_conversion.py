@@ -12,7 +12,7 @@ import torch
 from hub import LONG, B, N, model, padded
 from torch import Tensor, nn
 
-from attnlab import Cache
+from attnlab import KVCache
 from attnlab.integrations.huggingface import from_bert, from_gpt2, from_llama, to_bert, to_gpt2, to_llama
 from attnlab.masks import from_attention_mask
 from attnlab.models.groupedquery import GroupedQueryAttention
@@ -103,7 +103,7 @@ def test_llama_turns_as_its_config_says(rope: str) -> None:
 
 
 def test_llama_decodes_with_our_cache() -> None:
-    ours, cache = from_llama(theirs("Llama")), Cache(N)
+    ours, cache = from_llama(theirs("Llama")), KVCache(N)
     x = torch.randn(B, N, ours.embed_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         steps = torch.cat([ours(part, cache=cache) for part in (x[:, :5], x[:, 5:6], x[:, 6:])], 1)

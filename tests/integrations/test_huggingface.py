@@ -17,10 +17,10 @@ import torch
 from hub import DECODERS, FAMILIES, LONG, B, N, model, padded, tokens
 from torch import Tensor, nn
 
-from attnlab.engines.paths import listening
-from attnlab.extras import MissingExtraError
 from attnlab.integrations.huggingface import register
 from attnlab.integrations.huggingface.attention import Seen, attend, mask
+from attnlab.ops.dispatch import listening
+from attnlab.utils.extras import MissingExtraError
 
 EXACT = ("Bert", "GPT2")
 """The others round to float32 inside, whatever their dtype."""

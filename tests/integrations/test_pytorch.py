@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import attnlab
-from attnlab.attention import Unsupported
 from attnlab.integrations.pytorch import AsMultihead, from_torch, to_torch
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
+from attnlab.nn.attention import UnsupportedError
 
 B, N, M, D, H, DEPTH = 3, 7, 5, 12, 2, 2
 LENGTHS = torch.tensor([7, 4, 2])
@@ -201,7 +201,7 @@ def test_numbers_for_a_mechanism_that_takes_none() -> None:
         card = replace(SelfAttention.card, supports=("causal", "mask"))
 
     ours, x = AsMultihead(Plain(D).double(), batch_first=True), tokens()
-    with pytest.raises(Unsupported, match="does not support bias"):
+    with pytest.raises(UnsupportedError, match="does not support bias"):
         ours(x, x, x, attn_mask=torch.randn(N, N, dtype=torch.float64))
 
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnlab import Cache, check_attention
-from attnlab.attention import Unsupported
-from attnlab.engines.bias import RelativeBias
-from attnlab.engines.paths import explain_path
+from attnlab import KVCache, check_attention
 from attnlab.masks import documents, from_tensor, padding, window
 from attnlab.models.groupedquery import GroupedQueryAttention
 from attnlab.models.multihead import MultiAttention
+from attnlab.nn.attention import UnsupportedError
+from attnlab.ops.bias import RelativeBias
+from attnlab.ops.dispatch import explain_path
 
 D, H = 12, 3
 SCHEMES = [
@@ -72,7 +72,7 @@ def test_sequences_packed_in_one_row_are_as_each_alone(scheme: str, sizes: list[
 def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
     attend, x = layer(scheme), tokens(length, batch=2)
     mask = None if size is None else window(size)
-    cache = Cache(length, window=size)
+    cache = KVCache(length, window=size)
     edges = [0, *sorted(cut for cut in cuts if cut < length), length]
     parts = [attend(x[:, a:b], mask=mask, cache=cache) for a, b in pairwise(edges)]
     torch.testing.assert_close(torch.cat(parts, 1), attend(x, mask=mask))
@@ -110,7 +110,7 @@ def test_a_layer_with_positions_keeps_every_promise(scheme: str) -> None:
 
 def test_what_positions_take_away() -> None:
     attend = MultiAttention(D, H, positions="rotary")
-    with pytest.raises(Unsupported, match="does not support context"):
+    with pytest.raises(UnsupportedError, match="does not support context"):
         attend(torch.zeros(1, 2, D), context=torch.zeros(1, 3, D))
     assert MultiAttention(D, H).supports("context")
 
@@ -137,7 +137,7 @@ def test_under_a_window_no_matrix_of_distances_is_made(positions: str, monkeypat
     expected = attend(x, mask=from_tensor(window(7).materialize(301)))
     monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
     torch.testing.assert_close(attend(x, mask=window(7)), expected)
-    torch.testing.assert_close(attend(x, mask=window(7), bias=torch.ones(301)), expected)
+    torch.testing.assert_close(attend(x, mask=window(7), attn_bias=torch.ones(301)), expected)
     assert explain_path(attend, x, mask=window(7))[0].name == "window"
 
 

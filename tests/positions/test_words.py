@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlab import registry
+from attnlab.catalog import registry
 from attnlab.models.multihead import MultiAttention
 from attnlab.positions import ALiBi, Positions, Rotary, Scaling, T5Bias, make
 

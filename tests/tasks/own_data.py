@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from attnlab import tasks
-from attnlab.task import Problem, Request, Split
+from attnlab.tasks.base import Problem, Request, Split
 
 
 def write(frame: pl.DataFrame | str, path: Path) -> Path:

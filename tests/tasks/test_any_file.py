@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.files.npz import read_arrays
-from attnlab.task import Request
 from attnlab.tasks._table_file import read_table
+from attnlab.tasks.base import Request
+from attnlab.utils.errors import UserError
 
 
 def parquet() -> bytes:

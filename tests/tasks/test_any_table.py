@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from own_data import more, uses, write
 
 from attnlab import tasks
-from attnlab.errors import UserError
-from attnlab.task import UNSEEN, Request
+from attnlab.tasks.base import UNSEEN, Request
+from attnlab.utils.errors import UserError
 
 Generator = np.random.Generator
 WORDS = ["", "NA", "nan", "?", "inf", "1e999", "1", "01", "1.5", "-0", "1e38", "3.5e38", "red", "blue", "2024-01-01"]

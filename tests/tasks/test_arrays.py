@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.network import Inputs
-from attnlab.task import UNSEEN, Problem, Request
+from attnlab.tasks.base import UNSEEN, Problem, Request
+from attnlab.utils.errors import UserError
 
 X = np.random.default_rng(7).normal(3, 2, (37, 5, 3))
 

@@ -14,11 +14,11 @@ import pytest
 from own_data import csv, table, uses, whys, write
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.tasks._cells import DATE_PARTS, date_parts
 from attnlab.tasks._columns import describe
 from attnlab.tasks._table_file import TableFile, read_table
 from attnlab.tasks._values import dates
+from attnlab.utils.errors import UserError
 
 COUNT = 307
 LABELS = [["yes", "no"][i * i % 47 > 20] for i in range(COUNT)]

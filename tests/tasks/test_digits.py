@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.network import Inputs
-from attnlab.task import Problem, Request, Split
+from attnlab.tasks.base import Problem, Request, Split
+from attnlab.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

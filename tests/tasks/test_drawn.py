@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from attnlab import tasks
-from attnlab.errors import UserError
-from attnlab.task import IGNORE, Request
+from attnlab.tasks.base import IGNORE, Request
 from attnlab.tasks.fetch import QUESTIONS, SYMBOLS, places
 from attnlab.tasks.induction import followers
 from attnlab.tasks.recall import VOCABULARY, mqar
+from attnlab.utils.errors import UserError
 
 DRAWN = ["fetch", "recall", "induction"]
 

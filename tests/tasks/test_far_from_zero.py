@@ -11,8 +11,8 @@ import torch
 from own_data import csv, more, table
 
 from attnlab import tasks
-from attnlab.task import Problem, Request
 from attnlab.tasks._split import shuffled
+from attnlab.tasks.base import Problem, Request
 from attnlab.training.settings import defaults
 from attnlab.training.train import predict_file, prepare, start, train
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from own_data import csv, rows, table
 
 from attnlab import tasks
-from attnlab.errors import UserError
-from attnlab.task import Request
 from attnlab.tasks._split import Parts, groups_of_equal_rows, sample, shuffled, stratified
+from attnlab.tasks.base import Request
+from attnlab.utils.errors import UserError
 
 
 def check(parts: Parts, count: int, groups: np.ndarray) -> None:

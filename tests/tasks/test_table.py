@@ -11,9 +11,9 @@ import torch
 from own_data import csv, more, rows, table, targets, uses, write
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.network import Inputs
-from attnlab.task import UNSEEN, Request
+from attnlab.tasks.base import UNSEEN, Request
+from attnlab.utils.errors import UserError
 
 GENERATOR = np.random.default_rng(5)
 HEIGHT = GENERATOR.normal(170, 11, 41).round(1)

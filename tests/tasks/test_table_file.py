@@ -18,10 +18,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from attnlab.errors import UserError
 from attnlab.files import data as data_files
 from attnlab.tasks import _table_file
 from attnlab.tasks._table_file import TableFile, read_table
+from attnlab.utils.errors import UserError
 
 
 def read(folder: Path, content: bytes | str, suffix: str = ".csv", **how: Any) -> TableFile:

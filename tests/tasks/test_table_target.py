@@ -13,8 +13,8 @@ import torch
 from own_data import csv, more, table, targets, uses, whys, write
 
 from attnlab import tasks
-from attnlab.errors import UserError
-from attnlab.task import UNSEEN
+from attnlab.tasks.base import UNSEEN
+from attnlab.utils.errors import UserError
 
 COUNT = 67
 X = [i * i % 61 / 7 + i for i in range(COUNT)]

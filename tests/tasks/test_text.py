@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.task import Problem, Request, Split
 from attnlab.tasks import _corpus, _text_baselines
 from attnlab.tasks._corpus import corpus, paragraphs
 from attnlab.tasks._text_baselines import baselines, ngram_bits
+from attnlab.tasks.base import Problem, Request, Split
 from attnlab.tasks.text import line_windows, windows
+from attnlab.utils.errors import UserError
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "it", "rains", "in", "town"]
 CODE = b"".join(b"def f%d(x):\n    if x:\n        return x\n    return None\n\n\n" % (i % 7) for i in range(37))
@@ -225,10 +225,10 @@ class Counting:
     """Predicts that byte b + 1 follows byte b, for certain; notes what it is asked."""
 
     def __init__(self) -> None:
-        self.widths: list[int] = []
+        self.qkv_sizes: list[int] = []
 
     def __call__(self, split: Split) -> Tensor:
-        self.widths.append(split.x.shape[1])
+        self.qkv_sizes.append(split.x.shape[1])
         assert split.lengths is None
         return 100 * torch.nn.functional.one_hot((split.x + 1) % 256, 256).double()
 
@@ -249,7 +249,7 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
     wrong = 5  # c-a, a-f, f-é, é-space, space-A
     assert columns["bits_per_byte"][4] == pytest.approx(wrong * 100 / math.log(2) / 61)
     assert [text[:8] for text in columns["next"]] == ["'d' 1.00", "", "'e' 1.00", "'z' 1.00", "'z' 1.00"]
-    assert max(score.widths) == 7
+    assert max(score.qkv_sizes) == 7
 
 
 @given(st.integers(0, 97), st.integers(1, 13))

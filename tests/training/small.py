@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.task import Baseline, Problem, Split
+from attnlab.tasks.base import Baseline, Problem, Split
 from attnlab.training import train
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run

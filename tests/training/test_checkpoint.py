@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import atomically, write_text
 from attnlab.training import checkpoint
 from attnlab.training.checkpoint import KEY, load_tensors, save_tensors
+from attnlab.utils.errors import UserError
 
 SUFFIXES = [".safetensors", ".pth", ".pt"]
 ABOUT = {"step": 3, "named": "näme", "nested": {"list": [1, 2.5, None, True]}}
@@ -247,7 +247,7 @@ DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 from attnlab.training.checkpoint import save_tensors
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -9,7 +9,7 @@ import torch
 from small import trainer
 from torch import nn
 
-from attnlab import registry
+from attnlab.catalog import registry
 from attnlab.network import Network
 from attnlab.training.decay import decayed
 from attnlab.training.settings import defaults

@@ -11,13 +11,13 @@ import pytest
 from small import KilledError, prepared, same, settings, stop_at, untimed, without_times
 from small import trainer as small_trainer
 
-from attnlab.errors import UserError
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, describe, extend, extends, stopped_at
 from attnlab.training.loop import rate_at
 from attnlab.training.runs import Run
+from attnlab.utils.errors import UserError
 
 STEPS, LONGER = 23, 41
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training.generate import generate
+from attnlab.utils.errors import UserError
 
 
 class Known(nn.Module):

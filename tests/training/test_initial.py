@@ -13,13 +13,13 @@ import torch
 from small import CLASSES, prepared, problem, same, trainer
 
 import attnlab
-from attnlab.errors import UserError
 from attnlab.network import Network, Outputs
-from attnlab.task import Problem
+from attnlab.tasks.base import Problem
 from attnlab.training import train
 from attnlab.training.initial import check_weights, initialize
 from attnlab.training.runs import Run, file_hash
 from attnlab.training.settings import defaults
+from attnlab.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

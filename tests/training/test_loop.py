@@ -14,14 +14,14 @@ import pytest
 import torch
 from small import TRAIN, KilledError, prepared, problem, same, stop_at, trainer, untimed
 
-from attnlab.errors import UserError
-from attnlab.task import Problem
+from attnlab.tasks.base import Problem
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.estimate import estimate
 from attnlab.training.loop import LOOK_EVERY, Progress, signals
 from attnlab.training.objective import evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import rate_at
+from attnlab.utils.errors import UserError
 
 # The same seed, the same weights
 

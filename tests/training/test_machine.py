@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from attnlab.errors import UserError
 from attnlab.training import machine
 from attnlab.training.settings import Machine
+from attnlab.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

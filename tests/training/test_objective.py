@@ -11,7 +11,7 @@ from small import CLASSES, F, N, prepared, problem
 from torch import Tensor, nn
 
 from attnlab.network import Inputs, Outputs
-from attnlab.task import IGNORE, Problem, Split
+from attnlab.tasks.base import IGNORE, Problem, Split
 from attnlab.training.objective import Objective, evaluate, predict
 from attnlab.training.report import number
 

@@ -22,7 +22,6 @@ from small import same
 from torch import Tensor
 
 import attnlab
-from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training import checkpoint, train
 from attnlab.training.checkpoint import KEY, load_tensors, save_tensors
@@ -31,6 +30,7 @@ from attnlab.training.loop import Trainer
 from attnlab.training.report import write_report
 from attnlab.training.runs import Damaged, Run, find
 from attnlab.training.settings import defaults
+from attnlab.utils.errors import UserError
 
 ROWS, N, F, CLASSES = 61, 5, 3, 2
 
@@ -526,7 +526,7 @@ import resource, sys
 from pathlib import Path
 import torch
 import attnlab
-from attnlab.errors import UserError
+from attnlab.utils.errors import UserError
 from attnlab.training.checkpoint import load_tensors, save_tensors
 
 def used():

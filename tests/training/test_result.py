@@ -17,13 +17,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 import attnlab
-from attnlab.errors import UserError
 from attnlab.training import train
 from attnlab.training.assessment import confusion, imbalance, per_class
 from attnlab.training.objective import Objective, metrics_of, with_metric
 from attnlab.training.report import metric_names, number
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
+from attnlab.utils.errors import UserError
 
 ROWS, N, D = 173, 5, 3
 

@@ -16,13 +16,13 @@ import torch
 from small import KilledError, prepared, same, stop_at, trainer, untimed
 
 import attnlab
-from attnlab.errors import UserError
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import runs, train
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
 from attnlab.training.folder import check_run_dir, lock
 from attnlab.training.loop import raising_signals, signals
 from attnlab.training.runs import Damaged, Run, check_save_path, find
+from attnlab.utils.errors import UserError
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:

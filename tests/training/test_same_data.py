@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from attnlab.errors import UserError
-from attnlab.experiments.runs import study_run
+from attnlab.analysis.runs import study_run
 from attnlab.tasks import _corpus
 from attnlab.training import train
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
+from attnlab.utils.errors import UserError
 
 SETTINGS = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 5, "threads": 1, "seq_length": 11}
 

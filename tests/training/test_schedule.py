@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlab.errors import UserError
 from attnlab.network import Inputs, Outputs
-from attnlab.task import Problem, Split
+from attnlab.tasks.base import Problem, Split
 from attnlab.training.schedule import FEWEST_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
 from attnlab.training.settings import Training
+from attnlab.utils.errors import UserError
 
 
 def problem(train: int, validation: int, *, rare: int = 1) -> Problem:

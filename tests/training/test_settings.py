@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnlab import registry, tasks
-from attnlab.errors import UserError
-from attnlab.source import REQUIRED, Option
+from attnlab import tasks
+from attnlab.catalog import registry
+from attnlab.catalog.source import REQUIRED, Option
 from attnlab.training.settings import (
     RANGES,
     Choices,
@@ -26,6 +26,7 @@ from attnlab.training.settings import (
     option_type,
     read_config,
 )
+from attnlab.utils.errors import UserError
 
 WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "patience", "seed", "threads"}
 

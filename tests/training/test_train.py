@@ -13,12 +13,12 @@ import torch
 
 import attnlab
 from attnlab import tasks
-from attnlab.errors import UserError
 from attnlab.network import Network
 from attnlab.training import machine, train
 from attnlab.training.objective import predict
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
+from attnlab.utils.errors import UserError
 
 
 def settings(task: str = "digits", **said: Any) -> Settings:

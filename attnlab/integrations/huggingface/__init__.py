@@ -1,11 +1,11 @@
 """Hugging Face's transformers: our softmax engine inside of its models, and the attention of its models as ours.
 
-Needs the extra ``hf``: without it, importing this raises `attnlab.extras.MissingExtraError`, an ImportError.
+Needs the extra ``hf``: without it, importing this raises `attnlab.utils.extras.MissingExtraError`, an ImportError.
 """
 
 from __future__ import annotations
 
-from attnlab.extras import need
+from attnlab.utils.extras import need
 
 need("hf", "attnlab.integrations.huggingface")
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.attention import copy_weights
-from attnlab.heads import HeadedAttention
+from attnlab.nn.attention import copy_weights
+from attnlab.nn.multihead import MultiHeadBase
 
 Weights = tuple[Tensor, Tensor | None]
 """A weight (out, in), and a bias (out,)."""
@@ -20,7 +20,7 @@ def require(layer: Any, kind: type, name: str) -> None:
         raise TypeError(f"{name} takes a {kind.__name__}, not a {type(layer).__name__}")
 
 
-def require_same(ours: HeadedAttention, **wanted: Any) -> None:
+def require_same(ours: MultiHeadBase, **wanted: Any) -> None:
     """ValueError where a layer of ours is not of the form that theirs has."""
     for name, value in wanted.items():
         if (have := getattr(ours, name)) != value:
@@ -29,22 +29,22 @@ def require_same(ours: HeadedAttention, **wanted: Any) -> None:
             )
 
 
-def require_places(ours: HeadedAttention, name: str, theirs: str) -> None:
+def require_places(ours: MultiHeadBase, name: str, theirs: str) -> None:
     """ValueError for positions that theirs has not."""
     if ours.positions.name != name:
         raise ValueError(f"{theirs} has {name} positions inside of attention, not {ours.positions.name}")
 
 
-def load(ours: HeadedAttention, query: Weights, key: Weights, value: Weights, output: Weights) -> None:
+def load(ours: MultiHeadBase, query: Weights, key: Weights, value: Weights, output: Weights) -> None:
     """Write their weights into ours."""
     biases = [bias for _, bias in (query, key, value) if bias is not None]
     copy_weights(ours.qkv, torch.cat([query[0], key[0], value[0]]), torch.cat(biases) if biases else None)
     copy_weights(ours.output, *output)
 
 
-def parts(ours: HeadedAttention) -> tuple[Weights, Weights, Weights, Weights]:
+def parts(ours: MultiHeadBase) -> tuple[Weights, Weights, Weights, Weights]:
     """Our weights as theirs: query, key, value, output."""
-    weights = ours.qkv.weight.split(ours.widths)
-    biases = (None,) * 3 if ours.qkv.bias is None else ours.qkv.bias.split(ours.widths)
+    weights = ours.qkv.weight.split(ours.qkv_sizes)
+    biases = (None,) * 3 if ours.qkv.bias is None else ours.qkv.bias.split(ours.qkv_sizes)
     query, key, value = zip(weights, biases, strict=True)
     return query, key, value, (ours.output.weight, ours.output.bias)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnlab.engines.softmax import SoftmaxCore
 from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor, window
 from attnlab.masks.mask import Reach
+from attnlab.ops.softmax import SoftmaxMap
 
 modeling: Any = import_module("transformers.modeling_utils")
 masking: Any = import_module("transformers.masking_utils")
@@ -225,9 +225,9 @@ def attend(
     factor = 1.0 if scaling is None else scaling * math.sqrt(d)  # the engine divides by √d
     if abs(factor - 1.0) > 1e-12:
         query = query * factor
-    core = SoftmaxCore(query, key, bound, bias, sink=s_aux, softcap=softcap)
-    out = core.attend(value, dropout=dropout).transpose(1, 2).contiguous()
-    return out, core.weights() if output_attentions or _captured() else None
+    core = SoftmaxMap(query, key, bound, bias, sink=s_aux, softcap=softcap)
+    out = core.apply(value, dropout=dropout).transpose(1, 2).contiguous()
+    return out, core.materialize() if output_attentions or _captured() else None
 
 
 def mask(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from attnlab.attention import copy_weights
 from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
+from attnlab.nn.attention import copy_weights
 
 modeling: Any = import_module("transformers.models.bert.modeling_bert")
 

@@ -7,9 +7,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from attnlab.attention import copy_weights
 from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
 from attnlab.models.groupedquery import GroupedQueryAttention  # type: ignore[import-not-found]
+from attnlab.nn.attention import copy_weights
 from attnlab.positions import Rotary
 
 modeling: Any = import_module("transformers.models.llama.modeling_llama")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.attention import Attention
 from attnlab.models.multihead import MultiAttention
+from attnlab.nn.attention import Attention
 
 TWINS: list[tuple[str, type[Attention]]] = []
 
@@ -25,4 +25,4 @@ def breaks(promise: str) -> Callable[[type[Attention]], type[Attention]]:
 
 def attend(layer: MultiAttention, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
     """The output, with dropout where it belongs."""
-    return layer._mix(F.dropout(weights, layer.dropout, layer.training), x, context)
+    return layer._apply_weights(F.dropout(weights, layer.dropout, layer.training), x, context)

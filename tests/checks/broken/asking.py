@@ -43,8 +43,8 @@ class PadsTheWidth(MultiAttention):
 class HasTwoPolarities(MultiAttention):
     """Reads a tensor as `nn.MultiheadAttention` does, a Mask as itself."""
 
-    def _admit(self, x: Tensor, mask: Any, **optional: Any) -> Any:
-        return super()._admit(x, ~mask if isinstance(mask, Tensor) else mask, **optional)
+    def _validate(self, x: Tensor, mask: Any, **optional: Any) -> Any:
+        return super()._validate(x, ~mask if isinstance(mask, Tensor) else mask, **optional)
 
 
 @breaks("causal with a context of another length raises")
@@ -73,7 +73,7 @@ class IgnoresSmallBiases(Plain):
     """Adds a bias only where it has four axes."""
 
     def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
-        return super().forward(x, bias=bias if bias is None or bias.dim() == 4 else None, **given)
+        return super().forward(x, attn_bias=bias if bias is None or bias.dim() == 4 else None, **given)
 
 
 @breaks("a bias broadcasts")
@@ -81,4 +81,4 @@ class IgnoresOtherDtypes(Plain):
     """Adds a bias only where it has the dtype of the tokens."""
 
     def forward(self, x: Tensor, *, bias: Any = None, **given: Any) -> Tensor:
-        return super().forward(x, bias=bias if bias is None or bias.dtype == x.dtype else None, **given)
+        return super().forward(x, attn_bias=bias if bias is None or bias.dtype == x.dtype else None, **given)

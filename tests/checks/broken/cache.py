@@ -30,7 +30,7 @@ class ForgetsThePrompt(MultiAttention):
     def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
         if "cache" not in given or mask is None:
             return super()._forward(x, mask, **given)
-        _, K, V = self._project(x, None)
+        _, K, V = self._project_qkv(x, None)
         given["cache"].append(K, V)
         return super()._forward(x, mask.mask.bind(x.shape[1]) if mask.mask.by_position else None)
 
@@ -54,8 +54,8 @@ class RemembersTheLast(MultiAttention):
         if cache is None:
             return out
         last = getattr(cache, "last", [0, 0.0])
-        cache.last = [cache.length, x[:, -1:].mean()]
-        return out + (last[1] if cache.length - x.shape[1] != last[0] else 0.0)
+        cache.last = [cache.num_seen, x[:, -1:].mean()]
+        return out + (last[1] if cache.num_seen - x.shape[1] != last[0] else 0.0)
 
 
 @breaks("a growing cache = the full pass")
@@ -94,7 +94,7 @@ class KeepsWhatFailed(Plain):
             return super().forward(x, cache=cache, **given)
         except Exception:
             if cache is not None:
-                cache.length += x.shape[1]
+                cache.num_seen += x.shape[1]
             raise
 
 
@@ -102,8 +102,8 @@ class KeepsWhatFailed(Plain):
 class DropsTheBiasInSteps(Plain):
     """Ignores a bias where there is a cache."""
 
-    def _forward(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
-        return super()._forward(x, mask, bias if cache is None else None, context, cache)
+    def _forward(self, x: Tensor, mask: Any, attn_bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
+        return super()._forward(x, mask, attn_bias if cache is None else None, context, cache)
 
 
 @breaks("a cache can be rolled back")
@@ -115,4 +115,4 @@ class SharesAState(Plain):
         if cache is None:
             return out
         last, self.__dict__["last"] = self.__dict__.get("last"), cache
-        return out * 1.01 if last is not None and last is not cache and cache.length > x.shape[1] else out
+        return out * 1.01 if last is not None and last is not cache and cache.num_seen > x.shape[1] else out

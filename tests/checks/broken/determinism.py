@@ -9,9 +9,9 @@ import torch
 from plain import Plain
 from torch import Tensor
 
-from attnlab.engines.softmax import softmax_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
+from attnlab.ops.softmax import softmax_attention
 from broken._twins import breaks
 
 
@@ -19,50 +19,50 @@ from broken._twins import breaks
 class DropsInEval(MultiAttention):
     """Drops whenever dropout is not zero."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
-        Q, K, V = self._project(x, context)
-        return self.output(self._concat(softmax_attention(Q, K, V, mask, bias, dropout=self.dropout)))
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
+        Q, K, V = self._project_qkv(x, context)
+        return self.output(self._concat(softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout)))
 
 
 @breaks("dropout is right on average")
 class DropsWithoutScaling(MultiAttention):
     """Does not make up for what it drops."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
-        weights = self._weights(x, mask, bias, context)
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
+        weights = self._attention_weights(x, mask, attn_bias, context)
         if self.training and self.dropout:
             weights = weights * (torch.rand_like(weights) >= self.dropout)
-        return self._mix(weights, x, context)
+        return self._apply_weights(weights, x, context)
 
 
 @breaks("dropout is right on average")
 class SwapsDropping(MultiAttention):
     """Keeps with the probability with which it should drop, and makes up for the other."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
-        weights = self._weights(x, mask, bias, context)
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
+        weights = self._attention_weights(x, mask, attn_bias, context)
         if self.training and self.dropout:
             weights = weights * (torch.rand_like(weights) < self.dropout) / (1 - self.dropout)
-        return self._mix(weights, x, context)
+        return self._apply_weights(weights, x, context)
 
 
 @breaks("dropout is right on average")
 class NeverDrops(MultiAttention):
     """Takes a dropout and forgets it."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
-        return self._mix(self._weights(x, mask, bias, context), x, context)
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
+        return self._apply_weights(self._attention_weights(x, mask, attn_bias, context), x, context)
 
 
 @breaks("same seed, same result")
 class OwnRandomness(MultiAttention):
     """Draws from a generator that no seed reaches."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
         generator = torch.Generator()
         generator.seed()
         noise = torch.rand(1, generator=generator).to(x)
-        return super()._forward(x, mask, bias, context) + (noise if self.training else 0)
+        return super()._forward(x, mask, attn_bias, context) + (noise if self.training else 0)
 
 
 @breaks("state_dict round trip")

@@ -15,8 +15,8 @@ from broken._twins import breaks
 class ScalesByWidth(MultiAttention):
     """Divides by the root of embed_dim, in both paths: only the formula notices."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        Q, K, V = super()._project(x, context)
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        Q, K, V = super()._project_qkv(x, context)
         return Q / math.sqrt(self.num_heads), K, V
 
 
@@ -24,7 +24,7 @@ class ScalesByWidth(MultiAttention):
 class SplitsHeadsWrongly(MultiAttention):
     """Takes every third channel as a head, in both paths."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         keys = x if context is None else context
         D = self.embed_dim
         parts = [
@@ -39,6 +39,6 @@ class SplitsHeadsWrongly(MultiAttention):
 class DetachesKeys(MultiAttention):
     """The keys learn nothing."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        Q, K, V = super()._project(x, context)
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        Q, K, V = super()._project_qkv(x, context)
         return Q, K.detach(), V

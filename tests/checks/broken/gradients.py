@@ -38,8 +38,8 @@ class OverflowsExp(NanOnEmptyRows):
     """The softmax without taking off the highest score first."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        x, bound, given = self._admit(x, mask, **given)
-        powers = self.scores(x, given.get("bias"), given.get("context")).exp()
+        x, bound, given = self._validate(x, mask, **given)
+        powers = self.scores(x, given.get("attn_bias"), given.get("context")).exp()
         if bound is not None:
             powers = powers.masked_fill(~bound.tensor(), 0.0)
         return attend(self, powers / powers.sum(-1, keepdim=True), x, given.get("context"))

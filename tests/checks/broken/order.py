@@ -13,5 +13,5 @@ from broken._twins import breaks
 class KnowsPlaces(MultiAttention):
     """Adds the position to every token."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return super()._project(x + torch.arange(x.shape[1]).unsqueeze(-1).to(x), context)
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._project_qkv(x + torch.arange(x.shape[1]).unsqueeze(-1).to(x), context)

@@ -13,6 +13,6 @@ from broken._twins import breaks
 class CountsThePadding(MultiAttention):
     """Turns nothing, and adds to every token its place in the row, padding included."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         place = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
-        return super()._project(x + 0.1 * place.to(x), context)
+        return super()._project_qkv(x + 0.1 * place.to(x), context)

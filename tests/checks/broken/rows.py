@@ -17,7 +17,7 @@ class NeverBlanks(MultiAttention):
     """Leaves the bias of the last projection in a row that may look at nothing."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        x, bound, given = self._admit(x, mask, **given)
+        x, bound, given = self._validate(x, mask, **given)
         return self._forward(x, bound, **given)
 
 
@@ -26,14 +26,14 @@ class NanOnEmptyRows(MultiAttention):
     """The softmax of a row of -inf."""
 
     def forward(self, x: Tensor, *, mask: Any = None, **given: Any) -> Tensor:
-        x, bound, given = self._admit(x, mask, **given)
-        scores = self.scores(x, given.get("bias"), given.get("context"))
+        x, bound, given = self._validate(x, mask, **given)
+        scores = self.scores(x, given.get("attn_bias"), given.get("context"))
         if bound is not None:
             scores = scores.masked_fill(~bound.tensor(), -torch.inf)
         return attend(self, scores.softmax(-1), x, given.get("context"))
 
     def scores(self, x: Tensor, bias: Tensor | None, context: Tensor | None) -> Tensor:
-        Q, K, _ = self._project(x, context)
+        Q, K, _ = self._project_qkv(x, context)
         return Q @ K.mT / math.sqrt(self.head_dim) + (0 if bias is None else bias)
 
 

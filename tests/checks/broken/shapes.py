@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.engines.softmax import softmax_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
+from attnlab.ops.softmax import softmax_attention
 from broken._twins import breaks
 
 
@@ -51,9 +51,11 @@ class ComputesInSingle(MultiAttention):
 class LeavesAutocast(MultiAttention):
     """Projects outside of autocast what was computed inside of it."""
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, bias: Any = None, context: Any = None) -> Tensor:
-        Q, K, V = self._project(x, context)
-        heads = self._concat(softmax_attention(Q, K, V, mask, bias, dropout=self.dropout if self.training else 0.0))
+    def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
+        Q, K, V = self._project_qkv(x, context)
+        heads = self._concat(
+            softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout if self.training else 0.0)
+        )
         with torch.autocast(x.device.type, enabled=False):
             return self.output(heads)
 
@@ -62,6 +64,6 @@ class LeavesAutocast(MultiAttention):
 class ReadsMemory(MultiAttention):
     """Takes the tokens to lie one after another in memory."""
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         B, N, D = x.shape
-        return super()._project(x.as_strided((B, N, D), (N * D, D, 1)), context)
+        return super()._project_qkv(x.as_strided((B, N, D), (N * D, D, 1)), context)

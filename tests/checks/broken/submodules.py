@@ -49,11 +49,11 @@ class BypassesHooks(Plain):
 class ReadsTheWeightInCachedSteps(Plain):
     """Computes the keys from ``key.weight`` where there is a cache."""
 
-    def _forward(self, x: Tensor, mask: Any, bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
+    def _forward(self, x: Tensor, mask: Any, attn_bias: Any = None, context: Any = None, cache: Any = None) -> Tensor:
         if cache is None:
-            return super()._forward(x, mask, bias, context)
+            return super()._forward(x, mask, attn_bias, context)
         q, _, v = self.project(x, None)
-        k, v = cache.append(self.split(F.linear(x, self.key.weight, self.key.bias)), v)
+        k, v = cache.update(self.split(F.linear(x, self.key.weight, self.key.bias)), v)
         return self.attend(self.normalize(self.scores(q, k), mask), v)
 
 

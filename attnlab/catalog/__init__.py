@@ -1,0 +1,1 @@
+"""The mechanisms that exist: found, read, described and created."""

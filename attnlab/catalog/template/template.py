@@ -1,0 +1,71 @@
+"""Template: one head of softmax attention, written out step by step. Change the formula, then these words."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlab.masks import BoundMask
+from attnlab.nn.attention import Attention, Card, linear
+from attnlab.ops.softmax import masked_softmax
+
+
+class TemplateAttention(Attention):
+    """``softmax(Q Kᵀ / √d) V``: the formula of the paper, in a line.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
+
+    Args:
+        embed_dim: D, the width of every token, in and out.
+        causal: a token may look at itself and back, never ahead.
+        dropout: the probability with which an attention weight is dropped, in training only.
+        device: where the parameters are made.
+        dtype: of the parameters.
+    """
+
+    card = Card(
+        title="Template",
+        summary="one head of softmax attention, to be changed",
+        paper="Attention Is All You Need",
+        authors="Vaswani et al.",
+        year=2017,
+        arxiv="1706.03762",
+        kind="exact",
+        heads="1",
+        time="n²·d + n·d²",
+        memory="n² + n·d",
+        representation="one softmax map",
+        use_case="a new mechanism starts here",
+        supports=("causal", "mask", "weights", "equivariant"),
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(embed_dim, causal=causal, dropout=dropout)
+        self.query = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.key = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    def _attention_weights(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B 1 N N"]:
+        Q, K = self.query(x), self.key(x)
+        scores = Q @ K.mT / math.sqrt(self.embed_dim)  # (B, N, N): how well each key answers each query
+        return masked_softmax(scores.unsqueeze(1), mask)  # the mask already holds causal
+
+    def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self.output(weights.squeeze(1) @ self.value(x))
+
+    def _forward(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B N D"]:
+        # The plain way. A fast one takes its place when reference.py can hold it to the same numbers.
+        return self._apply_weights(F.dropout(self._attention_weights(x, mask), self.dropout, self.training), x)

@@ -1,0 +1,344 @@
+"""What is trained: an embedding, blocks of [mechanism, MLP], and a readout.
+
+Axes: B batch, N length, D embed_dim, F features a token.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from attnlab.catalog import registry
+from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
+from attnlab.files.tensors import SafetensorsFile, check_finite
+from attnlab.masks import Mask, padding
+from attnlab.nn.attention import Attention, linear
+from attnlab.nn.cache import KVCache, unchanged_on_error
+from attnlab.nn.multihead import headed
+from attnlab.nn.select import validate_indices
+from attnlab.positions import make_absolute
+from attnlab.utils.errors import UserError
+
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+
+
+class Inputs(NamedTuple):
+    """What goes in.
+
+    ``tokens``: (B, N) out of ``size`` kinds; ``vectors``: (B, N, ``size``); ``cells``: (B, N, 2), a code out of
+    ``size`` and a value, which counts where the code is below ``numbers``.
+    """
+
+    kind: Literal["tokens", "vectors", "cells"]
+    size: int
+    numbers: int = 0
+
+
+class Outputs(NamedTuple):
+    """What comes out.
+
+    ``classes``: (B, slots, size) scores, one choice a slot for the whole sequence; ``tokens``: (B, N, size) scores,
+    one choice a position; ``values``: (B, slots) numbers (``size`` is 1).
+    """
+
+    kind: Literal["classes", "tokens", "values"]
+    size: int
+    slots: int = 1
+
+
+class Network(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="attnlab",
+    license="mit",
+    tags=["attention", "attnlab"],
+):
+    """A small transformer around one mechanism.
+
+    Args:
+        model: the mechanism's name (a folder of ``models/``).
+        inputs: what goes in, an `Inputs`.
+        outputs: what comes out, an `Outputs`.
+        length: the longest sequence that is trained on; learned positions end here.
+        embed_dim: D.
+        layers: the number of blocks.
+        options: the mechanism's own options (``num_heads`` ...).
+        causal: whether the mechanism may only look back; needed to predict the next token.
+        dropout: on attention weights, embeddings and residual branches, in training only.
+        mlp: whether a block has an MLP of width 4·D after the mechanism.
+        pool: how one vector stands for the sequence: the ``mean`` of the real tokens, or the ``last`` of them.
+        heads: which heads are left in a layer, of those that its mechanism is made with, by the layer's number; all
+            where it is not named (see `keep_heads`).
+        position_embedding: what is added to each token for its place: ``learned`` (up to ``length``), ``sinusoidal``
+            or ``none``; the last two have no end.
+
+    Raises:
+        UserError: an unknown mechanism.
+        TypeError: an option that the mechanism does not have, or that JSON, and so a checkpoint, cannot hold;
+            ``heads`` for a mechanism without.
+        ValueError: an option's value that it refuses, a layer, a head or a position embedding that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        length: int,
+        embed_dim: int = 64,
+        layers: int = 2,
+        options: dict[str, Any] | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        mlp: bool = True,
+        pool: str = "mean",
+        heads: dict[str, list[int]] | None = None,
+        position_embedding: str = "learned",
+    ) -> None:
+        super().__init__()
+        _must_be_json(options or {})
+        self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
+        self.length, self.pool = length, pool
+        mechanism = registry.load(model)
+        self.embed: nn.Module
+        if self.inputs.kind == "tokens":
+            self.embed = nn.Embedding(self.inputs.size, embed_dim)
+        elif self.inputs.kind == "cells":
+            self.embed = Cells(self.inputs.size, self.inputs.numbers, embed_dim)
+        else:
+            self.embed = linear(self.inputs.size, embed_dim)
+        self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **(options or {})),
+                mlp=mlp,
+                dropout=dropout,
+                scale=1 / math.sqrt(2 * layers),
+            )
+            for _ in range(layers)
+        )
+        for layer, left in (heads or {}).items():
+            block = self._block(int(layer))
+            block.attention = headed(block.attention).keep_heads(left)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Network:
+        """A network saved by ``save_pretrained``, from a folder or the Hub; see `PyTorchModelHubMixin`.
+
+        Raises:
+            UserError: a config.json or model.safetensors that is damaged, or do not fit each other; nothing is
+                allocated then.
+        """
+        config = Path(pretrained_model_name_or_path) / "config.json"
+        if os.path.lexists(config):  # a pipe too, which would be waited for
+            try:
+                parse_json(read_bytes(config, JSON_BYTES, follow=True))
+            except ValueError as error:
+                raise UserError(f"{config} is damaged ({error}); restore it") from None
+        network: Network = super().from_pretrained(pretrained_model_name_or_path, **options)
+        return network
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> Network:
+        """Called by `from_pretrained` with the arguments of the constructor and those of ``hf_hub_download``."""
+        from attnlab.network.received import check_description, fill
+
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        folder = Path(model_id)
+        if folder.is_dir():
+            file = folder / "model.safetensors"
+        else:
+            file = Path(hf_hub_download(repo_id=model_id, filename="model.safetensors", **hub))
+        try:
+            with open_regular(file, follow=True) as opened:
+                safetensors = SafetensorsFile(file, opened)
+                check_description(options, safetensors.shapes, cls, str(file))
+                tensors = safetensors.read()
+        except (ValueError, SafetensorError) as error:
+            raise UserError(f"{file} is damaged ({error}); restore it") from None
+        check_finite(tensors, f"the network in {file}")
+        return fill(cls(**options), tensors).to(map_location)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
+        """Read a batch.
+
+        Args:
+            x: (B, N) whole numbers, (B, N, F) numbers or (B, N, 2) cells, as `inputs` says.
+            lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
+                there (NaN, -100) has no effect. None: all are real.
+            caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
+                A call that raises leaves them unchanged.
+
+        Returns:
+            What `outputs` says.
+
+        Raises:
+            ValueError: a sequence longer than `limit`; lengths that are not one a sequence, or (on the
+                CPU, where looking costs nothing) not from 1 to N; caches that could not give what the full pass gives.
+        """
+        first = caches[0].num_seen if caches else 0
+        if caches is not None and (lengths is not None or self.outputs.kind != "tokens"):
+            raise ValueError("caches are for networks that answer for every token, and for sequences without lengths")
+        mask = None
+        if lengths is not None:
+            self._check_lengths(lengths, x)
+            mask = padding(lengths, queries=True)
+            x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
+        x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
+        x = self.drop(self.position_embedding(x, first=first))
+        with unchanged_on_error(*(caches or ())):  # a later block may fail after the caches of the earlier ones grew
+            for i, block in enumerate(self.blocks):
+                x = block(x, mask, None if caches is None else caches[i])
+        x = self.norm(x)
+        if self.outputs.kind == "tokens":
+            return self.readout(x)
+        out = self.readout(self._pooled(x, lengths)).unflatten(-1, (self.outputs.slots, self.outputs.size))
+        return out.squeeze(-1) if self.outputs.kind == "values" else out
+
+    @property
+    def limit(self) -> int | None:
+        """The longest sequence that it can read; None where there is no end."""
+        return self.position_embedding.limit
+
+    def mechanisms(self) -> list[Attention]:
+        """The attention layers, first to last: their ``weights`` show what was learned."""
+        return [block.attention for block in self.blocks]  # type: ignore[misc]
+
+    def caches(self) -> list[KVCache] | None:
+        """An empty cache for every block, with which to read on up to `limit`; None where a mechanism has none."""
+        if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
+            return None
+        return [KVCache(self.limit or sys.maxsize) for _ in self.blocks]
+
+    def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
+        """A copy with these heads alone, which is saved and loaded like any other.
+
+        Args:
+            heads: which stay in a layer, by the layer's number, both counted from 0 as they are now; a layer that is
+                not named keeps all.
+
+        Raises:
+            ValueError: for a layer that is not there, and what `MultiHeadBase.keep_heads` refuses.
+            TypeError: for a mechanism without heads, and the same.
+        """
+        network = copy.deepcopy(self)
+        config: Any = self._hub_mixin_config
+        left = {int(layer): list(kept) for layer, kept in (config.get("heads") or {}).items()}
+        for layer, kept in heads.items():
+            block, kept = network._block(layer), list(kept)
+            first = left.get(layer, range(headed(block.attention).num_heads))  # their numbers when it was made
+            block.attention = headed(block.attention).keep_heads(kept)
+            left[layer] = [first[head] for head in sorted(kept)]
+        network._hub_mixin_config = {**config, "heads": {str(layer): left[layer] for layer in sorted(left)}}
+        return network
+
+    def _block(self, layer: int) -> Block:
+        validate_indices([layer], len(self.blocks), "layer")
+        return self.blocks[layer]  # type: ignore[return-value]
+
+    @staticmethod
+    def _check_lengths(lengths: Tensor, x: Tensor) -> None:
+        if lengths.shape != x.shape[:1]:
+            raise ValueError(f"lengths must have shape ({x.shape[0]},), one a sequence, not {tuple(lengths.shape)}")
+        if lengths.is_cpu and lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
+            raise ValueError(
+                f"lengths must be from 1 to {x.shape[1]}, the length of the batch, "
+                f"not {int(lengths.min())} to {int(lengths.max())}"
+            )
+
+    def _pooled(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.pool == "last":
+            return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
+        if lengths is None:
+            return x.mean(1)
+        return _blanked(x, lengths).sum(1) / lengths.unsqueeze(-1)
+
+
+def _must_be_json(options: dict[str, Any]) -> None:
+    """Refuse an option that would be lost when the network is saved."""
+    for name, value in options.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise TypeError(
+                f"a network's options are saved as JSON, and {name} is a {type(value).__name__}; write it in words or "
+                "numbers"
+            ) from None
+
+
+def _blanked(x: Tensor, lengths: Tensor) -> Tensor:
+    """``x`` (B, N, ...) with zeros in the padding."""
+    padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(padded.view(*padded.shape, *[1] * (x.dim() - 2)), 0)
+
+
+class Cells(nn.Module):
+    """Embeds cells: a vector for the code and, where the cell is a number, its value times another vector.
+
+    Args:
+        size: how many codes there are; codes are read from floating-point numbers, so 2^24 at most.
+        numbers: the codes below this are those of numbers.
+        embed_dim: D.
+
+    Raises:
+        ValueError: for more codes than float32 tells apart, or more numbers than codes.
+    """
+
+    def __init__(self, size: int, numbers: int, embed_dim: int) -> None:
+        super().__init__()
+        if not 0 <= numbers <= size <= 2**24:
+            raise ValueError(f"cells have at most 2^24 codes, and no more numbers than codes; not {size} and {numbers}")
+        self.numbers = numbers
+        self.codes = nn.Embedding(size, embed_dim)
+        self.values = nn.Embedding(numbers, embed_dim) if numbers else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, 2) to (B, N, D)."""
+        codes = x[..., 0].long()
+        out = self.codes(codes)
+        if self.values is None:
+            return out
+        value = x[..., 1].masked_fill(codes >= self.numbers, 0)
+        return out + value.unsqueeze(-1) * self.values(codes.clamp(max=self.numbers - 1))
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, attention: Attention, *, mlp: bool, dropout: float, scale: float) -> None:
+        super().__init__()
+        D = attention.embed_dim
+        attention.scale_output(scale)
+        self.norm1 = nn.LayerNorm(D)
+        self.attention = attention
+        self.drop = nn.Dropout(dropout)
+        self.mlp: nn.Sequential | None = None
+        if mlp:
+            out = linear(4 * D, D)
+            with torch.no_grad():
+                out.weight.mul_(scale)
+            self.norm2 = nn.LayerNorm(D)
+            self.mlp = nn.Sequential(linear(D, 4 * D), nn.GELU(), out)
+
+    def forward(self, x: Tensor, mask: Mask | None, cache: KVCache | None = None) -> Tensor:
+        """``x`` (B, N, D) to the same shape."""
+        x = x + self.drop(self.attention(self.norm1(x), mask=mask, cache=cache))
+        if self.mlp is not None:
+            x = x + self.drop(self.mlp(self.norm2(x)))
+        return x

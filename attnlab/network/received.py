@@ -1,0 +1,159 @@
+"""Networks out of files by others: ranges first, then shapes on the meta device, and memory last."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import nn
+
+from attnlab.catalog import registry
+from attnlab.files.tensors import Shape
+from attnlab.utils.errors import UserError
+
+N = TypeVar("N", bound=nn.Module)
+
+HEADS = 65_536
+"""The most heads, and the widest head: some mechanisms make a number for each in Python."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+InputKind = Literal["tokens", "vectors", "cells"]
+OptionValue = (
+    None
+    | bool
+    | Annotated[int, Field(ge=-(10**12), le=10**12)]
+    | Number
+    | Annotated[str, Field(max_length=1_000)]
+    | Annotated[list[Annotated[int, Field(ge=-(10**12), le=10**12)]], Field(max_length=HEADS)]
+)
+
+
+def _bounded(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        if type(value) is int and ("head" in name or "dim" in name) and value > HEADS:
+            raise ValueError(f"{name} is {value}; at most {HEADS:,} is read")
+    return options
+
+
+Options = Annotated[dict[Name, OptionValue], Field(max_length=100), AfterValidator(_bounded)]
+"""The options of a mechanism, as JSON has them."""
+
+
+class Description(BaseModel):
+    """The arguments of `Network`, in ranges in which building it on the meta device takes no time and no memory."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    model: Name
+    inputs: (
+        Annotated[tuple[InputKind, Size], Field(strict=False)]
+        | Annotated[
+            tuple[InputKind, Size, Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]], Field(strict=False)
+        ]
+    )
+    outputs: (
+        Annotated[tuple[Literal["classes", "tokens", "values"], Size], Field(strict=False)]
+        | Annotated[tuple[Literal["classes", "tokens", "values"], Size, Size], Field(strict=False)]
+    )
+    length: Annotated[int, Field(ge=1, le=10_000_000)]
+    embed_dim: Annotated[int, Field(ge=1, le=65_536)] = 64
+    layers: Annotated[int, Field(ge=0, le=1_000)] = 2
+    options: Options | None = None
+    causal: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mlp: bool = True
+    pool: Literal["mean", "last"] = "mean"
+    heads: (
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,4}$")],
+                Annotated[list[Annotated[int, Field(ge=0, lt=HEADS)]], Field(max_length=HEADS)],
+            ],
+            Field(max_length=1_000),
+        ]
+        | None
+    ) = None
+    position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
+
+
+def check_description(described: Any, shapes: Mapping[str, Shape], make: Callable[..., nn.Module], source: str) -> None:
+    """Refuse a description that its tensors do not fit, before memory is taken for the network.
+
+    Args:
+        described: the arguments of `Network`, as JSON has them.
+        shapes: of the tensors that belong to it.
+        make: builds the network from its description.
+        source: the file, for the message.
+
+    Raises:
+        UserError: a number out of range, an option of another type, or a tensor that is missing, left over, or of
+            another shape or dtype.
+    """
+    try:
+        checked = Description.model_validate(described)
+    except ValidationError as error:
+        raise UserError(f"{source} describes no network that can be built: {first_error(error)}") from None
+    if checked.layers > len(shapes):
+        raise UserError(f"{source} holds {len(shapes):,} tensors, too few for {checked.layers:,} layers; restore it")
+    _check_types(checked, source)
+    try:
+        with torch.device("meta"):
+            wanted = make(**described).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # a constructor that is given anything fails in many ways
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source} does not fit the network that it describes: {reason}") from None
+    for name in sorted(wanted.keys() ^ shapes.keys()):
+        missing = "lacks" if name in wanted else "has more than"
+        raise UserError(f"{source} does not fit the network that it describes: it {missing} {name!r:.80}; restore it")
+    floats = {shape.dtype for shape in shapes.values() if shape.dtype.is_floating_point}
+    if len(floats) > 1:
+        raise UserError(f"{source} mixes weights of {' and '.join(sorted(map(str, floats)))}; restore it")
+    for name, tensor in wanted.items():
+        dtype, size = shapes[name]
+        if size != tuple(tensor.shape) or (dtype.is_floating_point, dtype in FLOATS or dtype) != (
+            tensor.dtype.is_floating_point,
+            tensor.dtype in FLOATS or tensor.dtype,
+        ):
+            raise UserError(
+                f"{source} does not fit the network that it describes: {name!r} is {dtype} {size}, expected "
+                f"{tensor.dtype} {tuple(tensor.shape)}; restore it"
+            )
+
+
+def fill(network: N, tensors: dict[str, torch.Tensor]) -> N:
+    """Give a network the tensors that `check_description` accepted, in their dtype; returned in eval mode."""
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS), torch.float32)
+    network.to(dtype).load_state_dict(tensors)
+    return network.eval()
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: the field, and what was expected of it."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("function", "tuple[", "constr")))
+    given = "" if found["type"] in ("missing", "extra_forbidden") else f" ({ascii(found['input'])[:60]})"
+    return f"{place or 'the value'}{given}: {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+def _check_types(described: Description, source: str) -> None:
+    """Refuse an option of another type than its constructor declares."""
+    declared = {option.name: option for option in registry.entry(described.model).options}
+    for name, value in (described.options or {}).items():
+        if name not in declared:
+            raise UserError(f"{source} has an option {name!r:.60}, which {described.model} does not have")
+        kinds = declared[name].kinds
+        if not kinds:
+            continue
+        try:
+            TypeAdapter(functools.reduce(operator.or_, kinds), config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{source} has a wrong option {name}: {first_error(error)}") from None

@@ -1,0 +1,1 @@
+"""The ways in which softmax attention can be computed exactly."""

@@ -1,0 +1,146 @@
+"""Softmax attention whose scores decay with what lies between a query and a key, exact at any length.
+
+A running sum of log gates grows with the length, and its rounding error with it. So sums are kept in float64, and only
+their differences, which are small where a weight is not, are rounded to the precision of the scores.
+
+Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these can reach, d head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from attnlab.masks import BoundMask
+from attnlab.masks.bound import Places, count, positions
+from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.bias import Bias, cut, four_axes
+from attnlab.ops.dispatch import Dispatch, record
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32, by_tiles, one_tile, row_tiles
+from attnlab.ops.softmax import masked_softmax
+from attnlab.positions.base import exact
+from attnlab.utils.tracing import autocast_dtype, may_read
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+
+
+class DecayedMap(AttentionMap):
+    """The core of ``softmax(q kᵀ / √d + D + bias) v`` with ``D_ij = Σ_{j < l ≤ i} gates_l`` over permitted keys l.
+
+    For a key ahead of its query the sum runs from the query to the key, ``Σ_{i ≤ l < j} gates_l``. Float16 and bfloat16
+    are computed in float32, also under autocast.
+
+    Source: Lin et al. 2025, "Forgetting Transformer", arXiv:2503.02130, section 3.1.
+
+    Args:
+        q: (B, H, N, d); the queries are aligned with the keys at the end.
+        k: (B, H, M, d).
+        gates: (B, H, M), logarithms of gates from 0 to 1, in at least float32.
+        mask: which keys each query attends to.
+        bias: added to the scores, broadcastable to (B, H, N, M).
+    """
+
+    def __init__(
+        self, q: Tensor, k: Tensor, gates: Tensor, mask: BoundMask | None = None, bias: Bias | None = None
+    ) -> None:
+        super().__init__((*q.shape[:3], k.shape[2]), q)
+        self.q, self.k, self.mask = at_least_float32(q), at_least_float32(k), mask
+        self.bias = None if bias is None else four_axes(bias)
+        self.gates = gates.to(exact(q.device))
+        self.sums = self.gates.cumsum(-1)
+        # Then the sums over permitted keys are those over all, but for a number that all keys of a row share.
+        self.unbroken = mask is not None and mask.looks_back_unbroken
+
+    def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """What each query gets: (B, H, M, w), or with 1 in place of B or H, to (B, H, N, w)."""
+        # A kernel gives no gradient to a matrix, and a functorch transform hides that one is wanted. In forward mode
+        # the matrix and the zeros that stand for its gradient would both count.
+        learned = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()
+        fused = self.unbroken and not dropout and not learned
+        fused = fused and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        fused = fused and forward_ad.unpack_dual(self.gates).tangent is None
+        with _full_precision(values.device):
+            if fused:
+                return self._fused(at_least_float32(values)).to(values.dtype)
+            return self._by_rows().apply(at_least_float32(values), dropout=dropout).to(values.dtype)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        with _full_precision(self.q.device):
+            return self._by_rows()._rows(rows).to(self._like.dtype)
+
+    def _by_rows(self) -> RowwiseMap:
+        # Sums of a row over permitted keys and their differences take 4 numbers of float64 a score.
+        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, cost=8)
+
+    def _decay(self, rows: Places, keys: Places, permitted: Tensor | None) -> Tensor:
+        """D of these rows and keys: (B, H, n, m) in float64."""
+        (N, M), device = self.shape[2:], self.q.device
+        row, key = positions(rows, M - N, device), positions(keys, 0, device)
+        if self.unbroken:
+            return self.sums[..., row].unsqueeze(-1) - self.sums[..., key].unsqueeze(-2)
+        gates = self.gates[:, :, None, keys]
+        if permitted is not None:
+            gates = gates.masked_fill(~permitted, 0.0)
+        row, sums = row.unsqueeze(-1), gates.cumsum(-1)
+        back = gates.masked_fill(key > row, 0.0).sum(-1, keepdim=True) - sums
+        ahead = sums - gates - gates.masked_fill(key >= row, 0.0).sum(-1, keepdim=True)
+        return torch.where(key <= row, back, ahead)
+
+    def _fused(self, v: Tensor) -> Tensor:
+        """By PyTorch's fused kernel, a tile of rows at a time, with D as the matrix that is added to the scores."""
+        assert self.mask is not None
+        mask, bias = self.mask, self.bias
+        (B, H, N, M), d, width = self.shape, self.q.shape[-1], v.shape[-1]
+        kernel = Kernel(1 / math.sqrt(d))
+        learns = torch.is_grad_enabled() and self.gates.requires_grad
+        wide = max(d + 2 * learns, width)  # the kernel takes one width
+        v = F.pad(v.expand(B, H, M, width), (0, wide - width))
+
+        def part(rows: slice, keys: Places) -> Tensor:
+            keys = keys if isinstance(keys, slice) else mask.seen(rows)  # a gate between two keys counts
+            with torch.no_grad():
+                matrix = self._decay(rows, keys, None).to(v.dtype)
+                if bias is not None:
+                    matrix += cut(bias, rows, keys)
+                matrix.masked_fill_(~mask.tile(rows, keys), -torch.inf)
+            matrix = matrix.detach()  # a trace keeps this, and not the block above
+            q, k = self.q[:, :, rows], self.k[:, :, keys]
+            if learns:
+                queries, summed = (part.unsqueeze(-1) / kernel.scale for part in self._zeros(rows, keys))
+                q = torch.cat([q, queries.to(q.dtype), q.new_ones(*q.shape[:3], 1)], -1)
+                k = torch.cat([k, k.new_ones(*k.shape[:3], 1), summed.to(k.dtype)], -1)
+            q, k = F.pad(q, (0, wide - q.shape[-1])), F.pad(k, (0, wide - k.shape[-1]))
+            return kernel(q, k, v[:, :, keys], matrix)
+
+        if torch.compiler.is_compiling():  # one graph for every length
+            return part(slice(0, N), slice(0, M))[..., :width]
+        # Whether to split is decided by shapes alone, so on a GPU too.
+        tiles = row_tiles(mask, N, M, 4 * B * H) if may_read(torch.device("cpu")) else one_tile(N, M)
+        size = count(tiles[0][0])
+        record(
+            lambda: Dispatch("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time")
+        )
+        return by_tiles(part, tiles)[..., :width]
+
+    def _zeros(self, rows: slice, keys: slice) -> tuple[Tensor, Tensor]:
+        """Zeros for each query, (B, H, n), and key, (B, H, m), whose sum has the gradient of D.
+
+        They are added to the scores because a fused kernel gives no gradient to the matrix. Each is a sum of gates from
+        the first row of the tile on, so that rounding errors in the gradients of its scores do not reach far gates.
+        """
+        (N, M), device = self.shape[2:], self.q.device
+        first = rows.start + M - N
+        key, gates = positions(keys, 0, device), self.gates[:, :, keys]
+        before, after = gates.masked_fill(key >= first, 0.0), gates.masked_fill(key < first, 0.0)
+        summed = before.flip(-1).cumsum(-1).flip(-1) - before - after.cumsum(-1)
+        queries = self.gates[:, :, first : rows.stop + M - N].cumsum(-1)
+        return queries - queries.detach(), summed - summed.detach()

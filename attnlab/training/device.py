@@ -1,0 +1,133 @@
+"""Where a run computes: device, threads and precision, checked before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from attnlab.training.settings import Machine
+from attnlab.utils.errors import UserError
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is the fastest that is there.
+
+    Raises:
+        UserError: for a device that does not exist here, with those that do.
+    """
+    there = available()
+    if name == "auto":
+        return torch.device(next((d for d in ("cuda:0", "mps") if d in there), "cpu"))
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; there are here: auto, {', '.join(there)}") from None
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda:0")
+    if str(found) not in there:
+        raise UserError(f"device {name!r} is not there; there are here: auto, {', '.join(there)}")
+    return found
+
+
+def available() -> list[str]:
+    """The devices of this machine."""
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*there, "mps"] if torch.backends.mps.is_available() else there
+
+
+SMALL_STEP = 2e9
+"""Operations below which a step is faster on one thread: the threads would wait for each other most of the time."""
+
+
+def set_threads(machine: Machine, parameters: int, tokens: int) -> None:
+    """Take the threads that were asked for, or one for a small step and PyTorch's choice for a large one.
+
+    Args:
+        machine: what was asked.
+        parameters: of the network.
+        tokens: in a batch.
+    """
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    elif 6 * parameters * tokens < SMALL_STEP:  # 2 to multiply and add forward, twice that backward
+        torch.set_num_threads(1)
+
+
+def prepare(machine: Machine) -> torch.device:
+    """Check the device and the precision; returns the device.
+
+    Raises:
+        UserError: for a device that is not there, or a precision that it does not have.
+    """
+    found = device(machine.device)
+    if machine.precision == "float64" and found.type == "mps":
+        raise UserError("mps has no float64; take --precision float32 or --device cpu")
+    return found
+
+
+def warnings(machine: Machine, on: torch.device) -> list[str]:
+    """What is allowed, but will be regretted."""
+    if on.type == "cpu" and machine.precision in PRECISIONS and not _native(machine.precision):
+        return [f"this CPU computes {machine.precision} by emulation, many times slower than float32"]
+    return []
+
+
+def autocast(machine: Machine, on: torch.device) -> AbstractContextManager[Any]:
+    """The context in which the network computes."""
+    dtype = PRECISIONS.get(machine.precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(on.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def memory_advice(batch_size: int) -> Iterator[None]:
+    """Turn an exhausted memory into advice.
+
+    Raises:
+        UserError: what to reduce.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _advice(batch_size) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error).lower():
+            raise _advice(batch_size) from error
+        raise
+
+
+def check_memory(parameters: int, precision: str, on: torch.device) -> None:
+    """Refuse a network whose weights, gradients and optimizer state alone are larger than the memory.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    needed = 4 * parameters * (8 if precision == "float64" else 4)
+    if on.type == "cuda":
+        there = torch.cuda.get_device_properties(on).total_memory
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if needed > there:
+        raise UserError(
+            f"{parameters:,} parameters need {needed / 2**30:,.0f} GiB to train, and there are "
+            f"{there / 2**30:,.0f} GiB on {on}; reduce --embed_dim or --layers"
+        )
+
+
+def _advice(batch_size: int) -> UserError:
+    return UserError(f"out of memory; reduce --batch_size ({batch_size} now), --seq_length, --embed_dim or --layers")
+
+
+def _native(precision: str) -> bool:
+    flags = torch.backends.cpu.get_cpu_capability()
+    if precision == "bfloat16":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) or "SVE" in flags
+    return bool(torch.cpu._is_amx_fp16_supported())

@@ -1,0 +1,80 @@
+"""Networks of which it is known what each head does; distinct primes where axes could swap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnlab.network import Inputs, Network, Outputs
+from attnlab.tasks.base import IGNORE, Problem, Split
+
+N, F, CLASSES, H, D = 7, 3, 5, 4, 20
+TRAIN, VALIDATION, TEST = 61, 47, 13
+
+
+def network(model: str = "multihead", kind: str = "classes", **options: Any) -> Network:
+    """Two layers of four heads, in float64, their parameters off where they start."""
+    torch.manual_seed(0)
+    options = options if model == "selfhead" else {"num_heads": H, **options}
+    outputs = Outputs(kind, 1 if kind == "values" else CLASSES)  # type: ignore[arg-type]
+    net = Network(model, Inputs("vectors", F), outputs, N, embed_dim=D, options=options, mlp=False).double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) / 5)
+    return net
+
+
+def columns(net: Network, layer: int) -> Tensor:
+    """The columns of W_O, a head each, to be changed in place: (D, H, d)."""
+    attention: Any = net.mechanisms()[layer]
+    return attention.output.weight.detach().unflatten(1, (attention.num_heads, attention.head_dim))
+
+
+def silence(net: Network, heads: Sequence[tuple[int, int]]) -> Network:
+    """Heads that are computed and say nothing."""
+    for layer, head in heads:
+        columns(net, layer)[:, head] = 0
+    return net
+
+
+def only(net: Network, layer: int, head: int) -> Network:
+    """All heads but one say nothing, and that one is loud."""
+    silence(net, [(i, h) for i in range(2) for h in range(H) if (i, h) != (layer, head)])
+    columns(net, layer)[:, head] *= 30
+    return net
+
+
+def problem(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> Problem:
+    """What the network itself answers, so that it is right whole."""
+    kind = net.outputs.kind
+
+    def draw(count: int, seed: int) -> Split:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(count, N, F, generator=generator, dtype=torch.float64)
+        lengths = torch.randint(1, N + 1, (count,), generator=generator) if padded else None
+        with torch.no_grad():
+            scores = net(x, lengths)
+        y = scores if kind == "values" else scores.argmax(-1)
+        if kind == "tokens" and lengths is not None:
+            y = y.masked_fill(torch.arange(N) >= lengths[:, None], IGNORE)
+        return Split(x, y, lengths)
+
+    return Problem(
+        draw(TRAIN, 0), draw(VALIDATION, 1), draw(TEST, 2),
+        inputs=net.inputs, outputs=net.outputs, length=N, metric=metric,
+    )  # fmt: skip
+
+
+def noisy(asked: Problem) -> Problem:
+    """The same with other answers to train on, so that the loss has a slope."""
+    train = asked.train
+    y = (
+        train.y + 1.0
+        if train.y.is_floating_point()
+        else torch.where(train.y == IGNORE, IGNORE, (train.y + 1) % CLASSES)
+    )
+    return replace(asked, train=train._replace(y=y))

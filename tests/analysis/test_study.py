@@ -1,0 +1,132 @@
+"""What each head is worth, on networks of which it is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, problem, silence
+
+from attnlab.analysis.bootstrap import scored
+from attnlab.analysis.heads import study, without
+from attnlab.analysis.importance import mean_heads
+from attnlab.nn.attention import UnsupportedError
+from attnlab.nn.pruning import prune_heads
+from attnlab.tasks.base import Split
+from attnlab.training.objective import Objective, evaluate
+
+
+def test_the_head_that_does_it_all_is_found_and_goes_last() -> None:
+    net = only(network(), 1, 2)
+    found = study(net, noisy(problem(net)))
+    assert found.whole == 1
+    worst = min(found.heads, key=lambda head: head.without.metric)
+    assert (worst.layer, worst.head) == (1, 2)
+    assert worst.without.metric < 0.7
+    assert worst.without.high < -0.1
+    for head in found.heads:
+        if head is not worst:
+            assert (head.without.change, head.without.low, head.without.high) == (0, 0, 0)
+    assert [step.left for step in found.curve] == [7, 6, 5, 4, 3, 2]
+    assert all(step.reached.metric == 1 for step in found.curve), "it is the last of its layer"
+    assert (found.training_examples, found.validation_examples) == (TRAIN, VALIDATION)
+
+
+def test_a_head_that_says_nothing_is_worth_nothing_and_goes_first() -> None:
+    net = silence(network(), [(0, 3)])
+    found = study(net, noisy(problem(net)))
+    head = found.heads[3]
+    assert (head.layer, head.head, head.importance) == (0, 3, 0)
+    assert head.without.change == 0
+    assert found.curve[0].gone == ((0, 3),)
+    assert found.plan(1 / 8) == {0: [3]}
+
+
+@pytest.mark.parametrize("model", ["multihead", "groupedquery"])
+def test_the_curve_is_what_pruning_gives(model: str) -> None:
+    net = network(model)
+    asked = noisy(problem(net))
+    found = study(net, asked)
+    for step in found.curve:
+        pruned = prune_heads(net, found.plan(1 - step.left / len(found.heads)))
+        assert sum(layer.num_heads for layer in pruned.mechanisms()) == step.left
+        _, metric = evaluate(pruned, asked.validation, Objective("accuracy"), batch_size=128)
+        assert metric == pytest.approx(step.reached.metric)
+    assert min(step.reached.metric for step in found.curve) < 0.95, "there is something to be wrong about"
+
+
+def test_without_replaces_by_zero_or_by_the_mean() -> None:
+    net = network()
+    split = problem(net).validation
+    means = mean_heads(net, split)
+    x, lengths = split.x, split.lengths
+    with torch.no_grad():
+        with without(net, [(0, 1), (1, 3)]):
+            zero = net(x, lengths)
+        with without(net, [(1, 3)], means):
+            mean = net(x, lengths)
+        attention = net.mechanisms()[1]
+        filling = columns(net, 1)[:, 3] @ means[1][3]
+        columns(net, 1)[:, 3] = 0
+        attention.output.bias.add_(filling)  # a constant is a bias
+        torch.testing.assert_close(mean, net(x, lengths))
+        attention.output.bias.sub_(filling)
+        columns(net, 0)[:, 1] = 0
+        torch.testing.assert_close(zero, net(x, lengths))
+
+
+def test_the_mean_in_place_of_a_head_is_less_of_a_loss_where_it_says_the_same_to_all() -> None:
+    net = only(network(), 1, 2)
+    with torch.no_grad():
+        attention = net.mechanisms()[1]
+        values = attention.qkv.weight.unflatten(0, (3, H, -1))[2]
+        values[2] = 0  # its values are their bias alone
+    asked = noisy(problem(net))
+    assert study(net, asked, instead="mean").heads[6].without.change == 0
+    assert study(net, asked, instead="zero").heads[6].without.change < -0.1
+
+
+def test_the_test_data_are_not_looked_at() -> None:
+    net = network()
+    asked = problem(net)
+    hidden = Split(torch.full_like(asked.test.x, float("nan")), asked.test.y, asked.test.lengths)
+    assert study(net, asked) == study(net, replace(asked, test=hidden))
+
+
+def test_a_sample_of_the_training_data_is_drawn_by_the_seed() -> None:
+    net = network()
+    asked = noisy(problem(net))
+    few, other = (study(net, asked, examples=7, seed=seed) for seed in (0, 1))
+    assert few.training_examples == 7
+    assert few == study(net, asked, examples=7, seed=0)
+    assert [head.importance for head in few.heads] != [head.importance for head in other.heads]
+    assert [head.without.metric for head in few.heads] == [head.without.metric for head in other.heads]
+
+
+def test_progress_is_told_of_every_pass() -> None:
+    net = network()
+    told: list[tuple[int, int]] = []
+    study(net, problem(net), progress=lambda done, of: told.append((done, of)))
+    assert told == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
+
+
+def test_what_cannot_be_studied() -> None:
+    net = network()
+    with pytest.raises(ValueError, match="at least 1 training example, not from 0"):
+        study(net, problem(net), examples=0)
+    with pytest.raises(ValueError, match="instead is 'zero' or 'mean', not 'noise'"):
+        study(net, problem(net), instead="noise")  # type: ignore[arg-type]
+    alone = network("selfhead")
+    with pytest.raises(UnsupportedError, match="SelfAttention has no heads"):
+        study(alone, problem(alone))
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    net = network().train()
+    asked = problem(net.eval())
+    net.train()
+    before = scored(net, asked.validation, Objective("accuracy"))
+    study(net, asked, instead="mean")
+    assert net.training
+    assert torch.equal(scored(net, asked.validation, Objective("accuracy")), before)

@@ -1,0 +1,193 @@
+"""A new mechanism: one command, and every part of the house knows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnlab.catalog import registry, scaffold
+from attnlab.catalog.template import TemplateAttention
+from attnlab.checks import check_attention
+from attnlab.cli import main
+from attnlab.utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+STEP = """
+import torch
+from attnlab.network import Inputs, Network, Outputs
+from attnlab.catalog.registry import load
+from models.sliding_window import SlidingWindowAttention
+
+assert load("sliding_window") is SlidingWindowAttention
+torch.manual_seed(0)
+network = Network("sliding_window", Inputs("tokens", 11), Outputs("classes", 3), length=7, embed_dim=16, causal=True)
+before = [p.clone() for p in network.parameters()]
+network(torch.randint(11, (5, 7)), torch.tensor([7, 1, 3, 7, 2])).square().sum().backward()
+torch.optim.SGD(network.parameters(), lr=0.1).step()
+assert sum(not torch.equal(a, b) for a, b in zip(before, network.parameters())) > len(before) / 2
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository, its index up to date."""
+    copy = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "__pycache__", "*.egg-info", "*.png")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    shutil.copy(ROOT / ".gitignore", copy)
+    subprocess.run(["git", "init", "--quiet", str(copy)], check=True)  # the tests of the pages ask git what there is
+    return copy
+
+
+def attnlab(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command in the copy, which comes before what is installed because it is the current folder."""
+    return python(checkout, "-m", "attnlab", *words)
+
+
+def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=checkout, env=environment)
+
+
+@pytest.mark.slow
+def test_one_command_and_all_know_it(checkout: Path) -> None:
+    before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
+    made = attnlab(checkout, "new", "sliding_window")
+    assert made.returncode == 0, made.stderr
+    assert "models/README.md lists it" in made.stdout
+    folder = checkout / "models" / "sliding_window"
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "__init__.py", "reference.py", "sliding_window.py"]
+    changed = [path for path, was in before.items() if path.read_bytes() != was]
+    assert changed == [checkout / "models" / "README.md"], "no other file is touched"
+
+    listed = json.loads(attnlab(checkout, "models", "--json").stdout)
+    assert listed["sliding_window"]["title"] == "Sliding window"
+    assert "[Sliding window](sliding_window/README.md)" in (checkout / "models" / "README.md").read_text("utf-8")
+    assert "one head of softmax attention" in (folder / "README.md").read_text("utf-8")
+    assert "emplate" not in "".join(path.read_text("utf-8") for path in folder.iterdir())
+    assert "--embed_dim" in python(checkout, "main.py", "--model", "sliding_window", "--help").stdout
+    assert attnlab(checkout, "docs", "--check").returncode == 0
+
+    step = python(checkout, "-W", "error", "-c", STEP)
+    assert step.returncode == 0, step.stderr
+    checked = attnlab(checkout, "check", "sliding_window", "--fast", "--json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    # Nor does any test of the house object to a newcomer.
+    tests = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-k", "sliding_window", "tests")
+    asked = python(checkout, *tests)
+    assert asked.returncode == 0, asked.stdout
+    ruff = python(checkout, "-m", "ruff", "check", "--no-cache", "models/sliding_window")
+    assert ruff.returncode == 0, ruff.stdout
+    formatted = python(checkout, "-m", "ruff", "format", "--no-cache", "--check", "models/sliding_window")
+    assert formatted.returncode == 0, formatted.stdout
+
+
+def test_what_is_copied_keeps_every_promise() -> None:
+    report = check_attention(TemplateAttention, fast=True)
+    assert not report.failed
+
+
+def test_the_template_says_the_formula_of_self_attention() -> None:
+    import torch
+
+    from attnlab.models.selfhead import SelfAttention
+
+    theirs = SelfAttention(12)
+    ours = TemplateAttention(12)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of mechanisms, in a checkout."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setattr(registry, "folder", lambda: folder)
+    return folder
+
+
+def test_create(models: Path) -> None:
+    assert scaffold.create("my_attention") == models / "my_attention"
+    assert registry.names() == ["my_attention"]
+    entry = registry.entry("my_attention")
+    assert (entry.class_name, entry.card.title) == ("MyAttention", "My attention")
+    assert [option.name for option in entry.options] == ["embed_dim", "causal", "dropout"]
+    assert [path.name for path in models.iterdir()] == ["my_attention"], "nothing is left lying about"
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "title"),
+    [
+        ("linear", "LinearAttention", "Linear"),
+        ("my_attention", "MyAttention", "My attention"),
+        ("rwkv7", "Rwkv7Attention", "Rwkv7"),
+        ("a__b_", "ABAttention", "A b"),
+    ],
+)
+def test_names_of_the_class_and_the_lesson(name: str, class_name: str, title: str) -> None:
+    assert (scaffold.class_name(name), scaffold.title(name)) == (class_name, title)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("MyAttention", "such as my_attention"),
+        ("sliding-window", "such as sliding_window"),
+        ("3d", "starting with a letter, such as my_attention"),
+        ("_hidden", "such as hidden"),
+        ("", "'' is no name for a mechanism"),
+        ("../outside", "such as outside"),
+        ("größe", "is no name"),
+        ("two words", "such as two_words"),
+        ("newline\n", "is no name"),
+        ("class", "is a word of Python and cannot be a mechanism's name; try class_attention"),
+        ("reference", "is another file of a mechanism's folder"),
+        ("figures", "is another file"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(models: Path, name: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        scaffold.create(name)
+    assert says in str(caught.value)
+    assert not list(models.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_nothing_is_overwritten(models: Path, kind: str) -> None:
+    (models / "taken").mkdir() if kind == "folder" else (models / "taken").touch()
+    with pytest.raises(UserError, match="models/taken exists already; choose another name"):
+        scaffold.create("taken")
+    assert (models / "taken").is_dir() == (kind == "folder")
+    assert [path.name for path in models.iterdir()] == ["taken"]
+
+
+def test_nothing_is_half_written(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaffold, "FILES", (*scaffold.FILES, "missing.txt"))
+    with pytest.raises(UserError, match="models/broken cannot be written: No such file"):
+        scaffold.create("broken")
+    assert not list(models.iterdir())
+
+
+def test_an_installed_copy_refuses(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "checkout", lambda: None)
+    with pytest.raises(UserError, match=r"installed in .*models, where an update would delete a new mechanism; clone"):
+        scaffold.create("linear")
+    assert not list(models.iterdir())
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "selfhead"]) == 2
+    assert (
+        capsys.readouterr().err == "error: models/selfhead exists already; choose another name, or edit what is there\n"
+    )
+    assert main(["new"]) == 2
+    assert capsys.readouterr().err == "error: name the new mechanism: attnlab new my_attention\n"

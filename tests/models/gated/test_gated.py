@@ -1,0 +1,152 @@
+"""Gated attention: multi-head attention while all gates are open, and what a closed one takes away."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import KVCache, check_attention, masks
+from attnlab.models.gated import GatedAttention
+from attnlab.models.multihead import MultiAttention
+from attnlab.nn.pruning import prune_heads
+
+B, N, H, D, d = 2, 7, 3, 12, 4
+
+GATES = pytest.mark.parametrize("gate", ["elementwise", "headwise"])
+
+
+def made(**options: Any) -> GatedAttention:
+    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
+    torch.manual_seed(0)
+    layer = GatedAttention(D, H, **options).double().eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) / 3)
+    return layer
+
+
+def tokens(length: int = N) -> Tensor:
+    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def set_gates(layer: GatedAttention, logit: float | Tensor) -> None:
+    """The same gates for every token."""
+    with torch.no_grad():
+        layer.gate.projection.weight.zero_()
+        layer.gate.projection.bias.copy_(torch.as_tensor(logit))
+
+
+def multihead(layer: GatedAttention, **options: Any) -> MultiAttention:
+    multi = MultiAttention(D, H, causal=layer.causal, **options).double().eval()
+    multi.load_state_dict({name: part for name, part in layer.state_dict().items() if not name.startswith("gate")})
+    return multi
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters(bias: bool) -> None:
+    def count(gate: Any) -> int:
+        return sum(parameter.numel() for parameter in GatedAttention(D, H, gate=gate, bias=bias).parameters())
+
+    assert count("elementwise") == 5 * D * (D + bias)
+    assert count("headwise") == (4 * D + H) * (D + bias)
+
+
+@GATES
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
+def test_with_open_gates_it_is_multi_head_attention(gate: Any, causal: bool, positions: Any) -> None:
+    layer, x, mask = made(gate=gate, causal=causal, positions=positions), tokens(), masks.padding(torch.tensor([4, 7]))
+    set_gates(layer, 50.0)
+    multi = multihead(layer, positions=positions)
+    same(layer(x, mask=mask), multi(x, mask=mask))
+    same(layer.attention_weights(x), multi.attention_weights(x))
+
+
+@GATES
+def test_another_sequence_is_let_through_alike(gate: Any) -> None:
+    layer, x, context = made(gate=gate), tokens(), tokens(5)
+    set_gates(layer, 50.0)
+    same(layer(x, context=context), multihead(layer)(x, context=context))
+
+
+@GATES
+def test_with_gates_of_zero_half_goes_on(gate: Any) -> None:
+    layer, x = made(gate=gate), tokens()
+    set_gates(layer, 0.0)
+    b = layer.output.bias
+    same(layer(x) - b, (multihead(layer)(x) - b) / 2)
+
+
+def test_a_head_whose_gate_is_shut_is_a_head_that_is_pruned() -> None:
+    layer, x = made(gate="headwise"), tokens()
+    set_gates(layer, torch.tensor([0.3, -800.0, -0.2]))
+    same(layer(x), prune_heads(layer, [1])(x))
+
+
+def test_the_token_that_asks_holds_the_gate() -> None:
+    layer, x, context = made(), tokens(), tokens(5)
+    before = layer(x, context=context)
+    with torch.no_grad():  # shut by the first number of the token, which is large for one token alone
+        layer.gate.projection.weight.zero_()
+        layer.gate.projection.weight[:, 0] = -800
+        x[:, :, 0] = -1
+        x[:, 2, 0] = 1
+    after = layer(x, context=context)
+    same(after[:, 2], layer.output.bias.expand(B, D))
+    assert (after - layer.output.bias).abs()[:, [0, 1, 3, 4, 5, 6]].amin() > 1e-6
+    assert before.shape == after.shape
+
+
+def test_one_gate_a_head_is_many_alike() -> None:
+    one, many, x = made(gate="headwise", causal=True), made(causal=True), tokens()
+    state = one.state_dict()
+    for name in ("gate.projection.weight", "gate.projection.bias"):
+        state[name] = state[name].repeat_interleave(d, 0)
+    many.load_state_dict(state)
+    same(one(x), many(x))
+
+
+@GATES
+@pytest.mark.parametrize("gone", [[0], [2, 1]])
+@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
+def test_pruning_is_exact(gate: Any, gone: list[int], positions: Any) -> None:
+    layer, x = made(gate=gate, causal=True, positions=positions), tokens()
+    small = prune_heads(layer, gone)
+    assert small.gate.projection.weight.shape[0] == (H - len(gone)) * (d if gate == "elementwise" else 1)
+    with torch.no_grad():
+        for head in gone:
+            layer.output.weight[:, head * d : (head + 1) * d] = 0
+    same(small(x), layer(x))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
+def test_positions_keep_every_promise(positions: str) -> None:
+    check_attention(partial(GatedAttention, num_heads=2, positions=positions), fast=True)
+
+
+@GATES
+def test_steps_are_the_whole(gate: Any) -> None:
+    layer, x, cache = made(gate=gate, causal=True, positions="rotary"), tokens(), KVCache(N)
+    with torch.no_grad():
+        same(torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gate": "scalar"}, "^gate is 'elementwise' or 'headwise', not 'scalar'$"),
+        ({"gate": True}, "^gate is 'elementwise' or 'headwise', not True$"),
+        ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        GatedAttention(D, **{"num_heads": H, **options})

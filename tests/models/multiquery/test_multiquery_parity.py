@@ -1,0 +1,110 @@
+"""Multi-query attention against Falcon's in transformers 5.24.
+
+Its one projection holds the queries of all heads, the key and the value, in our order. With ALiBi it divides the bias
+by √d_k too, which the paper of ALiBi does not; ours is then given that bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnlab import masks
+from attnlab.models.multiquery import MultiQueryAttention
+
+ORACLES = {"test_": ("transformers", "FalconAttention")}
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+SHAPES = pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 7, 4, 6), (1, 13, 1, 2), (3, 5, 2, 10)])
+CAUSAL = pytest.mark.parametrize("causal", [True, False])
+PADDED = pytest.mark.parametrize("padded", [True, False])
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
+
+
+def falcon(H: int, d: int, dtype: torch.dtype) -> Any:
+    """Their layer, its biases off zero."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.falcon.modeling_falcon import FalconAttention
+
+    config = transformers.FalconConfig(
+        hidden_size=H * d,
+        num_attention_heads=H,
+        multi_query=True,
+        new_decoder_architecture=False,
+        bias=True,
+        attention_dropout=0.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    layer = FalconAttention(config, layer_idx=0).to(dtype)
+    for projection in (layer.query_key_value, layer.dense):
+        nn.init.normal_(projection.bias)
+    return layer
+
+
+def compared(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any = None, **options: Any) -> None:
+    """Outputs, maps and gradients; ``alibi`` makes their bias of which tokens are real."""
+    H, d, dtype = theirs.num_heads, theirs.head_dim, theirs.dense.weight.dtype
+    turns = options.pop("turns", (torch.ones(1, N, d, dtype=dtype), torch.zeros(1, N, d, dtype=dtype)))
+    layer = MultiQueryAttention(H * d, H, **options).to(dtype)
+    layer.qkv.load_state_dict(theirs.query_key_value.state_dict())
+    layer.output.load_state_dict(theirs.dense.state_dict())
+    x = torch.randn(B, N, H * d, generator=torch.Generator().manual_seed(N), dtype=torch.float64).to(dtype)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    lengths = torch.tensor([N - 2, N, N - 1][:B]) if padded else torch.full((B,), N)
+    real = torch.arange(N) < lengths[:, None]
+    given = real[:, None, None, :].expand(B, 1, N, N)
+    given = given.tril() if layer.causal else given
+    blocked = torch.zeros(given.shape, dtype=dtype).masked_fill(~given, torch.finfo(dtype).min)
+    bias = None if alibi is None else alibi(real.long(), H, dtype)
+    wanted, maps = theirs(a, bias, blocked, position_embeddings=turns, output_attentions=True)
+    ours_given = {
+        "mask": masks.padding(lengths) if padded else None,
+        "bias": None if bias is None else bias.reshape(B, H, 1, N).expand(B, H, N, N) / d**0.5,
+    }
+    wanted, ours = wanted[real], layer(b, **ours_given)[real]
+
+    def same(found: Tensor, true: Tensor) -> None:
+        torch.testing.assert_close(found, true, rtol=0, atol=atol)
+
+    same(ours, wanted)
+    same(layer.attention_weights(b, **ours_given).transpose(1, 2)[real], maps.transpose(1, 2)[real])
+    wave = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype) / N
+    (wanted * wave).sum().backward()
+    (ours * wave).sum().backward()
+    same(b.grad, a.grad)
+    for name in ("weight", "bias"):
+        same(getattr(layer.qkv, name).grad, getattr(theirs.query_key_value, name).grad)
+        same(getattr(layer.output, name).grad, getattr(theirs.dense, name).grad)
+
+
+@SHAPES
+@CAUSAL
+@PADDED
+@DTYPES
+def test_falcon(dtype: torch.dtype, padded: bool, causal: bool, B: int, N: int, H: int, d: int) -> None:
+    compared(falcon(H, d, dtype), B, N, padded, TOLERANCE[dtype], causal=causal)
+
+
+@SHAPES
+@CAUSAL
+def test_falcon_turned(causal: bool, B: int, N: int, H: int, d: int) -> None:
+    theirs = falcon(H, d, torch.float32)
+    from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding
+
+    turns = FalconRotaryEmbedding(theirs.config)(torch.zeros(1, N, H * d), torch.arange(N).unsqueeze(0))
+    compared(theirs, B, N, True, 1e-5, causal=causal, positions="rotary", turns=turns)
+
+
+@SHAPES
+@CAUSAL
+@DTYPES
+def test_falcon_with_a_bias(dtype: torch.dtype, causal: bool, B: int, N: int, H: int, d: int) -> None:
+    theirs = falcon(H, d, dtype)
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+
+    compared(theirs, B, N, True, TOLERANCE[dtype], build_alibi_tensor, causal=causal)

@@ -1,0 +1,448 @@
+"""The contract's own part: what the base class checks, joins and blanks, whatever the mechanism computes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab.catalog import registry
+from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, window
+from attnlab.models.multihead import MultiAttention
+from attnlab.models.selfhead import SelfAttention
+from attnlab.models.sigmoid import SigmoidAttention
+from attnlab.models.sinks import SinkAttention
+from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, either, linear
+from attnlab.nn.cache import KVCache
+from attnlab.nn.card import CAPABILITIES, Card
+
+B, N, M, D, H = 2, 5, 7, 12, 3
+
+
+def card(*supports: str) -> Card:
+    return Card(
+        title="A stub",
+        summary="",
+        paper="",
+        authors="",
+        year=2017,
+        arxiv=None,
+        kind="another operator",
+        heads="1",
+        time="n",
+        memory="n",
+        representation="",
+        use_case="",
+        supports=supports,
+    )
+
+
+class Plain(Attention):
+    """Supports nothing and returns what it is given."""
+
+    card = card()
+
+    def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+        return x
+
+
+class Recorder(Attention):
+    """Supports everything and returns the mask that reached it."""
+
+    card = card(*CAPABILITIES)
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Any:
+        self.mask, self.given = mask, given
+        return torch.ones_like(x)
+
+
+class Near(Recorder):
+    """Looks at the nearest by itself, as many as half of the sequence."""
+
+    def attention_pattern(self, length: int) -> Mask:
+        self.asked = length
+        return window(max(1, length // 2))
+
+
+def x(length: int = N) -> Tensor:
+    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length))
+
+
+# The constructor
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (
+            lambda: MultiAttention(100, 8),
+            ValueError,
+            "embed_dim (100) must be divisible by num_heads (8); try num_heads=4, 5 or 10",
+        ),
+        (lambda: MultiAttention(7, 2), ValueError, "try num_heads=1 or 7"),
+        (lambda: MultiAttention(0), ValueError, "embed_dim must be at least 1, not 0"),
+        (lambda: MultiAttention(12, -3), ValueError, "num_heads must be at least 1, not -3"),
+        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be a whole number, not 12.0"),
+        (lambda: MultiAttention(12, True), TypeError, "num_heads must be a whole number, not True"),
+        (lambda: SelfAttention("12"), TypeError, "embed_dim must be a whole number, not '12'"),
+        (lambda: SelfAttention(12, dropout=1.0), ValueError, "dropout must be at least 0 and below 1, not 1.0"),
+        (lambda: SelfAttention(12, dropout=-0.1), ValueError, "not -0.1"),
+        (lambda: SelfAttention(12, dropout=float("nan")), ValueError, "not nan"),
+        (lambda: Plain(12, causal=True), UnsupportedError, "Plain does not support causal; it supports self-attention"),
+        (lambda: SelfAttention(12, True), TypeError, "positional"),
+        (lambda: MultiAttention(12, 3, True), TypeError, "positional"),
+    ],
+)
+def test_a_constructor_refuses(make: Callable[[], Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=re.escape(says)):
+        make()
+
+
+@pytest.mark.parametrize("mechanism", [SelfAttention, MultiAttention])
+def test_the_width_has_two_spellings(mechanism: Callable[..., Attention]) -> None:
+    assert mechanism(emd_dim=16).embed_dim == mechanism(embed_dim=16).embed_dim == mechanism(16).embed_dim == 16
+    for both in (lambda: mechanism(embed_dim=16, emd_dim=16), lambda: mechanism(16, emd_dim=16)):
+        with pytest.raises(TypeError, match="not both"):
+            both()
+    with pytest.raises(TypeError, match=r"needs its width: give embed_dim= \(emd_dim= is accepted too\)"):
+        mechanism(causal=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted", "near"), [(100, 8, [4, 5, 10]), (64, 48, [16, 32, 64]), (7, 2, [1, 7]), (1, 3, [1])]
+)
+def test_the_divisors_that_are_suggested(number: int, wanted: int, near: list[int]) -> None:
+    assert divisors_near(number, wanted) == near
+
+
+def test_either() -> None:
+    assert [either([4]), either([4, 5]), either([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
+
+
+def test_printed_as_a_layer_shows_its_options() -> None:
+    assert "embed_dim=12, num_heads=3, causal=True, dropout=0.25" in repr(
+        MultiAttention(12, 3, causal=True, dropout=0.25)
+    )
+
+
+def test_a_projection_starts_with_variance_one_over_its_width() -> None:
+    torch.manual_seed(0)
+    layer = linear(401, 503)
+    assert layer.weight.std().item() == pytest.approx(401**-0.5, rel=0.01)
+    assert not layer.bias.any()
+    assert linear(3, 5, bias=False).bias is None
+
+
+def test_scale_output_scales_the_last_projection_alone() -> None:
+    layer = MultiAttention(D, H)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.scale_output(0.5)
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(value, before[name] * (0.5 if name == "output.weight" else 1), rtol=0, atol=0)
+
+
+# What may be asked
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("mask", causal()), ("bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
+)
+def test_what_is_not_claimed_is_refused_by_name(name: str, argument: Any) -> None:
+    with pytest.raises(UnsupportedError, match=f"Plain does not support {name}; it supports self-attention alone"):
+        Plain(D)(x(), **{name: argument})
+
+
+def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
+    for ask in (lambda: Plain(D).attention_weights(x()), lambda: Plain(D).apply_weights(torch.ones(B, 1, N, N), x())):
+        with pytest.raises(UnsupportedError, match="does not support weights"):
+            ask()
+
+
+def test_a_refusal_lists_what_there_is() -> None:
+    with pytest.raises(
+        UnsupportedError, match="SelfAttention does not support context; it supports causal, mask, bias,"
+    ):
+        SelfAttention(D)(x(), context=x(M))
+
+
+def test_supports() -> None:
+    assert MultiAttention(D, 3).supports("context")
+    assert not SelfAttention(D).supports("context")
+
+
+def test_a_claim_without_its_code_says_so() -> None:
+    layer = Recorder(D)
+    with pytest.raises(
+        NotImplementedError, match="Recorder claims weights, but has no _build_map and no _attention_weights"
+    ):
+        layer.attention_weights(x())
+    with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _apply_weights"):
+        layer.apply_weights(torch.ones(B, 1, N, N), x())
+
+
+def test_only_what_was_given_arrives() -> None:
+    layer = Recorder(D)
+    layer(x())
+    assert layer.mask is None
+    assert layer.given == {}
+    layer(x(), context=x(M), attn_bias=torch.zeros(N, M))
+    assert set(layer.given) == {"context", "bias"}
+    cache = KVCache(N)
+    layer(x(), mask=causal(), cache=cache)
+    assert layer.given == {"cache": cache}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"x": torch.zeros(N, D)}, ValueError, "takes x of shape (batch, length, 12), not (5, 12)"),
+        ({"x": torch.zeros(B, N, 11)}, ValueError, "takes x of shape (batch, length, 12), not (2, 5, 11)"),
+        ({"context": torch.zeros(3, M, D)}, ValueError, "context must have shape (2, length, 12), not (3, 7, 12)"),
+        ({"context": torch.zeros(B, M, 11)}, ValueError, "not (2, 7, 11)"),
+        ({"context": torch.zeros(M, D)}, ValueError, "not (7, 12)"),
+        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as bias="),
+        ({"mask": torch.zeros(N, N, dtype=torch.long)}, TypeError, "a mask is Boolean"),
+        ({"mask": "causal"}, TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
+        ({"mask": torch.ones(N, 4, dtype=torch.bool)}, ValueError, "the mask is 5 x 4 (queries x keys)"),
+        (
+            {"mask": torch.ones(B, 2, N, N, dtype=torch.bool)},
+            ValueError,
+            "(batch, heads, queries, keys) = (2, 3, 5, 5)",
+        ),
+        ({"mask": padding(torch.tensor([1, 2, 3]))}, ValueError, "does not fit"),
+        ({"bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to say who may look at whom use mask="),
+        ({"bias": torch.zeros(4, 4)}, ValueError, "bias has shape (4, 4), which does not broadcast to"),
+        ({"bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
+        ({"bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
+        ({"bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given: dict[str, Any], error: type[Exception], says: str) -> None:
+    layer = MultiAttention(D, H)
+    given = {"x": x(), **given}
+    for ask in (layer, layer.weights):
+        with pytest.raises(error, match=re.escape(says)):
+            ask(given["x"], **{name: value for name, value in given.items() if name != "x"})
+
+
+def test_weights_of_another_shape_are_not_mixed() -> None:
+    layer = MultiAttention(D, H)
+    for shape in ((B, 2, N, N), (B, H, N, M), (H, N, N)):
+        with pytest.raises(ValueError, match=r"\(batch, heads, queries, keys\) = \(2, 3, 5, 5\), not "):
+            layer.apply_weights(torch.rand(shape), x())
+
+
+# Causal and the mask, joined
+
+
+@pytest.mark.parametrize("mask", [window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
+def test_causal_is_joined_with_the_mask(mask: Any) -> None:
+    layer = Recorder(D, causal=True)
+    layer(x(), mask=mask)
+    assert torch.equal(layer.mask.tensor(), (causal() & mask).bind(N).tensor())
+
+
+def test_causal_alone_stays_a_rule() -> None:
+    layer = Recorder(D, causal=True)
+    layer(x())
+    assert layer.mask.is_causal
+
+
+def test_causal_refuses_a_context_of_another_length() -> None:
+    layer = Recorder(D, causal=True)
+    for length in (0, N - 1, M):
+        with pytest.raises(ValueError, match=rf"x has {N} tokens and context {length}; build .* give mask=causal\(\)"):
+            layer(x(), context=x(length))
+    layer(x(), context=x())
+    assert layer.mask.is_causal
+
+
+def test_a_causal_mask_over_a_context_is_aligned_at_the_end() -> None:
+    layer = Recorder(D)
+    layer(x(), mask=causal(), context=x(M))
+    assert torch.equal(layer.mask.tensor()[0, 0], torch.ones(N, M).tril(M - N).bool())
+
+
+def test_a_mask_may_be_a_tensor_of_two_three_or_four_axes() -> None:
+    layer = MultiAttention(D, H)
+    matrix = torch.rand(N, N) > 0.3
+    one = layer(x(), mask=matrix)
+    for same in (matrix.expand(B, N, N), matrix.expand(B, H, N, N), from_tensor(matrix)):
+        torch.testing.assert_close(layer(x(), mask=same), one, rtol=0, atol=1e-6)
+
+
+# What a mechanism looks at by itself
+
+
+@pytest.mark.parametrize("mask", [None, padding(torch.tensor([3, 5])), from_tensor(torch.ones(N, N).triu().bool())])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bool) -> None:
+    layer = Near(D, causal=is_causal)
+    layer(x(), mask=mask)
+    whole = torch.ones(B, 1, N, N, dtype=torch.bool)
+    for rule in (window(2), mask, causal() if is_causal else None):
+        whole = whole if rule is None else whole & rule.materialize(N)
+    assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
+
+
+def test_a_tensor_drops_no_pattern_either() -> None:
+    layer, given = Near(D, causal=True), torch.rand(B, N, N) > 0.4
+    layer(x(), mask=given)
+    near = torch.ones(N, N).tril().triu(-1).bool()
+    assert torch.equal(layer.mask.tensor()[:, 0], given & near)
+
+
+def test_the_pattern_alone_stays_a_rule() -> None:
+    layer = Near(D)
+    layer(x())
+    assert repr(layer.mask.mask) == "window(2)"
+    plain = Recorder(D)
+    assert plain.attention_pattern(N) is None
+    plain(x())
+    assert plain.mask is None
+
+
+def test_the_pattern_is_asked_for_the_whole_length() -> None:
+    layer, cache = Near(D, causal=True), KVCache(N + M)
+    layer(x())
+    assert layer.asked == N
+    Near.forward(other := Near(D), x(), context=x(M))
+    assert other.asked == M
+    cache.update(torch.zeros(B, N, 1))
+    layer(x(M), cache=cache)
+    assert layer.asked == N + M
+    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & window((N + M) // 2)).materialize(M, N + M))
+
+
+def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
+    cache = KVCache(N, window=2)
+    Near(D, causal=True)(x(), cache=cache)
+    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask looks 1 back"):
+        Near(D, causal=True)(x(), cache=KVCache(N, window=1))
+    with pytest.raises(ValueError, match="with a cache nobody can look ahead"):
+        Near(D)(x(), cache=cache)
+
+
+# Rows that may look at nothing
+
+
+@pytest.mark.parametrize("layer", [SelfAttention(D), MultiAttention(D, H), Recorder(D, H)])
+def test_a_row_that_may_look_at_nothing_is_zero(layer: Attention) -> None:
+    matrix = torch.ones(N, N, dtype=torch.bool)
+    matrix[2] = False
+    torch.nn.init.ones_(layer.output.bias) if hasattr(layer, "output") else None
+    out = layer(x(), mask=matrix)
+    assert not out[:, 2].any()
+    assert out[:, [0, 1, 3, 4]].ne(0).all(-1).all()
+
+
+def test_a_row_that_one_head_sees_is_not_blanked() -> None:
+    layer = MultiAttention(D, H)
+    torch.nn.init.ones_(layer.output.bias)
+    matrix = torch.zeros(B, H, N, N, dtype=torch.bool)
+    matrix[:, 1, 2] = True
+    seen = layer(x(), mask=matrix).ne(0).any(-1)
+    assert seen.tolist() == [[False, False, True, False, False]] * B
+
+
+def test_the_gradient_of_an_empty_row_is_finite() -> None:
+    for layer in (SelfAttention(D), MultiAttention(D, H)):
+        given = x().requires_grad_()
+        for out in (
+            layer(given, mask=padding(torch.tensor([0, 3]))),
+            layer.attention_weights(given, mask=window(1) & ~causal()),
+        ):
+            layer.zero_grad()
+            out.square().sum().backward()
+            assert given.grad is not None
+            assert given.grad.isfinite().all()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+# Weights and mix
+
+
+@pytest.mark.parametrize("layer", [SelfAttention(D, causal=True), MultiAttention(D, H, causal=True)])
+@pytest.mark.parametrize("mask", [None, window(2), padding(torch.tensor([0, 3]))])
+def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
+    torch.nn.init.ones_(layer.output.bias)  # so that a row left unblanked would show
+    bias = torch.randn(N, N)
+    out = layer(x(), mask=mask, attn_bias=bias)
+    torch.testing.assert_close(
+        layer.apply_weights(layer.attention_weights(x(), mask=mask, attn_bias=bias), x(), mask=mask), out
+    )
+
+
+def test_mix_over_a_context() -> None:
+    layer, context = MultiAttention(D, H), x(M)
+    weights = layer.attention_weights(x(), context=context)
+    assert weights.shape == (B, H, N, M)
+    torch.testing.assert_close(layer.apply_weights(weights, x(), context=context), layer(x(), context=context))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if {"mask", "weights"} <= {*registry.entry(name).card.supports}]
+)
+def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
+    options = {} if registry.entry(name).card.heads == "1" else {"num_heads": 2}
+    layer = registry.load(name)(D, **options).double().eval()
+    torch.nn.init.ones_(layer.output.bias if layer.output.bias is not None else torch.empty(1))
+    tokens = torch.randn(B, 11, D, dtype=torch.float64)
+    mask = padding(torch.tensor([0, 7]))
+    tokens[0] = tokens[1, 7:] = 0.0
+    expected = layer(tokens, mask=mask)
+    tokens[0] = tokens[1, 7:] = torch.nan  # in the padding as harmless as 0
+    torch.testing.assert_close(
+        layer.apply_weights(layer.attention_weights(tokens, mask=mask), tokens, mask=mask), expected
+    )
+    assert not layer.apply_weights(layer.attention_weights(tokens, mask=mask), tokens, mask=mask)[0].any()
+
+
+def test_weights_that_underflow_are_no_mask() -> None:
+    sinks, sigmoid = SinkAttention(D, H), SigmoidAttention(D, H)
+    with torch.no_grad():
+        sinks.sink.fill_(200.0)
+        for layer in (sinks, sigmoid):
+            layer.output.bias.fill_(1.0)
+    bias = torch.full((N, N), -200.0)
+    for layer, given in ((sinks, {}), (sigmoid, {"bias": bias})):
+        weights = layer.attention_weights(x(), **given)
+        assert not weights.any()
+        assert (layer(x(), **given) == 1).all(), "the output is the bias of the projection"
+        torch.testing.assert_close(layer.apply_weights(weights, x()), layer(x(), **given))
+
+
+def test_weights_leave_the_output_and_the_randomness_alone() -> None:
+    layer = MultiAttention(D, H, dropout=0.5).train()
+    torch.manual_seed(1)
+    alone = layer(x())
+    torch.manual_seed(1)
+    layer.attention_weights(x())
+    assert torch.equal(layer(x()), alone)
+    torch.testing.assert_close(layer.attention_weights(x()), layer.eval().attention_weights(x()), rtol=0, atol=0)
+
+
+def test_dropout_drops_in_training_alone() -> None:
+    layer = MultiAttention(D, H, dropout=0.5)
+    assert torch.equal(layer.eval()(x()), layer(x()))
+    layer.train()
+    assert not torch.equal(layer(x()), layer(x()))
+
+
+# The card
+
+
+def test_a_card_is_checked_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="supports names 'casual'; did you mean causal"):
+        card("casual")
+    with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, mask,"):
+        card("zzz")
+    with pytest.raises(ValueError, match=re.escape("write a tuple: ('causal',)")):
+        Card(**{**vars(card()), "supports": "causal"})
+    with pytest.raises(ValueError, match="kind is 'fast'; it must be one of exact, approximation, another operator"):
+        Card(**{**vars(card()), "kind": "fast"})

@@ -1,0 +1,197 @@
+"""What no layer can answer is refused by every mechanism alike: masks, biases and caches that do not fit."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import KVCache
+from attnlab.catalog import registry
+from attnlab.masks import blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix
+from attnlab.nn.attention import Attention
+
+B, N, D = 2, 5, 24
+
+every = pytest.mark.parametrize("name", registry.names())
+
+
+def layer(name: str, **options: Any) -> Attention:
+    torch.manual_seed(0)
+    return registry.load(name)(embed_dim=D, **options).eval()
+
+
+def x(length: int = N, batch: int = B) -> Tensor:
+    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(length))
+
+
+def true(*shape: int, device: str = "cpu") -> Tensor:
+    return torch.ones(shape, dtype=torch.bool, device=device)
+
+
+def whole(*numbers: int, device: str = "cpu") -> Tensor:
+    return torch.tensor(numbers, device=device)
+
+
+MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    # shapes
+    "fewer keys": (lambda: true(N, 4), ValueError, "the mask is 5 x 4 (queries x keys), but there are 5 queries and 5"),
+    "more queries": (lambda: true(6, N), ValueError, "the mask is 6 x 5 (queries x keys)"),
+    "another batch": (lambda: true(3, N, N), ValueError, "does not fit (batch, heads, queries, keys) = (2, "),
+    "another number of heads": (lambda: true(B, 7, N, N), ValueError, "does not fit (batch, heads, queries, keys)"),
+    "one axis": (lambda: true(N), ValueError, "a mask has the shape (queries, keys)"),
+    "five axes": (lambda: true(1, 1, 1, N, N), ValueError, "a mask has the shape (queries, keys)"),
+    "a row an item": (lambda: true(B, N), ValueError, "use from_attention_mask where True means a real token"),
+    "lengths above that of the keys": (lambda: padding(whole(3, 6)), ValueError, "counts 6 tokens in one sequence"),
+    "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
+    "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
+    "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
+    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "names 3 positions, but there are 5"),
+    "a rule and a matrix": (lambda: causal() & true(N, 4), ValueError, "the mask is 5 x 4"),
+    # dtypes
+    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add numbers to the scores give them as bias="),
+    "zeros and ones": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
+    "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
+    "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
+    # devices
+    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask lies on meta, the tokens on cpu"),
+    "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
+    "lengths elsewhere, for queries too": (
+        lambda: padding(whole(2, 3, device="meta"), queries=True),
+        ValueError,
+        "move it with mask.to(...)",
+    ),
+    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "lies on meta"),
+    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "lies on meta"),
+    "a pattern elsewhere": (lambda: blocks(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
+    "one of two elsewhere": (
+        lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
+        ValueError,
+        "lies on meta",
+    ),
+}
+
+
+@every
+@pytest.mark.parametrize("look_back", [False, True])
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None:
+    make, error, says = MASKS[case]
+    attend = layer(name, causal=look_back)
+    for ask in (attend, attend.weights, attend.core):
+        with pytest.raises(error, match=re.escape(says)):
+            ask(x(), mask=make())
+
+
+@every
+@pytest.mark.parametrize("long", [5, 211])
+def test_a_mask_may_be_moved(name: str, long: int) -> None:
+    attend, given = layer(name), x(long)
+    lengths = whole(3, long)
+    elsewhere = padding(lengths.to("meta"), queries=True) & from_tensor(true(long, long, device="meta"))
+    with pytest.raises(ValueError, match="move it with"):
+        attend(given, mask=elsewhere)
+    here = (padding(lengths, queries=True) & true(long, long)).to("cpu")
+    assert attend(given, mask=here).isfinite().all()
+
+
+BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "Boolean": (lambda: true(N, N), TypeError, "to say who may look at whom use mask="),
+    "whole numbers": (lambda: torch.zeros(N, N, dtype=torch.long), TypeError, "must be a float tensor"),
+    "fewer keys": (lambda: torch.zeros(N, 4), ValueError, "bias has shape (5, 4), which does not broadcast to"),
+    "another batch": (lambda: torch.zeros(3, 1, N, N), ValueError, "bias has shape (3, 1, 5, 5)"),
+    "five axes": (lambda: torch.zeros(1, 1, 1, 1, 1), ValueError, "does not broadcast"),
+    "elsewhere": (
+        lambda: torch.zeros(N, N, device="meta"),
+        ValueError,
+        "bias lies on meta, the tokens on cpu; move it",
+    ),
+}
+
+
+@every
+@pytest.mark.parametrize("case", BIASES)
+def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
+    make, error, says = BIASES[case]
+    if not layer(name).supports("bias"):
+        pytest.skip("it takes no bias")
+    for ask in (layer(name), layer(name, causal=True).weights):
+        with pytest.raises(error, match=re.escape(says)):
+            ask(x(), attn_bias=make())
+
+
+@every
+def test_causal_with_a_context_of_another_length(name: str) -> None:
+    """Asked for by mask=causal() on a layer that is not causal: the last query is aligned with the last key."""
+    attend = layer(name)
+    if not attend.supports("context"):
+        pytest.skip("it takes no context")
+    look_back = layer(name, causal=True)
+    weights = torch.rand(B, attend.num_heads, N, 7)
+    for context in (x(7), x(3), x(0)):
+        for ask in (
+            look_back,
+            look_back.weights,
+            look_back.core,
+            lambda x, context: look_back.apply_weights(weights, x, context=context),
+        ):
+            with pytest.raises(ValueError, match=rf"x has 5 tokens and context {context.shape[1]}; .*mask=causal\(\)"):
+                ask(x(), context=context)
+    look_back.load_state_dict(attend.state_dict())
+    torch.testing.assert_close(look_back(x(), context=x()), attend(x(), context=x(), mask=causal()))
+    seen = attend.attention_weights(x(), context=x(7), mask=causal()).any(1)
+    assert torch.equal(seen, true(B, N, 7).tril(2))
+
+
+@every
+def test_a_context_that_does_not_fit(name: str) -> None:
+    attend = layer(name)
+    if not attend.supports("context"):
+        pytest.skip("it takes no context")
+    for context in (x(batch=3), x()[0], x()[..., :7]):
+        for ask in (attend, attend.weights):
+            with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
+                ask(x(), context=context)
+    with pytest.raises(ValueError, match="context lies on meta, the tokens on cpu; move it"):
+        attend(x(), context=x().to("meta"))
+
+
+# Caches
+
+CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str, Any]]], str]] = {
+    "full": (
+        lambda own: (own, x(3), {}),
+        "has seen 5 of at most 7 tokens, and 3 more do not fit; make it with KVCache(",
+    ),
+    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use select(), or reset()"),
+    "on another device": (
+        lambda own: (copy.deepcopy(own).to("meta"), x(1).to("meta"), {}),
+        "the cache lies on cpu, the tokens on meta; reset() it to move",
+    ),
+    "with a mask of the new token alone": (lambda own: (own, x(1), {"mask": true(1, 1) & true(1, 5)}), "6 keys"),
+    "with a bias of the new token alone": (lambda own: (own, x(1), {"bias": torch.zeros(1, 5)}), "keys) = (2, "),
+}
+
+
+@every
+@pytest.mark.parametrize("case", CACHES)
+@torch.no_grad()
+def test_a_cache_that_does_not_fit_stays_as_it_was(name: str, case: str) -> None:
+    own = layer(name, causal=True)
+    if not own.supports("cache"):
+        pytest.skip("it takes no cache")
+    if "bias" in case and not own.supports("bias"):
+        pytest.skip("it takes no bias")
+    asked, says = CACHES[case]
+    cache, tokens = KVCache(7), x(7)
+    first = own(tokens[:, :5], cache=cache)
+    other, given, more = asked(own)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        other(given, cache=cache, **more)
+    rest = own(tokens[:, 5:], cache=cache)
+    torch.testing.assert_close(torch.cat([first, rest], 1), own(tokens), rtol=0, atol=1e-5)

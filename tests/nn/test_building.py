@@ -1,0 +1,106 @@
+"""Layers are built on any device, uninitialized, and in any dtype; and their weights can be drawn anew."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnlab.catalog import registry
+from attnlab.nn.attention import Attention
+from attnlab.nn.multihead import OutputGate, QKNorm
+from attnlab.positions import T5Bias
+
+D, N = 48, 17
+
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in registry.names()}
+for _name in registry.names():
+    _kinds = next((o.annotation for o in registry.entry(_name).options if o.name == "positions"), "")
+    LAYERS |= {
+        f"{_name}, {kind}": (_name, {"positions": kind}) for kind in ("rotary", "alibi", "t5") if f"'{kind}'" in _kinds
+    }
+LAYERS["latent, yarn"] = ("latent", {"positions": "rotary(scaling=yarn, factor=4, original=64)", "query_latent": 11})
+every_layer = pytest.mark.parametrize("case", LAYERS)
+
+
+def build(case: str, seed: int = 0, **options: Any) -> Attention:
+    name, own = LAYERS[case]
+    torch.manual_seed(seed)
+    return registry.load(name)(embed_dim=D, **own, **options)
+
+
+def tokens() -> Tensor:
+    return torch.randn(2, N, D, generator=torch.Generator().manual_seed(0))
+
+
+@every_layer
+@pytest.mark.parametrize("how", ["to_empty", "assign", "skip_init"])
+def test_a_layer_leaves_the_meta_device(case: str, how: str) -> None:
+    wanted = build(case)
+    if how == "skip_init":
+        name, own = LAYERS[case]
+        made = nn.utils.skip_init(registry.load(name), embed_dim=D, **own)
+        made.load_state_dict(wanted.state_dict())
+    else:
+        with torch.device("meta"):
+            made = build(case, seed=1)
+        assert all(t.is_meta for t in made.state_dict().values())
+        if how == "to_empty":
+            made = made.to_empty(device="cpu")
+            made.load_state_dict(wanted.state_dict())
+        else:
+            made.load_state_dict(wanted.state_dict(), assign=True)
+    torch.testing.assert_close(made(tokens()), wanted(tokens()), rtol=0, atol=0)
+
+
+@every_layer
+def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) -> None:
+    built = [build(case, seed=seed) for seed in range(5)]
+    drawn = []
+    for seed in range(5):
+        layer = copy.deepcopy(built[0])
+        for tensor in layer.state_dict().values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        drawn.append(layer)
+    for name, tensor in built[0].state_dict().items():
+        ours, theirs = (torch.stack([m.state_dict()[name].double() for m in many]) for many in (drawn, built))
+        assert ours.isfinite().all(), name
+        if not tensor.is_floating_point():
+            assert (ours >= 0).all(), name
+            assert len(ours.unique()) > 1, name
+            continue
+        assert (theirs.std() == 0) == (ours.std() == 0), name
+        torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.35, atol=1e-6, msg=name)
+        torch.testing.assert_close(ours.mean(), theirs.mean(), rtol=0, atol=0.35 * theirs.std().item() + 1e-6, msg=name)
+
+
+@every_layer
+def test_constructors_take_a_device_and_a_dtype(case: str) -> None:
+    made = build(case, device="meta", dtype=torch.bfloat16)
+    floats = [t for t in made.state_dict().values() if t.is_floating_point()]
+    assert floats
+    assert all(t.is_meta for t in made.state_dict().values())
+    assert all(t.dtype == torch.bfloat16 for t in floats)
+    x = tokens().double()
+    assert build(case, dtype=torch.float64)(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])
+def test_parts_take_them_too(make: Any) -> None:
+    given = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
+    assert all(
+        p.is_meta and p.dtype == torch.float64 for p in make(*given, device="meta", dtype=torch.float64).parameters()
+    )
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_where_a_layer_is_made_is_no_option_of_a_run(name: str) -> None:
+    parameters = inspect.signature(registry.load(name)).parameters
+    assert parameters["device"].default is parameters["dtype"].default is None
+    assert not {"device", "dtype"} & {option.name for option in registry.entry(name).options}

@@ -1,0 +1,538 @@
+"""The cache itself: its memory, its errors, and what it keeps. That decoding equals the full pass the suite says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor
+
+from attnlab import KVCache, check_attention
+from attnlab.catalog import registry
+from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, window
+from attnlab.models.multihead import MultiAttention
+from attnlab.models.selfhead import SelfAttention
+from attnlab.network import Network
+from attnlab.nn.attention import Attention
+from attnlab.ops.dispatch import explain_path
+
+B, H, d, D = 2, 3, 4, 12
+
+
+def validate_indices(start: int, stop: int, batch: int = B) -> tuple[Tensor, Tensor]:
+    """Keys that are their position, values that are minus it."""
+    keys = torch.arange(start, stop, dtype=torch.float32)[:, None].expand(batch, H, stop - start, d)
+    return keys, -keys
+
+
+def feed(cache: KVCache, count: int) -> tuple[Tensor, Tensor]:
+    cache.admit(torch.zeros(B, count, D))
+    return cache.update(*validate_indices(cache.num_seen, cache.num_seen + count))
+
+
+def positions(keys: Tensor) -> list[int]:
+    return [int(key) for key in keys[0, 0, :, 0]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.none() | st.integers(1, 70))
+def test_it_keeps_what_may_be_looked_at(counts: list[int], size: int | None) -> None:
+    cache, seen = KVCache(2000, window=size), 0
+    for count in counts:
+        keys, values = feed(cache, count)
+        seen += count
+        found = positions(keys)
+        assert found == list(range(cache.start, seen))
+        assert torch.equal(values, -keys)
+        assert (cache.num_seen, cache.num_cached) == (seen, len(found))
+        oldest = 0 if size is None else max(0, seen - count - size + 1)
+        assert cache.start <= oldest, "the first new token looks back to here"
+
+
+def test_memory_doubles_up_to_the_capacity() -> None:
+    cache, token = KVCache(300), 2 * B * H * d * 4
+    assert (cache.bytes, cache.bytes_per_token) == (0, 0)
+    sizes = []
+    for _ in range(300):
+        feed(cache, 1)
+        sizes.append(cache.bytes // token)
+    assert sorted(set(sizes)) == [64, 130, 262, 300]
+    assert cache.bytes_per_token == token
+    assert repr(cache) == f"KVCache(capacity=300): 300 seen, 300 kept, {300 * token:,} bytes"
+
+
+def test_a_window_takes_the_memory_of_the_window() -> None:
+    cache, most = KVCache(10_000, window=50), 0
+    for _ in range(1000):
+        feed(cache, 1)
+        most = max(most, cache.bytes // (2 * B * H * d * 4))
+    assert most <= 2 * 50 + 2
+    assert cache.start >= 1000 - 2 * 50
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: KVCache(0), "capacity must be a whole number of at least 1, not 0"),
+        (lambda: KVCache(7, window=0), "window must be a whole number of at least 1, not 0"),
+        (lambda: KVCache(True), "capacity must be a whole number"),
+        (lambda: feed(full(), 3), r"has seen 5 of at most 7 tokens, and 3 more do not fit; .* KVCache\(capacity=8\)"),
+        (lambda: full().admit(torch.zeros(3, 1, D)), r"holds 2 sequences, not 3; use select\(\), or reset\(\)"),
+        (lambda: full().admit(torch.zeros(B, 1, D, device="meta")), "lies on cpu, the tokens on meta"),
+        (lambda: full().rollback(6), "rollback takes from 0 to 5 tokens, as many as were seen, not 6"),
+        (lambda: full().rollback(-1), "not -1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(act: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        act()  # type: ignore[operator]
+
+
+def full() -> KVCache:
+    cache = KVCache(7)
+    feed(cache, 5)
+    return cache
+
+
+def test_a_window_cannot_bring_back_what_it_let_go() -> None:
+    cache = KVCache(500, window=10)
+    for _ in range(100):
+        feed(cache, 1)
+    spare = cache.num_cached - 9
+    with pytest.raises(ValueError, match=f"can forget {spare}"):
+        cache.rollback(spare + 1)
+    cache.rollback(spare)
+    keys, _ = feed(cache, 1)
+    assert positions(keys)[-10:] == list(range(100 - spare - 9, 100 - spare + 1))
+
+
+def test_a_refused_token_changes_nothing() -> None:
+    cache = full()
+    before = (cache.num_seen, cache.bytes)
+    with pytest.raises(ValueError, match="do not fit"):
+        feed(cache, 3)
+    assert (cache.num_seen, cache.bytes) == before
+    keys, _ = feed(cache, 2)
+    assert positions(keys) == list(range(7))
+
+
+def test_rollback_and_reset() -> None:
+    cache = full()
+    cache.rollback(2)
+    keys, _ = feed(cache, 1)
+    assert positions(keys) == [0, 1, 2, 3]
+    cache.reset()
+    assert (cache.num_seen, cache.bytes) == (0, 0)
+    cache.admit(torch.zeros(3, 2, D))
+    assert cache.update(*validate_indices(0, 2, batch=3))[0].shape == (3, H, 2, d)
+
+
+def test_gradients_are_refused_and_inference_mode_mixes() -> None:
+    layer, cache, x = MultiAttention(D, H, causal=True), KVCache(9), torch.randn(B, 5, D)
+    with pytest.raises(ValueError, match="cache gives no gradients"):
+        layer(x, cache=cache)
+    assert cache.num_seen == 0
+    with torch.inference_mode():
+        first = layer(x[:, :3], cache=cache)
+    with torch.no_grad():
+        second = layer(x[:, 3:4], cache=cache)
+    with torch.inference_mode():
+        third = layer(x[:, 4:], cache=cache)
+    torch.testing.assert_close(torch.cat([first, second, third], 1), layer(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "cache", "given", "error", "says"),
+    [
+        (SelfAttention(D), KVCache(9), {}, ValueError, "build the layer with causal=True, or join causal"),
+        (SelfAttention(D), KVCache(9), {"mask": window(2)}, ValueError, "nobody can look ahead"),
+        (SelfAttention(D), KVCache(9), {"mask": causal() | prefix(2)}, ValueError, "nobody can look ahead"),
+        (
+            SelfAttention(D, causal=True),
+            KVCache(9, window=4),
+            {},
+            ValueError,
+            r"looks all the way back; join window\(4\)",
+        ),
+        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(5)}, None, None),
+        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(6)}, ValueError, "the mask looks 5 back"),
+        (SelfAttention(D, causal=True), {}, {}, TypeError, "cache is an attnlab.KVCache, not a dict"),
+        (MultiAttention(D, H, causal=True), KVCache(9), {"context": True}, ValueError, "context= or cache=, not both"),
+        (SelfAttention(D, causal=True), KVCache(9), {"bias": torch.zeros(5, 4)}, ValueError, "does not broadcast"),
+    ],
+)
+@torch.no_grad()
+def test_a_cache_that_would_give_something_else_is_refused(
+    layer: SelfAttention, cache: KVCache, given: dict, error: type[Exception] | None, says: str
+) -> None:
+    x = torch.zeros(B, 5, D)
+    if "context" in given:
+        given = {"context": x}
+    if error is None:
+        layer(x, cache=KVCache(9, window=5), **given)
+        return
+    with pytest.raises(error, match=says):
+        layer(x, cache=cache, **given)
+    assert getattr(cache, "num_seen", 0) == 0
+
+
+@torch.no_grad()
+def test_masks_and_biases_speak_of_all_keys() -> None:
+    layer, x = MultiAttention(D, H, causal=True).double(), torch.randn(B, 211, D, dtype=torch.float64)
+    bias = torch.randn(H, 211, 211, dtype=torch.float64)
+    given = from_tensor(torch.rand(B, 211, 211) > 0.2)
+    whole = layer(x, mask=given & window(9), attn_bias=bias)
+    cache, parts = KVCache(211, window=9), []
+    for start in range(0, 211, 7):
+        stop = min(start + 7, 211)
+        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & window(9)
+        parts.append(layer(x[:, start:stop], mask=mask, attn_bias=bias[:, start:stop, :stop], cache=cache))
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    assert cache.start > 0
+
+
+@torch.no_grad()
+def test_decoding_makes_no_matrix() -> None:
+    layer, x = MultiAttention(D, H, causal=True), torch.randn(B, 300, D)
+    cache = KVCache(400)
+    layer(x, cache=cache)
+    (path,) = explain_path(layer, x[:, :1], cache=cache)
+    assert path.name == "fused"
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=window(8))
+    assert path.name == "window"
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", total=300))
+    assert path.name == "matrix"
+
+
+def test_what_was_selected_in_inference_mode_may_be_written_outside() -> None:
+    cache = full()
+    with torch.inference_mode():
+        cache.reorder(torch.tensor([1, 0]))
+    assert positions(feed(cache, 1)[0]) == list(range(6))
+
+
+# A state of constant size
+
+
+class Sums(Attention):
+    """The sum of all tokens so far: the plainest recurrence."""
+
+    card = replace(SelfAttention.card, supports=("causal", "cache"))
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None = None) -> Tensor:
+        before = cache.state[0] if cache is not None and cache.state else x.new_zeros(len(x), 1, self.embed_dim)
+        sums = before + x.cumsum(1)
+        if cache is not None and x.shape[1]:
+            cache.carry(x.shape[1], sums[:, -1:])
+        return sums
+
+
+def test_a_recurrence_is_held_to_the_same_promises() -> None:
+    report = check_attention(partial(Sums, causal=True), only=["steps with a cache = the full pass"])
+    assert report["steps with a cache = the full pass"].measured <= 1e-12  # type: ignore[operator]
+
+
+@torch.no_grad()
+def test_a_state_does_not_grow_and_is_selected_from() -> None:
+    layer, cache, x = Sums(D, causal=True), KVCache(100), torch.randn(B, 7, D)
+    layer(x[:, :3], cache=cache)
+    size = cache.bytes
+    layer(x[:, 3:5], cache=cache)
+    assert (cache.num_seen, cache.bytes, cache.bytes_per_token) == (5, size, 0)
+    assert repr(cache) == f"KVCache(capacity=100): 5 seen, a state, {B * D * 4} bytes"
+    items = torch.tensor([1, 1, 0])
+    cache.reorder(items)
+    torch.testing.assert_close(layer(x[items, 5:], cache=cache), layer(x)[items, 5:])
+    with pytest.raises(ValueError, match=r"holds 3 sequences, not 2; use select\(\), or reset\(\)"):
+        layer(x[:, :1], cache=cache)
+    cache.reset()
+    assert (cache.num_seen, cache.bytes, cache.state) == (0, 0, ())
+
+
+@torch.no_grad()
+def test_a_state_is_copied_where_it_cannot_be_rolled_back() -> None:
+    layer, cache, x = Sums(D, causal=True), KVCache(100), torch.randn(B, 7, D)
+    layer(x[:, :5], cache=cache)
+    before = cache.copy()
+    layer(torch.randn(B, 2, D), cache=cache)
+    cache.rollback(0)
+    with pytest.raises(ValueError, match=r"a state cannot forget its last 2 tokens; keep cache.copy\(\)"):
+        cache.rollback(2)
+    torch.testing.assert_close(layer(x[:, 5:], cache=before), layer(x)[:, 5:])
+
+
+def test_a_state_gives_no_gradients() -> None:
+    with pytest.raises(ValueError, match="a cache gives no gradients"):
+        Sums(D, causal=True)(torch.randn(B, 3, D, requires_grad=True), cache=KVCache(9))
+
+
+@torch.no_grad()
+def test_a_copy_of_keys_goes_on_by_itself() -> None:
+    cache = full()
+    twin = cache.copy()
+    feed(cache, 2)
+    assert (cache.num_seen, twin.length) == (7, 5)
+    assert positions(feed(twin, 1)[0]) == list(range(6))
+
+
+def test_as_many_tensors_as_at_the_first_time() -> None:
+    cache = KVCache(9)
+    latent, turned = torch.randn(B, 3, 5), torch.randn(B, 3, 2)
+    kept = cache.update(latent, turned)
+    assert [t.shape for t in kept] == [(B, 3, 5), (B, 3, 2)]
+    assert cache.bytes_per_token == B * (5 + 2) * 4
+    with pytest.raises(ValueError, match="keeps 2 tensors per token, not 1"):
+        cache.update(latent)
+
+
+# What does not continue the cache, and calls that fail
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        (
+            (random(B, H, 1, d, dtype=torch.bfloat16), random(B, H, 1, d)),
+            r"float32 and got torch.bfloat16 \(tensor 1",
+        ),
+        (
+            (random(B, H, 1, d), random(B, H, 1, d, dtype=torch.float64)),
+            r"float32 and got torch.float64 \(tensor 2",
+        ),
+        (
+            (random(B, H, 1, d), random(1, H, 1, d)),
+            r"\(2, 3, 4\) per token and got \(1, 3, 4\) \(tensor 2 of 2",
+        ),
+        ((random(B, 1, 1, d), random(B, H, 1, d)), r"got \(2, 1, 4\) \(tensor 1 of 2"),
+        ((random(B, H, 1, d), random(B, H, 1, 1)), r"got \(2, 3, 1\) \(tensor 2 of 2"),
+        ((random(B, H, 1, d), random(B, H, 2, d)), r"the same number of tokens, not \[1, 2\]"),
+        ((random(B, H, 1, d).to("meta"), random(B, H, 1, d)), "lies on cpu, the new tensors on meta"),
+        ((random(B, H, 3, d), random(B, H, 3, d)), r"room for 2 more tokens, not 3; call admit\(\) before append"),
+        ((random(B, H, 1, d),), "keeps 2 tensors per token, not 1"),
+    ],
+)
+def test_tensors_that_do_not_continue_what_is_kept(new: tuple[Tensor, ...], says: str) -> None:
+    cache = full()
+    with pytest.raises(ValueError, match=says):
+        cache.update(*new)
+    assert cache.num_seen == 5
+    assert positions(feed(cache, 2)[0]) == list(range(7))
+
+
+def test_a_state_that_does_not_continue_the_one_before() -> None:
+    cache = KVCache(9)
+    cache.carry(2, random(B, d))
+    for state, says in (
+        ((random(B, d, dtype=torch.bfloat16),), "torch.float32 and got torch.bfloat16"),
+        ((random(B, d + 1),), r"of shape \(2, 4\) per token and got \(2, 5\)"),
+        ((random(B, d), random(B, d)), "keeps 1 tensors per token, not 2"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            cache.carry(1, *state)
+    assert cache.num_seen == 2
+
+
+CACHED = [name for name in registry.names() if "cache" in registry.entry(name).card.supports]
+
+
+@pytest.mark.parametrize("name", CACHED)
+@torch.no_grad()
+def test_a_cache_filled_under_autocast_is_not_continued_in_float32(name: str) -> None:
+    layer, x = registry.load(name)(24, causal=True).eval(), random(B, 7, 24)
+    for outside in (True, False):
+        cache = KVCache(9)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+            layer(x[:, :3], cache=cache)
+        before, size = cache.num_seen, cache.bytes
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=not outside),
+            pytest.raises(ValueError, match=r"holds torch.* and got torch.* under the autocast in which it was filled"),
+        ):
+            layer(x[:, 3:], cache=cache)
+        assert (cache.num_seen, cache.bytes) == (before, size)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+            found, expected = layer(x[:, 3:], cache=cache), layer(x)[:, 3:]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if outside else 1e-5)
+
+
+class Broken(Exception):  # noqa: N818  what a test raises
+    pass
+
+
+def fail(*_: object) -> None:
+    raise Broken
+
+
+@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("size", [None, 5])
+@torch.no_grad()
+def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | None) -> None:
+    """The projection at the end fails: the keys are written by then, and a full window was moved."""
+    layer, x = registry.load(name)(24, causal=True).double().eval(), random(B, 139, 24, dtype=torch.float64)
+    mask = None if size is None else window(size)
+    cache = KVCache(139, window=size)
+    layer(x[:, :60], mask=mask, cache=cache)
+    before = (cache.num_seen, cache.start, cache.bytes)
+    hook = layer.get_submodule("output").register_forward_hook(fail)
+    with pytest.raises(Broken):
+        layer(-x[:, 60:], mask=mask, cache=cache)
+    hook.remove()
+    assert (cache.num_seen, cache.start, cache.bytes) == before
+    found = layer(x[:, 60:], mask=mask, cache=cache)
+    torch.testing.assert_close(found, layer(x, mask=mask)[:, 60:], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_block_that_fails_leaves_the_caches_of_the_earlier_blocks() -> None:
+    network = Network("multihead", ("tokens", 11), ("tokens", 11), length=7, embed_dim=16, causal=True).eval()
+    x, caches = torch.randint(0, 11, (B, 7)), network.caches()
+    assert caches is not None
+    network(x[:, :3], caches=caches)
+    hook = network.blocks[1].register_forward_hook(fail)
+    with pytest.raises(Broken):
+        network(x[:, 3:], caches=caches)
+    hook.remove()
+    assert [cache.num_seen for cache in caches] == [3, 3]
+    torch.testing.assert_close(network(x[:, 3:], caches=caches), network(x)[:, 3:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [MultiAttention(D, H, causal=True), "sums"])
+def test_a_copy_made_in_inference_mode_is_of_use_outside(layer: Attention | str) -> None:
+    made = Sums(D, causal=True) if isinstance(layer, str) else layer
+    cache, x = KVCache(9), random(B, 7, D)
+    with torch.inference_mode():
+        made(x[:, :3], cache=cache)
+        other = cache.copy()
+    assert not any(t.is_inference() for t in (*other._memory, *other.state))
+    with torch.no_grad():
+        found = made(x[:, 3:], cache=other)
+    torch.testing.assert_close(found, made(x).detach()[:, 3:], rtol=0, atol=1e-5)
+    assert (cache.num_seen, other.num_seen) == (3, 7)
+
+
+# Against a plain list of tokens
+
+
+class Kept(Attention):
+    """Returns the number of every token that the cache keeps, or fails after it was told to keep them."""
+
+    card = replace(SelfAttention.card, supports=("causal", "mask", "cache"))
+    fails = False
+    kept: list[list[int]]
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None = None) -> Tensor:
+        assert cache is not None
+        first, second = cache.update(x, -x)
+        if self.fails:
+            raise Broken
+        assert torch.equal(first, -second)
+        self.kept = first[..., 0].long().tolist()
+        return x
+
+
+class CacheAgainstLists(RuleBasedStateMachine):
+    """A cache, and the lists of tokens that it must hold, under every sequence of what can be done to it."""
+
+    caches = Bundle("caches")
+    window: int | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+        self.lists: dict[int, list[list[int]]] = {}
+        self.made: list[KVCache] = []
+
+    def keep(self, cache: KVCache, lists: list[list[int]]) -> KVCache:
+        self.lists[id(cache)] = lists
+        self.made.append(cache)
+        return cache
+
+    @initialize(target=caches, size=st.none() | st.integers(1, 9))
+    def start(self, size: int | None) -> KVCache:
+        self.window = size
+        return self.keep(KVCache(311, window=size), [[] for _ in range(B)])
+
+    def call(
+        self, cache: KVCache, count: int, batch: int, dtype: torch.dtype = torch.float64, fails: bool = False
+    ) -> None:
+        layer = Kept(1, causal=True)
+        layer.fails = fails
+        new = torch.arange(self.tokens, self.tokens + batch * count, dtype=dtype).reshape(batch, count, 1)
+        self.tokens += batch * count
+        layer(new, mask=None if self.window is None else window(self.window), cache=cache)
+        lists = self.lists[id(cache)]
+        for row, more in zip(lists, new[..., 0].long().tolist(), strict=True):
+            row.extend(more)
+        assert layer.kept == [row[cache.start :] for row in lists]
+        oldest = 0 if self.window is None else max(0, cache.num_seen - count - self.window + 1)
+        assert cache.start <= oldest
+
+    @rule(cache=caches, count=st.integers(0, 70))
+    def append(self, cache: KVCache, count: int) -> None:
+        if cache.num_seen + count > cache.capacity:
+            with pytest.raises(ValueError, match="do not fit"):
+                self.call(cache, count, len(self.lists[id(cache)]))
+        else:
+            self.call(cache, count, len(self.lists[id(cache)]))
+
+    @rule(cache=caches, count=st.integers(1, 70), way=st.sampled_from(["layer", "batch", "dtype"]))
+    def failed_append(self, cache: KVCache, count: int, way: str) -> None:
+        batch = len(self.lists[id(cache)])
+        if cache.num_seen + count > cache.capacity or (way != "layer" and not cache._memory):
+            return
+        if way == "layer":
+            with pytest.raises(Broken):
+                self.call(cache, count, batch, fails=True)
+        else:
+            given = {"batch": batch + 1} if way == "batch" else {"batch": batch, "dtype": torch.float32}
+            with pytest.raises(ValueError, match="the cache holds"):
+                self.call(cache, count, **given)
+
+    @rule(cache=caches, count=st.integers(0, 80))
+    def rollback(self, cache: KVCache, count: int) -> None:
+        spare = cache.num_seen
+        if self.window is not None and cache.start:
+            spare = max(0, cache.num_cached - (self.window - 1))
+        if count > spare:
+            with pytest.raises(ValueError, match=r"rollback takes|cannot forget"):
+                cache.rollback(count)
+        else:
+            cache.rollback(count)
+            self.lists[id(cache)] = [row[: len(row) - count] for row in self.lists[id(cache)]]
+
+    @rule(cache=caches, data=st.data())
+    def select(self, cache: KVCache, data: st.DataObject) -> None:
+        lists = self.lists[id(cache)]
+        items = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=4))
+        cache.reorder(torch.tensor(items))
+        if cache._memory:  # a cache that holds nothing takes any batch
+            self.lists[id(cache)] = [list(lists[item]) for item in items]
+
+    @rule(target=caches, cache=caches, inside=st.booleans())
+    def copy(self, cache: KVCache, inside: bool) -> KVCache:
+        with torch.inference_mode(inside):
+            other = cache.copy()
+        return self.keep(other, [list(row) for row in self.lists[id(cache)]])
+
+    @rule(cache=caches, batch=st.integers(1, 3))
+    def reset(self, cache: KVCache, batch: int) -> None:
+        cache.reset()
+        self.lists[id(cache)] = [[] for _ in range(batch)]
+
+    @invariant()
+    def lengths_agree(self) -> None:
+        for cache in self.made:
+            assert all(len(row) == cache.num_seen for row in self.lists[id(cache)])
+
+
+CacheAgainstLists.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+TestCacheAgainstLists = CacheAgainstLists.TestCase

@@ -1,0 +1,104 @@
+"""Empty batches, sequences and contexts: every mechanism returns an empty or a zero tensor under every mask.
+
+Sizes are primes: B = 3, N = 5, M = 7, D = 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import masks
+from attnlab.catalog import registry
+from attnlab.masks import Mask
+from attnlab.nn.cache import KVCache
+
+D = 12
+EMPTY = [(0, 5, 7), (3, 0, 7), (3, 5, 0), (0, 0, 0), (0, 131, 137)]
+"""(B, N, M), where one at least is empty; the last is long enough for fast paths."""
+
+
+def rules(B: int, M: int) -> dict[str, Mask | None]:
+    """Every rule for this batch and this many keys."""
+    lengths = (M - 2 * torch.arange(B)).clamp(min=0)
+    ones = torch.ones(B, M, dtype=torch.bool)
+    count = -(-M // 4)
+    return {
+        "none": None,
+        "causal": masks.causal(),
+        "window": masks.window(3),
+        "dilated": masks.causal() & masks.dilated(3, 2),
+        "every": masks.every(3),
+        "global tokens": masks.global_tokens(2) | masks.window(2),
+        "summaries": masks.summaries(3),
+        "prefix": masks.prefix(2) | masks.causal(),
+        "prefix per item": masks.prefix(lengths),
+        "padding": masks.padding(lengths),
+        "left padding": masks.padding(lengths, side="left", total=M),
+        "padding of queries": masks.padding(lengths, queries=True),
+        "causal & padding of queries": masks.causal() & masks.padding(lengths, queries=True),
+        "documents": masks.documents(torch.arange(M) // 3),
+        "documents per item": masks.documents(torch.arange(B * M).view(B, M) // 3),
+        "blocks": masks.blocks(4),
+        "pattern": masks.blocks(4, torch.ones(count, count, dtype=torch.bool)),
+        "random blocks": masks.random_blocks(2, 1, 3),
+        "attention mask": masks.from_attention_mask(ones.long()),
+        "attention mask & causal": masks.from_attention_mask(ones.long()) & masks.causal(),
+        "key padding mask": ~masks.from_key_padding_mask(~ones),
+        "per head": masks.by_head([masks.causal(), masks.every(2)]),
+    }
+
+
+def layers(name: str) -> Iterator[tuple[Any, bool]]:
+    """Each way to build the mechanism, with two heads where it has heads."""
+    mechanism: Callable[..., Any] = registry.load(name)
+    for is_causal in (False, True) if "causal" in registry.load(name).card.supports else (False,):
+        torch.manual_seed(0)
+        sizes = {"num_heads": 2} if "num_heads" in mechanism.__init__.__annotations__ else {}  # type: ignore[misc]
+        yield mechanism(D, **sizes, causal=is_causal), is_causal
+
+
+def finite(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        assert tensor is not None
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(("B", "N", "M"), EMPTY)
+@pytest.mark.parametrize("name", registry.names())
+def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -> None:
+    for layer, is_causal in layers(name):
+        contexts = [None, torch.randn(B, M, D)] if layer.supports("context") and not is_causal else [None]
+        for context in contexts:
+            keys = N if context is None else M
+            for rule, mask in rules(B, keys).items():
+                if mask is not None and (not layer.supports("mask") or mask.heads not in (1, layer.num_heads)):
+                    continue
+                given = {"mask": mask} | ({} if context is None else {"context": context})
+                x = torch.randn(B, N, D, requires_grad=True)
+                out = layer(x, **given)
+                assert out.shape == (B, N, D), rule
+                out.sum().backward()
+                finite(out, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None))
+                if layer.supports("weights"):
+                    assert layer.attention_weights(x, **given).shape == (B, layer.num_heads, N, keys), rule
+                    assert layer.attention_map(x, **given).materialize().shape == (B, layer.num_heads, N, keys), rule
+                if not keys:
+                    assert not out.any(), rule
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if "cache" in registry.load(name).card.supports])
+def test_an_empty_batch_or_step_with_a_cache(name: str) -> None:
+    for layer, is_causal in layers(name):
+        mask = None if is_causal else masks.causal()
+        with torch.no_grad():
+            cache = KVCache(7)
+            for B, N in ((0, 5), (0, 0), (0, 1)):
+                assert layer(torch.randn(B, N, D), mask=mask, cache=cache).shape == (B, N, D)
+            cache, x = KVCache(7), torch.randn(3, 5, D)
+            steps = [layer(part, mask=mask, cache=cache) for part in x.split([0, 3, 0, 2], 1)]
+            torch.testing.assert_close(torch.cat(steps, 1), layer(x, mask=mask))

@@ -1,0 +1,182 @@
+"""Mechanisms out of parts: each composition keeps every promise, and is its formula."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnlab import KVCache, check_attention
+from attnlab.masks import BoundMask
+from attnlab.models.multihead import MultiAttention
+from attnlab.nn.attention import Attention
+from attnlab.nn.card import Card
+from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
+from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.softmax import SoftmaxMap
+
+
+class Normed(MultiHeadBase):
+    """Queries and keys of one length."""
+
+    card: Card = MultiAttention.card
+
+    def __init__(
+        self, embed_dim: int, num_heads: int = 8, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype, **options)
+        self.norm = QKNorm(self.head_dim, device=device, dtype=dtype)
+
+    def _project_qkv(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        Q, K, V = super()._project_qkv(x, context)
+        return (*self.norm(Q, K), V)
+
+    def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> AttentionMap:
+        return SoftmaxMap(Q, K, mask, bias)
+
+
+class Capped(MultiHeadBase):
+    """Scores that stay below a cap."""
+
+    card: Card = MultiAttention.card
+
+    def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> AttentionMap:
+        return SoftmaxMap(Q, K, mask, bias, softcap=0.8)
+
+
+class Sunk(MultiHeadBase):
+    """A learned sink a head; its weights are less than one in sum."""
+
+    card: Card = MultiAttention.card
+
+    def __init__(
+        self, embed_dim: int, num_heads: int = 8, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype, **options)
+        self.sink = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.sink)
+
+    def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> AttentionMap:
+        return SoftmaxMap(Q, K, mask, bias, sink=self.sink)
+
+
+class Gated(Normed):
+    """A gate on the heads' answers, shared keys, and a width of its own."""
+
+    def __init__(
+        self, embed_dim: int, num_heads: int = 6, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
+        super().__init__(embed_dim, num_heads, num_kv_heads=1, head_dim=6, device=device, dtype=dtype, **options)
+        self.gate = OutputGate(embed_dim, num_heads, self.head_dim, device=device, dtype=dtype)
+
+    def _merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
+        return super()._merge_heads(self.gate(heads, x), x)
+
+
+def reference(
+    layer: Any, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None, context: Tensor | None = None
+) -> Tensor:
+    """The formula of all four: a head at a time, every part where its paper has it."""
+    context, d = x if context is None else context, layer.head_dim
+    Q, K, V = (
+        F @ weight.T + offset
+        for F, weight, offset in zip(
+            (x, context, context),
+            layer.qkv.weight.split(layer.qkv_sizes),
+            layer.qkv.bias.split(layer.qkv_sizes),
+            strict=True,
+        )
+    )
+    heads = []
+    for h in range(layer.num_heads):
+        g = h * layer.num_kv_heads // layer.num_heads
+        q, k, v = Q[..., h * d : h * d + d], K[..., g * d : g * d + d], V[..., g * d : g * d + d]
+        if isinstance(layer, Normed):
+            q, k = (
+                t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+                for t, gain in ((q, layer.norm.query.weight), (k, layer.norm.key.weight))
+            )
+        scores = q @ k.mT / math.sqrt(d)
+        if isinstance(layer, Capped):
+            scores = 0.8 * (scores / 0.8).tanh()
+        powers = (scores if attn_bias is None else scores + attn_bias[:, h]).exp()
+        if mask is not None:
+            powers = powers * mask[:, h]
+        total = powers.sum(-1, keepdim=True)
+        if isinstance(layer, Sunk):
+            total = total + layer.sink[h].exp()
+        heads.append(powers / total.clamp(min=1e-300) @ v)
+    joined = torch.cat(heads, -1)
+    if isinstance(layer, Gated):
+        joined = joined * (x @ layer.gate.projection.weight.T + layer.gate.projection.bias).sigmoid()
+    out: Tensor = layer.output(joined)
+    if mask is None:
+        return out if context.shape[1] else torch.zeros_like(out)
+    return out * mask.any(-1).any(1).unsqueeze(-1)
+
+
+NOT_ONE = {"weights sum to one", "bias adds to the scores"}
+"""A sink takes its share."""
+
+
+@pytest.mark.parametrize("kind", [Normed, Capped, Sunk, Gated])
+def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
+    report = check_attention(kind, fast=True, reference=reference, skip=NOT_ONE if kind is Sunk else ())
+    assert report["fast path = reference, gradients"].outcome == "pass"
+    assert report["steps with a cache = the full pass"].outcome == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Capped, Sunk, Gated])
+def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "attnlab.checks.families.export.shutil.which", lambda command: None
+    )  # traced, not written in C++
+    check_attention(kind, only=["torch.compile = eager", "torch.export = eager"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        (
+            {"num_kv_heads": 4},
+            ValueError,
+            r"num_kv_heads \(4\) must divide num_heads \(6\); try num_kv_heads=2, 3 or 6",
+        ),
+        ({"num_kv_heads": 0}, ValueError, "num_kv_heads must be at least 1, not 0"),
+        ({"num_kv_heads": 2.0}, TypeError, "num_kv_heads must be a whole number, not 2.0"),
+        ({"head_dim": 0}, ValueError, "head_dim must be at least 1, not 0"),
+        ({"head_dim": True}, TypeError, "head_dim must be a whole number, not True"),
+    ],
+)
+def test_heads_that_cannot_be(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Capped(12, 6, **options)
+
+
+def test_a_head_may_have_a_width_of_its_own() -> None:
+    layer = Capped(10, 3, head_dim=7, num_kv_heads=1)
+    assert layer.qkv.weight.shape == (5 * 7, 10)
+    assert layer.output.weight.shape == (10, 3 * 7)
+    assert layer(torch.randn(2, 5, 10)).shape == (2, 5, 10)
+    assert "num_kv_heads=1, head_dim=7" in repr(layer)
+
+
+@torch.no_grad()
+def test_shared_heads_are_cached_once() -> None:
+    layer, cache = Capped(12, 6, num_kv_heads=2, causal=True), KVCache(9)
+    layer(torch.randn(3, 5, 12), cache=cache)
+    assert cache.bytes_per_token == 3 * 2 * 2 * 2 * 4  # items, keys and values, heads, width, bytes
+
+
+def test_a_mechanism_without_its_map_says_so() -> None:
+    layer = MultiHeadBase(12, 3)
+    layer.card = MultiAttention.card  # type: ignore[misc]
+    with pytest.raises(NotImplementedError, match="MultiHeadBase has no _attention_map"):
+        layer(torch.randn(1, 2, 12))

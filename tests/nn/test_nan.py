@@ -1,0 +1,105 @@
+"""What stands at padded positions, NaN included, reaches no other position and no gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab.catalog import registry
+from attnlab.masks import Mask, causal, from_attention_mask, from_key_padding_mask, padding
+from attnlab.nn.attention import Attention
+from attnlab.nn.cache import KVCache
+
+B, N, D = 2, 11, 24
+LENGTHS = torch.tensor([11, 4])
+REAL = torch.arange(N) < LENGTHS[:, None]
+LEFT = torch.arange(N) >= N - LENGTHS[:, None]
+HOLES = torch.arange(N) % 3 != LENGTHS[:, None] % 3
+
+MASKS: dict[str, tuple[Mask, Tensor]] = {
+    "padding": (padding(LENGTHS), REAL),
+    "padding on the left": (padding(LENGTHS, side="left", total=N), LEFT),
+    "padded queries": (padding(LENGTHS, queries=True), REAL),
+    "key padding mask": (from_key_padding_mask(~HOLES), HOLES),
+    "attention mask": (from_attention_mask(LEFT.long()), LEFT),
+    "with another rule": (causal() & padding(LENGTHS), REAL),
+}
+CONTENT = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf, "huge": 1e38}
+
+
+def layer(name: str, dtype: torch.dtype = torch.float32, **options: object) -> Attention:
+    torch.manual_seed(0)
+    return registry.load(name)(embed_dim=D, **options).to(dtype)  # type: ignore[arg-type]
+
+
+def tokens(length: int = N) -> Tensor:
+    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("case", MASKS)
+@pytest.mark.parametrize("content", CONTENT)
+def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, content: str) -> None:
+    (mask, real), x = MASKS[case], tokens()
+    found = []
+    for bad in (0.0, CONTENT[content]):
+        attend = layer(name, causal=case == "padding on the left")
+        given = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
+        out = attend(given, mask=mask)
+        (out[real] ** 2).sum().backward()
+        assert given.grad is not None
+        assert not given.grad[~real].isnan().any()
+        found.append([out[real], given.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*found, strict=True):
+        torch.testing.assert_close(dirty, clean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    attend, x = layer(name, dtype).eval(), tokens(137).to(dtype)
+    lengths = torch.tensor([137, 71])
+    real = torch.arange(137) < lengths[:, None]
+    outs = []
+    for bad in (0.0, torch.finfo(dtype).max, torch.nan):
+        out = attend(x.masked_fill(~real.unsqueeze(-1), bad), mask=padding(lengths))
+        outs.append(out[real])
+    for dirty in outs[1:]:
+        torch.testing.assert_close(dirty, outs[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if registry.entry(name).card.supports.count("cache")]
+)
+@torch.no_grad()
+def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
+    mask = padding(LENGTHS, side="left", total=N)
+    attend = layer(name, causal=True).eval()
+    outs = []
+    for bad in (0.0, torch.nan):
+        x, cache = tokens().masked_fill(~LEFT.unsqueeze(-1), bad), KVCache(N)
+        parts = [attend(part, mask=mask, cache=cache) for part in x.split([8, 1, 2], 1)]
+        outs.append(torch.cat(parts, 1)[LEFT])
+    torch.testing.assert_close(outs[1], outs[0])
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names() if "context" in registry.entry(n).card.supports])
+def test_padding_in_a_context_reaches_nothing(name: str) -> None:
+    attend, x, context = layer(name).eval(), tokens(5), tokens()
+    outs = []
+    for bad in (0.0, torch.nan):
+        attend.zero_grad()
+        given = context.masked_fill(~REAL.unsqueeze(-1), bad)
+        out = attend(x, context=given, mask=padding(LENGTHS))
+        out.square().sum().backward()
+        outs.append([out, *(p.grad.clone() for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*outs, strict=True):
+        torch.testing.assert_close(dirty, clean)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_ordinary_padding_is_computed_from_what_it_holds(name: str) -> None:
+    attend, x = layer(name, torch.float64).eval(), tokens().double()
+    matrix = padding(LENGTHS).materialize(N).squeeze(1).expand(B, N, N)
+    torch.testing.assert_close(attend(x, mask=padding(LENGTHS)), attend(x, mask=matrix))

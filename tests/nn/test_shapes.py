@@ -1,0 +1,81 @@
+"""The shapes that the signatures of the mechanisms teach are true: enforced here at every call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnlab.catalog import registry
+
+# Enforcing is decided when a module is imported, so that it needs a process of its own.
+ASK = """
+import sys
+
+import torch
+from jaxtyping import TypeCheckError, install_import_hook
+
+import attnlab
+
+with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], "beartype.beartype"):
+    from attnlab.catalog import registry
+    from attnlab.masks import causal, padding
+
+    for name in registry.names():
+        mechanism = registry.load(name)
+        for options in ({}, {"causal": True} if "causal" in mechanism.card.supports else {}):
+            layer = mechanism(embed_dim=24, **options)
+            x = torch.randn(2, 5, 24)
+            calls = [{}]
+            if "mask" in mechanism.card.supports:
+                calls.append({"mask": padding(torch.tensor([3, 5]))})
+            if "bias" in mechanism.card.supports:
+                calls.append({"bias": torch.randn(5, 5)})
+            if "context" in mechanism.card.supports:
+                calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
+            for given in calls:
+                layer(x, **given)
+                if "weights" in mechanism.card.supports:
+                    context = {name: value for name, value in given.items() if name == "context"}
+                    layer.apply_weights(layer.attention_weights(x, **given), x, **context)
+
+    from attnlab.models.multihead import MultiAttention
+    from planted import MultiHeadBase
+
+    wrong = type("Wrong", (MultiHeadBase,), {"card": MultiAttention.card, "_attention_map": MultiAttention._attention_map})
+    try:
+        wrong(24, 3)(torch.randn(2, 5, 24))
+    except TypeCheckError as error:
+        assert "_concat" in str(error), error
+    else:
+        raise AssertionError("a wrong shape went through")
+print("held")
+"""
+
+
+def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
+    source = (Path(__file__).parent.parent / "attnlab" / "heads.py").read_text(encoding="utf-8")
+    right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
+    assert right in source
+    source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype wants the class of a Self decorated
+    (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{ASK}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "held\n"
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_face_says_its_shapes(name: str) -> None:
+    source = (registry.folder() / name / f"{name}.py").read_text(encoding="utf-8")
+    for face in ("def _forward(", "def _attention_weights(", "def _apply_weights("):
+        if face in source:
+            signature = source.split(face)[1].split(":\n")[0]
+            assert "Float[Tensor" in signature, f"{name}.{face}"
+            assert '-> Float[Tensor, "B ' in signature, f"{name}.{face}"

@@ -1,0 +1,82 @@
+"""No forward pass reads a value: fake tensors, symbolic traces and the meta device take every path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attnlab.catalog import registry
+from attnlab.masks import Mask, blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix, window
+from attnlab.nn.attention import Attention
+
+B, N, D = 2, 211, 24
+
+
+def masks() -> dict[str, Mask | None]:
+    lengths, place = torch.tensor([N, 83]), torch.arange(N)
+    return {
+        "none": None,
+        "padding": padding(lengths),
+        "padding on the left": padding(lengths, side="left", total=N),
+        "padded queries": padding(lengths, queries=True),
+        "key padding": from_key_padding_mask(place >= lengths[:, None]),
+        "window": causal() & window(7) & padding(lengths),
+        "documents": documents(place // 50),
+        "prefix": causal() | prefix(torch.tensor([3, 5])),
+        "blocks": blocks(16, torch.ones(14, 14, dtype=torch.bool).tril()),
+        "matrix": from_tensor(torch.ones(N, N, dtype=torch.bool).tril()),
+    }
+
+
+def build(name: str, **options: Any) -> Attention:
+    torch.manual_seed(0)
+    return registry.load(name)(embed_dim=D, **options)
+
+
+every_name = pytest.mark.parametrize("name", registry.names())
+every_mask = pytest.mark.parametrize("case", masks())
+
+
+@every_name
+@every_mask
+@pytest.mark.parametrize("look_back", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_fake_tensors(name: str, case: str, look_back: bool, train: bool) -> None:
+    with FakeTensorMode():
+        layer = build(name, causal=look_back, dropout=0.1).train(train)
+        x = torch.empty(B, N, D, requires_grad=train)
+        out = layer(x, mask=masks()[case])
+        assert out.shape == (B, N, D)
+        if train:
+            out.sum().backward()
+            assert x.grad is not None
+            assert x.grad.shape == x.shape
+
+
+@every_name
+@pytest.mark.parametrize("case", ["none", "padding", "window", "prefix"])
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_a_trace_gives_the_same_numbers(name: str, case: str, mode: str) -> None:
+    layer, x = build(name, causal=True).eval(), torch.randn(B, N, D)
+
+    def run(x: Tensor) -> Tensor:
+        return layer(x, mask=masks()[case])
+
+    with torch.no_grad():
+        traced = make_fx(run, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+        other = torch.randn(B, N, D, generator=torch.Generator().manual_seed(5))
+        torch.testing.assert_close(traced(other), run(other), rtol=1e-4, atol=1e-5)
+
+
+@every_name
+@every_mask
+def test_the_meta_device(name: str, case: str) -> None:
+    layer, mask = build(name, causal=True, device="meta"), masks()[case]
+    out = layer(torch.empty(B, N, D, device="meta"), mask=None if mask is None else mask.to("meta"))
+    assert out.is_meta
+    assert out.shape == (B, N, D)

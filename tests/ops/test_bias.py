@@ -1,0 +1,139 @@
+"""A bias of distance against its matrix, cell by cell, whole and cut; and that a window never makes the whole."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnlab.masks import causal, window
+from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.backends.tiles import itemwise, segmentwise, tiled
+from attnlab.ops.bias import RelativeBias, cut, of_rows, written
+from attnlab.ops.rowwise import rowwise_attention
+from attnlab.ops.softmax import masked_softmax
+
+B, H = 2, 3
+
+
+def relative(queries: int, keys: int, *, matrix: bool = False) -> RelativeBias:
+    generator = torch.Generator().manual_seed(0)
+    line = torch.randn(H, max(queries + keys - 1, 0), dtype=torch.float64, generator=generator)
+    bias = RelativeBias(line, queries, keys)
+    if matrix:
+        bias = torch.randn(B, 1, queries, keys, dtype=torch.float64, generator=generator) + bias
+    assert isinstance(bias, RelativeBias)
+    return bias
+
+
+def matrix_of(bias: RelativeBias) -> Tensor:
+    """Cell by cell: the farthest key behind is first in the line, the queries are aligned at the end."""
+    cells = [
+        [bias.line[:, (j - (i + bias.keys - bias.queries)) + bias.keys - 1] for j in range(bias.keys)]
+        for i in range(bias.queries)
+    ]
+    whole = torch.stack([torch.stack(row, -1) for row in cells], -2).unsqueeze(0)
+    return whole if bias.matrix is None else whole + bias.matrix
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
+def test_a_tile_is_a_part_of_the_matrix(data: Any, queries: int, keys: int, matrix: bool, compiling: bool) -> None:
+    bias = relative(queries, keys, matrix=matrix)
+    rows, columns = (slice(*sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))) for n in (queries, keys))
+    chosen = torch.tensor(data.draw(st.lists(st.integers(0, queries - 1), max_size=4)), dtype=torch.long)
+    whole = matrix_of(bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+        assert torch.equal(written(bias), whole)
+        assert torch.equal(cut(bias, rows, columns), whole[..., rows, columns])
+    assert torch.equal(of_rows(bias, chosen), whole[..., chosen, :])
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(0, 0), (0, 5), (5, 0)])
+def test_of_nothing_there_is_nothing(queries: int, keys: int) -> None:
+    assert relative(queries, keys).tensor().shape == (1, H, queries, keys)
+
+
+def test_what_is_added_is_added_once_and_in_any_shape() -> None:
+    bias, whole = relative(5, 7), matrix_of(relative(5, 7))
+    for shape in ((5, 7), (H, 1, 7), (B, H, 5, 1), ()):
+        more = torch.randn(shape, dtype=torch.float64)
+        for both in (bias + more, more + bias):
+            assert isinstance(both, RelativeBias)
+            torch.testing.assert_close(both.tensor(), whole + more, rtol=0, atol=0)
+            torch.testing.assert_close((both + more).tensor(), whole + 2 * more)
+            assert both.to(torch.float32).tensor().dtype == torch.float32
+
+
+def test_every_pair_at_a_distance_pulls_at_its_number() -> None:
+    bias = relative(5, 7)
+    assert not bias.requires_grad
+    bias.line.requires_grad_()
+    assert bias.requires_grad
+    assert (relative(5, 7) + torch.zeros(7, requires_grad=True)).requires_grad
+    bias.tensor().sum().backward()
+    assert bias.line.grad is not None
+    assert bias.line.grad[1].tolist() == [1, 2, 3, 4, 5, 5, 5, 4, 3, 2, 1]
+
+
+def test_a_line_of_another_length_is_refused() -> None:
+    for line in (torch.zeros(H, 10), torch.zeros(11), torch.zeros(1, H, 11)):
+        with pytest.raises(ValueError, match=r"for 5 queries and 7 keys has shape \(heads, 11\), not "):
+            RelativeBias(line, 5, 7)
+
+
+# In the engine
+
+N, d = 293, 5
+KERNEL = Kernel(1 / math.sqrt(d))
+
+
+class NeverWhole(RelativeBias):
+    """Refuses to be written out, and counts what is."""
+
+    cells = 0
+
+    def tensor(self) -> Tensor:
+        raise AssertionError("the whole was made")
+
+    def tile(self, queries: slice, keys: slice) -> Tensor:
+        NeverWhole.cells += (queries.stop - queries.start) * (keys.stop - keys.start)
+        return super().tile(queries, keys)
+
+
+def given_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, B, H, N, d, dtype=torch.float64, generator=generator)
+    return q, k, v, torch.randn(H, 2 * N - 1, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("way", ["window", "items", "segments", "rows"])
+def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**9)
+    NeverWhole.cells = 0
+    q, k, v, line = given_tensors()
+    bias, place = NeverWhole(line, N, N), torch.arange(N)
+    near = (causal() & window(11)).bind(N, shape=(B, H))
+    if way == "window":
+        out, permitted, most = tiled(q, k, v, near, bias, KERNEL, near.tiles(64)), near.tensor(), N * (64 + 10)
+    elif way == "rows":  # 2**9 numbers are 5 rows of 5 + 11 keys of 6 heads, computed again backward
+        out, permitted, most = rowwise_attention(q, k, v, near, bias, masked_softmax), near.tensor(), 2 * N * (5 + 10)
+    elif way == "items":
+        out = itemwise(q, k, v, None, bias, [slice(0, 203), slice(90, N)], KERNEL)
+        permitted, most = torch.stack([place < 203, place >= 90])[:, None, None], N * 2 * 203
+    else:
+        out = segmentwise(q, k, v, None, bias, [slice(0, 100), slice(100, 131), slice(131, N)], KERNEL)
+        segment = (place >= 100).long() + (place >= 131)
+        permitted, most = (segment[:, None] == segment)[None, None], 100**2 + 31**2 + 162**2
+    scores = q @ k.mT / math.sqrt(d) + RelativeBias(line, N, N).tensor()
+    expected = scores.masked_fill(~permitted, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(out, expected)
+    direction = torch.randn(out.shape, dtype=out.dtype)
+    found, gradient = (torch.autograd.grad((result * direction).sum(), line)[0] for result in (out, expected))
+    torch.testing.assert_close(found, gradient)
+    assert 0 < NeverWhole.cells <= most

@@ -1,0 +1,104 @@
+"""FlexAttention under our masks. It is chosen on a GPU alone; that its rule is the mask's, a CPU can say."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from attnlab.masks import Mask, blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix, window
+from attnlab.ops import flex
+from attnlab.ops.dispatch import record_dispatch
+from attnlab.ops.softmax import softmax_attention, softmax_weights
+
+B, H, N, M, d = 2, 3, 131, 149, 17
+IDS = torch.arange(M) // 23
+PATTERN = torch.rand(B, H, 5, 5, generator=torch.Generator().manual_seed(5)) > 0.5
+MASKS: list[Mask] = [
+    causal() & window(7),
+    window(5) | prefix(torch.tensor([3, 9])),
+    ~window(9) & prefix(11),
+    causal() & padding(torch.tensor([100, 149])),
+    padding(torch.tensor([100, 90]), side="left", total=M),
+    padding(torch.tensor([100, 90]), queries=True),
+    causal() & documents(IDS),
+    documents(torch.stack([IDS, IDS // 2])),
+    blocks(16),
+    blocks(31, PATTERN),
+    blocks(31, PATTERN[0, 0]),
+    window(7) & from_key_padding_mask(torch.arange(M) >= torch.tensor([[90], [120]])),
+]
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine, whatever it has, and for short sequences."""
+    monkeypatch.setattr(flex, "_takes", lambda q: True)
+    monkeypatch.setattr(flex, "LONG", 1)
+    monkeypatch.setattr(flex, "SPARSE", -torch.inf)
+    monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
+    monkeypatch.setattr("attnlab.ops.softmax.can_inspect_values", lambda q: False)
+
+
+def tensors(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(B, H, n, d, generator=generator, dtype=dtype) for n in (queries, M, M))
+    return q, k, v
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("queries", [M, N])
+def test_its_rule_is_the_masks(mask: Mask, queries: int) -> None:
+    q, k, v = tensors(queries)
+    bound = mask.bind(queries, M, shape=(B, H))
+    with warnings.catch_warnings(), record_dispatch() as heard:
+        warnings.simplefilter("ignore")  # it warns that it is not compiled, which is the point here
+        out = softmax_attention(q, k, v, bound)
+    assert [path.name for path in heard] == ["flex"]
+    torch.testing.assert_close(out, softmax_weights(q, k, bound) @ v, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_it_cannot_take_goes_another_way() -> None:
+    q, k, v = tensors(M)
+    given = from_tensor(torch.ones(M, M, dtype=torch.bool).tril(3)).bind(M)
+    for mask, more in ((given, {}), (causal().bind(M), {}), (window(7).bind(M), {"bias": torch.zeros(M, M)})):
+        with record_dispatch() as heard:
+            softmax_attention(q, k, v, mask, **more)
+        assert [path.name for path in heard] != ["flex"]
+
+
+def test_a_cpu_does_not_choose_it() -> None:
+    q, k, _ = tensors(M)
+    assert flex.block_mask(q, k, window(7).bind(M)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_chosen_and_right() -> None:
+    q, k, v = (torch.randn(B, H, 2048, 64, device="cuda", requires_grad=True) for _ in range(3))
+    bound = (causal() & window(256)).bind(2048, device="cuda")
+    with record_dispatch() as heard:
+        out = softmax_attention(q, k, v, bound)
+    assert [path.name for path in heard] == ["flex"]
+    truth = softmax_weights(q, k, bound) @ v
+    torch.testing.assert_close(out, truth, rtol=1e-2, atol=1e-2)
+    ours, true = (torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, truth))
+    torch.testing.assert_close(ours, true, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_rule_compiles_into_the_kernel() -> None:
+    """Each number of the rule by itself, as a kernel asks for it: inductor's CPU kernel stands for the GPU's."""
+    q, k, v = tensors(M)
+    mask = (causal() & window(40) & documents(torch.stack([IDS, IDS // 2])) & padding(torch.tensor([100, 149]))).bind(M)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compiler.reset()
+        out = flex.flexible(q, k, v, flex._blocks(mask, q.device), d**-0.5)
+    torch.testing.assert_close(out, softmax_weights(q, k, mask) @ v, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,115 @@
+"""A recurrence shows who looks at whom, and keeps the promises that its mechanism makes: decoding, maps, packing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scans import KINDS, H, given
+from torch import Tensor
+
+from attnlab import KVCache, check_attention
+from attnlab.masks import BoundMask
+from attnlab.models.multihead import MultiAttention
+from attnlab.nn.attention import Attention, linear
+from attnlab.ops.attention_map import CHUNK
+from attnlab.ops.scan import ScanMap, linear_scan
+
+
+def arguments(kind: str, N: int) -> tuple[dict[str, Tensor], Tensor]:
+    case = given(kind, N)
+    del case["state"]
+    return case, case.pop("v")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_map_makes_its_output(kind: str) -> None:
+    case, v = arguments(kind, 83)
+    core = ScanMap(**case)
+    weights = core.materialize()
+    torch.testing.assert_close(weights @ v, linear_scan(**case, v=v)[0], rtol=1e-9, atol=1e-9)
+    assert not weights.triu(1).any()
+    torch.testing.assert_close(core.materialize(rows=[40, 2], heads=[1]), weights[:, [1]][:, :, [40, 2]])
+    torch.testing.assert_close(core.pooled(10)[..., 3], weights[..., 30:40].sum(-1))
+    torch.testing.assert_close(torch.cat([part for _, part in core.stream(19)], 2), weights)
+    torch.testing.assert_close(core.top(3)[0], weights.topk(3, -1).values)
+
+
+def test_a_map_is_streamed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, _ = arguments("delta rule", 2 * CHUNK + 5)
+    core, qkv_sizes = ScanMap(**case), []
+    plain = ScanMap.attend
+    monkeypatch.setattr(ScanMap, "attend", lambda self, v: qkv_sizes.append(v.shape[-1]) or plain(self, v))
+    first = next(core.stream())[1]
+    assert first.shape == (2, H, CHUNK, 2 * CHUNK + 5)
+    assert qkv_sizes == [CHUNK], "rows ahead of a chunk are not computed, and keys come a chunk at a time"
+
+
+def test_weights_cannot_be_dropped() -> None:
+    case, v = arguments("plain", 7)
+    with pytest.raises(ValueError, match=r"a recurrence has no weights to drop; dropout is 0, not 0\.1"):
+        ScanMap(**case).apply(v, dropout=0.1)
+
+
+class Recurrent(Attention):
+    """Gated delta rule in heads: the state is all that it remembers."""
+
+    card = replace(MultiAttention.card, kind="another operator", supports=("causal", "cache", "weights"))
+
+    def __init__(
+        self, embed_dim: int, num_heads: int = 3, *, causal: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(embed_dim, num_heads, causal=causal)
+        self.qkv = linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        self.gates = linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
+        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        decay, beta = self.gates(x).unflatten(-1, (2, -1)).permute(2, 0, 3, 1)
+        return {"q": q, "k": F.normalize(k, dim=-1), "log_decay": F.logsigmoid(decay), "beta": beta.sigmoid()}, v
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None = None) -> Tensor:
+        case, v = self._parts(x)
+        state = cache.state[0] if cache is not None and cache.state else None
+        out, state = linear_scan(**case, v=v, state=state)
+        if cache is not None:
+            cache.carry(x.shape[1], state)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def _build_map(self, x: Tensor, mask: BoundMask | None, *args: Any, **more: Any) -> ScanMap:
+        return ScanMap(**self._parts(x)[0])
+
+    def _apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self.output((weights @ self._parts(x)[1]).transpose(1, 2).flatten(2))
+
+
+def test_a_recurrence_keeps_every_promise() -> None:
+    report = check_attention(AlwaysCausal, fast=True)
+    for promise in (
+        "a cache can be rolled back",
+        "steps with a cache = the full pass",
+        "the core is the map",
+        "weights make the output",
+    ):
+        assert report[promise].outcome == "pass", report[promise]
+
+
+class AlwaysCausal(Recurrent):
+    """There is no other."""
+
+    def __init__(self, embed_dim: int, num_heads: int = 3, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def test_its_memory_does_not_grow() -> None:
+    layer, cache = Recurrent(12).double(), KVCache(1000)
+    sizes = set()
+    for _ in range(3):
+        layer(torch.randn(2, 100, 12, dtype=torch.float64), cache=cache)
+        sizes.add(cache.bytes)
+    assert sizes == {2 * 3 * 4 * 4 * 8}

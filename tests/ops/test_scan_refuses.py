@@ -1,0 +1,83 @@
+"""What a scan refuses, and in what words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scans import B, H, d, given, w
+
+from attnlab.ops.scan import linear_scan
+
+N = 13
+META = torch.device("meta")
+
+
+def zeros(*shape: int, **how: Any) -> torch.Tensor:
+    return torch.zeros(shape, **{"dtype": torch.float64, **how})
+
+
+REFUSED = {
+    "three axes": ({"q": zeros(B, N, d)}, "q must have shape .batch, heads, steps, width., not .2, 13, 5."),
+    "another key": ({"k": zeros(B, H, N, d + 1)}, "k must have the shape of q, .2, 3, 13, 5., not .2, 3, 13, 6."),
+    "fewer values": ({"v": zeros(B, H, N - 1, w)}, "v must have shape .2, 3, 13, width., .* not .2, 3, 12, 7."),
+    "a flat value": ({"v": zeros(B, H, N)}, "v must have shape"),
+    "a wide beta": ({"beta": zeros(B, H, N, 1)}, "beta must have shape .* = .2, 3, 13., not .2, 3, 13, 1."),
+    "a decay a step": ({"log_decay": zeros(N)}, r"log_decay must have shape \(heads,\) = \(3,\), .* not \(13,\)"),
+    "a decay to spread": ({"log_decay": zeros(B, H, N, 1)}, "log_decay must have shape"),
+    "growth": ({"log_decay": zeros(H) + 0.25}, "log_decay must be at most 0, .* not 0.25; give the logarithm"),
+    "a flat state": ({"state": zeros(B, H, d)}, "state must have shape .batch, heads, key width, value width."),
+    "a turned state": ({"state": zeros(B, H, w, d)}, "= .2, 3, 5, 7., not .2, 3, 7, 5."),
+    "a narrow state": (
+        {"state": zeros(B, H, d, w, dtype=torch.float32)},
+        r"state must be of torch.float64, .* not torch.float32; convert it with state.to\(torch.float64\)",
+    ),
+    "one state for segments": (
+        {"segments": [slice(0, N)], "state": zeros(B, H, d, w)},
+        "state must have shape .segments, batch, heads, key width, value width. = .1, 2, 3, 5, 7.",
+    ),
+    "an unknown form": ({"form": "fast"}, "form is one of auto, chunked, parallel, recurrent, not 'fast'"),
+    "no chunk": ({"chunk": 0}, "a chunk has at least 1 step, not 0"),
+    "a gap": (
+        {"segments": [slice(0, 5), slice(6, N)]},
+        r"segments must follow .* slice\(6, 13, None\) comes after step 5",
+    ),
+    "an overlap": ({"segments": [slice(0, 5), slice(4, N)]}, "comes after step 5"),
+    "a backward segment": ({"segments": [slice(0, 5), slice(5, 4), slice(4, N)]}, "comes after step 5"),
+    "every other step": ({"segments": [slice(0, N, 2)]}, "comes after step 0"),
+    "an end too early": ({"segments": [slice(0, 5)]}, "from step 0 to step 13; they end at step 5"),
+    "no segments": ({"segments": []}, "they end at step 0"),
+    **{
+        f"another device: {name}": ({name: zeros(*shape, device=META)}, f"{name} lies on meta, q on cpu; move it there")
+        for name, shape in {
+            "k": (B, H, N, d),
+            "v": (B, H, N, w),
+            "log_decay": (H,),
+            "beta": (B, H, N),
+            "state": (B, H, d, w),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    case = given("plain", N)
+    del case["state"]
+    with pytest.raises(ValueError, match=message):
+        linear_scan(**{**case, **change})
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "log_decay", "beta", "state"])
+def test_whole_numbers_are_refused(name: str) -> None:
+    case = given("delta rule, scalar decay", N)
+    with pytest.raises(TypeError, match=f"{name} must be a float tensor, not torch.int64"):
+        linear_scan(**{**case, name: case[name].long()})
+
+
+def test_a_narrow_state_under_narrow_inputs_is_refused() -> None:
+    case = given("plain", N, torch.bfloat16)
+    case["state"] = case["state"].bfloat16()
+    with pytest.raises(ValueError, match=r"in which torch\.bfloat16 values are accumulated, not torch\.bfloat16"):
+        linear_scan(**case)
