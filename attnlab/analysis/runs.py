@@ -11,7 +11,7 @@ from attnlab.analysis.heads import Study, study
 from attnlab.analysis.importance import every_headed, order, plan
 from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.pruning import prune_heads
-from attnlab.training import machine
+from attnlab.training import hardware
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run, save_network
@@ -38,13 +38,13 @@ def study_run(run: Run, device: str = "auto", *, share: float | None = None, **o
         if share is not None:
             counts = [layer.num_heads for layer in every_headed(prepared.network)]
             plan(order(prepared.network, [torch.zeros(count) for count in counts]), share, of=sum(counts))
-        with machine.memory_advice(batch_size):
+        with hardware.memory_advice(batch_size):
             found = study(
                 prepared.network,
                 prepared.problem,
                 batch_size=batch_size,
                 seed=prepared.settings.training.seed,
-                autocast=machine.autocast(prepared.settings.machine, prepared.device),
+                autocast=hardware.autocast(prepared.settings.machine, prepared.device),
                 **options,
             )
     except UnsupportedError as error:
@@ -67,7 +67,7 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
         prepared.problem.validation,
         Objective.of(prepared.problem).additive(),
         batch_size=_batch_size(prepared),
-        autocast=machine.autocast(prepared.settings.machine, prepared.device),
+        autocast=hardware.autocast(prepared.settings.machine, prepared.device),
     )
     _, about = load_tensors(run.path / "model.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A new mechanism: the folder that ``attnlab new`` writes, working from the first minute.
 
-`attnlab.catalog.template` is a mechanism like any other (typed, tested, held to every promise); it is copied under the new
-name, so that what is written is what was tested.
+`attnlab.catalog.template` is a mechanism like any other (typed, tested, checked by the conformance suite); it is
+copied under the new name, so that what is written is what was tested.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def promise(
 
 def every_promise() -> dict[str, Promise]:
     """Every promise by its name: file by file, the slow ones last."""
-    from attnlab.checks import promises
+    from attnlab.checks import families
 
-    found = {module.name for module in pkgutil.iter_modules(promises.__path__)}
+    found = {module.name for module in pkgutil.iter_modules(families.__path__)}
     for name in [*_FIRST, *sorted(found - set(_FIRST))]:
-        import_module(f"{promises.__name__}.{name}")
+        import_module(f"{families.__name__}.{name}")
     return dict(sorted(_KNOWN.items(), key=lambda item: item[1].slow))

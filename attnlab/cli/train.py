@@ -132,7 +132,7 @@ def _announce(console: Console, prepared: Prepared) -> None:
 
     from attnlab import tasks
     from attnlab.tasks.metrics import METRICS
-    from attnlab.training.device import warnings as regrets
+    from attnlab.training.hardware import warnings as regrets
     from attnlab.training.schedule import schedule
 
     settings, problem = prepared.settings, prepared.problem

@@ -1,5 +1,5 @@
 """The network that is trained: an embedding, blocks of a mechanism and an MLP, and an output layer."""
 
-from attnlab.network.network import Block, Inputs, Network, Outputs
+from attnlab.network.network import Block, Cells, Inputs, Network, Outputs
 
-__all__ = ["Block", "Inputs", "Network", "Outputs"]
+__all__ = ["Block", "Cells", "Inputs", "Network", "Outputs"]

@@ -2,11 +2,10 @@
 
 Axes: B batch, N length (N_q queries, N_k keys), D embed_dim, H heads, d head_dim.
 
-A mechanism subclasses `Attention` and writes down only what makes it what it is, in three methods: `_forward`
-(the fast path), `_build_map` or `_attention_weights` (who looks at whom) and `_apply_weights` (what such weights give). The public methods
-of the same names check what was asked, join ``causal`` with the mask so that neither can drop the other, and blank
-the rows that may look at nothing. What a mechanism does not support raises `UnsupportedError`; nothing is ever silently
-ignored.
+A mechanism subclasses `Attention` and implements three methods: `_forward` (the fast path), `_build_map` or
+`_attention_weights` (the attention pattern) and `_apply_weights` (the output for given weights). The public methods
+validate the arguments, combine ``causal`` with the mask, and zero the fully masked rows. What a mechanism does not
+support raises `UnsupportedError`; nothing is silently ignored.
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ class Attention(nn.Module):
             x: the tokens, (B, N, D).
             mask: who may look at whom: a `Mask`, or a Boolean tensor (N_q, N_k), (B, N_q, N_k) or
                 (B, H, N_q, N_k) in which True means *may look*. It is joined with ``causal``.
-            bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). Keep it finite: who may
-                look at whom is the mask's to say (`attnlab.masks.from_attn_mask` reads -inf).
+            attn_bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). Keep it finite: the
+                mask decides which keys are attended to (`attnlab.masks.from_attn_mask` converts -inf).
             context: the sequence attended to, (B, M, D); without it x attends to itself. A layer with ``causal=True``
                 takes a context as long as ``x`` alone, since positions of two sequences have no order; to align the
                 last query with the last key, build it with ``causal=False`` and give ``mask=causal()``.

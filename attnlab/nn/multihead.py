@@ -1,7 +1,7 @@
 """Attention in heads, out of parts: the steps that such mechanisms share, and the parts that they exchange.
 
-A mechanism with heads subclasses `MultiHeadBase` and writes `_attention_map`: its map, the line that makes it what it is. One
-that differs elsewhere overrides that step (`_project_qkv`, `_apply_positions`, `_merge_heads`) and holds the part that the step uses:
+A mechanism with heads subclasses `MultiHeadBase` and writes `_attention_map`, the step that makes it what it is. One
+that differs elsewhere overrides that step (`_project_qkv`, `_apply_positions`, `_merge_heads`):
 
 - keys and values shared by several heads: ``num_kv_heads`` (Shazeer 2019; Ainslie et al. 2023);
 - `QKNorm`, queries and keys of one length (in `_project_qkv`);
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, either, linear, positive
 from attnlab.nn.cache import KVCache
-from attnlab.nn.select import select_features, validate_indices
+from attnlab.nn.select import head_channels, select_features, validate_indices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.positions import Positions, make

@@ -1,4 +1,4 @@
-"""Which way a computation took, and why: told to whoever asks while it runs."""
+"""Which backend a computation used, and why."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from attnlab.utils.tracing import may_check
 
 
 @dataclass(frozen=True)
-class Path:
-    """One computation's way.
+class Dispatch:
+    """The backend that was chosen for one computation.
 
     Args:
-        name: the way (``fused``, ``causal``, ``window`` ...).
-        why: what decided for it.
+        name: of the backend (``fused``, ``causal``, ``window`` ...).
+        why: the reason for the choice.
     """
 
     name: str
@@ -29,45 +29,45 @@ class Path:
         return f"{self.name}: {self.why}"
 
 
-_listener: ContextVar[list[Path] | None] = ContextVar("attnlab_paths", default=None)
+_records: ContextVar[list[Dispatch] | None] = ContextVar("attnlab_dispatch", default=None)
 
 
-def record(path: Callable[[], Path]) -> None:
-    """Record which way is taken. Its text is built only while `explain_path` collects it: building it reads tensors."""
-    record_dispatch = _listener.get()
-    if record_dispatch is not None:
-        record_dispatch.append(path())
+def record(dispatch: Callable[[], Dispatch]) -> None:
+    """Record the chosen backend, if someone asked. The text is built only then: building it reads tensors."""
+    records = _records.get()
+    if records is not None:
+        records.append(dispatch())
 
 
 def can_inspect_values(x: Tensor) -> bool:
-    """Whether a computation may be split by what the tensors hold. A tensor subclass may hold no values."""
+    """Whether a computation may depend on the values of tensors. A tensor subclass may hold no values."""
     return may_check(x)
 
 
 @contextmanager
-def record_dispatch() -> Iterator[list[Path]]:
-    """Collect the ways that are taken meanwhile, in order."""
-    heard: list[Path] = []
-    before = _listener.set(heard)
+def record_dispatch() -> Iterator[list[Dispatch]]:
+    """Collect the backends that are chosen inside the block, in order."""
+    records: list[Dispatch] = []
+    token = _records.set(records)
     try:
-        yield heard
+        yield records
     finally:
-        _listener.reset(before)
+        _records.reset(token)
 
 
-def explain_path(layer: nn.Module, x: Tensor, **given: Any) -> list[Path]:
-    """Which way ``layer(x, **given)`` takes through the engines, and why; the call is made, its output dropped.
+def explain_path(layer: nn.Module, x: Tensor, **given: Any) -> list[Dispatch]:
+    """Return the backends that ``layer(x, **given)`` uses, and why; the call is made, its output discarded.
 
-    What decides is all there: the mask, the bias, the mode (train or eval), whether a gradient is asked for.
+    The choice depends on the mask, the bias, the mode (train or eval) and whether gradients are needed.
 
     Args:
         layer: a mechanism, or a whole network.
         x: its input.
-        given: what else it is called with (``mask=...``).
+        given: further arguments of the call (``mask=...``).
 
     Returns:
-        A `Path` for each pass through an engine, in order; none for a layer that uses no engine.
+        A `Dispatch` for each call of an op, in order; empty for a layer that uses none.
     """
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         layer(x, **given)
-    return heard
+    return records

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Places, count, slices
-from attnlab.ops import explicit
 from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.backends import eager
 from attnlab.ops.backends.flex import block_mask, flexible
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import additive, fitting_tiles, folded, itemwise, segmentwise, tiled, triangular
@@ -114,7 +114,7 @@ def softmax_weights(q: Tensor, k: Tensor, mask: BoundMask | None = None, bias: B
     """
     if q.dim() == 3:
         return softmax_weights(q.unsqueeze(1), k.unsqueeze(1), mask, bias)
-    return SoftmaxMap(q, k, mask, bias).attention_weights()
+    return SoftmaxMap(q, k, mask, bias).materialize()
 
 
 def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink: Tensor | None = None) -> Tensor:
@@ -127,7 +127,7 @@ def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink:
         mask: a bound mask, or a Boolean tensor of four axes.
         sink: (H,), a logit in every row that takes weight and is not shown.
     """
-    return explicit.masked_softmax(scores, mask.tensor() if isinstance(mask, BoundMask) else mask, sink)
+    return eager.masked_softmax(scores, mask.tensor() if isinstance(mask, BoundMask) else mask, sink)
 
 
 class SoftmaxMap(AttentionMap):

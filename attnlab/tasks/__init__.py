@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from attnlab.tasks.base import Task
 
 FOLDER = Path(__file__).parent
+SHARED = ("base", "metrics")
+"""Files of this folder that every task uses, and that are no task."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Entry:
 
 
 def names() -> list[str]:
-    """The tasks' names, in order: every file of this folder that does not start with an underscore."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    """The tasks' names, in order: every file of this folder but those that tasks share."""
+    stems = (path.stem for path in FOLDER.glob("*.py"))
+    return sorted(stem for stem in stems if not stem.startswith("_") and stem not in SHARED)
 
 
 def entry(name: str) -> Entry:

@@ -11,7 +11,7 @@ import torch
 
 from attnlab.network import Network
 from attnlab.tasks.base import Problem, Split
-from attnlab.training.device import memory_advice
+from attnlab.training.hardware import memory_advice
 from attnlab.training.loop import Trainer
 from attnlab.training.objective import evaluate
 from attnlab.training.schedule import schedule

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attnlab.network import Network
 from attnlab.tasks.base import Problem, Split
 from attnlab.training.decay import decayed
-from attnlab.training.device import autocast, memory_advice
+from attnlab.training.hardware import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import rate_at, schedule, validation_sample

@@ -20,7 +20,7 @@ from attnlab.network import Network
 from attnlab.tasks._split import listed
 from attnlab.tasks.base import UNSEEN, Baseline, Problem, Request, Split
 from attnlab.tasks.metrics import METRICS
-from attnlab.training import machine, records, runs
+from attnlab.training import hardware, records, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import extend, extends
@@ -69,16 +69,16 @@ def prepare(settings: Settings, *, began: bool = False) -> Prepared:
         UserError: anything that the settings ask for and that cannot be.
     """
     check(settings)
-    device = machine.prepare(settings.machine)
-    with machine.memory_advice(settings.training.batch_size):
+    device = hardware.prepare(settings.machine)
+    with hardware.memory_advice(settings.training.batch_size):
         problem = load_problem(settings)
     Objective.of(problem, settings.training.class_weight)  # refuses before anything is built
     with torch.device("meta"):  # shapes alone, to find out what it will take
         size = sum(p.numel() for p in build(settings, problem).parameters())
-    machine.check_memory(size, settings.machine.precision, device)
-    machine.set_threads(settings.machine, size, problem.train.x.shape[1] * settings.training.batch_size)
+    hardware.check_memory(size, settings.machine.precision, device)
+    hardware.set_threads(settings.machine, size, problem.train.x.shape[1] * settings.training.batch_size)
     torch.manual_seed(settings.training.seed)
-    with machine.memory_advice(settings.training.batch_size):
+    with hardware.memory_advice(settings.training.batch_size):
         network = build(settings, problem).to(device)
         if settings.machine.precision == "float64":
             network, problem = network.double(), _double(problem)
@@ -181,7 +181,7 @@ def train(
     Raises:
         StoppedError: a second signal while training stops.
     """
-    with machine.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
+    with hardware.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
         if resume:
             check_same_data(run, prepared.problem)
         if extends(run, prepared.settings):
@@ -253,7 +253,7 @@ def reopen(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> 
     check_same_data(run, problem)
     if settings.machine.precision == "float64":
         problem = _double(problem)
-    place = machine.prepare(settings.machine)
+    place = hardware.prepare(settings.machine)
     network = run.load_model()
     records.check_fit(network, problem, run.path)
     return Prepared(settings, problem, network.to(place), place)
@@ -303,7 +303,7 @@ def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[
         runs.Run.open(path).load_model()  # refuses files put together from two runs
         path = path / "model.safetensors"
     network, about = runs.load_network(path, trained=True)
-    return network.to(machine.device(device)), about
+    return network.to(hardware.device(device)), about
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ def _assessed(run: runs.Run, prepared: Prepared) -> dict[str, Any]:
     network, problem = run.load_model().to(prepared.device), prepared.problem
     objective = Objective.of(problem)
     batch_size = max(prepared.settings.training.batch_size, 128)
-    autocast = machine.autocast(prepared.settings.machine, prepared.device)
+    autocast = hardware.autocast(prepared.settings.machine, prepared.device)
     if has_details(problem.outputs, len(problem.test.x)):
         scores = score_all(network, problem.test, batch_size=batch_size, autocast=autocast)
         labels = names_of(problem.outputs, problem.encoding)

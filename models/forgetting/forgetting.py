@@ -13,6 +13,7 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.nn.select import select_features
 from attnlab.ops.decayed import DecayedMap
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.positions import Positions

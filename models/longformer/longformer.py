@@ -12,7 +12,7 @@ from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
 from attnlab.nn.attention import Card, linear, positive
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.nn.select import select_features
+from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import cut
 from attnlab.ops.softmax import SoftmaxMap

@@ -17,7 +17,7 @@ from attnlab.checks import check_attention
 from attnlab.cli import main
 from attnlab.utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 STEP = """
 import torch

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN = {"python", "sh", "console"}
 SHOWN = {"text", "toml", "yaml", "json", "markdown", "makefile", "diff", "bibtex", "csv"}
 

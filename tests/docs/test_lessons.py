@@ -23,7 +23,7 @@ from attnlab.docs import drawing, lesson
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LESSONS = {name: registry.entry(name).folder / "README.md" for name in registry.names()}
 SECTIONS = [
     "The problem it solves",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attnlab.integrations.huggingface import register
 from attnlab.integrations.huggingface.attention import Seen, attend, mask
-from attnlab.ops.dispatch import listening
+from attnlab.ops.dispatch import record_dispatch
 from attnlab.utils.extras import MissingExtraError
 
 EXACT = ("Bert", "GPT2")
@@ -71,9 +71,9 @@ PATHS = {
 @pytest.mark.parametrize(("family", "side"), PATHS)
 def test_what_nobody_looks_at_is_left_out(family: str, side: str) -> None:
     made = model(family, "attnlab")
-    with listening() as heard:
+    with record_dispatch() as records:
         made(tokens(LONG), attention_mask=padded(side, LONG))
-    assert {path.name for path in heard} == {PATHS[family, side]}
+    assert {path.name for path in records} == {PATHS[family, side]}
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -101,9 +101,9 @@ def test_generate_gives_the_same_tokens(family: str, way: str) -> None:
 
 
 def test_decoding_reads_shared_keys_as_they_lie() -> None:
-    with listening() as heard:
+    with record_dispatch() as records:
         model("Llama", "attnlab").generate(tokens(), max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert {path.name for path in heard[-2:]} == {"shared"}
+    assert {path.name for path in records[-2:]} == {"shared"}
 
 
 @pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama", "GptOss"])
@@ -231,13 +231,13 @@ def test_a_part_that_computes_its_attention_itself_is_left_out_by_a_dict() -> No
     kind = transformers.GotOcr2ForConditionalGeneration
     with pytest.raises(ValueError, match=r"GotOcr2ForConditionalGeneration computes its attention itself .*, a dict"):
         kind._from_config(copy.deepcopy(config), attn_implementation="attnlab")
-    with listening() as heard:
+    with record_dispatch() as records:
         found = []
         for name in ("eager", "attnlab"):
             ways = {"": "eager", "text_config": name}
             made = hub.shaken(kind._from_config(copy.deepcopy(config), attn_implementation=ways), torch.float32)
             found.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
-    assert len(heard) == 2
+    assert len(records) == 2
     same(found[1], found[0], 1e-5)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from attnlab.catalog import registry
 
+ROOT = Path(__file__).parents[2]
+
 # Enforcing is decided when a module is imported, so that it needs a process of its own.
 ASK = """
 import sys
@@ -44,7 +46,8 @@ with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], 
     from attnlab.models.multihead import MultiAttention
     from planted import MultiHeadBase
 
-    wrong = type("Wrong", (MultiHeadBase,), {"card": MultiAttention.card, "_attention_map": MultiAttention._attention_map})
+    same = {"card": MultiAttention.card, "_attention_map": MultiAttention._attention_map}
+    wrong = type("Wrong", (MultiHeadBase,), same)
     try:
         wrong(24, 3)(torch.randn(2, 5, 24))
     except TypeCheckError as error:
@@ -56,7 +59,7 @@ print("held")
 
 
 def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
-    source = (Path(__file__).parent.parent / "attnlab" / "heads.py").read_text(encoding="utf-8")
+    source = (ROOT / "attnlab" / "nn" / "multihead.py").read_text(encoding="utf-8")
     right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
     assert right in source
     source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype wants the class of a Self decorated
@@ -65,7 +68,7 @@ def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{ASK}"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "held\n"

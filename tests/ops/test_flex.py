@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnlab.masks import Mask, blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix, window
-from attnlab.ops import flex
+from attnlab.ops.backends import flex
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.softmax import softmax_attention, softmax_weights
 
@@ -55,10 +55,10 @@ def tensors(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
 def test_its_rule_is_the_masks(mask: Mask, queries: int) -> None:
     q, k, v = tensors(queries)
     bound = mask.bind(queries, M, shape=(B, H))
-    with warnings.catch_warnings(), record_dispatch() as heard:
+    with warnings.catch_warnings(), record_dispatch() as records:
         warnings.simplefilter("ignore")  # it warns that it is not compiled, which is the point here
         out = softmax_attention(q, k, v, bound)
-    assert [path.name for path in heard] == ["flex"]
+    assert [path.name for path in records] == ["flex"]
     torch.testing.assert_close(out, softmax_weights(q, k, bound) @ v, rtol=1e-4, atol=1e-5)
 
 
@@ -67,9 +67,9 @@ def test_what_it_cannot_take_goes_another_way() -> None:
     q, k, v = tensors(M)
     given = from_tensor(torch.ones(M, M, dtype=torch.bool).tril(3)).bind(M)
     for mask, more in ((given, {}), (causal().bind(M), {}), (window(7).bind(M), {"bias": torch.zeros(M, M)})):
-        with record_dispatch() as heard:
+        with record_dispatch() as records:
             softmax_attention(q, k, v, mask, **more)
-        assert [path.name for path in heard] != ["flex"]
+        assert [path.name for path in records] != ["flex"]
 
 
 def test_a_cpu_does_not_choose_it() -> None:
@@ -82,9 +82,9 @@ def test_a_cpu_does_not_choose_it() -> None:
 def test_on_a_gpu_it_is_chosen_and_right() -> None:
     q, k, v = (torch.randn(B, H, 2048, 64, device="cuda", requires_grad=True) for _ in range(3))
     bound = (causal() & window(256)).bind(2048, device="cuda")
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         out = softmax_attention(q, k, v, bound)
-    assert [path.name for path in heard] == ["flex"]
+    assert [path.name for path in records] == ["flex"]
     truth = softmax_weights(q, k, bound) @ v
     torch.testing.assert_close(out, truth, rtol=1e-2, atol=1e-2)
     ours, true = (torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, truth))

@@ -113,9 +113,9 @@ def test_every_part_on_every_way(mask: Mask | None, softcap: float | None, sunk:
 def test_few_queries_read_shared_keys_as_they_lie(queries: int, mask: Mask | None, biased: bool) -> None:
     q, k, v = drawn((B, H, queries, d), (B, H // G, M, d), (B, H // G, M, d))
     bias = torch.randn(H, queries, M, dtype=torch.float64) if biased else None
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         out = softmax_attention(q, k, v, None if mask is None else mask.bind(queries, M, shape=(B, H)), bias)
-    assert (heard[0].name == "shared") == (queries <= FEW)
+    assert (records[0].name == "shared") == (queries <= FEW)
     compare(out, by_hand(q, k, v, mask, bias), [q, k, v])
     given = from_tensor(torch.rand(B, H, queries, M, generator=torch.Generator().manual_seed(5)) > 0.5)
     out = softmax_attention(q, k, v, given.bind(queries, M), bias)
@@ -196,11 +196,11 @@ def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pyte
         seen.append(scores.shape[2:])
         return masked_softmax(scores, permitted)
 
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         out = rowwise_attention(q, k, v, (causal() & window(7)).bind(N), None, weigh)
     assert max(shape[0] for shape in seen) == 11
     assert max(shape[1] for shape in seen) == 11 + 6, "a row's keys are those that it can reach"
-    assert "11 of 197 rows at a time" in str(heard[0])
+    assert "11 of 197 rows at a time" in str(records[0])
     compare(out, by_hand(q, k, v, causal() & window(7)), [q, k, v])
 
 
@@ -223,9 +223,9 @@ def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dty
 def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", B * H * N * 7)
     q, k, v = (t.to(dtype) for t in drawn((B, H, N, d), (B, H, N, d), (B, H, N, w)))
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         rowwise_attention(q, k, v, None, None, masked_softmax)
-    assert "7 of 197 rows at a time" in str(heard[0])
+    assert "7 of 197 rows at a time" in str(records[0])
 
 
 def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

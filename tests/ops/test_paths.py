@@ -76,10 +76,10 @@ def tensors(keys: int = N, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 def check(mask: Mask | None, path: str | None, keys: int = N, bias: Tensor | None = None) -> None:
     q, k, v = tensors(keys)
     bound = None if mask is None else mask.bind(N, keys, shape=(B, H))
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         out = softmax_attention(q, k, v, bound, bias)
     if path is not None:
-        assert [p.name for p in heard] == [path]
+        assert [p.name for p in records] == [path]
     fresh = None if mask is None else mask.bind(N, keys, shape=(B, H))
     truth = softmax_weights(q, k, fresh, bias) @ v
     torch.testing.assert_close(out, truth)
@@ -255,9 +255,9 @@ def test_dropout_follows_the_seed_and_is_left_to_the_kernel_where_it_must() -> N
 
     def run(seed: int, bias: Tensor | None = None) -> tuple[Tensor, str]:
         torch.manual_seed(seed)
-        with record_dispatch() as heard:
+        with record_dispatch() as records:
             out = softmax_attention(q, k, v, None, bias, dropout=0.2)
-        return out, heard[0].name
+        return out, records[0].name
 
     assert torch.equal(run(3)[0], run(3)[0])
     assert not torch.equal(run(3)[0], run(4)[0])
@@ -284,9 +284,9 @@ def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
     q, k, v = tensors()
     bound = (causal() & window(7)).bind(N, shape=(B, H))
     torch.manual_seed(0)
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         outs = torch.stack([softmax_attention(q, k, v, bound, dropout=0.3).detach() for _ in range(400)])
-    assert heard[0].name == "window"
+    assert records[0].name == "window"
     torch.testing.assert_close(outs.mean(0), softmax_attention(q, k, v, bound).detach(), rtol=0, atol=0.2)
     assert not torch.equal(outs[0], outs[1])
 

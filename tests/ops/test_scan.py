@@ -173,8 +173,8 @@ def test_the_outputs_of_several_blocks_are_laid_out_for_joining_heads() -> None:
 
 @pytest.mark.parametrize(("N", "name"), [(1, "recurrent"), (4, "recurrent"), (5, "parallel"), (8, "parallel")])
 def test_few_steps_need_no_chunks(N: int, name: str) -> None:
-    with record_dispatch() as heard:
+    with record_dispatch() as records:
         linear_scan(**given("plain", N), chunk=8)
         linear_scan(**given("plain", 9), chunk=8)
         linear_scan(**given("plain", 9), form="recurrent")
-    assert [path.name for path in heard] == [name, "chunked", "recurrent"]
+    assert [path.name for path in records] == [name, "chunked", "recurrent"]

@@ -1,4 +1,4 @@
-"""The laws that make relative positions safe to pad, pack, cache and cut: what is heard follows from distance alone."""
+"""The laws that make relative positions safe to pad, pack, cache and cut: what is records follows from distance alone."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from attnlab.training import machine
+from attnlab.training import hardware
 from attnlab.training.settings import Machine
 from attnlab.utils.errors import UserError
 
@@ -35,20 +35,20 @@ def test_a_device_that_is_not_there_names_those_that_are(name: str) -> None:
 
 def test_a_small_step_takes_one_thread_and_a_large_one_what_pytorch_takes() -> None:
     torch.set_num_threads(2)
-    machine.set_threads(Machine(), parameters=100_000_000, tokens=1_000)
+    hardware.set_threads(Machine(), parameters=100_000_000, tokens=1_000)
     assert torch.get_num_threads() == 2
-    machine.set_threads(Machine(), parameters=10_000, tokens=1_000)
+    hardware.set_threads(Machine(), parameters=10_000, tokens=1_000)
     assert torch.get_num_threads() == 1
-    machine.set_threads(Machine(threads=2), parameters=10_000, tokens=1_000)
+    hardware.set_threads(Machine(threads=2), parameters=10_000, tokens=1_000)
     assert torch.get_num_threads() == 2
 
 
 def test_a_network_that_cannot_fit_is_refused_before_it_is_made() -> None:
-    machine.check_memory(1_000_000, "float32", torch.device("cpu"))
+    hardware.check_memory(1_000_000, "float32", torch.device("cpu"))
     with pytest.raises(UserError, match=r"need 14,901 GiB to train, and there are .* on cpu; reduce --embed_dim"):
-        machine.check_memory(10**12, "float32", torch.device("cpu"))
+        hardware.check_memory(10**12, "float32", torch.device("cpu"))
     with pytest.raises(UserError, match=r"need 29,802 GiB"):
-        machine.check_memory(10**12, "float64", torch.device("cpu"))
+        hardware.check_memory(10**12, "float64", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -61,21 +61,21 @@ def test_a_network_that_cannot_fit_is_refused_before_it_is_made() -> None:
     ],
 )
 def test_an_exhausted_memory_becomes_advice(error: Exception) -> None:
-    with pytest.raises(UserError, match=r"out of memory; reduce --batch_size \(7 now\)"), machine.memory_advice(7):
+    with pytest.raises(UserError, match=r"out of memory; reduce --batch_size \(7 now\)"), hardware.memory_advice(7):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match=r"a bug"), machine.memory_advice(7):
+    with pytest.raises(RuntimeError, match=r"a bug"), hardware.memory_advice(7):
         raise RuntimeError("a bug")
 
 
 def test_a_real_allocation_that_is_too_large_becomes_advice() -> None:
-    with pytest.raises(UserError, match=r"out of memory"), machine.memory_advice(7):
+    with pytest.raises(UserError, match=r"out of memory"), hardware.memory_advice(7):
         torch.empty(2**50, dtype=torch.uint8)
 
 
 def test_mixed_precision_is_on_only_where_it_was_asked_for() -> None:
     for precision, dtype in (("float32", torch.float32), ("float64", torch.float32), ("bfloat16", torch.bfloat16)):
-        with machine.autocast(Machine(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
+        with hardware.autocast(Machine(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
             assert (torch.ones(2, 3) @ torch.ones(3, 2)).dtype == dtype

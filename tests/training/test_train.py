@@ -14,7 +14,7 @@ import torch
 import attnlab
 from attnlab import tasks
 from attnlab.network import Network
-from attnlab.training import machine, train
+from attnlab.training import train
 from attnlab.training.objective import predict
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from attnlab import extras
 from attnlab.checks import check_attention
 from attnlab.models.selfhead import SelfAttention
+from attnlab.utils import extras
 from attnlab.utils.errors import UserError
 
 

@@ -135,10 +135,8 @@ def bias_broadcasts(subject: Subject) -> Measure:
                 yield difference(found, expected), f"a bias in float32 ({said(causality, mask)})"
             for dtype in (torch.bool, torch.int64):
                 wrong = torch.ones(N, N, dtype=dtype, device=x.device)
-                yield (
-                    float(not _raises(lambda: layer(x, attn_bias=wrong), (TypeError,))),
-                    f"a bias of {dtype} is accepted",
-                )  # noqa: B023
+                accepted = not _raises(lambda: layer(x, attn_bias=wrong), (TypeError,))  # noqa: B023
+                yield float(accepted), f"a bias of {dtype} is accepted"
 
     return worst(measured(), subject.exact)
 

@@ -103,7 +103,7 @@ def failed_call(subject: Subject) -> Measure:
             try:
                 call(used)
             except Exception:
-                if (used.length, used.first, used.bytes) != before:
+                if (used.num_seen, used.start, used.bytes) != before:
                     yield 1.0, f"{name} raises and changes the cache"
                     continue
                 yield difference(_step(layer, x[:, 4:], mask, used), whole[:, 4:]), f"a step after {name} raised"

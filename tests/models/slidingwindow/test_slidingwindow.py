@@ -47,8 +47,8 @@ def test_a_window_as_long_as_the_sequence_is_multi_head_attention(causal: bool) 
     layer, multi = made(window=N, causal=causal), MultiAttention(D, H, causal=causal).double()
     multi.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(tokens()), multi(tokens()))
-    narrow = made(window=N - 1, causal=causal)
-    assert not torch.allclose(select_features(tokens()), multi(tokens()))
+    sparse = made(window=N - 1, causal=causal)
+    assert not torch.allclose(sparse(tokens()), multi(tokens()))
 
 
 @pytest.mark.parametrize("causal", [True, False])
