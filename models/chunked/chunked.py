@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, blocks
-from attnlab.nn.attention import Card, positive
+from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -52,7 +52,7 @@ class ChunkedAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
-    packs = False  # a chunk is counted from the first token, which is another one in a packed row
+    supports_packing = False  # a chunk is counted from the first token, which is another one in a packed row
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ChunkedAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.chunk = positive("chunk", chunk)
+        self.chunk = check_positive_int("chunk", chunk)
 
     def attention_pattern(self, length: int) -> Mask:
         """Within the chunk."""

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Attention, Card, linear, positive
+from attnlab.nn.attention import Attention, Card, check_positive_int, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import rms_norm
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.positions import Positions, Rotary, make
+from attnlab.positions import Positions, Rotary, parse_positions
 
 
 class LatentAttention(Attention):
@@ -61,7 +61,7 @@ class LatentAttention(Attention):
         parent="groupedquery",
     )
 
-    packs = True
+    supports_packing = True
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class LatentAttention(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
-        project = partial(linear, bias=False, device=device, dtype=dtype)
+        project = partial(make_linear, bias=False, device=device, dtype=dtype)
         norm = partial(nn.RMSNorm, eps=1e-6, device=device, dtype=dtype)
         h, d_k = num_heads, self.head_dim
-        self.latent = 4 * d_k if latent is None else positive("latent", latent)
-        turned = max(2, d_k // 4 * 2) if rotary_dim is None else positive("rotary_dim", rotary_dim)
-        self.positions = make(positions, num_heads=h, head_dim=turned, causal=causal)
+        self.latent = 4 * d_k if latent is None else check_positive_int("latent", latent)
+        turned = max(2, d_k // 4 * 2) if rotary_dim is None else check_positive_int("rotary_dim", rotary_dim)
+        self.positions = parse_positions(positions, num_heads=h, head_dim=turned, causal=causal)
         if self.positions.name not in ("rotary", "none"):
             raise ValueError(f"positions of latent attention are rotary or none, not {self.positions.name}")
         self.rotary_dim = turned if self.positions.name == "rotary" else 0
@@ -92,7 +92,7 @@ class LatentAttention(Attention):
         self.down = project(embed_dim, self.latent + self.rotary_dim)  # W_DKV and W_KR
         self.norm = norm(self.latent)
         self.up = project(self.latent, 2 * h * d_k)  # W_UK and W_UV
-        wide = embed_dim if query_latent is None else positive("query_latent", query_latent)
+        wide = embed_dim if query_latent is None else check_positive_int("query_latent", query_latent)
         self.query_down = None if query_latent is None else project(embed_dim, wide)  # W_DQ
         self.query_norm = None if query_latent is None else norm(wide)
         self.query = project(wide, h * (d_k + self.rotary_dim))  # W_UQ and W_QR
@@ -120,9 +120,9 @@ class LatentAttention(Attention):
         Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         own, turned = Q.split([self.head_dim, self.rotary_dim], -1)
         turned = self._turned(turned, cache)
-        if isinstance(self.positions, Rotary) and self.positions.sharpening != 1:
+        if isinstance(self.positions, Rotary) and self.positions.attention_factor != 1:
             # YaRN's temperature is one for the whole score; the turned part has it from its queries and its keys.
-            temperature, width = self.positions.sharpening**2, self.positions.width
+            temperature, width = self.positions.attention_factor**2, self.positions.width
             return torch.cat([temperature * own, turned[..., :width], temperature * turned[..., width:]], -1)
         return torch.cat([own, turned], -1)
 
@@ -132,7 +132,7 @@ class LatentAttention(Attention):
         return torch.cat([rms_norm(c, self.norm), self._turned(key.unsqueeze(1), cache).squeeze(1)], -1)
 
     def _turned(self, part: Float[Tensor, "B H N d_r"], cache: KVCache | None) -> Float[Tensor, "B H N d_r"]:
-        return self.positions.rotate(part, 0 if cache is None else cache.num_seen) if self.rotary_dim else part
+        return self.positions.apply_rotary(part, 0 if cache is None else cache.num_seen) if self.rotary_dim else part
 
     def _expanded(
         self, kept: Float[Tensor, "B M d_kept"]

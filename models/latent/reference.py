@@ -29,7 +29,7 @@ def reference(
     q = (q @ layer.query.weight.T).reshape(B, N, h, d_k + d_r)
     q_C, q_R = q[..., :d_k], q[..., d_k:].reshape(B, N, h * d_r)
     if isinstance(layer.positions, Rotary):
-        temperature, width = layer.positions.sharpening**2, layer.positions.width
+        temperature, width = layer.positions.attention_factor**2, layer.positions.width
         q_C = q_C * temperature
         q_R = torch.cat([q[..., d_k : d_k + width], temperature * q[..., d_k + width :]], -1).reshape(B, N, h * d_r)
         q_R, k_R = turned(q_R, d_r, layer.positions), turned(k_R, d_r, layer.positions)

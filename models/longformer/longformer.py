@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
-from attnlab.nn.attention import Card, linear, positive
+from attnlab.nn.attention import Card, check_positive_int, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
@@ -79,8 +79,11 @@ class LongformerAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.num_global = positive("window", window), positive("num_global", num_global)
-        self.qkv_global = linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
+        self.window, self.num_global = (
+            check_positive_int("window", window),
+            check_positive_int("num_global", num_global),
+        )
+        self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
         self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
 
     def reset_parameters(self) -> None:
@@ -129,7 +132,7 @@ class LongformerAttention(MultiHeadBase):
         Q, K, V = self._project_qkv(x, None)
         Q, K, added = self._apply_positions(Q, K, attn_bias, None)
         Q_g, K_g, V_g = self._project_global(x)  # g queries, and keys and values of all
-        Q_g, K_g = self.positions.rotate(Q_g), self.positions.rotate(K_g)
+        Q_g, K_g = self.positions.apply_rotary(Q_g), self.positions.apply_rotary(K_g)
         rows, every = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
         own = from_tensor(mask.tile(rows, every)).bind(rows.stop, every.stop, offset=0, device=x.device)
         few = SoftmaxMap(Q_g, K_g, own, None if added is None else cut(added, rows, every))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, dilated, window
-from attnlab.nn.attention import Card, positive
+from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -77,7 +77,7 @@ class SlidingWindowAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.dilation = positive("window", window), positive("dilation", dilation)
+        self.window, self.dilation = check_positive_int("window", window), check_positive_int("dilation", dilation)
 
     def attention_pattern(self, length: int) -> Mask:
         """Less than ``window`` steps away."""

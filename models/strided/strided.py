@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
-from attnlab.nn.attention import Card, positive
+from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -89,7 +89,11 @@ class StridedAttention(MultiHeadBase):
             raise ValueError("num_heads must be at least 2: half of the heads look near, half look far")
         if form not in ("strided", "fixed"):
             raise ValueError(f"form is 'strided' or 'fixed', not {form!r}")
-        self.form, self.stride, self.summary = form, positive("stride", stride), positive("summary", summary)
+        self.form, self.stride, self.summary = (
+            form,
+            check_positive_int("stride", stride),
+            check_positive_int("summary", summary),
+        )
         if summary > stride:
             raise ValueError(f"summary ({summary}) must be at most stride ({stride}): a block has no more tokens")
         self.near = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # which heads look near
