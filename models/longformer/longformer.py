@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
-from attnlab.nn.attention import Card, check_positive_int, make_linear
+from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, sliding_window
+from attnlab.nn.attention import Card, make_linear, check_positive_int
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
@@ -93,7 +93,7 @@ class LongformerAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
-        return window(self.window) | global_tokens(self.num_global)
+        return sliding_window(self.window) | global_tokens(self.num_global)
 
     def _forward(
         self,
