@@ -151,6 +151,7 @@ class Settings:
             UserError: for a name that is no setting, or a value of another type; ``source`` says where from.
         """
         model = values.get("model", self.model.model)
+        values = registry.current_names(model, values)
         own = {option.name: option_type(option, model) for option in mechanism_options(model)}
         groups = {f.name: getattr(self, f.name) for f in fields(self)}
         known = {key: (name, kind) for name, group in groups.items() for key, kind in field_types(type(group)).items()}

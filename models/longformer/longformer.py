@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, sliding_window
-from attnlab.nn.attention import Card, make_linear, check_positive_int
+from attnlab.nn.attention import Card, check_positive_int, make_linear, renamed_options
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
@@ -27,7 +27,7 @@ class LongformerAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of every token, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        window: w, how many keys a token reaches on a side, itself among them (the paper's window is 2w - 1).
+        window_size: w, how many keys a token reaches on a side, itself among them (the paper's window is 2w - 1).
         num_global: g, how many of the first tokens look at everything and are looked at by everything.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
@@ -55,12 +55,13 @@ class LongformerAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
+    @renamed_options(window="window_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        window: int = 64,
+        window_size: int = 64,
         num_global: int = 1,
         causal: bool = False,
         dropout: float = 0.0,
@@ -79,10 +80,8 @@ class LongformerAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.num_global = (
-            check_positive_int("window", window),
-            check_positive_int("num_global", num_global),
-        )
+        self.window_size = check_positive_int("window_size", window_size)
+        self.num_global = check_positive_int("num_global", num_global)
         self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
         self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
 
@@ -93,7 +92,7 @@ class LongformerAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
-        return sliding_window(self.window) | global_tokens(self.num_global)
+        return sliding_window(self.window_size) | global_tokens(self.num_global)
 
     def _forward(
         self,
