@@ -126,8 +126,8 @@ def build(settings: Settings, problem: Problem) -> Network:
         raise UserError(f"{model.model} cannot look back only, which {task} needs; {_those_with('causal')}")
     if problem.causal and not causal:
         raise UserError(f"{task} asks for what comes next, so the model must not look ahead: leave out --no_causal")
-    if problem.train.lengths is not None and "mask" not in mechanism.card.supports:
-        raise UserError(f"{model.model} takes no mask, which {task} needs for its padding; {_those_with('mask')}")
+    if problem.train.lengths is not None and "padding" not in mechanism.card.supports:
+        raise UserError(f"{model.model} takes no padding mask, which {task} needs; {_those_with('padding')}")
     try:
         return Network(
             model=model.model,

@@ -21,7 +21,7 @@ from torch import Tensor
 from attnlab.catalog import registry
 from attnlab.docs import drawing, lesson
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.cache import KVCache
+from attnlab.nn.cache import RecurrentState
 
 ROOT = Path(__file__).parents[2]
 LESSONS = {name: registry.entry(name).folder / "README.md" for name in registry.names()}
@@ -383,10 +383,11 @@ def test_decoding_is_measured_after_as_many_tokens(monkeypatch: pytest.MonkeyPat
 def test_a_state_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
 
-    def carries(self: MultiAttention, x: Tensor, mask: object, cache: KVCache) -> Tensor:
-        cache.carry(x.shape[1], x[:, -1])
+    def carries(self: MultiAttention, x: Tensor, mask: object, cache: RecurrentState) -> Tensor:
+        cache.replace(x.shape[1], x[:, -1])
         return x
 
     monkeypatch.setattr(MultiAttention, "_forward", carries)
+    monkeypatch.setattr(MultiAttention, "cache_type", RecurrentState)
     curves = lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=3)
     assert len(curves["a"]) == 2
