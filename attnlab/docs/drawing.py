@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,18 +51,19 @@ def draw_heat_maps(
     lowest = min(min(map(min, matrix)) for matrix in matrices)
     highest = max(max(map(max, matrix)) for matrix in matrices)
     limit = max(1.0, highest)
-    colours = {"cmap": "RdBu", "vmin": -limit} if lowest < -0.01 else {"cmap": "Blues", "vmin": 0}
+    colour_map, lower_limit = ("RdBu", -limit) if lowest < -0.01 else ("Blues", 0.0)
     for ax, matrix, title in zip(axes, matrices, titles, strict=True):
-        image = ax.imshow(matrix, **colours, vmax=limit, interpolation="nearest")
+        image = ax.imshow(matrix, cmap=colour_map, vmin=lower_limit, vmax=limit, interpolation="nearest")
         ax.set_xticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
         ax.set_yticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(title, fontsize=10, color=INK)
     for ax in axes:
-        if ax.get_subplotspec().is_last_row():
+        cell = ax.get_subplotspec()
+        if cell is None or cell.is_last_row():
             ax.set_xlabel("key position", fontsize=9, color=INK)
-        if ax.get_subplotspec().is_first_col():
+        if cell is None or cell.is_first_col():
             ax.set_ylabel("query position", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=list(axes), fraction=0.035, pad=0.02)
     bar.set_label("attention weight", fontsize=9, color=INK)
@@ -111,5 +112,5 @@ def draw_curves(
     ax.set_ylabel(f"time relative to n = {first}", fontsize=9, color=INK)
 
 
-def _text(colour: str) -> dict[str, object]:
+def _text(colour: str) -> dict[str, Any]:
     return {"fontsize": 9, "color": colour, "annotation_clip": False}

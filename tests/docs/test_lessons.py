@@ -21,6 +21,7 @@ from attnlab.catalog import registry
 from attnlab.docs import drawing, example, lesson
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
+from attnlab.tasks.base import IGNORE
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -130,7 +131,7 @@ def test_all_figures_of_a_lesson_are_drawn(name: str, tmp_path: Path, monkeypatc
 
 
 def test_the_example_network_has_the_options_of_the_lesson() -> None:
-    layer = lesson.example_network("bigbird", max_steps=1).network.blocks[0].attention
+    layer: Any = lesson.example_network("bigbird", max_steps=1).network.blocks[0].attention
     assert (layer.num_heads, layer.num_random) == (2, 1)
 
 
@@ -221,7 +222,7 @@ def test_only_predictable_letters_are_targets() -> None:
         assert 5 <= space <= 10
         assert len(set(text[:space])) == space
         for position, letter in enumerate(following):
-            if letter == example.IGNORE:
+            if letter == IGNORE:
                 assert position < space
                 continue
             count += 1

@@ -28,8 +28,8 @@ def equal(i: int, j: int) -> Fraction:
 
 
 def pooled(i: int, j: int) -> Fraction:
-    """The mean of the keys j and 2 - j."""
-    return Fraction(2) ** Fraction(j + (2 - j), 2)
+    """The score from the mean of the keys j and 2 - j, which is 1 for every token."""
+    return Fraction(2)
 
 
 def decayed(*gates: Fraction) -> Weight:
@@ -104,9 +104,9 @@ EXACT: dict[str, list[Fraction]] = {
     "sigmoid, n = 3 in every row": outputs_by_sigmoid(lambda i: 3),
     "sigmoid without log n": outputs_by_sigmoid(lambda i: 1),
     "q = 1, weights 1 : 2 : 4": outputs(causal),
-    "q = −1, weights 4 : 2 : 1": outputs(causal, lambda i, j: rising(i, j) ** -1),
+    "q = −1, weights 4 : 2 : 1": outputs(causal, lambda i, j: 1 / rising(i, j)),
     "q = 2, weights 1 : 4 : 16": outputs(causal, lambda i, j: rising(i, j) ** 2),
-    "q = 0, weights 1 : 1 : 1": outputs(causal, lambda i, j: rising(i, j) ** 0),
+    "q = 0, weights 1 : 1 : 1": outputs(causal, equal),
     "mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
     "one head": outputs(causal, equal),
     "head 1 of two": outputs(causal),
