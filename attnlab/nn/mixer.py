@@ -104,6 +104,7 @@ class SequenceMixer(nn.Module):
     else:
 
         def __new__(cls, *args: Any, **options: Any) -> SequenceMixer:
+            """Refuse the options of nn.MultiheadAttention with their replacements."""
             explain_constructor_option(cls.__name__, options)
             return super().__new__(cls)
 
