@@ -95,20 +95,6 @@ def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P,
     return decorate
 
 
-def make_linear(
-    fan_in: int,
-    fan_out: int,
-    *,
-    bias: bool = True,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Linear:
-    """A projection whose weights start with variance 1/fan_in (a fixed 0.02 starves narrow layers)."""
-    layer = nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype)
-    reset_linear(layer)
-    return layer
-
-
 def check_positive_int(name: str, value: int) -> int:
     """Return ``value`` if it is an integer of at least 1.
 

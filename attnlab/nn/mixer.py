@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,17 @@ from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
 
 
-class SequenceMixer(nn.Module):
+class _ExplainsOptions:
+    """Refuses the options of nn.MultiheadAttention with their replacements."""
+
+    if not TYPE_CHECKING:  # not in SequenceMixer, whose __init__ inspect.signature shows
+
+        def __new__(cls, *args: Any, **options: Any) -> Self:
+            explain_constructor_option(cls.__name__, options)
+            return super().__new__(cls)
+
+
+class SequenceMixer(_ExplainsOptions, nn.Module):
     """The base class of all mechanisms, whether attention or a recurrence.
 
     Args:
@@ -99,14 +109,9 @@ class SequenceMixer(nn.Module):
             attn_bias: Tensor | None = None,
             context: Tensor | None = None,
             cache: DecodingCache | None = None,
-        ) -> Tensor: ...  # `forward`, declared because nn.Module hides its types
-
-    else:
-
-        def __new__(cls, *args: Any, **options: Any) -> SequenceMixer:
-            """Refuse the options of nn.MultiheadAttention with their replacements."""
-            explain_constructor_option(cls.__name__, options)
-            return super().__new__(cls)
+        ) -> Tensor:
+            """Call `forward`, whose types nn.Module hides."""
+            raise NotImplementedError
 
     # The public interface
 
@@ -267,8 +272,9 @@ class SequenceMixer(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} takes x of shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}"
             )
-        queries, options = x.shape[1], {}
-        keys, start = queries, 0
+        options: dict[str, Any] = {}
+        queries = keys = x.shape[1]
+        start = 0
         if context is not None:
             keys = self._validate_context(x, context)
             options["context"] = context
