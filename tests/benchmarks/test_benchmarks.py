@@ -32,7 +32,6 @@ SMALL: dict[str, Callable[[Pace], Iterator[Row]]] = {
     "cores": lambda pace: cores.rows(pace, 512, (128,)),
     "decoding": lambda pace: decoding.rows(pace, 5),
     "length": lambda pace: length.rows(pace, (16, 32)),
-    "gpu": lambda pace: gpu.rows(pace, GPU_SIZES, "cpu", torch.float32),
     "mechanisms": lambda pace: mechanisms.rows(pace, (16, 32), ("multihead", "slidingwindow")),
 }
 
@@ -338,6 +337,17 @@ def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
         said("n·z", layer, 7)
     with pytest.raises(ValueError, match="is neither n, d, h nor"):
         said("print(n)", layer, 7)
+
+
+def test_the_gpu_rows_compare_outputs_and_name_what_is_missing() -> None:
+    rows = list(gpu.rows(TINY, GPU_SIZES, "cpu", torch.float32))  # float32 on a CPU: the same rows, small
+    assert {row.against for row in rows if isinstance(row, Absent)} == {gpu.FLASH}
+    assert {row.against for row in rows if isinstance(row, Speed)} == {
+        "nn.MultiheadAttention",
+        "SDPA",
+        "SDPA with a mask",
+        "SDPA on a preallocated cache",
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
