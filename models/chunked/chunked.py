@@ -48,7 +48,7 @@ class ChunkedAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps of diagonal blocks",
         use_case="local layers between full ones",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="slidingwindow",
     )
 

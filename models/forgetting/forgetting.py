@@ -55,7 +55,7 @@ class ForgettingAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps under a learned decay",
         use_case="causal language models, without other positions",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 

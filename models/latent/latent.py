@@ -57,7 +57,7 @@ class LatentAttention(Attention):
         memory="n·d",
         representation="h softmax maps over keys of low rank",
         use_case="decoding long contexts: d_c + d_r numbers a token in the cache, however many heads",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="groupedquery",
     )
 

@@ -51,7 +51,7 @@ class LongformerAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps of a band, a few rows and a few columns",
         use_case="long documents with a token that answers for the whole: classification, question answering",
-        supports=("causal", "mask", "attn_bias", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "weights"),
         parent="slidingwindow",
     )
 

@@ -49,7 +49,7 @@ class SlidingWindowAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps within a band",
         use_case="long sequences whose meaning is near; decoding with a cache of w tokens",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="strided",
     )
 

@@ -56,7 +56,7 @@ class StridedAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps, of a band and of strides",
         use_case="long sequences with a period: pictures row by row, sound; with l near √n, n·√n in all",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 
