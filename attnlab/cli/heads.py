@@ -65,18 +65,18 @@ def run(arguments: list[str]) -> int:
             raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
         runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
     with Console(stderr=True).status(Text("the network as it is")) as status:
-        prepared, study = study_run(
+        experiment, study = study_run(
             found,
             options.device,
             share=options.prune,
             examples=options.examples,
-            instead=options.instead,
+            ablation=options.instead,
             progress=lambda done, of: status.update(Text(f"{done} of {of} passes over the validation data")),
         )
     pruned = None
     if options.prune is not None and options.save_path is not None:
-        pruned = prune_run(found, prepared, study.plan(options.prune), Path(options.save_path))
-    model, task = prepared.settings.model.model, prepared.settings.data.task
+        pruned = prune_run(found, experiment, study.plan(options.prune), Path(options.save_path))
+    model, task = experiment.settings.model.model, experiment.settings.data.task
     if options.json:
         said = {"run": options.run, "model": model, "task": task, **asdict(study), "pruned": pruned}
         say(json.dumps(said, ensure_ascii=False))
@@ -105,7 +105,7 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
     alone = table("layer", "head", "importance")
     for head in study.heads:
         alone.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
-    console.print(f"each head alone replaced by {study.instead if study.instead == 'zero' else 'its mean'}")
+    console.print(f"each head alone replaced by {study.ablation if study.ablation == 'zero' else 'its mean'}")
     console.print(alone)
     if study.curve:
         curve = table("heads left", "pruned")
