@@ -198,7 +198,7 @@ class Network(
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
-            mask = padding(lengths, queries=True)
+            mask = padding(lengths, mask_queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
         x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
         x = self.drop(self.position_embedding(x, first=first))

@@ -207,7 +207,7 @@ class Attention(nn.Module):
         """``out`` with zeros in fully masked rows; all of them where the context is empty."""
         if "context" in given and not given["context"].shape[1]:
             return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)
-        return out if bound is None else bound.blank(out)
+        return out if bound is None else bound.zero_fully_masked_rows(out)
 
     def attention_pattern(self, length: int) -> Mask | None:
         """The keys that this mechanism looks at by itself, in a sequence of this length; None for all of them.
@@ -333,9 +333,9 @@ class Attention(nn.Module):
             return x, None, given
         bound = mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device)
         if context is None:
-            x = bound.tame_padding(x)
+            x = bound.zero_padding(x)
         else:
-            given["context"] = bound.tame_padding(context)
+            given["context"] = bound.zero_padding(context)
         return x, bound, given
 
     @staticmethod
@@ -345,7 +345,7 @@ class Attention(nn.Module):
             raise TypeError(f"cache is an attnlab.KVCache, not a {type(cache).__name__}")
         if context is not None:
             raise ValueError("a cache keeps what a sequence has seen of itself; give context= or cache=, not both")
-        back, ahead = (None, None) if mask is None else mask.reach
+        back, ahead = (None, None) if mask is None else mask.band
         if ahead != 0:
             raise ValueError(
                 "with a cache nobody can look ahead: build the layer with causal=True, or join causal() to the mask"
@@ -353,7 +353,7 @@ class Attention(nn.Module):
         if cache.window is not None and (back is None or back >= cache.window):
             raise ValueError(
                 f"the cache keeps {cache.window} tokens, but the mask looks {'all the way' if back is None else back} "
-                f"back; join window({cache.window}) to it"
+                f"back; join sliding_window({cache.window}) to it"
             )
         cache.admit(x)
 

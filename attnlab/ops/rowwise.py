@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import TOGETHER, Places, count, in_order, slices
+from attnlab.masks.bound import QUERY_CHUNK, Index, count, in_order, slices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.tiles import collected
 from attnlab.ops.bias import Bias, cut, of_rows
@@ -32,7 +32,7 @@ CALL = 2**16
 Weigh = Callable[[Tensor, Tensor | None], Tensor]
 """Weights of scores: ((B, H, n, m), permitted or None) to (B, H, n, m), zero where it is not permitted."""
 
-Added = Callable[[Places, Places, Tensor | None], Tensor]
+Added = Callable[[Index, Index, Tensor | None], Tensor]
 """What is added to the scores of these rows and keys, (B, H, n, m), given which of them are permitted."""
 
 
@@ -69,7 +69,7 @@ def rowwise_attention(
     score = scaled_dot_product if score is None else score
     (B, H, N, _), M = q.shape, k.shape[2]
 
-    def part(rows: slice, keys: Places) -> Tensor:
+    def part(rows: slice, keys: Index) -> Tensor:
         permitted = None if mask is None else mask.tile(rows, keys)
         scores = score(q[:, :, rows], k[:, :, keys])
         if bias is not None:
@@ -86,7 +86,7 @@ def rowwise_attention(
     return by_tiles(part, tiles, random=dropout > 0)
 
 
-def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[slice, Places]]:
+def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[slice, Index]]:
     """All rows in tiles, each with the keys that it can reach; one tile where more would save nothing.
 
     Args:
@@ -99,29 +99,29 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
     budget = NUMBERS // max(1, each)
     if mask is None:
         return [(rows, slice(0, M)) for rows in slices(N, max(1, budget // max(1, M)))] or whole
-    back, ahead = mask.mask.reach
+    back, ahead = mask.mask.band
     if back is not None and ahead is not None:
         # A tile reaches its own rows besides the window, so its area grows with their square.
-        window = (back + ahead) // mask.mask.step + 1
-        size = min(max(TOGETHER, window // 4), (math.isqrt(window**2 + 4 * budget) - window) // 2)
+        window = (back + ahead) // mask.mask.stride + 1
+        size = min(max(QUERY_CHUNK, window // 4), (math.isqrt(window**2 + 4 * budget) - window) // 2)
         tiles = mask.tiles(max(1, size))
         if budget >= N * M and 1.5 * sum(max(CALL, each * count(r) * count(c)) for r, c in tiles) > each * N * M:
             return whole
         return tiles or whole
-    most = mask.most  # on average, where some rows can reach more keys than others
+    most = mask.max_keys_per_query  # on average, where some rows can reach more keys than others
     size = max(1, budget // max(1, most))
     if most < M:
-        size = min(size, TOGETHER)
+        size = min(size, QUERY_CHUNK)
     return mask.tiles(size) if size < N else whole
 
 
-def one_tile(N: int, M: int) -> list[tuple[slice, Places]]:
+def one_tile(N: int, M: int) -> list[tuple[slice, Index]]:
     """All rows with all keys."""
     return [(slice(0, N), slice(0, M))]
 
 
 def by_tiles(
-    part: Callable[[slice, Places], Tensor], tiles: list[tuple[slice, Places]], *, random: bool = False
+    part: Callable[[slice, Index], Tensor], tiles: list[tuple[slice, Index]], *, random: bool = False
 ) -> Tensor:
     """``part`` of every tile, (B, H, n, w), as one tensor (B, H, N, w).
 
@@ -135,7 +135,7 @@ def by_tiles(
     if len(tiles) == 1:
         return part(*tiles[0])
 
-    def compute(rows: slice, keys: Places) -> Tensor:
+    def compute(rows: slice, keys: Index) -> Tensor:
         if torch.is_grad_enabled():
             out: Tensor = checkpoint(part, rows, keys, use_reentrant=False, preserve_rng_state=random)
             return out

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks, global_tokens, random_blocks
+from attnlab.masks import BoundMask, Mask, block_local, global_tokens, random_blocks
 from attnlab.nn.attention import Card, positive
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
@@ -113,7 +113,7 @@ class BigBirdAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """The blocks around, the first ones, and those that were drawn."""
-        rule = blocks(self.block, around=self.window // 2)
+        rule = block_local(self.block, neighbors=self.window // 2)
         if self.num_global:
             rule = rule | global_tokens(self.num_global * self.block)
         return rule | random_blocks(self.block, self.num_random, self.seed) if self.num_random else rule

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks
+from attnlab.masks import BoundMask, Mask, block_local
 from attnlab.nn.attention import Card, positive
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
@@ -81,7 +81,7 @@ class ChunkedAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Within the chunk."""
-        return blocks(self.chunk)
+        return block_local(self.chunk)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

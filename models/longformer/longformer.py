@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
+from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, sliding_window
 from attnlab.nn.attention import Card, linear, positive
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
@@ -90,7 +90,7 @@ class LongformerAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
-        return window(self.window) | global_tokens(self.num_global)
+        return sliding_window(self.window) | global_tokens(self.num_global)
 
     def _forward(
         self,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, dilated, window
+from attnlab.masks import BoundMask, Mask, dilated, sliding_window
 from attnlab.nn.attention import Card, positive
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
@@ -81,7 +81,7 @@ class SlidingWindowAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Less than ``window`` steps away."""
-        return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
+        return sliding_window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
+from attnlab.masks import BoundMask, Mask, block_local, block_summary, per_head, sliding_window, strided
 from attnlab.nn.attention import Card, positive
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
@@ -97,10 +97,10 @@ class StridedAttention(MultiHeadBase):
     def attention_pattern(self, length: int) -> Mask:
         """The rule of each head."""
         if self.form == "strided":
-            near, far = window(self.stride + 1), every(self.stride)
+            near, far = sliding_window(self.stride + 1), strided(self.stride)
         else:
-            near, far = blocks(self.stride), summaries(self.stride, self.summary)
-        return by_head([near if own else far for own in self.near])
+            near, far = block_local(self.stride), block_summary(self.stride, self.summary)
+        return per_head([near if own else far for own in self.near])
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

@@ -102,7 +102,7 @@ def weights_computed(layer: Attention, length: int) -> int:
     rule = layer.attention_pattern(length)
     assert rule is not None
     bound = (rule & masks.causal()).bind(length, shape=(1, layer.num_heads))
-    runs = bound.by_head() or [(slice(0, layer.num_heads), bound)]
+    runs = bound.head_groups() or [(slice(0, layer.num_heads), bound)]
     total = 0
     for heads, own in runs:
         for rows, keys in own.tiles(64):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, window
+from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.models.sigmoid import SigmoidAttention
@@ -65,7 +65,7 @@ class Near(Recorder):
 
     def attention_pattern(self, length: int) -> Mask:
         self.asked = length
-        return window(max(1, length // 2))
+        return sliding_window(max(1, length // 2))
 
 
 def x(length: int = N) -> Tensor:
@@ -240,7 +240,7 @@ def test_weights_of_another_shape_are_not_mixed() -> None:
 # Causal and the mask, joined
 
 
-@pytest.mark.parametrize("mask", [window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
+@pytest.mark.parametrize("mask", [sliding_window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
 def test_causal_is_joined_with_the_mask(mask: Any) -> None:
     layer = Recorder(D, causal=True)
     layer(x(), mask=mask)
@@ -285,7 +285,7 @@ def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bo
     layer = Near(D, causal=is_causal)
     layer(x(), mask=mask)
     whole = torch.ones(B, 1, N, N, dtype=torch.bool)
-    for rule in (window(2), mask, causal() if is_causal else None):
+    for rule in (sliding_window(2), mask, causal() if is_causal else None):
         whole = whole if rule is None else whole & rule.materialize(N)
     assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
 
@@ -300,7 +300,7 @@ def test_a_tensor_drops_no_pattern_either() -> None:
 def test_the_pattern_alone_stays_a_rule() -> None:
     layer = Near(D)
     layer(x())
-    assert repr(layer.mask.mask) == "window(2)"
+    assert repr(layer.mask.mask) == "sliding_window(2)"
     plain = Recorder(D)
     assert plain.attention_pattern(N) is None
     plain(x())
@@ -316,7 +316,7 @@ def test_the_pattern_is_asked_for_the_whole_length() -> None:
     cache.update(torch.zeros(B, N, 1))
     layer(x(M), cache=cache)
     assert layer.asked == N + M
-    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & window((N + M) // 2)).materialize(M, N + M))
+    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & sliding_window((N + M) // 2)).materialize(M, N + M))
 
 
 def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
@@ -355,7 +355,7 @@ def test_the_gradient_of_an_empty_row_is_finite() -> None:
         given = x().requires_grad_()
         for out in (
             layer(given, mask=padding(torch.tensor([0, 3]))),
-            layer.attention_weights(given, mask=window(1) & ~causal()),
+            layer.attention_weights(given, mask=sliding_window(1) & ~causal()),
         ):
             layer.zero_grad()
             out.square().sum().backward()
@@ -368,7 +368,7 @@ def test_the_gradient_of_an_empty_row_is_finite() -> None:
 
 
 @pytest.mark.parametrize("layer", [SelfAttention(D, causal=True), MultiAttention(D, H, causal=True)])
-@pytest.mark.parametrize("mask", [None, window(2), padding(torch.tensor([0, 3]))])
+@pytest.mark.parametrize("mask", [None, sliding_window(2), padding(torch.tensor([0, 3]))])
 def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
     torch.nn.init.ones_(layer.output.bias)  # so that a row left unblanked would show
     bias = torch.randn(N, N)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnlab import KVCache
 from attnlab.catalog import registry
-from attnlab.masks import blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix
+from attnlab.masks import block_sparse, causal, documents, from_key_padding_mask, from_tensor, padding, prefix
 from attnlab.nn.attention import Attention
 
 B, N, D = 2, 5, 24
@@ -62,13 +62,13 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask lies on meta, the tokens on cpu"),
     "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
     "lengths elsewhere, for queries too": (
-        lambda: padding(whole(2, 3, device="meta"), queries=True),
+        lambda: padding(whole(2, 3, device="meta"), mask_queries=True),
         ValueError,
         "move it with mask.to(...)",
     ),
     "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "lies on meta"),
     "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "lies on meta"),
-    "a pattern elsewhere": (lambda: blocks(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
+    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
     "one of two elsewhere": (
         lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
         ValueError,
@@ -93,10 +93,10 @@ def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None
 def test_a_mask_may_be_moved(name: str, long: int) -> None:
     attend, given = layer(name), x(long)
     lengths = whole(3, long)
-    elsewhere = padding(lengths.to("meta"), queries=True) & from_tensor(true(long, long, device="meta"))
+    elsewhere = padding(lengths.to("meta"), mask_queries=True) & from_tensor(true(long, long, device="meta"))
     with pytest.raises(ValueError, match="move it with"):
         attend(given, mask=elsewhere)
-    here = (padding(lengths, queries=True) & true(long, long)).to("cpu")
+    here = (padding(lengths, mask_queries=True) & true(long, long)).to("cpu")
     assert attend(given, mask=here).isfinite().all()
 
 

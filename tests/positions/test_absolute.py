@@ -88,7 +88,7 @@ def test_places_are_counted_from_the_first_real_token(name: str, starts: list[in
 def test_padding_on_the_left_shifts_nothing_in_a_layer(name: str, scheme: str) -> None:
     positions, x, lengths = made(name, 12), tokens(L, 12), torch.tensor([23, 11, 2])
     layer = MultiAttention(12, 3, positions=scheme, causal=True).double()
-    mask = padding(lengths, side="left", total=L)
+    mask = padding(lengths, side="left", max_length=L)
     together = layer(positions(x, starts=L - lengths), mask=mask)
     for b, n in enumerate(lengths.tolist()):
         alone = layer(positions(x[b : b + 1, L - n :]))

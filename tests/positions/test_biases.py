@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from attnlab.masks import window
+from attnlab.masks import sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.positions import ALiBi, T5Bias
 
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask", [None, window(9)])
+@pytest.mark.parametrize("mask", [None, sliding_window(9)])
 def test_a_step_along_the_gradient_of_the_table_does_what_it_says(causal: bool, mask: object) -> None:
     torch.manual_seed(0)
     layer = MultiAttention(6, H, positions="t5", causal=causal).double()

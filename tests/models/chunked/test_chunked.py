@@ -63,7 +63,7 @@ def test_each_chunk_is_multi_head_attention_by_itself(causal: bool) -> None:
     wanted = torch.cat([multi(chunk) for chunk in tokens().split(4, 1)], 1)
     torch.testing.assert_close(layer(tokens()), wanted)
     torch.testing.assert_close(
-        layer.attention_weights(tokens()), multi.attention_weights(tokens(), mask=masks.blocks(4))
+        layer.attention_weights(tokens()), multi.attention_weights(tokens(), mask=masks.block_local(4))
     )
 
 

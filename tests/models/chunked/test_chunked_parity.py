@@ -101,7 +101,7 @@ def test_padding_on_the_left_moves_their_chunks_and_not_ours() -> None:
     real = torch.arange(8) >= 2
     given = create_chunked_causal_mask(config, torch.zeros(1, 8, 2), real.long()[None], None, None)
     theirs = (given[0, 0] == 0)[2:, 2:]
-    assert torch.equal(theirs, (masks.causal() & masks.blocks(3)).materialize(6))
-    padding = masks.padding(torch.tensor([6]), side="left", total=8)
-    ours = (masks.causal() & masks.blocks(3) & padding).materialize(8)[0, 0, 2:, 2:]
+    assert torch.equal(theirs, (masks.causal() & masks.block_local(3)).materialize(6))
+    padding = masks.padding(torch.tensor([6]), side="left", max_length=8)
+    ours = (masks.causal() & masks.block_local(3) & padding).materialize(8)[0, 0, 2:, 2:]
     assert not torch.equal(theirs, ours)

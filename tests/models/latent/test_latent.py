@@ -70,7 +70,10 @@ def test_absorbed_and_expanded_are_one(
 def test_absorbed_under_a_mask_and_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x, cache = made(), tokens(), KVCache(N)
     monkeypatch.setattr(layer, "_is_cheaper_absorbed", lambda queries, keys: queries == 3)
-    mask, bias = masks.padding(torch.tensor([N, 7]), side="left", total=N), torch.randn(H, N, N, dtype=torch.float64)
+    mask, bias = (
+        masks.padding(torch.tensor([N, 7]), side="left", max_length=N),
+        torch.randn(H, N, N, dtype=torch.float64),
+    )
     with torch.no_grad():
         layer(x[:, :8], mask=mask, attn_bias=bias[:, :8, :8], cache=cache)
         found = layer(x[:, 8:], mask=mask, attn_bias=bias[:, 8:], cache=cache)

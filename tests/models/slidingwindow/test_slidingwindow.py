@@ -52,7 +52,7 @@ def test_a_window_as_long_as_the_sequence_is_multi_head_attention(causal: bool) 
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("window", "dilation", "rule"), [(3, 1, masks.window(3)), (3, 2, masks.dilated(3, 2))])
+@pytest.mark.parametrize(("window", "dilation", "rule"), [(3, 1, masks.sliding_window(3)), (3, 2, masks.dilated(3, 2))])
 def test_it_is_multi_head_attention_under_the_rule(causal: bool, window: int, dilation: int, rule: masks.Mask) -> None:
     layer, multi = made(window=window, dilation=dilation, causal=causal), MultiAttention(D, H, causal=causal).double()
     multi.load_state_dict(layer.state_dict())

@@ -50,7 +50,7 @@ def test_local_attention(
     mask = masks.padding(lengths) if padded else None
     seen = torch.ones(B, N, dtype=torch.bool)
     if padded:  # where nothing may be seen, theirs is the average of all
-        rule = masks.window(size + 1) & masks.padding(lengths)
+        rule = masks.sliding_window(size + 1) & masks.padding(lengths)
         seen = (rule & masks.causal() if causal else rule).materialize(N).any(-1)[:, 0]
 
     parameters = list(layer.parameters())
