@@ -17,13 +17,15 @@ from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
+    ALIASES,
     Data,
-    Machine,
+    Hardware,
     Model,
     Settings,
     Training,
     Word,
     check,
+    current_names,
     defaults,
     mechanism_options,
     option_type,
@@ -84,7 +86,7 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
     words, lists = _lists(arguments)
     parsed = parse(_interface(base), words, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
     own = {} if not mechanism_options(model) else dataclasses.asdict(parsed.mechanism)
-    settings = Settings(dataclasses.replace(parsed.model, options=own), parsed.data, parsed.training, parsed.machine)
+    settings = Settings(dataclasses.replace(parsed.model, options=own), parsed.data, parsed.training, parsed.hardware)
     if {"epochs", "steps"} <= given:
         raise UserError("--epochs and --steps both say how long; give one of them")
     if "epochs" in given:
@@ -110,7 +112,8 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
 def given_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the words, spelled with underscores; ``no_`` is left away."""
     names = {w[2:].split("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
-    return {name.removeprefix("no_") for name in names}
+    names = {name.removeprefix("no_") for name in names}
+    return {ALIASES.get(name, name) for name in names}
 
 
 def _lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -168,6 +171,8 @@ def _base(arguments: Sequence[str]) -> Settings:
     data = peek(arguments, "data") or said.get("data")
     task = peek(arguments, "task") or said.get("task") or ("digits" if data is None else tasks.for_file(Path(data)))
     model = peek(arguments, "model") or said.get("model") or "multihead"
+    task = tasks.resolve(task)
+    said = current_names(said, str(config))
     base = defaults(model, task)
     _refuse_foreign(set(said), model)
     return base.updated({**said, "model": model, "task": task}, str(config))
@@ -194,7 +199,7 @@ def _interface(base: Settings) -> type[Any]:
     groups += [
         ("data", Data, field(default_factory=lambda: base.data)),
         ("training", Training, field(default_factory=lambda: base.training)),
-        ("machine", Machine, field(default_factory=lambda: base.machine)),
+        ("machine", Hardware, field(default_factory=lambda: base.hardware)),
         ("output", Output, field(default_factory=Output)),
     ]
     return dataclasses.make_dataclass("Train", groups)

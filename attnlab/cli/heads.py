@@ -65,18 +65,18 @@ def run(arguments: list[str]) -> int:
             raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
         runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
     with Console(stderr=True).status(Text("the network as it is")) as status:
-        prepared, study = study_run(
+        experiment, study = study_run(
             found,
             options.device,
             share=options.prune,
             examples=options.examples,
-            instead=options.instead,
+            ablation=options.instead,
             progress=lambda done, of: status.update(Text(f"{done} of {of} passes over the validation data")),
         )
     pruned = None
     if options.prune is not None and options.save_path is not None:
-        pruned = prune_run(found, prepared, study.plan(options.prune), Path(options.save_path))
-    model, task = prepared.settings.model.model, prepared.settings.data.task
+        pruned = prune_run(found, experiment, study.plan(options.prune), Path(options.save_path))
+    model, task = experiment.settings.model.model, experiment.settings.data.task
     if options.json:
         said = {"run": options.run, "model": model, "task": task, **asdict(study), "pruned": pruned}
         say(json.dumps(said, ensure_ascii=False))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attnlab.tasks.base import ColumnUse
     from attnlab.training.estimate import Estimate
     from attnlab.training.runs import Run
-    from attnlab.training.train import Prepared
+    from attnlab.training.train import Experiment
 
 MOST_COLUMNS = 40
 """Columns that are listed one by one."""
@@ -47,7 +47,7 @@ def train(asked: Asked) -> int:
     from attnlab.cli._words import show_result
     from attnlab.training import folder, runs
     from attnlab.training.estimate import estimate
-    from attnlab.training.extension import check_extension, describe, extends, stopped_at
+    from attnlab.training.extension import check_extension, extends, extension_summary, stopped_at
     from attnlab.training.initial import check_weights
     from attnlab.training.schedule import schedule
     from attnlab.training.train import prepare, start
@@ -74,32 +74,32 @@ def train(asked: Asked) -> int:
         runs.check_data(resumed, settings.data.data)
         if not resumed.began:
             check_weights(resumed)
-        settings.machine.threads = resumed.config["threads"]
+        settings.hardware.threads = resumed.config["threads"]
     elif run_dir is not None:
         folder.check_run_dir(run_dir, overwrite=output.overwrite)
 
-    prepared = prepare(settings, began=resumed is not None and resumed.began)
+    experiment = prepare(settings, began=resumed is not None and resumed.began)
     if not silent:
-        _announce(console, prepared)
+        _announce(console, experiment)
         done = 0 if resumed is None else stopped_at(resumed)
-        expected = estimate(prepared.network, prepared.problem, settings, done=done)
+        expected = estimate(experiment.network, experiment.task_data, settings, done=done)
         _show_time(console, expected, time.perf_counter() - began)
-    planned = schedule(settings.training, prepared.problem)
-    here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
+    planned = schedule(settings.training, experiment.task_data)
+    here = resumed or start(experiment, run_dir, overwrite=output.overwrite)
     if not silent:
         going_on = ", from its last checkpoint on" if resumed else ""
         if extending:
-            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}")
+            console.print(f"  extended  {extension_summary(here, settings, planned.epoch_steps)}")
         console.print(f"  run       {short(here.path)}{going_on}\n")
     begun_in = here.path
     try:
-        with Display(console, prepared.problem.metric, 0, planned.steps, quiet=silent) as display:
+        with Display(console, experiment.task_data.metric, 0, planned.steps, quiet=silent) as display:
             outcome, result = train_prepared(
-                prepared,
+                experiment,
                 here,
                 resume=resumed is not None,
                 checkpoint_seconds=output.checkpoint_seconds,
-                watch=display,
+                callback=display,
                 on_end=display.close,
             )
     except KeyboardInterrupt as stop:  # outside of the loop, or a second one in it
@@ -121,11 +121,11 @@ def train(asked: Asked) -> int:
         console.print(f"\nstopped early at step {outcome.step:,}: no better network in {patience} evaluations")
     show_result(console, result)
     if not silent:
-        _next(console, here, save_path, prepared, program())
+        _next(console, here, save_path, experiment, program())
     return 0
 
 
-def _announce(console: Console, prepared: Prepared) -> None:
+def _announce(console: Console, experiment: Experiment) -> None:
     """Say what is about to happen."""
     import torch
     from rich.text import Text
@@ -135,26 +135,29 @@ def _announce(console: Console, prepared: Prepared) -> None:
     from attnlab.training.hardware import warnings as regrets
     from attnlab.training.schedule import schedule
 
-    settings, problem = prepared.settings, prepared.problem
+    settings, task_data = experiment.settings, experiment.task_data
     how, model = settings.training, settings.model
     entry = tasks.entry(settings.data.task)
-    tokens = problem.train.x.shape[1] if problem.train.lengths is None else float(problem.train.lengths.float().mean())
-    planned, batch = schedule(how, problem), min(how.batch_size, len(problem.train.x))
+    tokens = (
+        task_data.train.x.shape[1] if task_data.train.lengths is None else float(task_data.train.lengths.float().mean())
+    )
+    planned, batch = schedule(how, task_data), min(how.batch_size, len(task_data.train.x))
     steps = planned.steps
     options = "".join(f", {k} {v}" for k, v in model.options.items() if v not in (None, False))
     layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
-    threads = f", {torch.get_num_threads()} thread(s)" if prepared.device.type == "cpu" else ""
+    threads = f", {torch.get_num_threads()} thread(s)" if experiment.device.type == "cpu" else ""
     epochs = "" if how.epochs is None else f" ({how.epochs} epoch{'s' if how.epochs > 1 else ''})"
-    attention = sum(p.numel() for p in prepared.network.mechanisms()[0].parameters())
+    attention = sum(p.numel() for p in experiment.network.mechanisms()[0].parameters())
     lines = [
         ("task", f"{settings.data.task}: {entry.summary}"),
         (
             "data",
-            f"{len(problem.train.x):,} train / {len(problem.validation.x):,} validation / {len(problem.test.x):,} test",
+            f"{len(task_data.train.x):,} train / {len(task_data.validation.x):,} validation / "
+            f"{len(task_data.test.x):,} test",
         ),
-        *(("", fact) for fact in problem.facts),
+        *(("", fact) for fact in task_data.summary_lines),
         ("network", f"{model.model}: {layers}, embed_dim {model.embed_dim}{options}"),
-        ("", f"{prepared.parameters:,} parameters, {attention:,} in each attention layer"),
+        ("", f"{experiment.parameters:,} parameters, {attention:,} in each attention layer"),
         (
             "training",
             f"{steps:,} steps of {batch:,} sequences, {steps * batch * tokens:,.0f} tokens{epochs}",
@@ -163,17 +166,17 @@ def _announce(console: Console, prepared: Prepared) -> None:
             "",
             f"evaluated every {'step' if planned.evaluate_every == 1 else f'{planned.evaluate_every:,} steps'} on "
             f"{planned.validation_examples:,} validation examples, "
-            f"by {METRICS[problem.metric].label}",
+            f"by {METRICS[task_data.metric].label}",
         ),
-        ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
+        ("machine", f"{experiment.device}{threads}, {settings.hardware.precision}"),
     ]
     for name, text in lines:
         console.print(f"  {name:<9} {one_line(text)}")
-    if problem.columns:
-        _show_columns(console, problem.columns)
-    for regret in regrets(settings.machine, prepared.device):
+    if task_data.columns:
+        _show_columns(console, task_data.columns)
+    for regret in regrets(settings.hardware, experiment.device):
         console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
-    _show_baselines(console, prepared)
+    _show_baselines(console, experiment)
 
 
 def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
@@ -194,12 +197,12 @@ def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
     console.print()
 
 
-def _show_baselines(console: Console, prepared: Prepared) -> None:
+def _show_baselines(console: Console, experiment: Experiment) -> None:
     """What the network is compared with; computed before training, so that a failure costs no training."""
     from attnlab.training.report import number
 
-    metric = prepared.problem.metric
-    found = [f"{b.name} {number(metric, b.values.get(metric))}" for b in prepared.baselines]
+    metric = experiment.task_data.metric
+    found = [f"{b.name} {number(metric, b.values.get(metric))}" for b in experiment.baselines]
     console.print(f"  {'baselines':<9} {', '.join(found)}")
 
 
@@ -214,13 +217,13 @@ def _show_time(console: Console, expected: Estimate, prepared_in: float) -> None
     )
 
 
-def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared, program: str) -> None:
+def _next(console: Console, run: Run, save_path: Path | None, experiment: Experiment, program: str) -> None:
     """Say what one can do with it."""
     from attnlab.cli._program import python, short
 
     where = short(run.path)
     lines = [f"{program} evaluate {where}", f"{program} predict {where} --data FILE"]
-    if prepared.problem.encoding.get("bytes"):
+    if experiment.task_data.encoding.get("bytes"):
         lines.append(f"{program} generate {where} --prompt 'The '")
     path = json.dumps(str(run.path), ensure_ascii=False)
     lines.append(f"{python()} -c {shell_word(f'import attnlab; print(attnlab.load({path}))')}")

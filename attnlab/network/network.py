@@ -211,6 +211,11 @@ class Network(
         out = self.readout(self._pooled(x, lengths)).unflatten(-1, (self.outputs.slots, self.outputs.size))
         return out.squeeze(-1) if self.outputs.kind == "values" else out
 
+    def to_config(self) -> dict[str, Any]:
+        """The constructor arguments that build this network again, as plain JSON values."""
+        config: dict[str, Any] = json.loads(json.dumps(self._hub_mixin_config))
+        return config
+
     @property
     def limit(self) -> int | None:
         """The longest sequence that it can read; None where there is no end."""

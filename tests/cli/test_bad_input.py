@@ -47,7 +47,7 @@ FLAGS = {
     "--dropout -0.1": "dropout must be from 0 to 0.99, not -0.1",
     "--warmup 2": "warmup must be from 0 to 1, not 2.0",
     "--weight_decay -1": "weight_decay must be from 0 to 100, not -1.0",
-    "--clip -1": "clip must be from 0 to 1,000,000, not -1.0",
+    "--grad_clip -1": "grad_clip must be from 0 to 1,000,000, not -1.0",
     "--patience 0": "patience must be from 1 to 1,000,000, not 0",
     "--seed -1": "seed must be from 0 to 999,999,999, not -1",
     "--val_fraction 1": "val_fraction must be from 0.001 to 0.9, not 1.0",
@@ -67,7 +67,7 @@ FLAGS = {
     "--embed_dim 65536 --layers 1000": "parameters need",
     # what a task does not do
     "--seq_length 5": "the data of digits say how long a sequence is, not --seq_length 5; leave it out",
-    "--task fetch --seq_length 1": "--seq_length for fetch must be from 9 to 100,000, not 1",
+    "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
     "--task text --no_causal": "text asks for what comes next, so the model must not look ahead: leave out --no_causal",
     "--target b": "digits has no columns, so --target b means nothing to it; leave it out",
     # the user's own data
@@ -291,15 +291,15 @@ def test_data_that_do_not_fit_the_network(run: Path, mine: Path) -> None:
 
 
 def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def poisoned(trainer: Trainer) -> object:
         if trainer.run is not None and trainer.step == 61:
             with torch.no_grad():
                 next(trainer.network.parameters()).fill_(float("nan"))
-        return advance(trainer)
+        return training_step(trainer)
 
-    monkeypatch.setattr(Trainer, "advance", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
     words = [*SMALL[:-1], "97", "--checkpoint_seconds", "0", "--run_dir", "run", "--quiet"]
     said = call(*words)
     assert said.code == 2
@@ -314,7 +314,7 @@ def test_memory_that_runs_out_says_what_to_reduce(monkeypatch: pytest.MonkeyPatc
     def exhausted(_: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
 
-    monkeypatch.setattr(Trainer, "advance", exhausted)
+    monkeypatch.setattr(Trainer, "training_step", exhausted)
     said = call(*SMALL, "--quiet")
     assert said.code == 2
     assert said.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")

@@ -57,16 +57,16 @@ def listed(*words: str) -> dict[str, dict[str, Any]]:
 @contextlib.contextmanager
 def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every run is stopped by Ctrl-C after this step."""
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def stopping(trainer: Trainer) -> Any:
-        loss = advance(trainer)
+        loss = training_step(trainer)
         if trainer.run is not None and trainer.step == step:
             signal.raise_signal(signal.SIGINT)
         return loss
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "advance", stopping)
+        patched.setattr(Trainer, "training_step", stopping)
         yield
 
 

@@ -72,7 +72,7 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
         assert group in said.out
     flags = (
         "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
-        "weight_decay dropout clip seed device precision threads compile val_fraction patience save_path run_dir "
+        "weight_decay dropout grad_clip seed device precision threads compile val_fraction patience save_path run_dir "
         "resume config json quiet interactive overwrite target_type features ignore missing split_by metric "
         "class_weight evaluate_every validation_examples init_from"
     )
@@ -138,10 +138,10 @@ def test_the_options_of_a_mechanism_are_flags() -> None:
 
 def test_a_task_brings_its_own_defaults_and_flags_win() -> None:
     assert (
-        understand(["--task", "fetch"]).settings.training.learning_rate
-        == tasks.entry("fetch").defaults["learning_rate"]
+        understand(["--task", "multi_lookup"]).settings.training.learning_rate
+        == tasks.entry("multi_lookup").defaults["learning_rate"]
     )
-    assert understand(["--task", "fetch", "--learning_rate", "0.5"]).settings.training.learning_rate == 0.5
+    assert understand(["--task", "multi_lookup", "--learning_rate", "0.5"]).settings.training.learning_rate == 0.5
 
 
 def test_epochs_and_steps_replace_each_other() -> None:

@@ -31,8 +31,8 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "takes minutes",
     ),
     **{
-        f"python main.py --task fetch --num_heads {heads}": (
-            f"python main.py --task fetch --num_heads {heads} --steps 3",
+        f"python main.py --task multi_lookup --num_heads {heads}": (
+            f"python main.py --task multi_lookup --num_heads {heads} --steps 3",
             "the page shows no number of it, and docs/heads.md trains one whole",
         )
         for heads in (1, 4, 8)

@@ -140,10 +140,10 @@ def watch_steps(order: dict[str, Any]) -> None:
     """Let something happen at a step."""
     from attnlab.training.loop import Trainer
 
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def watched(trainer: Trainer) -> Any:
-        loss = advance(trainer)
+        loss = training_step(trainer)
         if trainer.run is not None:  # not in the rehearsal
             if trainer.step == order.get("signal_at", [None])[0]:
                 signal.raise_signal(order["signal_at"][1])  # to this thread, before the next step
@@ -152,7 +152,7 @@ def watch_steps(order: dict[str, Any]) -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"][1],) * 2)
         return loss
 
-    Trainer.advance = watched  # type: ignore[method-assign]
+    Trainer.training_step = watched  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
