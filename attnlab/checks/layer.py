@@ -210,8 +210,8 @@ class Subject:
     def apply_weights(
         self, layer: nn.Module, weights: Tensor, x: Tensor, mask: Mask | Tensor | None = None, **extra: Tensor
     ) -> Tensor:
-        """The output of ``layer`` for these weights; the mask is passed on where ``mix`` takes one."""
-        mix: Callable[..., Tensor] = layer.mix  # type: ignore[assignment]
+        """The output of ``layer`` for these weights; the mask is passed on where ``apply_weights`` takes one."""
+        mix: Callable[..., Tensor] = layer.apply_weights  # type: ignore[assignment]
         takes_mask = "mask" in _parameters(mix)
         return mix(weights, x, **(self._asked(x, mask, extra) if takes_mask else extra))
 

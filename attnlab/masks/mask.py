@@ -424,7 +424,7 @@ def from_tensor(matrix: Tensor) -> Mask:
     if matrix.is_floating_point():
         raise TypeError(
             f"a mask is Boolean (True means may look), not {matrix.dtype}; "
-            "to add numbers to the scores give them as bias="
+            "to add numbers to the scores give them as attn_bias="
         )
     if matrix.dtype != torch.bool:
         raise TypeError(

@@ -150,7 +150,7 @@ def test_scale_output_scales_the_last_projection_alone() -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("mask", causal()), ("bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
+    [("mask", causal()), ("attn_bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
 )
 def test_what_is_not_claimed_is_refused_by_name(name: str, argument: Any) -> None:
     with pytest.raises(UnsupportedError, match=f"Plain does not support {name}; it supports self-attention alone"):
@@ -165,7 +165,7 @@ def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
 
 def test_a_refusal_lists_what_there_is() -> None:
     with pytest.raises(
-        UnsupportedError, match="SelfAttention does not support context; it supports causal, mask, bias,"
+        UnsupportedError, match="SelfAttention does not support context; it supports causal, mask, attn_bias,"
     ):
         SelfAttention(D)(x(), context=x(M))
 
@@ -191,7 +191,7 @@ def test_only_what_was_given_arrives() -> None:
     assert layer.mask is None
     assert layer.given == {}
     layer(x(), context=x(M), attn_bias=torch.zeros(N, M))
-    assert set(layer.given) == {"context", "bias"}
+    assert set(layer.given) == {"context", "attn_bias"}
     cache = KVCache(N)
     layer(x(), mask=causal(), cache=cache)
     assert layer.given == {"cache": cache}
@@ -205,7 +205,7 @@ def test_only_what_was_given_arrives() -> None:
         ({"context": torch.zeros(3, M, D)}, ValueError, "context must have shape (2, length, 12), not (3, 7, 12)"),
         ({"context": torch.zeros(B, M, 11)}, ValueError, "not (2, 7, 11)"),
         ({"context": torch.zeros(M, D)}, ValueError, "not (7, 12)"),
-        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as bias="),
+        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as attn_bias="),
         ({"mask": torch.zeros(N, N, dtype=torch.long)}, TypeError, "a mask is Boolean"),
         ({"mask": "causal"}, TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
         ({"mask": torch.ones(N, 4, dtype=torch.bool)}, ValueError, "the mask is 5 x 4 (queries x keys)"),
@@ -215,17 +215,17 @@ def test_only_what_was_given_arrives() -> None:
             "(batch, heads, queries, keys) = (2, 3, 5, 5)",
         ),
         ({"mask": padding(torch.tensor([1, 2, 3]))}, ValueError, "does not fit"),
-        ({"bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to say who may look at whom use mask="),
-        ({"bias": torch.zeros(4, 4)}, ValueError, "bias has shape (4, 4), which does not broadcast to"),
-        ({"bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
-        ({"bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
-        ({"bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
+        ({"attn_bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to say who may look at whom use mask="),
+        ({"attn_bias": torch.zeros(4, 4)}, ValueError, "attn_bias has shape (4, 4), which does not broadcast to"),
+        ({"attn_bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
+        ({"attn_bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
+        ({"attn_bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], error: type[Exception], says: str) -> None:
     layer = MultiAttention(D, H)
     given = {"x": x(), **given}
-    for ask in (layer, layer.weights):
+    for ask in (layer, layer.attention_weights):
         with pytest.raises(error, match=re.escape(says)):
             ask(given["x"], **{name: value for name, value in given.items() if name != "x"})
 
@@ -410,7 +410,7 @@ def test_weights_that_underflow_are_no_mask() -> None:
         for layer in (sinks, sigmoid):
             layer.output.bias.fill_(1.0)
     bias = torch.full((N, N), -200.0)
-    for layer, given in ((sinks, {}), (sigmoid, {"bias": bias})):
+    for layer, given in ((sinks, {}), (sigmoid, {"attn_bias": bias})):
         weights = layer.attention_weights(x(), **given)
         assert not weights.any()
         assert (layer(x(), **given) == 1).all(), "the output is the bias of the projection"

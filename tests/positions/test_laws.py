@@ -1,4 +1,4 @@
-"""The laws that make relative positions safe to pad, pack, cache and cut: what is records follows from distance alone."""
+"""Laws of relative positions that make padding, packing, caching and cutting safe: dispatch depends on distance alone."""
 
 from __future__ import annotations
 
