@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from tyro.conf import arg
 
 from attnlab import tasks
 from attnlab.catalog import registry
+from attnlab.cli._console import say
 from attnlab.cli._parse import parse
 from attnlab.cli._program import trainer
 from attnlab.training.paths import absolute
@@ -79,9 +82,10 @@ def understand(arguments: Sequence[str], *, validate: bool = True) -> Asked:
     Raises:
         UserError: for anything that cannot be; ``validate`` False leaves the values' ranges to the asker.
     """
-    given = given_flags(arguments)
     base = _base(arguments)
     model = base.model.model
+    arguments = _current_flags(arguments, model)
+    given = given_flags(arguments)
     _refuse_foreign(given, model)
     words, lists = _lists(arguments)
     parsed = parse(_interface(base), words, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
@@ -114,6 +118,29 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
     names = {w[2:].split("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     names = {name.removeprefix("no_") for name in names}
     return {ALIASES.get(name, name) for name in names}
+
+
+def _current_flags(arguments: Sequence[str], model: str) -> list[str]:
+    """The arguments with the names that the mechanism's options have now, in place of old ones.
+
+    Raises:
+        UserError: when both names of an option are given.
+    """
+    registry.current_names(model, dict.fromkeys(given_flags(arguments)))  # refuses both
+    current = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        bare = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and (new := registry.entry(model).renamed.get(bare)):
+            _note_renamed(bare, new)
+            word = f"--{new}{equals}{value}"
+        current.append(word)
+    return current
+
+
+@functools.cache  # a command line may be read several times
+def _note_renamed(old: str, new: str) -> None:
+    say(f"note: --{old} is now called --{new}", file=sys.stderr)
 
 
 def _lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -174,7 +201,7 @@ def _base(arguments: Sequence[str]) -> Settings:
     task = tasks.resolve(task)
     said = current_names(said, str(config))
     base = defaults(model, task)
-    _refuse_foreign(set(said), model)
+    _refuse_foreign(set(registry.current_names(model, said)), model)
     return base.updated({**said, "model": model, "task": task}, str(config))
 
 

@@ -110,7 +110,7 @@ class Network(
         _must_be_json(options or {})
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
-        mechanism = registry.load(model)
+        mechanism, options = registry.load(model), registry.current_names(model, options or {})
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
@@ -122,7 +122,7 @@ class Network(
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **(options or {})),
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **options),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,9 @@ from attnlab.nn.card import Card as Card
 from attnlab.ops.attention_map import AttentionMap, DenseMap
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UnsupportedError(TypeError):
@@ -56,6 +60,9 @@ class Attention(nn.Module):
 
     linear_in_weights: ClassVar[bool] = True
     """Whether the output is linear in the weights, so that dropout on them is right on average."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """The new name of each submodule or parameter that state dicts of earlier versions hold under an old name."""
 
     def __init__(
         self,
@@ -250,6 +257,12 @@ class Attention(nn.Module):
         """
         _reset_children(self)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any) -> None:
+        renamed = {prefix + old: prefix + new for old, new in self.renamed_keys.items()}
+        for key in list(state_dict) if renamed else ():
+            state_dict[_current_key(key, renamed)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
+
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.
 
@@ -384,6 +397,39 @@ def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Let a constructor take options under their old names for one version: ``@renamed_options(window="window_size")``.
+
+    The command line and saved networks accept the old names too (`attnlab.catalog.registry.Entry.renamed`), which are
+    read from the source text: write the names as literals.
+
+    Args:
+        renamed: the new name of each old one.
+
+    Warns:
+        DeprecationWarning: once per call site for an old name, with the new one.
+
+    Raises:
+        TypeError: when both names of an option are given.
+    """
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def wrapper(*args: P.args, **options: P.kwargs) -> None:
+            for old, new in renamed.items():
+                if old not in options:
+                    continue
+                if new in options:
+                    raise TypeError(f"{old} is the old name of {new}; give {new} alone")
+                warnings.warn(f"the option {old} is now called {new}", DeprecationWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            init(*args, **options)
+
+        return wrapper
+
+    return decorate
+
+
 def linear(
     fan_in: int,
     fan_out: int,
@@ -396,6 +442,30 @@ def linear(
     layer = nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype)
     reset_linear(layer)
     return layer
+
+
+def current_state(module: nn.Module, entries: Mapping[str, T], prefix: str = "") -> dict[str, T]:
+    """``entries`` of a state dict of ``module``, with the keys that this version gives them.
+
+    Args:
+        module: a layer, or a network that holds layers.
+        entries: anything by state-dict key.
+        prefix: precedes the module's own keys.
+    """
+    renamed = {
+        f"{prefix}{path}.{old}" if path else prefix + old: f"{prefix}{path}.{new}" if path else prefix + new
+        for path, layer in module.named_modules()
+        if isinstance(layer, Attention)
+        for old, new in layer.renamed_keys.items()
+    }
+    return {_current_key(key, renamed): value for key, value in entries.items()}
+
+
+def _current_key(key: str, renamed: Mapping[str, str]) -> str:
+    """The key with the new name of the part that it starts with."""
+    parts = key.split(".")
+    starts = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next((renamed[start] + key[len(start) :] for start in starts if start in renamed), key)
 
 
 def _reset_children(module: nn.Module) -> None:

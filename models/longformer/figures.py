@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 def draw(folder: Path) -> list[Path]:
     """Draw what it looks at into ``folder``."""
-    return lesson.draw_reading(folder, "longformer", window=4)
+    return lesson.draw_reading(folder, "longformer", window_size=4)
 
 
 if __name__ == "__main__":

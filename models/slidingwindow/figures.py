@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 def draw(folder: Path) -> list[Path]:
     """Draw what it looks at into ``folder``."""
-    return lesson.draw_reading(folder, "slidingwindow", window=6)
+    return lesson.draw_reading(folder, "slidingwindow", window_size=6)
 
 
 if __name__ == "__main__":
