@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
     card: ClassVar[Card]
 
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
     padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
@@ -76,11 +76,11 @@ class Attention(nn.Module):
         super().__init__()
         sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "head_dim": 1 if head_dim is None else head_dim}
         for name, value in sizes.items():
-            positive(name, value)
+            check_positive_int(name, value)
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads}); "
-                f"try num_heads={either(divisors_near(embed_dim, num_heads))}"
+                f"try num_heads={join_or(divisors_near(embed_dim, num_heads))}"
             )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
@@ -135,7 +135,7 @@ class Attention(nn.Module):
 
     def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
         """`forward`, once the arguments are checked."""
-        if self.packs and bound is not None and not given:
+        if self.supports_packing and bound is not None and not given:
             row = packed(x, bound, self.num_heads)
             if row is not None:
                 return row.run(self._forward, x)
@@ -430,7 +430,7 @@ def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P,
     return decorate
 
 
-def linear(
+def make_linear(
     fan_in: int,
     fan_out: int,
     *,
@@ -493,7 +493,7 @@ def copy_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
             layer.bias.copy_(bias)
 
 
-def positive(name: str, value: int) -> int:
+def check_positive_int(name: str, value: int) -> int:
     """``value``, a whole number of at least 1; else TypeError or ValueError with its name."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
@@ -508,7 +508,7 @@ def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
 
 
-def either(numbers: list[int]) -> str:
+def join_or(numbers: list[int]) -> str:
     """``[4, 5, 10]`` as ``4, 5 or 10``."""
     *rest, last = map(str, numbers)
     return f"{', '.join(rest)} or {last}" if rest else last

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks
-from attnlab.nn.attention import Card, positive, renamed_options
+from attnlab.masks import BoundMask, Mask, block_local
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -52,7 +52,7 @@ class ChunkedAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
-    packs = False  # packing moves tokens, and with them the borders between chunks
+    supports_packing = False  # a chunk is counted from the first token, which is another one in a packed row
 
     @renamed_options(chunk="chunk_size")
     def __init__(
@@ -78,11 +78,11 @@ class ChunkedAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.chunk_size = positive("chunk_size", chunk_size)
+        self.chunk_size = check_positive_int("chunk_size", chunk_size)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Diagonal blocks of ``chunk_size`` tokens."""
-        return blocks(self.chunk_size)
+        """Within the chunk."""
+        return block_local(self.chunk_size)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

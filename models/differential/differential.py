@@ -15,7 +15,7 @@ from attnlab.nn.multihead import MultiHeadBase, rms_norm
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.positions import Positions, make
+from attnlab.positions import Positions, parse_positions
 
 
 class DifferentialAttention(MultiHeadBase):
@@ -81,8 +81,8 @@ class DifferentialAttention(MultiHeadBase):
             dtype=dtype,
         )
         if self.head_dim % 2:
-            raise ValueError(f"embed_dim / num_heads ({self.head_dim}) must be even: each head has two queries")
-        self.positions = make(
+            raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
+        self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
         )
         if self.positions.name != "none":

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Card, linear
+from attnlab.nn.attention import Card, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import select_features
@@ -61,7 +61,7 @@ class ForgettingAttention(MultiHeadBase):
         parent="multihead",
     )
 
-    packs = True
+    supports_packing = True
 
     def __init__(
         self,
@@ -91,14 +91,7 @@ class ForgettingAttention(MultiHeadBase):
                 f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}; "
                 "its gates already lower the scores with distance"
             )
-        self.forget_bias_init = forget_bias_init
-        self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
-        nn.init.constant_(self.forget.bias, forget_bias_init)
-
-    def reset_parameters(self) -> None:
-        """Initialize the parameters again; the gates start open."""
-        super().reset_parameters()
-        nn.init.constant_(self.forget.bias, self.forget_bias_init)
+        self.forget = make_linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
 
     def _forward(
         self,

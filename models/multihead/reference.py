@@ -104,8 +104,22 @@ def t5_bucket(offset: int, t5: T5Bias) -> int:
 
 
 def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
-    """`rotate` for heads side by side, (B, N, H * d)."""
-    return rotate(split_heads(x, x.shape[-1] // d), rotary).transpose(1, 2).flatten(2)
+    """Each pair of the first r numbers of a head, at place m, turned by the angle m · base^(-2i/r).
+
+    A pair is (i, i + r/2), or (2i, 2i + 1) where they are interleaved.
+    """
+    r, out = rotary.width, x.clone()
+    theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
+    if rotary.scaling is not None:
+        theta = list(rotary.frequencies)
+    for m in range(x.shape[1]):
+        for head in range(0, x.shape[2], d):
+            for i in range(r // 2):
+                first, second = (i, i + r // 2) if rotary.layout == "half" else (2 * i, 2 * i + 1)
+                a, b = x[:, m, head + first], x[:, m, head + second]
+                cos, sin = (rotary.attention_factor * f(m * theta[i]) for f in (math.cos, math.sin))
+                out[:, m, head + first], out[:, m, head + second] = a * cos - b * sin, a * sin + b * cos
+    return out
 
 
 def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
@@ -115,3 +129,14 @@ def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
     if isinstance(layer.positions, T5Bias):
         return layer.positions.table.weight[t5_bucket(offset, layer.positions), head]
     return 0.0
+
+
+def t5_range(offset: int, t5: T5Bias) -> int:
+    """Half of the ranges are for keys ahead, unless causal; the nearer half is exact, the others go by logarithm."""
+    count = t5.num_buckets if t5.causal else t5.num_buckets // 2
+    far = max(-offset, 0) if t5.causal else abs(offset)
+    start = 0 if t5.causal or offset <= 0 else count
+    if far < count // 2:
+        return start + far
+    coarse = int(math.log(far / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
+    return start + min(count // 2 + coarse, count - 1)

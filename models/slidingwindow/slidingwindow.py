@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, dilated, window
-from attnlab.nn.attention import Card, positive, renamed_options
+from attnlab.masks import BoundMask, Mask, dilated, sliding_window
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -79,11 +79,12 @@ class SlidingWindowAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window_size, self.dilation = positive("window_size", window_size), positive("dilation", dilation)
+        self.window_size = check_positive_int("window_size", window_size)
+        self.dilation = check_positive_int("dilation", dilation)
 
     def attention_pattern(self, length: int) -> Mask:
-        """A band of ``window_size`` keys on each side."""
-        return window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
+        """Less than ``window_size`` steps away."""
+        return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

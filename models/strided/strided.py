@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
-from attnlab.nn.attention import Card, positive, renamed_options
+from attnlab.masks import BoundMask, Mask, block_local, block_summary, per_head, sliding_window, strided
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -93,15 +93,16 @@ class StridedAttention(MultiHeadBase):
             )
         if pattern not in ("strided", "fixed"):
             raise ValueError(f"pattern must be 'strided' or 'fixed', not {pattern!r}")
-        self.pattern, self.stride, self.summary = pattern, positive("stride", stride), positive("summary", summary)
+        self.pattern, self.stride = pattern, check_positive_int("stride", stride)
+        self.summary = check_positive_int("summary", summary)
         if summary > stride:
             raise ValueError(f"summary ({summary}) must be at most stride ({stride}), the length of a block")
         self.is_local = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # the heads with the local pattern
 
     def attention_pattern(self, length: int) -> Mask:
-        """The local or the distant pattern, per head."""
+        """The rule of each head."""
         if self.pattern == "strided":
-            local, distant = window(self.stride + 1), every(self.stride)
+            near, far = sliding_window(self.stride + 1), strided(self.stride)
         else:
             local, distant = blocks(self.stride), summaries(self.stride, self.summary)
         return by_head([local if is_local else distant for is_local in self.is_local])

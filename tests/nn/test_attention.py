@@ -16,7 +16,7 @@ from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.models.sigmoid import SigmoidAttention
 from attnlab.models.sinks import SinkAttention
-from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, either, linear
+from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.card import CAPABILITIES, Card
 
@@ -120,7 +120,7 @@ def test_the_divisors_that_are_suggested(number: int, wanted: int, near: list[in
 
 
 def test_either() -> None:
-    assert [either([4]), either([4, 5]), either([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
+    assert [join_or([4]), join_or([4, 5]), join_or([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
 
 
 def test_printed_as_a_layer_shows_its_options() -> None:
@@ -131,10 +131,10 @@ def test_printed_as_a_layer_shows_its_options() -> None:
 
 def test_a_projection_starts_with_variance_one_over_its_width() -> None:
     torch.manual_seed(0)
-    layer = linear(401, 503)
+    layer = make_linear(401, 503)
     assert layer.weight.std().item() == pytest.approx(401**-0.5, rel=0.01)
     assert not layer.bias.any()
-    assert linear(3, 5, bias=False).bias is None
+    assert make_linear(3, 5, bias=False).bias is None
 
 
 def test_scale_output_scales_the_last_projection_alone() -> None:

@@ -40,11 +40,14 @@ def test_every_kind_keeps_every_promise(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("share", [1, 0.5])
 def test_the_temperature_of_yarn_applies_to_the_whole_score(share: float) -> None:
-    layer, x = made(positions=f"rotary(share={share}, scaling=yarn, factor=32, original=8)"), tokens()
+    layer, x = (
+        made(positions=f"rotary(rotary_fraction={share}, scaling=yarn, factor=32, original_max_length=8)"),
+        tokens(),
+    )
     permitted = masks.causal().materialize(N).expand(B, H, N, N)
     torch.testing.assert_close(layer(x), reference(layer, x, permitted), rtol=0, atol=1e-12)
     # At the same position nothing is turned: the score is that without positions, times the temperature.
-    alone = made(positions=f"rotary(share={share})")
+    alone = made(positions=f"rotary(rotary_fraction={share})")
     alone.load_state_dict(layer.state_dict())
     (Q, K), (q, k) = ((m._queries(x), m._expanded(m._kept(x))[0]) for m in (layer, alone))
     temperature = (0.1 * math.log(32) + 1) ** 2

@@ -173,7 +173,7 @@ def test_yarn_scales_the_whole_score(
     theirs, rotary = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, dtype, **yarn(1.0))
     theirs = with_exact_norms(theirs) if dtype == torch.float64 else theirs
     layer = ours_of(theirs, interleaved, YARN)
-    assert layer.positions.sharpening > 1.1
+    assert layer.positions.attention_factor > 1.1
 
     def turns(x: Tensor) -> tuple[Tensor, Tensor]:
         """Theirs, of float32; in float64 from our frequencies, to which theirs are rounded."""
