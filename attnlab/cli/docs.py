@@ -39,8 +39,10 @@ def run(arguments: list[str]) -> int:
         return 1 if stale else 0
     done = generated.update()
     if options.figures:
+        from attnlab.docs import lesson  # imports torch
+
         for name in registry.names():
-            done += generated.draw_figures(name)
+            done += lesson.draw_figures(name)
     for path in done:
         say(f"written: {path.relative_to(root or '.')}")
     if not done:
