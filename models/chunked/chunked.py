@@ -52,7 +52,7 @@ class ChunkedAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
-    supports_packing = False  # a chunk is counted from the first token, which is another one in a packed row
+    supports_packing = False  # packing moves tokens, and with them the borders between chunks
 
     @renamed_options(chunk="chunk_size")
     def __init__(
@@ -81,7 +81,7 @@ class ChunkedAttention(MultiHeadBase):
         self.chunk_size = check_positive_int("chunk_size", chunk_size)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Within the chunk."""
+        """Diagonal blocks of ``chunk_size`` tokens."""
         return block_local(self.chunk_size)
 
     def _attention_map(

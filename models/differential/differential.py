@@ -81,7 +81,7 @@ class DifferentialAttention(MultiHeadBase):
             dtype=dtype,
         )
         if self.head_dim % 2:
-            raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
+            raise ValueError(f"embed_dim / num_heads ({self.head_dim}) must be even: each head has two queries")
         self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
         )

@@ -91,7 +91,14 @@ class ForgettingAttention(MultiHeadBase):
                 f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}; "
                 "its gates already lower the scores with distance"
             )
+        self.forget_bias_init = forget_bias_init
         self.forget = make_linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
+        nn.init.constant_(self.forget.bias, forget_bias_init)
+
+    def reset_parameters(self) -> None:
+        """Initialize the parameters again; the gates start open."""
+        super().reset_parameters()
+        nn.init.constant_(self.forget.bias, self.forget_bias_init)
 
     def _forward(
         self,

@@ -93,21 +93,20 @@ class LatentAttention(Attention):
         project = partial(make_linear, bias=False, device=device, dtype=dtype)
         norm = partial(nn.RMSNorm, eps=1e-6, device=device, dtype=dtype)
         h, d_k = num_heads, self.head_dim
-        self.kv_latent_dim = 4 * d_k if kv_latent_dim is None else check_positive_int("kv_latent_dim", kv_latent_dim)
-        turned = max(2, d_k // 4 * 2) if rope_head_dim is None else check_positive_int("rope_head_dim", rope_head_dim)
-        self.positions = parse_positions(positions, num_heads=h, head_dim=turned, causal=causal)
+        d_r = max(2, d_k // 4 * 2) if rope_head_dim is None else check_positive_int("rope_head_dim", rope_head_dim)
+        self.positions = parse_positions(positions, num_heads=h, head_dim=d_r, causal=causal)
         if self.positions.name not in ("rotary", "none"):
             raise ValueError(f"positions of latent attention are rotary or none, not {self.positions.name}")
-        self.kv_latent_dim = 4 * d_k if kv_latent_dim is None else positive("kv_latent_dim", kv_latent_dim)
+        self.kv_latent_dim = 4 * d_k if kv_latent_dim is None else check_positive_int("kv_latent_dim", kv_latent_dim)
         self.rope_head_dim = d_r if self.positions.name == "rotary" else 0
 
         self.kv_down = project(embed_dim, self.kv_latent_dim + self.rope_head_dim)  # W_DKV and W_KR
         self.kv_norm = norm(self.kv_latent_dim)
         self.kv_up = project(self.kv_latent_dim, 2 * h * d_k)  # W_UK and W_UV
-        wide = embed_dim if q_latent_dim is None else check_positive_int("q_latent_dim", q_latent_dim)
-        self.q_down = None if q_latent_dim is None else project(embed_dim, wide)  # W_DQ
-        self.q_norm = None if q_latent_dim is None else norm(wide)
-        self.query = project(wide, h * (d_k + self.rope_head_dim))  # W_UQ and W_QR
+        d_q = embed_dim if q_latent_dim is None else check_positive_int("q_latent_dim", q_latent_dim)
+        self.q_down = None if q_latent_dim is None else project(embed_dim, d_q)  # W_DQ
+        self.q_norm = None if q_latent_dim is None else norm(d_q)
+        self.query = project(d_q, h * (d_k + self.rope_head_dim))  # W_UQ and W_QR
         self.output = project(h * d_k, embed_dim)  # W_O
 
     def _forward(
@@ -129,21 +128,21 @@ class LatentAttention(Attention):
     def _project_queries(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B h N d_qk"]:
         if self.q_down is not None and self.q_norm is not None:
             x = rms_norm(self.q_down(x), self.q_norm)
-        Q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        own, turned = Q.split([self.head_dim, self.rope_head_dim], -1)
-        turned = self._turned(turned, cache)
+        q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q_C, q_R = q.split([self.head_dim, self.rope_head_dim], -1)
+        q_R = self._apply_rope(q_R, cache)
         if isinstance(self.positions, Rotary) and self.positions.attention_factor != 1:
-            # YaRN's temperature is one for the whole score; the turned part has it from its queries and its keys.
+            # The temperature of YaRN applies to the whole score; the rotation has applied it to the rotated channels.
             temperature, width = self.positions.attention_factor**2, self.positions.width
-            return torch.cat([temperature * own, turned[..., :width], temperature * turned[..., width:]], -1)
-        return torch.cat([own, turned], -1)
+            return torch.cat([temperature * q_C, q_R[..., :width], temperature * q_R[..., width:]], -1)
+        return torch.cat([q_C, q_R], -1)
 
     def _latents(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B N d_c+d_r"]:
         """The cached values per token: the latent c, and the rotated key kᴿ that all heads share."""
         c, k_R = self.kv_down(x).split([self.kv_latent_dim, self.rope_head_dim], -1)
         return torch.cat([rms_norm(c, self.kv_norm), self._apply_rope(k_R.unsqueeze(1), cache).squeeze(1)], -1)
 
-    def _turned(self, part: Float[Tensor, "B H N d_r"], cache: KVCache | None) -> Float[Tensor, "B H N d_r"]:
+    def _apply_rope(self, part: Float[Tensor, "B H N d_r"], cache: KVCache | None) -> Float[Tensor, "B H N d_r"]:
         return self.positions.apply_rotary(part, 0 if cache is None else cache.num_seen) if self.rope_head_dim else part
 
     def _expand_kv(

@@ -21,10 +21,10 @@ def reference(layer: LatentAttention, x: Tensor, mask: Tensor | None = None, att
     c = rms_norm(c, layer.kv_norm)
     k_C, v = split_heads(c @ W_UK.T, h), split_heads(c @ W_UV.T, h)  # (B, h, N, d_k)
     if layer.q_down is not None and layer.q_norm is not None:
-        q = by_root_mean_square(x @ layer.q_down.weight.T, layer.q_norm)
-    q = (q @ layer.query.weight.T).reshape(B, N, h, d_k + d_r)
-    q_C, q_R = q[..., :d_k], q[..., d_k:].reshape(B, N, h * d_r)
-    if isinstance(layer.positions, Rotary):
+        x = rms_norm(x @ layer.q_down.weight.T, layer.q_norm)
+    q_C, q_R = split_heads(x @ layer.query.weight.T, h).split([d_k, d_r], -1)
+    q_R, k_R = rotate(q_R, layer.positions), rotate(k_R.unsqueeze(1), layer.positions)
+    if isinstance(layer.positions, Rotary):  # the temperature of YaRN applies to the whole score
         temperature, width = layer.positions.attention_factor**2, layer.positions.width
         q_C = q_C * temperature
         q_R = torch.cat([q_R[..., :width], q_R[..., width:] * temperature], -1)

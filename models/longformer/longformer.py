@@ -83,7 +83,7 @@ class LongformerAttention(MultiHeadBase):
         self.window_size = check_positive_int("window_size", window_size)
         self.num_global = check_positive_int("num_global", num_global)
         self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
-        self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
+        self.qkv_global.load_state_dict(self.qkv.state_dict())  # both start equal, as in the paper
 
     def reset_parameters(self) -> None:
         """Initialize the projections again; both sets start equal."""
@@ -91,7 +91,7 @@ class LongformerAttention(MultiHeadBase):
         self.qkv_global.load_state_dict(self.qkv.state_dict())
 
     def attention_pattern(self, length: int) -> Mask:
-        """Near, or global on either side."""
+        """The window, plus the rows and columns of the global tokens."""
         return sliding_window(self.window_size) | global_tokens(self.num_global)
 
     def _forward(
@@ -132,10 +132,10 @@ class LongformerAttention(MultiHeadBase):
         Q, K, added = self._apply_positions(Q, K, attn_bias, None)
         Q_g, K_g, V_g = self._project_global(x)  # g queries, and keys and values of all
         Q_g, K_g = self.positions.apply_rotary(Q_g), self.positions.apply_rotary(K_g)
-        rows, every = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
-        own = from_tensor(mask.tile(rows, every)).bind(rows.stop, every.stop, offset=0, device=x.device)
-        few = SoftmaxMap(Q_g, K_g, own, None if added is None else cut(added, rows, every))
-        return SoftmaxMap(Q, K, mask, added), few, V, V_g
+        rows, columns = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
+        global_mask = from_tensor(mask.tile(rows, columns)).bind(rows.stop, columns.stop, offset=0, device=x.device)
+        global_map = SoftmaxMap(Q_g, K_g, global_mask, None if added is None else cut(added, rows, columns))
+        return SoftmaxMap(Q, K, mask, added), global_map, V, V_g
 
     def _project_global(self, x: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
         # Called on all tokens and sliced afterwards, so that adapters and hooks of the module apply.

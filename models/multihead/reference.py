@@ -66,7 +66,7 @@ def rotate(x: Tensor, positions: Positions) -> Tensor:
     theta = positions.base ** (-torch.arange(0, r, 2).double() / r)
     if positions.scaling is not None:
         theta = torch.tensor(positions.frequencies).double()
-    cos, sin = (positions.sharpening * f(torch.outer(m, theta)).to(x) for f in (torch.cos, torch.sin))
+    cos, sin = (positions.attention_factor * f(torch.outer(m, theta)).to(x) for f in (torch.cos, torch.sin))
     half = positions.layout == "half"
     first, second = (slice(r // 2), slice(r // 2, r)) if half else (slice(0, r, 2), slice(1, r, 2))
     a, b, out = x[..., first], x[..., second], x.clone()
@@ -91,12 +91,12 @@ def t5_bucket(offset: int, t5: T5Bias) -> int:
     Half of the buckets are for keys ahead, unless causal. Of each half, the nearer half holds one offset per bucket,
     and the others grow by the logarithm.
     """
-    count = t5.buckets if t5.causal else t5.buckets // 2
+    count = t5.num_buckets if t5.causal else t5.num_buckets // 2
     distance = max(-offset, 0) if t5.causal else abs(offset)
     start = 0 if t5.causal or offset <= 0 else count
     if distance < count // 2:
         return start + distance
-    coarse = int(math.log(distance / (count // 2)) / math.log(t5.longest / (count // 2)) * (count - count // 2))
+    coarse = int(math.log(distance / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
     return start + min(count // 2 + coarse, count - 1)
 
 
@@ -104,22 +104,8 @@ def t5_bucket(offset: int, t5: T5Bias) -> int:
 
 
 def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
-    """Each pair of the first r numbers of a head, at place m, turned by the angle m · base^(-2i/r).
-
-    A pair is (i, i + r/2), or (2i, 2i + 1) where they are interleaved.
-    """
-    r, out = rotary.width, x.clone()
-    theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
-    if rotary.scaling is not None:
-        theta = list(rotary.frequencies)
-    for m in range(x.shape[1]):
-        for head in range(0, x.shape[2], d):
-            for i in range(r // 2):
-                first, second = (i, i + r // 2) if rotary.layout == "half" else (2 * i, 2 * i + 1)
-                a, b = x[:, m, head + first], x[:, m, head + second]
-                cos, sin = (rotary.attention_factor * f(m * theta[i]) for f in (math.cos, math.sin))
-                out[:, m, head + first], out[:, m, head + second] = a * cos - b * sin, a * sin + b * cos
-    return out
+    """`rotate` for heads side by side, (B, N, H * d)."""
+    return rotate(split_heads(x, x.shape[-1] // d), rotary).transpose(1, 2).flatten(2)
 
 
 def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
@@ -129,14 +115,3 @@ def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
     if isinstance(layer.positions, T5Bias):
         return layer.positions.table.weight[t5_bucket(offset, layer.positions), head]
     return 0.0
-
-
-def t5_range(offset: int, t5: T5Bias) -> int:
-    """Half of the ranges are for keys ahead, unless causal; the nearer half is exact, the others go by logarithm."""
-    count = t5.num_buckets if t5.causal else t5.num_buckets // 2
-    far = max(-offset, 0) if t5.causal else abs(offset)
-    start = 0 if t5.causal or offset <= 0 else count
-    if far < count // 2:
-        return start + far
-    coarse = int(math.log(far / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
-    return start + min(count // 2 + coarse, count - 1)

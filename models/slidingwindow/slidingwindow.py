@@ -83,7 +83,7 @@ class SlidingWindowAttention(MultiHeadBase):
         self.dilation = check_positive_int("dilation", dilation)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Less than ``window_size`` steps away."""
+        """A band of ``window_size`` keys on each side."""
         return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
 
     def _attention_map(

@@ -16,8 +16,8 @@ def reference(
     j, stride = torch.arange(x.shape[1]), layer.stride
     i = j[:, None]
     if layer.pattern == "strided":  # A⁽¹⁾ and A⁽²⁾ of section 4.3
-        local, distant = (i - j).abs() <= stride, (i - j) % stride == 0
+        local, long_range = (i - j).abs() <= stride, (i - j) % stride == 0
     else:
-        local, distant = i // stride == j // stride, (j % stride >= stride - layer.summary).expand(len(j), -1)
-    allowed = torch.stack([local if is_local else distant for is_local in layer.is_local]).expand(len(x), -1, -1, -1)
+        local, long_range = i // stride == j // stride, (j % stride >= stride - layer.summary).expand(len(j), -1)
+    allowed = torch.stack([local if is_local else long_range for is_local in layer.is_local]).expand(len(x), -1, -1, -1)
     return multihead(layer, x, allowed if mask is None else allowed & mask, attn_bias)

@@ -17,11 +17,11 @@ from attnlab.positions import Positions
 
 
 class StridedAttention(MultiHeadBase):
-    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over local keys in half of the heads, distant keys in the rest.
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over local keys in half of the heads, long-range keys in the rest.
 
-    With the strided pattern, a local head attends to the last ``stride + 1`` keys, and a distant head to every
-    ``stride``-th key. With the fixed pattern, a local head attends to its own block of ``stride`` tokens, and a distant
-    head to the last ``summary`` tokens of every block.
+    With the strided pattern, a local head attends to the last ``stride + 1`` keys, and a long-range head to every
+    ``stride``-th key. With the fixed pattern, a local head attends to its own block of ``stride`` tokens, and a
+    long-range head to the last ``summary`` tokens of every block.
 
     Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.3 (both patterns) and 5.1
     (one pattern per head). The paper is causal; without ``causal`` the same patterns apply in both directions.
@@ -31,7 +31,7 @@ class StridedAttention(MultiHeadBase):
         num_heads: h, the number of heads, at least 2; it must divide embed_dim.
         pattern: strided, for data with a period such as the rows of an image; or fixed, for text.
         stride: l, the period of the data, or about the square root of the usual length.
-        summary: c, the number of tokens at the end of a block that distant heads attend to; for the fixed pattern.
+        summary: c, the number of tokens at the end of a block that long-range heads attend to; for the fixed pattern.
         causal: whether a token attends only to itself and to earlier tokens.
         dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections have a bias.
@@ -52,7 +52,7 @@ class StridedAttention(MultiHeadBase):
         year=2019,
         arxiv="1904.10509",
         kind="exact",
-        heads="h, half local and half distant",
+        heads="h, half local and half long-range",
         time="n·(l + n/l)·d + n·d²",
         memory="n·d",
         representation="h sparse softmax attention matrices: a band, or every l-th key",
@@ -89,7 +89,7 @@ class StridedAttention(MultiHeadBase):
         )
         if num_heads < 2:
             raise ValueError(
-                "num_heads must be at least 2, since half of the heads are local and half are distant; got 1"
+                "num_heads must be at least 2, since half of the heads are local and half are long-range; got 1"
             )
         if pattern not in ("strided", "fixed"):
             raise ValueError(f"pattern must be 'strided' or 'fixed', not {pattern!r}")
@@ -100,12 +100,12 @@ class StridedAttention(MultiHeadBase):
         self.is_local = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # the heads with the local pattern
 
     def attention_pattern(self, length: int) -> Mask:
-        """The rule of each head."""
+        """The local or the long-range pattern, per head."""
         if self.pattern == "strided":
-            near, far = sliding_window(self.stride + 1), strided(self.stride)
+            local, long_range = sliding_window(self.stride + 1), strided(self.stride)
         else:
-            local, distant = blocks(self.stride), summaries(self.stride, self.summary)
-        return by_head([local if is_local else distant for is_local in self.is_local])
+            local, long_range = block_local(self.stride), block_summary(self.stride, self.summary)
+        return per_head([local if is_local else long_range for is_local in self.is_local])
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
