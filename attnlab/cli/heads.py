@@ -105,7 +105,7 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
     alone = table("layer", "head", "importance")
     for head in study.heads:
         alone.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
-    console.print(f"each head alone replaced by {study.instead if study.instead == 'zero' else 'its mean'}")
+    console.print(f"each head alone replaced by {study.ablation if study.ablation == 'zero' else 'its mean'}")
     console.print(alone)
     if study.curve:
         curve = table("heads left", "pruned")

@@ -808,7 +808,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_key_padding_mask([[True]]), TypeError, "torch.tensor"),
     (lambda: masks.to_key_padding_mask(masks.causal(), 5), ValueError, "use to_attn_mask"),
     (lambda: masks.to_attention_mask(masks.sliding_window(2), 5), ValueError, "cannot be given as attention_mask"),
-    (lambda: masks.from_attn_mask(torch.full((5, 5), 0.5)), TypeError, "give it as bias="),
+    (lambda: masks.from_attn_mask(torch.full((5, 5), 0.5)), TypeError, "give it as attn_bias="),
     (lambda: masks.from_attn_mask(torch.ones(5, 5, dtype=torch.long)), TypeError, "Boolean or float"),
     (lambda: masks.from_attn_mask(ones(5)), TypeError, "of shape (5,)"),
     (lambda: masks.from_attn_mask(ones(6, 5, 5)), ValueError, "needs num_heads="),

@@ -168,7 +168,7 @@ CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str,
         lambda own: (own, x(3), {}),
         "has seen 5 of at most 7 tokens, and 3 more do not fit; make it with KVCache(",
     ),
-    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use select(), or reset()"),
+    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use reorder(), or reset()"),
     "on another device": (
         lambda own: (copy.deepcopy(own).to("meta"), x(1).to("meta"), {}),
         "the cache lies on cpu, the tokens on meta; reset() it to move",
