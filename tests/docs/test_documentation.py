@@ -50,8 +50,8 @@ def test_stale_pages_are_written_and_what_people_wrote_is_kept(
 ) -> None:
     assert main(["docs", "--check"]) == 1
     assert capsys.readouterr().out == (
-        "stale: models/README.md (mend it with: attnlab docs)\n"
-        "stale: models/linear/README.md (mend it with: attnlab docs)\n"
+        "out of date: models/README.md (update it with: attnlab docs)\n"
+        "out of date: models/linear/README.md (update it with: attnlab docs)\n"
     )
     assert "<!-- table -->\n<!-- /table -->" in (models / "README.md").read_text("utf-8"), "--check writes nothing"
     assert main(["docs"]) == 0
@@ -64,7 +64,7 @@ def test_stale_pages_are_written_and_what_people_wrote_is_kept(
     assert "out of date" not in lesson
     assert main(["docs", "--check"]) == 0
     assert main(["docs"]) == 0
-    assert capsys.readouterr().out == "nothing was stale\n"
+    assert capsys.readouterr().out == "every page is up to date\n"
 
 
 def test_a_changed_card_makes_both_pages_stale(models: Path) -> None:
