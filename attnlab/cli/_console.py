@@ -46,12 +46,13 @@ class Console(rich.console.Console):
 
 
 def plain_table(*headers: str, right: bool = False, bold: bool = True, **options: Any) -> Table:
-    """A table without lines; ``options`` are those of its columns.
+    """A table without lines.
 
     Args:
         headers: of the columns; nothing in them is markup.
         right: whether all columns are aligned to the right.
         bold: whether the headers are bold.
+        options: of every column, as rich takes them.
     """
     table = Table(box=None, pad_edge=False, header_style="bold" if bold else "")
     for header in headers:

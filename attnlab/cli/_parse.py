@@ -76,7 +76,7 @@ def _refuse(event: tyro_errors.ParseErrorEvent, *, options: Any, command: str) -
             raise UserError(f"{_name(argument)} needs a value {see}")
         case tyro_errors.InvalidChoice(argument=argument, value=value):
             # The event's own choices are unordered where None is one of them.
-            choices = argument.lowered.metavar.strip("{}").replace(",", ", ")
+            choices = str(argument.lowered.metavar).strip("{}").replace(",", ", ")
             raise UserError(f"{_name(argument)} must be one of {choices}, not {value!r} {see}")
         case tyro_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
             raise UserError(f"{_name(argument)} {_expected(message)} {see}")

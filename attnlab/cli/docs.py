@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
         from attnlab.docs import lesson  # imports torch
 
         for name in registry.names():
-            written += generated.draw_figures(name)
+            written += lesson.draw_figures(name)
     for path in written:
         say(f"written: {path.relative_to(root)}")
     if not written:
