@@ -46,6 +46,8 @@ class Rule:
     """Whether each query attends to one range of keys without gaps, or to none."""
     is_causal_only: bool = False
     """Whether the rule is ``causal()`` and nothing else."""
+    is_segments: bool = False
+    """Whether the rule separates the documents of a packed row."""
     is_padding: bool = False
     """Whether the excluded positions hold no token at all."""
     includes_diagonal: bool = False

@@ -156,7 +156,7 @@ class SegmentMask(Mask):
     """Each query attends to keys of its own document; ``ids``, (N,) or (B, N), holds the document of each position."""
 
     ids: Tensor
-    includes_diagonal = True
+    includes_diagonal = is_segments = True
 
     def __post_init__(self) -> None:
         ids = as_int64("documents(ids)", self.ids, ("length",), ("batch", "length"))

@@ -79,7 +79,7 @@ class DecayedMap(AttentionMap):
 
     def _by_rows(self) -> RowwiseMap:
         # Sums of a row over permitted keys and their differences take 4 numbers of float64 a score.
-        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, cost=8)
+        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, score_cost=8)
 
     def _decay(self, rows: Index, keys: Index, permitted: Tensor | None) -> Tensor:
         """D of these rows and keys: (B, H, n, m) in float64."""

@@ -23,13 +23,13 @@ from attnlab.ops.backends.tiles import collected
 from attnlab.ops.bias import Bias, cut, of_rows
 from attnlab.ops.dispatch import Dispatch, can_inspect_values, record
 
-NUMBERS = 2**21
+MAX_TILE_VALUES = 2**21
 """Numbers that are materialized at a time."""
 
-CALL = 2**16
+MIN_TILE_VALUES = 2**16
 """Numbers that take about as long to compute as a tile takes to set up."""
 
-Weigh = Callable[[Tensor, Tensor | None], Tensor]
+Normalize = Callable[[Tensor, Tensor | None], Tensor]
 """Weights of scores: ((B, H, n, m), permitted or None) to (B, H, n, m), zero where it is not permitted."""
 
 Added = Callable[[Index, Index, Tensor | None], Tensor]
@@ -42,14 +42,14 @@ def rowwise_attention(
     v: Tensor,
     mask: BoundMask | None,
     bias: Bias | None,
-    weigh: Weigh,
+    normalize: Normalize,
     *,
-    score: Callable[[Tensor, Tensor], Tensor] | None = None,
+    score_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     added: Added | None = None,
-    cost: int = 1,
+    score_cost: int = 1,
     dropout: float = 0.0,
 ) -> Tensor:
-    """``weigh(q kᵀ / √d + bias) v``, for each tile of rows with the keys that it can reach.
+    """``normalize(q kᵀ / √d + bias) v``, for each tile of rows with the keys that it can reach.
 
     Args:
         q: (B, H, N, d).
@@ -57,30 +57,30 @@ def rowwise_attention(
         v: (B, H, M, w), or with 1 in place of B or H.
         mask: which keys each query attends to.
         bias: four axes, broadcastable to (B, H, N, M).
-        weigh: makes weights of scores. A key that no row of a tile attends to can be missing.
-        score: makes scores (B, H, n, m) of q and k; the scaled dot product without it.
+        normalize: makes weights of scores. A key that no row of a tile attends to can be missing.
+        score_fn: makes scores (B, H, n, m) of q and k; the scaled dot product without it.
         added: computes what else is added to the scores of a tile.
-        cost: how many numbers a score takes while it is computed.
+        score_cost: how many numbers a score takes while it is computed.
         dropout: the probability of dropping a weight.
 
     Returns:
         (B, H, N, w).
     """
-    score = scaled_dot_product if score is None else score
+    score_fn = scaled_dot_product if score_fn is None else score_fn
     (B, H, N, _), M = q.shape, k.shape[2]
 
     def part(rows: slice, keys: Index) -> Tensor:
         permitted = None if mask is None else mask.tile(rows, keys)
-        scores = score(q[:, :, rows], k[:, :, keys])
+        scores = score_fn(q[:, :, rows], k[:, :, keys])
         if bias is not None:
             scores = scores + cut(bias, rows, keys).to(scores.dtype)
         if added is not None:
             scores = scores + added(rows, keys, permitted).to(scores.dtype)
-        return torch.dropout(weigh(scores, permitted), dropout, dropout > 0) @ v[:, :, keys]
+        return torch.dropout(normalize(scores, permitted), dropout, dropout > 0) @ v[:, :, keys]
 
     if torch.compiler.is_compiling():  # one graph for every length
         return part(slice(0, N), slice(0, M))
-    tiles = row_tiles(mask, N, M, B * H * cost) if can_inspect_values(q) else one_tile(N, M)
+    tiles = row_tiles(mask, N, M, B * H * score_cost) if can_inspect_values(q) else one_tile(N, M)
     size = count(tiles[0][0])
     record(lambda: Dispatch("rows", f"no fused kernel makes these weights; {size} of {N} rows at a time"))
     return by_tiles(part, tiles, random=dropout > 0)
@@ -96,7 +96,7 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
         each: how many numbers a pair of a query and a key takes.
     """
     whole = one_tile(N, M)
-    budget = NUMBERS // max(1, each)
+    budget = MAX_TILE_VALUES // max(1, each)
     if mask is None:
         return [(rows, slice(0, M)) for rows in slices(N, max(1, budget // max(1, M)))] or whole
     back, ahead = mask.mask.band
@@ -105,7 +105,10 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, each: int) -> list[tuple[s
         window = (back + ahead) // mask.mask.stride + 1
         size = min(max(QUERY_CHUNK, window // 4), (math.isqrt(window**2 + 4 * budget) - window) // 2)
         tiles = mask.tiles(max(1, size))
-        if budget >= N * M and 1.5 * sum(max(CALL, each * count(r) * count(c)) for r, c in tiles) > each * N * M:
+        if (
+            budget >= N * M
+            and 1.5 * sum(max(MIN_TILE_VALUES, each * count(r) * count(c)) for r, c in tiles) > each * N * M
+        ):
             return whole
         return tiles or whole
     most = mask.max_keys_per_query  # on average, where some rows can reach more keys than others
@@ -153,33 +156,43 @@ class RowwiseMap(AttentionMap):
         k: Tensor,
         mask: BoundMask | None,
         bias: Bias | None,
-        weigh: Weigh,
+        normalize: Normalize,
         *,
-        score: Callable[[Tensor, Tensor], Tensor] | None = None,
+        score_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         added: Added | None = None,
-        cost: int = 1,
+        score_cost: int = 1,
     ) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask, self.bias = q, k, mask, bias
-        self._weigh, self._score, self._added, self._cost = weigh, score or scaled_dot_product, added, cost
+        self._normalize, self._score_fn, self._added, self._score_cost = (
+            normalize,
+            score_fn or scaled_dot_product,
+            added,
+            score_cost,
+        )
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets."""
-        how: dict[str, Any] = {"score": self._score, "added": self._added, "cost": self._cost, "dropout": dropout}
-        return rowwise_attention(self.q, self.k, values, self.mask, self.bias, self._weigh, **how)
+        how: dict[str, Any] = {
+            "score_fn": self._score_fn,
+            "added": self._added,
+            "score_cost": self._score_cost,
+            "dropout": dropout,
+        }
+        return rowwise_attention(self.q, self.k, values, self.mask, self.bias, self._normalize, **how)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        size = max(1, NUMBERS // max(1, self.shape[0] * self.shape[1] * self.shape[3] * self._cost))
+        size = max(1, MAX_TILE_VALUES // max(1, self.shape[0] * self.shape[1] * self.shape[3] * self._score_cost))
         return torch.cat([self._weights(part) for part in rows.split(size)], 2)
 
     def _weights(self, rows: Tensor) -> Tensor:
         permitted = None if self.mask is None else self.mask.rows(rows)
-        scores = self._score(self.q[:, :, rows], self.k)
+        scores = self._score_fn(self.q[:, :, rows], self.k)
         if self.bias is not None:
             scores = scores + of_rows(self.bias, rows).to(scores.dtype)
         if self._added is not None:
             scores = scores + self._added(rows, slice(0, self.shape[3]), permitted).to(scores.dtype)
-        return self._weigh(scores, permitted)
+        return self._normalize(scores, permitted)
 
 
 def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:

@@ -184,10 +184,10 @@ class SoftmaxMap(AttentionMap):
             scores = scaled_dot_product(q, k)
             return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
-        def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+        def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
             return masked_softmax(scores, permitted, sink)
 
-        return RowwiseMap(self.q, k, self.mask, self.bias, weigh, score=capped)
+        return RowwiseMap(self.q, k, self.mask, self.bias, normalize, score_fn=capped)
 
 
 def _groups(q: Tensor, k: Tensor) -> int:

@@ -114,7 +114,7 @@ def given_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("way", ["window", "items", "segments", "rows"])
 def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**9)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**9)
     NeverWhole.cells = 0
     q, k, v, line = given_tensors()
     bias, place = NeverWhole(line, N, N), torch.arange(N)

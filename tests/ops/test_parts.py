@@ -190,16 +190,16 @@ def test_a_sink_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", B * H * 11 * (11 + 7))
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", B * H * 11 * (11 + 7))
     q, k, v = drawn((B, H, N, d), (B, H, N, d), (B, H, N, w))
     seen = []
 
-    def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
         seen.append(scores.shape[2:])
         return masked_softmax(scores, permitted)
 
     with record_dispatch() as records:
-        out = rowwise_attention(q, k, v, (causal() & sliding_window(7)).bind(N), None, weigh)
+        out = rowwise_attention(q, k, v, (causal() & sliding_window(7)).bind(N), None, normalize)
     assert max(shape[0] for shape in seen) == 11
     assert max(shape[1] for shape in seen) == 11 + 6, "a row's keys are those that it can reach"
     assert "11 of 197 rows at a time" in str(records[0])
@@ -214,18 +214,18 @@ def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dty
     length, cells = 1031, []
     q, k, v = (t.to(dtype) for t in drawn((B, H, length, d), (B, H, length, d), (B, H, length, w)))
 
-    def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
         cells.append(scores.numel())
         return masked_softmax(scores, permitted)
 
-    rowwise_attention(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, weigh)
+    rowwise_attention(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, normalize)
     assert sum(cells) <= B * H * length * (64 + 13)
     assert max(cells) <= B * H * 64 * (64 + 13)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", B * H * N * 7)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", B * H * N * 7)
     q, k, v = (t.to(dtype) for t in drawn((B, H, N, d), (B, H, N, d), (B, H, N, w)))
     with record_dispatch() as records:
         rowwise_attention(q, k, v, None, None, masked_softmax)
@@ -233,7 +233,7 @@ def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.Monk
 
 
 def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**4)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**4)
     q, k, v = drawn((1, 2, 5, 3), (1, 2, 5, 3), (1, 2, 5, 2))
     bound = (causal() & sliding_window(2)).bind(5)
     assert torch.autograd.gradgradcheck(
@@ -246,7 +246,7 @@ def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.Mon
 def test_any_number_of_rows_gives_the_same(queries: int, keys: int, size: int) -> None:
     q, k, v = drawn((1, 2, queries, d), (1, 2, keys, d), (1, 2, keys, w))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnlab.ops.rowwise.NUMBERS", 2 * keys * size)
+        patch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2 * keys * size)
         out = rowwise_attention(q, k, v, None, None, masked_softmax)
     torch.testing.assert_close(out, by_hand(q, k, v, None))
 

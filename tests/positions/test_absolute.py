@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnlab.masks import padding
 from attnlab.models.multihead import MultiAttention
-from attnlab.positions import Absolute, Learned, Sinusoidal, make_absolute
+from attnlab.positions import AbsoluteEmbedding, Learned, Sinusoidal, make_absolute
 
 B, N, L = 3, 7, 23
 
@@ -23,7 +23,7 @@ def tokens(length: int = N, width: int = 10) -> Tensor:
     return torch.randn(B, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def made(name: str, width: int = 10) -> Absolute:
+def made(name: str, width: int = 10) -> AbsoluteEmbedding:
     torch.manual_seed(0)
     return make_absolute(name, length=L, embed_dim=width).double()
 

@@ -22,10 +22,10 @@ from attnlab.ops.dispatch import explain_path
 D, H = 12, 3
 SCHEMES = [
     "rotary",
-    "rotary(base=500, share=0.5, layout=interleaved)",
-    "rotary(scaling=yarn, factor=4, original=64)",
+    "rotary(base=500, rotary_fraction=0.5, layout=interleaved)",
+    "rotary(scaling=yarn, factor=4, original_max_length=64)",
     "alibi",
-    "t5(buckets=8, longest=20)",
+    "t5(num_buckets=8, max_distance=20)",
 ]
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES)
@@ -149,7 +149,7 @@ def test_pytorchs_layer_knows_no_positions(positions: str) -> None:
 
 
 def test_heads_that_share_keys_take_them_too() -> None:
-    grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(share=0.67)")
+    grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(rotary_fraction=0.67)")
     assert grouped.positions.width == 2  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="positions turn pairs"):
+    with pytest.raises(ValueError, match="positions need an even number"):
         GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary")

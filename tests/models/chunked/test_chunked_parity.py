@@ -56,7 +56,7 @@ def llama4(H: int, D: int, chunk: int, positions: str, dtype: torch.dtype) -> tu
 
 
 def ours_of(theirs: Any, H: int, D: int, chunk: int, positions: str, dtype: torch.dtype) -> ChunkedAttention:
-    layer = ChunkedAttention(D, H, chunk=chunk, causal=True, positions=positions).to(dtype)
+    layer = ChunkedAttention(D, H, chunk_size=chunk, causal=True, positions=positions).to(dtype)
     with torch.no_grad():
         for name in ("weight", "bias"):
             parts = [getattr(getattr(theirs, f"{part}_proj"), name) for part in "qkv"]

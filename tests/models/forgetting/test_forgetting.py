@@ -175,7 +175,7 @@ TILED = {
 @pytest.mark.parametrize("numbers", [2**5, 2**9, 2**21])
 @pytest.mark.parametrize("name", TILED)
 def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", numbers)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", numbers)
     layer, x, mask = made(), tokens().requires_grad_(), TILED[name]
     permitted = None if mask is None else mask.materialize(N).expand(B, H, N, N)
     out, expected = layer(x, mask=mask), reference(layer, x, permitted)
@@ -189,7 +189,7 @@ def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**16)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**16)
     cells, decay = [], DecayedMap._decay
 
     def recorded(self: DecayedMap, *given: Any) -> Tensor:
@@ -210,7 +210,7 @@ def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**7)  # several tiles
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**7)  # several tiles
     layer, x = made(causal=causal), tokens(5).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
@@ -249,7 +249,7 @@ def test_a_head_that_goes_takes_its_gate(gone: list[int], causal: bool) -> None:
     ("options", "says"),
     [
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
-        ({"positions": "rotary", "num_heads": 4}, r"^rotary positions turn pairs: 1 of head_dim \(3\) must be even"),
+        ({"positions": "rotary", "num_heads": 4}, "^rotary positions need an even head_dim, not 3"),
         ({"positions": "forget"}, "^positions is none, rotary, alibi or t5"),
         ({"positions": "alibi"}, "^ForgettingAttention takes positions none or rotary, not alibi"),
     ],
