@@ -213,22 +213,19 @@ def test_training_stops_when_the_task_is_learned(monkeypatch: pytest.MonkeyPatch
     assert example.train_example("selfhead", max_steps=9).steps == 2
 
 
-def test_only_predictable_letters_are_targets() -> None:
+@pytest.mark.parametrize("words", [example.Words(), example.Words(2, 3, restart=8)])
+def test_only_predictable_letters_are_targets(words: example.Words) -> None:
     torch.manual_seed(0)
-    texts, targets = example._repeated_words(200)
-    count = 0
-    for text, following in zip(texts.tolist(), targets.tolist(), strict=True):
-        space = text.index(example.SPACE)
-        assert 5 <= space <= 10
-        assert len(set(text[:space])) == space
-        for position, letter in enumerate(following):
-            if letter == IGNORE:
-                assert position < space
-                continue
-            count += 1
-            assert letter == text[(position + 1) % (space + 1)]
-            assert position >= space
-    assert count > 200 * 12
+    texts, targets = example._repeated_words(200, words)
+    assert texts.shape == targets.shape == (200, example.LENGTH)
+    for text, following in zip(texts.view(-1, words.restart), targets.view(-1, words.restart), strict=True):
+        space = text.tolist().index(example.SPACE)
+        assert words.shortest <= space <= words.longest
+        assert len(set(text[:space].tolist())) == space
+        predictable = range(space, words.restart - (words.restart < example.LENGTH))
+        assert (following != IGNORE).nonzero().flatten().tolist() == list(predictable)
+        for position in predictable:
+            assert following[position] == text[(position + 1) % (space + 1)]
 
 
 # Measuring

@@ -151,10 +151,10 @@ def edited(subject: Subject) -> Measure:
             _step(layer, x[:, 2:seen], mask, cache)
             before = cache.copy()
             _step(layer, other[:, :3], mask, cache)
-            if isinstance(cache, RecurrentState):
-                cache = before  # a state cannot be cropped; decoding resumes from a copy
-            else:
+            if isinstance(cache, KVCache):
                 cache.crop(seen)
+            else:
+                cache = before  # a state cannot be cropped; decoding resumes from a copy
             step, where = slice(seen, seen + 2), f"of {length} tokens"
             yield difference(_step(layer, x[:, step], mask, cache), whole[:, step]), f"after crop() {where}"
             items, rest = torch.tensor([1, 1, 0], device=x.device), slice(seen + 2, length)
