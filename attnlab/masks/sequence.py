@@ -19,7 +19,7 @@ from attnlab.masks.arguments import (
 )
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
-from attnlab.utils.tracing import may_check
+from attnlab.utils.tracing import can_inspect_values
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +71,7 @@ class PaddingMask(Mask):
         if self.max_length is None:
             if self.side == "left":
                 raise ValueError("left padding needs max_length=, the padded length, to know where the tokens start")
-        elif may_check(lengths) and lengths.numel() and (longest := int(lengths.max())) > self.max_length:
+        elif can_inspect_values(lengths) and lengths.numel() and (longest := int(lengths.max())) > self.max_length:
             raise ValueError(f"padding(lengths) counts {longest} tokens, more than max_length={self.max_length}")
         self._set(lengths=lengths, batch_size=lengths.shape[0], tensors=(lengths,))
 
@@ -106,7 +106,7 @@ class PaddingMask(Mask):
 
     def check_lengths(self, length: int) -> None:
         lengths = self.lengths
-        if may_check(lengths) and lengths.numel() and (longest := int(lengths.max())) > length:
+        if can_inspect_values(lengths) and lengths.numel() and (longest := int(lengths.max())) > length:
             raise ValueError(
                 f"padding(lengths) counts {longest} tokens in one sequence, but there are only {length} keys"
             )
