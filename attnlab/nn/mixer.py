@@ -178,7 +178,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         except BaseException as error:
             restore(cache, before)
             if isinstance(error, RuntimeError | TypeError):
-                explain_input(self, x, error)
+                explain_input(self, x, context, error)
             raise
         return out if context is None or context.shape[1] else zeros_in_graph(out)
 
@@ -239,8 +239,8 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             UnsupportedError: always, with what to use instead.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} cannot be used as the self_attn of a PyTorch layer as it is; wrap it: "
-            "attnlab.integrations.pytorch.TorchAttention(layer)"
+            f"{type(self).__name__} has another interface than nn.MultiheadAttention; wrap it in "
+            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=True)"
         )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
@@ -325,7 +325,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             if kept is not None and kept[0] == key and kept[1] == list(map(_VERSION, mask.tensors)):
                 if "arbitrary_mask" not in self.card.supports:
                     self._validate_mask(mask)
-                return kept[2]  # type: ignore[no-any-return]
+                return kept[2]
         rule = None if mask is None else self._validate_mask(as_mask(mask))
         if pattern is not None:
             rule = pattern if rule is None else pattern & rule
