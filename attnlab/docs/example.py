@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.network import Block, Inputs, Network, Outputs
+from attnlab.nn.attention import Attention
 from attnlab.tasks.base import IGNORE
 
 TEXT = "blacksmith blacksmith"
@@ -147,6 +148,7 @@ def _attention_weights(network: Network, text: str) -> Tensor:
     layers = []
     for block in network.blocks:
         assert isinstance(block, Block)
+        assert isinstance(block.attention, Attention)
         layers.append(block.attention.attention_weights(block.norm1(x))[0])
         x = block(x, None)
     return torch.stack(layers)

@@ -98,13 +98,13 @@ def measure_decoding(layers: Layers, *, embed_dim: int = 512, rounds: int = 11) 
     token, repeats = torch.randn(1, 1, embed_dim), 16
 
     def steps(layer: nn.Module, n: int) -> Work:
-        cache = KVCache(n + repeats * (rounds + 1))
+        cache = layer.make_cache(n + repeats * (rounds + 1))  # type: ignore[operator]
         layer(torch.randn(1, n, embed_dim), cache=cache)
 
         def step() -> None:
             layer(token, cache=cache)
-            if not cache.state:  # a recurrent state cannot be rolled back, and does not grow
-                cache.rollback(1)
+            if isinstance(cache, KVCache):  # a recurrent state does not grow
+                cache.crop(n)
 
         return step, repeats
 

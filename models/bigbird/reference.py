@@ -12,7 +12,7 @@ from .bigbird import BigBirdAttention
 def reference(
     layer: BigBirdAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None
 ) -> Tensor:
-    """Return what ``layer(x)`` must return; ``mask`` is Boolean (B, H, N, N) and includes ``causal``."""
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, N) and includes ``causal``."""
     length = x.shape[1]
     pattern = torch.tensor([[attends(layer, i, j) for j in range(length)] for i in range(length)])
     pattern = pattern.reshape(1, 1, length, length).expand(len(x), layer.num_heads, -1, -1)

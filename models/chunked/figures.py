@@ -2,4 +2,4 @@
 
 from attnlab.docs.example import Words
 
-EXAMPLE = {"chunk": 8, "text": "sun sun map map hat hat ", "words": Words(shortest=2, longest=3, restart=8)}
+EXAMPLE = {"chunk_size": 8, "text": "sun sun map map hat hat ", "words": Words(shortest=2, longest=3, restart=8)}

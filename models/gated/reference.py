@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..multihead.reference import masked_softmax, merge, position_bias, project
+from ..multihead.reference import masked_softmax, merge_heads, position_bias, project_qkv, rotate
 from .gated import GatedAttention
 
 
@@ -17,9 +17,10 @@ def reference(
     attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """Return what ``layer(x)`` must return; ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
-    Q, K, V = project(layer, x, context)
-    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer, x.shape[1], K.shape[2])
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
     heads = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask) @ V  # (B, H, N, d)
     gates = layer.gate.projection(x).sigmoid().unflatten(-1, (layer.num_heads, -1))  # (B, N, H, d), or (B, N, H, 1)
-    return merge(layer, heads * gates.transpose(1, 2), mask)
+    return merge_heads(layer.output, heads * gates.transpose(1, 2), mask)

@@ -1,14 +1,17 @@
-"""The formula of the paper in plain PyTorch, used as ground truth by the tests, and the steps that mechanisms share."""
+"""The formula of multi-head attention in eager PyTorch, and the steps that other references share.
+
+Axes: B batch, H heads, N queries, M keys, D embed_dim, d head_dim.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.positions import ALiBi, Rotary, T5Bias
+from attnlab.positions import ALiBi, Positions, Rotary, T5Bias
 
 
 def reference(
@@ -18,96 +21,101 @@ def reference(
     attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """Return what ``layer(x)`` must return: softmax attention, with keys and values shared by groups of heads.
-
-    ``mask`` is Boolean (B, H, N, M) and includes ``causal``. Mechanisms that differ in their attention pattern only
-    call this with that pattern as the mask.
-    """
-    Q, K, V = project(layer, x, context)  # (B, H, N, d) and (B, H, M, d)
-    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer, x.shape[1], K.shape[2])
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
+    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
     weights = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask)
-    return merge(layer, weights @ V, mask)
+    return merge_heads(layer.output, weights @ V, mask)
 
 
-def project(layer: MultiHeadBase, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The queries (B, H, N, d), and the keys and values (B, H, M, d), repeated for the heads that share them."""
-    H, H_kv, d = layer.num_heads, layer.num_kv_heads, layer.head_dim
-    sizes = [H * d, H_kv * d, H_kv * d]
-    matrices = layer.qkv.weight.split(sizes)
-    biases = (0.0, 0.0, 0.0) if layer.qkv.bias is None else layer.qkv.bias.split(sizes)
-    inputs = (x, *2 * (x if context is None else context,))
-    Q, K, V = (
-        (source @ matrix.T + bias).unflatten(-1, (-1, d)).transpose(1, 2)
-        for source, matrix, bias in zip(inputs, matrices, biases, strict=True)
-    )
-    if isinstance(layer.positions, Rotary):
-        Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
-    return Q, K.repeat_interleave(H // H_kv, 1), V.repeat_interleave(H // H_kv, 1)
+def project_qkv(
+    qkv: nn.Linear, x: Tensor, context: Tensor | None, num_heads: int, num_kv_heads: int | None = None
+) -> list[Tensor]:
+    """``x W_Q``, ``context W_K`` and ``context W_V`` by head, (B, H, N or M, d) each; shared keys are repeated."""
+    shared = num_kv_heads or num_heads
+    sizes = [qkv.out_features * n // (num_heads + 2 * shared) for n in (num_heads, shared, shared)]
+    parts = zip((x, *2 * [x if context is None else context]), qkv.weight.split(sizes), strict=True)
+    bias = 3 * [0] if qkv.bias is None else qkv.bias.split(sizes)
+    Q, K, V = (t @ W.T + b for (t, W), b in zip(parts, bias, strict=True))
+    repeats = num_heads // shared
+    return [split_heads(Q, num_heads), *(split_heads(t, shared).repeat_interleave(repeats, 1) for t in (K, V))]
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, H * d) to (B, H, N, d)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """The softmax over the allowed keys; zeros in a fully masked row."""
+    """The softmax over the keys that ``mask`` allows; zeros in fully masked rows."""
     if mask is None:
         return scores.softmax(-1)
     empty = ~mask.any(-1, keepdim=True)
-    return scores.masked_fill(~mask, -math.inf).masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+    return scores.masked_fill(~mask & ~empty, -torch.inf).softmax(-1).masked_fill(empty, 0)
 
 
-def merge(layer: MultiHeadBase, heads: Tensor, mask: Tensor | None) -> Tensor:
-    """Concatenate the heads (B, H, N, d) and project them; zeros for a token that is fully masked in every head."""
-    y = layer.output(heads.transpose(1, 2).flatten(2))
-    return y if mask is None else y.masked_fill(~mask.any(-1).any(1).unsqueeze(-1), 0)
+def merge_heads(output: nn.Linear, heads: Tensor, mask: Tensor | None) -> Tensor:
+    """``concat(head_1, ..., head_H) W_O``, (B, N, D); zeros where all heads are fully masked, without the bias."""
+    out = output(heads.transpose(1, 2).flatten(2))
+    return out if mask is None else out.masked_fill(~mask.any(-1).any(1).unsqueeze(-1), 0)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate pairs of the first r channels of x (..., N, d): at position m, pair i by the angle m · base^(-2i/r).
+def rotate(x: Tensor, positions: Positions) -> Tensor:
+    """Rotary positions: the pair i of ``x`` (B, H, N, d) at position m is rotated by the angle m · base^(-2i/r).
 
-    A pair is (i, i + r/2), or (2i, 2i + 1) in the interleaved layout.
+    Of the first r channels (i, i + r/2) are a pair, or (2i, 2i + 1) where they are interleaved.
     """
-    r, rest = rotary.width, x[..., rotary.width :]
-    theta = x.new_tensor(rotary.frequencies if rotary.scaling else [rotary.base ** (-2 * i / r) for i in range(r // 2)])
-    angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * theta  # (N, r/2)
-    cos, sin = rotary.attention_factor * angles.cos(), rotary.attention_factor * angles.sin()
-    if rotary.layout == "half":
-        a, b = x[..., : r // 2], x[..., r // 2 : r]
-        return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)
-    a, b = x[..., 0:r:2], x[..., 1:r:2]
-    return torch.cat([torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2), rest], -1)
+    if not isinstance(positions, Rotary):
+        return x
+    r, m = positions.width, torch.arange(x.shape[2]).double()
+    theta = positions.base ** (-torch.arange(0, r, 2).double() / r)
+    if positions.scaling is not None:
+        theta = torch.tensor(positions.frequencies).double()
+    cos, sin = (positions.attention_factor * f(torch.outer(m, theta)).to(x) for f in (torch.cos, torch.sin))
+    half = positions.layout == "half"
+    first, second = (slice(r // 2), slice(r // 2, r)) if half else (slice(0, r, 2), slice(1, r, 2))
+    a, b, out = x[..., first], x[..., second], x.clone()
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
 
 
-def position_bias(layer: MultiHeadBase, queries: int, keys: int) -> Tensor | float:
-    """What ALiBi or T5 adds to the scores (H, N, M); 0 for other positions."""
-    offsets = torch.arange(keys) - torch.arange(queries)[:, None]  # j - i
-    if isinstance(layer.positions, ALiBi):
-        return -layer.qkv.weight.new_tensor(layer.positions.slopes)[:, None, None] * offsets.abs()
-    if isinstance(layer.positions, T5Bias):
-        buckets = [[t5_bucket(offset, layer.positions) for offset in row] for row in offsets.tolist()]
-        return layer.positions.table.weight[torch.tensor(buckets)].permute(2, 0, 1)
-    return 0.0
+def position_bias(positions: Positions, Q: Tensor, K: Tensor) -> Tensor:
+    """What ALiBi or T5 add to the scores, (H, N, M); 0 for other positions."""
+    offset = torch.arange(K.shape[2]) - torch.arange(Q.shape[2])[:, None]  # j - i
+    if isinstance(positions, ALiBi):
+        return -torch.tensor(positions.slopes).to(Q)[:, None, None] * offset.abs()
+    if isinstance(positions, T5Bias):
+        buckets = torch.tensor([[t5_bucket(j, positions) for j in row] for row in offset.tolist()])
+        return positions.table.weight[buckets].permute(2, 0, 1)
+    return Q.new_zeros(())
 
 
 def t5_bucket(offset: int, t5: T5Bias) -> int:
-    """The bucket of a key ``offset`` positions after the query: exact for near keys, logarithmic for distant ones.
+    """The index of the bias of a key ``offset`` positions ahead of the query.
 
-    Unless the layer is causal, the upper half of the buckets is for keys after the query.
+    Half of the buckets are for keys ahead, unless causal. Of each half, the nearer half holds one offset per bucket,
+    and the others grow by the logarithm.
     """
     count = t5.num_buckets if t5.causal else t5.num_buckets // 2
     distance = max(-offset, 0) if t5.causal else abs(offset)
     start = 0 if t5.causal or offset <= 0 else count
-    exact = count // 2
-    if distance < exact:
+    if distance < count // 2:
         return start + distance
-    coarse = int(math.log(distance / exact) / math.log(t5.max_distance / exact) * (count - exact))
-    return start + min(exact + coarse, count - 1)
+    coarse = int(math.log(distance / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
+    return start + min(count // 2 + coarse, count - 1)
+
+
+# For the references that are loops still
 
 
 def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
-    """`rotate` for heads that are not separated yet: (B, N, h · d)."""
-    return rotate(x.unflatten(-1, (-1, d)).transpose(1, 2), rotary).transpose(1, 2).flatten(2)
+    """`rotate` for heads side by side, (B, N, H * d)."""
+    return rotate(split_heads(x, x.shape[-1] // d), rotary).transpose(1, 2).flatten(2)
 
 
 def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
-    """One entry of `position_bias`."""
+    """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
     if isinstance(layer.positions, ALiBi):
         return -layer.positions.slopes[head] * abs(offset)
     if isinstance(layer.positions, T5Bias):

@@ -11,7 +11,7 @@ from .selfhead import SelfAttention
 
 
 def reference(layer: SelfAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None) -> Tensor:
-    """Return what ``layer(x)`` must return; ``mask`` is Boolean (B, 1, N, N) and includes ``causal``."""
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, 1, N, N) and includes ``causal``."""
     Q, K, V = layer.query(x), layer.key(x), layer.value(x)  # (B, N, D) each
     scores = Q @ K.mT / math.sqrt(x.shape[-1])  # (B, N, N)
     allowed = None if mask is None else mask.squeeze(1)

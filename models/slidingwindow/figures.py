@@ -2,4 +2,4 @@
 
 from attnlab.docs.example import Words
 
-EXAMPLE = {"window": 6, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}
+EXAMPLE = {"window_size": 6, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}

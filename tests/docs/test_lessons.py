@@ -20,7 +20,7 @@ from worked_examples import EXACT, VALUES
 from attnlab.catalog import registry
 from attnlab.docs import drawing, example, lesson
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.cache import KVCache
+from attnlab.nn.cache import RecurrentState
 from attnlab.tasks.base import IGNORE
 
 ROOT = Path(__file__).parents[2]
@@ -261,11 +261,12 @@ def test_the_cache_does_not_grow_while_decoding_is_measured(monkeypatch: pytest.
 def test_decoding_with_a_recurrent_state_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
 
-    def recurrent(self: MultiAttention, x: Tensor, mask: object, cache: KVCache) -> Tensor:
-        cache.carry(x.shape[1], x[:, -1])
+    def recurrent(self: MultiAttention, x: Tensor, mask: object, cache: RecurrentState) -> Tensor:
+        cache.replace(x.shape[1], x[:, -1])
         return x
 
     monkeypatch.setattr(MultiAttention, "_forward", recurrent)
+    monkeypatch.setattr(MultiAttention, "cache_type", RecurrentState)
     curves = lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=3)
     assert len(curves["a"]) == 2
 
