@@ -1,3 +1,5 @@
-"""The options of the example network that the lesson shows."""
+"""The example network that the lesson shows: short words, because the attention pattern is narrow."""
 
-EXAMPLE = {"window_size": 6}
+from attnlab.docs.example import Words
+
+EXAMPLE = {"window_size": 6, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}
