@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,9 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
-from attnlab.ops.rowwise import RowwiseMap, at_least_float32
+from attnlab.ops.entmax import entmax
+from attnlab.ops.rowwise import RowwiseMap
 from attnlab.positions import Positions
-from attnlab.positions.base import exact
 
 
 class EntmaxAttention(MultiHeadBase):
@@ -86,79 +86,3 @@ class EntmaxAttention(MultiHeadBase):
             return entmax(scores, self.alpha, permitted)
 
         return RowwiseMap(Q, K, mask, bias, weigh)
-
-
-def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | None = None) -> Float[Tensor, "... M"]:
-    """α-entmax over the last axis: exact zeros, rows that sum to one, and zeros where nothing is permitted.
-
-    Float16 and bfloat16 are computed in float32. Derivatives of any order are those of the weights that are not zero.
-    """
-    if permitted is not None:
-        scores = scores.masked_fill(~permitted, -torch.inf)
-    function = _Entmax if torch.compiler.is_compiling() else _EntmaxBothWays  # no compiler takes a jvp of our own
-    out: Tensor = function.apply(at_least_float32(scores), alpha)  # type: ignore[no-untyped-call]
-    return out.to(scores.dtype)
-
-
-class _Entmax(torch.autograd.Function):
-    """τ by bisection; the gradient is that of the weights that are not zero (Peters et al. 2019, proposition 2)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scores: Tensor, alpha: float) -> Tensor:
-        if not scores.shape[-1]:
-            return scores.clone()
-        dtype = scores.dtype
-        if alpha > 2:  # the power below one magnifies a rounding error near zero
-            scores = scores.to(exact(scores.device))
-        z = (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).mul_(alpha - 1)
-        # The sum of the weights falls from at least 1 at τ = -1 to at most 1 at τ + 1 = min((α - 1) ln M, 1).
-        low = torch.zeros_like(z[..., :1])  # of τ + 1
-        step = ((alpha - 1) * z.new_ones(z.shape[-1]).sum().log()).clamp(max=1.0)
-        for _ in range(60 if z.dtype == torch.float64 else 30):
-            step = step / 2
-            middle = low + step
-            low = torch.where(_powers(z, middle, alpha).sum(-1, keepdim=True) >= 1, middle, low)
-        weights = _powers(z, low, alpha)
-        return (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)).to(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.alpha = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        return _moved(gradient, weights, ctx.alpha), None
-
-
-class _EntmaxBothWays(_Entmax):
-    """The same in forward mode too."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        _Entmax.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (weights,) = ctx.saved_tensors
-        return _moved(tangent, weights, ctx.alpha)
-
-
-def _moved(direction: Float[Tensor, "... M"], weights: Float[Tensor, "... M"], alpha: float) -> Float[Tensor, "... M"]:
-    """``direction`` times the Jacobian, which is symmetric: a gradient going back, and a tangent going forward."""
-    tiny = torch.finfo(weights.dtype).tiny
-    # A base of 1 in place of 0, whose power would be infinite and make a second derivative 0 · inf.
-    slope = torch.where(weights > 0, weights.masked_fill(weights == 0, 1.0) ** (2 - alpha), 0.0)
-    flow = direction * slope
-    return flow - flow.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=tiny) * slope
-
-
-def _powers(z: Float[Tensor, "... M"], shift: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... M"]:
-    """``[z - τ]₊^(1 / (α - 1))`` for a shift of τ + 1."""
-    if alpha < 1.5:  # as a power, a rounding error of the base near 1 would be 1 / (α - 1) times as large
-        return (z - shift).clamp_(min=-1).log1p_().div_(alpha - 1).exp_()
-    return (z - (shift - 1)).clamp_(min=0) ** (1 / (alpha - 1))
