@@ -1,4 +1,4 @@
-"""Sparse attention: α-entmax gives most keys a weight of exactly zero, and the scores decide which."""
+"""Entmax attention: sparse attention weights, where the scores decide which are exactly zero."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from attnlab.positions import Positions
 
 
 class EntmaxAttention(MultiHeadBase):
-    """``weight_j = [(α - 1) s_j - τ]₊^(1 / (α - 1))``, with τ such that they sum to one; α = 2 is sparsemax.
+    """``weight_j = [(α - 1) s_j - τ]₊^(1 / (α - 1))``, with τ such that each row sums to one; α = 2 is sparsemax.
 
     Source: Peters et al. 2019, "Sparse Sequence-to-Sequence Models", section 3; Martins and Astudillo 2016 for α = 2.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        alpha: above 1, where softmax is the limit, up to 4; the larger, the sparser.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
+        alpha: α, above 1 (the limit is softmax) and at most 4; a larger α gives more zeros.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Entmax attention",
-        summary="α-entmax in place of softmax: exact zeros for what does not matter",
+        summary="α-entmax in place of softmax: most attention weights are exactly zero",
         paper="Sparse Sequence-to-Sequence Models",
         authors="Peters et al.",
         year=2019,
@@ -46,8 +46,8 @@ class EntmaxAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h sparse maps whose rows sum to one",
-        use_case="maps that are read by people; tasks with few places to look at",
+        representation="h sparse attention matrices whose rows sum to one",
+        use_case="attention weights that people read; tasks with few relevant positions",
         supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
@@ -82,7 +82,4 @@ class EntmaxAttention(MultiHeadBase):
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        def normalize(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
-            return entmax(scores, self.alpha, permitted)
-
-        return RowwiseMap(Q, K, mask, bias, normalize)
+        return RowwiseMap(Q, K, mask, bias, lambda scores, permitted: entmax(scores, self.alpha, permitted))
