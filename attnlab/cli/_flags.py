@@ -199,7 +199,7 @@ def _interface(base: Settings) -> type[Any]:
     groups += [
         ("data", Data, field(default_factory=lambda: base.data)),
         ("training", Training, field(default_factory=lambda: base.training)),
-        ("machine", Hardware, field(default_factory=lambda: base.hardware)),
+        ("hardware", Hardware, field(default_factory=lambda: base.hardware)),
         ("output", Output, field(default_factory=Output)),
     ]
     return dataclasses.make_dataclass("Train", groups)

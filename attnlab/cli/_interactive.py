@@ -172,12 +172,12 @@ def _as_flag(question: Question, answer: str) -> list[str]:
 
 def _objection(words: list[str]) -> str | None:
     """What the command line would say to these words."""
-    from attnlab.training import runs
+    from attnlab.training import folder
 
     try:
         output = understand(words).output
         if output.save_path is not None:
-            runs.check_save_path(Path(output.save_path), overwrite=output.overwrite)
+            folder.check_save_path(Path(output.save_path), overwrite=output.overwrite)
     except UserError as error:
         return str(error)
     return None
@@ -208,10 +208,10 @@ def _readable(task: tasks.Entry | None) -> Check:
 
 def _unusable(words: list[str], target: str) -> str | None:
     """What keeps a column from being predicted."""
-    from attnlab.training.train import load_problem
+    from attnlab.training.experiment import load_task_data
 
     try:
-        load_problem(understand([*words, f"--target={target}"], validate=False).settings)
+        load_task_data(understand([*words, f"--target={target}"], validate=False).settings)
     except UserError as error:
         return str(error)
     return None

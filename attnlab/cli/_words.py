@@ -11,7 +11,7 @@ from attnlab.cli._console import Console
 from attnlab.cli._flags import Asked
 from attnlab.cli._program import trainer
 from attnlab.tasks.metrics import METRICS
-from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
+from attnlab.training.report import MAX_SHOWN, flag, metric_names, number, options, ranking
 from attnlab.utils.escape import one_line, shell_word
 
 ENDED = {
@@ -90,7 +90,7 @@ def show_classes(console: Console, result: dict[str, Any]) -> None:
         table.add_row(f"  {one_line(str(each['label']))}", *scores, f"{each['count']:,}")
     console.print()
     console.print(table)
-    if len(result["labels"]) > MOST_SHOWN:
+    if len(result["labels"]) > MAX_SHOWN:
         return
     labels = [one_line(str(label)) for label in result["labels"]]
     matrix = confusion_table("true class, then predicted as", labels, labels, result["confusion"])

@@ -34,12 +34,13 @@ def run(arguments: list[str]) -> int:
     from attnlab.cli._console import Console
     from attnlab.cli._words import show_result
     from attnlab.training import runs
-    from attnlab.training.train import evaluate_file, evaluate_run
+    from attnlab.training.inference import evaluate_file
+    from attnlab.training.train import evaluate_run
 
     path = Path(options.run)
     data = None if options.data is None else Path(options.data)
     found = None if path.is_file() else runs.Run.open(path)
-    if found is not None and (data is None or runs.is_its_data(found, data)):
+    if found is not None and (data is None or runs.has_same_content(found, data)):
         runs.check_data(found, options.data)
         result = evaluate_run(found, options.device, data=data)
         if data is not None:

@@ -56,14 +56,14 @@ def run(arguments: list[str]) -> int:
 
     from attnlab.analysis.runs import prune_run, study_run
     from attnlab.cli._console import Console
-    from attnlab.training import runs
+    from attnlab.training import folder, runs
 
     found = runs.Run.open(Path(options.run))
     runs.check_data(found)
     if options.save_path is not None:
         if Path(options.save_path).resolve().parent == found.path.resolve():
             raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
-        runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
+        folder.check_save_path(Path(options.save_path), overwrite=options.overwrite)
     with Console(stderr=True).status(Text("the network as it is")) as status:
         experiment, study = study_run(
             found,
@@ -105,7 +105,7 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
     alone = table("layer", "head", "importance")
     for head in study.heads:
         alone.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
-    console.print(f"each head alone replaced by {study.instead if study.instead == 'zero' else 'its mean'}")
+    console.print(f"each head alone replaced by {study.ablation if study.ablation == 'zero' else 'its mean'}")
     console.print(alone)
     if study.curve:
         curve = table("heads left", "pruned")

@@ -14,10 +14,11 @@ import pytest
 from own_data import csv, table, uses, whys, write
 
 from attnlab import tasks
-from attnlab.tasks._cells import DATE_PARTS, date_parts
-from attnlab.tasks._columns import read_columns
-from attnlab.tasks._table_file import TableFile, read_table
-from attnlab.tasks._values import dates
+from attnlab.tasks.tables.cells import DATE_PARTS, date_parts
+from attnlab.tasks.tables.columns import read_columns
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.reader import read_table
+from attnlab.tasks.tables.values import dates
 from attnlab.utils.errors import UserError
 
 COUNT = 307

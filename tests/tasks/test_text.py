@@ -17,11 +17,11 @@ from torch import Tensor
 
 from attnlab import tasks
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks import _corpus, _text_baselines
-from attnlab.tasks._corpus import corpus, paragraphs
-from attnlab.tasks._text_baselines import baselines, ngram_bits
 from attnlab.tasks.base import Split, TaskConfig, TaskData
 from attnlab.tasks.text import line_windows, windows
+from attnlab.tasks.texts import baselines as text_baselines
+from attnlab.tasks.texts.baselines import baselines, ngram_bits
+from attnlab.tasks.texts.corpus import corpus, paragraphs, standard_library
 from attnlab.utils.errors import UserError
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "it", "rains", "in", "town"]
@@ -165,7 +165,7 @@ def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> Non
 
 def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines joined by blank lines would be easier to predict: every second byte would be known."""
-    monkeypatch.setattr(_text_baselines, "ORDER", 3)
+    monkeypatch.setattr(text_baselines, "ORDER", 3)
     text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
     (tmp_path / "x.txt").write_bytes(text)
     task_data = load(tmp_path / "x.txt", seq_length=11)
@@ -182,12 +182,12 @@ def test_the_cost_of_baselines_is_bounded_and_said(monkeypatch: pytest.MonkeyPat
     train, validation, test = prose(97), prose(53)[::-1], prose(31)
     plain = {b.name for b in baselines(train, validation, test)}
     assert plain == {next(n for n in plain if "gram" in n), "lzma", "zlib"}
-    monkeypatch.setattr(_text_baselines, "MOST_TRAIN", 2**10)
-    monkeypatch.setattr(_text_baselines, "MOST_TEST", 2**9)
+    monkeypatch.setattr(text_baselines, "MAX_TRAIN", 2**10)
+    monkeypatch.setattr(text_baselines, "MAX_TEST", 2**9)
     lengths: list[int] = []
-    measured = _text_baselines.ngram_bits
+    measured = text_baselines.ngram_bits
     monkeypatch.setattr(
-        _text_baselines,
+        text_baselines,
         "ngram_bits",
         lambda t, texts, order: lengths.extend(map(len, (t, *texts))) or measured(t, texts, order),
     )
@@ -209,7 +209,7 @@ def test_the_default_is_pythons_own_english() -> None:
     assert len(train) > 1_000_000
     assert b" the " in validation
     assert b" the " in test
-    units = _corpus.standard_library()
+    units = standard_library()
     assert len(set(units)) == len(units)
     assert task_data.encoding["sha256"] == hashlib.sha256(b"\n\n".join(units)).hexdigest()
     assert (
@@ -331,7 +331,7 @@ def test_split_by_is_for_text() -> None:
 
 
 def test_the_documentation_can_be_split_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_corpus, "standard_library", lambda: tuple(prose(23).split(b"\n\n")))
+    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: tuple(prose(23).split(b"\n\n")))
     task_data = tasks.load("text").load(TaskConfig(split_by="position", seq_length=5))
     assert bytes(task_data.train.x.flatten().tolist()) == prose(23)[: task_data.train.x.numel()]
     assert task_data.encoding["split_by"] == "position"

@@ -13,6 +13,7 @@ from torch import Tensor
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks.base import Baseline, Split, TaskData
 from attnlab.training import train
+from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
@@ -51,11 +52,11 @@ def settings(**said: Any) -> Settings:
     return defaults("multihead", "digits").updated({**small, **said}, "the test")
 
 
-def experiment(asked: TaskData | None = None, **said: Any) -> train.Experiment:
+def experiment(asked: TaskData | None = None, **said: Any) -> Experiment:
     """A new network for a problem, first weights by the seed."""
     asked, chosen = asked or task_data(), settings(**said)
     torch.manual_seed(chosen.training.seed)
-    return train.Experiment(chosen, asked, train.build(chosen, asked), torch.device("cpu"))
+    return Experiment(chosen, asked, build(chosen, asked), torch.device("cpu"))
 
 
 def trainer(path: Path | None = None, asked: TaskData | None = None, **said: Any) -> Trainer:

@@ -19,9 +19,10 @@ import attnlab
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import runs, train
 from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
-from attnlab.training.folder import check_run_dir, lock
-from attnlab.training.loop import raising_signals, signals
-from attnlab.training.runs import Damaged, Run, check_save_path, find
+from attnlab.training.folder import check_run_dir, check_save_path, lock
+from attnlab.training.listing import Damaged, find
+from attnlab.training.runs import Run
+from attnlab.training.signals import raising_signals, signals
 from attnlab.utils.errors import UserError
 
 
