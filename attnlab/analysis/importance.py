@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Network
-from attnlab.nn.multihead import MultiHeadBase, headed
+from attnlab.nn.multihead import MultiHeadBase, as_multihead
 from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective, batches, eval_mode
@@ -31,7 +31,7 @@ def attention_layers(network: Network) -> list[MultiHeadBase]:
     Raises:
         UnsupportedError: for a mechanism without separable heads.
     """
-    return [headed(layer) for layer in network.mechanisms()]
+    return [as_multihead(layer) for layer in network.mechanisms()]
 
 
 def importance(
@@ -156,12 +156,12 @@ def _accumulate(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _unpacked_eval_mode(network: Network, layers: Sequence[MultiHeadBase]) -> Iterator[None]:
     """Eval mode without packing, which would merge the examples of a padded batch into one row."""
-    packs = [layer.packs for layer in layers]
+    supports_packing = [layer.supports_packing for layer in layers]
     for layer in layers:
-        layer.__dict__["packs"] = False
+        layer.__dict__["supports_packing"] = False
     try:
         with eval_mode(network):
             yield
     finally:
-        for layer, before in zip(layers, packs, strict=True):
-            layer.__dict__["packs"] = before
+        for layer, before in zip(layers, supports_packing, strict=True):
+            layer.__dict__["supports_packing"] = before

@@ -151,8 +151,8 @@ def build(settings: Settings, task_data: TaskData) -> Network:
         )
     if task_data.causal and not causal:
         raise UserError(f"{task} predicts the next token, so the network must be causal: leave out --no_causal")
-    if task_data.train.lengths is not None and "mask" not in supports:
-        raise UserError(f"{task} needs a padding mask, which {model.model} does not support; {_models_with('mask')}")
+    if task_data.train.lengths is not None and "padding" not in supports:
+        raise UserError(f"{task} needs a padding mask, which {model.model} does not support; {_models_with('padding')}")
     try:
         return Network(
             model=model.model,

@@ -151,7 +151,9 @@ class Settings:
             UserError: for an unknown name or a value of another type; the message names ``source``.
         """
         values = current_names(values, source)
-        known = self._types(values.get("model", self.model.model))
+        model = values.get("model", self.model.model)
+        values = registry.current_names(model, values)
+        known = self._types(model)
         checked = {}
         for name, value in values.items():
             if name not in known:

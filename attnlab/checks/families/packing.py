@@ -17,7 +17,7 @@ PACKED = ((3, 4), (67, 1, 83))
 PADDED = ((7, 4), (151, 90))
 
 
-@promise("packed sequences are each alone", needs=("mask",))
+@promise("packed sequences are each alone", needs=("segments",))
 def packed(subject: Subject) -> Measure:
     """The difference between sequences in one row under a mask of documents, and each by itself."""
     subject.require_no_origin()
@@ -37,7 +37,7 @@ def packed(subject: Subject) -> Measure:
 
 @promise("packed padding changes nothing", needs=("contract", "padding"))
 def left_out(subject: Subject) -> Measure:
-    """What ``padding(queries=True)`` changes: for a real token nothing, answer and gradient; a padded row is zero."""
+    """``padding(mask_queries=True)`` leaves outputs and gradients of real tokens unchanged; a padded row is zero."""
 
     def measured() -> Iterator[tuple[float, str]]:
         for causality in subject.causal_choices:
@@ -45,11 +45,11 @@ def left_out(subject: Subject) -> Measure:
             for lengths in PADDED:
                 x = subject.tokens(length=lengths[0]).requires_grad_()
                 for side in ("right", "left"):
-                    given = {"side": side, "total": lengths[0]}
+                    given = {"side": side, "max_length": lengths[0]}
                     counts = torch.tensor(lengths, device=x.device)
                     place = torch.arange(lengths[0], device=x.device)
                     real = (place < counts[:, None]) if side == "right" else (place >= lengths[0] - counts[:, None])
-                    alone = subject(layer, x, padding(counts, **given, queries=True))  # type: ignore[arg-type]
+                    alone = subject(layer, x, padding(counts, **given, mask_queries=True))  # type: ignore[arg-type]
                     usual = subject(layer, x, padding(counts, **given))  # type: ignore[arg-type]
                     where = f"{lengths} tokens, padded on the {side}"
                     yield alone[~real].abs().sum().item(), f"a padded row is not zero ({where})"
