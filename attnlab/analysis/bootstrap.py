@@ -20,7 +20,7 @@ from attnlab.network import Network
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective, score_batches
 
-RESAMPLES = 1_000
+RESAMPLES = 2_000
 MAX_BCA_EXAMPLES = 5_000
 """The acceleration of BCa costs E² operations, so that larger samples use percentiles."""
 
@@ -76,7 +76,8 @@ def _compare(
 
     def difference(a: NDArray[Any], b: NDArray[Any], count: NDArray[Any], axis: int = -1) -> NDArray[Any]:
         total = count.sum(axis)
-        return np.asarray(objective.measure(b.sum(axis), total) - objective.measure(a.sum(axis), total))
+        values = objective.measure(b.sum(axis), total) - objective.measure(a.sum(axis), total)
+        return np.round(values, 12)  # rounding errors would hide ties, which the bias correction counts
 
     change = float(difference(first, other, targets))
     low = high = change

@@ -160,7 +160,7 @@ def test_a_group_goes_as_one() -> None:
         (1.0, "must be above 0 and below 1, not 1"),
         (
             0.2,
-            "0.2 of 8 heads cannot be pruned: every layer keeps some, and from 2 to 4 of all can go, a share from 0.25",
+            "0.2 of 8 heads cannot be pruned: every layer keeps at least one, so that 2 to 4 can be pruned, a share from 0.25",
         ),
         (0.7, "0.7 of 8 heads cannot be pruned: .* to 0.5"),
     ],
@@ -173,7 +173,7 @@ def test_shares_that_cannot_go(share: float, says: str) -> None:
 
 def test_where_nothing_can_go_that_is_said() -> None:
     net: Any = network(num_heads=1)
-    with pytest.raises(UserError, match="there is nothing to prune: every layer has one head"):
+    with pytest.raises(UserError, match="no head can be pruned: every layer has one head"):
         select_heads(pruning_order(net, [torch.ones(1)] * 2), 0.5, num_heads=2)
 
 

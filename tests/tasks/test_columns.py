@@ -157,7 +157,7 @@ def test_two_texts_are_both_read(tmp_path: Path) -> None:
 def test_identifiers_are_used_where_there_is_nothing_else(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
     assert uses(task_data)["dna"] == "text"
-    assert "nothing else" in whys(task_data)["dna"]
+    assert "no other columns" in whys(task_data)["dna"]
     assert len(task_data.baselines()) == 3
     task_data = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
     assert uses(task_data)["x"] == "number"
@@ -204,7 +204,7 @@ def test_features_and_ignore(tmp_path: Path) -> None:
     ("asked", "message"),
     [
         ({"features": ("alhpa",)}, "no column alhpa .*in --features.*; did you mean alpha"),
-        ({"ignore": ("zzz",)}, "no column zzz .*in --ignore.*; there are alpha, beta, y"),
+        ({"ignore": ("zzz",)}, "no column zzz .*in --ignore.*; choose from alpha, beta, y"),
         ({"features": ("y",)}, "y is the --target, so it cannot be in --features"),
         ({"ignore": ("y",)}, "y is the --target, so it cannot be in --ignore"),
         ({"features": ("alpha",), "ignore": ("alpha",)}, "alpha is in --features and in --ignore"),

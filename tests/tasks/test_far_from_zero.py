@@ -30,7 +30,7 @@ def x_values(task_data: TaskData) -> torch.Tensor:
 @pytest.mark.parametrize("offset", OFFSETS[1:])
 def test_features(offset: int, tmp_path: Path) -> None:
     """A Unix time gives the inputs of the seconds since the first of them."""
-    steps = np.random.default_rng(3).choice(9_973, COUNT, relocate=False) * 4096
+    steps = np.random.default_rng(3).choice(9_973, COUNT, replace=False) * 4096
     answers = ["ab"[i % 2] for i in range(COUNT)]
     near, far = (table(csv(tmp_path, x=steps + o, y=answers), "y") for o in (0, offset))
     assert torch.allclose(x_values(near), x_values(far), atol=1e-4, rtol=0)

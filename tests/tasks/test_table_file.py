@@ -160,11 +160,11 @@ def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("a,b\n1,2\n3\n", "line 3 has 1 field, the header 2"),
-        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields, the header 2"),
-        ('a,b\n"1\n\n2",2\n3,4,5\n', "line 5 has 3 fields, the header 2"),
-        ("a,b\n" + "1,2\n" * 2_003 + ",\n,,\n", "line 2006 has 3 fields, the header 2"),
-        ('a,b\n1,2\n"3,4\n5,6\n', "line 3: a quotation mark opens here and is never closed"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 field, but the header has 2"),
+        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields, but the header has 2"),
+        ('a,b\n"1\n\n2",2\n3,4,5\n', "line 5 has 3 fields, but the header has 2"),
+        ("a,b\n" + "1,2\n" * 2_003 + ",\n,,\n", "line 2006 has 3 fields, but the header has 2"),
+        ('a,b\n1,2\n"3,4\n5,6\n', "line 3: a quotation mark is opened here and never closed"),
         ('a,b\n"1"x,2\n', "line 2: "),
         ("a,b\n", "has no rows below its header; add some"),
         ("a,y,y\n1,2,3\n", "two columns are called y; rename one"),
@@ -172,11 +172,11 @@ def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None
         (f"{'y' * 200_003},{'y' * 200_003}\n1,2\n", "two columns are called y{60}\\.\\.\\.; rename one"),
         (",a,b\n0,1,2\n", "column 1 has no name; give it one, or remove it"),
         ("a, \n0,1\n", "column 2 has no name"),
-        ("\n\n", "holds empty lines alone"),
+        ("\n\n", "holds only empty lines"),
         ("a,b\n1,\0\n", "is binary: line 2 holds a NUL byte"),
         (b"a,b\n1,2\n\x81,\xff\n", "line 3 of .* is no UTF-8 text; save it as UTF-8"),
         (b"a,b\n1,2\n\x01,\xff\n", "is binary: line 3 is no UTF-8 text"),
-        (b"\xff\xfea\0,\0b\0\n\0\x00\xd8\n\0", "its first bytes name an encoding that it is not in"),
+        (b"\xff\xfea\0,\0b\0\n\0\x00\xd8\n\0", "its byte order mark does not match its encoding"),
         (b"\xef\xbb\xbfa,b\n1,2\n\xe9,1\n", "line 3 of .* is no UTF-8 text"),
     ],
 )
@@ -211,16 +211,16 @@ def test_json_values_beyond_the_usual(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"a": 1}\n{broken\n', "line 2 is no JSON"),
-        ('{"a": 1}\n\n[1]\n', "line 3 is no JSON object"),
+        ('{"a": 1}\n{broken\n', "line 2 is not valid JSON"),
+        ('{"a": 1}\n\n[1]\n', "line 3 is not a JSON object"),
         ('{"a": 1}\n' + '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 2 is nested too deeply"),
         ('{"a": 1}\n' + '{"a": ' + '{"a":' * 100_000 + "\n", "line 2 is nested too deeply"),
-        ('{"a": 1, "a": 2}\n', "line 1: a is there twice"),
+        ('{"a": 1, "a": 2}\n', "line 1: a occurs twice"),
         ('{"a": ' + "7" * 5_003 + "}\n", "line 1: a number has 5,003 digits"),
         ('{"": 1}\n', "column 1 has no name"),
-        ('{"a": "x"}\n{"a": "\\ud800"}\n', "line 2: a is no Unicode text"),
-        ('{"\\ud800": 1}\n', "the name of column 1 is no Unicode text"),
-        ("\n\n", "holds empty lines alone"),
+        ('{"a": "x"}\n{"a": "\\ud800"}\n', "line 2: a is not valid Unicode"),
+        ('{"\\ud800": 1}\n', "the name of column 1 is not valid Unicode"),
+        ("\n\n", "holds only empty lines"),
     ],
 )
 def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_copies_of_a_paragraph_are_in_one_part(file: Path) -> None:
     summary_lines = load(file, seq_length=13).summary_lines
     assert summary_lines[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
     assert summary_lines[1] == "split by paragraphs: blank lines separate its paragraphs"
-    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies of one are in the same part"
+    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies are in the same part"
 
 
 def test_repeated_lines_are_kept(tmp_path: Path) -> None:
@@ -258,10 +258,10 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
 @given(st.integers(0, 97), st.integers(1, 13))
 def test_line_windows_ask_for_every_byte_once(size: int, length: int) -> None:
     found = list(line_windows(5, size, length))
-    assert [j for window in found for j in range(window.asked, window.stop)] == list(range(size))
+    assert [j for window in found for j in range(window.first_scored, window.stop)] == list(range(size))
     for window in found:
-        assert 0 <= window.start <= window.asked < window.stop <= window.start + length
-        assert window.start == 0 or window.asked - window.start >= length // 2
+        assert 0 <= window.start <= window.first_scored < window.stop <= window.start + length
+        assert window.start == 0 or window.first_scored - window.start >= length // 2
 
 
 def test_lines_are_scored_as_the_network_alone_scores_them(tmp_path: Path) -> None:
@@ -309,14 +309,14 @@ def test_a_file_without_targets_is_not_evaluated(tmp_path: Path) -> None:
     ("content", "asked", "says"),
     [
         (b"", {}, "is empty"),
-        (b"  \n \n", {}, "nothing but white space"),
+        (b"  \n \n", {}, "only white space"),
         (b"abc\0def", {}, "byte 3 is NUL"),
         (b"one\n\ntwo", {}, "leaves 1 bytes for one of the three parts, too few for a --seq_length of 128"),
         (b"\n\n".join(b"%d" % i for i in range(12)), {}, "too few for a --seq_length"),
         (LETTERS, {"split_by": "lines"}, "too few different lines .* \\(1\\)"),
         (prose(1) * 30, {"split_by": "paragraphs"}, "too few different paragraphs .* \\(1\\)"),
-        (LETTERS, {"header": False}, "text has no columns, so --no_header means nothing"),
-        (LETTERS, {"features": ("a", "b")}, "text has no columns, so --features a b means nothing"),
+        (LETTERS, {"header": False}, "text has no columns, so --no_header has no effect"),
+        (LETTERS, {"features": ("a", "b")}, "text has no columns, so --features a b has no effect"),
     ],
 )
 def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: P
 
 
 def test_split_by_is_for_text() -> None:
-    with pytest.raises(UserError, match="--split_by lines is for text, and digits is none"):
+    with pytest.raises(UserError, match="--split_by lines is for text, which digits is not"):
         tasks.load("digits").load(TaskConfig(split_by="lines"))
 
 
