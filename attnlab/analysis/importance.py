@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnlab.analysis.bootstrap import batches
 from attnlab.network import Network
-from attnlab.nn.multihead import MultiHeadBase, headed
+from attnlab.nn.multihead import MultiHeadBase, as_multihead
 from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
@@ -141,7 +141,7 @@ def attention_layers(network: Network) -> list[MultiHeadBase]:
     Raises:
         UnsupportedError: where the heads of one cannot be told apart.
     """
-    return [headed(layer) for layer in network.mechanisms()]
+    return [as_multihead(layer) for layer in network.mechanisms()]
 
 
 def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
@@ -157,13 +157,13 @@ def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _at_rest(network: Network, layers: Sequence[MultiHeadBase]) -> Iterator[None]:
     """In eval mode, and a padded batch as it is, not packed into one row: an example keeps its place."""
-    was_training, packs = network.training, [layer.packs for layer in layers]
+    was_training, supports_packing = network.training, [layer.supports_packing for layer in layers]
     network.eval()
     for layer in layers:
-        layer.__dict__["packs"] = False
+        layer.__dict__["supports_packing"] = False
     try:
         yield
     finally:
         network.train(was_training)
-        for layer, was in zip(layers, packs, strict=True):
-            layer.__dict__["packs"] = was
+        for layer, was in zip(layers, supports_packing, strict=True):
+            layer.__dict__["supports_packing"] = was

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.checks.capabilities import CLAIMS, NotClaimed
-from attnlab.masks import Mask, blocks, causal, documents, from_tensor, padding, prefix, window
+from attnlab.masks import Mask, block_local, causal, documents, from_tensor, padding, prefix, sliding_window
 from attnlab.nn.attention import Attention
 from attnlab.utils.errors import UnknownNameError, UserError
 
@@ -210,8 +210,8 @@ class Subject:
     def apply_weights(
         self, layer: nn.Module, weights: Tensor, x: Tensor, mask: Mask | Tensor | None = None, **extra: Tensor
     ) -> Tensor:
-        """The output of ``layer`` for these weights; the mask is passed on where ``mix`` takes one."""
-        mix: Callable[..., Tensor] = layer.mix  # type: ignore[assignment]
+        """The output of ``layer`` for these weights; the mask is passed on where ``apply_weights`` takes one."""
+        mix: Callable[..., Tensor] = layer.apply_weights  # type: ignore[assignment]
         takes_mask = "mask" in _parameters(mix)
         return mix(weights, x, **(self._asked(x, mask, extra) if takes_mask else extra))
 
@@ -242,7 +242,7 @@ class Subject:
             return padded
         place = torch.arange(length, device=self.device)
         scattered = (self.random(batch, length, length) > 0) | (place == place[:, None])
-        return [*padded, window(2), prefix(2), documents(place // 3), blocks(2), from_tensor(scattered)]
+        return [*padded, sliding_window(2), prefix(2), documents(place // 3), block_local(2), from_tensor(scattered)]
 
     def paddings(
         self, batch: int = B, length: int = N, *, causality: bool = False, counts: Tensor | None = None
@@ -256,7 +256,7 @@ class Subject:
             return []
         lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
         lengths = lengths if counts is None else counts
-        right, left = padding(lengths), padding(lengths, side="left", total=length)
+        right, left = padding(lengths), padding(lengths, side="left", max_length=length)
         causality = causality or self.causal_choices == (True,)
         return [right] if causality and not self.is_ours else [right, left]
 

@@ -46,13 +46,7 @@ class Console(rich.console.Console):
 
 
 def plain_table(*headers: str, right: bool = False, bold: bool = True, **options: Any) -> Table:
-    """A table without lines; ``options`` are those of its columns.
-
-    Args:
-        headers: of the columns; nothing in them is markup.
-        right: whether all columns are aligned to the right.
-        bold: whether the headers are bold.
-    """
+    """A table without lines; ``right`` aligns all columns to the right, ``options`` are those of the columns."""
     table = Table(box=None, pad_edge=False, header_style="bold" if bold else "")
     for header in headers:
         table.add_column(Text(header), justify="right" if right else "left", **options)

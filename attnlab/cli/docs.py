@@ -34,8 +34,10 @@ def run(arguments: list[str]) -> int:
         return 1 if stale else 0
     written = generated.update()
     if options.figures:
+        from attnlab.docs import lesson  # imports torch
+
         for name in registry.names():
-            written += generated.draw_figures(name)
+            written += lesson.draw_figures(name)
     for path in written:
         say(f"written: {path.relative_to(root)}")
     if not written:

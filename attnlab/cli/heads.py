@@ -119,7 +119,8 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
         heads = _join((layer, head) for layer, heads in sorted(pruned["heads"].items()) for head in sorted(heads))
         console.print(
             f"\npruned {heads}: {metric} {number(metric, pruned['validation'])} on validation, "
-            f"{pruned['parameters']:,} of {pruned['parameters_before']:,} parameters left; saved to {pruned['saved_to']}"
+            f"{pruned['parameters']:,} of {pruned['parameters_before']:,} parameters left; "
+            f"saved to {pruned['saved_to']}"
         )
 
 

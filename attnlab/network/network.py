@@ -23,9 +23,9 @@ from attnlab.catalog import registry
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.files.tensors import SafetensorsFile, check_finite
 from attnlab.masks import Mask, padding
-from attnlab.nn.attention import Attention, linear
+from attnlab.nn.attention import Attention, make_linear
 from attnlab.nn.cache import KVCache, unchanged_on_error
-from attnlab.nn.multihead import headed
+from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
 from attnlab.positions import make_absolute
 from attnlab.utils.errors import UserError
@@ -110,19 +110,19 @@ class Network(
         _must_be_json(options or {})
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
-        mechanism = registry.load(model)
+        mechanism, options = registry.load(model), registry.current_names(model, options or {})
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
         elif self.inputs.kind == "cells":
             self.embed = Cells(self.inputs.size, self.inputs.numbers, embed_dim)
         else:
-            self.embed = linear(self.inputs.size, embed_dim)
+            self.embed = make_linear(self.inputs.size, embed_dim)
         self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **(options or {})),
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **options),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),
@@ -131,9 +131,9 @@ class Network(
         )
         for layer, left in (heads or {}).items():
             block = self._block(int(layer))
-            block.attention = headed(block.attention).keep_heads(left)
+            block.attention = as_multihead(block.attention).keep_heads(left)
         self.norm = nn.LayerNorm(embed_dim)
-        self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
+        self.readout = make_linear(embed_dim, self.outputs.size * self.outputs.slots)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Network:
@@ -198,7 +198,7 @@ class Network(
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
-            mask = padding(lengths, queries=True)
+            mask = padding(lengths, mask_queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
         x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
         x = self.drop(self.position_embedding(x, first=first))
@@ -247,8 +247,8 @@ class Network(
         left = {int(layer): list(kept) for layer, kept in (config.get("heads") or {}).items()}
         for layer, kept in heads.items():
             block, kept = network._block(layer), list(kept)
-            first = left.get(layer, range(headed(block.attention).num_heads))  # their numbers when it was made
-            block.attention = headed(block.attention).keep_heads(kept)
+            first = left.get(layer, range(as_multihead(block.attention).num_heads))  # their numbers when it was made
+            block.attention = as_multihead(block.attention).keep_heads(kept)
             left[layer] = [first[head] for head in sorted(kept)]
         network._hub_mixin_config = {**config, "heads": {str(layer): left[layer] for layer in sorted(left)}}
         return network
@@ -335,11 +335,11 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.mlp: nn.Sequential | None = None
         if mlp:
-            out = linear(4 * D, D)
+            out = make_linear(4 * D, D)
             with torch.no_grad():
                 out.weight.mul_(scale)
             self.norm2 = nn.LayerNorm(D)
-            self.mlp = nn.Sequential(linear(D, 4 * D), nn.GELU(), out)
+            self.mlp = nn.Sequential(make_linear(D, 4 * D), nn.GELU(), out)
 
     def forward(self, x: Tensor, mask: Mask | None, cache: KVCache | None = None) -> Tensor:
         """``x`` (B, N, D) to the same shape."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,9 @@ from attnlab.nn.card import Card as Card
 from attnlab.ops.attention_map import AttentionMap, DenseMap
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UnsupportedError(TypeError):
@@ -50,12 +54,15 @@ class Attention(nn.Module):
 
     card: ClassVar[Card]
 
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     """Whether ``_forward`` computes each of several sequences in one row (a ``documents`` mask) for itself, so that a
     padded batch may be packed. What it gives must follow from the tokens and the mask alone."""
 
     linear_in_weights: ClassVar[bool] = True
     """Whether the output is linear in the weights, so that dropout on them is right on average."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """The new name of each submodule or parameter that state dicts of earlier versions hold under an old name."""
 
     def __init__(
         self,
@@ -69,11 +76,11 @@ class Attention(nn.Module):
         super().__init__()
         sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "head_dim": 1 if head_dim is None else head_dim}
         for name, value in sizes.items():
-            positive(name, value)
+            check_positive_int(name, value)
         if head_dim is None and embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads}); "
-                f"try num_heads={either(divisors_near(embed_dim, num_heads))}"
+                f"try num_heads={join_or(divisors_near(embed_dim, num_heads))}"
             )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
@@ -128,7 +135,7 @@ class Attention(nn.Module):
 
     def _compute(self, x: Tensor, bound: BoundMask | None, given: dict[str, Any]) -> Tensor:
         """`forward`, once the arguments are checked."""
-        if self.packs and bound is not None and not given:
+        if self.supports_packing and bound is not None and not given:
             row = packed(x, bound, self.num_heads)
             if row is not None:
                 return row.run(self._forward, x)
@@ -207,7 +214,7 @@ class Attention(nn.Module):
         """``out`` with zeros in fully masked rows; all of them where the context is empty."""
         if "context" in given and not given["context"].shape[1]:
             return out.masked_fill(out.new_ones((), dtype=torch.bool), 0.0)
-        return out if bound is None else bound.blank(out)
+        return out if bound is None else bound.zero_fully_masked_rows(out)
 
     def attention_pattern(self, length: int) -> Mask | None:
         """The keys that this mechanism looks at by itself, in a sequence of this length; None for all of them.
@@ -249,6 +256,12 @@ class Attention(nn.Module):
         Override it, and call it first, for a parameter or a buffer that the mechanism holds by itself.
         """
         _reset_children(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any) -> None:
+        renamed = {prefix + old: prefix + new for old, new in self.renamed_keys.items()}
+        for key in list(state_dict) if renamed else ():
+            state_dict[_current_key(key, renamed)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def scale_output(self, factor: float) -> None:
         """Scale the last projection at the start of training, as residual branches want it.
@@ -333,9 +346,9 @@ class Attention(nn.Module):
             return x, None, given
         bound = mask.bind(x.shape[1], keys, shape=(x.shape[0], self.num_heads), first=first, device=x.device)
         if context is None:
-            x = bound.tame_padding(x)
+            x = bound.zero_padding(x)
         else:
-            given["context"] = bound.tame_padding(context)
+            given["context"] = bound.zero_padding(context)
         return x, bound, given
 
     @staticmethod
@@ -345,7 +358,7 @@ class Attention(nn.Module):
             raise TypeError(f"cache is an attnlab.KVCache, not a {type(cache).__name__}")
         if context is not None:
             raise ValueError("a cache keeps what a sequence has seen of itself; give context= or cache=, not both")
-        back, ahead = (None, None) if mask is None else mask.reach
+        back, ahead = (None, None) if mask is None else mask.band
         if ahead != 0:
             raise ValueError(
                 "with a cache nobody can look ahead: build the layer with causal=True, or join causal() to the mask"
@@ -353,7 +366,7 @@ class Attention(nn.Module):
         if cache.window is not None and (back is None or back >= cache.window):
             raise ValueError(
                 f"the cache keeps {cache.window} tokens, but the mask looks {'all the way' if back is None else back} "
-                f"back; join window({cache.window}) to it"
+                f"back; join sliding_window({cache.window}) to it"
             )
         cache.admit(x)
 
@@ -384,7 +397,40 @@ def accepts_emd_dim(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def linear(
+def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Let a constructor take options under their old names for one version: ``@renamed_options(window="window_size")``.
+
+    The command line and saved networks accept the old names too (`attnlab.catalog.registry.Entry.renamed`), which are
+    read from the source text: write the names as literals.
+
+    Args:
+        renamed: the new name of each old one.
+
+    Warns:
+        DeprecationWarning: once per call site for an old name, with the new one.
+
+    Raises:
+        TypeError: when both names of an option are given.
+    """
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def wrapper(*args: P.args, **options: P.kwargs) -> None:
+            for old, new in renamed.items():
+                if old not in options:
+                    continue
+                if new in options:
+                    raise TypeError(f"{old} is the old name of {new}; give {new} alone")
+                warnings.warn(f"the option {old} is now called {new}", DeprecationWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            init(*args, **options)
+
+        return wrapper
+
+    return decorate
+
+
+def make_linear(
     fan_in: int,
     fan_out: int,
     *,
@@ -396,6 +442,30 @@ def linear(
     layer = nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype)
     reset_linear(layer)
     return layer
+
+
+def current_state(module: nn.Module, entries: Mapping[str, T], prefix: str = "") -> dict[str, T]:
+    """``entries`` of a state dict of ``module``, with the keys that this version gives them.
+
+    Args:
+        module: a layer, or a network that holds layers.
+        entries: anything by state-dict key.
+        prefix: precedes the module's own keys.
+    """
+    renamed = {
+        f"{prefix}{path}.{old}" if path else prefix + old: f"{prefix}{path}.{new}" if path else prefix + new
+        for path, layer in module.named_modules()
+        if isinstance(layer, Attention)
+        for old, new in layer.renamed_keys.items()
+    }
+    return {_current_key(key, renamed): value for key, value in entries.items()}
+
+
+def _current_key(key: str, renamed: Mapping[str, str]) -> str:
+    """The key with the new name of the part that it starts with."""
+    parts = key.split(".")
+    starts = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next((renamed[start] + key[len(start) :] for start in starts if start in renamed), key)
 
 
 def _reset_children(module: nn.Module) -> None:
@@ -423,7 +493,7 @@ def copy_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
             layer.bias.copy_(bias)
 
 
-def positive(name: str, value: int) -> int:
+def check_positive_int(name: str, value: int) -> int:
     """``value``, a whole number of at least 1; else TypeError or ValueError with its name."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
@@ -438,7 +508,7 @@ def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:
     return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
 
 
-def either(numbers: list[int]) -> str:
+def join_or(numbers: list[int]) -> str:
     """``[4, 5, 10]`` as ``4, 5 or 10``."""
     *rest, last = map(str, numbers)
     return f"{', '.join(rest)} or {last}" if rest else last

@@ -26,7 +26,7 @@ class KVCache:
 
     Args:
         capacity: the most tokens that may be seen.
-        window: keep only the last so many tokens, for a mask that looks no further back (``window(size)``).
+        window: keep only the last so many tokens, for a mask that looks no further back (``sliding_window(size)``).
 
     Raises:
         ValueError: for a capacity or a window below one.

@@ -152,6 +152,7 @@ class Settings:
         """
         values = current_names(values, source)
         model = values.get("model", self.model.model)
+        values = registry.current_names(model, values)
         own = {option.name: option_type(option, model) for option in mechanism_options(model)}
         groups = {f.name: getattr(self, f.name) for f in fields(self)}
         known = {key: (name, kind) for name, group in groups.items() for key, kind in field_types(type(group)).items()}

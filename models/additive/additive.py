@@ -95,7 +95,7 @@ class AdditiveAttention(MultiHeadBase):
             hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, n, m, d)
             return torch.einsum("bhnmd,hd->bhnm", hidden, self.score.to(hidden.dtype))
 
-        return RowwiseMap(Q, K, mask, bias, masked_softmax, score=score, cost=self.head_dim)
+        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=score, score_cost=self.head_dim)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)

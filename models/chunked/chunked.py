@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, block_local
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -25,7 +25,7 @@ class ChunkedAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of every token, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        chunk: c, how many tokens a chunk has, counted from the first token.
+        chunk_size: c, how many tokens a chunk has, counted from the first token.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
         bias: whether the projections add a bias.
@@ -52,14 +52,15 @@ class ChunkedAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
-    packs = False  # a chunk is counted from the first token, which is another one in a packed row
+    supports_packing = False  # a chunk is counted from the first token, which is another one in a packed row
 
+    @renamed_options(chunk="chunk_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        chunk: int = 64,
+        chunk_size: int = 64,
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -77,11 +78,11 @@ class ChunkedAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.chunk = positive("chunk", chunk)
+        self.chunk_size = check_positive_int("chunk_size", chunk_size)
 
     def attention_pattern(self, length: int) -> Mask:
         """Within the chunk."""
-        return blocks(self.chunk)
+        return block_local(self.chunk_size)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

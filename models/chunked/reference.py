@@ -25,4 +25,4 @@ def reference(
 
 def looks(layer: ChunkedAttention, i: int, j: int) -> bool:
     """Whether token i may look at token j: in the same chunk, counted from the first token."""
-    return i // layer.chunk == j // layer.chunk
+    return i // layer.chunk_size == j // layer.chunk_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from attnlab.nn.multihead import MultiHeadBase, rms_norm
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.positions import Positions, make
+from attnlab.positions import Positions, parse_positions
 
 
 class DifferentialAttention(MultiHeadBase):
@@ -55,6 +55,7 @@ class DifferentialAttention(MultiHeadBase):
         parent="multihead",
     )
 
+    renamed_keys: ClassVar = {"lambdas": "lambda_qk"}
     linear_in_weights = False  # the norm
 
     def __init__(
@@ -81,7 +82,7 @@ class DifferentialAttention(MultiHeadBase):
         )
         if self.head_dim % 2:
             raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
-        self.positions = make(
+        self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
         )
         if self.positions.name != "none":
@@ -90,14 +91,14 @@ class DifferentialAttention(MultiHeadBase):
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
         # λ_q1, λ_k1, λ_q2, λ_k2
-        self.lambdas = nn.Parameter(torch.empty(4, self.head_dim // 2, device=device, dtype=dtype))
-        nn.init.normal_(self.lambdas, std=0.1)
+        self.lambda_qk = nn.Parameter(torch.empty(4, self.head_dim // 2, device=device, dtype=dtype))
+        nn.init.normal_(self.lambda_qk, std=0.1)
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw the projections and λ anew."""
         super().reset_parameters()
-        nn.init.normal_(self.lambdas, std=0.1)
+        nn.init.normal_(self.lambda_qk, std=0.1)
 
     def _apply_positions(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: KVCache | None = None
@@ -113,8 +114,8 @@ class DifferentialAttention(MultiHeadBase):
         self, Q: Float[Tensor, "B H N d_h"], K: Float[Tensor, "B H M d_h"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
-        q1, k1, q2, k2 = self.lambdas
-        start = self.lambdas.new_tensor(self.lambda_init)  # a number would be of float32 in ONNX
+        q1, k1, q2, k2 = self.lambda_qk
+        start = self.lambda_qk.new_tensor(self.lambda_init)  # a number would be of float32 in ONNX
         weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + start  # λ
         return Difference(SoftmaxMap(Q1, K1, mask, bias), SoftmaxMap(Q2, K2, mask, bias), weight)
 

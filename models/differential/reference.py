@@ -29,7 +29,7 @@ def reference(
     Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
     if isinstance(layer.positions, Rotary):
         Q, K = turned(Q, d, layer.positions), turned(K, d, layer.positions)
-    q1, k1, q2, k2 = layer.lambdas
+    q1, k1, q2, k2 = layer.lambda_qk
     lam = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + layer.lambda_init
 
     rows = []

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Card, linear
+from attnlab.nn.attention import Card, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import select_features
@@ -59,7 +59,7 @@ class ForgettingAttention(MultiHeadBase):
         parent="multihead",
     )
 
-    packs = True
+    supports_packing = True
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ForgettingAttention(MultiHeadBase):
                 f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
                 "its gates lower scores with distance already"
             )
-        self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
+        self.forget = make_linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
 
     def _forward(
         self,

@@ -20,20 +20,20 @@ def reference(
     attn_bias: Tensor | None = None,
 ) -> Tensor:
     """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, N), ``causal`` already in it."""
-    (B, N, D), h, d_k, d_r, d_c = x.shape, layer.num_heads, layer.head_dim, layer.rotary_dim, layer.latent
-    down = x @ layer.down.weight.T
-    c, k_R = by_root_mean_square(down[..., :d_c], layer.norm), down[..., d_c:]
+    (B, N, D), h, d_k, d_r, d_c = x.shape, layer.num_heads, layer.head_dim, layer.rope_head_dim, layer.kv_latent_dim
+    down = x @ layer.kv_down.weight.T
+    c, k_R = by_root_mean_square(down[..., :d_c], layer.kv_norm), down[..., d_c:]
     q = x
-    if layer.query_down is not None and layer.query_norm is not None:
-        q = by_root_mean_square(x @ layer.query_down.weight.T, layer.query_norm)
+    if layer.q_down is not None and layer.q_norm is not None:
+        q = by_root_mean_square(x @ layer.q_down.weight.T, layer.q_norm)
     q = (q @ layer.query.weight.T).reshape(B, N, h, d_k + d_r)
     q_C, q_R = q[..., :d_k], q[..., d_k:].reshape(B, N, h * d_r)
     if isinstance(layer.positions, Rotary):
-        temperature, width = layer.positions.sharpening**2, layer.positions.width
+        temperature, width = layer.positions.attention_factor**2, layer.positions.width
         q_C = q_C * temperature
         q_R = torch.cat([q[..., d_k : d_k + width], temperature * q[..., d_k + width :]], -1).reshape(B, N, h * d_r)
         q_R, k_R = turned(q_R, d_r, layer.positions), turned(k_R, d_r, layer.positions)
-    W_UK, W_UV = layer.up.weight.split(h * d_k)
+    W_UK, W_UV = layer.kv_up.weight.split(h * d_k)
     k_C, v = c @ W_UK.T, c @ W_UV.T
 
     rows = []

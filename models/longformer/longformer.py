@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, window
-from attnlab.nn.attention import Card, linear, positive
+from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, sliding_window
+from attnlab.nn.attention import Card, check_positive_int, make_linear, renamed_options
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
@@ -27,7 +27,7 @@ class LongformerAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of every token, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        window: w, how many keys a token reaches on a side, itself among them (the paper's window is 2w - 1).
+        window_size: w, how many keys a token reaches on a side, itself among them (the paper's window is 2w - 1).
         num_global: g, how many of the first tokens look at everything and are looked at by everything.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
@@ -55,12 +55,13 @@ class LongformerAttention(MultiHeadBase):
         parent="slidingwindow",
     )
 
+    @renamed_options(window="window_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        window: int = 64,
+        window_size: int = 64,
         num_global: int = 1,
         causal: bool = False,
         dropout: float = 0.0,
@@ -79,8 +80,9 @@ class LongformerAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.num_global = positive("window", window), positive("num_global", num_global)
-        self.qkv_global = linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
+        self.window_size = check_positive_int("window_size", window_size)
+        self.num_global = check_positive_int("num_global", num_global)
+        self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
         self.qkv_global.load_state_dict(self.qkv.state_dict())  # they start alike, as in the paper
 
     def reset_parameters(self) -> None:
@@ -90,7 +92,7 @@ class LongformerAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """Near, or global on either side."""
-        return window(self.window) | global_tokens(self.num_global)
+        return sliding_window(self.window_size) | global_tokens(self.num_global)
 
     def _forward(
         self,
@@ -129,7 +131,7 @@ class LongformerAttention(MultiHeadBase):
         Q, K, V = self._project_qkv(x, None)
         Q, K, added = self._apply_positions(Q, K, attn_bias, None)
         Q_g, K_g, V_g = self._project_global(x)  # g queries, and keys and values of all
-        Q_g, K_g = self.positions.rotate(Q_g), self.positions.rotate(K_g)
+        Q_g, K_g = self.positions.apply_rotary(Q_g), self.positions.apply_rotary(K_g)
         rows, every = slice(0, Q_g.shape[2]), slice(0, K_g.shape[2])
         own = from_tensor(mask.tile(rows, every)).bind(rows.stop, every.stop, offset=0, device=x.device)
         few = SoftmaxMap(Q_g, K_g, own, None if added is None else cut(added, rows, every))

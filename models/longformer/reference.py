@@ -31,7 +31,7 @@ def reference(
             Q, K, V = everywhere if i < layer.num_global else near
             for head in range(h):
                 own = slice(head * d_k, (head + 1) * d_k)
-                linked = [j for j in range(N) if abs(i - j) < layer.window or min(i, j) < layer.num_global]
+                linked = [j for j in range(N) if abs(i - j) < layer.window_size or min(i, j) < layer.num_global]
                 seen = [j for j in linked if mask is None or mask[b, head, i, j]]
                 if not seen:
                     heads.append(torch.zeros_like(Q[b, i, own]))

@@ -68,7 +68,7 @@ def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
             for i in range(r // 2):
                 first, second = (i, i + r // 2) if rotary.layout == "half" else (2 * i, 2 * i + 1)
                 a, b = x[:, m, head + first], x[:, m, head + second]
-                cos, sin = (rotary.sharpening * f(m * theta[i]) for f in (math.cos, math.sin))
+                cos, sin = (rotary.attention_factor * f(m * theta[i]) for f in (math.cos, math.sin))
                 out[:, m, head + first], out[:, m, head + second] = a * cos - b * sin, a * sin + b * cos
     return out
 
@@ -84,10 +84,10 @@ def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
 
 def t5_range(offset: int, t5: T5Bias) -> int:
     """Half of the ranges are for keys ahead, unless causal; the nearer half is exact, the others go by logarithm."""
-    count = t5.buckets if t5.causal else t5.buckets // 2
+    count = t5.num_buckets if t5.causal else t5.num_buckets // 2
     far = max(-offset, 0) if t5.causal else abs(offset)
     start = 0 if t5.causal or offset <= 0 else count
     if far < count // 2:
         return start + far
-    coarse = int(math.log(far / (count // 2)) / math.log(t5.longest / (count // 2)) * (count - count // 2))
+    coarse = int(math.log(far / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
     return start + min(count // 2 + coarse, count - 1)

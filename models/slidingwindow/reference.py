@@ -25,4 +25,4 @@ def reference(
 
 def looks(layer: SlidingWindowAttention, i: int, j: int) -> bool:
     """Whether token i may look at token j: less than w steps away, a step being the dilation."""
-    return abs(i - j) < layer.window * layer.dilation and (i - j) % layer.dilation == 0
+    return abs(i - j) < layer.window_size * layer.dilation and (i - j) % layer.dilation == 0

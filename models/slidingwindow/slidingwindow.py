@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, dilated, window
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, dilated, sliding_window
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -17,7 +17,7 @@ from attnlab.positions import Positions
 
 
 class SlidingWindowAttention(MultiHeadBase):
-    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window`` away, or every few of them.
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window_size`` away, or every few of them.
 
     Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1 (the dilation too); Jiang et
     al. 2023, "Mistral 7B", section 2, for the causal window.
@@ -25,7 +25,7 @@ class SlidingWindowAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of every token, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        window: w, how many keys a token reaches on a side, itself among them; causal, it looks at w keys in all.
+        window_size: w, how many keys a token reaches on a side, itself among them; causal, it looks at w keys in all.
         dilation: the step between these keys; 1 takes them all.
         causal: a token may look at itself and back, never ahead.
         dropout: the probability with which an attention weight is dropped, in training only.
@@ -53,12 +53,13 @@ class SlidingWindowAttention(MultiHeadBase):
         parent="strided",
     )
 
+    @renamed_options(window="window_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        window: int = 64,
+        window_size: int = 64,
         dilation: int = 1,
         causal: bool = False,
         dropout: float = 0.0,
@@ -77,11 +78,12 @@ class SlidingWindowAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.dilation = positive("window", window), positive("dilation", dilation)
+        self.window_size = check_positive_int("window_size", window_size)
+        self.dilation = check_positive_int("dilation", dilation)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Less than ``window`` steps away."""
-        return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
+        """Less than ``window_size`` steps away."""
+        return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

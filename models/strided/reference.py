@@ -29,6 +29,6 @@ def reference(
 def looks(layer: StridedAttention, head: int, i: int, j: int) -> bool:
     """Whether token i may look at token j: A^(1) of the paper in a near head, A^(2) in a far one."""
     l, c = layer.stride, layer.summary  # noqa: E741  the paper's
-    if layer.form == "strided":
+    if layer.pattern == "strided":
         return abs(i - j) <= l if layer.near[head] else (i - j) % l == 0
     return i // l == j // l if layer.near[head] else j % l >= l - c

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks, by_head, every, summaries, window
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, block_local, block_summary, per_head, sliding_window, strided
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -28,7 +28,7 @@ class StridedAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of every token, in and out.
         num_heads: h, the number of heads, at least 2; it must divide embed_dim.
-        form: strided, for data with a period such as the rows of a picture; or fixed, for text.
+        pattern: strided, for data with a period such as the rows of a picture; or fixed, for text.
         stride: l, near the root of the usual length, or the period.
         summary: c, in the fixed form, how many tokens at the end of a block speak for it.
         causal: a token may look at itself and back, never ahead.
@@ -40,7 +40,7 @@ class StridedAttention(MultiHeadBase):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for a single head, for an unknown form, for more summaries than a block has tokens.
+        ValueError: for a single head, for an unknown pattern, for more summaries than a block has tokens.
     """
 
     card = Card(
@@ -60,12 +60,13 @@ class StridedAttention(MultiHeadBase):
         parent="multihead",
     )
 
+    @renamed_options(form="pattern")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        form: Literal["strided", "fixed"] = "strided",
+        pattern: Literal["strided", "fixed"] = "strided",
         stride: int = 32,
         summary: int = 1,
         causal: bool = False,
@@ -87,20 +88,21 @@ class StridedAttention(MultiHeadBase):
         )
         if num_heads < 2:
             raise ValueError("num_heads must be at least 2: half of the heads look near, half look far")
-        if form not in ("strided", "fixed"):
-            raise ValueError(f"form is 'strided' or 'fixed', not {form!r}")
-        self.form, self.stride, self.summary = form, positive("stride", stride), positive("summary", summary)
+        if pattern not in ("strided", "fixed"):
+            raise ValueError(f"pattern must be 'strided' or 'fixed', not {pattern!r}")
+        self.pattern, self.stride = pattern, check_positive_int("stride", stride)
+        self.summary = check_positive_int("summary", summary)
         if summary > stride:
             raise ValueError(f"summary ({summary}) must be at most stride ({stride}): a block has no more tokens")
         self.near = [head < (num_heads + 1) // 2 for head in range(num_heads)]  # which heads look near
 
     def attention_pattern(self, length: int) -> Mask:
         """The rule of each head."""
-        if self.form == "strided":
-            near, far = window(self.stride + 1), every(self.stride)
+        if self.pattern == "strided":
+            near, far = sliding_window(self.stride + 1), strided(self.stride)
         else:
-            near, far = blocks(self.stride), summaries(self.stride, self.summary)
-        return by_head([near if own else far for own in self.near])
+            near, far = block_local(self.stride), block_summary(self.stride, self.summary)
+        return per_head([near if own else far for own in self.near])
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
@@ -113,4 +115,4 @@ class StridedAttention(MultiHeadBase):
 
     def extra_repr(self) -> str:
         """What a printed network shows of this layer."""
-        return f"{super().extra_repr()}, form={self.form!r}, stride={self.stride}"
+        return f"{super().extra_repr()}, pattern={self.pattern!r}, stride={self.stride}"

@@ -79,7 +79,7 @@ def test_long_padded_batches_are_not_packed_while_examples_are_told_apart() -> N
     with torch.no_grad():
         found = importance(net, split, objective, normalised=False)
     torch.testing.assert_close(found, by_differences(net, split, objective), rtol=1e-5, atol=1e-9)
-    assert all(layer.packs for layer in net.mechanisms()), "and are packed again afterwards"
+    assert all(layer.supports_packing for layer in net.mechanisms()), "and are packed again afterwards"
 
 
 def test_a_head_that_says_nothing_has_no_importance() -> None:

@@ -323,7 +323,7 @@ def test_every_letter_of_a_card_is_an_option_that_the_docstring_explains(name: s
 
 
 def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
-    layer = SlidingWindowAttention(24, 3, window=5)
+    layer = SlidingWindowAttention(24, 3, window_size=5)
     assert said("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
     assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
     assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)

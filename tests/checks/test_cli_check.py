@@ -91,7 +91,7 @@ def test_one_that_cannot_be_imported_does_not_close_the_door(
     assert main(["check", "multihead"]) == 2
 
 
-@pytest.mark.parametrize("positions", ["none", "rotary(share=0.5)", "alibi"])
+@pytest.mark.parametrize("positions", ["none", "rotary(rotary_fraction=0.5)", "alibi"])
 def test_a_choice_and_words_of_its_own_are_options(positions: str, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--args", f"positions={positions}", "--only", "fast path = reference, outputs", "--json"]
     assert main(["check", "multihead", *asked]) == 0
@@ -103,7 +103,10 @@ def test_a_choice_and_words_of_its_own_are_options(positions: str, capsys: pytes
     [
         (["multihead", "--args", "bias=none"], "--args takes values as Python writes them: bias=None"),
         (["multihead", "--args", "positions=rotary("], "positions is none, rotary, alibi or t5, or one of these with"),
-        (["multihead", "--args", "positions=None"], "positions are words or an attnlab.positions.Positions, not None"),
+        (
+            ["multihead", "--args", "positions=None"],
+            "positions must be a str or an attnlab.positions.Positions, not None",
+        ),
         (["multihed"], "unknown model 'multihed'; did you mean multihead?"),
         (["strangers.Sound"], "'strangers.Sound' names no class; write MODULE:CLASS"),
         (["strangers:"], "'strangers:' is not MODULE:CLASS"),

@@ -96,7 +96,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         *("0", "wide", "-3", "10"),
         *("3", "0", "2.5", "10"),
         "",
-        *("rope", "rotary", "t5(buckets=3)", "2", "alibi"),
+        *("rotery", "rotary", "t5(buckets=3)", "2", "alibi"),
         *("waves", "none"),
         *("0", "2"),
         *("0", ""),
@@ -115,10 +115,10 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "embed_dim must be from 1 to 65,536, not -3",
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
         "num_heads must be an integer, not '2.5'",
-        "or one of these with settings, such as rotary(base=500000); not 'rope'",
+        "or one of these with settings, such as rotary(base=500000); not 'rotery'; did you mean rotary",
         "buckets is a whole number from 4 to 65536, not 3",
         "unknown position_embedding 'waves'; there are: learned, sinusoidal, none",
-        "rotary positions turn pairs: 1 of head_dim (1) must be even and at least 2, not 1",
+        "rotary positions need an even head_dim, not 1",
         "layers must be from 1 to 1,000, not 0",
         "batch_size must be from 1 to 10,000,000, not 0",
         "learning_rate must be from 1e-12 to 100, not nan",
@@ -399,7 +399,7 @@ def test_a_choice_that_does_not_fit_is_asked_again_on_a_terminal() -> None:
     )
     terminal.until("how place matters")
     terminal.type(DOWN + ENTER)
-    terminal.until("rotary positions turn pairs")
+    terminal.until("rotary positions need an even")
     terminal.until("how place matters")
     terminal.type(DOWN + DOWN + ENTER)
     terminal.until("the position embedding that")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnlab import KVCache, check_attention
 from attnlab.catalog import registry
-from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, window
+from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.network import Network
@@ -150,7 +150,7 @@ def test_gradients_are_refused_and_inference_mode_mixes() -> None:
     ("layer", "cache", "given", "error", "says"),
     [
         (SelfAttention(D), KVCache(9), {}, ValueError, "build the layer with causal=True, or join causal"),
-        (SelfAttention(D), KVCache(9), {"mask": window(2)}, ValueError, "nobody can look ahead"),
+        (SelfAttention(D), KVCache(9), {"mask": sliding_window(2)}, ValueError, "nobody can look ahead"),
         (SelfAttention(D), KVCache(9), {"mask": causal() | prefix(2)}, ValueError, "nobody can look ahead"),
         (
             SelfAttention(D, causal=True),
@@ -159,8 +159,14 @@ def test_gradients_are_refused_and_inference_mode_mixes() -> None:
             ValueError,
             r"looks all the way back; join window\(4\)",
         ),
-        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(5)}, None, None),
-        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(6)}, ValueError, "the mask looks 5 back"),
+        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": sliding_window(5)}, None, None),
+        (
+            SelfAttention(D, causal=True),
+            KVCache(9, window=4),
+            {"mask": sliding_window(6)},
+            ValueError,
+            "the mask looks 5 back",
+        ),
         (SelfAttention(D, causal=True), {}, {}, TypeError, "cache is an attnlab.KVCache, not a dict"),
         (MultiAttention(D, H, causal=True), KVCache(9), {"context": True}, ValueError, "context= or cache=, not both"),
         (SelfAttention(D, causal=True), KVCache(9), {"bias": torch.zeros(5, 4)}, ValueError, "does not broadcast"),
@@ -186,11 +192,11 @@ def test_masks_and_biases_speak_of_all_keys() -> None:
     layer, x = MultiAttention(D, H, causal=True).double(), torch.randn(B, 211, D, dtype=torch.float64)
     bias = torch.randn(H, 211, 211, dtype=torch.float64)
     given = from_tensor(torch.rand(B, 211, 211) > 0.2)
-    whole = layer(x, mask=given & window(9), attn_bias=bias)
+    whole = layer(x, mask=given & sliding_window(9), attn_bias=bias)
     cache, parts = KVCache(211, window=9), []
     for start in range(0, 211, 7):
         stop = min(start + 7, 211)
-        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & window(9)
+        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & sliding_window(9)
         parts.append(layer(x[:, start:stop], mask=mask, attn_bias=bias[:, start:stop, :stop], cache=cache))
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     assert cache.start > 0
@@ -203,9 +209,11 @@ def test_decoding_makes_no_matrix() -> None:
     layer(x, cache=cache)
     (path,) = explain_path(layer, x[:, :1], cache=cache)
     assert path.name == "fused"
-    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=window(8))
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=sliding_window(8))
     assert path.name == "window"
-    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", total=300))
+    (path,) = explain_path(
+        layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", max_length=300)
+    )
     assert path.name == "matrix"
 
 
@@ -378,7 +386,7 @@ def fail(*_: object) -> None:
 def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | None) -> None:
     """The projection at the end fails: the keys are written by then, and a full window was moved."""
     layer, x = registry.load(name)(24, causal=True).double().eval(), random(B, 139, 24, dtype=torch.float64)
-    mask = None if size is None else window(size)
+    mask = None if size is None else sliding_window(size)
     cache = KVCache(139, window=size)
     layer(x[:, :60], mask=mask, cache=cache)
     before = (cache.num_seen, cache.start, cache.bytes)
@@ -468,7 +476,7 @@ class CacheAgainstLists(RuleBasedStateMachine):
         layer.fails = fails
         new = torch.arange(self.tokens, self.tokens + batch * count, dtype=dtype).reshape(batch, count, 1)
         self.tokens += batch * count
-        layer(new, mask=None if self.window is None else window(self.window), cache=cache)
+        layer(new, mask=None if self.window is None else sliding_window(self.window), cache=cache)
         lists = self.lists[id(cache)]
         for row, more in zip(lists, new[..., 0].long().tolist(), strict=True):
             row.extend(more)

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnlab import KVCache, check_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.attention import Attention, linear
+from attnlab.nn.attention import Attention, make_linear
 from attnlab.ops.attention_map import CHUNK
 from attnlab.ops.scan import ScanMap, linear_scan
 
@@ -63,9 +63,9 @@ class Recurrent(Attention):
         self, embed_dim: int, num_heads: int = 3, *, causal: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal)
-        self.qkv = linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
-        self.gates = linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
-        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.qkv = make_linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        self.gates = make_linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
+        self.output = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

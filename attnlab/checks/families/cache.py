@@ -10,7 +10,7 @@ from torch import Tensor
 from attnlab.checks.layer import B, N, Subject
 from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.nn.cache import FIRST, KVCache
 
 SAME = 1e-12
@@ -122,8 +122,8 @@ def ring(subject: Subject) -> Measure:
         length = 5 * 67
         x = subject.tokens(length=length)
         layer, _ = _looking_back(subject, x)
-        for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", total=50)):
-            mask = causal() & window(REACH) if other is None else causal() & window(REACH) & other
+        for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", max_length=50)):
+            mask = causal() & sliding_window(REACH) if other is None else causal() & sliding_window(REACH) & other
             cache = KVCache(length, window=REACH)
             found = _in_steps(subject, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
             yield difference(found, subject(layer, x, mask)), f"{said(True, mask)}"

@@ -14,7 +14,7 @@ from attnlab.checks.capabilities import Broken, NotClaimed
 from attnlab.checks.layer import EXACT, N, Subject, first_line
 from attnlab.checks.probes import difference, gradients, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 
 STEP = 1e-7
 """Small: the second derivative of a piecewise map, such as entmax, jumps where a weight becomes zero."""
@@ -111,7 +111,7 @@ def _cases(subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, Mask | No
         if "padding" in subject.claims:
             masks.append(padding(torch.tensor([length, length - 3][-batch:], device=subject.device)))
         if "mask" in subject.claims and length == N:
-            masks += [window(3), causal() & window(3)]
+            masks += [sliding_window(3), causal() & sliding_window(3)]
         for causality in subject.causal_choices:
             for dropout in (0.0, subject.dropout) if with_dropout else (None,):
                 options = {} if dropout is None else {"dropout": dropout}

@@ -28,7 +28,7 @@ from attnlab.checks.probes import (
     worst_way,
 )
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import Mask, causal, from_tensor, padding, window
+from attnlab.masks import Mask, causal, from_tensor, padding, sliding_window
 
 NOTHING = 1e-9
 """What still counts as nothing: an exact zero for most, rounding for those that mix by a transform."""
@@ -145,8 +145,8 @@ def nan_in_padding(subject: Subject) -> Measure:
             for fill in (torch.nan, torch.inf):
                 clean = subject.tokens().masked_fill(~real.unsqueeze(-1), 0.0)
                 for causality, queries, train in _settings(subject):
-                    mask: Mask = padding(lengths, side=side, total=N, queries=queries)
-                    for joined in (mask, mask & window(3), causal() & mask):
+                    mask: Mask = padding(lengths, side=side, max_length=N, mask_queries=queries)
+                    for joined in (mask, mask & sliding_window(3), causal() & mask):
                         layer = subject.build(causality, train=train)
                         outs = [
                             _rows_and_gradients(subject, layer, x, joined, real)
@@ -187,7 +187,7 @@ def _rows_and_gradients(
 def _in_context(subject: Subject, clean: Tensor, real: Tensor, side: str, lengths: Tensor, fill: float) -> float:
     """The same for the padding of a context."""
     layer, x = subject.build(False), subject.tokens(length=M)
-    mask = padding(lengths, side=side, total=N)
+    mask = padding(lengths, side=side, max_length=N)
     every = torch.ones(len(x), M, dtype=torch.bool, device=x.device)
     outs = [
         _rows_and_gradients(subject, layer, x, mask, every, context=context)

@@ -14,7 +14,7 @@ from attnlab.checks.costs import exponent
 from attnlab.checks.layer import Subject, first_line
 from attnlab.checks.probes import worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import Mask, padding, window
+from attnlab.masks import Mask, padding, sliding_window
 from attnlab.nn.attention import Attention
 
 LENGTHS = (1024, 2048, 4096)
@@ -30,10 +30,10 @@ CASES: dict[str, tuple[set[str], Callable[[int, torch.device], Mask | None]]] = 
     "causal": ({"causal"}, lambda length, device: None),
     "padding": ({"padding"}, lambda length, device: _padded(length, device)),
     "causal and padding": ({"causal", "padding"}, lambda length, device: _padded(length, device)),
-    "window": ({"mask"}, lambda length, device: window(WINDOW)),
-    "window and padding": ({"mask"}, lambda length, device: window(WINDOW) & _padded(length, device)),
+    "window": ({"mask"}, lambda length, device: sliding_window(WINDOW)),
+    "window and padding": ({"mask"}, lambda length, device: sliding_window(WINDOW) & _padded(length, device)),
     "dropout": ({"dropout"}, lambda length, device: None),
-    "window and dropout": ({"mask", "dropout"}, lambda length, device: window(WINDOW)),
+    "window and dropout": ({"mask", "dropout"}, lambda length, device: sliding_window(WINDOW)),
 }
 """What a layer must claim for each case, and the mask for a length."""
 

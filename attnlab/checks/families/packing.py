@@ -37,7 +37,7 @@ def packed(subject: Subject) -> Measure:
 
 @promise("packed padding changes nothing", needs=("contract", "padding"))
 def left_out(subject: Subject) -> Measure:
-    """What ``padding(queries=True)`` changes: for a real token nothing, answer and gradient; a padded row is zero."""
+    """``padding(mask_queries=True)`` leaves outputs and gradients of real tokens unchanged; a padded row is zero."""
 
     def measured() -> Iterator[tuple[float, str]]:
         for causality in subject.causal_choices:
@@ -49,7 +49,7 @@ def left_out(subject: Subject) -> Measure:
                     counts = torch.tensor(lengths, device=x.device)
                     place = torch.arange(lengths[0], device=x.device)
                     real = (place < counts[:, None]) if side == "right" else (place >= lengths[0] - counts[:, None])
-                    alone = subject(layer, x, padding(counts, **given, queries=True))  # type: ignore[arg-type]
+                    alone = subject(layer, x, padding(counts, **given, mask_queries=True))  # type: ignore[arg-type]
                     usual = subject(layer, x, padding(counts, **given))  # type: ignore[arg-type]
                     where = f"{lengths} tokens, padded on the {side}"
                     yield alone[~real].abs().sum().item(), f"a padded row is not zero ({where})"

@@ -28,7 +28,7 @@ def unshifted(subject: Subject) -> Measure:
             (slope,) = torch.autograd.grad(alone.square().sum(), x, retain_graph=True)
             for shift in SHIFTS:
                 behind = torch.cat([subject.tokens(length=shift, seed=31), x], 1)
-                mask = padding(lengths, side="left", total=shift + N)
+                mask = padding(lengths, side="left", max_length=shift + N)
                 out = subject(layer, behind, mask)[:, shift:]
                 (found,) = torch.autograd.grad(out.square().sum(), x)
                 where = f"{N} tokens behind {shift} of padding"

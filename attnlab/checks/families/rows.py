@@ -50,7 +50,7 @@ def _masks(subject: Subject, causality: bool) -> list[Mask]:
     """Masks with an item, with some rows and with every row that may look at nothing."""
     device = subject.device
     found = [padding(torch.tensor(lengths, device=device)) for lengths in ([N, 0], [0, 0])]
-    behind = padding(torch.tensor([N, 3], device=device), side="left", total=N)
+    behind = padding(torch.tensor([N, 3], device=device), side="left", max_length=N)
     found += [behind] if causality else []
     if "mask" in subject.claims:
         some = subject.random(B, N, N) > 0

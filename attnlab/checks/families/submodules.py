@@ -13,7 +13,7 @@ from attnlab.checks.capabilities import Broken, NotClaimed
 from attnlab.checks.layer import M, N, Subject, first_line
 from attnlab.checks.probes import difference, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import causal, padding, window
+from attnlab.masks import causal, padding, sliding_window
 from attnlab.nn.cache import KVCache
 
 BLOCK = 67
@@ -127,7 +127,7 @@ def _ways(
         mask = padding(torch.tensor([N, N - 3], device=x.device))
         ways["padding"] = lambda layer: subject(layer, x, mask)
     if "mask" in subject.claims:
-        ways["a window"] = lambda layer: subject(layer, long, window(5))
+        ways["a window"] = lambda layer: subject(layer, long, sliding_window(5))
     if "attn_bias" in subject.claims:
         bias = subject.random(2, subject.num_heads, N, N, seed=2).to(dtype)
         ways["a bias"] = lambda layer: subject(layer, x, attn_bias=bias)

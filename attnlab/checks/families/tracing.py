@@ -15,7 +15,7 @@ from attnlab.checks.capabilities import Broken
 from attnlab.checks.layer import N, Subject, first_line
 from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 
 SAME = 1e-9
 LENGTH = 67
@@ -58,7 +58,7 @@ def _masks(subject: Subject, length: int) -> list[MakeMask]:
     if "padding" in subject.claims:
         makers.append(lambda device: padding(torch.tensor([length, length - 3], device=device)))
     if "mask" in subject.claims:
-        makers.append(lambda device: causal() & window(5))
+        makers.append(lambda device: causal() & sliding_window(5))
     return makers
 
 

@@ -17,7 +17,7 @@ class GluesDocuments(MultiAttention):
     """Takes packed sequences for one."""
 
     def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Tensor:
-        if mask is not None and any(rule.segments(x.shape[1]) for rule in mask.mask.factors):
+        if mask is not None and any(rule.segments(x.shape[1]) for rule in mask.mask.conjuncts):
             mask = causal().bind(x.shape[1]) if self.causal else None
         return super()._forward(x, mask, **given)
 
