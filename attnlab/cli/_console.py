@@ -46,7 +46,14 @@ class Console(rich.console.Console):
 
 
 def plain_table(*headers: str, right: bool = False, bold: bool = True, **options: Any) -> Table:
-    """A table without lines; ``right`` aligns all columns to the right, ``options`` are those of the columns."""
+    """A table without lines.
+
+    Args:
+        headers: of the columns; nothing in them is markup.
+        right: whether all columns are aligned to the right.
+        bold: whether the headers are bold.
+        options: of every column, as rich takes them.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold" if bold else "")
     for header in headers:
         table.add_column(Text(header), justify="right" if right else "left", **options)

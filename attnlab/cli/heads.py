@@ -116,7 +116,7 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
         style="dim",
     )
     if pruned is not None:
-        heads = _join((layer, head) for layer, heads in sorted(pruned["heads"].items()) for head in sorted(heads))
+        heads = _join((layer, head) for layer, kept in sorted(pruned["heads"].items()) for head in sorted(kept))
         console.print(
             f"\npruned {heads}: {metric} {number(metric, pruned['validation'])} on validation, "
             f"{pruned['parameters']:,} of {pruned['parameters_before']:,} parameters left; "

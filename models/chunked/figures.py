@@ -1,3 +1,3 @@
 """The options of the example network that the lesson shows."""
 
-EXAMPLE = {"chunk": 8}
+EXAMPLE = {"chunk_size": 8}

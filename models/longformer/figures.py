@@ -1,3 +1,3 @@
 """The options of the example network that the lesson shows."""
 
-EXAMPLE = {"window": 4}
+EXAMPLE = {"window_size": 4}

@@ -1,3 +1,3 @@
 """The options of the example network that the lesson shows."""
 
-EXAMPLE = {"window": 6}
+EXAMPLE = {"window_size": 6}

@@ -97,7 +97,7 @@ def test_a_head_that_goes_is_a_head_that_says_nothing(positions: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_heads": 6}, r"^a head has two queries: embed_dim / num_heads \(5\) must be even$"),
+        ({"num_heads": 6}, r"^embed_dim / num_heads \(5\) must be even: each head has two queries$"),
         ({"lambda_init": 1.0}, "^lambda_init must be at least 0 and below 1, not 1.0$"),
         ({"lambda_init": -0.1}, "^lambda_init must be at least 0 and below 1, not -0.1$"),
         ({"lambda_init": float("nan")}, "^lambda_init must be at least 0 and below 1, not nan$"),
