@@ -187,10 +187,10 @@ class _Dialogue:
 
     def _target_error(self, target: str) -> str | None:
         """Why a column cannot be predicted."""
-        from attnlab.training.train import load_problem
+        from attnlab.training.experiment import load_task_data
 
         try:
-            load_problem(self._parse(f"--target={target}").settings)
+            load_task_data(self._parse(f"--target={target}").settings)
         except UserError as error:
             return str(error)
         return None
@@ -218,12 +218,12 @@ def _as_flag(question: Question, answer: str) -> list[str]:
 
 def _flag_error(arguments: list[str]) -> str | None:
     """The error that the command line would print for these arguments."""
-    from attnlab.training import runs
+    from attnlab.training import folder
 
     try:
         output = parse_train_args(arguments).output
         if output.save_path is not None:
-            runs.check_save_path(Path(output.save_path), overwrite=output.overwrite)
+            folder.check_save_path(Path(output.save_path), overwrite=output.overwrite)
     except UserError as error:
         return str(error)
     return None
