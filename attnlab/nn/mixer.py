@@ -287,6 +287,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         if cache is not None:
             self._validate_cache(x, rule, context, cache)
             options["cache"] = cache
+            keys = cache.num_seen + queries
             if isinstance(cache, KVCache):
                 keys, start = cache.num_cached + queries, cache.start
         elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths
