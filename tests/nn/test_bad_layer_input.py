@@ -51,10 +51,10 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
     "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
     "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
-    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "names 3 positions, but there are 5"),
+    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "has 3 positions, but there are 5"),
     "a rule and a matrix": (lambda: causal() & true(N, 4), ValueError, "the mask is 5 x 4"),
     # dtypes
-    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add numbers to the scores give them as attn_bias="),
+    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add values to the scores, give them as attn_bias="),
     "zeros and ones": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
     "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
     "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
