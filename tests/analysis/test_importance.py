@@ -111,7 +111,7 @@ def test_nothing_of_the_network_is_changed() -> None:
 def test_a_mechanism_without_heads_is_refused() -> None:
     net = network("selfhead")
     for ask in (importance, lambda net, split, _: mean_heads(net, split)):
-        with pytest.raises(UnsupportedError, match="SelfAttention has no heads that can be told apart"):
+        with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
             ask(net, task_data(net).train, Objective("accuracy"))
 
 
@@ -160,7 +160,8 @@ def test_a_group_goes_as_one() -> None:
         (1.0, "must be above 0 and below 1, not 1"),
         (
             0.2,
-            "0.2 of 8 heads cannot be pruned: every layer keeps at least one, so that 2 to 4 can be pruned, a share from 0.25",
+            "0.2 of 8 heads cannot be pruned: every layer keeps at least one, so that 2 to 4 can be pruned, "
+            "a share from 0.25",
         ),
         (0.7, "0.7 of 8 heads cannot be pruned: .* to 0.5"),
     ],
