@@ -4,8 +4,9 @@ from __future__ import annotations
 
 CLAIMS = {
     "causal": "it cannot be causal",
-    "mask": "it takes no mask",
-    "padding": "it takes no mask",
+    "padding": "it takes no padding mask",
+    "segments": "it takes no mask of packed documents",
+    "arbitrary_mask": "it does not take every mask",
     "attn_bias": "it takes no bias",
     "context": "it takes no context",
     "cache": "it takes no cache",
@@ -18,7 +19,7 @@ CLAIMS = {
     "export": "it does not claim to be exported",
     "contract": "it is no attnlab.Attention",
 }
-"""What a layer may claim, and what is said of one that does not. The first seven are a card's capabilities."""
+"""What a layer may claim, and what is said of one that does not. The first nine are a card's capabilities."""
 
 
 class NotClaimed(Exception):  # noqa: N818  an outcome, not an error

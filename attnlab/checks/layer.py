@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from attnlab.checks.capabilities import CLAIMS, NotClaimed
 from attnlab.masks import Mask, block_local, causal, documents, from_tensor, padding, prefix, sliding_window
-from attnlab.nn.attention import Attention
+from attnlab.nn.attention import SequenceMixer
+from attnlab.nn.card import current_capabilities
 from attnlab.utils.errors import UnknownNameError, UserError
 
 Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
@@ -82,7 +83,7 @@ class Subject:
         self._sample, self.device = _placed(self.name, partial(self._make, **self._sizes), device)
         self.embed_dim = embed_dim or _width(self.name, self._sample, {**_bound(target), **self._sizes})
         self.num_heads = _heads(self._sample)
-        self.is_ours = isinstance(self._sample, Attention) and call is None
+        self.is_ours = isinstance(self._sample, SequenceMixer) and call is None
         if call is None:
             _must_take_tokens(self.name, self._sample)
         self.reference = reference or _reference_beside(type(self._sample))
@@ -238,7 +239,7 @@ class Subject:
     ) -> list[Mask]:
         """A mask of every kind that the layer takes."""
         padded = self.paddings(batch, length, causality=causality, counts=counts)
-        if "mask" not in self.claims:
+        if "arbitrary_mask" not in self.claims:
             return padded
         place = torch.arange(length, device=self.device)
         scattered = (self.random(batch, length, length) > 0) | (place == place[:, None])
@@ -287,7 +288,7 @@ class Subject:
     def permitted_heads(self, causality: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The same for each head: (B, H, N, N), or (B, 1, N, N) where all heads look at the same."""
         layer, length = self.layer(), x.shape[1]
-        own = layer.attention_pattern(length) if isinstance(layer, Attention) else None
+        own = layer.attention_pattern(length) if isinstance(layer, SequenceMixer) else None
         found = torch.ones(len(x), 1, length, length, dtype=torch.bool, device=x.device)
         for rule in (mask, own, causal() if causality else None):
             if rule is not None:
@@ -296,7 +297,7 @@ class Subject:
 
     def require_no_origin(self) -> None:
         """NotClaimed for a mechanism with a pattern that is counted from where the row begins."""
-        own = self._sample.attention_pattern(N) if isinstance(self._sample, Attention) else None
+        own = self._sample.attention_pattern(N) if isinstance(self._sample, SequenceMixer) else None
         if own is not None and not own.is_relative:
             raise NotClaimed("what it looks at depends on where the row begins")
 
@@ -315,13 +316,13 @@ class Subject:
         """The claims of a card; a stranger's are read off its signatures."""
         sample = self._sample
         claims = {"reference"} if self.reference else set[str]()
-        if isinstance(sample, Attention) and self.is_ours:
+        if isinstance(sample, SequenceMixer) and self.is_ours:
             claims |= {"contract", "dropout", "export", *sample.card.supports}
             if "weights" in claims:
                 claims |= {"mix"} if sample.card.kind == "another operator" else {"mix", "probabilities"}
             return claims
         asked = {"mask"} if self._call else _parameters(sample.forward)
-        claims |= {"mask", "attn_bias", "context"} & set(asked)
+        claims |= set(current_capabilities({"mask", "attn_bias", "context"} & set(asked)))
         claims |= {"causal", "dropout"} & set(self._accepts)
         claims |= {"causal"} if getattr(sample, "causal", None) is True else set()
         claims |= {"dropout"} if self._fixed("dropout") else set()
@@ -338,10 +339,11 @@ def first_line(error: BaseException) -> str:
 
 
 def _known(claims: Collection[str]) -> frozenset[str]:
+    claims = current_capabilities(claims)
     for claim in claims:
         if claim not in CLAIMS:
             raise UnknownNameError("claim", claim, CLAIMS)
-    return frozenset({*claims, "padding"} if "mask" in claims else claims)
+    return frozenset(claims)
 
 
 def _name(target: Any) -> str:
@@ -435,7 +437,7 @@ def _reference_beside(kind: type) -> Callable[..., Tensor] | None:
     """The ``reference`` in the folder of the class, or of the class that it extends."""
     for parent in kind.__mro__:
         package = parent.__module__.rpartition(".")[0]
-        if issubclass(parent, Attention) and package not in ("", "attnlab") and find_spec(f"{package}.reference"):
+        if issubclass(parent, SequenceMixer) and package not in ("", "attnlab") and find_spec(f"{package}.reference"):
             found: Callable[..., Tensor] = import_module(f"{package}.reference").reference
             return found
     return None

@@ -3,7 +3,7 @@
 Every lesson shows ``attention.png``: the attention weights of a network that has learned the example task. A
 mechanism that needs more has a ``figures.py`` with any of
 
-- ``EXAMPLE``: the options of the example network, such as ``{"window_size": 6}``,
+- ``EXAMPLE``: keywords of `train_example`: options of the mechanism, or a ``text`` with other ``words``,
 - ``draw(folder)``: draws further figures and returns their paths,
 - ``COST``, ``DECODING``: the layers whose forward pass and decoding step are measured (see `measure_cost`).
 """
@@ -26,7 +26,7 @@ from torch import nn
 
 from attnlab.catalog import registry
 from attnlab.docs import drawing
-from attnlab.docs.example import TEXT, Example, train_example
+from attnlab.docs.example import Example, train_example
 from attnlab.nn.cache import KVCache
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -63,13 +63,13 @@ def _figures(name: str, folder: Path) -> ModuleType | SimpleNamespace:
 
 
 def draw_attention(example: Example, file: Path) -> Path:
-    """Heat maps of the attention weights on `TEXT`: one row per layer, one column per head."""
+    """Heat maps of the attention weights on the example's text: one row per layer, one column per head."""
     layers, heads = example.attention_weights.shape[:2]
     rows, columns = (1, layers) if heads == 1 else (layers, heads)
     figure, axes = drawing.canvas(7.6, 4.0 * rows, rows=rows, columns=columns)
     weights = example.attention_weights.flatten(0, 1).tolist()
     titles = [f"layer {i}, head {h}" if heads > 1 else f"layer {i}" for i in range(layers) for h in range(heads)]
-    drawing.draw_heat_maps(figure, axes, weights, list(TEXT.replace(" ", "·")), titles)
+    drawing.draw_heat_maps(figure, axes, weights, list(example.text.replace(" ", "·")), titles)
     figure.suptitle(f"accuracy on new words: {example.accuracy:.1%}", fontsize=10, color=drawing.INK)
     return drawing.save(figure, file)
 
@@ -98,13 +98,13 @@ def measure_decoding(layers: Layers, *, embed_dim: int = 512, rounds: int = 11) 
     token, repeats = torch.randn(1, 1, embed_dim), 16
 
     def steps(layer: nn.Module, n: int) -> Work:
-        cache = KVCache(n + repeats * (rounds + 1))
+        cache = layer.make_cache(n + repeats * (rounds + 1))  # type: ignore[operator]
         layer(torch.randn(1, n, embed_dim), cache=cache)
 
         def step() -> None:
             layer(token, cache=cache)
-            if not cache.state:  # a recurrent state cannot be rolled back, and does not grow
-                cache.rollback(1)
+            if isinstance(cache, KVCache):  # a recurrent state does not grow
+                cache.crop(n)
 
         return step, repeats
 

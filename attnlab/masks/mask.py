@@ -122,6 +122,9 @@ class Mask:
         """Where the rule keeps one range of tokens of each batch item, to look and to be looked at; else None."""
         return None
 
+    is_segments = False
+    """Whether it separates the documents of a packed row."""
+
     is_padding = False
     """Whether what it leaves out are positions that hold no token, rather than tokens that are not attended to."""
 

@@ -257,6 +257,7 @@ class _Padding(Mask):
 class _Documents(Mask):
     ids: Tensor
     includes_diagonal = True
+    is_segments = True
 
     def check(self, queries: int, keys: int) -> None:
         if self.ids.shape[-1] < keys:

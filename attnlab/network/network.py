@@ -23,8 +23,8 @@ from attnlab.catalog import registry
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.files.tensors import SafetensorsFile, check_finite
 from attnlab.masks import Mask, padding
-from attnlab.nn.attention import Attention, make_linear
-from attnlab.nn.cache import KVCache, unchanged_on_error
+from attnlab.nn.attention import SequenceMixer, make_linear
+from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, unchanged_on_error
 from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
 from attnlab.positions import make_absolute
@@ -175,7 +175,9 @@ class Network(
         check_finite(tensors, f"the network in {file}")
         return fill(cls(**options), tensors).to(map_location)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[DecodingCache] | None = None
+    ) -> Tensor:
         """Read a batch.
 
         Args:
@@ -221,15 +223,15 @@ class Network(
         """The longest sequence that it can read; None where there is no end."""
         return self.position_embedding.limit
 
-    def mechanisms(self) -> list[Attention]:
+    def mechanisms(self) -> list[SequenceMixer]:
         """The attention layers, first to last: their ``weights`` show what was learned."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
-    def caches(self) -> list[KVCache] | None:
+    def caches(self) -> list[KVCache | RecurrentState] | None:
         """An empty cache for every block, with which to read on up to `limit`; None where a mechanism has none."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
-        return [KVCache(self.limit or sys.maxsize) for _ in self.blocks]
+        return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
 
     def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
         """A copy with these heads alone, which is saved and loaded like any other.
@@ -326,7 +328,7 @@ class Cells(nn.Module):
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(self, attention: Attention, *, mlp: bool, dropout: float, scale: float) -> None:
+    def __init__(self, attention: SequenceMixer, *, mlp: bool, dropout: float, scale: float) -> None:
         super().__init__()
         D = attention.embed_dim
         attention.scale_output(scale)
@@ -341,7 +343,7 @@ class Block(nn.Module):
             self.norm2 = nn.LayerNorm(D)
             self.mlp = nn.Sequential(make_linear(D, 4 * D), nn.GELU(), out)
 
-    def forward(self, x: Tensor, mask: Mask | None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None, cache: DecodingCache | None = None) -> Tensor:
         """``x`` (B, N, D) to the same shape."""
         x = x + self.drop(self.attention(self.norm1(x), mask=mask, cache=cache))
         if self.mlp is not None:

@@ -125,8 +125,8 @@ def build(settings: Settings, task_data: TaskData) -> Network:
         raise UserError(f"{model.model} cannot look back only, which {task} needs; {_those_with('causal')}")
     if task_data.causal and not causal:
         raise UserError(f"{task} asks for what comes next, so the model must not look ahead: leave out --no_causal")
-    if task_data.train.lengths is not None and "mask" not in mechanism.card.supports:
-        raise UserError(f"{model.model} takes no mask, which {task} needs for its padding; {_those_with('mask')}")
+    if task_data.train.lengths is not None and "padding" not in mechanism.card.supports:
+        raise UserError(f"{model.model} takes no padding mask, which {task} needs; {_those_with('padding')}")
     try:
         return Network(
             model=model.model,

@@ -47,7 +47,17 @@ class AdditiveAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps of learned scores",
         use_case="short sequences; understanding where attention comes from",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
     )
 
     def __init__(

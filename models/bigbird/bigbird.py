@@ -60,7 +60,7 @@ class BigBirdAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps over a sparse graph of blocks",
         use_case="long documents as a whole: classification, question answering",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="longformer",
     )
 

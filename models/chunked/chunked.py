@@ -48,7 +48,7 @@ class ChunkedAttention(MultiHeadBase):
         memory="n·d",
         representation="h block-diagonal softmax attention matrices",
         use_case="local layers between layers of full attention",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="slidingwindow",
     )
 

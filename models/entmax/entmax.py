@@ -48,7 +48,7 @@ class EntmaxAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse maps whose rows sum to one",
         use_case="maps that are read by people; tasks with few places to look at",
-        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 

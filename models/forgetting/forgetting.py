@@ -57,7 +57,7 @@ class ForgettingAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices with a learned decay",
         use_case="causal language models without other positional encodings",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 

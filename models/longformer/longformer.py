@@ -51,7 +51,7 @@ class LongformerAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse softmax attention matrices: a band, g rows and g columns",
         use_case="long documents with a token that represents all: classification, question answering",
-        supports=("causal", "mask", "attn_bias", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "weights"),
         parent="slidingwindow",
     )
 

@@ -38,7 +38,7 @@ class SelfAttention(Attention):
         memory="n·d",
         representation="one softmax map",
         use_case="learning how attention works; tasks that read one place at a time",
-        supports=("causal", "mask", "attn_bias", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )
 

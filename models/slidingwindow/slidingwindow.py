@@ -50,7 +50,7 @@ class SlidingWindowAttention(MultiHeadBase):
         memory="n·d",
         representation="h banded softmax attention matrices",
         use_case="long sequences with local dependencies; decoding with a KV cache of w tokens",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="strided",
     )
 

@@ -57,7 +57,7 @@ class StridedAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse softmax attention matrices: a band, or every l-th key",
         use_case="long sequences with a period, such as image rows or audio; with l near √n the time is n·√n·d",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 

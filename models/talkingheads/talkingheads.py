@@ -53,7 +53,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         memory="n·d",
         representation="h maps, each a mixture of h softmax maps of mixed scores",
         use_case="many narrow heads",
-        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 

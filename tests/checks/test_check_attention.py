@@ -262,7 +262,7 @@ def test_a_mechanism_is_held_to_its_card() -> None:
     report = check_attention(Running, fast=True)
     assert report["weights make the output"].outcome == "pass"
     assert report["weights sum to one"].detail == "its weights are no probabilities"
-    assert report["masked keys are never heard"].detail == "it takes no mask"
+    assert report["masked keys are never heard"].detail == "it does not take every mask"
     assert report["fast path = reference, outputs"].detail == "there is no reference to compare with"
     assert report["what is not claimed raises"].outcome == "pass"
 

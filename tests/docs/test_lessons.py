@@ -20,7 +20,7 @@ from worked_examples import EXACT, VALUES
 from attnlab.catalog import registry
 from attnlab.docs import drawing, example, lesson
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.cache import KVCache
+from attnlab.nn.cache import RecurrentState
 from attnlab.tasks.base import IGNORE
 
 ROOT = Path(__file__).parents[2]
@@ -213,22 +213,19 @@ def test_training_stops_when_the_task_is_learned(monkeypatch: pytest.MonkeyPatch
     assert example.train_example("selfhead", max_steps=9).steps == 2
 
 
-def test_only_predictable_letters_are_targets() -> None:
+@pytest.mark.parametrize("words", [example.Words(), example.Words(2, 3, restart=8)])
+def test_only_predictable_letters_are_targets(words: example.Words) -> None:
     torch.manual_seed(0)
-    texts, targets = example._repeated_words(200)
-    count = 0
-    for text, following in zip(texts.tolist(), targets.tolist(), strict=True):
-        space = text.index(example.SPACE)
-        assert 5 <= space <= 10
-        assert len(set(text[:space])) == space
-        for position, letter in enumerate(following):
-            if letter == IGNORE:
-                assert position < space
-                continue
-            count += 1
-            assert letter == text[(position + 1) % (space + 1)]
-            assert position >= space
-    assert count > 200 * 12
+    texts, targets = example._repeated_words(200, words)
+    assert texts.shape == targets.shape == (200, example.LENGTH)
+    for text, following in zip(texts.view(-1, words.restart), targets.view(-1, words.restart), strict=True):
+        space = text.tolist().index(example.SPACE)
+        assert words.shortest <= space <= words.longest
+        assert len(set(text[:space].tolist())) == space
+        predictable = range(space, words.restart - (words.restart < example.LENGTH))
+        assert (following != IGNORE).nonzero().flatten().tolist() == list(predictable)
+        for position in predictable:
+            assert following[position] == text[(position + 1) % (space + 1)]
 
 
 # Measuring
@@ -264,11 +261,12 @@ def test_the_cache_does_not_grow_while_decoding_is_measured(monkeypatch: pytest.
 def test_decoding_with_a_recurrent_state_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
 
-    def recurrent(self: MultiAttention, x: Tensor, mask: object, cache: KVCache) -> Tensor:
-        cache.carry(x.shape[1], x[:, -1])
+    def recurrent(self: MultiAttention, x: Tensor, mask: object, cache: RecurrentState) -> Tensor:
+        cache.replace(x.shape[1], x[:, -1])
         return x
 
     monkeypatch.setattr(MultiAttention, "_forward", recurrent)
+    monkeypatch.setattr(MultiAttention, "cache_type", RecurrentState)
     curves = lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=3)
     assert len(curves["a"]) == 2
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, sliding_window
+from attnlab.masks import BoundMask, Mask, causal, documents, from_tensor, padding, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.models.sigmoid import SigmoidAttention
@@ -86,9 +86,9 @@ def x(length: int = N) -> Tensor:
         (lambda: MultiAttention(7, 2), ValueError, "try num_heads=1 or 7"),
         (lambda: MultiAttention(0), ValueError, "embed_dim must be at least 1, not 0"),
         (lambda: MultiAttention(12, -3), ValueError, "num_heads must be at least 1, not -3"),
-        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be a whole number, not 12.0"),
-        (lambda: MultiAttention(12, True), TypeError, "num_heads must be a whole number, not True"),
-        (lambda: SelfAttention("12"), TypeError, "embed_dim must be a whole number, not '12'"),
+        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be an integer, not 12.0"),
+        (lambda: MultiAttention(12, True), TypeError, "num_heads must be an integer, not True"),
+        (lambda: SelfAttention("12"), TypeError, "embed_dim must be an integer, not '12'"),
         (lambda: SelfAttention(12, dropout=1.0), ValueError, "dropout must be at least 0 and below 1, not 1.0"),
         (lambda: SelfAttention(12, dropout=-0.1), ValueError, "not -0.1"),
         (lambda: SelfAttention(12, dropout=float("nan")), ValueError, "not nan"),
@@ -108,7 +108,7 @@ def test_the_width_has_two_spellings(mechanism: Callable[..., Attention]) -> Non
     for both in (lambda: mechanism(embed_dim=16, emd_dim=16), lambda: mechanism(16, emd_dim=16)):
         with pytest.raises(TypeError, match="not both"):
             both()
-    with pytest.raises(TypeError, match=r"needs its width: give embed_dim= \(emd_dim= is accepted too\)"):
+    with pytest.raises(TypeError, match=r"needs embed_dim= \(or emd_dim=\), the width of a token"):
         mechanism(causal=True)
 
 
@@ -150,11 +150,47 @@ def test_scale_output_scales_the_last_projection_alone() -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("mask", causal()), ("attn_bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
+    [("attn_bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
 )
 def test_what_is_not_claimed_is_refused_by_name(name: str, argument: Any) -> None:
     with pytest.raises(UnsupportedError, match=f"Plain does not support {name}; it supports self-attention alone"):
         Plain(D)(x(), **{name: argument})
+
+
+@pytest.mark.parametrize(
+    ("supports", "mask", "message"),
+    [
+        ((), causal(), r"Plain does not support mask=causal\(\) \(arbitrary_mask\); it takes no mask"),
+        ((), padding(torch.tensor([3, 5])), r"\(padding\); it takes no mask"),
+        (("padding",), documents(torch.arange(N)), r"\(segments\); it takes masks of the kinds padding$"),
+        (("padding", "segments"), sliding_window(2), "of the kinds padding and segments"),
+        (("padding",), padding(torch.tensor([3, 5])) & causal(), r"mask=causal\(\)"),
+        (("padding",), torch.ones(N, N, dtype=torch.bool), r"\(arbitrary_mask\)"),
+    ],
+)
+def test_a_mask_of_an_unsupported_kind_is_refused(supports: tuple[str, ...], mask: Any, message: str) -> None:
+    layer = Plain(D)
+    layer.card = card(*supports)  # type: ignore[misc]
+    with pytest.raises(UnsupportedError, match=message):
+        layer(x(), mask=mask)
+
+
+def test_a_supported_kind_of_mask_is_accepted() -> None:
+    lengths, ids = torch.tensor([3, 5]), torch.arange(N) // 2
+    for supports, mask in (
+        (("padding",), padding(lengths)),
+        (("segments",), documents(ids)),
+        (("padding", "segments"), documents(ids) & padding(lengths)),
+        (("causal", "padding"), causal() & padding(lengths)),
+    ):
+        layer = Plain(D)
+        layer.card = card(*supports)  # type: ignore[misc]
+        layer.causal = "causal" in supports
+        layer(x(), mask=mask)
+
+
+def test_the_old_capability_mask_is_an_alias() -> None:
+    assert card("causal", "mask").supports == ("causal", "padding", "segments", "arbitrary_mask")
 
 
 def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
@@ -165,7 +201,7 @@ def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
 
 def test_a_refusal_lists_what_there_is() -> None:
     with pytest.raises(
-        UnsupportedError, match="SelfAttention does not support context; it supports causal, mask, attn_bias,"
+        UnsupportedError, match="SelfAttention does not support context; it supports causal, padding, segments,"
     ):
         SelfAttention(D)(x(), context=x(M))
 
@@ -178,10 +214,10 @@ def test_supports() -> None:
 def test_a_claim_without_its_code_says_so() -> None:
     layer = Recorder(D)
     with pytest.raises(
-        NotImplementedError, match="Recorder claims weights, but has no _build_map and no _attention_weights"
+        NotImplementedError, match="Recorder has the capability weights, but no _build_map and no _attention_weights"
     ):
         layer.attention_weights(x())
-    with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _apply_weights"):
+    with pytest.raises(NotImplementedError, match="Recorder has the capability weights, but no _apply_weights"):
         layer.apply_weights(torch.ones(B, 1, N, N), x())
 
 
@@ -215,7 +251,7 @@ def test_only_what_was_given_arrives() -> None:
             "(batch, heads, queries, keys) = (2, 3, 5, 5)",
         ),
         ({"mask": padding(torch.tensor([1, 2, 3]))}, ValueError, "does not fit"),
-        ({"attn_bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to say who may look at whom use mask="),
+        ({"attn_bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to select the keys to attend to use mask="),
         ({"attn_bias": torch.zeros(4, 4)}, ValueError, "attn_bias has shape (4, 4), which does not broadcast to"),
         ({"attn_bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
         ({"attn_bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
@@ -322,9 +358,9 @@ def test_the_pattern_is_asked_for_the_whole_length() -> None:
 def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
     cache = KVCache(N, window=2)
     Near(D, causal=True)(x(), cache=cache)
-    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask looks 1 back"):
+    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask reaches 1 keys back"):
         Near(D, causal=True)(x(), cache=KVCache(N, window=1))
-    with pytest.raises(ValueError, match="with a cache nobody can look ahead"):
+    with pytest.raises(ValueError, match="a cache needs a causal mask"):
         Near(D)(x(), cache=cache)
 
 
@@ -386,7 +422,7 @@ def test_mix_over_a_context() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in registry.names() if {"mask", "weights"} <= {*registry.entry(name).card.supports}]
+    "name", [name for name in registry.names() if {"padding", "weights"} <= {*registry.entry(name).card.supports}]
 )
 def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
     options = {} if registry.entry(name).card.heads == "1" else {"num_heads": 2}
@@ -440,7 +476,7 @@ def test_dropout_drops_in_training_alone() -> None:
 def test_a_card_is_checked_where_it_is_written() -> None:
     with pytest.raises(ValueError, match="supports names 'casual'; did you mean causal"):
         card("casual")
-    with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, mask,"):
+    with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, padding,"):
         card("zzz")
     with pytest.raises(ValueError, match=re.escape("write a tuple: ('causal',)")):
         Card(**{**vars(card()), "supports": "causal"})

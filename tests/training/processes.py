@@ -60,7 +60,7 @@ class Server:
 def serve() -> None:
     """Answer a line for a line."""
 
-    for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._words"):
+    for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._format"):
         import_module(name)  # and all else that a run imports, before it is forked
     import attnlab.tasks.digits
     import attnlab.training.report

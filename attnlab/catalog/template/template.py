@@ -40,7 +40,7 @@ class TemplateAttention(Attention):
         memory="n² + n·d",
         representation="one softmax map",
         use_case="a new mechanism starts here",
-        supports=("causal", "mask", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "weights", "equivariant"),
     )
 
     def __init__(

@@ -11,6 +11,7 @@ from attnlab.checks.capabilities import Broken, NotClaimed
 from attnlab.checks.layer import B, N, Subject, as_matrix, first_line
 from attnlab.checks.probes import EXACT, difference, said, worst
 from attnlab.checks.registry import Measure, promise
+from attnlab.masks import documents, padding
 
 MANY = 307
 """So many tokens that a fast path computes a part of the queries at a time."""
@@ -23,7 +24,9 @@ def unclaimed_raises(subject: Subject) -> Measure:
     square = torch.ones(N, N, device=x.device)
     asked: dict[str, Callable[[], Any]] = {
         "causal": lambda: subject.layer(causal=True),
-        "mask": lambda: layer(x, mask=square.bool()),
+        "padding": lambda: layer(x, mask=padding(torch.tensor([N] * B, device=x.device))),
+        "segments": lambda: layer(x, mask=documents(torch.arange(N, device=x.device))),
+        "arbitrary_mask": lambda: layer(x, mask=square.bool()),
         "attn_bias": lambda: layer(x, attn_bias=square.double()),
         "context": lambda: layer(x, context=x),
         "cache": lambda: layer(x, cache=object()),
@@ -37,7 +40,7 @@ def unclaimed_raises(subject: Subject) -> Measure:
     return Measure(len(accepted), 0, f"accepts in silence: {', '.join(accepted) or 'nothing'}")
 
 
-@promise("a float mask raises and names bias=", needs=("contract", "mask"))
+@promise("a float mask raises and names bias=", needs=("contract", "arbitrary_mask"))
 def float_mask_raises(subject: Subject) -> Measure:
     """How many masks of numbers are accepted, or refused without a word about bias=."""
     layer, x, wrong = subject.layer(), subject.tokens(), 0
@@ -58,7 +61,7 @@ def misfits_raise(subject: Subject) -> Measure:
         "x of another width": lambda: layer(torch.cat([x, x], -1)),
         "x without a batch": lambda: layer(x[0]),
     }
-    if "mask" in subject.claims:
+    if "arbitrary_mask" in subject.claims:
         for shape in ((N, N + 1), (N + 1, N), (B + 1, N, N), (B, subject.num_heads + 1, N, N)):
             mask = torch.ones(shape, dtype=torch.bool, device=x.device)
             asked[f"a mask of shape {shape}"] = lambda mask=mask: layer(x, mask=mask)  # type: ignore[misc]
@@ -69,7 +72,7 @@ def misfits_raise(subject: Subject) -> Measure:
     return Measure(len(accepted), 0, f"accepts {', '.join(accepted) or 'nothing'}")
 
 
-@promise("a mask is its Boolean tensor", needs=("contract", "mask"))
+@promise("a mask is its Boolean tensor", needs=("contract", "arbitrary_mask"))
 def one_answer(subject: Subject) -> Measure:
     """The difference between a mask and the same as a Boolean tensor of two, three and four axes."""
 
@@ -141,7 +144,7 @@ def bias_broadcasts(subject: Subject) -> Measure:
     return worst(measured(), subject.exact)
 
 
-@promise("an integer mask raises or is read as Boolean", needs=("mask",))
+@promise("an integer mask raises or is read as Boolean", needs=("arbitrary_mask",))
 def integer_mask(subject: Subject) -> Measure:
     """The difference that the integer dtype of a mask of zeros and ones makes, where it does not raise."""
 

@@ -11,7 +11,7 @@ from attnlab.checks.layer import B, N, Subject
 from attnlab.checks.probes import difference, said, worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.masks import Mask, causal, padding, sliding_window
-from attnlab.nn.cache import FIRST, KVCache
+from attnlab.nn.cache import INITIAL_LENGTH, DecodingCache, KVCache, RecurrentState
 
 SAME = 1e-12
 """In float64."""
@@ -22,7 +22,7 @@ SINGLE = 1e-4
 SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
 LONG = 151
 BATCH = 11
-GROWING = (3, FIRST - 4, 1, 1, 1, FIRST - 2, 1, 1, 2 * FIRST - 2, 1, 1, 1)
+GROWING = (3, INITIAL_LENGTH - 4, 1, 1, 1, INITIAL_LENGTH - 2, 1, 1, 2 * INITIAL_LENGTH - 2, 1, 1, 1)
 """Pieces that end before, at and behind multiples of the tokens that a cache makes room for at first."""
 REACH = 5
 
@@ -39,22 +39,22 @@ def steps(subject: Subject) -> Measure:
             for mask in masks:
                 whole = subject(layer, x, mask)
                 for split in splits:
-                    found = _in_steps(subject, x, mask, split, KVCache(length))
+                    found = _in_steps(subject, x, mask, split, _new_cache(layer, length))
                     yield difference(found, whole), f"in pieces of {split} ({said(True, mask)})"
             split = splits[-1]
-            cache = KVCache(length)
+            cache = _new_cache(layer, length)
             trained = subject.build(True, train=True)
             found = torch.cat([_step(trained, part, masks[0], cache, length) for part in x.split(list(split), 1)], 1)
             yield difference(found, subject(layer, x, masks[0])), f"in pieces of {split}, in training without dropout"
             single, y = subject.build(True, dtype=torch.float32), x.float()
-            cache = KVCache(length)
+            cache = _new_cache(layer, length)
             found = torch.cat([_step(single, part, masks[0], cache, length) for part in y.split(list(split), 1)], 1)
             far = difference(found, subject(single, y, masks[0]))
             yield far if not far <= SINGLE else 0.0, f"in pieces of {split}, in float32"
             if "attn_bias" in subject.claims:
                 bias = subject.random(B, subject.num_heads, length, length, seed=2)
                 whole = subject(layer, x, masks[0], attn_bias=bias)
-                found = _in_steps(subject, x, masks[0], splits[0], KVCache(length), bias)
+                found = _in_steps(subject, x, masks[0], splits[0], _new_cache(layer, length), bias)
                 yield difference(found, whole), f"in pieces of {splits[0]}, with a bias"
 
     return worst(measured(), SAME)
@@ -66,11 +66,11 @@ def growing(subject: Subject) -> Measure:
 
     @torch.no_grad()
     def measured() -> Iterator[tuple[float, str]]:
-        for batch, split in ((B, GROWING), (BATCH, (FIRST, 1, 1, FIRST, 1))):
+        for batch, split in ((B, GROWING), (BATCH, (INITIAL_LENGTH, 1, 1, INITIAL_LENGTH, 1))):
             x = subject.tokens(batch, sum(split))
             layer, masks = _looking_back(subject, x)
             for mask in masks[:2]:
-                cache, whole = KVCache(2 * x.shape[1]), subject(layer, x, mask)
+                cache, whole = _new_cache(layer, 2 * x.shape[1]), subject(layer, x, mask)
                 found = torch.cat([_step(layer, part, mask, cache, x.shape[1]) for part in x.split(list(split), 1)], 1)
                 late = (found - whole).abs().amax((0, 2)).argmax()
                 yield difference(found, whole), f"token {int(late)} of {x.shape[1]}, {batch} items ({said(True, mask)})"
@@ -86,11 +86,11 @@ def failed_call(subject: Subject) -> Measure:
     def measured() -> Iterator[tuple[float, str]]:
         x = subject.tokens()
         layer, (mask, *_) = _looking_back(subject, x)
-        whole, cache = subject(layer, x, mask), KVCache(N)
+        whole, cache = subject(layer, x, mask), _new_cache(layer, N)
         _step(layer, x[:, :4], mask, cache)
         single, tracked = subject.build(True, dtype=torch.float32), x[:, :1].clone().requires_grad_()
         before = cache.num_seen, cache.start, cache.bytes
-        failing: dict[str, Callable[[KVCache], Tensor]] = {
+        failing: dict[str, Callable[[DecodingCache], Tensor]] = {
             "another batch": lambda cache: _step(layer, x[:1, :1], mask, cache),
             "another width": lambda cache: _step(layer, x[:, :1, 1:], mask, cache),
             "another dtype": lambda cache: _step(single, x[:, :1].float(), mask, cache),
@@ -98,6 +98,8 @@ def failed_call(subject: Subject) -> Measure:
             "a gradient": lambda cache: torch.enable_grad()(_step)(layer, tracked, mask, cache),
             "a context": lambda cache: layer(x[:, :1], mask=mask, context=x, cache=cache),
         }
+        if isinstance(cache, RecurrentState):
+            del failing["too many tokens"]  # a state has no capacity
         for name, call in failing.items():
             used = cache.copy()
             try:
@@ -113,7 +115,7 @@ def failed_call(subject: Subject) -> Measure:
     return worst(measured(), SAME)
 
 
-@promise("a windowed cache = the full pass", needs=("contract", "cache", "mask"))
+@promise("a windowed cache = the full pass", needs=("contract", "cache", "arbitrary_mask"))
 def ring(subject: Subject) -> Measure:
     """The difference where the cache lets go of what the mask's window has passed, over many times its memory."""
 
@@ -124,7 +126,7 @@ def ring(subject: Subject) -> Measure:
         layer, _ = _looking_back(subject, x)
         for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", max_length=50)):
             mask = causal() & sliding_window(REACH) if other is None else causal() & sliding_window(REACH) & other
-            cache = KVCache(length, window=REACH)
+            cache = _new_cache(layer, length, window=REACH)
             found = _in_steps(subject, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
             yield difference(found, subject(layer, x, mask)), f"{said(True, mask)}"
             yield float(cache.start == 0), "the cache kept everything"
@@ -141,27 +143,27 @@ def edited(subject: Subject) -> Measure:
 
     @torch.no_grad()
     def measured() -> Iterator[tuple[float, str]]:
-        for length in (N, FIRST + N):
+        for length in (N, INITIAL_LENGTH + N):
             x, other = subject.tokens(length=length), subject.tokens(length=length, seed=21)
             layer, (mask, *_) = _looking_back(subject, x)
-            whole, cache, seen = subject(layer, x, mask), KVCache(length), length - 4
+            whole, cache, seen = subject(layer, x, mask), _new_cache(layer, length), length - 4
             _step(layer, x[:, :2], mask, cache)
             _step(layer, x[:, 2:seen], mask, cache)
             before = cache.copy()
             _step(layer, other[:, :3], mask, cache)
-            if cache.state:
-                cache = before  # a state cannot be taken back; one goes on from a copy
+            if isinstance(cache, KVCache):
+                cache.crop(seen)
             else:
-                cache.rollback(3)
+                cache = before  # a state cannot be cropped; decoding resumes from a copy
             step, where = slice(seen, seen + 2), f"of {length} tokens"
-            yield difference(_step(layer, x[:, step], mask, cache), whole[:, step]), f"after rollback(3) {where}"
+            yield difference(_step(layer, x[:, step], mask, cache), whole[:, step]), f"after crop() {where}"
             items, rest = torch.tensor([1, 1, 0], device=x.device), slice(seen + 2, length)
             cache.reorder(items)
             found = _step(layer, x[items, rest], mask, cache)
-            yield difference(found, whole[items, rest]), f"after select([1, 1, 0]) {where}"
+            yield difference(found, whole[items, rest]), f"after reorder([1, 1, 0]) {where}"
         x, other = subject.tokens(), subject.tokens(seed=21)
         layer, (mask, *_) = _looking_back(subject, x)
-        first, second = KVCache(N), KVCache(N)
+        first, second = _new_cache(layer, N), _new_cache(layer, N)
         steps = []
         for i in range(N):
             token = slice(i, i + 1)
@@ -182,7 +184,12 @@ def _looking_back(subject: Subject, x: Tensor) -> tuple[torch.nn.Module, list[Ma
 
 
 def _in_steps(
-    subject: Subject, x: Tensor, mask: Mask | None, split: Sequence[int], cache: KVCache, bias: Tensor | None = None
+    subject: Subject,
+    x: Tensor,
+    mask: Mask | None,
+    split: Sequence[int],
+    cache: DecodingCache,
+    bias: Tensor | None = None,
 ) -> Tensor:
     (layer, _), rows = _looking_back(subject, x), []
     for part in x.split(list(split), 1):
@@ -192,8 +199,13 @@ def _in_steps(
     return torch.cat(rows, 1)
 
 
+def _new_cache(layer: torch.nn.Module, length: int, **options: int) -> DecodingCache:
+    """The cache that a layer makes; a `KVCache` for a third-party layer."""
+    return getattr(layer, "make_cache", KVCache)(length, **options)
+
+
 def _step(
-    layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: KVCache, total: int = N, **given: Tensor
+    layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: DecodingCache, total: int = N, **given: Tensor
 ) -> Tensor:
     if mask is not None and not mask.by_position:  # a given matrix: the rows and columns that the step is about
         matrix, seen = mask.materialize(total, device=x.device), cache.num_seen + x.shape[1]

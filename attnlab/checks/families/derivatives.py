@@ -110,7 +110,7 @@ def _cases(subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, Mask | No
         masks: list[Mask | None] = [None]
         if "padding" in subject.claims:
             masks.append(padding(torch.tensor([length, length - 3][-batch:], device=subject.device)))
-        if "mask" in subject.claims and length == N:
+        if "arbitrary_mask" in subject.claims and length == N:
             masks += [sliding_window(3), causal() & sliding_window(3)]
         for causality in subject.causal_choices:
             for dropout in (0.0, subject.dropout) if with_dropout else (None,):

@@ -99,7 +99,7 @@ def causal_with_masks(subject: Subject) -> Measure:
     return _through(subject, subject.masks, causal=True)
 
 
-@promise("masked keys are never heard", needs=("mask",))
+@promise("masked keys are never heard", needs=("arbitrary_mask",))
 def forbidden_keys(subject: Subject) -> Measure:
     """How much of a token reaches an output that may not look at it."""
     return _through(subject, subject.masks)

@@ -40,7 +40,7 @@ def zero_where_forbidden(subject: Subject) -> Measure:
 
     def measured(causality: bool, mask: Mask | None) -> float:
         layer, x = subject.build(causality), subject.tokens()
-        if "mask" in subject.claims:
+        if "arbitrary_mask" in subject.claims:
             open_rows = from_tensor((torch.arange(N, device=x.device) != 2).unsqueeze(1).expand(N, N))
             mask = open_rows if mask is None else mask & open_rows
         forbidden = ~subject.permitted_heads(causality, mask, x)

@@ -15,7 +15,7 @@ from attnlab.checks.layer import Subject, first_line
 from attnlab.checks.probes import worst
 from attnlab.checks.registry import Measure, promise
 from attnlab.masks import Mask, padding, sliding_window
-from attnlab.nn.attention import Attention
+from attnlab.nn.attention import SequenceMixer
 
 LENGTHS = (1024, 2048, 4096)
 """The last one only where the growth between the first two is too large: a scratch buffer may not be full yet."""
@@ -30,10 +30,10 @@ CASES: dict[str, tuple[set[str], Callable[[int, torch.device], Mask | None]]] = 
     "causal": ({"causal"}, lambda length, device: None),
     "padding": ({"padding"}, lambda length, device: _padded(length, device)),
     "causal and padding": ({"causal", "padding"}, lambda length, device: _padded(length, device)),
-    "window": ({"mask"}, lambda length, device: sliding_window(WINDOW)),
-    "window and padding": ({"mask"}, lambda length, device: sliding_window(WINDOW) & _padded(length, device)),
+    "window": ({"arbitrary_mask"}, lambda length, device: sliding_window(WINDOW)),
+    "window and padding": ({"arbitrary_mask"}, lambda length, device: sliding_window(WINDOW) & _padded(length, device)),
     "dropout": ({"dropout"}, lambda length, device: None),
-    "window and dropout": ({"mask", "dropout"}, lambda length, device: sliding_window(WINDOW)),
+    "window and dropout": ({"arbitrary_mask", "dropout"}, lambda length, device: sliding_window(WINDOW)),
 }
 """What a layer must claim for each case, and the mask for a length."""
 
@@ -56,7 +56,7 @@ def memory_growth(subject: Subject) -> Measure:
             causality = True if "causal" in needs else subject.causal_choices[0]
             for train in (False, True):
                 layer = subject.build(causality, dtype=torch.float32, train=train, **options)
-                assert isinstance(layer, Attention)
+                assert isinstance(layer, SequenceMixer)
                 allowed = exponent(layer.card.memory, layer, LENGTHS)
                 *_, grown = growth(subject, layer, make_mask, allowed)
                 yield grown - allowed, f"{case}, {'training' if train else 'eval'}: N^{grown:.2f}, not N^{allowed:.2f}"

@@ -15,7 +15,7 @@ def permuted(subject: Subject) -> Measure:
     layer, x = subject.layer(causal=False) if "causal" in subject.claims else subject.layer(), subject.tokens()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1)).to(x.device)
     measured = [(difference(subject(layer, x[:, order]), subject(layer, x)[:, order]), "asked plainly")]
-    if "mask" in subject.claims:
+    if "arbitrary_mask" in subject.claims:
         for mask in subject.masks():
             matrix = as_matrix(mask, x, x)
             permuted = subject(layer, x[:, order], matrix[:, order][:, :, order])

@@ -17,7 +17,7 @@ PACKED = ((3, 4), (67, 1, 83))
 PADDED = ((7, 4), (151, 90))
 
 
-@promise("packed sequences are each alone", needs=("mask",))
+@promise("packed sequences are each alone", needs=("segments",))
 def packed(subject: Subject) -> Measure:
     """The difference between sequences in one row under a mask of documents, and each by itself."""
     subject.require_no_origin()
@@ -45,7 +45,7 @@ def left_out(subject: Subject) -> Measure:
             for lengths in PADDED:
                 x = subject.tokens(length=lengths[0]).requires_grad_()
                 for side in ("right", "left"):
-                    given = {"side": side, "total": lengths[0]}
+                    given = {"side": side, "max_length": lengths[0]}
                     counts = torch.tensor(lengths, device=x.device)
                     place = torch.arange(lengths[0], device=x.device)
                     real = (place < counts[:, None]) if side == "right" else (place >= lengths[0] - counts[:, None])

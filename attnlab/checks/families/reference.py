@@ -83,7 +83,7 @@ def _questions(subject: Subject) -> Iterator[Question]:
 
 def _by_head(subject: Subject, keys: int) -> list[Mask]:
     """A mask that differs by item and head, with a row that is empty in one head and one that is in all."""
-    if not (subject.is_ours and "mask" in subject.claims):
+    if not (subject.is_ours and "arbitrary_mask" in subject.claims):
         return []
     rule = subject.random(B, subject.num_heads, N, keys, seed=5) > 0
     rule[0, :, 2] = False

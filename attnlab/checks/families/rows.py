@@ -52,7 +52,7 @@ def _masks(subject: Subject, causality: bool) -> list[Mask]:
     found = [padding(torch.tensor(lengths, device=device)) for lengths in ([N, 0], [0, 0])]
     behind = padding(torch.tensor([N, 3], device=device), side="left", max_length=N)
     found += [behind] if causality else []
-    if "mask" in subject.claims:
+    if "arbitrary_mask" in subject.claims:
         some = subject.random(B, N, N) > 0
         some[0, 2:4] = False
         some[1, 0] = False

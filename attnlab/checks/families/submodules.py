@@ -126,7 +126,7 @@ def _ways(
     if "padding" in subject.claims:
         mask = padding(torch.tensor([N, N - 3], device=x.device))
         ways["padding"] = lambda layer: subject(layer, x, mask)
-    if "mask" in subject.claims:
+    if "arbitrary_mask" in subject.claims:
         ways["a window"] = lambda layer: subject(layer, long, sliding_window(5))
     if "attn_bias" in subject.claims:
         bias = subject.random(2, subject.num_heads, N, N, seed=2).to(dtype)
@@ -141,14 +141,14 @@ def _ways(
         ways["the weights"] = lambda layer: subject.attention_weights(layer, x)
         if "mix" in subject.claims:
             ways["mix"] = lambda layer: subject.apply_weights(layer, subject.attention_weights(layer, x), x)
-    if "cache" in subject.claims and (causality or "mask" in subject.claims):
+    if "cache" in subject.claims and (causality or "arbitrary_mask" in subject.claims):
         ways["cached steps"] = lambda layer: _in_steps(layer, x, None if causality else causal())
     return list(ways.items())
 
 
 @torch.no_grad()
 def _in_steps(layer: nn.Module, x: Tensor, mask: object) -> Tensor:
-    cache = KVCache(N)
+    cache = getattr(layer, "make_cache", KVCache)(N)
     return torch.cat([layer(part, mask=mask, cache=cache) for part in x.split([N - 3, 1, 2], 1)], 1)
 
 

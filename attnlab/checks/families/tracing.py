@@ -57,7 +57,7 @@ def _masks(subject: Subject, length: int) -> list[MakeMask]:
     makers: list[MakeMask] = [lambda device: None]
     if "padding" in subject.claims:
         makers.append(lambda device: padding(torch.tensor([length, length - 3], device=device)))
-    if "mask" in subject.claims:
+    if "arbitrary_mask" in subject.claims:
         makers.append(lambda device: causal() & sliding_window(5))
     return makers
 
