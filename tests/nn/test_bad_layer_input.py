@@ -59,20 +59,20 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
     "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
     # devices
-    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask lies on meta, the tokens on cpu"),
+    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask is on meta, the tokens are on cpu"),
     "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
     "lengths elsewhere, for queries too": (
         lambda: padding(whole(2, 3, device="meta"), mask_queries=True),
         ValueError,
         "move it with mask.to(...)",
     ),
-    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "lies on meta"),
-    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "lies on meta"),
-    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
+    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "is on meta"),
+    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "is on meta"),
+    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "is on meta"),
     "one of two elsewhere": (
         lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
         ValueError,
-        "lies on meta",
+        "is on meta",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The fused kernel, and what every part of one computation gives to it.
+"""PyTorch's fused kernel: one call for everything, and the kernel call that the other backends make for each part.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim.
 """
@@ -16,10 +16,107 @@ from torch.autograd import forward_ad
 
 from attnlab.ops.backends.dropout import dropout_attention
 from attnlab.ops.backends.eager import explicit_attention, explicit_gradients
-from attnlab.ops.dispatch import can_inspect_values
+from attnlab.ops.bias import Bias, materialized
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.dispatch import Dispatch, can_inspect_values
 
-CHEAP = 2**15
-"""Weights per batch item below which PyTorch's own random numbers cost nothing that matters."""
+MIN_DROPOUT_WEIGHTS = 2**15
+"""Weights per batch item below which PyTorch's own random numbers are as fast as those of `dropout_attention`."""
+
+MIN_CONTIGUOUS_KEYS = 4096
+"""Keys from which contiguous copies of k and v pay off: 3 to 5 % at 8,192 keys of 8 heads of 64, measured on a CPU."""
+
+CAUSAL_CHUNK_LENGTHS = (192, 768)
+"""Lengths between which the causal kernel computes most of what it then masks: four chunks take 0.8 of the time."""
+
+
+class Fused:
+    """SDPA without a matrix: no mask, or a plain causal one."""
+
+    def applies(self, call: AttentionCall) -> bool | None:
+        """Return whether the call is causal; None for a call with a matrix, dropout, a sink, a cap or shared keys."""
+        q, k, mask = call.q, call.k, call.mask
+        if call.bias is not None or call.dropout or call.sink is not None or call.softcap is not None:
+            return None
+        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1]:
+            return None
+        if mask is None:
+            return False
+        if mask.is_causal:
+            shortest, longest = CAUSAL_CHUNK_LENGTHS
+            chunks = not torch.compiler.is_compiling() and shortest <= q.shape[2] <= longest and call.can_inspect
+            return None if chunks else True
+        return False if not torch.compiler.is_compiling() and mask.allows_all else None
+
+    def run(self, call: AttentionCall, causal: bool) -> Tensor:
+        """One call of the kernel."""
+        q, k, v, scale = call.q, call.k, call.v, call.scale
+        # The fused kernels need a last stride of 1; for others PyTorch falls back to a slow implementation.
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if not torch.compiler.is_compiling() and q.is_cpu and q.shape[2] >= MIN_CONTIGUOUS_KEYS:
+            k, v = k.contiguous(), v.contiguous()
+        if scale is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
+            q, scale = q * q.new_tensor(scale * math.sqrt(q.shape[-1])), None
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+    def explain(self, call: AttentionCall, causal: bool) -> Dispatch:
+        """Return the name, and why."""
+        if causal:
+            return Dispatch("causal", "a plain causal mask, for which the kernel needs no matrix")
+        return Dispatch("fused", "every key is attended to")
+
+
+class Sdpa:
+    """SDPA for any call: mask and bias become one matrix."""
+
+    def applies(self, call: AttentionCall) -> bool:
+        """Return True."""
+        return True
+
+    def run(self, call: AttentionCall, plan: Any) -> Tensor:
+        """One call of the kernel."""
+        width, call = call.v.shape[-1], call.expanded
+        kernel = Kernel(call.score_scale, call.sink, call.dropout)
+        return unpad(self._run(call, kernel), width)
+
+    def _run(self, call: AttentionCall, kernel: Kernel) -> Tensor:
+        q, k, v, mask, bias = call.q, call.k, call.v, call.mask, call.bias
+        if bias is None and (mask is None or mask.is_causal):
+            return kernel(q, k, v, causal=mask is not None)
+        out = kernel(q, k, v, additive(None if mask is None else mask.tensor(), bias, q.dtype))
+        if torch.compiler.is_compiling() and mask is not None and mask.mask.num_heads > 1:
+            # A row may be fully masked in one head alone; the kernels zero it, the code of the ONNX exporter does not.
+            out = out.masked_fill(~mask.tensor().any(-1, keepdim=True), 0.0)
+        return out
+
+    def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
+        """Return the name, and why."""
+        call = call.expanded
+        if call.bias is None and call.mask is None:
+            name, why = "fused", "every key is attended to"
+        elif call.bias is None and call.mask is not None and call.mask.is_causal:
+            name, why = "causal", "a plain causal mask, for which the kernel needs no matrix"
+        else:
+            parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
+            size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
+            name, why = "matrix", f"{' and '.join(parts)}, as a matrix of {size}"
+        return Dispatch(name, why)
+
+
+def unpad(out: Tensor, width: int) -> Tensor:
+    """``out`` without the features that `AttentionCall.expanded` added."""
+    return out if out.shape[-1] == width else out[..., :width]
+
+
+def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask and a bias as the one tensor that the fused kernel takes."""
+    if bias is None:
+        return permitted
+    matrix = materialized(bias).to(dtype)
+    if torch.onnx.is_in_onnx_export():  # its second pass would use another kernel for a bias that requires a gradient
+        matrix = matrix.detach()
+    return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -63,7 +160,7 @@ class Kernel:
                 sunk: Tensor = _SdpaWithSink.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
                 return sunk
             return self._with_a_key(q, k, v, self.sink, matrix, causal)
-        if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= CHEAP:
+        if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= MIN_DROPOUT_WEIGHTS:
             return dropout_attention(q, k, v, _square(q) if causal else matrix, self.dropout, self.scale)
         return self._dispatched(q, k, v, matrix, causal)
 
