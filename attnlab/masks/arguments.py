@@ -45,22 +45,8 @@ def as_lengths(name: str, tensor: Tensor) -> Tensor:
     return lengths
 
 
-def same_device(name: str, tensor: Tensor, positions: Tensor) -> Tensor:
-    """Return ``tensor``; raise ValueError if it is not on the device of ``positions``."""
-    if tensor.device != positions.device:
-        raise ValueError(
-            f"{name} is on {tensor.device}, the tokens are on {positions.device}; move it with mask.to(...)"
-        )
-    return tensor
-
-
 def short(value: int | Tensor) -> str:
     """Return the value as text; the shape only for a tensor that is large or holds no values."""
     if not isinstance(value, Tensor):
         return str(value)
     return str(value.tolist()) if value.numel() <= 8 and has_values(value) else f"<{'x'.join(map(str, value.shape))}>"
-
-
-def broadcast_index(index: Tensor, count: int) -> Tensor:
-    """Return ``index`` into ``count`` items or heads; zeros if a single one stands for all."""
-    return torch.zeros_like(index) if count == 1 else index

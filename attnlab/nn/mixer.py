@@ -28,7 +28,7 @@ from attnlab.nn.arguments import (
     join_or,
 )
 from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, restore, snapshot
-from attnlab.nn.card import Card, UnsupportedError
+from attnlab.nn.card import CAPABILITIES, Card, UnsupportedError
 from attnlab.nn.projections import rename_keys, reset_children
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
@@ -208,7 +208,13 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         return RecurrentState()
 
     def supports(self, capability: str) -> bool:
-        """Whether the mechanism has this capability (see `attnlab.nn.card.CAPABILITIES`)."""
+        """Whether the mechanism has this capability.
+
+        Raises:
+            ValueError: for a name that is not in `attnlab.nn.card.CAPABILITIES`.
+        """
+        if capability not in CAPABILITIES:
+            raise ValueError(f"{capability!r} is not a capability; there are {', '.join(CAPABILITIES)}")
         return capability in self.card.supports
 
     def reset_parameters(self) -> None:
@@ -334,6 +340,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         start = 0
         if cache is not None:
             self._validate_cache(x, rule, context, cache)
+            keys, start = seen + queries, 0
             if isinstance(cache, KVCache):
                 keys, start = cache.num_cached + queries, cache.start
         elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths

@@ -22,7 +22,7 @@ from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
 from attnlab.nn.pruning import edit_heads, prune_heads
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.training.runs import load_network, save_network
+from attnlab.training.network_file import load_network, save_network
 from attnlab.utils.errors import UserError
 
 B, N, M, D, H, d = 2, 11, 7, 20, 5, 4
