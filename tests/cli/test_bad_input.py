@@ -58,7 +58,7 @@ FLAGS = {
     "--positions=rotary(": "not 'rotary('",
     "--positions=rotary(500)": "settings are NAME=VALUE, such as rotary(base=500000); not 'rotary(500)'",
     "--positions=rotary(bse=500)": "rotary has no setting bse; did you mean base?",
-    "--positions=t5(buckets=3)": "buckets is a whole number from 4 to 65536, not 3",
+    "--positions=t5(buckets=3)": "buckets must be an integer from 4 to 65536, not 3",
     "--embed_dim 6 --num_heads 2 --positions=rotary": "rotary positions need an even head_dim, not 3",
     "--precision float8": "--precision must be one of float32, bfloat16, float16, float64, not 'float8'",
     # what the machine does not have

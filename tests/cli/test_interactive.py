@@ -116,7 +116,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
         "num_heads must be an integer, not '2.5'",
         "or one of these with settings, such as rotary(base=500000); not 'rotery'; did you mean rotary",
-        "buckets is a whole number from 4 to 65536, not 3",
+        "buckets must be an integer from 4 to 65536, not 3",
         "unknown position_embedding 'waves'; there are: learned, sinusoidal, none",
         "rotary positions need an even head_dim, not 1",
         "layers must be from 1 to 1,000, not 0",
@@ -424,7 +424,7 @@ def test_beside_the_choices_one_may_write_on_a_terminal() -> None:
     terminal.until("another value: how place matters")
     terminal.until("none")
     terminal.type("\x7f" * 4 + "t5(buckets=3)" + ENTER)
-    terminal.until("buckets is a whole number from 4")
+    terminal.until("buckets must be an integer from 4")
     terminal.type("\x7f\x7f8)" + ENTER)
     terminal.until("train now")
     terminal.type("y")
