@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.utils.tracing import holds_values, may_check
+from attnlab.utils.tracing import can_inspect_values, has_values
 
 
 def check_int(name: str, value: object, *, at_least: int = 1) -> None:
@@ -40,7 +40,7 @@ def as_int64(name: str, tensor: Tensor, *shapes: tuple[str, ...]) -> Tensor:
 def as_lengths(name: str, tensor: Tensor) -> Tensor:
     """Return one integer of at least 0 per batch item as int64."""
     lengths = as_int64(name, tensor, ("batch",))
-    if may_check(lengths) and lengths.numel() and (least := int(lengths.min())) < 0:
+    if can_inspect_values(lengths) and lengths.numel() and (least := int(lengths.min())) < 0:
         raise ValueError(f"{name} must hold integers of at least 0, got {least}")
     return lengths
 
@@ -49,4 +49,4 @@ def short(value: int | Tensor) -> str:
     """Return the value as text; the shape only for a tensor that is large or holds no values."""
     if not isinstance(value, Tensor):
         return str(value)
-    return str(value.tolist()) if value.numel() <= 8 and holds_values(value) else f"<{'x'.join(map(str, value.shape))}>"
+    return str(value.tolist()) if value.numel() <= 8 and has_values(value) else f"<{'x'.join(map(str, value.shape))}>"

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnlab.masks.arguments import as_int64, check_int, require_tensor, short
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
-from attnlab.utils.tracing import may_read
+from attnlab.utils.tracing import can_inspect_device
 
 PRIME = 2**31 - 1
 
@@ -139,7 +139,7 @@ class RandomBlocksMask(Mask):
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
-        if q.dim() != 2 or q.shape[1] != 1 or not may_read(k.device):
+        if q.dim() != 2 or q.shape[1] != 1 or not can_inspect_device(k.device):
             return self._linked(q, k)
         (rows, row), (columns, column) = (t.flatten().unique_consecutive(return_inverse=True) for t in (q, k))
         return self._linked(rows[:, None], columns)[row[:, None], column]  # evaluated once per block
@@ -162,7 +162,7 @@ class RandomBlocksMask(Mask):
 
     def _drawn_by(self, block: Tensor) -> Iterable[Tensor]:
         """The block that each of these blocks draws, once per draw."""
-        if not may_read(block.device):
+        if not can_inspect_device(block.device):
             return (self._hash(block, draw) for draw in range(self.count))
         count = int(block.max()) + 1 if block.numel() else 0
         if not self._draws or len(self._draws[0]) < count:

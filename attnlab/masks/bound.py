@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks.rule import Rule
-from attnlab.utils.tracing import autocast_dtype, may_read
+from attnlab.utils.tracing import autocast_dtype, can_inspect_device
 
 Index = slice | Tensor
 """Rows or columns: a slice, or their indices (n,)."""
@@ -72,6 +72,8 @@ class BoundMask:
         self.can_fold = mask.stride > 1 and mask.by_position and queries == keys and offset == 0
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
+        self._masked_rows: Tensor | None = None
+        self._real: list[Tensor] | None = None
 
     @property
     def is_causal_and_contiguous(self) -> bool:
@@ -149,7 +151,9 @@ class BoundMask:
         """Return ``out`` (B, N_q, D) with zeros in the fully masked rows."""
         if self.mask.includes_diagonal and 0 <= self.offset <= self.keys - self.queries:
             return out
-        return out.masked_fill(self.fully_masked().unsqueeze(-1), 0.0)
+        if self._masked_rows is None:
+            self._masked_rows = self.fully_masked().unsqueeze(-1)
+        return out.masked_fill(self._masked_rows, 0.0)
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """Return ``x`` (B, n, D), the last n of the keys, with zeros for padded values that could overflow.
@@ -157,16 +161,19 @@ class BoundMask:
         A masked key has an attention weight of zero, but zero times NaN or infinity is NaN. Other values stay: the
         output at a padded position is computed from them.
         """
-        last = self.first + self.keys
-        position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
-        limit = None
-        for rule in self.conjuncts:
-            if rule.is_padding:
-                if limit is None:  # the product of an input, a parameter and a query stays finite
-                    limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
-                item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
-                real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
-                x = x.masked_fill(~(real.unsqueeze(-1) | (x.abs() < limit)), 0.0)
+        if self._real is None:
+            self._real = []
+            last = self.first + self.keys
+            position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
+            for rule in self.mask.conjuncts:
+                if rule.is_padding:
+                    item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
+                    real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
+                    self._real.append(real.unsqueeze(-1))
+        for real in self._real:
+            # The product of an input, a parameter and a query stays finite.
+            limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
+            x = x.masked_fill(~(real | (x.abs() < limit)), 0.0)
         return x
 
     def key_range(self, queries: slice) -> slice:
@@ -245,7 +252,7 @@ class BoundMask:
 
     @property
     def _may_read(self) -> bool:
-        return may_read(torch.device(self._device or "cpu"))
+        return can_inspect_device(torch.device(self._device or "cpu"))
 
     @property
     def _can_enumerate_keys(self) -> bool:

@@ -17,7 +17,7 @@ from attnlab.masks.arguments import (
 )
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
-from attnlab.utils.tracing import may_check
+from attnlab.utils.tracing import can_inspect_values
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +68,7 @@ class PaddingMask(Mask):
             raise ValueError(f"padding(side=) is 'right' or 'left', not {self.side!r}")
         if self.max_length is None and self.side == "left":
             raise ValueError("left padding needs max_length=, the padded length, to know where the tokens start")
-        longest = int(lengths.max()) if may_check(lengths) and lengths.numel() else 0
+        longest = int(lengths.max()) if can_inspect_values(lengths) and lengths.numel() else 0
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(f"padding(lengths) counts {longest} tokens, more than max_length={self.max_length}")
         self._set(lengths=lengths, batch_size=lengths.shape[0], tensors=(lengths,), max_sequence=longest)
