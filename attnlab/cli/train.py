@@ -15,7 +15,6 @@ from attnlab import tasks
 from attnlab.cli._console import say
 from attnlab.cli._flags import Output, TrainArgs, given_flags, parse_train_args, peek
 from attnlab.cli._invocation import program, python, short, trainer
-from attnlab.cli._parse import rename_flags
 from attnlab.utils.escape import one_line, shell_word
 
 if TYPE_CHECKING:
@@ -27,13 +26,10 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 40
 """Columns of a table that are listed one by one."""
-RENAMED = {"clip": "grad_clip"}
-"""Old spellings of flags, which are accepted for one version."""
 
 
 def run(arguments: list[str]) -> int:
     """Train, after asking for the settings with ``--interactive``."""
-    arguments = rename_flags(arguments, RENAMED)
     task = peek(arguments, "task")
     if task is not None and tasks.resolve(task) != task:
         say(f"note: the task {task} is now called {tasks.resolve(task)}", file=sys.stderr)

@@ -111,7 +111,7 @@ def test_network_is_not_changed() -> None:
 def test_mechanism_without_heads_is_refused() -> None:
     net = network("selfhead")
     for ask in (importance, lambda net, split, _: mean_heads(net, split)):
-        with pytest.raises(UnsupportedError, match="SelfAttention has no heads that can be told apart"):
+        with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
             ask(net, task_data(net).train, Objective("accuracy"))
 
 
