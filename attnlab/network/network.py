@@ -27,9 +27,9 @@ from attnlab.nn.attention import SequenceMixer, make_linear
 from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, unchanged_on_error
 from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
-from attnlab.ops.dispatch import can_inspect_values
 from attnlab.positions import make_absolute
 from attnlab.utils.errors import UserError
+from attnlab.utils.tracing import can_inspect_values
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 

@@ -108,7 +108,7 @@ def test_changed_columns_reset_the_embedding(tmp_path: Path) -> None:
         ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; give the width"),
         ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; give the width"),
         ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
-        ({"position_embedding": "none"}, r"does not fit this network: position_embedding\.table is \(5, 8\) there and "
+        ({"position_embedding": "none"}, r"does not match this network: position_embedding\.table is \(5, 8\) there and "
          r"missing here; give the width"),
         ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
     ],
@@ -183,5 +183,7 @@ def test_other_parameters_than_recorded_are_refused(
     run = train.start(ready(copied, monkeypatch), tmp_path / "new")
     trainer(tmp_path / "other", seed=7).fit()
     shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
-    with pytest.raises(UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")):
+    with pytest.raises(
+        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")
+    ):
         check_weights(run)
