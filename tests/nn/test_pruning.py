@@ -422,7 +422,7 @@ def test_a_file_that_names_heads_which_are_not_there_is_refused(tmp_path: Path) 
     small = prune_heads(network(), {0: [1]})
     small._hub_mixin_config = {**small._hub_mixin_config, "heads": {"7": [0]}}
     save_network(tmp_path / "x.safetensors", small, {})
-    with pytest.raises(UserError, match="does not fit the network that it describes: there is no layer 7"):
+    with pytest.raises(UserError, match="does not match the network that it describes: there is no layer 7"):
         attnlab.load(tmp_path / "x.safetensors")
 
 
