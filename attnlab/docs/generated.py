@@ -99,8 +99,7 @@ def head(entry: registry.Entry) -> str:
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
     ]
-    proved = trust.read(entry.folder)
-    badge = trust.badge(proved, len(proved.promises) - proved.kept)
+    badge = trust.badge(trust.read(entry.folder))
     return f"{_table((card.title, card.summary), rows)}\n\n{LEGEND}" + (f"\n\n{badge}" if badge else "")
 
 

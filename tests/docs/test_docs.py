@@ -42,10 +42,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python main.py --task text --steps 20 --run_dir runs/english",
         "takes minutes, and the page shows no number of it",
     ),
-    "attnlab check": ("attnlab check --only 'keeps the shape'", "the tests of the contract run the whole of it"),
+    "attnlab check": ("attnlab check --only output_shape", "the tests of the contract run the whole of it"),
     "attnlab check multihead --args num_heads=4": ("attnlab check multihead --fast --args num_heads=4", "the same"),
     "attnlab check my_package.my_module:MyAttention": (None, "the reader's own layer"),
-    '@promise("keeps the shape", needs=())': (None, "would be held to it from then on"),
+    '@check("output_shape", needs=())': (None, "the registry has a check of that name"),
     "python main.py --interactive": (None, "asks on a terminal; the tests of the command line answer it"),
 }
 
