@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: train test lint format check bench docs clean
+.PHONY: train test lint format check bench docs site clean
 .DEFAULT_GOAL := train
 
 train: $(READY)  ## train the default model on real data (ARGS="--model selfhead ..." for another)
@@ -31,6 +31,9 @@ bench: $(VENV)/.bench  ## speed and memory against peers, and docs/performance.m
 
 docs: $(READY)  ## redraw what is generated: the index of mechanisms and the lessons' figures
 	$(RUN) -m attnlab docs --figures
+
+site: $(READY)  ## build the documentation as a web site in build/site
+	$(RUN) -m attnlab.docs.site
 
 # Installs once; again only when the pins or the project file change.
 $(READY): pyproject.toml constraints.txt

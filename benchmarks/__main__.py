@@ -32,7 +32,7 @@ def main() -> None:
         # In a process of its own: what memory the parts before have used changes what an allocation costs.
         flags = ["--threads", str(options.threads), *(["--brief"] if options.brief else [])]
         subprocess.run([sys.executable, "-m", "benchmarks", name, *flags], check=True)
-    if not options.brief:
+    if not options.brief and any(report.can_run(report.load(name)) for name in names or there):
         for file in page.write():
             print(f"written: {file.relative_to(page.ROOT)}")
 
@@ -43,6 +43,11 @@ def _measure(name: str, threads: int, brief: bool) -> None:
     if threads > 1 or not cores:
         pace = replace(pace, clock=time.perf_counter)
     part = report.load(name)
+    for line in report.missing(part):
+        print(f"{name}: {line}", flush=True)
+    if not report.can_run(part):
+        print(f"{name}: nothing was measured, and nothing is recorded", flush=True)
+        return
     result = report.measure(name, part, pace, cores, lambda line: print(line, flush=True))
     print()
     if not brief:

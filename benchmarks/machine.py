@@ -76,4 +76,5 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.processor()} ({platform.machine()})"
+    processor = f"{name or platform.processor()} ({platform.machine()})"
+    return f"{processor}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else processor

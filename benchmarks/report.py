@@ -38,6 +38,17 @@ def load(name: str) -> Part:
     return cast(Part, importlib.import_module(f"benchmarks.parts.{name}"))
 
 
+def missing(part: Part) -> list[str]:
+    """What a part needs and this machine lacks, one line each."""
+    lines: list[str] = getattr(part, "missing", list)()
+    return lines
+
+
+def can_run(part: Part) -> bool:
+    """Whether the device that a part needs is there."""
+    return getattr(part, "DEVICE", "cpu") == "cpu" or torch.cuda.is_available()
+
+
 def measure(name: str, part: Part, pace: Pace, cores: list[int], say: Callable[[str], None]) -> Result:
     """Measure a part, and say every line of its report as soon as it is known."""
     torch.manual_seed(0)

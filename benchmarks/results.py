@@ -28,13 +28,15 @@ class Speed:
     against: str
     ratio: Ratio
     control: Ratio
-    target: float
+    target: float | None
     floor: float | None = None
     goal: str = ""
 
     @property
     def reached(self) -> bool | None:
-        """Whether the numbers reach the target, as they are printed: to two digits."""
+        """Whether the numbers reach the target, as they are printed: to two digits; None without a target."""
+        if self.target is None:
+            return None
         good = round(self.ratio.median, 2) >= self.target
         return good and (self.floor is None or round(self.ratio.lower, 2) >= self.floor)
 
@@ -44,6 +46,8 @@ class Speed:
 
     @property
     def wanted(self) -> str:
+        if self.target is None:
+            return ""
         return f"{self.target:g}×" + (f", lower quartile {self.floor:g}" if self.floor is not None else "")
 
 

@@ -45,7 +45,7 @@ def batches(network: Network, split: Split, size: int) -> Iterator[tuple[Tensor,
 
 
 @torch.no_grad()
-def scored(
+def per_example_metric(
     network: Network,
     split: Split,
     objective: Objective,
@@ -69,7 +69,7 @@ def scored(
     return torch.cat(rows)
 
 
-def compared(first: Tensor, others: Sequence[Tensor], objective: Objective, *, seed: int = 0) -> list[Change]:
+def paired_bootstrap(first: Tensor, others: Sequence[Tensor], objective: Objective, *, seed: int = 0) -> list[Change]:
     """Other networks against a first, from what `scored` says of each on the same examples.
 
     The intervals are those of the paired bootstrap (Efron & Tibshirani 1993, chapter 13: percentiles).

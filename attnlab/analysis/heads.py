@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attnlab.analysis.bootstrap import Change, compared, scored
-from attnlab.analysis.importance import Place, every_headed, importance, mean_heads, order, plan
+from attnlab.analysis.bootstrap import Change, paired_bootstrap, per_example_metric
+from attnlab.analysis.importance import Place, attention_layers, importance, mean_heads, order, plan
 from attnlab.network import Network
 from attnlab.nn.pruning import edit_heads
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.objective import Objective
 
 
@@ -54,7 +54,7 @@ class Study:
     whole: float
     heads: tuple[Head, ...]
     curve: tuple[Step, ...]
-    instead: str
+    ablation: str
     training_examples: int
     validation_examples: int
 
@@ -69,10 +69,10 @@ class Study:
 
 def study(
     network: Network,
-    problem: Problem,
+    task_data: TaskData,
     *,
     examples: int = 2_000,
-    instead: Literal["zero", "mean"] = "zero",
+    ablation: Literal["zero", "mean"] = "zero",
     batch_size: int = 128,
     seed: int = 0,
     autocast: AbstractContextManager[Any] | None = None,
@@ -82,10 +82,10 @@ def study(
 
     Args:
         network: of mechanisms with heads; it is left as it was.
-        problem: what it was trained on.
+        task_data: what it was trained on.
         examples: how many training examples importance (and the mean) are taken from, drawn by ``seed``.
-        instead: what stands in the place of a head that is ablated alone; along the curve it is always zero, which is
-            what pruning makes of it.
+        ablation: what replaces the output of a head that is ablated alone: ``zero`` or ``mean``. Along the curve it
+            is always zero, which is what pruning amounts to.
         batch_size: of all passes.
         seed: of that sample, and of the resampling.
         autocast: the context in which the network is judged.
@@ -93,14 +93,14 @@ def study(
 
     Raises:
         UnsupportedError: for a mechanism without heads.
-        ValueError: for fewer examples than one, or an ``instead`` that does not exist.
+        ValueError: for fewer examples than one, or an ``ablation`` that does not exist.
     """
-    if instead not in ("zero", "mean"):
-        raise ValueError(f"instead is 'zero' or 'mean', not {instead!r}")
-    objective, layers = Objective.of(problem).additive(), every_headed(network)
-    sample = _sampled(problem.train, examples, seed)
+    if ablation not in ("zero", "mean"):
+        raise ValueError(f"ablation must be 'zero' or 'mean', not {ablation!r}")
+    objective, layers = Objective.of(task_data).additive(), attention_layers(network)
+    sample = _sampled(task_data.train, examples, seed)
     found = importance(network, sample, objective, batch_size=batch_size)
-    means = mean_heads(network, sample, batch_size=batch_size) if instead == "mean" else None
+    means = mean_heads(network, sample, batch_size=batch_size) if ablation == "mean" else None
     places = [(i, head) for i, layer in enumerate(layers) for head in range(layer.num_heads)]
     steps = order(network, found)
     so_far = list(accumulate(steps))
@@ -113,8 +113,10 @@ def study(
         if progress is not None:
             progress(done, len(trials))
         with without(network, gone, filling):
-            sums.append(scored(network, problem.validation, objective, batch_size=batch_size, autocast=autocast))
-    changes = compared(sums[0], sums, objective, seed=seed)
+            sums.append(
+                per_example_metric(network, task_data.validation, objective, batch_size=batch_size, autocast=autocast)
+            )
+    changes = paired_bootstrap(sums[0], sums, objective, seed=seed)
     alone, reached = changes[1 : len(places) + 1], changes[len(places) + 1 :]
     return Study(
         metric=objective.metric,
@@ -124,9 +126,9 @@ def study(
             Step(step, len(places) - len(gone), change)
             for step, gone, change in zip(steps, so_far, reached, strict=True)
         ),
-        instead=instead,
+        ablation=ablation,
         training_examples=len(sample.x),
-        validation_examples=len(problem.validation.x),
+        validation_examples=len(task_data.validation.x),
     )
 
 
@@ -138,7 +140,7 @@ def without(network: Network, heads: Sequence[Place], means: Sequence[Tensor] | 
         UnsupportedError: for a mechanism without heads.
     """
     with ExitStack() as stack:
-        for i, layer in enumerate(every_headed(network)):
+        for i, layer in enumerate(attention_layers(network)):
             shut = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)
             shut[[head for at, head in heads if at == i]] = True
             if shut.any():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnlab.analysis.bootstrap import batches
 from attnlab.network import Network
-from attnlab.nn.multihead import MultiHeadBase, headed
+from attnlab.nn.multihead import MultiHeadBase, as_multihead
 from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
@@ -46,7 +46,7 @@ def importance(
     Raises:
         UnsupportedError: for a mechanism without heads.
     """
-    layers = every_headed(network)
+    layers = attention_layers(network)
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers]
     with torch.enable_grad(), _at_rest(network, layers):
         like = next(network.parameters()).detach()
@@ -71,7 +71,7 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
     Raises:
         UnsupportedError: for a mechanism without heads.
     """
-    layers = every_headed(network)
+    layers = attention_layers(network)
     like = next(network.parameters())
     sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
     count = 0
@@ -98,7 +98,7 @@ def order(network: Network, importances: Sequence[Tensor]) -> list[tuple[Place, 
         UnsupportedError: for a mechanism without heads.
     """
     ranked = []
-    for i, (layer, found) in enumerate(zip(every_headed(network), importances, strict=True)):
+    for i, (layer, found) in enumerate(zip(attention_layers(network), importances, strict=True)):
         groups = layer.num_kv_heads if layer.num_kv_heads > 1 else layer.num_heads
         size = layer.num_heads // groups
         units = sorted((float(found[g * size : (g + 1) * size].mean()), i, g, size) for g in range(groups))
@@ -135,13 +135,13 @@ def plan(steps: Sequence[tuple[Place, ...]], share: float, *, of: int) -> dict[i
     return heads
 
 
-def every_headed(network: Network) -> list[MultiHeadBase]:
+def attention_layers(network: Network) -> list[MultiHeadBase]:
     """The network's attention layers.
 
     Raises:
         UnsupportedError: where the heads of one cannot be told apart.
     """
-    return [headed(layer) for layer in network.mechanisms()]
+    return [as_multihead(layer) for layer in network.mechanisms()]
 
 
 def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
@@ -157,13 +157,13 @@ def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _at_rest(network: Network, layers: Sequence[MultiHeadBase]) -> Iterator[None]:
     """In eval mode, and a padded batch as it is, not packed into one row: an example keeps its place."""
-    was_training, packs = network.training, [layer.packs for layer in layers]
+    was_training, supports_packing = network.training, [layer.supports_packing for layer in layers]
     network.eval()
     for layer in layers:
-        layer.__dict__["packs"] = False
+        layer.__dict__["supports_packing"] = False
     try:
         yield
     finally:
         network.train(was_training)
-        for layer, was in zip(layers, packs, strict=True):
-            layer.__dict__["packs"] = was
+        for layer, was in zip(layers, supports_packing, strict=True):
+            layer.__dict__["supports_packing"] = was

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 
 from attnlab.analysis.heads import Study, study
-from attnlab.analysis.importance import every_headed, order, plan
+from attnlab.analysis.importance import attention_layers, order, plan
 from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.pruning import prune_heads
 from attnlab.training import hardware
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run, save_network
-from attnlab.training.train import Prepared, reopen
+from attnlab.training.train import Experiment, reopen
 from attnlab.utils.errors import UserError
 
 
-def study_run(run: Run, device: str = "auto", *, share: float | None = None, **options: Any) -> tuple[Prepared, Study]:
+def study_run(
+    run: Run, device: str = "auto", *, share: float | None = None, **options: Any
+) -> tuple[Experiment, Study]:
     """A run's data and best network, and what each of its heads is worth.
 
     Args:
@@ -32,27 +34,27 @@ def study_run(run: Run, device: str = "auto", *, share: float | None = None, **o
         UserError: a run that holds no network yet, or is damaged; a mechanism without heads; a share that cannot be
             pruned.
     """
-    prepared = reopen(run, device)
-    batch_size = _batch_size(prepared)
+    experiment = reopen(run, device)
+    batch_size = _batch_size(experiment)
     try:
         if share is not None:
-            counts = [layer.num_heads for layer in every_headed(prepared.network)]
-            plan(order(prepared.network, [torch.zeros(count) for count in counts]), share, of=sum(counts))
+            counts = [layer.num_heads for layer in attention_layers(experiment.network)]
+            plan(order(experiment.network, [torch.zeros(count) for count in counts]), share, of=sum(counts))
         with hardware.memory_advice(batch_size):
             found = study(
-                prepared.network,
-                prepared.problem,
+                experiment.network,
+                experiment.task_data,
                 batch_size=batch_size,
-                seed=prepared.settings.training.seed,
-                autocast=hardware.autocast(prepared.settings.machine, prepared.device),
+                seed=experiment.settings.training.seed,
+                autocast=hardware.autocast(experiment.settings.hardware, experiment.device),
                 **options,
             )
     except UnsupportedError as error:
         raise UserError(f"{run.path}: {error}") from None
-    return prepared, found
+    return experiment, found
 
 
-def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: Path) -> dict[str, Any]:
+def prune_run(run: Run, experiment: Experiment, heads: dict[int, list[int]], path: Path) -> dict[str, Any]:
     """Save a run's network without these heads in a file that `attnlab.load` and ``attnlab predict`` read.
 
     Returns:
@@ -61,13 +63,13 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
     Raises:
         UserError: a file that cannot be written.
     """
-    network = prune_heads(prepared.network, heads)
+    network = prune_heads(experiment.network, heads)
     _, validation = evaluate(
         network,
-        prepared.problem.validation,
-        Objective.of(prepared.problem).additive(),
-        batch_size=_batch_size(prepared),
-        autocast=hardware.autocast(prepared.settings.machine, prepared.device),
+        experiment.task_data.validation,
+        Objective.of(experiment.task_data).additive(),
+        batch_size=_batch_size(experiment),
+        autocast=hardware.autocast(experiment.settings.hardware, experiment.device),
     )
     _, about = load_tensors(run.path / "model.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +79,11 @@ def prune_run(run: Run, prepared: Prepared, heads: dict[int, list[int]], path: P
     return {
         "heads": heads,
         "validation": validation,
-        "parameters_before": prepared.parameters,
+        "parameters_before": experiment.parameters,
         "parameters": sum(p.numel() for p in network.parameters()),
         "saved_to": str(path),
     }
 
 
-def _batch_size(prepared: Prepared) -> int:
-    return max(prepared.settings.training.batch_size, 128)
+def _batch_size(experiment: Experiment) -> int:
+    return max(experiment.settings.training.batch_size, 128)

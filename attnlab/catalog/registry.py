@@ -5,10 +5,11 @@ Names, cards and options are read from the source text (`attnlab.catalog.source`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attnlab
 from attnlab.catalog.source import Option, read_class
@@ -32,6 +33,8 @@ class Entry:
     class_name: str
     card: Card
     options: tuple[Option, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """The new name of each option that is still accepted under an old name."""
 
 
 def folder() -> Path:
@@ -64,7 +67,20 @@ def entry(name: str) -> Entry:
     except (TypeError, ValueError) as error:
         raise UserError(f"the card in {source.path} is wrong: {error}") from None
     options = tuple(option for option in source.options if option.name not in FACTORY)
-    return Entry(name, folder() / name, source.name, card, options)
+    return Entry(name, folder() / name, source.name, card, options, source.renamed)
+
+
+def current_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of a mechanism with the names that they have now, in place of the old ones.
+
+    Raises:
+        UserError: when both names of an option are there.
+    """
+    renamed = entry(name).renamed
+    for old in renamed.keys() & options.keys():
+        if renamed[old] in options:
+            raise UserError(f"{old} is the old name of {renamed[old]}; give {renamed[old]} alone")
+    return {renamed.get(key, key): value for key, value in options.items()}
 
 
 def load(name: str) -> type[Attention]:

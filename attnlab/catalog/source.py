@@ -48,7 +48,8 @@ class ClassSource:
     """A class as it stands in its file.
 
     ``attributes`` holds the class attributes that are literals; for one that is a call with literal keywords
-    (``card = Card(title=...)``) it holds those keywords.
+    (``card = Card(title=...)``) it holds those keywords. ``renamed`` holds the new name of each old option, as
+    ``@renamed_options(old="new")`` lists them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ClassSource:
     doc: str
     attributes: dict[str, Any]
     options: tuple[Option, ...]
+    renamed: dict[str, str]
 
 
 def read_class(path: Path, attribute: str) -> ClassSource:
@@ -73,7 +75,7 @@ def read_class(path: Path, attribute: str) -> ClassSource:
             attributes = _attributes(node)
             if attribute in attributes:
                 doc = ast.get_docstring(node) or ""
-                return ClassSource(node.name, path, doc, attributes, _options(node, doc, path))
+                return ClassSource(node.name, path, doc, attributes, _options(node, doc, path), _renamed(node))
     raise UserError(f"{path} has no class with `{attribute} = ...` in its body, written with literals only")
 
 
@@ -98,8 +100,24 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
     return found
 
 
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+
+
+def _renamed(node: ast.ClassDef) -> dict[str, str]:
+    init = _constructor(node)
+    calls = [d for d in init.decorator_list if isinstance(d, ast.Call)] if init else []
+    return {
+        str(k.arg): k.value.value
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "renamed_options"
+        for k in call.keywords
+        if isinstance(k.value, ast.Constant) and isinstance(k.value.value, str)
+    }
+
+
 def _options(node: ast.ClassDef, doc: str, path: Path) -> tuple[Option, ...]:
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    init = _constructor(node)
     if init is None:
         return ()
     helps = _helps(doc)

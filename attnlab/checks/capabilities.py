@@ -4,8 +4,9 @@ from __future__ import annotations
 
 CAPABILITIES = {
     "causal": "it cannot be causal",
-    "mask": "it takes no mask",
-    "padding": "it takes no mask",
+    "padding": "it takes no padding mask",
+    "segments": "it takes no mask of packed sequences",
+    "arbitrary_mask": "it does not take every mask",
     "attn_bias": "it takes no bias",
     "context": "it takes no context",
     "cache": "it takes no cache",
@@ -18,7 +19,7 @@ CAPABILITIES = {
     "export": "it is not declared exportable",
     "contract": "it is no attnlab.Attention",
 }
-"""Each capability and the reason that is reported where a layer lacks it. The first eight are those of a card."""
+"""Each capability and the reason that is reported where a layer lacks it. The first nine are those of a card."""
 
 
 class NotApplicable(Exception):  # noqa: N818  an outcome, not an error

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attnlab.nn.attention import Attention
+from attnlab.nn.mixer import SequenceMixer
 
 OPERATORS: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -21,7 +21,7 @@ OPERATORS: dict[type, Callable[[float, float], float]] = {
 }
 
 
-def letters(mechanism: type[Attention]) -> dict[str, str]:
+def letters(mechanism: type[SequenceMixer]) -> dict[str, str]:
     """The letters in the formulas of a card and the options that they stand for, as the docstring of the mechanism
     defines them: ``w`` for ``window: w, the number of keys ...``.
     """
@@ -30,7 +30,7 @@ def letters(mechanism: type[Attention]) -> dict[str, str]:
     return {letter: option for option, letter in pairs if len(letter.partition("_")[0]) == 1}
 
 
-def evaluate(cost: str, layer: Attention, length: int) -> float:
+def evaluate(cost: str, layer: SequenceMixer, length: int) -> float:
     """The value of ``cost`` for this layer; n is the length, d the width and h the number of heads.
 
     Raises:
@@ -44,7 +44,7 @@ def evaluate(cost: str, layer: Attention, length: int) -> float:
     return _number(ast.parse(text, mode="eval").body, values, cost)
 
 
-def exponent(cost: str, layer: Attention, lengths: tuple[int, ...]) -> float:
+def exponent(cost: str, layer: SequenceMixer, lengths: tuple[int, ...]) -> float:
     """The exponent of the length with which the cost grows from the first length to the last."""
     first, last = (evaluate(cost, layer, n) for n in (lengths[0], lengths[-1]))
     return math.log(last / first) / math.log(lengths[-1] / lengths[0])

@@ -26,8 +26,9 @@ from attnlab.checks.signatures import (
     unwrap,
 )
 from attnlab.checks.signatures import first_line as first_line
-from attnlab.masks import Mask, blocks, causal, documents, from_tensor, padding, prefix, window
-from attnlab.nn.attention import Attention
+from attnlab.masks import Mask, block_local, causal, documents, from_tensor, padding, prefix, sliding_window
+from attnlab.nn.card import current_capabilities
+from attnlab.nn.mixer import SequenceMixer
 from attnlab.utils.errors import UnknownNameError, UserError
 
 Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
@@ -86,15 +87,14 @@ class LayerUnderTest:
         self._sample, self.device = place(self.name, partial(self._make, **self._sizes), device)
         self.embed_dim = embed_dim or layer_width(self.name, self._sample, {**bound_options(target), **self._sizes})
         self.num_heads = head_count(self._sample)
-        self.is_ours = isinstance(self._sample, Attention) and call is None
+        self.is_ours = isinstance(self._sample, SequenceMixer) and call is None
         if call is None:
             require_single_argument(self.name, self._sample)
         self.reference = reference or reference_beside(type(self._sample))
-        chosen = {*(self._inferred() if capabilities is None else capabilities)}
-        for capability in chosen:
+        self.capabilities = frozenset(current_capabilities(self._inferred() if capabilities is None else capabilities))
+        for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise UnknownNameError("capability", capability, CAPABILITIES)
-        self.capabilities = frozenset(chosen | ({"padding"} if "mask" in chosen else set()))
 
     # Building
 
@@ -247,11 +247,12 @@ class LayerUnderTest:
     ) -> list[Mask]:
         """One mask of each kind that the layer takes."""
         padded = self.paddings(batch, length, is_causal=is_causal, counts=counts)
-        if "mask" not in self.capabilities:
-            return padded
         position = torch.arange(length, device=self.device)
+        segments = [documents(position // 3)] if "segments" in self.capabilities else []
+        if "arbitrary_mask" not in self.capabilities:
+            return [*padded, *segments]
         scattered = (self.random(batch, length, length) > 0) | (position == position[:, None])
-        return [*padded, window(2), prefix(2), documents(position // 3), blocks(2), from_tensor(scattered)]
+        return [*padded, sliding_window(2), prefix(2), *segments, block_local(2), from_tensor(scattered)]
 
     def paddings(
         self, batch: int = B, length: int = N, *, is_causal: bool = False, counts: Tensor | None = None
@@ -265,7 +266,7 @@ class LayerUnderTest:
             return []
         lengths = (length - 3 * torch.arange(batch, device=self.device)).clamp(min=min(1, length))
         lengths = lengths if counts is None else counts
-        right, left = padding(lengths), padding(lengths, side="left", total=length)
+        right, left = padding(lengths), padding(lengths, side="left", max_length=length)
         is_causal = is_causal or self.causal_choices == (True,)
         return [right] if is_causal and not self.is_ours else [right, left]
 
@@ -295,7 +296,7 @@ class LayerUnderTest:
     def allowed_per_head(self, is_causal: bool, mask: Mask | None, x: Tensor) -> Tensor:
         """The same for each head: (B, H, N, N), or (B, 1, N, N) where it is the same for all heads."""
         layer, length = self.layer(), x.shape[1]
-        pattern = layer.attention_pattern(length) if isinstance(layer, Attention) else None
+        pattern = layer.attention_pattern(length) if isinstance(layer, SequenceMixer) else None
         allowed = torch.ones(len(x), 1, length, length, dtype=torch.bool, device=x.device)
         for rule in (mask, pattern, causal() if is_causal else None):
             if rule is not None:
@@ -304,7 +305,7 @@ class LayerUnderTest:
 
     def require_relative_pattern(self) -> None:
         """Raise NotApplicable if the attention pattern depends on absolute positions."""
-        pattern = self._sample.attention_pattern(N) if isinstance(self._sample, Attention) else None
+        pattern = self._sample.attention_pattern(N) if isinstance(self._sample, SequenceMixer) else None
         if pattern is not None and not pattern.is_relative:
             raise NotApplicable("its attention pattern depends on absolute positions")
 
@@ -323,7 +324,7 @@ class LayerUnderTest:
         """The capabilities of the card, or for a third-party layer those that its signatures show."""
         sample = self._sample
         capabilities = {"reference"} if self.reference else set[str]()
-        if isinstance(sample, Attention) and self.is_ours:
+        if isinstance(sample, SequenceMixer) and self.is_ours:
             capabilities |= {"contract", "dropout", "export", *sample.card.supports}
             if "weights" in capabilities:
                 is_softmax = sample.card.kind != "another operator"

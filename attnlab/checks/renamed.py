@@ -1,4 +1,4 @@
-"""The names of the checks before version 0.2, which ``only`` and ``skip`` still accept."""
+"""The names of the checks in version 0.1, which ``only`` and ``skip`` accept for one more version."""
 
 OLD_NAMES = {
     "keeps the shape": "output_shape",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.nn.attention import Attention
+from attnlab.nn.mixer import SequenceMixer
 from attnlab.utils.errors import UserError
 
 # Widths and numbers of heads to build with; the first that the constructor accepts is used, and None keeps its default
@@ -129,7 +129,7 @@ def reference_beside(kind: type) -> Callable[..., Tensor] | None:
     """The function ``reference`` of the module ``reference`` beside the class, or beside one of its base classes."""
     for parent in kind.__mro__:
         package = parent.__module__.rpartition(".")[0]
-        if issubclass(parent, Attention) and package not in ("", "attnlab") and find_spec(f"{package}.reference"):
+        if issubclass(parent, SequenceMixer) and package not in ("", "attnlab") and find_spec(f"{package}.reference"):
             function: Callable[..., Tensor] = import_module(f"{package}.reference").reference
             return function
     return None

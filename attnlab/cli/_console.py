@@ -1,4 +1,4 @@
-"""Where everything is printed: what comes out of files is escaped here, and never read as markup."""
+"""The only module that prints. Text from files is escaped and never parsed as markup."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any, TextIO
 
 import rich.console
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from attnlab.utils.escape import visible
 
+UNLIMITED = 10_000
+"""Columns in which every table fits."""
+
 
 class Console(rich.console.Console):
-    """rich's console without markup: styles are given by ``style=`` and `rich.text.Text`.
-
-    A reader that has gone (`| head`) is left to ``attnlab.cli.main``, as for any other output.
-    """
+    """rich's console without markup; styles are given by ``style=`` and `rich.text.Text`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
@@ -34,14 +35,33 @@ class Console(rich.console.Console):
         return super().render_str(visible(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """Let the error through, where rich would leave with 1, which here means that a check failed."""
+        """Raise, where rich would exit with code 1; `attnlab.cli.main` handles it."""
         error = sys.exc_info()[1]
         assert error is not None
         raise error
 
+    def width_of(self, table: Table) -> int:
+        """The columns that a table takes when no cell is wrapped."""
+        return self.measure(table, options=self.options.update(width=UNLIMITED)).maximum
+
+
+def plain_table(*headers: str, right: bool = False, bold: bool = True, **options: Any) -> Table:
+    """A table without lines.
+
+    Args:
+        headers: of the columns; nothing in them is markup.
+        right: whether all columns are aligned to the right.
+        bold: whether the headers are bold.
+        options: of every column, as rich takes them.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold" if bold else "")
+    for header in headers:
+        table.add_column(Text(header), justify="right" if right else "left", **options)
+    return table
+
 
 def say(text: str = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """Print text; control characters are escaped on a terminal and in messages, and data in a pipe stay exact."""
+    """Print text. Control characters are escaped on a terminal and on standard error; data in a pipe stay exact."""
     stream = sys.stdout if file is None else file
     if stream is None:  # closed by the parent process
         return

@@ -1,119 +1,103 @@
-"""From words to a dataclass, by tyro; a mistake becomes one line instead of a box."""
+"""Parse arguments into a dataclass with tyro; an error is one line instead of a box."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
 import re
+import sys
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import tyro
+from tyro import _errors as tyro_errors
 
+from attnlab.cli._console import say
 from attnlab.utils.errors import UserError, nearest
 
 T = TypeVar("T")
 
 
-def parse(
-    options: type[T],
-    arguments: Sequence[str],
-    *,
-    command: str,
-    description: str = "",
-    default: Any = None,
-) -> T:
-    """``arguments`` as an ``options`` (a dataclass whose docstrings are the help).
+def parse(options: type[T], arguments: Sequence[str], *, command: str, description: str) -> T:
+    """``arguments`` as an ``options`` instance; the docstrings of its fields are the help.
 
-    Underscores and hyphens both do. ``--help`` prints and leaves with 0.
+    Underscores and hyphens are equivalent. ``--help`` prints and exits with code 0.
 
     Raises:
         UserError: one line that names the argument and, for an unknown one, the nearest that exists.
     """
-    said = io.StringIO()
-    extra: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        # A wide terminal keeps tyro's message in one piece; help is drawn at the true width.
-        wide = not {"-h", "--help"} & set(arguments)
-        with _columns(wide), contextlib.redirect_stderr(said):
-            parsed, unknown = tyro.cli(
-                options,
-                prog=command,
-                description=description,
-                args=list(arguments),
-                return_unknown_args=True,
-                use_underscores=True,
-                config=(tyro.conf.OmitArgPrefixes,),
-                **extra,
-            )
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        raise UserError(f"{_first_line(said.getvalue())} (see {command} --help)") from None
-    if unknown:
-        raise UserError(_unknown(options, unknown[0], command))
-    return parsed
+    with tyro_errors.on_parse_error(partial(_refuse, options=options, command=command)):
+        return tyro.cli(
+            options,
+            prog=command,
+            description=description,
+            args=list(arguments),
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
 
 
-@contextlib.contextmanager
-def _columns(wide: bool) -> Iterator[None]:
-    before = os.environ.get("COLUMNS")
-    if wide:
-        os.environ["COLUMNS"] = "100000"
-    try:
-        yield
-    finally:
-        if wide:
-            os.environ.pop("COLUMNS")
-            if before is not None:
-                os.environ["COLUMNS"] = before
+def rename_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """The arguments with old spellings of flags replaced, and a note about each on standard error."""
+    arguments = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        new = renamed.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+        if new is not None:
+            arguments[i] = f"--{new}{equals}{value}"
+            say(f"note: {name} is now called --{new}; the old name will be removed", file=sys.stderr)
+    return arguments
 
 
 def flags(options: Any) -> list[str]:
-    """Every flag of a dataclass type, nested groups included; a dictionary is none."""
-    hints = typing.get_type_hints(options)
-    found: list[str] = []
-    for f in dataclasses.fields(options):
-        hint = hints[f.name]
-        if dataclasses.is_dataclass(hint):
-            found += flags(hint)
+    """Every flag of a dataclass or pydantic model, nested groups included."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"):
+            names += flags(hint)
         elif typing.get_origin(hint) is not dict:
-            found.append(f"--{f.name}")
-    return found
+            names.append(f"--{name}")
+    return names
 
 
-def _unknown(options: Any, word: str, command: str) -> str:
-    if not word.startswith("-"):
-        return f"unexpected argument {word!r}; options start with -- (see {command} --help)"
-    flag = word.split("=")[0].replace("-", "_").replace("__", "--", 1)
-    near = nearest(flag, flags(options))
-    hint = f"did you mean {near}?" if near else f"see {command} --help"
-    return f"unknown option {word.split('=')[0]}; {hint}"
+def _refuse(event: tyro_errors.ParseErrorEvent, *, options: Any, command: str) -> NoReturn:
+    see = f"(see {command} --help)"
+    match event:
+        case (
+            tyro_errors.UnrecognizedArgs(tokens=[token, *_]) | tyro_errors.MissingArgs(unrecognized_tokens=[token, *_])
+        ):
+            raise UserError(_unrecognized(token, options, command))
+        case tyro_errors.MissingArgs(missing_arguments=[missing, *_]):
+            raise UserError(f"{_name(missing.arg)} is missing {see}")
+        case tyro_errors.BadValue(argument=argument) if argument.is_positional():
+            raise UserError(f"{_name(argument)} is missing {see}")
+        case tyro_errors.BadValue(argument=argument):
+            raise UserError(f"{_name(argument)} needs a value {see}")
+        case tyro_errors.InvalidChoice(argument=argument, value=value):
+            # The event's own choices are unordered where None is one of them.
+            choices = str(argument.lowered.metavar).strip("{}").replace(",", ", ")
+            raise UserError(f"{_name(argument)} must be one of {choices}, not {value!r} {see}")
+        case tyro_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
+            raise UserError(f"{_name(argument)} {_expected(message)} {see}")
+    raise UserError(f"the arguments are invalid {see}")
 
 
-def _first_line(box: str) -> str:
-    """The message in the box that tyro draws, in our words where it speaks of Python's.
-
-    The box has a title above; where the terminal's encoding has no lines to draw, it is one of hyphens and spaces.
-    """
-    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
-    message = next((line for line in lines if line.strip("─-╰╯")), box.strip() or "the arguments cannot be understood")
-    if message.startswith("Missing from"):  # the next line names the first one
-        return f"{lines[lines.index(message) + 1].split()[0]} is missing"
-    message = message.removesuffix(".").replace("Error parsing ", "")
-    for pattern, plain in PLAINLY.items():
-        message = re.sub(pattern, plain, message)
-    return message
+def _name(argument: Any) -> str:
+    return str(argument.lowered.metavar if argument.is_positional() else argument.lowered.name_or_flags[-1])
 
 
-PLAINLY = {
-    r": invalid literal for int\(\) with base 10: (.*)": r" takes a whole number, not \1",
-    r": could not convert string to float: (.*)": r" takes a number, not \1",
-    r": no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r" takes a whole number, not \1",
-    r": no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r" takes a number, not \1",
-    r"invalid choice (.*) for argument '(.*)'. Expected one of \((.*)\)": r"\2 is one of \3, not \1",
-    r"Missing value for argument '(.*)'. Expected 1 values": r"\1 needs a value",
-}
+def _expected(message: str) -> str:
+    """What the value must be, from the error that Python's own conversion raised."""
+    for kind, pattern in {"an integer": r"with base 10: (.*)", "a number": r"to float: (.*)"}.items():
+        if match := re.search(pattern, message):
+            return f"must be {kind}, not {match[1]}"
+    return f"is invalid: {message.splitlines()[0]}"
+
+
+def _unrecognized(token: str, options: Any, command: str) -> str:
+    if not token.startswith("-"):
+        return f"unexpected argument {token!r}; options start with -- (see {command} --help)"
+    flag = token.split("=")[0]
+    near = nearest(flag.replace("-", "_").replace("__", "--", 1), flags(options))
+    return f"unknown option {flag}; {f'did you mean {near}?' if near else f'see {command} --help'}"

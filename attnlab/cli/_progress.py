@@ -1,27 +1,28 @@
-"""What one sees while a network trains."""
+"""The progress of training, as a bar or as lines."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from attnlab.cli._console import Console
-from attnlab.cli._words import duration
+from attnlab.cli._format import duration
 from attnlab.tasks.metrics import METRICS
-from attnlab.training.loop import Progress as Seen
+from attnlab.training.loop import Progress
 from attnlab.training.report import number
 
 
 class Display:
-    """A live bar on a terminal; ten plain lines where the output goes to a file or a pipe."""
+    """A live bar on a terminal; ten lines where the output goes to a file or a pipe."""
 
     def __init__(self, console: Console, metric: str, step: int, steps: int, *, quiet: bool) -> None:
         self.console, self.metric, self.quiet = console, metric, quiet
-        self._line = step * 10 // steps
-        self._bar: Progress | None = None
+        self._tenth = step * 10 // steps
+        self._bar: Bar | None = None
         if console.is_terminal and not quiet:
-            self._bar = Progress(
+            self._bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
@@ -42,19 +43,20 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop updating the bar."""
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, seen: Seen) -> None:
-        """Show where training stands."""
+    def __call__(self, state: Progress) -> None:
+        """Show the state of training."""
         if self.quiet:
             return
         name = METRICS[self.metric].short
-        metric = "" if seen.metric is None else f"  {name} {number(self.metric, seen.metric)}"
-        text = f"loss {seen.loss:.3f}{metric}  {seen.rate:,.0f} steps/s"
+        metric = "" if state.metric is None else f"  {name} {number(self.metric, state.metric)}"
+        text = f"loss {state.loss:.3f}{metric}  {state.rate:,.0f} steps/s"
+        tenth = state.step * 10 // state.steps
         if self._bar is not None:
-            self._bar.update(self._task, completed=seen.step, description=text)
-        elif seen.step * 10 // seen.steps > self._line:
-            self._line = seen.step * 10 // seen.steps
-            self.console.print(f"  step {seen.step:,} of {seen.steps:,}  {text}  {duration(seen.seconds_left)} left")
+            self._bar.update(self._task, completed=state.step, description=text)
+        elif tenth > self._tenth:
+            self._tenth = tenth
+            self.console.print(f"  step {state.step:,} of {state.steps:,}  {text}  {duration(state.seconds_left)} left")

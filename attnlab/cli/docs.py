@@ -1,4 +1,4 @@
-"""Bring the index of mechanisms and the heads of the lessons up to date."""
+"""Update the generated parts of the documentation: the index of mechanisms and the cards of the lessons."""
 
 from __future__ import annotations
 
@@ -13,36 +13,33 @@ from attnlab.utils.errors import UserError
 
 @dataclass
 class Options:
-    """What to do."""
+    """What to update."""
 
     check: bool = False
-    """Write nothing; leave with 1 where a page no longer says what the cards say."""
+    """Write nothing; exit with code 1 if a page is out of date."""
     figures: bool = False
-    """Draw the lessons' pictures too (this trains small networks: a minute)."""
+    """Also draw the figures of the lessons; this trains small networks and takes a minute."""
 
 
 def run(arguments: list[str]) -> int:
-    """Write the pages, or say which are stale."""
-    options = parse(
-        Options,
-        arguments,
-        command="attnlab docs",
-        description="Bring the index of mechanisms and the heads of the lessons up to date.",
-    )
+    """Write the pages, or list those that are out of date."""
+    options = parse(Options, arguments, command="attnlab docs", description=(__doc__ or "").strip())
     if options.check and options.figures:
         raise UserError("--check writes nothing and --figures draws; give one of them")
-    root = registry.checkout()
+    root = registry.checkout() or "."
     if options.check:
         stale = [page.path for page in generated.pages() if page.stale]
         for path in stale:
-            say(f"stale: {path.relative_to(root or '.')} (mend it with: attnlab docs)")
+            say(f"out of date: {path.relative_to(root)} (update it with: attnlab docs)")
         return 1 if stale else 0
-    done = generated.update()
+    written = generated.update()
     if options.figures:
+        from attnlab.docs import lesson  # imports torch
+
         for name in registry.names():
-            done += generated.draw_figures(name)
-    for path in done:
-        say(f"written: {path.relative_to(root or '.')}")
-    if not done:
-        say("nothing was stale")
+            written += lesson.draw_figures(name)
+    for path in written:
+        say(f"written: {path.relative_to(root)}")
+    if not written:
+        say("every page is up to date")
     return 0

@@ -1,4 +1,4 @@
-"""Evaluate a trained network on its test data, or on new data."""
+"""Evaluate a trained network on its test data or on new data."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ class Options:
     """What to evaluate."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder; with --data also a file written by --save_path."""
+    """The folder of a run; with --data also a file written by --save_path."""
     data: Annotated[str | None, arg(metavar="FILE")] = None
-    """New data with their targets, instead of the test data; the data that it was trained on are not needed."""
+    """New data with their targets, in place of the test data; the training data are then not needed."""
     device: str = "auto"
-    """Where to compute."""
+    """The device to compute on."""
     json: bool = False
     """Print JSON."""
 
 
 def run(arguments: list[str]) -> int:
-    """Compute the metrics and print them: on the test data beside the baselines, on new data alone."""
+    """Print the metrics, on the test data next to the baselines."""
     options = parse(Options, arguments, command="attnlab evaluate", description=(__doc__ or "").strip())
     from attnlab.cli._console import Console
-    from attnlab.cli._words import show_result
+    from attnlab.cli._format import show_result
     from attnlab.training import runs
     from attnlab.training.train import evaluate_file, evaluate_run
 
     path = Path(options.run)
     data = None if options.data is None else Path(options.data)
-    found = None if path.is_file() else runs.Run.open(path)
-    if found is not None and (data is None or runs.is_its_data(found, data)):
-        runs.check_data(found, options.data)
-        result = evaluate_run(found, options.device, data=data)
+    trained = None if path.is_file() else runs.Run.open(path)
+    if trained is not None and (data is None or runs.is_its_data(trained, data)):
+        runs.check_data(trained, options.data)
+        result = evaluate_run(trained, options.device, data=data)
         if data is not None:
-            result["notes"].insert(0, f"{data} is what the run was trained on: only its test rows are evaluated")
+            result["notes"].insert(0, f"the run was trained on {data}: only its test rows are evaluated")
     elif data is None:
-        raise UserError(f"{path} is a file, which does not say what its test data were; give --data FILE as well")
+        raise UserError(f"{path} is a file, which does not contain the test data; add --data FILE")
     else:
         result = evaluate_file(path, data, options.device)
     if options.json:

@@ -1,9 +1,7 @@
-"""Let a network that was trained on text write some."""
+"""Generate text with a network that was trained on text."""
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,30 +15,30 @@ from attnlab.utils.errors import UserError
 
 @dataclass
 class Options:
-    """How to write."""
+    """How to sample."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or a file written by --save_path."""
+    """The folder of a run, or a file written by --save_path."""
     prompt: str = "The "
-    """How the text begins."""
+    """The beginning of the text."""
     length: int = 400
-    """Bytes to write."""
+    """The number of bytes to generate."""
     temperature: float = 0.8
-    """Below 1 the likelier bytes win more often; 0 takes the likeliest always."""
+    """Divides the logits: below 1 likely bytes become more likely; 0 always takes the most likely one."""
     top_k: int = 0
-    """Choose among the k likeliest bytes only; 0 among all."""
+    """Sample from the k most likely bytes only; 0 for all."""
     seed: int = 0
-    """The same seed writes the same text."""
+    """The seed of the sampling."""
     device: str = "auto"
-    """Where to compute."""
+    """The device to compute on."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print the prompt and what follows it, as it is written."""
-    options = parse(Options, arguments, command="attnlab generate", description="Write text with a trained network.")
+    """Print the prompt and the generated text as it is generated."""
+    options = parse(Options, arguments, command="attnlab generate", description=(__doc__ or "").strip())
     if not 1 <= options.length <= 1_000_000:
         raise UserError(f"length must be from 1 to 1,000,000 bytes, not {options.length}")
-    if not 0 <= options.temperature <= 100 or math.isnan(options.temperature):
+    if not 0 <= options.temperature <= 100:
         raise UserError(f"temperature must be from 0 to 100, not {options.temperature}")
     if not 0 <= options.top_k <= 256:
         raise UserError(f"top_k must be from 0 to 256, not {options.top_k}")
@@ -50,8 +48,8 @@ def run(arguments: list[str]) -> int:
     from attnlab.training.train import load_with_encoding
 
     network, about = load_with_encoding(Path(options.run), options.device)
-    byte_wise = network.inputs.kind == network.outputs.kind == "tokens" and network.inputs.size >= 256
-    if not about["encoding"].get("bytes") or not byte_wise or network.outputs.size > 256:
+    byte_level = network.inputs.kind == network.outputs.kind == "tokens" and network.inputs.size >= 256
+    if not about["encoding"].get("bytes") or not byte_level or network.outputs.size > 256:
         raise UserError(f"{options.run} was trained on {about['task']}, not on text; train with --task text first")
     say(options.prompt, end="")
     for piece in generate(
@@ -62,7 +60,6 @@ def run(arguments: list[str]) -> int:
         top_k=options.top_k,
         seed=options.seed,
     ):
-        say(piece, end="")
-        sys.stdout.flush()
-    say("\n", end="")
+        say(piece, end="", flush=True)
+    say()
     return 0

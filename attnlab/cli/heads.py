@@ -1,8 +1,9 @@
-"""Say what each head of a run's network is worth, and prune those that are worth least."""
+"""Measure the importance of each head of a run's network, and prune the least important ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,46 +11,45 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse
+from attnlab.cli._parse import parse, rename_flags
 from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
     from attnlab.analysis.bootstrap import Change
     from attnlab.analysis.heads import Study
 
-MOST = 16
-"""Steps of the curve that are printed; of more, so many evenly spaced ones. --json has all."""
+MAX_CURVE_ROWS = 16
+"""Rows of the pruning curve that are printed, evenly spaced; --json has all."""
 
 
 @dataclass
 class Options:
-    """What to look at, and what to prune."""
+    """What to measure and what to prune."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """The run's folder."""
+    """The folder of the run."""
     examples: int = 2_000
-    """How many training examples importance is taken from."""
-    instead: Literal["zero", "mean"] = "zero"
-    """What stands in the place of a head that is taken out alone: zero, or its mean over those examples."""
+    """The number of training examples that the importance is computed on."""
+    ablation: Literal["zero", "mean"] = "zero"
+    """What replaces the output of an ablated head: zero, or its mean over those examples."""
     prune: Annotated[float | None, arg(metavar="SHARE")] = None
-    """Take out this share of all heads, the least important; needs --save_path."""
+    """Prune this share of all heads, the least important ones; needs --save_path."""
     save_path: Annotated[str | None, arg(metavar="STR")] = None
-    """Save the pruned network here: .safetensors, .pth or .pt."""
+    """Save the pruned network to this file: .safetensors, .pth or .pt."""
     overwrite: bool = False
-    """Replace the file in --save_path, whatever it is."""
+    """Replace the file in --save_path."""
     device: str = "auto"
-    """Where to compute."""
+    """The device to compute on."""
     json: bool = False
     """Print JSON."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print a line a head and the curve of pruning; prune where asked to."""
-    options = parse(
-        Options, arguments, command="attnlab heads", description="What each head of a run's network is worth."
-    )
+    """Print one row per head and the pruning curve; prune if asked to."""
+    arguments = rename_flags(arguments, {"instead": "ablation"})
+    options = parse(Options, arguments, command="attnlab heads", description=(__doc__ or "").strip())
     if (options.prune is None) != (options.save_path is None):
-        raise UserError("--prune SHARE and --save_path FILE go together: what is pruned is saved there")
+        raise UserError("--prune SHARE and --save_path FILE go together: the pruned network is saved to FILE")
     if options.examples < 1:
         raise UserError(f"--examples must be at least 1, not {options.examples}")
     from rich.text import Text
@@ -58,88 +58,85 @@ def run(arguments: list[str]) -> int:
     from attnlab.cli._console import Console
     from attnlab.training import runs
 
-    found = runs.Run.open(Path(options.run))
-    runs.check_data(found)
+    trained = runs.Run.open(Path(options.run))
+    runs.check_data(trained)
     if options.save_path is not None:
-        if Path(options.save_path).resolve().parent == found.path.resolve():
-            raise UserError(f"--save_path {options.save_path} is in the run's own folder, which stays as it is")
+        if Path(options.save_path).resolve().parent == trained.path.resolve():
+            raise UserError(f"--save_path {options.save_path} is inside the folder of the run; give another folder")
         runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
-    with Console(stderr=True).status(Text("the network as it is")) as status:
-        prepared, study = study_run(
-            found,
+    with Console(stderr=True).status(Text("evaluating the unpruned network")) as status:
+        experiment, study = study_run(
+            trained,
             options.device,
             share=options.prune,
             examples=options.examples,
-            instead=options.instead,
+            ablation=options.ablation,
             progress=lambda done, of: status.update(Text(f"{done} of {of} passes over the validation data")),
         )
     pruned = None
     if options.prune is not None and options.save_path is not None:
-        pruned = prune_run(found, prepared, study.plan(options.prune), Path(options.save_path))
-    model, task = prepared.settings.model.model, prepared.settings.data.task
+        pruned = prune_run(trained, experiment, study.plan(options.prune), Path(options.save_path))
+    model, task = experiment.settings.model.model, experiment.settings.data.task
     if options.json:
-        said = {"run": options.run, "model": model, "task": task, **asdict(study), "pruned": pruned}
-        say(json.dumps(said, ensure_ascii=False))
+        result = {"run": options.run, "model": model, "task": task, **asdict(study), "pruned": pruned}
+        say(json.dumps(result, ensure_ascii=False))
     else:
         _print(Console(soft_wrap=True), f"{model} on {task}", study, pruned)
     return 0
 
 
 def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None) -> None:
-    from rich.table import Table
-
+    from attnlab.cli._console import plain_table
     from attnlab.tasks.metrics import METRICS
     from attnlab.training.report import number
 
-    def table(*columns: str) -> Table:
-        made = Table(box=None, pad_edge=False, header_style="bold")
-        for column in (*columns, study.metric, "change", "95 % interval"):
-            made.add_column(column, justify="right", no_wrap=True)
-        return made
+    metric, label = study.metric, METRICS[study.metric].label
+    measures = (metric, "change", "95 % interval")
 
     def cells(change: Change) -> tuple[str, ...]:
-        low, high = (_signed(study.metric, value) for value in (change.low, change.high))
-        return number(study.metric, change.metric), _signed(study.metric, change.change), f"{low} to {high}"
+        interval = f"{_signed(metric, change.low)} to {_signed(metric, change.high)}"
+        return number(metric, change.metric), _signed(metric, change.change), interval
 
-    console.print(f"{title}: {METRICS[study.metric].label} {number(study.metric, study.whole)} with all heads\n")
-    alone = table("layer", "head", "importance")
+    console.print(f"{title}: {label} {number(metric, study.whole)} with all heads\n")
+    table = plain_table("layer", "head", "importance", *measures, right=True, no_wrap=True)
     for head in study.heads:
-        alone.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
-    console.print(f"each head alone replaced by {study.instead if study.instead == 'zero' else 'its mean'}")
-    console.print(alone)
+        table.add_row(str(head.layer), str(head.head), f"{head.importance:.3f}", *cells(head.without))
+    console.print(f"one head at a time replaced by {'zero' if study.ablation == 'zero' else 'its mean'}")
+    console.print(table)
     if study.curve:
-        curve = table("heads left", "pruned")
-        for step in _spaced(study):
-            gone = ", ".join(f"{layer}.{head}" for layer, head in step.gone)
-            curve.add_row(str(step.left), gone, *cells(step.reached))
-        console.print("\npruned one after the other, the least important (layer.head) first")
-        console.print(curve)
-    better = "higher" if METRICS[study.metric].higher_is_better else "lower"
+        table = plain_table("heads left", "pruned", *measures, right=True, no_wrap=True)
+        for step in _evenly_spaced(study.curve):
+            table.add_row(str(step.left), _join(step.gone), *cells(step.reached))
+        console.print("\npruned cumulatively, the least important first (layer.head)")
+        console.print(table)
+    better = "higher" if METRICS[metric].higher_is_better else "lower"
     console.print(
-        f"\n  importance on {study.training_examples:,} training examples, {METRICS[study.metric].label} "
-        f"({better} is better) on {study.validation_examples:,} validation examples; the test data were not looked at",
+        f"\n  importance on {study.training_examples:,} training examples, {label} ({better} is better) on "
+        f"{study.validation_examples:,} validation examples; the test data were not used",
         style="dim",
     )
     if pruned is not None:
-        gone = ", ".join(
-            f"{layer}.{head}" for layer, heads in sorted(pruned["heads"].items()) for head in sorted(heads)
-        )
+        heads = _join((layer, head) for layer, kept in sorted(pruned["heads"].items()) for head in sorted(kept))
         console.print(
-            f"\npruned {gone}: {study.metric} {number(study.metric, pruned['validation'])} on validation, "
-            f"{pruned['parameters_before']:,} parameters became {pruned['parameters']:,}; "
+            f"\npruned {heads}: {metric} {number(metric, pruned['validation'])} on validation, "
+            f"{pruned['parameters']:,} of {pruned['parameters_before']:,} parameters left; "
             f"saved to {pruned['saved_to']}"
         )
 
 
-def _spaced(study: Study) -> list[Any]:
-    last = len(study.curve) - 1
-    if last < MOST:
-        return list(study.curve)
-    return [study.curve[round(i * last / (MOST - 1))] for i in range(MOST)]
+def _join(heads: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{layer}.{head}" for layer, head in heads)
+
+
+def _evenly_spaced(curve: Any) -> list[Any]:
+    last = len(curve) - 1
+    if last < MAX_CURVE_ROWS:
+        return list(curve)
+    return [curve[round(i * last / (MAX_CURVE_ROWS - 1))] for i in range(MAX_CURVE_ROWS)]
 
 
 def _signed(metric: str, value: float) -> str:
     from attnlab.training.report import number
 
-    shown = number(metric, abs(value))
-    return shown if not float(shown) else f"{'-' if value < 0 else '+'}{shown}"
+    text = number(metric, abs(value))
+    return text if not float(text) else f"{'-' if value < 0 else '+'}{text}"

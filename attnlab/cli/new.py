@@ -1,4 +1,4 @@
-"""Start a new mechanism: a folder that works, to be changed."""
+"""Create a new mechanism from the template: a folder that works and can be edited."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from tyro.conf import Positional, arg
 
 from attnlab.catalog import scaffold
 from attnlab.cli._console import say
+from attnlab.cli._invocation import program, trainer
 from attnlab.cli._parse import parse
-from attnlab.cli._program import program, trainer
 from attnlab.docs import generated
 from attnlab.utils.errors import UserError
 
 
 @dataclass
 class Options:
-    """What to start."""
+    """What to create."""
 
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
-    """What it shall be called: lower-case letters, digits and _, such as my_attention."""
+    """The name of the mechanism: lower-case letters, digits and _, such as my_attention."""
 
 
 def run(arguments: list[str]) -> int:
-    """Write the folder and say what to do with it."""
-    name = parse(
-        Options,
-        arguments,
-        command="attnlab new",
-        description="Start a new mechanism: models/NAME/, one head of softmax attention that works, to be changed.",
-    ).name
+    """Write the folder and print the next steps."""
+    description = "Create models/NAME/ from the template: softmax attention with one head, to be edited."
+    name = parse(Options, arguments, command="attnlab new", description=description).name
     if not name:
-        raise UserError("name the new mechanism: attnlab new my_attention")
+        raise UserError("give the name of the new mechanism: attnlab new my_attention")
     scaffold.create(name)
-    say(f"models/{name}/ is there: one head of softmax attention, which keeps every promise of its card\n")
-    say(f"  {name}.py".ljust(24) + "the mechanism: change its formula, then its card")
-    say("  reference.py".ljust(24) + "the same formula in slow plain lines: the truth in every test")
-    say("  README.md".ljust(24) + "the lesson")
+    rows = {
+        f"  {name}.py": "the mechanism: edit its formula, then its card",
+        "  reference.py": "the same formula in plain PyTorch, which the tests compare with",
+        "  README.md": "the lesson",
+    }
+    say(f"created models/{name}/: softmax attention with one head, which passes every check\n")
+    for file, about in rows.items():
+        say(f"{file:<24}{about}")
     try:
         generated.update([name])
-        say("\nmodels/README.md lists it\n")
+        say("\nadded to models/README.md\n")
     except UserError as error:
-        say(f"\nthe index was left as it is: {error}\n")
+        say(f"\nmodels/README.md was not updated: {error}\n")
     say(f"next:\n  {program()} check {name}\n  {trainer()} --model {name}")
-    say("  attnlab docs".ljust(24) + "after every change of the card")
+    say(f"{'  attnlab docs':<24}after every change of the card")
     return 0

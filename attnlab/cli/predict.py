@@ -1,4 +1,4 @@
-"""Let a trained network answer for new data."""
+"""Predict on new data with a trained network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 FORMATS = (".csv", ".parquet", ".jsonl")
 _CSV = ("Binary", "Duration", "List", "Array", "Struct")
-"""Types of columns, by the words in their names, that polars cannot write to a CSV file."""
+"""Parts of the names of column types that polars cannot write to a CSV file."""
 _JSON = ("Binary", "Duration")
-"""Those that it cannot write to a JSON file, or writes otherwise."""
+"""The same for JSON lines."""
 
 
 @dataclass
@@ -29,27 +29,27 @@ class Options:
     """What to predict on."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or a file written by --save_path."""
+    """The folder of a run, or a file written by --save_path."""
     data: Annotated[str, arg(metavar="FILE")]
-    """The new data, in a file like the one that the network was trained on; or .npz with x."""
+    """The new data, in the format of the training data; or .npz with x."""
     output: Annotated[str | None, arg(metavar="STR")] = None
-    """Write here instead of printing: .csv, .parquet or .jsonl."""
+    """Write to this file instead of printing: .csv, .parquet or .jsonl."""
     overwrite: bool = False
-    """Replace the file in --output where there is one."""
+    """Replace the file in --output."""
     keep_columns: bool = False
-    """Put the columns of a table before the predictions."""
+    """Also write the columns of the table, before the predictions."""
     device: str = "auto"
-    """Where to compute."""
+    """The device to compute on."""
 
 
 def run(arguments: list[str]) -> int:
-    """Print a row per example, as CSV; where the data hold the targets, the metrics go to stderr."""
-    options = parse(Options, arguments, command="attnlab predict", description="Predict on new data.")
+    """Print one CSV row per example; if the data contain the targets, the metrics go to standard error."""
+    options = parse(Options, arguments, command="attnlab predict", description=(__doc__ or "").strip())
     output, data = None if options.output is None else Path(options.output), Path(options.data)
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--output {output} must end in .csv, .parquet or .jsonl")
     if not data.is_file():
-        raise UserError(f"--data {data} is not there")
+        raise UserError(f"--data {data} does not exist")
     from attnlab.tasks.metrics import METRICS
     from attnlab.tasks.table import Table
     from attnlab.training.checkpoint import check_output
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     if output is not None:
         check_output(output, inputs=[data, Path(options.run)], overwrite=options.overwrite)
     if options.keep_columns and data.suffix.lower() not in Table.suffixes:
-        raise UserError(f"--keep_columns is for tables ({' '.join(Table.suffixes)}), and {data} is none; leave it out")
+        raise UserError(f"--keep_columns needs a table ({' '.join(Table.suffixes)}), not {data}; leave it out")
     predictions = predict_file(Path(options.run), data, options.device)
     frame = _frame(predictions.columns)
     if output is None or output.suffix == ".csv":
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
         say(_textual(frame, _CSV).write_csv(), end="")
     else:
         _write(frame, output)
-        say(f"{len(frame):,} rows in {output}")
+        say(f"wrote {len(frame):,} rows to {output}")
     if predictions.metrics:
         scores = [f"{METRICS[name].short} {number(name, value)}" for name, value in predictions.metrics.items()]
         say(f"on the {predictions.scored:,} rows with a known target: {', '.join(scores)}", file=sys.stderr)
@@ -84,10 +84,10 @@ def _frame(columns: dict[str, list[Any]]) -> pl.DataFrame:
 
 
 def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
-    """The predictions, behind the columns of the table that they are for; ``header`` as in training.
+    """The columns of the table, then the predictions; ``header`` as in training.
 
     Raises:
-        UserError: for a table that has a column of the same name.
+        UserError: if the table has a column of the same name as the predictions.
     """
     import polars as pl
 
@@ -96,16 +96,13 @@ def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
     kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
     if table.suffix.lower() == ".jsonl":
         kept = kept.with_columns(_nested(column) for column in kept if column.dtype == pl.List)
-    twice = [name for name in frame.columns if name in kept.columns]
-    if twice:
-        raise UserError(
-            f"{table} has a column {twice[0]}, as the predictions have; rename it, or leave --keep_columns out"
-        )
+    if common := [name for name in frame.columns if name in kept.columns]:
+        raise UserError(f"{table} already has a column {common[0]}; rename it, or leave out --keep_columns")
     return pl.concat([kept, frame], how="horizontal")
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame that CSV can hold: of an answer with several parts, they stand in one field."""
+    """The frame for CSV: a prediction of several values becomes one field, separated by spaces."""
     import polars as pl
 
     lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
@@ -113,24 +110,24 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _nested(column: pl.Series) -> pl.Series:
-    """The values of a JSON lines file that the table holds as lists of one JSON text each.
+    """The values of a JSON lines file, which the table holds as lists of one JSON string each.
 
-    They stay JSON texts where a column cannot hold them as they are, such as objects of different keys.
+    They stay JSON strings where one column type cannot hold them, such as objects with different keys.
     """
     import polars as pl
 
     values = [None if texts is None else json.loads(texts[0]) for texts in column.to_list()]
     try:
-        found = pl.Series(column.name, values)
-        if found.to_list() == values:
-            return found
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):  # no type holds them all
+        series = pl.Series(column.name, values)
+        if series.to_list() == values:
+            return series
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):  # no column type holds them all
         pass
     return column.list.first()
 
 
 def _textual(frame: pl.DataFrame, types: tuple[str, ...]) -> pl.DataFrame:
-    """A frame whose columns of some types are text: durations in ISO 8601, bytes in hexadecimal, the rest as JSON."""
+    """The frame with columns of these types as text: durations in ISO 8601, bytes in hexadecimal, others as JSON."""
     import polars as pl
 
     def plain(value: Any) -> str:
@@ -160,7 +157,7 @@ def _write(frame: pl.DataFrame, output: Path) -> None:
 
 
 def _typed(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame whose columns of text become numbers where every value is a plain number, as those of a CSV file are."""
+    """The frame with numeric types for text columns in which every value is a plain number, as in a CSV file."""
     import polars as pl
 
     def typed(column: pl.Series) -> pl.Series:

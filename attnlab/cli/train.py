@@ -1,4 +1,4 @@
-"""Train a mechanism on data; a run folder keeps everything."""
+"""Train a mechanism on data and save everything in the folder of the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from attnlab import tasks
 from attnlab.cli._console import say
-from attnlab.cli._flags import Asked, given_flags, understand
+from attnlab.cli._flags import Output, TrainArgs, given_flags, parse_train_args, peek
+from attnlab.cli._invocation import program, python, short, trainer
+from attnlab.cli._parse import rename_flags
 from attnlab.utils.escape import one_line, shell_word
 
 if TYPE_CHECKING:
@@ -20,42 +23,46 @@ if TYPE_CHECKING:
     from attnlab.tasks.base import ColumnUse
     from attnlab.training.estimate import Estimate
     from attnlab.training.runs import Run
-    from attnlab.training.train import Prepared
+    from attnlab.training.train import Experiment
 
-MOST_COLUMNS = 40
-"""Columns that are listed one by one."""
+MAX_COLUMNS = 40
+"""Columns of a table that are listed one by one."""
+RENAMED = {"clip": "grad_clip"}
+"""Old spellings of flags, which are accepted for one version."""
 
 
 def run(arguments: list[str]) -> int:
-    """Train, or ask first what to train."""
+    """Train, after asking for the settings with ``--interactive``."""
+    arguments = rename_flags(arguments, RENAMED)
+    task = peek(arguments, "task")
+    if task is not None and tasks.resolve(task) != task:
+        say(f"note: the task {task} is now called {tasks.resolve(task)}", file=sys.stderr)
     if "interactive" in given_flags(arguments) and not {"-h", "--help"} & set(arguments):
-        from attnlab.cli._interactive import ask
+        from attnlab.cli._interactive import ask_for_settings
 
-        answered = ask(arguments)
+        answered = ask_for_settings(arguments)
         if answered is None:
             return 0
         arguments = answered
-    return train(understand(arguments))
+    return train(parse_train_args(arguments))
 
 
-def train(asked: Asked) -> int:
-    """Do what was asked."""
-    # Everything below needs torch, which takes a second to import; --help never comes here.
+def train(args: TrainArgs) -> int:
+    """Start, resume or extend a run."""
+    # These import torch, which takes a second; --help never gets here.
     from attnlab.cli._console import Console
-    from attnlab.cli._program import program, short, trainer
+    from attnlab.cli._format import show_result
     from attnlab.cli._progress import Display
-    from attnlab.cli._words import show_result
     from attnlab.training import folder, runs
     from attnlab.training.estimate import estimate
-    from attnlab.training.extension import check_extension, describe, extends, stopped_at
-    from attnlab.training.initial import check_weights
+    from attnlab.training.extension import extension_summary, stopped_at
     from attnlab.training.schedule import schedule
     from attnlab.training.train import prepare, start
-    from attnlab.training.train import train as train_prepared
+    from attnlab.training.train import train as train_experiment
 
-    began = time.perf_counter()
-    output, settings = asked.output, asked.settings
-    silent = output.quiet or output.json
+    started = time.perf_counter()
+    output, settings = args.output, args.settings
+    verbose = not (output.quiet or output.json)
     console = Console(stderr=output.json, quiet=output.json, soft_wrap=True)
     save_path = None if output.save_path is None else Path(output.save_path)
     if save_path is not None:
@@ -64,185 +71,183 @@ def train(asked: Asked) -> int:
     resumed, extending = None, False
     if output.resume is not None:
         resumed = runs.Run.open(Path(output.resume))
-        extending = extends(resumed, settings)
-        if "data" in asked.given:
-            runs.check_data(resumed, settings.data.data)
-        if extending:
-            check_extension(resumed)
-        elif resumed.result() is not None:
-            return _finished(console, resumed, save_path, as_json=output.json)
-        runs.check_data(resumed, settings.data.data)
-        if not resumed.began:
-            check_weights(resumed)
-        settings.machine.threads = resumed.config["threads"]
+        extending = _check_resume(resumed, args)
+        if resumed.result() is not None and not extending:
+            return _already_finished(console, resumed, output)
+        settings.hardware.threads = resumed.config["threads"]
     elif run_dir is not None:
         folder.check_run_dir(run_dir, overwrite=output.overwrite)
 
-    prepared = prepare(settings, began=resumed is not None and resumed.began)
-    if not silent:
-        _announce(console, prepared)
-        done = 0 if resumed is None else stopped_at(resumed)
-        expected = estimate(prepared.network, prepared.problem, settings, done=done)
-        _show_time(console, expected, time.perf_counter() - began)
-    planned = schedule(settings.training, prepared.problem)
-    here = resumed or start(prepared, run_dir, overwrite=output.overwrite)
-    if not silent:
-        going_on = ", from its last checkpoint on" if resumed else ""
+    experiment = prepare(settings, began=resumed is not None and resumed.began)
+    if verbose:
+        _show_experiment(console, experiment)
+        step = 0 if resumed is None else stopped_at(resumed)
+        expected = estimate(experiment.network, experiment.task_data, settings, done=step)
+        _show_time(console, expected, time.perf_counter() - started)
+    planned = schedule(settings.training, experiment.task_data)
+    current = resumed or start(experiment, run_dir, overwrite=output.overwrite)
+    if verbose:
         if extending:
-            console.print(f"  extended  {describe(here, settings, planned.epoch_steps)}")
-        console.print(f"  run       {short(here.path)}{going_on}\n")
-    begun_in = here.path
+            console.print(f"  extended  {extension_summary(current, settings, planned.epoch_steps)}")
+        console.print(f"  run       {short(current.path)}{', resumed from its last checkpoint' if resumed else ''}\n")
+    original_path = current.path
     try:
-        with Display(console, prepared.problem.metric, 0, planned.steps, quiet=silent) as display:
-            outcome, result = train_prepared(
-                prepared,
-                here,
+        with Display(console, experiment.task_data.metric, 0, planned.steps, quiet=not verbose) as display:
+            outcome, result = train_experiment(
+                experiment,
+                current,
                 resume=resumed is not None,
                 checkpoint_seconds=output.checkpoint_seconds,
-                watch=display,
+                callback=display,
                 on_end=display.close,
             )
-    except KeyboardInterrupt as stop:  # outside of the loop, or a second one in it
-        say(f"stopped at once; go on with: {trainer()} --resume {short(here.path)}", file=sys.stderr)
-        return 128 + getattr(stop, "signal", signal.SIGINT)
-    if here.path != begun_in:
-        say(f"{short(begun_in)} was removed or replaced; the run is kept in {short(here.path)}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # outside the training loop, or a second Ctrl-C inside it
+        say(f"stopped at once; resume with: {trainer()} --resume {short(current.path)}", file=sys.stderr)
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
+    if current.path != original_path:
+        say(f"{short(original_path)} was removed or replaced; the run is in {short(current.path)}", file=sys.stderr)
     if result is None:
-        go_on = f"go on with: {trainer()} --resume {short(here.path)}"
-        say(f"stopped at step {outcome.step:,} of {planned.steps:,}; {go_on}", file=sys.stderr)
-        return 128 + (outcome.signal or 0)  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
+        resume = f"resume with: {trainer()} --resume {short(current.path)}"
+        say(f"stopped at step {outcome.step:,} of {planned.steps:,}; {resume}", file=sys.stderr)
+        return 128 + (outcome.signal or 0)  # as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
     if save_path is not None:
-        here.export(save_path)
+        current.export(save_path)
     if output.json:
         say(json.dumps(result, ensure_ascii=False))
         return 0
     if outcome.how == "early":
         patience = settings.training.patience
-        console.print(f"\nstopped early at step {outcome.step:,}: no better network in {patience} evaluations")
+        console.print(f"\nstopped early at step {outcome.step:,}: no improvement in {patience} evaluations")
     show_result(console, result)
-    if not silent:
-        _next(console, here, save_path, prepared, program())
+    if verbose:
+        _show_next_commands(console, current, save_path, experiment)
     return 0
 
 
-def _announce(console: Console, prepared: Prepared) -> None:
-    """Say what is about to happen."""
+def _check_resume(resumed: Run, args: TrainArgs) -> bool:
+    """Check that a run can be resumed with these arguments, and return whether they extend it."""
+    from attnlab.training import runs
+    from attnlab.training.extension import check_extension, extends
+    from attnlab.training.initial import check_weights
+
+    extending = extends(resumed, args.settings)
+    if "data" in args.given:
+        runs.check_data(resumed, args.settings.data.data)
+    if extending:
+        check_extension(resumed)
+    elif resumed.result() is not None:
+        return False
+    runs.check_data(resumed, args.settings.data.data)
+    if not resumed.began:
+        check_weights(resumed)
+    return extending
+
+
+def _already_finished(console: Console, finished: Run, output: Output) -> int:
+    from attnlab.cli._format import show_result
+
+    result = finished.result()
+    assert result is not None
+    if output.save_path is not None:
+        finished.export(Path(output.save_path))
+    if output.json:
+        say(json.dumps(result, ensure_ascii=False))
+    else:
+        console.print(f"{short(finished.path)} has already finished")
+        show_result(console, result)
+    return 0
+
+
+def _show_experiment(console: Console, experiment: Experiment) -> None:
+    """Print what is trained, on what and how, and the baselines."""
     import torch
     from rich.text import Text
 
-    from attnlab import tasks
     from attnlab.tasks.metrics import METRICS
-    from attnlab.training.hardware import warnings as regrets
+    from attnlab.training.hardware import warnings
+    from attnlab.training.report import number
     from attnlab.training.schedule import schedule
 
-    settings, problem = prepared.settings, prepared.problem
-    how, model = settings.training, settings.model
-    entry = tasks.entry(settings.data.task)
-    tokens = problem.train.x.shape[1] if problem.train.lengths is None else float(problem.train.lengths.float().mean())
-    planned, batch = schedule(how, problem), min(how.batch_size, len(problem.train.x))
-    steps = planned.steps
+    settings, data = experiment.settings, experiment.task_data
+    training, model = settings.training, settings.model
+    length = data.train.x.shape[1] if data.train.lengths is None else float(data.train.lengths.float().mean())
+    planned, batch = schedule(training, data), min(training.batch_size, len(data.train.x))
     options = "".join(f", {k} {v}" for k, v in model.options.items() if v not in (None, False))
-    layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
-    threads = f", {torch.get_num_threads()} thread(s)" if prepared.device.type == "cpu" else ""
-    epochs = "" if how.epochs is None else f" ({how.epochs} epoch{'s' if how.epochs > 1 else ''})"
-    attention = sum(p.numel() for p in prepared.network.mechanisms()[0].parameters())
+    epochs = "" if training.epochs is None else f" ({_count(training.epochs, 'epoch')})"
+    threads = f", {_count(torch.get_num_threads(), 'thread')}" if experiment.device.type == "cpu" else ""
+    attention = sum(p.numel() for p in experiment.network.mechanisms()[0].parameters())
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    every = "step" if planned.evaluate_every == 1 else f"{planned.evaluate_every:,} steps"
     lines = [
-        ("task", f"{settings.data.task}: {entry.summary}"),
-        (
-            "data",
-            f"{len(problem.train.x):,} train / {len(problem.validation.x):,} validation / {len(problem.test.x):,} test",
-        ),
-        *(("", fact) for fact in problem.facts),
-        ("network", f"{model.model}: {layers}, embed_dim {model.embed_dim}{options}"),
-        ("", f"{prepared.parameters:,} parameters, {attention:,} in each attention layer"),
+        ("task", f"{settings.data.task}: {tasks.entry(settings.data.task).summary}"),
+        ("data", " / ".join(f"{len(split.x):,} {name}" for name, split in splits.items())),
+        *(("", line) for line in data.summary_lines),
+        ("network", f"{model.model}: {_count(model.layers, 'layer')}, embed_dim {model.embed_dim}{options}"),
+        ("", f"{experiment.parameters:,} parameters, {attention:,} in each attention layer"),
         (
             "training",
-            f"{steps:,} steps of {batch:,} sequences, {steps * batch * tokens:,.0f} tokens{epochs}",
+            f"{_count(planned.steps, 'step')} of {batch:,} sequences, {planned.steps * batch * length:,.0f} tokens"
+            f"{epochs}",
         ),
         (
             "",
-            f"evaluated every {'step' if planned.evaluate_every == 1 else f'{planned.evaluate_every:,} steps'} on "
-            f"{planned.validation_examples:,} validation examples, "
-            f"by {METRICS[problem.metric].label}",
+            f"evaluated every {every} on {planned.validation_examples:,} validation examples, "
+            f"by {METRICS[data.metric].label}",
         ),
-        ("machine", f"{prepared.device}{threads}, {settings.machine.precision}"),
+        ("hardware", f"{experiment.device}{threads}, {settings.hardware.precision}"),
     ]
     for name, text in lines:
         console.print(f"  {name:<9} {one_line(text)}")
-    if problem.columns:
-        _show_columns(console, problem.columns)
-    for regret in regrets(settings.machine, prepared.device):
-        console.print(Text.assemble("  ", ("warning", "yellow"), f"   {regret}"))
-    _show_baselines(console, prepared)
+    if data.columns:
+        _show_columns(console, data.columns)
+    for warning in warnings(settings.hardware, experiment.device):
+        console.print(Text.assemble("  ", ("warning", "yellow"), f"   {warning}"))
+    # Computed before training, so that a failure costs no training.
+    scores = [f"{b.name} {number(data.metric, b.values.get(data.metric))}" for b in experiment.baselines]
+    console.print(f"  {'baselines':<9} {', '.join(scores)}")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _show_columns(console: Console, columns: Sequence[ColumnUse]) -> None:
-    """What was made of each column; of a wide table the first ones, and how many of each use."""
-    from rich.table import Table
+    """Print the use of each column of a table, and the counts for those after the first `MAX_COLUMNS`."""
+    from attnlab.cli._console import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="")
-    for header in ("  column", "use", "why"):
-        table.add_column(header, overflow="fold")
-    for column in columns[:MOST_COLUMNS]:
+    table = plain_table("  column", "use", "why", bold=False, overflow="fold")
+    table.padding = (0, 2)
+    for column in columns[:MAX_COLUMNS]:
         table.add_row(f"  {one_line(column.name)}", column.use, one_line(column.why))
     console.print()
     console.print(table, soft_wrap=False)
-    if len(columns) > MOST_COLUMNS:
-        counts = Counter(column.use for column in columns[MOST_COLUMNS:])
+    if len(columns) > MAX_COLUMNS:
+        counts = Counter(column.use for column in columns[MAX_COLUMNS:])
         rest = ", ".join(f"{count:,} {use}" for use, count in counts.items())
-        console.print(f"  and {len(columns) - MOST_COLUMNS:,} more columns: {rest}")
+        console.print(f"  and {len(columns) - MAX_COLUMNS:,} more columns: {rest}")
     console.print()
 
 
-def _show_baselines(console: Console, prepared: Prepared) -> None:
-    """What the network is compared with; computed before training, so that a failure costs no training."""
-    from attnlab.training.report import number
-
-    metric = prepared.problem.metric
-    found = [f"{b.name} {number(metric, b.values.get(metric))}" for b in prepared.baselines]
-    console.print(f"  {'baselines':<9} {', '.join(found)}")
-
-
 def _show_time(console: Console, expected: Estimate, prepared_in: float) -> None:
-    """How long the run will take."""
-    from attnlab.cli._words import duration
+    from attnlab.cli._format import duration
 
     console.print(
-        f"  {'time':<9} about {duration(expected.total)} more: {duration(expected.training)} training, "
+        f"  {'time':<9} about {duration(expected.total)} left: {duration(expected.training)} training, "
         f"{duration(expected.evaluation + expected.result)} evaluation and report; "
         f"preparation took {duration(prepared_in)}",
     )
 
 
-def _next(console: Console, run: Run, save_path: Path | None, prepared: Prepared, program: str) -> None:
-    """Say what one can do with it."""
-    from attnlab.cli._program import python, short
-
-    where = short(run.path)
-    lines = [f"{program} evaluate {where}", f"{program} predict {where} --data FILE"]
-    if prepared.problem.encoding.get("bytes"):
-        lines.append(f"{program} generate {where} --prompt 'The '")
-    path = json.dumps(str(run.path), ensure_ascii=False)
-    lines.append(f"{python()} -c {shell_word(f'import attnlab; print(attnlab.load({path}))')}")
-    console.print(f"\nkept in {where} (report.md, curve.png, model.safetensors)")
+def _show_next_commands(console: Console, finished: Run, save_path: Path | None, experiment: Experiment) -> None:
+    path = short(finished.path)
+    commands = [f"{program()} evaluate {path}", f"{program()} predict {path} --data FILE"]
+    if experiment.task_data.encoding.get("bytes"):
+        commands.append(f"{program()} generate {path} --prompt 'The '")
+    quoted = json.dumps(str(finished.path), ensure_ascii=False)
+    commands.append(f"{python()} -c {shell_word(f'import attnlab; print(attnlab.load({quoted}))')}")
+    console.print(f"\nsaved in {path} (report.md, curve.png, model.safetensors)")
     if save_path is not None:
         console.print(f"saved to {short(save_path)}")
     console.print("next:")
-    for line in lines:
-        console.print(f"  {line}")
-
-
-def _finished(console: Console, run: Run, save_path: Path | None, *, as_json: bool) -> int:
-    from attnlab.cli._program import short
-    from attnlab.cli._words import show_result
-
-    result: dict[str, Any] | None = run.result()
-    assert result is not None
-    if save_path is not None:
-        run.export(save_path)
-    if as_json:
-        say(json.dumps(result, ensure_ascii=False))
-    else:
-        console.print(f"{short(run.path)} has finished already")
-        show_result(console, result)
-    return 0
+    for command in commands:
+        console.print(f"  {command}")

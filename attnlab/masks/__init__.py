@@ -1,6 +1,6 @@
 """Who may look at whom: an algebra of masks.
 
-``causal() & window(128) & padding(lengths)``: read aloud, it is the specification. A mask is a rule over the
+``causal() & sliding_window(128) & padding(lengths)``: read aloud, it is the specification. A mask is a rule over the
 positions of a query and a key, not a matrix; it becomes one only when a length is known. One polarity
 everywhere: True means *may look*. Other conventions are converted by name (`from_key_padding_mask`,
 `from_attn_mask`, `from_attention_mask`, `from_cu_seqlens`), never by guessing.
@@ -12,6 +12,8 @@ Axes: B batch, H heads, N_q queries, N_k keys.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from attnlab.masks.bound import BoundMask
 from attnlab.masks.convert import (
@@ -26,30 +28,31 @@ from attnlab.masks.convert import (
 )
 from attnlab.masks.mask import Mask, as_mask, from_tensor
 from attnlab.masks.rules import (
-    blocks,
-    by_head,
+    block_local,
+    block_sparse,
+    block_summary,
     causal,
     dilated,
     documents,
-    every,
     global_tokens,
     padding,
+    per_head,
     prefix,
     random_blocks,
-    summaries,
-    window,
+    sliding_window,
+    strided,
 )
 
 __all__ = [
     "BoundMask",
     "Mask",
     "as_mask",
-    "blocks",
-    "by_head",
+    "block_local",
+    "block_sparse",
+    "block_summary",
     "causal",
     "dilated",
     "documents",
-    "every",
     "from_attention_mask",
     "from_attn_mask",
     "from_cu_seqlens",
@@ -57,12 +60,22 @@ __all__ = [
     "from_tensor",
     "global_tokens",
     "padding",
+    "per_head",
     "prefix",
     "random_blocks",
-    "summaries",
+    "sliding_window",
+    "strided",
     "to_attention_mask",
     "to_attn_mask",
     "to_cu_seqlens",
     "to_key_padding_mask",
-    "window",
 ]
+
+_RENAMED = {"window": sliding_window, "every": strided, "summaries": block_summary, "by_head": per_head}
+
+
+def __getattr__(name: str) -> Any:
+    """The names of earlier versions."""
+    if name in _RENAMED:
+        return _RENAMED[name]
+    raise AttributeError(f"module 'attnlab.masks' has no attribute {name!r}")

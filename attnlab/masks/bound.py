@@ -18,10 +18,10 @@ from attnlab.utils.tracing import autocast_dtype, may_read
 if TYPE_CHECKING:
     from attnlab.masks.mask import Mask
 
-Places = slice | Tensor
+Index = slice | Tensor
 """Rows or columns: from one to another, or one by one."""
 
-TOGETHER = 64
+QUERY_CHUNK = 64
 """Queries for which it is asked together what they can reach, where that is no range."""
 
 
@@ -58,8 +58,8 @@ class BoundMask:
         if device is not None and not torch.compiler.is_compiling():
             _check_place(mask, torch.device(device))
         mask.check(queries, first + keys)
-        if shape is not None and (mask.items not in (1, shape[0]) or mask.heads not in (1, shape[1])):
-            raise ValueError(_misfit((mask.items, mask.heads, queries, keys), (*shape, queries, keys)))
+        if shape is not None and (mask.batch_size not in (1, shape[0]) or mask.num_heads not in (1, shape[1])):
+            raise ValueError(_misfit((mask.batch_size, mask.num_heads, queries, keys), (*shape, queries, keys)))
         self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
@@ -67,35 +67,35 @@ class BoundMask:
     @property
     def is_causal(self) -> bool:
         """Whether this is the plain square triangle, for which kernels need no matrix."""
-        return self.mask.is_triangle and self.queries == self.keys and self.offset == 0
+        return self.mask.is_causal_only and self.queries == self.keys and self.offset == 0
 
     @property
-    def is_open(self) -> bool:
+    def allows_all(self) -> bool:
         """Whether nothing is forbidden: a triangle whose first query is at the end already, as in decoding."""
-        return self.mask.is_triangle and self.offset >= self.keys - 1
+        return self.mask.is_causal_only and self.offset >= self.keys - 1
 
     @property
-    def looks_back_unbroken(self) -> bool:
+    def is_causal_and_contiguous(self) -> bool:
         """Whether each query is certain to see one unbroken range of keys, none of them ahead, or nothing."""
-        if self.mask.reach[1] != 0 or self.offset != self.keys - self.queries:
+        if self.mask.band[1] != 0 or self.offset != self.keys - self.queries:
             return False
         length = self.first + self.keys
         return all(
-            rule.is_unbroken
-            or (may_read(torch.device(self._device or "cpu")) and (rule.spans(length) or rule.segments(length)))
-            for rule in self.mask.factors
+            rule.is_contiguous
+            or (may_read(torch.device(self._device or "cpu")) and (rule.key_ranges(length) or rule.segments(length)))
+            for rule in self.mask.conjuncts
         )
 
     @property
-    def most(self) -> int:
+    def max_keys_per_query(self) -> int:
         """How many keys one query can reach at most; where a few queries can reach more than others, on average."""
-        back, ahead = self.mask.reach
+        back, ahead = self.mask.band
         if back is not None and ahead is not None:
-            step = self.mask.step
+            step = self.mask.stride
             return min(self.keys, back // step + 1 + ahead // step)
-        if not self._is_lean or not self.queries:
+        if not self._can_enumerate_keys or not self.queries:
             return self.keys
-        return -(-sum(count(rows) * count(keys) for rows, keys in self.tiles(TOGETHER)) // self.queries)
+        return -(-sum(count(rows) * count(keys) for rows, keys in self.tiles(QUERY_CHUNK)) // self.queries)
 
     def tensor(self) -> Tensor:
         """Boolean, four axes, broadcastable to (B, H, N_q, N_k)."""
@@ -109,7 +109,7 @@ class BoundMask:
             self._tensor = self._fitted(matrix, self.queries, self.keys)
         return self._tensor
 
-    def tile(self, queries: slice, keys: Places) -> Tensor:
+    def tile(self, queries: slice, keys: Index) -> Tensor:
         """The part of `tensor` for these rows and columns; the rest is not made where the rule allows that."""
         if self._tensor is not None or not self.mask.by_position:
             whole = self.tensor()
@@ -127,19 +127,19 @@ class BoundMask:
 
     def without(self, rule: Mask) -> BoundMask | None:
         """The mask that the other factors make; None where there is no other."""
-        left = [factor for factor in self.mask.factors if factor is not rule]
+        left = [factor for factor in self.mask.conjuncts if factor is not rule]
         if not left:
             return None
         rest = functools.reduce(operator.and_, left)
         return BoundMask(rest, self.queries, self.keys, self.offset, self._shape, self._device, self.first)
 
-    def blank(self, out: Tensor) -> Tensor:
+    def zero_fully_masked_rows(self, out: Tensor) -> Tensor:
         """``out`` (B, N_q, D) with zeros in the fully masked rows."""
-        if self.mask.sees_itself and 0 <= self.offset <= self.keys - self.queries:
+        if self.mask.includes_diagonal and 0 <= self.offset <= self.keys - self.queries:
             return out
         return out.masked_fill(self.fully_masked().unsqueeze(-1), 0.0)
 
-    def tame_padding(self, tokens: Tensor) -> Tensor:
+    def zero_padding(self, tokens: Tensor) -> Tensor:
         """``tokens`` (B, n, D), the last n of the keys, with 0 for each number in the padding that could overflow.
 
         A masked key has a weight of zero, but zero times NaN or infinity is NaN. Ordinary numbers stay: the row of a
@@ -149,18 +149,18 @@ class BoundMask:
         place = torch.arange(last - tokens.shape[1], last, device=tokens.device).unsqueeze(0)
         dtype = autocast_dtype(tokens.device) or tokens.dtype
         limit = torch.finfo(dtype).max ** (1 / 3)  # the product of a token, a weight and a query stays finite
-        for rule in self.mask.factors:
+        for rule in self.mask.conjuncts:
             if rule.is_padding:
-                item = torch.arange(rule.items, device=tokens.device).unsqueeze(1)
-                real = rule.at(item, torch.zeros_like(item), place, place)  # (B | 1, n)
+                item = torch.arange(rule.batch_size, device=tokens.device).unsqueeze(1)
+                real = rule.allowed(item, torch.zeros_like(item), place, place)  # (B | 1, n)
                 tokens = tokens.masked_fill(~(real.unsqueeze(-1) | (tokens.abs() < limit)), 0.0)
         return tokens
 
-    def seen(self, queries: slice) -> slice:
-        """The keys from the first to the last that these rows can reach; those in a step of `Mask.step` alone, where
+    def key_range(self, queries: slice) -> slice:
+        """The keys from the first to the last that these rows can reach; those in a step of `Mask.stride` alone, where
         the rows stand in one.
         """
-        back, ahead = self.mask.reach
+        back, ahead = self.mask.band
         step = queries.step or 1
         first = 0 if back is None else queries.start + self.offset - back
         last = self.keys if ahead is None else queries.stop + self.offset + ahead
@@ -169,9 +169,9 @@ class BoundMask:
         return slice(start, max(start, min(last, self.keys)), queries.step)
 
     @property
-    def folds(self) -> bool:
+    def can_fold(self) -> bool:
         """Whether rows a step apart attend to each other alone, and are given by position."""
-        return self.mask.step > 1 and self.mask.by_position and self.queries == self.keys and self.offset == 0
+        return self.mask.stride > 1 and self.mask.by_position and self.queries == self.keys and self.offset == 0
 
     def folded_tile(self, rows: slice, keys: slice) -> Tensor:
         """`tile` for all residues of the step: these rows and columns, and those 1, 2, ... step - 1 positions later.
@@ -181,7 +181,7 @@ class BoundMask:
         Returns:
             Boolean, broadcastable to (B, step, H, rows, keys).
         """
-        step, last = self.mask.step, self.keys - 1
+        step, last = self.mask.stride, self.keys - 1
         if self.mask.is_relative and self.keys % step == 0:  # the same for every residue
             return self.tile(rows, keys).unsqueeze(1)
         later = torch.arange(step, device=self._device).view(-1, 1, 1, 1)
@@ -190,34 +190,34 @@ class BoundMask:
         at = [self.first + place.clamp(max=last) for place in (q, k)]
         b, h, *_ = _with_items(self.mask, *at)
         permitted = torch.ones(count(rows), count(keys), dtype=torch.bool, device=self._device)[None, None, None]
-        for rule in self.mask.factors:
-            if not rule.is_step_alone:  # that holds for all of them
-                permitted = permitted & rule.at(b.unsqueeze(1), h, *at)
+        for rule in self.mask.conjuncts:
+            if not rule.is_stride_only:  # that holds for all of them
+                permitted = permitted & rule.allowed(b.unsqueeze(1), h, *at)
         return permitted if self.keys % step == 0 else permitted & (k <= last)
 
-    def tiles(self, size: int, *, one_step: bool = False) -> list[tuple[slice, Places]]:
+    def tiles(self, size: int, *, one_residue: bool = False) -> list[tuple[slice, Index]]:
         """All rows, ``size`` at a time, each time with the keys that these can reach.
 
-        Rows whose keys lie in a step of their own are taken together; ``one_step`` gives those of the first row alone,
+        Rows of one residue are taken together; ``one_residue`` gives those of the first row alone,
         with keys that hold for the others too, each as many positions later as its row (`folded_tile`).
         """
-        step = self.mask.step
+        step = self.mask.stride
         parts = []
-        for first in range(1 if one_step else min(step, self.queries)):
+        for first in range(1 if one_residue else min(step, self.queries)):
             for part in slices(-(-(self.queries - first) // step), size):
                 last = first + step * (part.stop - 1)
                 rows = slice(first + step * part.start, last + 1, step if step > 1 else None)
-                parts.append((rows, self.seen(rows) if one_step else self._reached(rows)))
+                parts.append((rows, self.key_range(rows) if one_residue else self._reached(rows)))
         return parts
 
-    def _reached(self, rows: slice) -> Places:
-        """`seen`, without the keys in between that the rule leaves out."""
-        seen = self.seen(rows)
-        if None not in self.mask.reach or not self._is_lean:
+    def _reached(self, rows: slice) -> Index:
+        """`key_range`, without the keys in between that the rule leaves out."""
+        seen = self.key_range(rows)
+        if None not in self.mask.band or not self._can_enumerate_keys:
             return seen
         places = positions(seen, 0, self._device)
         at = self.first + self.offset
-        places = places[self.mask.reachable(range(at + rows.start, at + rows.stop), places + self.first)]
+        places = places[self.mask.candidate_keys(range(at + rows.start, at + rows.stop), places + self.first)]
         if len(places) == count(seen):
             return seen
         start, step = (int(places[0]), seen.step or 1) if len(places) else (seen.start, 1)
@@ -225,11 +225,11 @@ class BoundMask:
         return side_by_side if len(places) and int(places[-1]) == side_by_side.stop - 1 else places
 
     @property
-    def _is_lean(self) -> bool:
+    def _can_enumerate_keys(self) -> bool:
         """Whether what a few queries can look at is found by looking a few keys at a time."""
-        if None not in self.mask.reach:
+        if None not in self.mask.band:
             return True
-        return self.mask.is_narrow and may_read(torch.device(self._device or "cpu"))
+        return self.mask.is_sparse and may_read(torch.device(self._device or "cpu"))
 
     def fully_masked(self) -> Tensor:
         """Which rows attend to no key in any head, Boolean (B | 1, N_q). No matrix is made to find them, but of a rule
@@ -244,7 +244,7 @@ class BoundMask:
             return ~found.squeeze(-1).any(1)
         if self._tensor is not None or not self.mask.by_position or torch.compiler.is_compiling():
             return ~self.tensor().any(-1).any(1).expand(-1, self.queries)
-        size = min(256, max(1, CHUNK // max(1, self.mask.items * self.mask.heads * self.keys)))
+        size = min(256, max(1, CHUNK // max(1, self.mask.batch_size * self.mask.num_heads * self.keys)))
         tiles = self.tiles(size) or [(slice(0, 0), slice(0, 0))]
         return in_order(
             [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles],
@@ -252,12 +252,12 @@ class BoundMask:
             -1,
         )
 
-    def by_head(self) -> list[tuple[slice, BoundMask]] | None:
+    def head_groups(self) -> list[tuple[slice, BoundMask]] | None:
         """Where one factor has a rule for each head, and the others speak of all: which heads, and what binds them."""
-        for rule in self.mask.factors:
-            others = [factor for factor in self.mask.factors if factor is not rule]
-            if rule.runs and all(factor.heads == 1 for factor in others):
-                return [(heads, self._of_heads(heads, [own, *others])) for heads, own in rule.runs]
+        for rule in self.mask.conjuncts:
+            others = [factor for factor in self.mask.conjuncts if factor is not rule]
+            if rule.head_groups and all(factor.num_heads == 1 for factor in others):
+                return [(heads, self._of_heads(heads, [own, *others])) for heads, own in rule.head_groups]
         return None
 
     def _of_heads(self, heads: slice, rules: list[Mask]) -> BoundMask:
@@ -265,11 +265,11 @@ class BoundMask:
         rule = functools.reduce(operator.and_, rules)
         return BoundMask(rule, self.queries, self.keys, self.offset, shape, self._device, self.first)
 
-    def _evaluated(self, queries: slice, keys: Places) -> Tensor:
-        return self.mask.at(*self._places(queries, keys))
+    def _evaluated(self, queries: slice, keys: Index) -> Tensor:
+        return self.mask.allowed(*self._places(queries, keys))
 
-    def _places(self, queries: slice, keys: Places) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `Mask.at` takes for these rows and columns."""
+    def _places(self, queries: slice, keys: Index) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `Mask.allowed` takes for these rows and columns."""
         q = positions(queries, self.first + self.offset, self._device)
         return _with_items(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
 
@@ -289,23 +289,23 @@ def evaluate(mask: Mask, queries: slice, keys: slice, device: torch.device | str
 
 def _asked(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
     """The rule for positions (N_q, 1) and (1, N_k), broadcastable to (B, H, N_q, N_k)."""
-    return mask.at(*_with_items(mask, q, k))
+    return mask.allowed(*_with_items(mask, q, k))
 
 
 def _with_items(mask: Mask, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Items and heads, (B, 1, 1, 1) and (H, 1, 1), before these positions."""
-    b = torch.arange(mask.items, device=q.device).view(-1, 1, 1, 1)
-    return b, torch.arange(mask.heads, device=q.device).view(-1, 1, 1), q, k
+    b = torch.arange(mask.batch_size, device=q.device).view(-1, 1, 1, 1)
+    return b, torch.arange(mask.num_heads, device=q.device).view(-1, 1, 1), q, k
 
 
-def positions(places: Places, first: int, device: torch.device | str | None) -> Tensor:
-    """Places counted from ``first`` as a tensor."""
+def positions(places: Index, first: int, device: torch.device | str | None) -> Tensor:
+    """Index counted from ``first`` as a tensor."""
     if isinstance(places, Tensor):
         return places + first
     return torch.arange(first + places.start, first + places.stop, places.step or 1, device=device)
 
 
-def count(places: Places) -> int:
+def count(places: Index) -> int:
     """How many they are."""
     if isinstance(places, Tensor):
         return len(places)
@@ -346,5 +346,5 @@ def _misfit(have: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return text
 
 
-def _of(size: int, part: Places) -> Places:
+def _of(size: int, part: Index) -> Index:
     return slice(None) if size == 1 else part  # one row stands for all

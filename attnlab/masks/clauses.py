@@ -34,7 +34,7 @@ class Clause:
     stop: Tensor | None = None
     keys: Tensor | None = None
     rows: Tensor | None = None
-    step: int = 1
+    stride: int = 1
 
     def __and__(self, other: Clause) -> Clause:
         return Clause(
@@ -42,7 +42,11 @@ class Clause:
             _both(torch.minimum, self.stop, other.stop),
             _both(operator.and_, self.keys, other.keys),
             _both(operator.and_, self.rows, other.rows),
-            self.step if other.step == 1 else other.step if self.step == 1 else math.lcm(self.step, other.step),
+            self.stride
+            if other.stride == 1
+            else other.stride
+            if self.stride == 1
+            else math.lcm(self.stride, other.stride),
         )
 
     def any_key(self, q: Tensor, keys: int, first: int) -> Tensor:
@@ -58,12 +62,12 @@ class Clause:
             for bound, empty in ((self.start, 0), (self.stop, keys))
         )
         end = stop
-        if self.step > 1:  # the next position in the query's own step
-            start, end = (bound + (q - first - bound) % self.step for bound in (start, stop))
+        if self.stride > 1:  # the next position in the query's own step
+            start, end = (bound + (q - first - bound) % self.stride for bound in (start, stop))
         if self.keys is None:
             found = start < stop
         else:
-            found = _counted(self.keys, end, self.step) > _counted(self.keys, start, self.step)
+            found = _counted(self.keys, end, self.stride) > _counted(self.keys, start, self.stride)
         return found if self.rows is None else found & self.rows
 
 
@@ -92,7 +96,7 @@ def complement(clauses: Clauses) -> Clauses:
 
 
 def _outside(clause: Clause) -> Clauses:
-    if clause.step > 1:
+    if clause.stride > 1:
         return None
     parts = [
         None if clause.start is None else Clause(stop=clause.start),

@@ -42,7 +42,7 @@ def from_attn_mask(mask: Tensor, num_heads: int | None = None) -> Mask:
     require_tensor("from_attn_mask(mask)", mask)
     if mask.is_floating_point():
         if may_check(mask) and not bool(((mask == 0) | (mask == -torch.inf)).all()):
-            raise TypeError("this attn_mask holds numbers other than 0 and -inf: give it as bias=")
+            raise TypeError("this attn_mask holds numbers other than 0 and -inf: give it as attn_bias=")
         mask = mask == -torch.inf
     if mask.dtype != torch.bool or mask.dim() not in (2, 3):
         raise TypeError(

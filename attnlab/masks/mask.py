@@ -13,14 +13,14 @@ from attnlab.masks.bound import BoundMask, evaluate
 from attnlab.masks.clauses import Clause, Clauses, complement, conjunction, disjunction
 from attnlab.utils.tracing import holds_values
 
-Reach = tuple[int | None, int | None]
+Band = tuple[int | None, int | None]
 """How far back and how far ahead; None: as far as there is."""
 
 
 class Mask:
     """A rule: which query position may look at which key position. Combine rules with ``&``, ``|`` and ``~``."""
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The rule itself, one number at a time: may query ``q`` of head ``h`` of item ``b`` look at key ``k``?
 
         It is asked for any part of the map, so it may depend on these four alone; a kernel asks for one place of it.
@@ -37,12 +37,12 @@ class Mask:
         raise NotImplementedError
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         """Of how many batch items it speaks one by one; 1 where it is the same for all."""
         return 1
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         """Of how many heads it speaks one by one; 1 where it is the same for all."""
         return 1
 
@@ -70,29 +70,29 @@ class Mask:
             part.check_lengths(length)
 
     @property
-    def reach(self) -> Reach:
+    def band(self) -> Band:
         """How far from itself a query can look at most: (back, ahead), None where there is no end."""
         return (None, None)
 
-    is_step_alone = False
-    """Whether it allows every key whose distance is a multiple of `step`."""
+    is_stride_only = False
+    """Whether it allows every key whose distance is a multiple of `stride`."""
 
     @property
-    def step(self) -> int:
+    def stride(self) -> int:
         """A number that divides the distance between a query and any key that it may look at."""
         return 1
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether a few queries can look at a few keys alone; `reachable` says which."""
-        return None not in self.reach
+    def is_sparse(self) -> bool:
+        """Whether a few queries can look at a few keys alone; `candidate_keys` says which."""
+        return None not in self.band
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         """Which of the keys at the positions ``k`` (N_k,) some of these queries may look at: Boolean, like ``k``.
 
         It may say True too often, never too seldom.
         """
-        back, ahead = self.reach
+        back, ahead = self.band
         found = torch.ones_like(k, dtype=torch.bool)
         if back is not None:
             found = found & (k >= queries.start - back)
@@ -100,27 +100,30 @@ class Mask:
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         """The rule as a union of key ranges, by which fully masked rows are found without a matrix; None where it is
-        not given so. Takes what `at` takes.
+        not given so. Takes what `allowed` takes.
         """
         return None
 
     @property
-    def runs(self) -> list[tuple[slice, Mask]] | None:
+    def head_groups(self) -> list[tuple[slice, Mask]] | None:
         """Where each head has a rule of its own: which heads, that follow each other, have which rule; else None."""
         return None
 
     @property
     def by_position(self) -> bool:
-        """Whether `at` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
+        """Whether `allowed` may be asked for a part of the map; a given matrix knows its rows, not their positions."""
         return all(part.by_position for part in self.parts)
 
-    def spans(self, keys: int) -> list[slice] | None:
+    def key_ranges(self, keys: int) -> list[slice] | None:
         """Where the rule is one range of keys for each batch item, those ranges; else None."""
         return None
 
-    def tokens(self, length: int) -> list[slice] | None:
+    def token_ranges(self, length: int) -> list[slice] | None:
         """Where the rule keeps one range of tokens of each batch item, to look and to be looked at; else None."""
         return None
+
+    is_segments = False
+    """Whether it separates the documents of a packed row."""
 
     is_padding = False
     """Whether what it leaves out are positions that hold no token, rather than tokens that are not attended to."""
@@ -131,7 +134,7 @@ class Mask:
         return False
 
     @property
-    def is_unbroken(self) -> bool:
+    def is_contiguous(self) -> bool:
         """Whether every query may look at one range of keys without a gap, or at nothing."""
         return False
 
@@ -140,17 +143,17 @@ class Mask:
         return None
 
     @property
-    def factors(self) -> tuple[Mask, ...]:
+    def conjuncts(self) -> tuple[Mask, ...]:
         """The rules that all must allow a look: ``a & b & c`` as (a, b, c)."""
         return (self,)
 
     @property
-    def sees_itself(self) -> bool:
+    def includes_diagonal(self) -> bool:
         """Whether every query is certain to see its own position, so that no row can be empty."""
         return False
 
     @property
-    def is_triangle(self) -> bool:
+    def is_causal_only(self) -> bool:
         """Whether this is ``causal()`` and nothing else."""
         return False
 
@@ -203,7 +206,7 @@ class Mask:
         self.check(queries, keys)
         self.check_lengths(keys)
         matrix = evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
-        return matrix if self.heads == 1 else matrix.expand(-1, -1, queries, keys)
+        return matrix if self.num_heads == 1 else matrix.expand(-1, -1, queries, keys)
 
     def bind(
         self,
@@ -249,18 +252,18 @@ class _Keys(Mask):
             )
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return self.keep.shape[0]
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.items), k]
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return on_device_of(k, self.keep, "the key mask")[one_for_all(b, self.batch_size), k]
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        return [Clause(keys=self.at(b, h, q, k))]
+        return [Clause(keys=self.allowed(b, h, q, k))]
 
-    def spans(self, keys: int) -> list[slice] | None:
+    def key_ranges(self, keys: int) -> list[slice] | None:
         if not self.keep.numel():
-            return [slice(0, 0)] * self.items
+            return [slice(0, 0)] * self.batch_size
         starts, counts = self.keep.long().argmax(1, keepdim=True), self.keep.sum(1, keepdim=True)
         place = torch.arange(self.keep.shape[1], device=self.keep.device)
         if not torch.equal(self.keep, (place >= starts) & (place < starts + counts)):
@@ -278,11 +281,11 @@ class _Matrix(Mask):
     by_position = False
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return 1 if self.matrix.dim() == 2 else self.matrix.shape[0]
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         return self.matrix.shape[1] if self.matrix.dim() == 4 else 1
 
     def check(self, queries: int, keys: int) -> None:
@@ -294,7 +297,7 @@ class _Matrix(Mask):
                 "True means a real token, and from_key_padding_mask where True means a token to ignore"
             )
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         matrix = on_device_of(k, self.matrix, "the mask")
         return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
@@ -312,12 +315,12 @@ class _Pair(Mask):
         return (self.left, self.right)
 
     @property
-    def items(self) -> int:
-        return self.left.items if self.right.items == 1 else self.right.items
+    def batch_size(self) -> int:
+        return self.left.batch_size if self.right.batch_size == 1 else self.right.batch_size
 
     @property
-    def heads(self) -> int:
-        return self.left.heads if self.right.heads == 1 else self.right.heads
+    def num_heads(self) -> int:
+        return self.left.num_heads if self.right.num_heads == 1 else self.right.num_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,31 +330,31 @@ class _And(_Pair):
         return self.left.is_relative and self.right.is_relative
 
     @property
-    def sees_itself(self) -> bool:
-        return self.left.sees_itself and self.right.sees_itself
+    def includes_diagonal(self) -> bool:
+        return self.left.includes_diagonal and self.right.includes_diagonal
 
     @property
-    def reach(self) -> Reach:
-        back, ahead = zip(self.left.reach, self.right.reach, strict=True)
+    def band(self) -> Band:
+        back, ahead = zip(self.left.band, self.right.band, strict=True)
         return _nearer(*back), _nearer(*ahead)
 
     @property
-    def step(self) -> int:
-        return math.lcm(self.left.step, self.right.step)
+    def stride(self) -> int:
+        return math.lcm(self.left.stride, self.right.stride)
 
     @property
-    def is_narrow(self) -> bool:
-        return self.left.is_narrow or self.right.is_narrow or None not in self.reach
+    def is_sparse(self) -> bool:
+        return self.left.is_sparse or self.right.is_sparse or None not in self.band
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
-        return self.left.reachable(queries, k) & self.right.reachable(queries, k)
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
+        return self.left.candidate_keys(queries, k) & self.right.candidate_keys(queries, k)
 
     @property
-    def factors(self) -> tuple[Mask, ...]:
-        return (*self.left.factors, *self.right.factors)
+    def conjuncts(self) -> tuple[Mask, ...]:
+        return (*self.left.conjuncts, *self.right.conjuncts)
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self.left.at(b, h, q, k) & self.right.at(b, h, q, k)
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allowed(b, h, q, k) & self.right.allowed(b, h, q, k)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return conjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
@@ -363,23 +366,23 @@ class _And(_Pair):
 @dataclass(frozen=True, eq=False)
 class _Or(_Pair):
     @property
-    def sees_itself(self) -> bool:
-        return self.left.sees_itself or self.right.sees_itself
+    def includes_diagonal(self) -> bool:
+        return self.left.includes_diagonal or self.right.includes_diagonal
 
     @property
-    def reach(self) -> Reach:
-        back, ahead = zip(self.left.reach, self.right.reach, strict=True)
+    def band(self) -> Band:
+        back, ahead = zip(self.left.band, self.right.band, strict=True)
         return _farther(*back), _farther(*ahead)
 
     @property
-    def is_narrow(self) -> bool:
-        return self.left.is_narrow and self.right.is_narrow
+    def is_sparse(self) -> bool:
+        return self.left.is_sparse and self.right.is_sparse
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
-        return self.left.reachable(queries, k) | self.right.reachable(queries, k)
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
+        return self.left.candidate_keys(queries, k) | self.right.candidate_keys(queries, k)
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self.left.at(b, h, q, k) | self.right.at(b, h, q, k)
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allowed(b, h, q, k) | self.right.allowed(b, h, q, k)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return disjunction(self.left.clauses(b, h, q, k), self.right.clauses(b, h, q, k))
@@ -397,15 +400,15 @@ class _Not(Mask):
         return (self.mask,)
 
     @property
-    def items(self) -> int:
-        return self.mask.items
+    def batch_size(self) -> int:
+        return self.mask.batch_size
 
     @property
-    def heads(self) -> int:
-        return self.mask.heads
+    def num_heads(self) -> int:
+        return self.mask.num_heads
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ~self.mask.at(b, h, q, k)
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ~self.mask.allowed(b, h, q, k)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return complement(self.mask.clauses(b, h, q, k))
@@ -424,7 +427,7 @@ def from_tensor(matrix: Tensor) -> Mask:
     if matrix.is_floating_point():
         raise TypeError(
             f"a mask is Boolean (True means may look), not {matrix.dtype}; "
-            "to add numbers to the scores give them as bias="
+            "to add numbers to the scores give them as attn_bias="
         )
     if matrix.dtype != torch.bool:
         raise TypeError(

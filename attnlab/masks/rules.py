@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks.clauses import Clause, Clauses, conjunction, disjunction
-from attnlab.masks.mask import Mask, Reach, integers, on_device_of, one_for_all, require_tensor, short
+from attnlab.masks.mask import Band, Mask, integers, on_device_of, one_for_all, require_tensor, short
 from attnlab.utils.tracing import may_check, may_read
 
 PRIME = 2**31 - 1
@@ -20,13 +20,13 @@ PRIME = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class _Causal(Mask):
-    sees_itself = True
-    is_triangle = True
+    includes_diagonal = True
+    is_causal_only = True
     is_relative = True
-    is_unbroken = True
-    reach = (None, 0)
+    is_contiguous = True
+    band = (None, 0)
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k <= q
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
@@ -37,60 +37,60 @@ class _Causal(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class _Window(Mask):
+class _SlidingWindow(Mask):
     size: int
-    sees_itself = True
+    includes_diagonal = True
     is_relative = True
-    is_unbroken = True
+    is_contiguous = True
 
     @property
-    def reach(self) -> Reach:
+    def band(self) -> Band:
         return (self.size - 1, self.size - 1)
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k).abs() < self.size
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(start=q - self.size + 1, stop=q + self.size)]
 
     def __repr__(self) -> str:
-        return f"window({self.size})"
+        return f"sliding_window({self.size})"
 
 
 @dataclass(frozen=True, eq=False)
-class _Every(Mask):
+class _Strided(Mask):
     gap: int
-    is_step_alone = True
-    sees_itself = True
+    is_stride_only = True
+    includes_diagonal = True
     is_relative = True
-    is_narrow = True
+    is_sparse = True
 
     @property
-    def step(self) -> int:
+    def stride(self) -> int:
         return self.gap
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q - k) % self.gap == 0
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        return [Clause(step=self.gap)]
+        return [Clause(stride=self.gap)]
 
     def __repr__(self) -> str:
-        return f"every({self.gap})"
+        return f"strided({self.gap})"
 
 
 @dataclass(frozen=True, eq=False)
 class _GlobalTokens(Mask):
     count: int
-    is_narrow = True
+    is_sparse = True
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q < self.count) | (k < self.count)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(rows=q < self.count), Clause(stop=torch.full_like(q, self.count))]
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         return k < self.count if queries.start >= self.count else torch.ones_like(k, dtype=torch.bool)
 
     def __repr__(self) -> str:
@@ -98,36 +98,36 @@ class _GlobalTokens(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class _Summaries(Mask):
+class _BlockSummary(Mask):
     size: int
     count: int
-    is_narrow = True
+    is_sparse = True
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        return [Clause(keys=self.at(b, h, q, k))]
+        return [Clause(keys=self.allowed(b, h, q, k))]
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
 
     def __repr__(self) -> str:
-        return f"summaries({self.size}, {self.count})"
+        return f"block_summary({self.size}, {self.count})"
 
 
 @dataclass(frozen=True, eq=False)
-class _ByHead(Mask):
+class _PerHead(Mask):
     counts: tuple[int, ...]
     rules: tuple[Mask, ...]
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         return sum(self.counts)
 
     @property
-    def items(self) -> int:
-        return max(rule.items for rule in self.rules)
+    def batch_size(self) -> int:
+        return max(rule.batch_size for rule in self.rules)
 
     @property
     def parts(self) -> tuple[Mask, ...]:
@@ -138,33 +138,33 @@ class _ByHead(Mask):
         return all(rule.is_relative for rule in self.rules)
 
     @property
-    def sees_itself(self) -> bool:
-        return all(rule.sees_itself for rule in self.rules)  # one head alone would say nothing of a conjunction
+    def includes_diagonal(self) -> bool:
+        return all(rule.includes_diagonal for rule in self.rules)  # one head alone would say nothing of a conjunction
 
     @property
-    def runs(self) -> list[tuple[slice, Mask]]:
+    def head_groups(self) -> list[tuple[slice, Mask]]:
         ends = accumulate(self.counts)
         return [(slice(e - n, e), rule) for e, n, rule in zip(ends, self.counts, self.rules, strict=True)]
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, rules=tuple(rule.to(device) for rule in self.rules))
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        (first, rule), *others = self.runs
-        found = rule.at(b, h, q, k) & (h < first.stop)
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        (first, rule), *others = self.head_groups
+        found = rule.allowed(b, h, q, k) & (h < first.stop)
         for own, rule in others:
-            found = found | (rule.at(b, h, q, k) & (h >= own.start) & (h < own.stop))
+            found = found | (rule.allowed(b, h, q, k) & (h >= own.start) & (h < own.stop))
         return found
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         union: Clauses = []
-        for heads, rule in self.runs:
+        for heads, rule in self.head_groups:
             chosen = [Clause(rows=(h >= heads.start) & (h < heads.stop))]
             union = disjunction(union, conjunction(rule.clauses(b, h, q, k), chosen))
         return union
 
     def __repr__(self) -> str:
-        return f"by_head({' + '.join(f'{n} * [{rule}]' for n, rule in zip(self.counts, self.rules, strict=True))})"
+        return f"per_head({' + '.join(f'{n} * [{rule}]' for n, rule in zip(self.counts, self.rules, strict=True))})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,24 +172,24 @@ class _Prefix(Mask):
     length: int | Tensor
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return self.length.shape[0] if isinstance(self.length, Tensor) else 1
 
     @property
-    def is_narrow(self) -> bool:
+    def is_sparse(self) -> bool:
         return isinstance(self.length, int)
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         return k < self.length if isinstance(self.length, int) else torch.ones_like(k, dtype=torch.bool)
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if isinstance(self.length, Tensor):
-            return k < on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)]
+            return k < on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.batch_size)]
         return k < self.length
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         if isinstance(self.length, Tensor):
-            return [Clause(stop=on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.items)])]
+            return [Clause(stop=on_device_of(k, self.length, "prefix(length)")[one_for_all(b, self.batch_size)])]
         return [Clause(stop=torch.full_like(q, self.length))]
 
     def __repr__(self) -> str:
@@ -203,30 +203,30 @@ class _Padding(Mask):
     lengths: Tensor
     start: Tensor | None
     stop: Tensor | None
-    queries: bool
-    is_unbroken = True
+    mask_queries: bool
+    is_contiguous = True
     is_padding = True
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return self.lengths.shape[0]
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return self._real(b, k) & self._real(b, q) if self.queries else self._real(b, k)
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self._real(b, k) & self._real(b, q) if self.mask_queries else self._real(b, k)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        item = one_for_all(b, self.items)
+        item = one_for_all(b, self.batch_size)
         start, stop = (
             None if bound is None else on_device_of(k, bound, "padding(lengths)")[item]
             for bound in (self.start, self.stop)
         )
-        return [Clause(start, stop, rows=self._real(b, q) if self.queries else None)]
+        return [Clause(start, stop, rows=self._real(b, q) if self.mask_queries else None)]
 
-    def spans(self, keys: int) -> list[slice] | None:
-        return None if self.queries else self._ranges(keys)
+    def key_ranges(self, keys: int) -> list[slice] | None:
+        return None if self.mask_queries else self._ranges(keys)
 
-    def tokens(self, length: int) -> list[slice] | None:
-        return self._ranges(length) if self.queries else None
+    def token_ranges(self, length: int) -> list[slice] | None:
+        return self._ranges(length) if self.mask_queries else None
 
     def check_lengths(self, length: int) -> None:
         if may_check(self.lengths) and self.lengths.numel() and (most := int(self.lengths.max())) > length:
@@ -236,7 +236,7 @@ class _Padding(Mask):
             )
 
     def _real(self, b: Tensor, place: Tensor) -> Tensor:
-        b = one_for_all(b, self.items)
+        b = one_for_all(b, self.batch_size)
         if self.start is not None:
             return place >= on_device_of(place, self.start, "padding(lengths)")[b]
         assert self.stop is not None
@@ -250,23 +250,24 @@ class _Padding(Mask):
 
     def __repr__(self) -> str:
         side = "" if self.start is None else ", side='left'"
-        return f"padding({short(self.lengths)}{side}{', queries=True' if self.queries else ''})"
+        return f"padding({short(self.lengths)}{side}{', mask_queries=True' if self.mask_queries else ''})"
 
 
 @dataclass(frozen=True, eq=False)
 class _Documents(Mask):
     ids: Tensor
-    sees_itself = True
+    includes_diagonal = True
+    is_segments = True
 
     def check(self, queries: int, keys: int) -> None:
         if self.ids.shape[-1] < keys:
             raise ValueError(f"documents(ids) names {self.ids.shape[-1]} positions, but there are {keys} keys")
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return 1 if self.ids.dim() == 1 else self.ids.shape[0]
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         ids = on_device_of(k, self.ids, "documents(ids)")
         length = ids.shape[-1]
         if not length:
@@ -275,7 +276,7 @@ class _Documents(Mask):
         q = q.clamp(0, length - 1)
         if ids.dim() == 1:
             return (ids[q] == ids[k]) & inside
-        b = one_for_all(b, self.items)
+        b = one_for_all(b, self.batch_size)
         return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:
@@ -295,24 +296,24 @@ class _Documents(Mask):
 class _Blocks(Mask):
     size: int
     pattern: Tensor | None
-    around: int = 0
+    neighbors: int = 0
 
     @property
-    def sees_itself(self) -> bool:
+    def includes_diagonal(self) -> bool:
         return self.pattern is None
 
     @property
-    def reach(self) -> Reach:
-        far = (self.around + 1) * self.size - 1
+    def band(self) -> Band:
+        far = (self.neighbors + 1) * self.size - 1
         return (far, far) if self.pattern is None else (None, None)
 
     @property
-    def is_narrow(self) -> bool:
+    def is_sparse(self) -> bool:
         return True
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         if self.pattern is None:
-            return super().reachable(queries, k)
+            return super().candidate_keys(queries, k)
         first = max(queries.start, 0)  # a query before the first key is in no block of the pattern
         rows = self.pattern[..., first // self.size : -(-max(queries.stop, 0) // self.size), :].any(-2)
         return rows.flatten(0, -2).any(0)[k // self.size] if rows.dim() > 1 else rows[k // self.size]
@@ -324,40 +325,41 @@ class _Blocks(Mask):
         need = -(-keys // self.size)
         if columns * self.size < keys or rows < need:
             raise ValueError(
-                f"the pattern of blocks({self.size}, ...) is {rows} x {columns}, too small for {keys} keys, "
+                f"the pattern of block_sparse({self.size}, ...) is {rows} x {columns}, too small for {keys} keys, "
                 f"which are {need} blocks"
             )
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return 1 if self.pattern is None or self.pattern.dim() == 2 else self.pattern.shape[0]
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         return 1 if self.pattern is None or self.pattern.dim() == 2 else self.pattern.shape[1]
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
         if self.pattern is None:
-            return (q - k).abs() <= self.around
-        pattern = on_device_of(k, self.pattern, "blocks(size, pattern)")
+            return (q - k).abs() <= self.neighbors
+        pattern = on_device_of(k, self.pattern, "block_sparse(size, pattern)")
         rows = pattern.shape[-2]
         if not pattern.numel():
             return torch.zeros_like(q == k)
         inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
         if pattern.dim() == 2:
             return pattern[q, k] & inside
-        return pattern[one_for_all(b, self.items), one_for_all(h, self.heads), q, k] & inside
+        return pattern[one_for_all(b, self.batch_size), one_for_all(h, self.num_heads), q, k] & inside
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         if self.pattern is not None:
             return None
         block = q // self.size
-        return [Clause((block - self.around) * self.size, (block + self.around + 1) * self.size)]
+        return [Clause((block - self.neighbors) * self.size, (block + self.neighbors + 1) * self.size)]
 
     def __repr__(self) -> str:
-        around = f", around={self.around}" if self.around else ""
-        return f"blocks({self.size}{'' if self.pattern is None else f', {short(self.pattern)}'}{around})"
+        if self.pattern is not None:
+            return f"block_sparse({self.size}, {short(self.pattern)})"
+        return f"block_local({self.size}{f', neighbors={self.neighbors}' if self.neighbors else ''})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,16 +369,16 @@ class _RandomBlocks(Mask):
     seed: int | Tensor
     _known: list[Tensor] = field(default_factory=list, init=False, repr=False)
     """What each draw of the first blocks is, once it was asked for."""
-    is_narrow = True
+    is_sparse = True
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
         if q.dim() != 2 or q.shape[1] != 1 or not may_read(k.device):
             return self._linked(q, k)
         (rows, row), (columns, column) = (t.flatten().unique_consecutive(return_inverse=True) for t in (q, k))
         return self._linked(rows[:, None], columns)[row[:, None], column]  # each block is asked once
 
-    def reachable(self, queries: range, k: Tensor) -> Tensor:
+    def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         if not k.numel():
             return torch.zeros_like(k, dtype=torch.bool)
         rows = torch.arange(queries.start // self.size, -(-queries.stop // self.size), device=k.device)
@@ -421,20 +423,20 @@ def causal() -> Mask:
     return _Causal()
 
 
-def window(size: int) -> Mask:
+def sliding_window(size: int) -> Mask:
     """Less than ``size`` positions away, on either side; with ``causal()``: itself and the ``size - 1`` before."""
-    return _Window(_positive("window(size)", size))
+    return _SlidingWindow(_positive("sliding_window(size)", size))
 
 
 def dilated(size: int, step: int) -> Mask:
-    """A window with gaps: less than ``size`` steps away on either side, ``step`` positions each; 1 is `window`."""
+    """A window with gaps: less than ``size`` steps away on either side, ``step`` positions each."""
     size, step = _positive("dilated(size)", size), _positive("dilated(step)", step)
-    return window((size - 1) * step + 1) & every(step)
+    return sliding_window((size - 1) * step + 1) & strided(step)
 
 
-def every(step: int) -> Mask:
+def strided(step: int) -> Mask:
     """Itself, and every ``step``-th position before and after."""
-    return _Every(_positive("every(step)", step))
+    return _Strided(_positive("strided(step)", step))
 
 
 def global_tokens(count: int) -> Mask:
@@ -445,34 +447,34 @@ def global_tokens(count: int) -> Mask:
     return _GlobalTokens(_positive("global_tokens(count)", count))
 
 
-def summaries(size: int, count: int = 1) -> Mask:
+def block_summary(size: int, count: int = 1) -> Mask:
     """The last ``count`` positions of every block of ``size``, for all queries.
 
     Source: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.3 (fixed attention).
     """
-    size, count = _positive("summaries(size)", size), _positive("summaries(count)", count)
+    size, count = _positive("block_summary(size)", size), _positive("block_summary(count)", count)
     if count > size:
-        raise ValueError(f"summaries(size, count) takes at most as many as a block has: {count} of {size}")
-    return _Summaries(size, count)
+        raise ValueError(f"block_summary(size, count) takes at most as many as a block has: {count} of {size}")
+    return _BlockSummary(size, count)
 
 
-def by_head(rules: Sequence[Mask]) -> Mask:
+def per_head(rules: Sequence[Mask]) -> Mask:
     """A rule for each head, in their order. Heads that follow each other and share one are computed together.
 
     Raises:
         ValueError: for no rule, or one that already speaks of several heads.
     """
     if not rules:
-        raise ValueError("by_head(rules) takes a rule for each head, not none")
-    if any(rule.heads > 1 for rule in rules):
-        raise ValueError("by_head(rules) takes rules of one head each, and one of these speaks of several")
+        raise ValueError("per_head(rules) takes a rule for each head, not none")
+    if any(rule.num_heads > 1 for rule in rules):
+        raise ValueError("per_head(rules) takes rules of one head each, and one of these speaks of several")
     own, counts = [rules[0]], [0]
     for rule in rules:
         if rule is not own[-1]:
             own.append(rule)
             counts.append(0)
         counts[-1] += 1
-    return own[0] if len(own) == 1 else _ByHead(tuple(counts), tuple(own))
+    return own[0] if len(own) == 1 else _PerHead(tuple(counts), tuple(own))
 
 
 def prefix(length: int | Tensor) -> Mask:
@@ -487,32 +489,31 @@ def prefix(length: int | Tensor) -> Mask:
     return _Prefix(length)
 
 
-def padding(lengths: Tensor, *, side: str = "right", total: int | None = None, queries: bool = False) -> Mask:
+def padding(lengths: Tensor, *, side: str = "right", max_length: int | None = None, mask_queries: bool = False) -> Mask:
     """Only real keys: ``lengths`` (B,) counts them, the padding stands on ``side``.
 
-    A padded position still looks, at the real ones, unless ``queries`` is set; nobody reads what it finds.
+    A padded position still looks, at the real ones, unless ``mask_queries`` is set; nobody reads what it finds.
 
     Args:
         lengths: (B,), whole numbers.
         side: "right" (real tokens first) or "left" (real tokens last).
-        total: the padded length; needed on the left, where it says at which position the real tokens start.
-        queries: a padded position does not look either: its row is zero, and need not be computed. For a sequence
+        max_length: the padded length; needed on the left, where it says at which position the real tokens start.
+        mask_queries: a padded position does not look either: its row is zero, and need not be computed. For a sequence
             that looks at itself.
 
     Raises:
-        ValueError: an unknown side; left padding without ``total``; a negative length, or one above ``total``. A layer
-            raises it for a length above that of its keys. Values are checked on a CPU, outside of a trace.
+        ValueError: an unknown side; left padding without ``max_length``; a negative length, or one that does not fit.
     """
     lengths = _counts("padding(lengths)", lengths)
     if side not in ("right", "left"):
         raise ValueError(f"padding(side=) is 'right' or 'left', not {side!r}")
-    if total is not None and may_check(lengths) and lengths.numel() and int(lengths.max()) > total:
-        raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than total={total}")
+    if max_length is not None and may_check(lengths) and lengths.numel() and int(lengths.max()) > max_length:
+        raise ValueError(f"padding(lengths) counts {int(lengths.max())} tokens, more than max_length={max_length}")
     if side == "right":
-        return _Padding(lengths, None, lengths, queries)
-    if total is None:
-        raise ValueError("left padding needs total=, the padded length, to know where the real tokens start")
-    return _Padding(lengths, total - lengths, None, queries)
+        return _Padding(lengths, None, lengths, mask_queries)
+    if max_length is None:
+        raise ValueError("left padding needs max_length=, the padded length, to know where the real tokens start")
+    return _Padding(lengths, max_length - lengths, None, mask_queries)
 
 
 def documents(ids: Tensor) -> Mask:
@@ -539,27 +540,27 @@ def random_blocks(size: int, count: int, seed: int | Tensor) -> Mask:
     return _RandomBlocks(size, count, seed)
 
 
-def blocks(size: int, pattern: Tensor | None = None, *, around: int = 0) -> Mask:
-    """Blocks of ``size`` positions: each looks into its own, or where ``pattern`` says.
+def block_local(size: int, *, neighbors: int = 0) -> Mask:
+    """Blocks of ``size`` positions: a query attends to its own and to ``neighbors`` on either side."""
+    if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 0:
+        raise ValueError(f"block_local(neighbors=) takes a whole number of at least 0, not {neighbors!r}")
+    return _Blocks(_positive("block_local(size)", size), None, neighbors)
+
+
+def block_sparse(size: int, pattern: Tensor) -> Mask:
+    """Blocks of ``size`` positions: a query attends to the blocks that ``pattern`` allows for its own.
 
     Args:
-        size: positions a block.
-        pattern: Boolean (query blocks, key blocks), or with leading batch and head axes; True where every query
-            of the one block may look at every key of the other.
-        around: without a pattern, how many blocks on either side it looks into too.
+        size: positions per block.
+        pattern: Boolean (query blocks, key blocks), or with leading batch and head axes.
     """
-    if isinstance(around, bool) or not isinstance(around, int) or around < 0 or (around and pattern is not None):
+    require_tensor("block_sparse(pattern)", pattern)
+    if pattern.dtype != torch.bool or pattern.dim() not in (2, 4):
         raise ValueError(
-            f"blocks(around=) takes a whole number of at least 0, and no pattern beside it, not {around!r}"
-        )
-    if pattern is not None:
-        require_tensor("blocks(pattern=)", pattern)
-    if pattern is not None and (pattern.dtype != torch.bool or pattern.dim() not in (2, 4)):
-        raise ValueError(
-            f"blocks(pattern=) takes a Boolean tensor (query blocks, key blocks) or (batch, heads, ...), "
+            f"block_sparse(pattern) takes a Boolean tensor (query blocks, key blocks) or (batch, heads, ...), "
             f"not {pattern.dtype} of shape {tuple(pattern.shape)}"
         )
-    return _Blocks(_positive("blocks(size)", size), pattern, around)
+    return _Blocks(_positive("block_sparse(size)", size), pattern)
 
 
 def _positive(name: str, value: int) -> int:

@@ -23,9 +23,9 @@ from attnlab.catalog import registry
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.files.tensors import SafetensorsFile, check_finite
 from attnlab.masks import Mask, padding
-from attnlab.nn.attention import Attention, linear
-from attnlab.nn.cache import KVCache, unchanged_on_error
-from attnlab.nn.multihead import headed
+from attnlab.nn.attention import SequenceMixer, make_linear
+from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, unchanged_on_error
+from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
 from attnlab.positions import make_absolute
 from attnlab.utils.errors import UserError
@@ -110,19 +110,19 @@ class Network(
         _must_be_json(options or {})
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
-        mechanism = registry.load(model)
+        mechanism, options = registry.load(model), registry.current_names(model, options or {})
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
         elif self.inputs.kind == "cells":
             self.embed = Cells(self.inputs.size, self.inputs.numbers, embed_dim)
         else:
-            self.embed = linear(self.inputs.size, embed_dim)
+            self.embed = make_linear(self.inputs.size, embed_dim)
         self.position_embedding = make_absolute(position_embedding, length=length, embed_dim=embed_dim)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **(options or {})),
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **options),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),
@@ -131,9 +131,9 @@ class Network(
         )
         for layer, left in (heads or {}).items():
             block = self._block(int(layer))
-            block.attention = headed(block.attention).keep_heads(left)
+            block.attention = as_multihead(block.attention).keep_heads(left)
         self.norm = nn.LayerNorm(embed_dim)
-        self.readout = linear(embed_dim, self.outputs.size * self.outputs.slots)
+        self.readout = make_linear(embed_dim, self.outputs.size * self.outputs.slots)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Network:
@@ -175,7 +175,9 @@ class Network(
         check_finite(tensors, f"the network in {file}")
         return fill(cls(**options), tensors).to(map_location)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[DecodingCache] | None = None
+    ) -> Tensor:
         """Read a batch.
 
         Args:
@@ -198,7 +200,7 @@ class Network(
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
-            mask = padding(lengths, queries=True)
+            mask = padding(lengths, mask_queries=True)
             x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
         x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
         x = self.drop(self.position_embedding(x, first=first))
@@ -211,20 +213,25 @@ class Network(
         out = self.readout(self._pooled(x, lengths)).unflatten(-1, (self.outputs.slots, self.outputs.size))
         return out.squeeze(-1) if self.outputs.kind == "values" else out
 
+    def to_config(self) -> dict[str, Any]:
+        """The constructor arguments that build this network again, as plain JSON values."""
+        config: dict[str, Any] = json.loads(json.dumps(self._hub_mixin_config))
+        return config
+
     @property
     def limit(self) -> int | None:
         """The longest sequence that it can read; None where there is no end."""
         return self.position_embedding.limit
 
-    def mechanisms(self) -> list[Attention]:
+    def mechanisms(self) -> list[SequenceMixer]:
         """The attention layers, first to last: their ``weights`` show what was learned."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
-    def caches(self) -> list[KVCache] | None:
+    def caches(self) -> list[KVCache | RecurrentState] | None:
         """An empty cache for every block, with which to read on up to `limit`; None where a mechanism has none."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
-        return [KVCache(self.limit or sys.maxsize) for _ in self.blocks]
+        return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
 
     def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
         """A copy with these heads alone, which is saved and loaded like any other.
@@ -242,8 +249,8 @@ class Network(
         left = {int(layer): list(kept) for layer, kept in (config.get("heads") or {}).items()}
         for layer, kept in heads.items():
             block, kept = network._block(layer), list(kept)
-            first = left.get(layer, range(headed(block.attention).num_heads))  # their numbers when it was made
-            block.attention = headed(block.attention).keep_heads(kept)
+            first = left.get(layer, range(as_multihead(block.attention).num_heads))  # their numbers when it was made
+            block.attention = as_multihead(block.attention).keep_heads(kept)
             left[layer] = [first[head] for head in sorted(kept)]
         network._hub_mixin_config = {**config, "heads": {str(layer): left[layer] for layer in sorted(left)}}
         return network
@@ -321,7 +328,7 @@ class Cells(nn.Module):
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(self, attention: Attention, *, mlp: bool, dropout: float, scale: float) -> None:
+    def __init__(self, attention: SequenceMixer, *, mlp: bool, dropout: float, scale: float) -> None:
         super().__init__()
         D = attention.embed_dim
         attention.scale_output(scale)
@@ -330,13 +337,13 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.mlp: nn.Sequential | None = None
         if mlp:
-            out = linear(4 * D, D)
+            out = make_linear(4 * D, D)
             with torch.no_grad():
                 out.weight.mul_(scale)
             self.norm2 = nn.LayerNorm(D)
-            self.mlp = nn.Sequential(linear(D, 4 * D), nn.GELU(), out)
+            self.mlp = nn.Sequential(make_linear(D, 4 * D), nn.GELU(), out)
 
-    def forward(self, x: Tensor, mask: Mask | None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None, cache: DecodingCache | None = None) -> Tensor:
         """``x`` (B, N, D) to the same shape."""
         x = x + self.drop(self.attention(self.norm1(x), mask=mask, cache=cache))
         if self.mlp is not None:

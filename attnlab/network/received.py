@@ -13,6 +13,7 @@ from torch import nn
 
 from attnlab.catalog import registry
 from attnlab.files.tensors import Shape
+from attnlab.nn.attention import current_state
 from attnlab.utils.errors import UserError
 
 N = TypeVar("N", bound=nn.Module)
@@ -105,7 +106,8 @@ def check_description(described: Any, shapes: Mapping[str, Shape], make: Callabl
     _check_types(checked, source)
     try:
         with torch.device("meta"):
-            wanted = make(**described).state_dict()
+            made = make(**described)
+        wanted, shapes = made.state_dict(), current_state(made, shapes)
     except UserError:
         raise
     except Exception as error:  # a constructor that is given anything fails in many ways
@@ -147,7 +149,7 @@ def first_error(error: ValidationError) -> str:
 def _check_types(described: Description, source: str) -> None:
     """Refuse an option of another type than its constructor declares."""
     declared = {option.name: option for option in registry.entry(described.model).options}
-    for name, value in (described.options or {}).items():
+    for name, value in registry.current_names(described.model, described.options or {}).items():
         if name not in declared:
             raise UserError(f"{source} has an option {name!r:.60}, which {described.model} does not have")
         kinds = declared[name].kinds

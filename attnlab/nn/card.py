@@ -1,7 +1,8 @@
-"""What a mechanism says of itself."""
+"""The card of a mechanism: its source, its costs and its capabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,25 +11,39 @@ from attnlab.utils.errors import nearest
 Kind = Literal["exact", "approximation", "another operator"]
 
 CAPABILITIES = {
-    "causal": "may be told to look back only",
-    "mask": "takes a mask: who may look at whom",
-    "attn_bias": "takes numbers to add to the scores",
-    "context": "looks at another sequence (cross-attention)",
-    "cache": "decodes one step at a time",
-    "weights": "shows who looks at whom",
-    "equivariant": "knows no order: permuted tokens in, the same permutation out",
+    "causal": "can be restricted to earlier tokens (causal=True)",
+    "padding": "takes a padding mask",
+    "segments": "takes a mask of packed documents",
+    "arbitrary_mask": "takes any mask",
+    "attn_bias": "takes a bias that is added to the scores",
+    "context": "attends to another sequence (cross-attention)",
+    "cache": "decodes token by token with a cache",
+    "weights": "returns its attention weights",
+    "equivariant": "is permutation-equivariant: permuted tokens give the same output, permuted",
 }
+
+CAPABILITY_ALIASES = {"mask": ("padding", "segments", "arbitrary_mask")}
+"""Spellings of version 0.1, accepted for one more version."""
+
+
+class UnsupportedError(TypeError):
+    """A mechanism was called with something that it does not support."""
+
+
+def current_capabilities(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the capabilities under their current names."""
+    return tuple(name for old in names for name in CAPABILITY_ALIASES.get(old, (old,)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a mechanism says of itself; the index, the command line and the lesson's header are drawn from it.
+    """The facts about a mechanism from which the index, the command line and the header of its lesson are generated.
 
     Write it with literals only: it is read from the source text, without importing torch.
-    Costs are functions of n (length), d (embed_dim) and h (heads). ``parent`` names the mechanism that it changes.
+    Costs are functions of n (length), d (embed_dim) and h (heads). ``parent`` is the mechanism that it changes.
 
     Raises:
-        ValueError: for a kind or a capability that does not exist.
+        ValueError: for an unknown kind or capability.
     """
 
     title: str
@@ -51,6 +66,7 @@ class Card:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
         if isinstance(self.supports, str):
             raise ValueError(f"supports is the text {self.supports!r}; write a tuple: ({self.supports!r},)")
+        object.__setattr__(self, "supports", current_capabilities(self.supports))
         for word in self.supports:
             if word not in CAPABILITIES:
                 near = nearest(word, CAPABILITIES)

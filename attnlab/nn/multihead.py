@@ -25,12 +25,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, either, linear, positive
+from attnlab.nn.attention import Attention, UnsupportedError, check_positive_int, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.select import head_channels, select_features, validate_indices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
-from attnlab.positions import Positions, make
+from attnlab.positions import Positions, parse_positions
 from attnlab.utils.tracing import autocast_dtype
 
 
@@ -53,7 +53,7 @@ class MultiHeadBase(Attention):
         ValueError: for ``num_kv_heads`` that do not divide ``num_heads``, and what `Attention` refuses.
     """
 
-    packs = True
+    supports_packing = True
 
     def __init__(
         self,
@@ -70,16 +70,16 @@ class MultiHeadBase(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout)
-        self.num_kv_heads = num_heads if num_kv_heads is None else positive("num_kv_heads", num_kv_heads)
+        self.num_kv_heads = num_heads if num_kv_heads is None else check_positive_int("num_kv_heads", num_kv_heads)
         if num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
-                f"try num_kv_heads={either(divisors_near(num_heads, self.num_kv_heads))}"
+                f"try num_kv_heads={join_or(divisors_near(num_heads, self.num_kv_heads))}"
             )
         # W_Q, W_K and W_V of all heads in one product
-        self.qkv = linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
-        self.output = linear(num_heads * self.head_dim, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
-        self.positions = make(
+        self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
+        self.output = make_linear(num_heads * self.head_dim, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
+        self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal, device=device, dtype=dtype
         )
         if self.positions.name != "none":
@@ -132,8 +132,8 @@ class MultiHeadBase(Attention):
         if self.positions.name == "none":
             return Q, K, bias
         first, kept = (0, 0) if cache is None else (cache.num_seen, cache.num_cached)
-        Q, K = self.positions.rotate(Q, first), self.positions.rotate(K, first)
-        own = self.positions.relative(Q.shape[2], kept + K.shape[2], Q.device)
+        Q, K = self.positions.apply_rotary(Q, first), self.positions.apply_rotary(K, first)
+        own = self.positions.attention_bias(Q.shape[2], kept + K.shape[2], Q.device)
         if own is None:
             return Q, K, bias
         own = own.to(Q.dtype)  # a bias may be of a lower precision
@@ -302,7 +302,7 @@ class OutputGate(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.projection = linear(embed_dim, num_heads * width, bias=bias, device=device, dtype=dtype)
+        self.projection = make_linear(embed_dim, num_heads * width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
         """What is let through."""
@@ -314,7 +314,7 @@ class OutputGate(nn.Module):
         select_features(self.projection, rows=head_channels(heads, self.width))
 
 
-def headed(layer: nn.Module) -> MultiHeadBase:
+def as_multihead(layer: nn.Module) -> MultiHeadBase:
     """``layer``, where its heads can be told apart.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attnlab.network import Network
 from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.multihead import MultiHeadBase, headed
+from attnlab.nn.multihead import MultiHeadBase, as_multihead
 from attnlab.nn.select import validate_indices
 
 L = TypeVar("L", bound=MultiHeadBase)
@@ -43,12 +43,12 @@ def prune_heads(target: Any, heads: Any) -> Any:
             by unequal numbers of heads.
     """
     if not isinstance(target, Network):
-        return headed(target).keep_heads(_others(target, heads))
+        return as_multihead(target).keep_heads(_others(target, heads))
     if not isinstance(heads, Mapping):
         raise TypeError(f"the heads of a network are named by layer, {{layer: heads}}, not as {heads!r}")
     layers = target.mechanisms()
     there = validate_indices(heads, len(layers), "layer")
-    return target.keep_heads({layer: _others(headed(layers[layer]), heads[layer]) for layer in there})
+    return target.keep_heads({layer: _others(as_multihead(layers[layer]), heads[layer]) for layer in there})
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def edit_heads(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[N
     Raises:
         UnsupportedError: for a mechanism without heads; for one that went past ``edit``.
     """
-    attention, calls, edits = headed(layer), 0, 0
+    attention, calls, edits = as_multihead(layer), 0, 0
 
     def count(*_: object) -> None:
         nonlocal calls

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.masks.bound import Places, positions
+from attnlab.masks.bound import Index, positions
 
 
 class RelativeBias:
@@ -94,7 +94,7 @@ Bias = Tensor | RelativeBias
 """What broadcasts to (B, H, N, M), as a tensor or cut as needed."""
 
 
-def cut(bias: Bias, queries: slice, keys: Places) -> Tensor:
+def cut(bias: Bias, queries: slice, keys: Index) -> Tensor:
     """The part for these rows and columns."""
     if isinstance(bias, RelativeBias):
         if isinstance(keys, slice) and keys.step is None:

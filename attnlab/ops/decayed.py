@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import Places, count, positions
+from attnlab.masks.bound import Index, count, positions
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.bias import Bias, cut, four_axes
@@ -58,7 +58,7 @@ class DecayedMap(AttentionMap):
         self.gates = gates.to(exact(q.device))
         self.sums = self.gates.cumsum(-1)
         # Then the sums over permitted keys are those over all, but for a number that all keys of a row share.
-        self.unbroken = mask is not None and mask.looks_back_unbroken
+        self.unbroken = mask is not None and mask.is_causal_and_contiguous
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """What each query gets: (B, H, M, w), or with 1 in place of B or H, to (B, H, N, w)."""
@@ -79,9 +79,9 @@ class DecayedMap(AttentionMap):
 
     def _by_rows(self) -> RowwiseMap:
         # Sums of a row over permitted keys and their differences take 4 numbers of float64 a score.
-        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, cost=8)
+        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, score_cost=8)
 
-    def _decay(self, rows: Places, keys: Places, permitted: Tensor | None) -> Tensor:
+    def _decay(self, rows: Index, keys: Index, permitted: Tensor | None) -> Tensor:
         """D of these rows and keys: (B, H, n, m) in float64."""
         (N, M), device = self.shape[2:], self.q.device
         row, key = positions(rows, M - N, device), positions(keys, 0, device)
@@ -105,8 +105,8 @@ class DecayedMap(AttentionMap):
         wide = max(d + 2 * learns, width)  # the kernel takes one width
         v = F.pad(v.expand(B, H, M, width), (0, wide - width))
 
-        def part(rows: slice, keys: Places) -> Tensor:
-            keys = keys if isinstance(keys, slice) else mask.seen(rows)  # a gate between two keys counts
+        def part(rows: slice, keys: Index) -> Tensor:
+            keys = keys if isinstance(keys, slice) else mask.key_range(rows)  # a gate between two keys counts
             with torch.no_grad():
                 matrix = self._decay(rows, keys, None).to(v.dtype)
                 if bias is not None:

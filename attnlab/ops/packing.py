@@ -40,22 +40,22 @@ class Packed:
 def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     """How to pack ``x`` (B, N, D) under this mask; None where that is impossible, or not worth while.
 
-    It is possible where the mask is ``padding(..., queries=True)`` and what else it says depends on distances alone,
+    It is possible where the mask is ``padding(..., mask_queries=True)`` and the rest depends on distances alone,
     which packing keeps.
     """
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
-    (B, N), factors = x.shape[:2], mask.mask.factors
+    (B, N), factors = x.shape[:2], mask.mask.conjuncts
     for rule in factors:
-        spans = rule.tokens(N)
+        spans = rule.token_ranges(N)
         if spans is None or len(spans) != B or not all(f.is_relative for f in factors if f is not rule):
             continue
         lengths = torch.tensor([span.stop - span.start for span in spans])
         real = int(lengths.sum())
         if not SHORT * B <= real <= FULL * B * N:
             return None
-        rules = [own.mask for _, own in mask.by_head() or [(slice(None), mask)]]
-        if any(own.step > 1 and None in own.reach for own in rules):
+        rules = [own.mask for _, own in mask.head_groups() or [(slice(None), mask)]]
+        if any(own.stride > 1 and None in own.band for own in rules):
             return None  # its keys are reached by steps: in one long row, those of the other items are too
         index = torch.cat([torch.arange(b * N + span.start, b * N + span.stop) for b, span in enumerate(spans)])
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import Places, count, slices
+from attnlab.masks.bound import Index, count, slices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends import eager
 from attnlab.ops.backends.flex import block_mask, flexible
@@ -87,7 +87,7 @@ def softmax_attention(
         return softmax_attention(q, k, v, mask, bias, dropout=dropout, sink=sink, softcap=softcap).squeeze(1)
     if bias is not None:
         bias = four_axes(bias)
-    if mask is not None and can_inspect_values(q) and (runs := mask.by_head()):
+    if mask is not None and can_inspect_values(q) and (runs := mask.head_groups()):
         return _by_head(runs, q, k, v, bias, dropout=dropout, sink=sink, softcap=softcap)
     if softcap is not None:
         core = SoftmaxMap(q, k, mask, bias, sink=sink, softcap=softcap)
@@ -98,7 +98,7 @@ def softmax_attention(
     if torch.compiler.is_compiling():  # one graph for every length: nothing may depend on what the tensors hold
         k, v = _repeat_kv(k, groups), _repeat_kv(v, groups)
         return _unpad(_whole(q, k, v, mask, bias, kernel), width)
-    if mask is not None and mask.is_open:
+    if mask is not None and mask.allows_all:
         mask = None
     if groups > 1 and q.shape[2] <= FEW and not dropout and sink is None and can_inspect_values(q):
         return _unpad(_shared(q, k, v, mask, bias, kernel), width)
@@ -184,10 +184,10 @@ class SoftmaxMap(AttentionMap):
             scores = scaled_dot_product(q, k)
             return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
-        def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+        def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
             return masked_softmax(scores, permitted, sink)
 
-        return RowwiseMap(self.q, k, self.mask, self.bias, weigh, score=capped)
+        return RowwiseMap(self.q, k, self.mask, self.bias, normalize, score_fn=capped)
 
 
 def _groups(q: Tensor, k: Tensor) -> int:
@@ -218,7 +218,7 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias 
     """A few queries of G heads that share keys, as G times as many queries of one head: nothing is repeated."""
     (H, N), (heads, M), G = q.shape[1:3], k.shape[1:3], _groups(q, k)
     rows = slice(0, N)
-    keys = slice(0, M) if mask is None else mask.seen(rows)
+    keys = slice(0, M) if mask is None else mask.key_range(rows)
     why = "{} heads of {} queries read {} heads of {} keys as they lie"
     record(lambda: Dispatch("shared", why.format(H, N, heads, keys.stop - keys.start)))
 
@@ -304,14 +304,14 @@ def _in_rows(
     else:
         exists = mask is None or mask.is_causal or not mask.mask.by_position
     if mask is not None:
-        items, heads = max(items, mask.mask.items), max(heads, mask.mask.heads)
+        items, heads = max(items, mask.mask.batch_size), max(heads, mask.mask.num_heads)
     large = not exists and items * heads * N * M > MATRIX
     if kernel.dropout and q.shape[1] * N * M > DROPPED:
         (items, heads), large = q.shape[:2], True
     if not large:
         return None
     size = max(1, TILE // (items * heads * M))
-    tiles: list[tuple[slice, Places]]
+    tiles: list[tuple[slice, Index]]
     tiles = [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
     why = f"a matrix of {size} of {N} rows at a time; that of all would be large"
     return lambda: Dispatch("rows", why), partial(tiled, q, k, v, mask, bias, kernel, tiles, recompute=True)
@@ -322,7 +322,7 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask | None, bias: Bias |
     if bias is None and (mask is None or mask.is_causal):
         return kernel(q, k, v, causal=mask is not None)
     out = kernel(q, k, v, additive(None if mask is None else mask.tensor(), bias, q.dtype))
-    if torch.compiler.is_compiling() and mask is not None and mask.mask.heads > 1:
+    if torch.compiler.is_compiling() and mask is not None and mask.mask.num_heads > 1:
         # A row may be fully masked in one head alone; the kernels make it zero, what the exporter to ONNX writes does
         # not.
         out = out.masked_fill(~mask.tensor().any(-1, keepdim=True), 0.0)
@@ -336,15 +336,15 @@ def _parts(
     B, N, M = q.shape[0], q.shape[2], k.shape[2]
     if M < SHORT or not B:
         return None
-    folds = bias is None and mask.folds
-    if tiles := fitting_tiles(mask, one_step=folds):
+    folds = bias is None and mask.can_fold
+    if tiles := fitting_tiles(mask, one_residue=folds):
         path = partial(_tiles_path, mask, tiles)
         if folds:
             return path, partial(folded, q, k, v, mask, kernel, tiles)
         return path, partial(tiled, q, k, v, mask, bias, kernel, tiles)
     if N < SHORT or mask.first:
         return None
-    for rule in mask.mask.factors:
+    for rule in mask.mask.conjuncts:
         if mask.offset == 0 and N == M and (segments := rule.segments(N)) and 1 < len(segments) <= N // 4:
             why = f"{len(segments)} sequences packed in one row"
             return partial(Dispatch, "segments", why), partial(
@@ -352,8 +352,8 @@ def _parts(
             )
         if bias is not None and q.shape[1] * N * M > MATRIX:
             continue  # better some rows of it than the whole of it for each item
-        queries = rule.tokens(N) if mask.offset == 0 and N == M else None
-        spans = rule.spans(M) if queries is None else queries
+        queries = rule.token_ranges(N) if mask.offset == 0 and N == M else None
+        spans = rule.key_ranges(M) if queries is None else queries
         if spans is not None and len(spans) == B:
             real, rest = sum(span.stop - span.start for span in spans), mask.without(rule)
             if real <= 0.9 * B * M or ((rest or queries) is not None and M >= LONG):
@@ -367,8 +367,8 @@ def _parts(
     return None
 
 
-def _tiles_path(mask: BoundMask, tiles: list[tuple[slice, Places]]) -> Dispatch:
-    back, ahead = mask.mask.reach
+def _tiles_path(mask: BoundMask, tiles: list[tuple[slice, Index]]) -> Dispatch:
+    back, ahead = mask.mask.band
     if back is not None and ahead is not None:
         return Dispatch("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {mask.keys} keys")
     seen = sum(count(rows) * count(keys) for rows, keys in tiles) / sum(count(rows) for rows, _ in tiles)

@@ -8,15 +8,15 @@ Axes: B batch, H heads, N queries, M keys, d head_dim, D embed_dim.
 """
 
 from attnlab.ops.bias import RelativeBias
-from attnlab.positions.absolute import Absolute, Learned, Sinusoidal, make_absolute
+from attnlab.positions.absolute import AbsoluteEmbedding, Learned, Sinusoidal, make_absolute
 from attnlab.positions.base import Positions
 from attnlab.positions.biases import ALiBi, T5Bias
-from attnlab.positions.parse import make
+from attnlab.positions.parse import parse_positions
 from attnlab.positions.rotary import Rotary, Scaling
 
 __all__ = [
     "ALiBi",
-    "Absolute",
+    "AbsoluteEmbedding",
     "Learned",
     "Positions",
     "RelativeBias",
@@ -24,6 +24,6 @@ __all__ = [
     "Scaling",
     "Sinusoidal",
     "T5Bias",
-    "make",
     "make_absolute",
+    "parse_positions",
 ]

@@ -14,7 +14,7 @@ from attnlab.utils.errors import nearest
 ABSOLUTE = ("learned", "sinusoidal", "none")
 
 
-class Absolute(nn.Module):
+class AbsoluteEmbedding(nn.Module):
     """Nothing is added: the base of the others.
 
     Args:
@@ -71,7 +71,7 @@ class Absolute(nn.Module):
             raise ValueError(f"starts are positions, 0 or more, not {int(starts.min())}")
 
 
-class Sinusoidal(Absolute):
+class Sinusoidal(AbsoluteEmbedding):
     """Waves of D/2 lengths, a sine and a cosine of each; there is no last place.
 
     ``x[m, 2i] += sin(m · 10000^(-2i/D))`` and ``x[m, 2i + 1] += cos(m · 10000^(-2i/D))``; where D is odd, the slowest
@@ -99,7 +99,7 @@ class Sinusoidal(Absolute):
         return f"{self.embed_dim}"
 
 
-class Learned(Absolute):
+class Learned(AbsoluteEmbedding):
     """A table of one learned vector a place.
 
     Source: Gehring et al. 2017, arXiv:1705.03122, section 3.1; Vaswani et al. 2017, section 3.5, found it no better
@@ -144,7 +144,7 @@ class Learned(Absolute):
         return f"{len(self.table)}, {self.embed_dim}"
 
 
-def make_absolute(name: str, *, length: int, embed_dim: int) -> Absolute:
+def make_absolute(name: str, *, length: int, embed_dim: int) -> AbsoluteEmbedding:
     """The absolute positions of this name: learned (up to ``length``), sinusoidal or none.
 
     Raises:
@@ -155,7 +155,7 @@ def make_absolute(name: str, *, length: int, embed_dim: int) -> Absolute:
     if name == "sinusoidal":
         return Sinusoidal(embed_dim)
     if name == "none":
-        return Absolute(embed_dim)
+        return AbsoluteEmbedding(embed_dim)
     near = nearest(str(name), ABSOLUTE)
     raise ValueError(
         f"absolute positions are learned, sinusoidal or none, not {name!r}" + (near and f"; did you mean {near}?")

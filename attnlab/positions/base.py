@@ -12,7 +12,10 @@ from attnlab.utils.tracing import may_cache
 
 
 class Positions(nn.Module):
-    """No positions: the base of the others. A scheme of your own overrides `rotate` or `relative`, and `fit`."""
+    """No positional encoding, and the base class of the others.
+
+    A subclass overrides `apply_rotary` or `attention_bias`, and `validate`.
+    """
 
     name: str = "none"
 
@@ -23,18 +26,18 @@ class Positions(nn.Module):
     def reset_parameters(self) -> None:
         """Draw what is learned anew."""
 
-    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+    def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse a layer that these positions were not made for.
 
         Raises:
             ValueError: with what they were made for.
         """
 
-    def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+    def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
         """Queries or keys (..., N, d) turned by their place; ``first`` is the position of the first."""
         return x
 
-    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias | None:
+    def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias | None:
         """What is added to the scores, the queries aligned with the keys at the end; None for nothing."""
         return None
 

@@ -27,12 +27,12 @@ class ALiBi(Positions):
         super().__init__()
         self.slopes = tuple(_slopes(num_heads))
 
-    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+    def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse another number of heads."""
         if num_heads != len(self.slopes):
             raise ValueError(f"these ALiBi slopes are for {len(self.slopes)} heads, not {num_heads}")
 
-    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
+    def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
         """``-slope · |i - j|``."""
         far = _distances(queries, keys, device).abs()
         return RelativeBias(-self._constant(self.slopes, device)[:, None] * far, queries, keys)
@@ -51,14 +51,14 @@ class T5Bias(Positions):
     Args:
         num_heads: H.
         causal: whether the keys ahead need no ranges of their own.
-        buckets: how many ranges; without ``causal`` half of them are for the keys ahead.
-        longest: from this distance on all are one range.
+        num_buckets: how many ranges; without ``causal`` half of them are for the keys ahead.
+        max_distance: from this distance on all are one range.
         device: where the table is made.
         dtype: of the table.
 
     Raises:
         TypeError: for a count that is no whole number.
-        ValueError: for too few or an odd number of ranges, or a longest distance within the exact ones.
+        ValueError: for too few or an odd number of ranges, or a max_distance distance within the exact ones.
     """
 
     name = "t5"
@@ -68,25 +68,27 @@ class T5Bias(Positions):
         num_heads: int,
         *,
         causal: bool = False,
-        buckets: int = 32,
-        longest: int = 128,
+        num_buckets: int = 32,
+        max_distance: int = 128,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        checked_number("buckets", buckets, 2 if causal else 4, 65_536, whole=True)
-        if buckets % 2:
-            raise ValueError(f"buckets must be even, half of them are for what is near; not {buckets}")
-        checked_number("longest", longest, (buckets if causal else buckets // 2) // 2 + 1, 1e9, whole=True)
-        self.causal, self.buckets, self.longest = causal, buckets, longest
-        self.table = nn.Embedding(buckets, num_heads, device=device, dtype=dtype)
+        checked_number("num_buckets", num_buckets, 2 if causal else 4, 65_536, whole=True)
+        if num_buckets % 2:
+            raise ValueError(f"num_buckets must be even, half of them are for what is near; not {num_buckets}")
+        checked_number(
+            "max_distance", max_distance, (num_buckets if causal else num_buckets // 2) // 2 + 1, 1e9, whole=True
+        )
+        self.causal, self.num_buckets, self.max_distance = causal, num_buckets, max_distance
+        self.table = nn.Embedding(num_buckets, num_heads, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the table anew."""
         nn.init.normal_(self.table.weight, std=0.1)
 
-    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+    def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse another number of heads, and keys ahead that have no ranges."""
         if num_heads != self.table.embedding_dim:
             raise ValueError(f"this T5 bias is for {self.table.embedding_dim} heads, not {num_heads}")
@@ -95,7 +97,7 @@ class T5Bias(Positions):
                 "this T5 bias has no ranges for keys ahead; make it with causal=False, or the layer causal"
             )
 
-    def relative(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
+    def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
         """The numbers of the ranges; gradients reach the table."""
         learned: Tensor = self.table(self.ranges(_distances(queries, keys, device)))
         return RelativeBias(learned.T, queries, keys)
@@ -108,19 +110,19 @@ class T5Bias(Positions):
 
     def ranges(self, distances: Tensor) -> Tensor:
         """The range of every distance (key minus query)."""
-        count, start = self.buckets, torch.zeros_like(distances)
+        count, start = self.num_buckets, torch.zeros_like(distances)
         if not self.causal:
             count //= 2
             start = (distances > 0) * count
         far = -distances if self.causal else distances.abs()
         far = far.clamp(min=0)
         near = count // 2
-        coarse = torch.log(far.clamp(min=1) / near) / math.log(self.longest / near) * (count - near)
+        coarse = torch.log(far.clamp(min=1) / near) / math.log(self.max_distance / near) * (count - near)
         return start + torch.where(far < near, far, (near + coarse.long()).clamp(max=count - 1))
 
     def extra_repr(self) -> str:
         """What a printed network shows."""
-        return f"causal={self.causal}, buckets={self.buckets}, longest={self.longest}"
+        return f"causal={self.causal}, num_buckets={self.num_buckets}, max_distance={self.max_distance}"
 
 
 def _distances(queries: int, keys: int, device: torch.device) -> Tensor:

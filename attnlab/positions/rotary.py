@@ -25,27 +25,29 @@ class Scaling:
             the scores (Peng et al. 2023, arXiv:2309.00071, section 3; between slow and fast by the pair's index, as
             in the authors' code and the models trained with it).
         factor: at least 1.
-        original: the length that was trained on, for yarn.
+        original_max_length: the length that was trained on, for yarn.
 
     Raises:
         TypeError: a factor or a length that is no number.
-        ValueError: for a kind that does not exist, a factor below 1, yarn without ``original`` or another kind with it.
+        ValueError: for an unknown kind, a factor below 1, yarn without ``original_max_length`` or another kind with it.
     """
 
     kind: Literal["linear", "ntk", "yarn"]
     factor: float
-    original: int | None = None
+    original_max_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "ntk", "yarn"):
             raise ValueError(f"scaling is linear, ntk or yarn, not {self.kind!r}")
         checked_number("the scaling's factor", self.factor, 1, 1e9)
-        if self.kind == "yarn" and self.original is None:
-            raise ValueError("yarn needs original=, the length that was trained on")
-        if self.kind != "yarn" and self.original is not None:
-            raise ValueError(f"original= is for yarn; {self.kind} scaling does not need the length that was trained on")
-        if self.original is not None:
-            checked_number("original", self.original, 1, 1e12, whole=True)
+        if self.kind == "yarn" and self.original_max_length is None:
+            raise ValueError("yarn needs original_max_length=, the length that was trained on")
+        if self.kind != "yarn" and self.original_max_length is not None:
+            raise ValueError(
+                f"original_max_length= is for yarn; {self.kind} scaling does not need the length that was trained on"
+            )
+        if self.original_max_length is not None:
+            checked_number("original_max_length", self.original_max_length, 1, 1e12, whole=True)
 
 
 class Rotary(Positions):
@@ -56,13 +58,14 @@ class Rotary(Positions):
     Args:
         head_dim: d.
         base: the slowest pair turns once in about 2π · base places.
-        share: the part of d that is turned, from the front (partial rotary, as in GPT-NeoX), to the nearest number.
+        rotary_fraction: the fraction of d that is rotated, from the first feature on (partial rotary, as in
+            GPT-NeoX), rounded.
         layout: which numbers make a pair: ``half`` (i and i + r/2, as in Llama), ``interleaved`` (2i and 2i + 1, as in
             the paper).
         scaling: for sequences longer than those that were trained on.
 
     Raises:
-        TypeError: a base or a share that is no number.
+        TypeError: a base or a rotary_fraction that is no number.
         ValueError: for a turned width that is odd or empty, a base that is not above 1, or no such layout.
     """
 
@@ -73,37 +76,35 @@ class Rotary(Positions):
         head_dim: int,
         *,
         base: float = 10_000.0,
-        share: float = 1.0,
+        rotary_fraction: float = 1.0,
         layout: Literal["half", "interleaved"] = "half",
         scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
         checked_number("base", base, 1.001, 1e30)
-        checked_number("share", share, 0, 1)
-        width = round(head_dim * share)
+        checked_number("rotary_fraction", rotary_fraction, 0, 1)
+        width = round(head_dim * rotary_fraction)
         if width < 2 or width % 2:
-            raise ValueError(
-                f"rotary positions turn pairs: {share:g} of head_dim ({head_dim}) must be even and at least 2, not "
-                f"{width}; choose num_heads so that head_dim is even"
-            )
+            what = "an even head_dim" if rotary_fraction == 1 else "an even number of rotated features, at least 2"
+            raise ValueError(f"rotary positions need {what}, not {width}; choose num_heads so that it is even")
         if layout not in ("half", "interleaved"):
             raise ValueError(f"layout is half or interleaved, not {layout!r}")
         self.head_dim, self.width, self.layout, self.base, self.scaling = head_dim, width, layout, base, scaling
         self.frequencies = _frequencies(width, base, scaling)
         """θ of every pair, in radians per position."""
-        self.sharpening = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
+        self.attention_factor = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
 
-    def fit(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
+    def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
         """Refuse heads of another width."""
         if head_dim != self.head_dim:
             raise ValueError(f"these rotary positions are for heads of width {self.head_dim}, not {head_dim}")
 
-    def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+    def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
         """Each pair (a, b) at place m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
         # Angles in float64: in float32 place 100,000 is off by a hundredth of a turn.
         places = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
         angles = torch.outer(places, self._constant(self.frequencies, x.device))
-        cos, sin = ((t * self.sharpening).to(x.dtype) for t in (angles.cos(), angles.sin()))
+        cos, sin = ((t * self.attention_factor).to(x.dtype) for t in (angles.cos(), angles.sin()))
         turned, rest = x[..., : self.width], x[..., self.width :]
         a, b = turned.chunk(2, -1) if self.layout == "half" else (turned[..., ::2], turned[..., 1::2])
         pair = (a * cos - b * sin, a * sin + b * cos)
@@ -125,10 +126,11 @@ def _frequencies(width: int, base: float, scaling: Scaling | None) -> tuple[floa
         return tuple(theta)
     if scaling.kind == "linear":
         return tuple(t / scaling.factor for t in theta)
-    assert scaling.original is not None
+    assert scaling.original_max_length is not None
     # The pairs that turn so often within the length that was trained on.
     fast, slow = (
-        width * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (FAST, SLOW)
+        width * math.log(scaling.original_max_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+        for turns in (FAST, SLOW)
     )
     first, last = max(math.floor(fast), 0), min(math.ceil(slow), width - 1)
     ramp = max(last - first, 1e-3)

@@ -25,7 +25,7 @@ class Entry:
     name: str
     class_name: str
     summary: str
-    remark: str
+    caveat: str
     suffixes: tuple[str, ...]
     needs_data: bool
     defaults: dict[str, Any]
@@ -37,12 +37,22 @@ def names() -> list[str]:
     return sorted(stem for stem in stems if not stem.startswith("_") and stem not in SHARED)
 
 
+ALIASES = {"fetch": "multi_lookup"}
+"""Earlier names of tasks, which are accepted until version 0.3."""
+
+
+def resolve(name: str) -> str:
+    """The current name of a task."""
+    return ALIASES.get(name, name)
+
+
 def entry(name: str) -> Entry:
     """What the source text of a task says.
 
     Raises:
         UnknownNameError: for a name that no file has.
     """
+    name = resolve(name)
     if name not in names():
         raise UnknownNameError("task", name, names())
     source = read_class(FOLDER / f"{name}.py", "summary")
@@ -51,7 +61,7 @@ def entry(name: str) -> Entry:
         name,
         source.name,
         said["summary"],
-        said.get("remark", ""),
+        said.get("caveat", ""),
         tuple(said.get("suffixes", ())),
         said.get("needs_data", False),
         said.get("defaults", {}),
@@ -81,4 +91,4 @@ def load(name: str) -> Task:
         UnknownNameError: for a name that no file has.
     """
     described = entry(name)
-    return getattr(import_module(f"attnlab.tasks.{name}"), described.class_name)()
+    return getattr(import_module(f"attnlab.tasks.{described.name}"), described.class_name)()

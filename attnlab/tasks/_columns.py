@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attnlab.tasks._split import listed
 from attnlab.tasks._table_file import TableFile
 from attnlab.tasks._values import MANY, MOSTLY, Values, date_formats, dates, gaps, numbers
-from attnlab.tasks.base import ColumnUse, Request
+from attnlab.tasks.base import ColumnUse, TaskConfig
 from attnlab.utils.errors import UserError, nearest
 
 MOST_LEVELS = 10_000
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
     uses: tuple[ColumnUse, ...]
 
 
-def describe(file: TableFile) -> list[Column]:
+def read_columns(file: TableFile) -> list[Column]:
     """Every column of a file, in order."""
     frame = file.frame
     plain = [c for c in frame if is_plain(c)]
@@ -79,7 +79,7 @@ def describe(file: TableFile) -> list[Column]:
     return [found.get(c.name) or _of_others(c) for c in frame]
 
 
-def choose(columns: Sequence[Column], target: str, request: Request) -> Choice:
+def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice:
     """The columns to predict from.
 
     Raises:
@@ -87,9 +87,9 @@ def choose(columns: Sequence[Column], target: str, request: Request) -> Choice:
             cannot be; no column at all.
     """
     by_name = {column.name: column for column in columns}
-    named, ignored = dict.fromkeys(request.features or ()), dict.fromkeys(request.ignore)
-    _check_names("features", list(named), by_name, target, request)
-    _check_names("ignore", list(ignored), by_name, target, request)
+    named, ignored = dict.fromkeys(config.features or ()), dict.fromkeys(config.ignore)
+    _check_names("features", list(named), by_name, target, config)
+    _check_names("ignore", list(ignored), by_name, target, config)
     both = [name for name in named if name in ignored]
     if both:
         raise UserError(f"{listed(both)} is in --features and in --ignore; leave it out of one of them")
@@ -121,7 +121,7 @@ def choose(columns: Sequence[Column], target: str, request: Request) -> Choice:
         wanted = {c.name: _as_feature(c, "; used because there is nothing else") for c in left}
     if not wanted:
         said = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
-        raise UserError(f"{request.data} has no column to predict {target} from{said}")
+        raise UserError(f"{config.data} has no column to predict {target} from{said}")
     uses = (
         ColumnUse(c.name, c.kind, c.why)
         if (c := wanted.get(column.name))
@@ -246,12 +246,12 @@ def _equal_strings(one: pl.Series, other: pl.Series) -> bool:
     return one.null_count() < len(one) and bool(one.eq_missing(other).all())
 
 
-def _check_names(option: str, names: list[str], known: dict[str, Column], target: str, request: Request) -> None:
+def _check_names(option: str, names: list[str], known: dict[str, Column], target: str, config: TaskConfig) -> None:
     for name in names:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"there are {listed(list(known), 20)}"
-            raise UserError(f"{request.data} has no column {name} (in --{option}); {hint}")
+            raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
         if name == target:
             raise UserError(f"{name} is the --target, so it cannot be in --{option}; leave it out there")
 

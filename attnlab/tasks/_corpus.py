@@ -14,7 +14,7 @@ from typing import Literal
 from attnlab.files.data import check_size, open_data
 from attnlab.tasks._requests import check_file
 from attnlab.tasks._split import FEWEST, TEST, shuffled
-from attnlab.tasks.base import Request
+from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 Unit = Literal["lines", "paragraphs", "position"]
@@ -52,18 +52,20 @@ class Corpus:
         return digest.hexdigest()
 
     @property
-    def facts(self) -> tuple[str, ...]:
+    def summary_lines(self) -> tuple[str, ...]:
         """What was understood, a line each."""
         size = sum(map(len, self.units))
         how = {"position": "at two positions", "lines": "by lines", "paragraphs": "by paragraphs"}[self.unit]
         count = f" in {len(self.units):,} {self.unit}" if self.unit != "position" else ""
-        facts = [f"{self.source}: {size:,} bytes{count}, sha256 {self.sha256[:16]}", f"split {how}: {self.why}"]
+        summary_lines = [f"{self.source}: {size:,} bytes{count}, sha256 {self.sha256[:16]}", f"split {how}: {self.why}"]
         repeats = len(self.units) - len({unit.strip() for unit in self.units})
         if self.unit == "paragraphs" and repeats:
-            facts.append(f"{repeats:,} of the paragraphs repeat another; all copies of one are in the same part")
-        return tuple(facts)
+            summary_lines.append(
+                f"{repeats:,} of the paragraphs repeat another; all copies of one are in the same part"
+            )
+        return tuple(summary_lines)
 
-    def parts(self, request: Request) -> tuple[bytes, bytes, bytes]:
+    def parts(self, config: TaskConfig) -> tuple[bytes, bytes, bytes]:
         """The training, validation and test text; every byte of the corpus is in one of them.
 
         Lines and paragraphs are drawn by the seed and stay in their order; copies of a paragraph stay together.
@@ -75,12 +77,12 @@ class Corpus:
         if self.unit == "position":
             text = self.units[0]
             test = len(text) - round(TEST * len(text))
-            validation = test - max(1, round(request.val_fraction * test))
+            validation = test - max(1, round(config.val_fraction * test))
             return text[:validation], text[validation:test], text[test:]
         keys = [unit.strip() if self.unit == "paragraphs" else i for i, unit in enumerate(self.units)]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         part: dict[int, int] = {}
-        for i, rows in enumerate(shuffled(len(numbers), request, f"different {self.unit}")):
+        for i, rows in enumerate(shuffled(len(numbers), config, f"different {self.unit}")):
             part |= dict.fromkeys(rows.tolist(), i)
         texts: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
         for key, unit in zip(keys, self.units, strict=True):

@@ -76,11 +76,11 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
         raise MalformedError(
             f"its first line ({line}) looks like the others, not like names; add a line of names, or give --no_header"
         )
-    facts = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
-    facts += ["numbers with decimal commas"] if decimal == "," else []
-    facts += [f"read as {encoding.label}"] if encoding.label else []
-    facts += ["no header, so the columns are called column_1, column_2 ..."] if not header else []
-    return TableFile(frame, path, decimal, tuple(facts), np.array(reader.lines, np.int64))
+    summary_lines = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
+    summary_lines += ["numbers with decimal commas"] if decimal == "," else []
+    summary_lines += [f"read as {encoding.label}"] if encoding.label else []
+    summary_lines += ["no header, so the columns are called column_1, column_2 ..."] if not header else []
+    return TableFile(frame, path, decimal, tuple(summary_lines), np.array(reader.lines, np.int64))
 
 
 class Records:

@@ -57,8 +57,8 @@ def read_jsonl(path: Path) -> TableFile:
     for name, column in columns.items():
         column.extend([None] * (len(lines) - len(column)))
         series.append(_series(name, column, lines))
-    facts = (f"read as {encoding.label}",) if encoding.label else ()
-    return TableFile(pl.DataFrame(series), path, facts=facts, lines=np.array(lines, np.int64))
+    summary_lines = (f"read as {encoding.label}",) if encoding.label else ()
+    return TableFile(pl.DataFrame(series), path, summary_lines=summary_lines, lines=np.array(lines, np.int64))
 
 
 def _parsed(decoder: json.JSONDecoder, line: str, number: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attnlab.files.data import open_data
-from attnlab.tasks.base import Request
+from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 _NO_COLUMNS = "{task} has no columns, so --{name} {value} means nothing to it; leave it out"
@@ -20,29 +20,29 @@ _REFUSALS = {
     "split_by": "--split_by {value} is for text, and {task} is none; leave it out",
     "seq_length": "the data of {task} say how long a sequence is, not --seq_length {value}; leave it out",
 }
-_DEFAULTS = Request()
+_DEFAULTS = TaskConfig()
 
 
-def takes(request: Request, task: str, *options: str) -> None:
+def takes(config: TaskConfig, task: str, *options: str) -> None:
     """Refuse what the user asked and the task would have to ignore.
 
     Raises:
         UserError: for anything but the seed and the fractions that is not at its default, and not among ``options``.
     """
     for name, refusal in _REFUSALS.items():
-        value = getattr(request, name)
+        value = getattr(config, name)
         if value != getattr(_DEFAULTS, name) and name not in options:
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UserError(refusal.format(task=task, name=name, value=shown))
 
 
-def length_within(request: Request, task: str, usual: int, low: int, high: int) -> int:
+def length_within(config: TaskConfig, task: str, usual: int, low: int, high: int) -> int:
     """The length of a sequence: what was asked, or ``usual``.
 
     Raises:
         UserError: for one that is not from ``low`` to ``high``.
     """
-    length = usual if request.seq_length is None else request.seq_length
+    length = usual if config.seq_length is None else config.seq_length
     if not low <= length <= high:
         raise UserError(f"--seq_length for {task} must be from {low:,} to {high:,}, not {length:,}")
     return length

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.tasks.base import Request
+from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 Rows = NDArray[np.int64]
@@ -33,12 +33,12 @@ class Parts(NamedTuple):
     test: Rows
 
 
-def shuffled(count: int, request: Request, what: str = "rows", groups: Rows | None = None) -> Parts:
+def shuffled(count: int, config: TaskConfig, what: str = "rows", groups: Rows | None = None) -> Parts:
     """A fifth of ``count`` rows for testing, ``val_fraction`` of the others for validation, the rest for training.
 
     Args:
         count: how many rows there are.
-        request: the seed and ``val_fraction``.
+        config: the seed and ``val_fraction``.
         what: what the rows are called in messages.
         groups: (count,) numbers from 0; rows of the same number stay in one part.
 
@@ -52,16 +52,16 @@ def shuffled(count: int, request: Request, what: str = "rows", groups: Rows | No
         raise UserError(
             f"there are only {len(sizes)} different {what} to train, validate and test on; 3 are needed at least"
         )
-    return _parts(_deal([np.arange(len(sizes))], sizes, request)[groups])
+    return _parts(_deal([np.arange(len(sizes))], sizes, config)[groups])
 
 
-def stratified(classes: NDArray[Any], labels: Sequence[Any], request: Request, groups: Rows | None = None) -> Parts:
+def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig, groups: Rows | None = None) -> Parts:
     """The same, with every class in the same proportion, and at least once in each part.
 
     Args:
         classes: (rows,) indices into ``labels``.
         labels: the classes' names.
-        request: the seed and ``val_fraction``.
+        config: the seed and ``val_fraction``.
         groups: (rows,) numbers from 0; rows of the same number stay in one part, of whatever class they are.
 
     Raises:
@@ -84,7 +84,7 @@ def stratified(classes: NDArray[Any], labels: Sequence[Any], request: Request, g
     order = np.lexsort((different[kinds], owners))  # a group counts for the rarest of its classes
     main = kinds[order][np.unique(owners[order], return_index=True)[1]]
     by_class = np.split(np.argsort(main, kind="stable"), np.cumsum(np.bincount(main, minlength=len(labels)))[:-1])
-    part_of = _deal(by_class, sizes, request)
+    part_of = _deal(by_class, sizes, config)
     _complete(part_of, owners, kinds, labels)
     return _parts(part_of[groups])
 
@@ -133,12 +133,12 @@ def listed(words: Sequence[Any], most: int = 8) -> str:
     return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
 
 
-def _deal(pools: list[Rows], sizes: Rows, request: Request) -> NDArray[np.int64]:
+def _deal(pools: list[Rows], sizes: Rows, config: TaskConfig) -> NDArray[np.int64]:
     """The part of every group: 0 train, 1 validation, 2 test. Each pool of groups is dealt by itself.
 
     A pool of three groups or more leaves no part empty; groups larger than the test part are trained on.
     """
-    generator = np.random.default_rng(request.seed)
+    generator = np.random.default_rng(config.seed)
     part_of = np.zeros(len(sizes), np.int64)
     for pool in pools:
         order = generator.permutation(pool)
@@ -146,7 +146,7 @@ def _deal(pools: list[Rows], sizes: Rows, request: Request) -> NDArray[np.int64]
             continue
         rows = int(sizes[order].sum())
         tested = max(1, round(TEST * rows))
-        held = min(max(1, round(request.val_fraction * (rows - tested))), rows - tested - 1)
+        held = min(max(1, round(config.val_fraction * (rows - tested))), rows - tested - 1)
         large = sizes[order] > tested
         order = np.concatenate([order[large], order[~large]])
         counted = np.cumsum(sizes[order][::-1])

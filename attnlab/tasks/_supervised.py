@@ -14,7 +14,7 @@ from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import Features, classifiers, regressors
 from attnlab.tasks._split import groups_of_equal_rows, listed, shuffled, stratified
 from attnlab.tasks._target import FURTHEST, Place, Target, standardized_target
-from attnlab.tasks.base import Baseline, ColumnUse, Problem, Request, Split
+from attnlab.tasks.base import Baseline, ColumnUse, Split, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
 Rows = NDArray[np.int64]
@@ -34,7 +34,7 @@ class Encoded:
         lengths: (B,), where some of ``x`` is padding.
         encoding: what `Task.read` needs to read more of the same.
         features: the baselines' view of some rows.
-        facts: what was done to the data.
+        summary_lines: what was done to the data.
     """
 
     x: NDArray[Any]
@@ -43,28 +43,28 @@ class Encoded:
     lengths: Rows | None
     encoding: dict[str, Any]
     features: Features
-    facts: tuple[str, ...] = ()
+    summary_lines: tuple[str, ...] = ()
 
 
 def supervised(
     target: Target,
     rows: NDArray[Any],
     encode: Callable[[Rows], Encoded],
-    request: Request,
+    config: TaskConfig,
     *,
     place: Place,
-    facts: tuple[str, ...] = (),
+    summary_lines: tuple[str, ...] = (),
     columns: tuple[ColumnUse, ...] = (),
-) -> Problem:
+) -> TaskData:
     """A classification or a regression.
 
     Args:
         target: the answers.
         rows: (B, features), what is predicted from; equal rows stay in one part of the split.
         encode: encodes all rows, given the numbers of the training rows.
-        request: the seed and ``val_fraction``.
+        config: the seed and ``val_fraction``.
         place: names a row in messages.
-        facts: what was understood so far.
+        summary_lines: what was understood so far.
         columns: what was made of the columns.
 
     Raises:
@@ -73,18 +73,18 @@ def supervised(
     groups = groups_of_equal_rows(rows)
     copies = len(groups) - int(groups.max(initial=-1)) - 1
     if copies:
-        facts += (
+        summary_lines += (
             f"{copies:,} of {len(groups):,} rows repeat an earlier row; equal rows stay in one part of the split",
         )
     y, labels, unit = target.values, target.labels, 1.0
     if labels is not None:
-        parts = stratified(y, labels, request, groups)
+        parts = stratified(y, labels, config, groups)
         counts = np.bincount(y[parts.train])
         about = {"labels": labels, "majority": int(counts.argmax()), "share": float(counts.max() / counts.sum())}
         outputs = Outputs("classes", len(labels))
         asked = y
     else:
-        parts = shuffled(len(y), request, groups=groups)
+        parts = shuffled(len(y), config, groups=groups)
         known = y[parts.train]
         if known.max() == known.min():
             raise UserError(f"every training row has the same {target.name} ({known[0]:.9g}): nothing to learn")
@@ -107,7 +107,7 @@ def supervised(
         if labels is None
         else f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
     )
-    return Problem(
+    return TaskData(
         split(parts.train),
         split(parts.validation),
         split(parts.test),
@@ -117,7 +117,7 @@ def supervised(
         metric="rmse" if labels is None else "accuracy",
         unit=unit,
         encoding={"target": target.name, **about, **encoded.encoding},
-        facts=(*facts, *encoded.facts, said),
+        summary_lines=(*summary_lines, *encoded.summary_lines, said),
         columns=columns,
         baselines=baselines,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnlab.tasks.base import Request, Split
+from attnlab.tasks.base import Split, TaskConfig
 
 Whole = NDArray[np.int64]
 
@@ -17,19 +17,19 @@ TEST = 2_000
 
 
 def draw_splits(
-    request: Request, train: int, draw: Callable[[np.random.Generator, int], tuple[Whole, Whole]]
+    config: TaskConfig, train: int, draw: Callable[[np.random.Generator, int], tuple[Whole, Whole]]
 ) -> tuple[Split, Split, Split]:
     """Training, validation and test data, each from a random stream of its own.
 
     Args:
-        request: its seed decides the streams; the validation data are ``val_fraction`` times as many as the training
+        config: its seed decides the streams; the validation data are ``val_fraction`` times as many as the training
             data, and not taken away from them: more can always be drawn.
         train: how many examples to train on.
         draw: makes so many examples, ``x`` and ``y``, out of a generator.
     """
 
     def split(stream: int, count: int) -> Split:
-        x, y = draw(np.random.default_rng([request.seed, stream]), count)
+        x, y = draw(np.random.default_rng([config.seed, stream]), count)
         return Split(torch.from_numpy(x), torch.from_numpy(y))
 
-    return split(0, train), split(1, max(1, round(request.val_fraction * train))), split(2, TEST)
+    return split(0, train), split(1, max(1, round(config.val_fraction * train))), split(2, TEST)

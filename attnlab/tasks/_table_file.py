@@ -36,14 +36,14 @@ class TableFile:
             them. Categories are text, and decimals are float64.
         path: the file.
         decimal: the decimal mark of numbers that are text.
-        facts: what was understood beyond the plain case, such as the separator, a line each.
+        summary_lines: what was understood beyond the plain case, such as the separator, a line each.
         lines: (rows,) where each row begins, counted from 1; None where the file has no lines.
     """
 
     frame: pl.DataFrame
     path: Path
     decimal: Literal[".", ","] = "."
-    facts: tuple[str, ...] = ()
+    summary_lines: tuple[str, ...] = ()
     lines: NDArray[np.int64] | None = None
 
     def place(self, row: int) -> str:

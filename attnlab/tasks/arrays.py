@@ -19,7 +19,7 @@ from attnlab.tasks._split import Rows
 from attnlab.tasks._supervised import Encoded, standardize, standards, supervised
 from attnlab.tasks._target import Place, encode_target, read_target
 from attnlab.tasks._values import LARGEST
-from attnlab.tasks.base import Problem, Request, Split, Task, read_x
+from attnlab.tasks.base import Split, Task, TaskConfig, TaskData, read_x
 from attnlab.utils.errors import UserError
 
 MOST_TOKENS = 1_000_000
@@ -35,17 +35,17 @@ class Arrays(Task):
     suffixes = (".npz",)
     needs_data = True
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Read, check and split ``x`` and ``y``.
 
         Raises:
             UserError: for a file, a shape or a value that does not fit.
         """
-        takes(request, "arrays", "data", "target_type")
-        if request.data is None:
+        takes(config, "arrays", "data", "target_type")
+        if config.data is None:
             raise UserError("arrays needs a file of yours: give --data FILE.npz with the arrays x and y")
-        check_file(request.data, "arrays", self.suffixes)
-        x, y = read_x_and_y(request.data)
+        check_file(config.data, "arrays", self.suffixes)
+        x, y = read_x_and_y(config.data)
         tokens = x.ndim == 2
         inputs = Inputs("tokens", int(x.max()) + 1) if tokens else Inputs("vectors", x.shape[2])
         kind = f"{inputs.size} kinds of tokens" if tokens else f"{x.shape[2]} numbers per token"
@@ -54,17 +54,17 @@ class Arrays(Task):
             if tokens:
                 return Encoded(x, inputs, x.shape[1], None, {}, flattened(x))
             shift, scale = standards(x[train])
-            standard = standardize(x, shift, scale, far_from(x, request.data))
+            standard = standardize(x, shift, scale, far_from(x, config.data))
             encoding = {"shift": shift.tolist(), "scale": scale.tolist()}
             return Encoded(standard, inputs, x.shape[1], None, encoding, flattened(standard))
 
         return supervised(
-            read_target(series(y), request.target_type, place=places("y", request.data)),
+            read_target(series(y), config.target_type, place=places("y", config.data)),
             x.reshape(len(x), -1),
             encoded,
-            request,
-            place=places("y", request.data),
-            facts=(f"{request.data}: {len(x):,} sequences of {x.shape[1]}, {kind}",),
+            config,
+            place=places("y", config.data),
+            summary_lines=(f"{config.data}: {len(x):,} sequences of {x.shape[1]}, {kind}",),
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:

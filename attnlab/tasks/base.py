@@ -57,7 +57,7 @@ class ColumnUse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class TaskConfig:
     """What the user asked of a task.
 
     Args:
@@ -90,7 +90,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskData:
     """A task at one seed and size, ready to train on.
 
     ``encoding`` is plain JSON: all that is needed to read more of the same data later, and to name the answers.
@@ -111,7 +111,7 @@ class Problem:
     pool: Literal["mean", "last"] = "mean"
     unit: float = 1.0
     encoding: dict[str, Any] = field(default_factory=dict)
-    facts: tuple[str, ...] = ()
+    summary_lines: tuple[str, ...] = ()
     columns: tuple[ColumnUse, ...] = ()
     baselines: Callable[[], list[Baseline]] = list
 
@@ -130,7 +130,7 @@ class Task:
 
     summary: ClassVar[str]
     """One line: what is asked."""
-    remark: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     """One honest line about what a result here does and does not say; printed below every result."""
     own_data: ClassVar[str] = "the task's own data"
     """What the task reads without ``--data``, where another version of Python or of a library may have other data."""
@@ -141,7 +141,7 @@ class Task:
     defaults: ClassVar[dict[str, Any]] = {}
     """Training options that differ from the general defaults, by their flag's name."""
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """The data, split.
 
         Raises:
@@ -195,9 +195,9 @@ class Task:
             UserError: when the file does not fit what the network was trained on.
         """
         split = self.read(path, network.inputs, network.length, encoding)
-        return self.answers(network.outputs, score(split), split, encoding)
+        return self.decode(network.outputs, score(split), split, encoding)
 
-    def answers(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
+    def decode(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
         """The network's scores for a split as columns of one value per example.
 
         ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot

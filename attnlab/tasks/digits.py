@@ -12,7 +12,7 @@ from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import classifiers, flattened
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import stratified
-from attnlab.tasks.base import Problem, Request, Split, Task, read_x
+from attnlab.tasks.base import Split, Task, TaskConfig, TaskData, read_x
 from attnlab.utils.errors import UserError
 
 
@@ -37,20 +37,20 @@ class Digits(Task):
 
     summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
     own_data = "the digits of this scikit-learn"
-    remark = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
+    caveat = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """The scans, split so that every digit is everywhere in the same proportion."""
         from sklearn.datasets import load_digits
 
-        takes(request, "digits")
+        takes(config, "digits")
         scans = load_digits()
         x, y = (scans.images / 16).astype(np.float32), scans.target
-        parts = stratified(y, range(10), request)
+        parts = stratified(y, range(10), config)
         train, validation, test = (
             Split(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]).unsqueeze(1)) for rows in parts
         )
-        return Problem(
+        return TaskData(
             train,
             validation,
             test,
@@ -59,7 +59,7 @@ class Digits(Task):
             length=8,
             metric="accuracy",
             encoding={"labels": list(range(10))},
-            facts=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
+            summary_lines=("1,797 scans of 8 rows of 8 pixels; the splits hold every digit in the same proportion",),
             baselines=lambda: classifiers(flattened(x), y, parts),
         )
 

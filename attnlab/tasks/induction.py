@@ -7,7 +7,7 @@ import numpy as np
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
-from attnlab.tasks.base import IGNORE, Baseline, Problem, Request, Split, Task
+from attnlab.tasks.base import IGNORE, Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 16
 LENGTH = 32
@@ -32,17 +32,17 @@ class Induction(Task):
     summary = "repeat what followed the last time: one layer cannot, two can (induction heads)"
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Draw the examples; ``seq_length`` from 4 on."""
-        takes(request, "induction", "seq_length")
-        N = length_within(request, "induction", LENGTH, 4, 100_000)
+        takes(config, "induction", "seq_length")
+        N = length_within(config, "induction", LENGTH, 4, 100_000)
 
         def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
             x = generator.integers(0, SYMBOLS, (count, N))
             return x, followers(x)
 
-        train, validation, test = draw_splits(request, TRAIN, draw)
-        return Problem(
+        train, validation, test = draw_splits(config, TRAIN, draw)
+        return TaskData(
             train,
             validation,
             test,
@@ -51,7 +51,7 @@ class Induction(Task):
             length=N,
             metric="accuracy",
             causal=True,
-            facts=(f"{SYMBOLS} symbols, {N} tokens; asked at every symbol that was there before",),
+            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; asked at every symbol that was there before",),
             baselines=lambda: baselines(test),
         )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
-from attnlab.tasks.base import IGNORE, Baseline, Problem, Request, Task
+from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
 VOCABULARY = 128
@@ -37,18 +37,18 @@ class Recall(Task):
     summary = "what value came with this key: multi-query associative recall (Zoology's MQAR)"
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Draw the examples; ``seq_length`` must be even, and N / 8 keys must exist."""
-        takes(request, "recall", "seq_length")
-        N = length_within(request, "recall", LENGTH, 8, 8 * (VOCABULARY // 2 - 1))
+        takes(config, "recall", "seq_length")
+        N = length_within(config, "recall", LENGTH, 8, 8 * (VOCABULARY // 2 - 1))
         if N % 2:
             raise UserError(f"--seq_length for recall must be even, not {N}: keys and values come in pairs")
 
         def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
             return mqar(generator, count, N, pairs=N // 8)
 
-        train, validation, test = draw_splits(request, TRAIN, draw)
-        return Problem(
+        train, validation, test = draw_splits(config, TRAIN, draw)
+        return TaskData(
             train,
             validation,
             test,
@@ -57,7 +57,9 @@ class Recall(Task):
             length=N,
             metric="accuracy",
             causal=True,
-            facts=(f"{N // 8} pairs out of {VOCABULARY // 2 - 1} keys and {VOCABULARY // 2} values; {N} tokens",),
+            summary_lines=(
+                f"{N // 8} pairs out of {VOCABULARY // 2 - 1} keys and {VOCABULARY // 2} values; {N} tokens",
+            ),
             baselines=lambda: [
                 Baseline("one of the sequence's values", {"accuracy": 1 / (N // 8)}),
                 Baseline("any value", {"accuracy": 1 / (VOCABULARY // 2)}),

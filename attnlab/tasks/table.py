@@ -13,14 +13,14 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from attnlab.network import Inputs
 from attnlab.tasks._cells import Layout, baseline_features, encode, fit, row_keys
-from attnlab.tasks._columns import Column, choose, describe
+from attnlab.tasks._columns import Column, choose, read_columns
 from attnlab.tasks._more_rows import column_values, refuse_gaps, refuse_large
 from attnlab.tasks._requests import takes
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
 from attnlab.tasks._target import MOST_CLASSES, Target, encode_target, read_target, target_gaps
-from attnlab.tasks.base import ColumnUse, Problem, Request, Split, Task
+from attnlab.tasks.base import ColumnUse, Split, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError, nearest
 
 KINDS = {"none": "one value", "mixed": "numbers and text"}
@@ -59,70 +59,68 @@ class Table(Task):
     suffixes = (".csv", ".tsv", ".parquet", ".jsonl")
     needs_data = True
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Read the table, decide what its columns are, split the rows and encode them.
 
         Raises:
             UserError: for a file that is missing or malformed, columns that are not there or cannot be used, a target
                 without a value, a value that is too large (with its row), one class only.
         """
-        takes(
-            request, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header"
-        )
-        if request.data is None:
+        takes(config, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header")
+        if config.data is None:
             raise UserError(
                 "table needs a file of yours: give --data FILE.csv and the column to predict, --target NAME"
             )
-        file = read_table(request.data, header=request.header)
-        name = find_target(file, request)
-        facts = (f"{request.data}: {len(file.frame):,} rows", *file.facts)
+        file = read_table(config.data, header=config.header)
+        name = find_target(file, config)
+        summary_lines = (f"{config.data}: {len(file.frame):,} rows", *file.summary_lines)
         answers, rows = file.frame[name], np.arange(len(file.frame))
         check_count(len(rows))
-        if request.missing != "drop":
-            read_target(answers, request.target_type, decimal=file.decimal, place=file.place)
-        columns, uses = choose(describe(file), name, request)
-        if request.missing == "drop":
-            rows, fact = complete_rows(columns, target_gaps(answers, file.decimal), request)
+        if config.missing != "drop":
+            read_target(answers, config.target_type, decimal=file.decimal, place=file.place)
+        columns, uses = choose(read_columns(file), name, config)
+        if config.missing == "drop":
+            rows, fact = complete_rows(columns, target_gaps(answers, file.decimal), config)
             answers, columns = answers[rows], [column.take(rows) for column in columns]
-            facts += (fact,)
+            summary_lines += (fact,)
 
         def place(row: int) -> str:
             return file.place(int(rows[row]))
 
         values = {column.name: column.values for column in columns}
-        if request.missing == "error":
+        if config.missing == "error":
             refuse_gaps(values, place, "and --missing error was given")
         refuse_large(values, place)
-        target = read_target(answers, request.target_type, decimal=file.decimal, place=place)
-        if request.seq_length is not None and not any(column.kind == "text" for column in columns):
-            raise UserError(f"--seq_length is for text, and {request.data} has none to read; leave it out")
+        target = read_target(answers, config.target_type, decimal=file.decimal, place=place)
+        if config.seq_length is not None and not any(column.kind == "text" for column in columns):
+            raise UserError(f"--seq_length is for text, and {config.data} has none to read; leave it out")
 
         def encoded(train: Rows) -> Encoded:
-            layout = fit(columns, train, request.seq_length)
+            layout = fit(columns, train, config.seq_length)
             x, lengths = encode(layout, values, len(rows), place)
             return Encoded(
                 x,
                 layout.inputs,
                 layout.length,
                 lengths,
-                {"missing": request.missing, "header": request.header, "columns": layout.model_dump()},
+                {"missing": config.missing, "header": config.header, "columns": layout.model_dump()},
                 baseline_features(layout, values, len(rows)),
                 tuple(cut_texts(layout, columns)),
             )
 
         if giving := giving_away(columns, target):
-            facts += (
+            summary_lines += (
                 f"each value of {listed(giving)} occurs with one class of {name} only, so that it may give the answer "
                 "away; leave such columns out with --ignore if they are not known beforehand",
             )
         said = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
         return supervised(
             target,
-            row_keys(columns, request.seq_length),
+            row_keys(columns, config.seq_length),
             encoded,
-            request,
+            config,
             place=place,
-            facts=facts,
+            summary_lines=summary_lines,
             columns=tuple(said[each] for each in file.frame.columns),
         )
 
@@ -132,7 +130,7 @@ class Table(Task):
         Raises:
             UserError: for a file that is missing or malformed.
         """
-        return {c.name: KINDS.get(c.kind, c.kind) for c in describe(read_table(path)) if not c.missing.all()}
+        return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """More rows; ``y`` is empty where the file lacks the target; it is `UNSEEN` or NaN where a value is
@@ -198,20 +196,20 @@ def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Enc
     return known
 
 
-def find_target(file: TableFile, request: Request) -> str:
+def find_target(file: TableFile, config: TaskConfig) -> str:
     """The column to predict.
 
     Raises:
         UserError: when none is given, or it is not there; names those that are.
     """
     known = file.frame.columns
-    if request.target is None:
-        raise UserError(f"give the column of {request.data} to predict with --target; there are {listed(known, 20)}")
-    if request.target not in known:
-        near = nearest(request.target, known)
+    if config.target is None:
+        raise UserError(f"give the column of {config.data} to predict with --target; there are {listed(known, 20)}")
+    if config.target not in known:
+        near = nearest(config.target, known)
         hint = f"did you mean {near}? there are" if near else "--target must be one of"
-        raise UserError(f"{request.data} has no column {request.target}; {hint} {listed(known, 20)}")
-    return request.target
+        raise UserError(f"{config.data} has no column {config.target}; {hint} {listed(known, 20)}")
+    return config.target
 
 
 def giving_away(columns: Sequence[Column], target: Target) -> list[str]:
@@ -231,7 +229,7 @@ def giving_away(columns: Sequence[Column], target: Target) -> list[str]:
     return found
 
 
-def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], request: Request) -> tuple[Rows, str]:
+def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config: TaskConfig) -> tuple[Rows, str]:
     """The rows without a missing value, and how many are left out.
 
     Raises:
@@ -242,7 +240,7 @@ def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], request
     if incomplete.all():
         worst = max(counts, key=lambda name: counts[name])
         raise UserError(
-            f"every row of {request.data} has a missing value, most of them in {worst} ({counts[worst]:,} rows); leave "
+            f"every row of {config.data} has a missing value, most of them in {worst} ({counts[worst]:,} rows); leave "
             f"that column out with --ignore {worst}, or fill values in with --missing mean"
         )
     return np.flatnonzero(~incomplete), f"{incomplete.sum():,} rows with a missing value are left out (--missing drop)"

@@ -16,7 +16,7 @@ from attnlab.tasks import _corpus
 from attnlab.tasks._corpus import Corpus, corpus, read_text
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._text_baselines import baselines
-from attnlab.tasks.base import Problem, Request, Split, Task
+from attnlab.tasks.base import Split, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
 LENGTH = 128
@@ -42,7 +42,7 @@ class Text(Task):
     """
 
     summary = "the next byte of English text, or of your own .txt: bits per byte"
-    remark = (
+    caveat = (
         "the compressors and the n-gram see the same training text, at most 4 MiB of it; "
         "a byte of English needs 8 bits uncompressed"
     )
@@ -50,16 +50,16 @@ class Text(Task):
     suffixes = (".txt",)
     defaults = {"causal": True, "epochs": 3, "embed_dim": 128, "learning_rate": 2e-3}
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Lines or paragraphs to three parts, each cut into windows of ``seq_length`` bytes (128).
 
         Raises:
             UserError: for a file that is missing, empty, binary or too short.
         """
-        takes(request, "text", "seq_length", "data", "split_by")
-        N = length_within(request, "text", LENGTH, 2, LONGEST)
-        text = python_documentation(request) if request.data is None else own_text(request.data, request)
-        parts = text.parts(request)
+        takes(config, "text", "seq_length", "data", "split_by")
+        N = length_within(config, "text", LENGTH, 2, LONGEST)
+        text = python_documentation(config) if config.data is None else own_text(config.data, config)
+        parts = text.parts(config)
         shortest = min(map(len, parts))
         if shortest <= N:
             raise UserError(
@@ -67,7 +67,7 @@ class Text(Task):
                 f"{N}; give a longer text, or a smaller --seq_length"
             )
         train, validation, test = (windows(part, N) for part in parts)
-        return Problem(
+        return TaskData(
             train,
             validation,
             test,
@@ -77,7 +77,7 @@ class Text(Task):
             metric="bits_per_byte",
             causal=True,
             encoding={"bytes": True, "sha256": text.sha256, "split_by": text.unit},
-            facts=text.facts,
+            summary_lines=text.summary_lines,
             baselines=lambda: baselines(*parts),
         )
 
@@ -129,22 +129,22 @@ class Text(Task):
         }
 
 
-def own_text(path: Path, request: Request) -> Corpus:
+def own_text(path: Path, config: TaskConfig) -> Corpus:
     """The user's own text.
 
     Raises:
         UserError: for a file that is missing, empty or binary.
     """
-    return corpus(read_text(path), str(path), request.split_by)
+    return corpus(read_text(path), str(path), config.split_by)
 
 
-def python_documentation(request: Request) -> Corpus:
+def python_documentation(config: TaskConfig) -> Corpus:
     """The English inside Python."""
     source = "Python's own help topics and docstrings"
     units = [paragraph + b"\n\n" for paragraph in _corpus.standard_library()]
     units[-1] = units[-1].removesuffix(b"\n\n")
-    if request.split_by not in (None, "paragraphs"):
-        return corpus(b"".join(units), source, request.split_by)
+    if config.split_by not in (None, "paragraphs"):
+        return corpus(b"".join(units), source, config.split_by)
     return Corpus(source, units, "paragraphs", "each paragraph once")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from attnlab.network import Network
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.hardware import memory_advice
 from attnlab.training.loop import Trainer
 from attnlab.training.objective import evaluate
@@ -39,23 +39,23 @@ class Estimate:
         return self.training + self.evaluation + self.result
 
 
-def estimate(network: Network, problem: Problem, settings: Settings, *, done: int = 0) -> Estimate:
+def estimate(network: Network, task_data: TaskData, settings: Settings, *, done: int = 0) -> Estimate:
     """Measure a few training steps and evaluation batches; no weight and no random number is touched.
 
     Args:
         network: as it will be trained.
-        problem: what on.
+        task_data: what on.
         settings: how.
         done: steps that an earlier process has trained already.
     """
     settings = copy.deepcopy(settings)
-    settings.machine.compile = False
-    planned = schedule(settings.training, problem)
+    settings.hardware.compile = False
+    planned = schedule(settings.training, task_data)
     device = next(network.parameters()).device
     on_gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=on_gpu), memory_advice(settings.training.batch_size):
-        rehearsal = Trainer(copy.deepcopy(network), problem, settings)
-        step = _median_seconds(lambda: float(rehearsal.advance()))
+        rehearsal = Trainer(copy.deepcopy(network), task_data, settings)
+        step = _median_seconds(lambda: float(rehearsal.training_step()))
         size = max(settings.training.batch_size, 128)
         batch = Split(*(None if part is None else part[:size] for part in rehearsal.validation))  # type: ignore[arg-type]
 
@@ -67,7 +67,7 @@ def estimate(network: Network, problem: Problem, settings: Settings, *, done: in
     return Estimate(
         step * planned.steps * left,
         example * len(rehearsal.validation.x) * planned.evaluations * left,
-        example * len(problem.test.x) + REPORT_SECONDS,
+        example * len(task_data.test.x) + REPORT_SECONDS,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from attnlab.training import records
 from attnlab.training.checkpoint import read_about
 from attnlab.training.runs import Run
-from attnlab.training.schedule import rate_at
+from attnlab.training.schedule import lr_at
 from attnlab.training.settings import Settings
 from attnlab.utils.errors import UserError
 
@@ -77,7 +77,7 @@ def check_extension(run: Run) -> None:
         )
 
 
-def describe(run: Run, settings: Settings, epoch_steps: int) -> str:
+def extension_summary(run: Run, settings: Settings, epoch_steps: int) -> str:
     """What extending a run to ``settings`` means for its learning rate, in one line.
 
     Args:
@@ -88,7 +88,7 @@ def describe(run: Run, settings: Settings, epoch_steps: int) -> str:
     (unit, before), (_, after) = length(run.settings), length(settings)
     factor = epoch_steps if unit == "epochs" else 1
     step, how = stopped_at(run), settings.training
-    old, new = (rate_at(step, steps * factor, how.learning_rate, how.warmup) for steps in (before, after))
+    old, new = (lr_at(step, steps * factor, how.learning_rate, how.warmup) for steps in (before, after))
     change = "rises again" if new > old else "falls" if new < old else "stays"
     rates = f"the learning rate {change}, from {old:.2g} to {new:.2g}"
     return f"{unit} {before:,} to {after:,}, from step {step:,} on; {rates}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnlab.training.settings import Machine
+from attnlab.training.settings import Hardware
 from attnlab.utils.errors import UserError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,42 +46,42 @@ SMALL_STEP = 2e9
 """Operations below which a step is faster on one thread: the threads would wait for each other most of the time."""
 
 
-def set_threads(machine: Machine, parameters: int, tokens: int) -> None:
+def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
     """Take the threads that were asked for, or one for a small step and PyTorch's choice for a large one.
 
     Args:
-        machine: what was asked.
+        hardware: the settings.
         parameters: of the network.
         tokens: in a batch.
     """
-    if machine.threads is not None:
-        torch.set_num_threads(machine.threads)
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
     elif 6 * parameters * tokens < SMALL_STEP:  # 2 to multiply and add forward, twice that backward
         torch.set_num_threads(1)
 
 
-def prepare(machine: Machine) -> torch.device:
+def prepare(hardware: Hardware) -> torch.device:
     """Check the device and the precision; returns the device.
 
     Raises:
         UserError: for a device that is not there, or a precision that it does not have.
     """
-    found = device(machine.device)
-    if machine.precision == "float64" and found.type == "mps":
+    found = device(hardware.device)
+    if hardware.precision == "float64" and found.type == "mps":
         raise UserError("mps has no float64; take --precision float32 or --device cpu")
     return found
 
 
-def warnings(machine: Machine, on: torch.device) -> list[str]:
+def warnings(hardware: Hardware, on: torch.device) -> list[str]:
     """What is allowed, but will be regretted."""
-    if on.type == "cpu" and machine.precision in PRECISIONS and not _native(machine.precision):
-        return [f"this CPU computes {machine.precision} by emulation, many times slower than float32"]
+    if on.type == "cpu" and hardware.precision in PRECISIONS and not _native(hardware.precision):
+        return [f"this CPU computes {hardware.precision} by emulation, many times slower than float32"]
     return []
 
 
-def autocast(machine: Machine, on: torch.device) -> AbstractContextManager[Any]:
+def autocast(hardware: Hardware, on: torch.device) -> AbstractContextManager[Any]:
     """The context in which the network computes."""
-    dtype = PRECISIONS.get(machine.precision)
+    dtype = PRECISIONS.get(hardware.precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(on.type, dtype=dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from attnlab.network import Network
 from attnlab.tasks._split import listed
 from attnlab.training.paths import shown
-from attnlab.training.runs import Run, describe, file_hash, load_network
+from attnlab.training.runs import Run, file_hash, load_network
 from attnlab.utils.errors import UserError
 
 READOUT, EMBEDDING = "readout.", "embed."
@@ -52,7 +52,7 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
     if path.is_dir():
         Run.open(path).load_model()  # refuses files put together from two runs
     source, about = load_network(weights_file(path))
-    theirs, ours = describe(source), describe(network)
+    theirs, ours = source.to_config(), network.to_config()
     if theirs["model"] != ours["model"]:
         raise UserError(
             f"--init_from {path} holds {theirs['model']}, and {ours['model']} is to be trained; give --model "

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.network import Network
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.decay import decayed
 from attnlab.training.hardware import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
-from attnlab.training.schedule import rate_at, schedule, validation_sample
+from attnlab.training.schedule import lr_at, schedule, validation_sample
 from attnlab.training.settings import Settings
 from attnlab.utils.errors import UserError
 
@@ -47,7 +47,7 @@ class Progress:
     """Until the last step and evaluation, at the pace so far."""
 
 
-Watcher = Callable[[Progress], None]
+Callback = Callable[[Progress], None]
 """Who follows a run: the progress bar, or nobody."""
 
 
@@ -69,7 +69,7 @@ class Trainer:
 
     Args:
         network: what is trained, on its device.
-        problem: the data; they are moved to the network's device whole.
+        task_data: the data; they are moved to the network's device whole.
         settings: how.
         run: where checkpoints go; None for a rehearsal that writes nothing.
         checkpoint_seconds: how long may pass between two checkpoints.
@@ -78,22 +78,22 @@ class Trainer:
     def __init__(
         self,
         network: Network,
-        problem: Problem,
+        task_data: TaskData,
         settings: Settings,
         run: Run | None = None,
         *,
         checkpoint_seconds: float = 10.0,
     ) -> None:
         how = settings.training
-        self.network, self.problem, self.settings, self.run = network, problem, settings, run
+        self.network, self.task_data, self.settings, self.run = network, task_data, settings, run
         self.checkpoint_seconds = checkpoint_seconds
-        self.objective = Objective.of(problem, how.class_weight)
+        self.objective = Objective.of(task_data, how.class_weight)
         self.device = next(network.parameters()).device
-        x, y, lengths = problem.train
+        x, y, lengths = task_data.train
         self.train = Split(x.to(self.device), y.to(self.device), None if lengths is None else lengths.to(self.device))
-        self.autocast = autocast(settings.machine, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.machine.precision == "float16")
-        self.call: Callable[..., Tensor] = torch.compile(network) if settings.machine.compile else network
+        self.autocast = autocast(settings.hardware, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.hardware.precision == "float16")
+        self.call: Callable[..., Tensor] = torch.compile(network) if settings.hardware.compile else network
         self.parameters = list(network.parameters())
         matrices, others = decayed(network)
         self.optimizer = torch.optim.AdamW(
@@ -101,19 +101,19 @@ class Trainer:
             lr=how.learning_rate,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        planned = schedule(how, problem)
+        planned = schedule(how, task_data)
         self.epoch_steps, self.steps, self.evaluate_every = planned.epoch_steps, planned.steps, planned.evaluate_every
-        self.validation = validation_sample(problem, planned.validation_examples)
+        self.validation = validation_sample(task_data, planned.validation_examples)
         self.step = 0
         self.best: float | None = None
         self.best_step = 0
-        self.waited = 0
+        self.evals_since_best = 0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last evaluation
         self.seconds, self.evaluation_seconds = 0.0, 0.0
         self.last_metric: float | None = None
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def fit(self, watch: Watcher | None = None) -> Outcome:
+    def fit(self, callback: Callback | None = None) -> Outcome:
         """Train to the end, or until a signal asks to stop; the best network is in the run's folder then.
 
         Raises:
@@ -131,7 +131,7 @@ class Trainer:
                 torch.manual_seed(how.seed + 2**32)  # so that dropout does not follow from what was drawn before
                 self._save_state()
             while self.step < self.steps and not self._out_of_patience():
-                losses[pending] = self.advance()
+                losses[pending] = self.training_step()
                 pending += 1
                 evaluating = self.step % self.evaluate_every == 0 or self.step == self.steps
                 if pending < LOOK_EVERY and not evaluating and not asked:
@@ -149,9 +149,9 @@ class Trainer:
                     self._evaluate(speed)
                     self.evaluation_seconds += time.perf_counter() - now
                     self.seconds = spent + time.perf_counter() - began
-                if watch is not None:
+                if callback is not None:
                     left = (self.steps - self.step) * (time.perf_counter() - began) / (self.step - first_step)
-                    watch(Progress(self.step, self.steps, loss, self.last_metric, speed, left))
+                    callback(Progress(self.step, self.steps, loss, self.last_metric, speed, left))
                 if asked and self.step < self.steps and not self._out_of_patience():
                     stopped = True
                     break
@@ -170,10 +170,10 @@ class Trainer:
             asked[0] if stopped else None,
         )
 
-    def advance(self) -> Tensor:
+    def training_step(self) -> Tensor:
         """One step of the optimizer; returns the loss, still on the device."""
         how = self.settings.training
-        rate = rate_at(self.step, self.steps, how.learning_rate, how.warmup)
+        rate = lr_at(self.step, self.steps, how.learning_rate, how.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         rows = self._rows()
@@ -183,9 +183,9 @@ class Trainer:
             loss = self.objective.loss(scores, self.train.y[rows])
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        if how.clip > 0:
+        if how.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, how.clip)
+            nn.utils.clip_grad_norm_(self.parameters, how.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -224,7 +224,7 @@ class Trainer:
                 f"{self.run.path / 'state.safetensors'} is damaged: {str(error).splitlines()[0]}; restore it, or train "
                 "again"
             ) from None
-        self.step, self.waited, self.seconds = about["step"], about["waited"], about["seconds"]
+        self.step, self.evals_since_best, self.seconds = about["step"], about["waited"], about["seconds"]
         self.evaluation_seconds = about["evaluation_seconds"]
         self.best, self.best_step = about["best"], about["best_step"]
         self.loss_sum, self.loss_count = about["loss_sum"], about["loss_count"]
@@ -232,7 +232,7 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.training.patience
-        return patience is not None and self.waited >= patience
+        return patience is not None and self.evals_since_best >= patience
 
     def _rows(self) -> Tensor:
         how = self.settings.training
@@ -247,7 +247,7 @@ class Trainer:
         loss, metric = evaluate(self.network, self.validation, self.objective, batch_size=size, autocast=self.autocast)
         self.last_metric = metric
         better = self.objective.better(metric, self.best)
-        self.waited = 0 if better else self.waited + 1
+        self.evals_since_best = 0 if better else self.evals_since_best + 1
         if better or metric == self.best:  # of equals the later one, which was trained for longer
             self.best, self.best_step = metric, self.step
             if self.run is not None:
@@ -260,7 +260,7 @@ class Trainer:
                     "epoch": round(self.step / self.epoch_steps, 3),
                     "train_loss": self.loss_sum / self.loss_count,
                     "validation_loss": loss,
-                    f"validation_{self.problem.metric}": metric,
+                    f"validation_{self.task_data.metric}": metric,
                     "learning_rate": self.optimizer.param_groups[0]["lr"],
                     "steps_per_second": round(speed, 2),
                     "seconds": round(self.seconds, 3),
@@ -282,7 +282,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "best_step": self.best_step,
-            "waited": self.waited,
+            "waited": self.evals_since_best,
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
             "seconds": self.seconds,

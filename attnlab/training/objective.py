@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.network import Network
-from attnlab.tasks.base import IGNORE, Problem, Split
+from attnlab.tasks.base import IGNORE, Split, TaskData
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS, class_metrics, value_metrics
 from attnlab.utils.errors import UserError
 
@@ -39,11 +39,11 @@ class Objective:
     class_weights: tuple[float, ...] = ()
 
     @staticmethod
-    def of(problem: Problem, class_weight: str | None = None) -> Objective:
+    def of(task_data: TaskData, class_weight: str | None = None) -> Objective:
         """The objective of a problem.
 
         Args:
-            problem: what is learned.
+            task_data: what is learned.
             class_weight: ``balanced`` weighs each class by the inverse of its frequency in the training data, as
                 scikit-learn does.
 
@@ -51,12 +51,12 @@ class Objective:
             UserError: for ``class_weight`` where an example is not of one class.
         """
         if class_weight is None:
-            return Objective(problem.metric, problem.unit)
-        if not one_class_per_example(problem):
+            return Objective(task_data.metric, task_data.unit)
+        if not one_class_per_example(task_data):
             raise UserError("--class_weight is for data with one class per example; leave it out")
-        counts = torch.bincount(problem.train.y[:, 0], minlength=problem.outputs.size).double()
-        weights = len(problem.train.y) / (len(counts) * counts)
-        return Objective(problem.metric, problem.unit, tuple(weights.tolist()))
+        counts = torch.bincount(task_data.train.y[:, 0], minlength=task_data.outputs.size).double()
+        weights = len(task_data.train.y) / (len(counts) * counts)
+        return Objective(task_data.metric, task_data.unit, tuple(weights.tolist()))
 
     @property
     def higher_is_better(self) -> bool:
@@ -117,29 +117,29 @@ class Objective:
         return {name: value if name == "r2" else value * self.unit for name, value in values.items()}
 
 
-def one_class_per_example(problem: Problem) -> bool:
+def one_class_per_example(task_data: TaskData) -> bool:
     """Whether each example is of one class: then precision, recall and a confusion matrix mean something."""
-    return problem.outputs.kind == "classes" and problem.outputs.slots == 1
+    return task_data.outputs.kind == "classes" and task_data.outputs.slots == 1
 
 
-def metrics_of(problem: Problem) -> tuple[str, ...]:
+def metrics_of(task_data: TaskData) -> tuple[str, ...]:
     """The metrics that a problem can be judged by."""
-    if problem.outputs.kind == "values":
+    if task_data.outputs.kind == "values":
         return VALUE_METRICS
-    return CLASS_METRICS if one_class_per_example(problem) else (problem.metric,)
+    return CLASS_METRICS if one_class_per_example(task_data) else (task_data.metric,)
 
 
-def with_metric(problem: Problem, metric: str | None) -> Problem:
+def with_metric(task_data: TaskData, metric: str | None) -> TaskData:
     """The problem, judged by ``metric``.
 
     Raises:
         UserError: for a metric that does not fit the problem, with those that do.
     """
-    if metric is None or metric == problem.metric:
-        return problem
-    if metric not in metrics_of(problem):
-        raise UserError(f"--metric {metric} cannot be computed here; choose from {', '.join(metrics_of(problem))}")
-    return replace(problem, metric=metric)
+    if metric is None or metric == task_data.metric:
+        return task_data
+    if metric not in metrics_of(task_data):
+        raise UserError(f"--metric {metric} cannot be computed here; choose from {', '.join(metrics_of(task_data))}")
+    return replace(task_data, metric=metric)
 
 
 @torch.no_grad()

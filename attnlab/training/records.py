@@ -24,7 +24,7 @@ from pydantic import (
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.network import Network
 from attnlab.network.received import Description, Number, Options, OptionValue, first_error
-from attnlab.tasks.base import Problem
+from attnlab.tasks.base import TaskData
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.training.settings import RANGES, Settings, field_types
 from attnlab.utils.errors import UserError
@@ -196,7 +196,7 @@ class Result(Record):
     parameters: Count
     test_examples: Count
     baselines: Annotated[list[BaselineResult], Field(max_length=1_000)]
-    remark: Text
+    caveat: Text = Field(alias="remark")  # the key in the file, so that older results load
     config: Hash
     metrics: MetricValues
     per_class: list[ClassResult] | None = None
@@ -259,7 +259,7 @@ class StateRecord(Record):
     step: Count
     best: Number | None
     best_step: Count
-    waited: Count
+    evals_since_best: Count = Field(alias="waited")  # the key in the file, so that older checkpoints load
     loss_sum: Number
     loss_count: Count
     seconds: Duration
@@ -279,13 +279,13 @@ def check(kind: type[Record], value: Any, source: Path | str, advice: str = "res
         raise UserError(f"{source} is damaged: {first_error(error)}; {advice}") from None
 
 
-def check_fit(network: Network, problem: Problem, source: Path) -> None:
+def check_fit(network: Network, task_data: TaskData, source: Path) -> None:
     """Refuse a network that is not for the data that its run names.
 
     Raises:
         UserError: with what the data give and what the network takes.
     """
-    wanted = (problem.inputs, problem.outputs, problem.length)
+    wanted = (task_data.inputs, task_data.outputs, task_data.length)
     found = (network.inputs, network.outputs, network.length)
     if found != wanted:
         raise UserError(f"{source} holds a network for {found}, but its data give {wanted}; restore it, or train again")

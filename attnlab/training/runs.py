@@ -305,7 +305,7 @@ class Run:
 
 def save_network(path: Path, network: Network, about: dict[str, Any], *, follow: bool = False) -> None:
     """Write a network's weights and how to build it, atomically."""
-    about = {"network": describe(network), **about}
+    about = {"network": network.to_config(), **about}
     records.NetworkRecord.model_validate(about)
     save_tensors(path, network.state_dict(), about, follow=follow)
 
@@ -351,14 +351,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Ne
     return network.to(device)
 
 
-def describe(network: Network) -> dict[str, Any]:
-    """The arguments that build this network again, as JSON gives them back."""
-    config: dict[str, Any] = json.loads(json.dumps(network._hub_mixin_config))
-    return config
-
-
 def make_config(
-    settings: Settings, network: Network, problem: Any, threads: int, init_sha256: str | None = None
+    settings: Settings, network: Network, task_data: Any, threads: int, init_sha256: str | None = None
 ) -> dict[str, Any]:
     """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
@@ -367,10 +361,10 @@ def make_config(
         "torch": torch.__version__,
         "threads": threads,
         "settings": absolute(settings.flat()),
-        "network": describe(network),
-        "metric": problem.metric,
-        "unit": problem.unit,
-        "encoding": problem.encoding,
+        "network": network.to_config(),
+        "metric": task_data.metric,
+        "unit": task_data.unit,
+        "encoding": task_data.encoding,
         "data_sha256": file_hash(settings.data.data),
         "init_sha256": init_sha256,
     }

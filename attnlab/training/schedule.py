@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlab.tasks._split import sample
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
@@ -41,14 +41,14 @@ class Schedule:
         return math.ceil(self.steps / self.evaluate_every)
 
 
-def schedule(how: Training, problem: Problem) -> Schedule:
+def schedule(how: Training, task_data: TaskData) -> Schedule:
     """The schedule of a run.
 
     Without ``evaluate_every`` there are at least 20 evaluations, at most one per epoch; without
     ``validation_examples`` each reads the whole validation split. Where that costs more than a tenth of the run, each
     reads fewer examples, though not fewer than 256, and then there are fewer evaluations, though at least one.
     """
-    train, validation = len(problem.train.x), len(problem.validation.x)
+    train, validation = len(task_data.train.x), len(task_data.validation.x)
     epoch_steps = math.ceil(train / how.batch_size)
     steps = how.steps if how.steps is not None else epoch_steps * (how.epochs or 1)
     every = min(how.evaluate_every or max(1, min(epoch_steps, steps // EVALUATIONS)), steps)
@@ -57,23 +57,23 @@ def schedule(how: Training, problem: Problem) -> Schedule:
         examples = min(how.validation_examples, validation)
     else:
         fitting = int(affordable / math.ceil(steps / every))
-        examples = min(validation, max(FEWEST_EXAMPLES, fitting, problem.outputs.size))
+        examples = min(validation, max(FEWEST_EXAMPLES, fitting, task_data.outputs.size))
     if how.evaluate_every is None:
         evaluations = max(1, int(affordable / examples))
         every = max(every, math.ceil(steps / evaluations))
     return Schedule(steps, epoch_steps, every, examples)
 
 
-def validation_sample(problem: Problem, count: int) -> Split:
+def validation_sample(task_data: TaskData, count: int) -> Split:
     """``count`` validation examples, the same in every evaluation of every seed, with each class among them.
 
     Raises:
         UserError: for fewer examples than there are classes.
     """
-    split = problem.validation
+    split = task_data.validation
     if count >= len(split.x):
         return split
-    if problem.outputs.kind == "classes" and problem.outputs.slots == 1:
+    if task_data.outputs.kind == "classes" and task_data.outputs.slots == 1:
         classes = split.y[:, 0].numpy()
         present = len(torch.unique(split.y[:, 0]))
         if count < present:
@@ -91,7 +91,7 @@ def evenly_spaced(total: int, count: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
-def rate_at(step: int, steps: int, highest: float, warmup: float) -> float:
+def lr_at(step: int, steps: int, highest: float, warmup: float) -> float:
     """The learning rate at a step: up in a straight line, then down to zero along a cosine."""
     rising = max(1, round(warmup * steps))
     if step < rising:

@@ -91,14 +91,14 @@ class Training:
     """Optimizer steps, instead of --epochs."""
     batch_size: int = 32
     """Sequences a step."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, arg(aliases=["--lr"])] = 1e-3
     """The highest rate of the schedule."""
     warmup: float = 0.05
     """The part of all steps over which the rate rises from zero."""
     weight_decay: float = 0.01
     """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
-    clip: float = 1.0
-    """The largest norm of the gradient; 0 leaves it as it is."""
+    grad_clip: Annotated[float, arg(aliases=["--clip"])] = 1.0
+    """The largest norm of the gradient; 0 turns clipping off."""
     patience: Whole = None
     """Stop after so many evaluations in a row that are not better than the best; without it never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
@@ -117,7 +117,7 @@ class Training:
 
 
 @dataclass
-class Machine:
+class Hardware:
     """Where and in what precision."""
 
     device: str = "auto"
@@ -137,7 +137,7 @@ class Settings:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
-    machine: Machine = field(default_factory=Machine)
+    hardware: Hardware = field(default_factory=Hardware)
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its flag's name; the mechanism's own options among them."""
@@ -150,7 +150,9 @@ class Settings:
         Raises:
             UserError: for a name that is no setting, or a value of another type; ``source`` says where from.
         """
+        values = current_names(values, source)
         model = values.get("model", self.model.model)
+        values = registry.current_names(model, values)
         own = {option.name: option_type(option, model) for option in mechanism_options(model)}
         groups = {f.name: getattr(self, f.name) for f in fields(self)}
         known = {key: (name, kind) for name, group in groups.items() for key, kind in field_types(type(group)).items()}
@@ -171,6 +173,25 @@ class Settings:
         return Settings(**groups)
 
 
+ALIASES = {"lr": "learning_rate", "clip": "grad_clip"}
+"""Other names of settings and their flags; ``clip`` is the name of earlier versions."""
+
+
+def current_names(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Settings by their current names, and the task by its current name.
+
+    Raises:
+        UserError: for a setting that is given under both names.
+    """
+    renamed = {ALIASES.get(name, name): value for name, value in values.items()}
+    if len(renamed) < len(values):
+        both = next(f"{name} and {ALIASES[name]}" for name in values if ALIASES.get(name) in values)
+        raise UserError(f"{both} are the same setting; give one of them (in {source})")
+    if isinstance(renamed.get("task"), str):
+        renamed["task"] = tasks.resolve(renamed["task"])
+    return renamed
+
+
 RANGES: dict[str, tuple[float, float]] = {
     "embed_dim": (1, 65_536),
     "layers": (1, 1_000),
@@ -183,7 +204,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 100),
     "warmup": (0, 1),
     "weight_decay": (0, 100),
-    "clip": (0, 1_000_000),
+    "grad_clip": (0, 1_000_000),
     "patience": (1, 1_000_000),
     "evaluate_every": (1, 100_000_000),
     "validation_examples": (1, 1_000_000_000),
@@ -255,6 +276,7 @@ def defaults(model: str, task: str) -> Settings:
     Raises:
         UnknownNameError: for a model or a task that does not exist.
     """
+    task = tasks.resolve(task)
     own = {o.name: o.default for o in mechanism_options(model) if o.default is not REQUIRED}
     start = Settings(model=Model(model=model, options=own), data=Data(task=task))
     known = start.flat()  # a task may speak of an option, such as causal, that this mechanism does not have

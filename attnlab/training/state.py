@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from attnlab.files.tensors import Shape
+from attnlab.nn.attention import current_state
 from attnlab.utils.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,6 +28,7 @@ def check_state(shapes: Mapping[str, Shape], network: nn.Module, optimizer: Opti
     Raises:
         UserError: the first tensor that is missing, left over, or of another shape or dtype.
     """
+    shapes = current_state(network, shapes, "model.")
     wanted = {f"model.{name}": Shape(t.dtype, tuple(t.shape)) for name, t in network.state_dict().items()}
     if any(name.startswith("optimizer.") for name in shapes):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

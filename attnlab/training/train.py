@@ -18,27 +18,26 @@ from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.network import Network
 from attnlab.tasks._split import listed
-from attnlab.tasks.base import UNSEEN, Baseline, Problem, Request, Split
+from attnlab.tasks.base import UNSEEN, Baseline, Split, TaskConfig, TaskData
 from attnlab.tasks.metrics import METRICS
 from attnlab.training import hardware, records, runs
 from attnlab.training.assessment import as_json, assess, has_details, names_of
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import extend, extends
 from attnlab.training.initial import initialize
-from attnlab.training.loop import Outcome, StoppedError, Trainer, Watcher, raising_signals
+from attnlab.training.loop import Callback, Outcome, StoppedError, Trainer, raising_signals
 from attnlab.training.objective import Objective, evaluate, predict, score_all, with_metric
 from attnlab.training.paths import shown
-from attnlab.training.runs import describe
 from attnlab.training.settings import Settings, check
 from attnlab.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Experiment:
     """Everything that a run needs, checked; nothing is written yet."""
 
     settings: Settings
-    problem: Problem
+    task_data: TaskData
     network: Network
     device: torch.device
     init_sha256: str | None = None
@@ -48,7 +47,7 @@ class Prepared:
     def baselines(self) -> list[Baseline]:
         """The baselines' metrics on the test data, computed once; one that fails is named, and costs nothing else."""
         try:
-            return self.problem.baselines()
+            return self.task_data.baselines()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a library's refusal of unusual data
             return [Baseline(f"baselines ({' '.join(str(error).split())[:200]})", {})]
 
@@ -58,7 +57,7 @@ class Prepared:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def prepare(settings: Settings, *, began: bool = False) -> Prepared:
+def prepare(settings: Settings, *, began: bool = False) -> Experiment:
     """Load the data and build the network.
 
     Args:
@@ -69,34 +68,34 @@ def prepare(settings: Settings, *, began: bool = False) -> Prepared:
         UserError: anything that the settings ask for and that cannot be.
     """
     check(settings)
-    device = hardware.prepare(settings.machine)
+    device = hardware.prepare(settings.hardware)
     with hardware.memory_advice(settings.training.batch_size):
-        problem = load_problem(settings)
-    Objective.of(problem, settings.training.class_weight)  # refuses before anything is built
+        task_data = load_problem(settings)
+    Objective.of(task_data, settings.training.class_weight)  # refuses before anything is built
     with torch.device("meta"):  # shapes alone, to find out what it will take
-        size = sum(p.numel() for p in build(settings, problem).parameters())
-    hardware.check_memory(size, settings.machine.precision, device)
-    hardware.set_threads(settings.machine, size, problem.train.x.shape[1] * settings.training.batch_size)
+        size = sum(p.numel() for p in build(settings, task_data).parameters())
+    hardware.check_memory(size, settings.hardware.precision, device)
+    hardware.set_threads(settings.hardware, size, task_data.train.x.shape[1] * settings.training.batch_size)
     torch.manual_seed(settings.training.seed)
     with hardware.memory_advice(settings.training.batch_size):
-        network = build(settings, problem).to(device)
-        if settings.machine.precision == "float64":
-            network, problem = network.double(), _double(problem)
+        network = build(settings, task_data).to(device)
+        if settings.hardware.precision == "float64":
+            network, task_data = network.double(), _double(task_data)
         init_sha256 = None
         if settings.training.init_from is not None and not began:
-            init_sha256, lines = initialize(network, Path(settings.training.init_from), problem.encoding)
-            problem = replace(problem, facts=(*problem.facts, *lines))
-    return Prepared(settings, problem, network, device, init_sha256)
+            init_sha256, lines = initialize(network, Path(settings.training.init_from), task_data.encoding)
+            task_data = replace(task_data, summary_lines=(*task_data.summary_lines, *lines))
+    return Experiment(settings, task_data, network, device, init_sha256)
 
 
-def load_problem(settings: Settings) -> Problem:
+def load_problem(settings: Settings) -> TaskData:
     """The task's data at these settings.
 
     Raises:
         UserError: when the task cannot make them.
     """
     data = settings.data
-    request = Request(
+    config = TaskConfig(
         seed=settings.training.seed,
         val_fraction=data.val_fraction,
         seq_length=data.seq_length,
@@ -109,10 +108,10 @@ def load_problem(settings: Settings) -> Problem:
         split_by=data.split_by,
         header=data.header,
     )
-    return with_metric(tasks.load(data.task).load(request), settings.training.metric)
+    return with_metric(tasks.load(data.task).load(config), settings.training.metric)
 
 
-def build(settings: Settings, problem: Problem) -> Network:
+def build(settings: Settings, task_data: TaskData) -> Network:
     """The network for a problem.
 
     Raises:
@@ -122,87 +121,87 @@ def build(settings: Settings, problem: Problem) -> Network:
     mechanism = registry.load(model.model)
     options = dict(model.options)
     causal = options.pop("causal", False)
-    if problem.causal and "causal" not in mechanism.card.supports:
+    if task_data.causal and "causal" not in mechanism.card.supports:
         raise UserError(f"{model.model} cannot look back only, which {task} needs; {_those_with('causal')}")
-    if problem.causal and not causal:
+    if task_data.causal and not causal:
         raise UserError(f"{task} asks for what comes next, so the model must not look ahead: leave out --no_causal")
-    if problem.train.lengths is not None and "mask" not in mechanism.card.supports:
-        raise UserError(f"{model.model} takes no mask, which {task} needs for its padding; {_those_with('mask')}")
+    if task_data.train.lengths is not None and "padding" not in mechanism.card.supports:
+        raise UserError(f"{model.model} takes no padding mask, which {task} needs; {_those_with('padding')}")
     try:
         return Network(
             model=model.model,
-            inputs=list(problem.inputs),
-            outputs=list(problem.outputs),
-            length=problem.length,
+            inputs=list(task_data.inputs),
+            outputs=list(task_data.outputs),
+            length=task_data.length,
             embed_dim=model.embed_dim,
             layers=model.layers,
             options=options,
             causal=causal,
             dropout=model.dropout,
             mlp=model.mlp,
-            pool=problem.pool,
+            pool=task_data.pool,
             position_embedding=model.position_embedding,
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{model.model}: {error}") from None
 
 
-def start(prepared: Prepared, path: Path | None, *, overwrite: bool = False) -> runs.Run:
+def start(experiment: Experiment, path: Path | None, *, overwrite: bool = False) -> runs.Run:
     """Make the run's folder."""
     config = runs.make_config(
-        prepared.settings, prepared.network, prepared.problem, torch.get_num_threads(), prepared.init_sha256
+        experiment.settings, experiment.network, experiment.task_data, torch.get_num_threads(), experiment.init_sha256
     )
     return runs.Run.create(path, config, overwrite=overwrite)
 
 
 def train(
-    prepared: Prepared,
+    experiment: Experiment,
     run: runs.Run,
     *,
     resume: bool = False,
     checkpoint_seconds: float = 10.0,
-    watch: Watcher | None = None,
+    callback: Callback | None = None,
     on_end: Callable[[], None] | None = None,
 ) -> tuple[Outcome, dict[str, Any] | None]:
     """Train, then judge.
 
     Args:
-        prepared: what to train.
+        experiment: what to train.
         run: its folder.
-        resume: take up from the folder's last checkpoint; where ``prepared`` has more epochs or steps than the run,
+        resume: take up from the folder's last checkpoint; where ``experiment`` has more epochs or steps than the run,
             extend it.
         checkpoint_seconds: the time between checkpoints.
-        watch: is told of the progress.
+        callback: called with the `Progress` of training.
         on_end: is called between training and judging.
 
     Returns:
-        How training ended, and the result (see `judge`), None where a signal stopped training or judging.
+        How training ended, and the result (see `evaluate_test`), None where a signal stopped training or judging.
 
     Raises:
         StoppedError: a second signal while training stops.
     """
-    with hardware.memory_advice(prepared.settings.training.batch_size), run.alone(), raising_signals():
+    with hardware.memory_advice(experiment.settings.training.batch_size), run.alone(), raising_signals():
         if resume:
-            check_same_data(run, prepared.problem)
-        if extends(run, prepared.settings):
-            run = extend(run, prepared.settings)
+            check_same_data(run, experiment.task_data)
+        if extends(run, experiment.settings):
+            run = extend(run, experiment.settings)
         trainer = Trainer(
-            prepared.network, prepared.problem, prepared.settings, run, checkpoint_seconds=checkpoint_seconds
+            experiment.network, experiment.task_data, experiment.settings, run, checkpoint_seconds=checkpoint_seconds
         )
         if resume:
             trainer.restore()
-        outcome = trainer.fit(watch)
+        outcome = trainer.fit(callback)
         if on_end is not None:
             on_end()
         if outcome.how == "stopped":
             return outcome, None
         try:
-            return outcome, judge(prepared, run, outcome)
+            return outcome, evaluate_test(experiment, run, outcome)
         except StoppedError as stop:
             return replace(outcome, how="stopped", signal=stop.signal), None
 
 
-def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
+def evaluate_test(experiment: Experiment, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
     """The best network's result on the test data, beside the baselines; written into the run's folder.
 
     Raises:
@@ -212,7 +211,7 @@ def judge(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]
 
     if outcome.best is None:
         raise UserError(f"no evaluation gave a number, so {run.path} holds no network; try a lower --learning_rate")
-    result = _result(prepared, run, outcome)
+    result = _result(experiment, run, outcome)
     write_report(run, result)
     # Last, so that a run with a result has everything else too.
     run.write_result(result)
@@ -228,7 +227,7 @@ def evaluate_run(run: runs.Run, device: str = "auto", *, data: Path | None = Non
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
-    prepared = reopen(run, device, data=data)
+    experiment = reopen(run, device, data=data)
     _, about = load_tensors(run.path / "model.safetensors")
     recorded = run.result()
     if recorded is None:
@@ -236,37 +235,37 @@ def evaluate_run(run: runs.Run, device: str = "auto", *, data: Path | None = Non
     else:
         ended, steps = recorded["ended"], recorded["steps"]
     outcome = Outcome(ended, steps, about["validation"], about["step"], 0.0)
-    return _result(prepared, run, outcome)
+    return _result(experiment, run, outcome)
 
 
-def reopen(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> Prepared:
+def reopen(run: runs.Run, device: str = "auto", *, data: Path | None = None) -> Experiment:
     """A run's data and its best network, as they were; ``data`` is where its file is now, None where it was.
 
     Raises:
         UserError: a run that holds no network yet, or is damaged.
     """
     settings = run.settings
-    settings.machine.device = device
+    settings.hardware.device = device
     if data is not None:
         settings.data.data = str(data)
-    problem = load_problem(settings)
-    check_same_data(run, problem)
-    if settings.machine.precision == "float64":
-        problem = _double(problem)
-    place = hardware.prepare(settings.machine)
+    task_data = load_problem(settings)
+    check_same_data(run, task_data)
+    if settings.hardware.precision == "float64":
+        task_data = _double(task_data)
+    place = hardware.prepare(settings.hardware)
     network = run.load_model()
-    records.check_fit(network, problem, run.path)
-    return Prepared(settings, problem, network.to(place), place)
+    records.check_fit(network, task_data, run.path)
+    return Experiment(settings, task_data, network.to(place), place)
 
 
-def check_same_data(run: runs.Run, problem: Problem) -> None:
+def check_same_data(run: runs.Run, task_data: TaskData) -> None:
     """Refuse data that are understood otherwise than when the run was started.
 
     Raises:
         UserError: with what differs.
     """
     recorded, data = run.config["encoding"], run.config["settings"]["data"]
-    now = json.loads(json.dumps(problem.encoding))
+    now = json.loads(json.dumps(task_data.encoding))
     if same_values(now, recorded):
         return
     names = ", ".join(n for n in sorted({*now, *recorded}) if not same_values(now.get(n), recorded.get(n)))
@@ -370,7 +369,7 @@ def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any
     return {
         "run": str(path),
         "data": str(data),
-        "model": describe(network)["model"],
+        "model": network.to_config()["model"],
         "task": about["task"],
         "metric": about["metric"],
         "test": found["metrics"][about["metric"]],
@@ -394,24 +393,24 @@ def _as_trained(network: Network, split: Split) -> Split:
     return split
 
 
-def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
+def _result(experiment: Experiment, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
     began = time.perf_counter()
-    problem = prepared.problem
-    assessed = _assessed(run, prepared)
+    task_data = experiment.task_data
+    assessed = _assessed(run, experiment)
     metrics = assessed["metrics"]
     baselines = [
-        {"name": b.name, "value": b.values[problem.metric], "metrics": as_json(b.values)}
-        for b in prepared.baselines
-        if math.isfinite(b.values.get(problem.metric, math.nan))
+        {"name": b.name, "value": b.values[task_data.metric], "metrics": as_json(b.values)}
+        for b in experiment.baselines
+        if math.isfinite(b.values.get(task_data.metric, math.nan))
     ]
     compared = {b["name"] for b in baselines}
-    assessed["notes"] += [f"without a result: {b.name}" for b in prepared.baselines if b.name not in compared]
+    assessed["notes"] += [f"without a result: {b.name}" for b in experiment.baselines if b.name not in compared]
     return {
         "run": str(run.path),
-        "model": prepared.settings.model.model,
-        "task": prepared.settings.data.task,
-        "metric": problem.metric,
-        "test": metrics[problem.metric],
+        "model": experiment.settings.model.model,
+        "task": experiment.settings.data.task,
+        "metric": task_data.metric,
+        "test": metrics[task_data.metric],
         **assessed,
         "validation": outcome.best,
         "best_step": outcome.best_step,
@@ -420,41 +419,43 @@ def _result(prepared: Prepared, run: runs.Run, outcome: Outcome) -> dict[str, An
         "seconds": round(outcome.seconds, 2),
         "training_seconds": round(outcome.seconds - outcome.evaluation_seconds, 2),
         "evaluation_seconds": round(outcome.evaluation_seconds + time.perf_counter() - began, 2),
-        "parameters": prepared.parameters,
-        "test_examples": len(problem.test.x),
+        "parameters": experiment.parameters,
+        "test_examples": len(task_data.test.x),
         "baselines": baselines,
-        "remark": tasks.entry(prepared.settings.data.task).remark,
+        "remark": tasks.entry(experiment.settings.data.task).caveat,
         "config": run.config["sha256"],
     }
 
 
-def _assessed(run: runs.Run, prepared: Prepared) -> dict[str, Any]:
+def _assessed(run: runs.Run, experiment: Experiment) -> dict[str, Any]:
     """The loss and the metrics of a run's best network on the test data."""
-    network, problem = run.load_model().to(prepared.device), prepared.problem
-    objective = Objective.of(problem)
-    batch_size = max(prepared.settings.training.batch_size, 128)
-    autocast = hardware.autocast(prepared.settings.machine, prepared.device)
-    if has_details(problem.outputs, len(problem.test.x)):
-        scores = score_all(network, problem.test, batch_size=batch_size, autocast=autocast)
-        labels = names_of(problem.outputs, problem.encoding)
-        y = problem.test.y
+    network, task_data = run.load_model().to(experiment.device), experiment.task_data
+    objective = Objective.of(task_data)
+    batch_size = max(experiment.settings.training.batch_size, 128)
+    autocast = hardware.autocast(experiment.settings.hardware, experiment.device)
+    if has_details(task_data.outputs, len(task_data.test.x)):
+        scores = score_all(network, task_data.test, batch_size=batch_size, autocast=autocast)
+        labels = names_of(task_data.outputs, task_data.encoding)
+        y = task_data.test.y
         found = {"test_loss": _loss(objective, scores, y), **assess(scores, y, objective, labels)}
     else:
-        loss, metric = evaluate(network, problem.test, objective, batch_size=batch_size, autocast=autocast)
-        found = {"test_loss": loss, "metrics": as_json({problem.metric: metric}), "notes": []}
-    if found["metrics"][problem.metric] is None:
+        loss, metric = evaluate(network, task_data.test, objective, batch_size=batch_size, autocast=autocast)
+        found = {"test_loss": loss, "metrics": as_json({task_data.metric: metric}), "notes": []}
+    if found["metrics"][task_data.metric] is None:
         raise UserError(
-            f"{METRICS[problem.metric].label} is not defined for the network in {run.path} on the test data"
+            f"{METRICS[task_data.metric].label} is not defined for the network in {run.path} on the test data"
         )
     return found
 
 
-def _double(problem: Problem) -> Problem:
+def _double(task_data: TaskData) -> TaskData:
     def cast(split: Split) -> Split:
         x, y, lengths = split
         return Split(x.double() if x.is_floating_point() else x, y.double() if y.is_floating_point() else y, lengths)
 
-    return replace(problem, train=cast(problem.train), validation=cast(problem.validation), test=cast(problem.test))
+    return replace(
+        task_data, train=cast(task_data.train), validation=cast(task_data.validation), test=cast(task_data.test)
+    )
 
 
 def _those_with(capability: str) -> str:

@@ -6,7 +6,11 @@ from importlib.util import find_spec
 
 from attnlab.utils.errors import UserError
 
-EXTRAS = {"hf": ("transformers",), "export": ("onnx", "onnxscript", "onnxruntime")}
+EXTRAS = {
+    "hf": ("transformers",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "docs": ("mkdocs", "material", "mkdocstrings"),
+}
 """The modules that an extra brings."""
 
 

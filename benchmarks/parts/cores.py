@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.masks import causal, window
+from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
 from attnlab.ops.softmax import softmax_attention
@@ -22,9 +22,9 @@ TITLE = "Windows, linear attention, short causal sequences, dropout"
 ABOUT = (
     "Batch 8 where there are up to 512 tokens and 1 beyond, 8 heads of 64, float32. The outputs are compared first, "
     "where no chance is in them. The windows of local-attention: with `exact_windowsize=True` it looks 256 back, as "
-    "our `window(257)` does, and both give the same; as it comes it is cheaper, and a token sees 256 to 511 back, "
-    "by the place that it has in its block. performer-pytorch runs as it does on every CPU, without its CUDA code, "
-    "and with the cheapest features that it has (`no_projection=True`); ours computes the same features."
+    "our `sliding_window(257)` does, and both give the same; by default it is cheaper, and a token sees 256 to 511 "
+    "back, by the place that it has in its block. performer-pytorch runs as it does on every CPU, without its CUDA "
+    "code, and with the cheapest features that it has (`no_projection=True`); ours computes the same features."
 )
 
 HEADS, WIDTH = 8, 64
@@ -50,7 +50,7 @@ def _window_layer(pace: Pace, N: int) -> Row:
     triangle = nn.Transformer.generate_square_subsequent_mask(N)
 
     def ask() -> Tensor:
-        return ours(x, mask=window(WINDOW))
+        return ours(x, mask=sliding_window(WINDOW))
 
     def peer() -> Tensor:
         out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=triangle, is_causal=True)[0]
@@ -72,7 +72,7 @@ def _local(pace: Pace, N: int) -> Iterator[Row]:
     q, k, v = torch.randn(3, 1, HEADS, N, WIDTH)
 
     def ask(size: int) -> Tensor:
-        return softmax_attention(q, k, v, (causal() & window(size)).bind(N, shape=(1, HEADS)))
+        return softmax_attention(q, k, v, (causal() & sliding_window(size)).bind(N, shape=(1, HEADS)))
 
     for exact in (True, False):
         theirs = attention(WINDOW, causal=True, exact_windowsize=exact, use_rotary_pos_emb=False)

@@ -43,7 +43,7 @@ def _step(ours: MultiAttention, x: Tensor) -> Work:
 
     def step() -> Tensor:
         out: Tensor = ours(x[:, -1:], cache=cache)
-        cache.rollback(1)
+        cache.crop(cache.num_seen - 1)
         return out
 
     return step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlab.checks import allocations
-from attnlab.masks import window
+from attnlab.masks import sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
 from benchmarks.pairing import Pace, forward, seconds
@@ -53,7 +53,7 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
     layers: dict[str, Callable[[Tensor], Tensor]] = {
         THEIRS: lambda x: theirs(x, x, x, need_weights=False)[0],
         FULL: causal,
-        WINDOWED: lambda x: causal(x, mask=window(WINDOW)),
+        WINDOWED: lambda x: causal(x, mask=sliding_window(WINDOW)),
         LINEAR: LinearAttention().eval(),
     }
     inputs = {N: torch.randn(1, N, D) for N in lengths}

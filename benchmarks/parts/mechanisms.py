@@ -54,9 +54,7 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, names: tuple[str, ...] 
 def _training(name: str, make: type[Attention], options: dict[str, int], lengths: tuple[int, ...]) -> Iterator[Growth]:
     """Peak memory of a training step: plain, causal, with padding, a window, dropout and combinations."""
     for case, (needs, mask) in CASES.items():
-        if not needs - {"padding", "dropout"} <= {*make.card.supports} or (
-            "padding" in needs and "mask" not in make.card.supports
-        ):
+        if not needs - {"dropout"} <= {*make.card.supports}:
             continue
         causal = "causal" in needs
         layer = make(D, causal=causal, dropout=0.1 if "dropout" in needs else 0.0, **options)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.loop import Trainer
-from attnlab.training.schedule import rate_at
+from attnlab.training.schedule import lr_at
 from attnlab.training.settings import Training, defaults
-from attnlab.training.train import Prepared, build, start
+from attnlab.training.train import Experiment, build, start
 from benchmarks.pairing import Pace, race
 from benchmarks.results import Row, Speed
 
@@ -44,32 +44,32 @@ def rows(pace: Pace) -> Iterator[Row]:
     torch.manual_seed(0)
     x, y = torch.randn(TRAIN, LENGTH, 8), torch.randint(10, (TRAIN, 1))
     held = Split(torch.randn(VALIDATION, LENGTH, 8), torch.randint(10, (VALIDATION, 1)))
-    problem = Problem(Split(x, y), held, held, Inputs("vectors", 8), Outputs("classes", 10), LENGTH, "accuracy")
+    task_data = TaskData(Split(x, y), held, held, Inputs("vectors", 8), Outputs("classes", 10), LENGTH, "accuracy")
     settings = defaults("multihead", "digits")
     settings.training.epochs = EPOCHS
-    network = build(settings, problem)
+    network = build(settings, task_data)
     with tempfile.TemporaryDirectory() as folder:
         count = iter(range(1_000_000))
 
         def ours() -> nn.Module:
             trained = copy.deepcopy(network)
-            run = start(Prepared(settings, problem, trained, torch.device("cpu")), Path(folder) / str(next(count)))
-            Trainer(trained, problem, settings, run).fit()
+            run = start(Experiment(settings, task_data, trained, torch.device("cpu")), Path(folder) / str(next(count)))
+            Trainer(trained, task_data, settings, run).fit()
             return trained
 
-        bare = _bare(network, problem, settings.training)
+        bare = _bare(network, task_data, settings.training)
         for a, b in zip(ours().parameters(), bare().parameters(), strict=True):
             torch.testing.assert_close(a, b)
         found, control = race(ours, {"bare loop": bare}, replace(pace, clock=time.perf_counter))
         yield Speed("the trainer", "a bare loop", found["bare loop"], control, TARGET)
 
 
-def _bare(network: nn.Module, problem: Problem, how: Training) -> Callable[[], nn.Module]:
+def _bare(network: nn.Module, task_data: TaskData, how: Training) -> Callable[[], nn.Module]:
     """The loop that one writes by hand: no checkpoint, no evaluation, no log, no check."""
 
     def loop() -> nn.Module:
         trained = copy.deepcopy(network)
-        x, y, _ = problem.train
+        x, y, _ = task_data.train
         parameters = list(trained.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": how.weight_decay},
@@ -81,11 +81,11 @@ def _bare(network: nn.Module, problem: Problem, how: Training) -> Callable[[], n
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
             for rows in order.split(BATCH):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate_at(step, steps, how.learning_rate, how.warmup)
+                    group["lr"] = lr_at(step, steps, how.learning_rate, how.warmup)
                 loss = F.cross_entropy(trained(x[rows]).flatten(0, 1), y[rows].flatten())
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, how.clip)
+                nn.utils.clip_grad_norm_(parameters, how.grad_clip)
                 optimizer.step()
                 step += 1
         return trained

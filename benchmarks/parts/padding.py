@@ -15,7 +15,7 @@ from benchmarks.results import Row, Speed
 TITLE = "Padded batches"
 ABOUT = (
     "A batch of 8 sequences padded to 512 tokens, 56 % of them real, embed_dim 512, 8 heads: our layer under "
-    "`padding(lengths, queries=True)`, `nn.MultiheadAttention` under the same `key_padding_mask`, with the same "
+    "`padding(lengths, mask_queries=True)`, `nn.MultiheadAttention` under the same `key_padding_mask`, with the same "
     "weights. The outputs of the real tokens are compared first."
 )
 
@@ -32,7 +32,7 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, D: int = 512, H: int = 
     x = torch.randn(len(lengths), N, D, requires_grad=True)
 
     def ask() -> Tensor:
-        return ours(x, mask=padding(real, queries=True))
+        return ours(x, mask=padding(real, mask_queries=True))
 
     def peer() -> Tensor:
         out: Tensor = theirs(x, x, x, key_padding_mask=ignore, need_weights=False)[0]

@@ -47,7 +47,17 @@ class AdditiveAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps of learned scores",
         use_case="short sequences; understanding where attention comes from",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
     )
 
     def __init__(
@@ -95,7 +105,7 @@ class AdditiveAttention(MultiHeadBase):
             hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, n, m, d)
             return torch.einsum("bhnmd,hd->bhnm", hidden, self.score.to(hidden.dtype))
 
-        return RowwiseMap(Q, K, mask, bias, masked_softmax, score=score, cost=self.head_dim)
+        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=score, score_cost=self.head_dim)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks, global_tokens, random_blocks
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, block_local, global_tokens, random_blocks
+from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -60,7 +60,7 @@ class BigBirdAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps over a sparse graph of blocks",
         use_case="long documents as a whole: classification, question answering",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="longformer",
     )
 
@@ -92,7 +92,7 @@ class BigBirdAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.block, self.window = positive("block", block), positive("window", window)
+        self.block, self.window = check_positive_int("block", block), check_positive_int("window", window)
         if window % 2 == 0:
             raise ValueError(f"window must be odd, its own block in the middle, not {window}; try {window + 1}")
         for name, value in {"num_global": num_global, "num_random": num_random}.items():
@@ -113,7 +113,7 @@ class BigBirdAttention(MultiHeadBase):
 
     def attention_pattern(self, length: int) -> Mask:
         """The blocks around, the first ones, and those that were drawn."""
-        rule = blocks(self.block, around=self.window // 2)
+        rule = block_local(self.block, neighbors=self.window // 2)
         if self.num_global:
             rule = rule | global_tokens(self.num_global * self.block)
         return rule | random_blocks(self.block, self.num_random, self.seed) if self.num_random else rule

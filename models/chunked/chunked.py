@@ -1,4 +1,4 @@
-"""Chunked attention: the sequence is cut into chunks, and a token looks into its own."""
+"""Chunked attention: the sequence is split into chunks, and a token attends within its own chunk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, blocks
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, block_local
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -23,21 +23,21 @@ class ChunkedAttention(MultiHeadBase):
     part of Child et al. 2019, "Generating Long Sequences with Sparse Transformers".
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        chunk: c, how many tokens a chunk has, counted from the first token.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        chunk_size: c, the number of tokens per chunk; the first chunk starts at the first token.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Chunked attention",
-        summary="a token looks into its own chunk of c tokens, and not across its border",
+        summary="each token attends to its own chunk of c tokens only",
         paper="The Llama 4 herd: The beginning of a new era of natively multimodal AI innovation",
         authors="Meta",
         year=2025,
@@ -46,20 +46,21 @@ class ChunkedAttention(MultiHeadBase):
         heads="h",
         time="n·c·d + n·d²",
         memory="n·d",
-        representation="h softmax maps of diagonal blocks",
-        use_case="local layers between full ones",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        representation="h block-diagonal softmax attention matrices",
+        use_case="local layers between layers of full attention",
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="slidingwindow",
     )
 
-    packs = False  # a chunk is counted from the first token, which is another one in a packed row
+    supports_packing = False  # packing moves tokens, and with them the borders between chunks
 
+    @renamed_options(chunk="chunk_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        chunk: int = 64,
+        chunk_size: int = 64,
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -77,11 +78,11 @@ class ChunkedAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.chunk = positive("chunk", chunk)
+        self.chunk_size = check_positive_int("chunk_size", chunk_size)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Within the chunk."""
-        return blocks(self.chunk)
+        """Diagonal blocks of ``chunk_size`` tokens."""
+        return block_local(self.chunk_size)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

@@ -1,8 +1,8 @@
-"""Differential attention: the difference of two softmax maps, so that what both look at cancels."""
+"""Differential attention: each head subtracts a second attention matrix from its first one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,32 +15,32 @@ from attnlab.nn.multihead import MultiHeadBase, rms_norm
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.positions import Positions, make
+from attnlab.positions import Positions, parse_positions
 
 
 class DifferentialAttention(MultiHeadBase):
     """``head = norm((softmax(Q₁ K₁ᵀ / √d) - λ softmax(Q₂ K₂ᵀ / √d)) V) · (1 - λ₀)``, with values twice as wide, 2d.
 
-    ``λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ₀`` is one number for all heads of a layer.
+    ``λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ₀`` is one scalar per layer.
 
     Source: Ye et al. 2024, "Differential Transformer", section 2.1.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        num_heads: h, the number of heads; D / h must be even, for a head has two queries and two keys.
-        lambda_init: λ₀, from 0 to below 1; the paper takes 0.8 - 0.6 exp(-0.3 (l - 1)) in layer l.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        embed_dim: D, the width of the tokens, in and out.
+        num_heads: h, the number of heads; D / h must be even, since each head has two queries and two keys.
+        lambda_init: λ₀, at least 0 and below 1; the paper uses 0.8 - 0.6 exp(-0.3 (l - 1)) in layer l.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Differential attention",
-        summary="two softmax maps a head, and what counts is their difference: common noise cancels",
+        summary="the difference of two attention matrices per head: common noise cancels",
         paper="Differential Transformer",
         authors="Ye et al.",
         year=2024,
@@ -49,13 +49,14 @@ class DifferentialAttention(MultiHeadBase):
         heads="h pairs",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h differences of two softmax maps; weights may be negative",
-        use_case="retrieval from long contexts with much that does not matter",
-        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        representation="h differences of two softmax attention matrices; entries may be negative",
+        use_case="retrieval from long contexts that are mostly irrelevant",
+        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
-    linear_in_weights = False  # the norm
+    renamed_keys: ClassVar = {"lambdas": "lambda_qk"}
+    linear_in_weights = False  # because of the norm of each head
 
     def __init__(
         self,
@@ -80,8 +81,8 @@ class DifferentialAttention(MultiHeadBase):
             dtype=dtype,
         )
         if self.head_dim % 2:
-            raise ValueError(f"a head has two queries: embed_dim / num_heads ({self.head_dim}) must be even")
-        self.positions = make(
+            raise ValueError(f"embed_dim / num_heads ({self.head_dim}) must be even: each head has two queries")
+        self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim // 2, causal=causal, device=device, dtype=dtype
         )
         if self.positions.name != "none":
@@ -90,19 +91,19 @@ class DifferentialAttention(MultiHeadBase):
             raise ValueError(f"lambda_init must be at least 0 and below 1, not {lambda_init}")
         self.lambda_init = lambda_init
         # λ_q1, λ_k1, λ_q2, λ_k2
-        self.lambdas = nn.Parameter(torch.empty(4, self.head_dim // 2, device=device, dtype=dtype))
-        nn.init.normal_(self.lambdas, std=0.1)
+        self.lambda_qk = nn.Parameter(torch.empty(4, self.head_dim // 2, device=device, dtype=dtype))
+        nn.init.normal_(self.lambda_qk, std=0.1)
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the projections and λ anew."""
+        """Initialize the projections and λ again."""
         super().reset_parameters()
-        nn.init.normal_(self.lambdas, std=0.1)
+        nn.init.normal_(self.lambda_qk, std=0.1)
 
     def _apply_positions(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor, Bias | None]:
-        """Each of the two queries and keys is turned by itself, as a head of width d."""
+        """Rotate each of the two queries and keys separately, as heads of width d."""
         if self.positions.name != "rotary":
             return super()._apply_positions(Q, K, bias, context, cache)
         Q, K = (torch.cat(pair.chunk(2, -1), 1) for pair in (Q, K))  # (B, 2H, N, d)
@@ -113,17 +114,17 @@ class DifferentialAttention(MultiHeadBase):
         self, Q: Float[Tensor, "B H N d_h"], K: Float[Tensor, "B H M d_h"], mask: BoundMask | None, bias: Bias | None
     ) -> Difference:
         (Q1, Q2), (K1, K2) = Q.chunk(2, -1), K.chunk(2, -1)
-        q1, k1, q2, k2 = self.lambdas
-        start = self.lambdas.new_tensor(self.lambda_init)  # a number would be of float32 in ONNX
+        q1, k1, q2, k2 = self.lambda_qk
+        start = self.lambda_qk.new_tensor(self.lambda_init)  # a Python scalar would be float32 in ONNX
         weight = torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + start  # λ
         return Difference(SoftmaxMap(Q1, K1, mask, bias), SoftmaxMap(Q2, K2, mask, bias), weight)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d_h"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        # each head on its own scale, as where there is one map
+        # each head is normalized separately
         return super()._merge_heads(rms_norm(heads, self.norm) * heads.new_tensor(1 - self.lambda_init), x)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
-        super()._select_heads(heads, groups)  # λ and the norm's gains are one for all heads
+        super()._select_heads(heads, groups)  # the heads share λ and the gains of the norm
 
 
 class Difference(AttentionMap):
@@ -134,13 +135,13 @@ class Difference(AttentionMap):
         self.first, self.second, self.weight = first, second, weight
 
     def apply(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
-        """What each query gets."""
+        """The output for these values."""
         return self._subtract(self.first.apply(values, dropout=dropout), self.second.apply(values, dropout=dropout))
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._subtract(self.first._rows(rows), self.second._rows(rows))
 
     def _subtract(self, first: Tensor, second: Tensor) -> Tensor:
-        # In the dtype of λ: under autocast two near numbers would leave their rounding, which the norm then blows up.
+        # In the dtype of λ: in low precision the difference is mostly rounding error, which the norm amplifies.
         dtype = torch.promote_types(first.dtype, self.weight.dtype)
         return first.to(dtype) - self.weight * second.to(dtype)

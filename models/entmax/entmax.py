@@ -48,7 +48,7 @@ class EntmaxAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse maps whose rows sum to one",
         use_case="maps that are read by people; tasks with few places to look at",
-        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -82,10 +82,10 @@ class EntmaxAttention(MultiHeadBase):
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
+        def normalize(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             return entmax(scores, self.alpha, permitted)
 
-        return RowwiseMap(Q, K, mask, bias, weigh)
+        return RowwiseMap(Q, K, mask, bias, normalize)
 
 
 def entmax(scores: Float[Tensor, "... M"], alpha: float, permitted: Tensor | None = None) -> Float[Tensor, "... M"]:

@@ -1,4 +1,4 @@
-"""Forgetting attention: a gate at every token lowers the scores of all that came before it."""
+"""Forgetting attention: the forget gate of a token lowers the scores of all earlier tokens."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Card, linear
+from attnlab.nn.attention import Card, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import select_features
@@ -22,21 +22,23 @@ from attnlab.positions import Positions
 class ForgettingAttention(MultiHeadBase):
     """``softmax(Q Kᵀ / √d_k + D) V`` with ``D_ij = Σ_{j < l ≤ i} log f_l`` and the gate ``f = σ(x W_f + b_f)``.
 
-    What a query may not look at does not make it forget. Where it may look ahead, the same sum runs from it to the key:
-    ``Σ_{i ≤ l < j} log f_l``, which the paper, causal throughout, leaves open.
+    The gates of masked keys are left out of the sum. For a key ahead of its query (not causal, which the paper does not
+    cover) the sum runs from the query to the key: ``Σ_{i ≤ l < j} log f_l``.
 
     Source: Lin et al. 2025, "Forgetting Transformer: Softmax Attention with a Forget Gate", section 3.1.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters besides: none or rotary, with settings where wanted, such as
+        forget_bias_init: the initial value of b_f. The default of 4 starts with open gates, f = 0.98, so that gradients
+            reach distant tokens from the first step; the authors' code starts with 0, f = 1/2.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the additional positional encoding: none or rotary, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
 
     Raises:
         ValueError: for positions alibi or t5, and what `MultiHeadBase` refuses.
@@ -44,7 +46,7 @@ class ForgettingAttention(MultiHeadBase):
 
     card = Card(
         title="Forgetting attention",
-        summary="a forget gate a token and head: what lies behind closed gates is looked at less",
+        summary="one forget gate per token and head lowers the attention weights of all earlier tokens",
         paper="Forgetting Transformer: Softmax Attention with a Forget Gate",
         authors="Lin et al.",
         year=2025,
@@ -53,19 +55,20 @@ class ForgettingAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps under a learned decay",
-        use_case="causal language models, without other positions",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        representation="h softmax attention matrices with a learned decay",
+        use_case="causal language models without other positional encodings",
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 
-    packs = True
+    supports_packing = True
 
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
+        forget_bias_init: float = 4.0,
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -85,17 +88,24 @@ class ForgettingAttention(MultiHeadBase):
         )
         if self.positions.name in ("alibi", "t5"):
             raise ValueError(
-                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
-                "its gates lower scores with distance already"
+                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}; "
+                "its gates already lower the scores with distance"
             )
-        self.forget = linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
+        self.forget_bias_init = forget_bias_init
+        self.forget = make_linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
+        nn.init.constant_(self.forget.bias, forget_bias_init)
+
+    def reset_parameters(self) -> None:
+        """Initialize the parameters again; the gates start open."""
+        super().reset_parameters()
+        nn.init.constant_(self.forget.bias, self.forget_bias_init)
 
     def _forward(
         self,
         x: Float[Tensor, "B N D"],
         mask: BoundMask | None,
         attn_bias: Tensor | None = None,
-        context: Tensor | None = None,  # not claimed: a gate lies between two places of one sequence
+        context: Tensor | None = None,  # not supported: gates lie between two positions of one sequence
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project_qkv(x, None)

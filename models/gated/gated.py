@@ -48,7 +48,17 @@ class GatedAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps, and a gate a token",
         use_case="deep networks; long sequences, where softmax would look at a sink",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="multihead",
     )
 

@@ -50,7 +50,17 @@ class GroupedQueryAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps over h_kv sets of keys",
         use_case="decoding: a cache of h_kv / h of the size",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="multiquery",
     )
 

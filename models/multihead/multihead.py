@@ -46,7 +46,17 @@ class MultiAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps over slices of the width",
         use_case="the default; tasks that read several places at once",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="selfhead",
     )
 

@@ -1,14 +1,17 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula of multi-head attention in eager PyTorch, and the steps that other references share.
+
+Axes: B batch, H heads, N queries, M keys, D embed_dim, d head_dim.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.positions import ALiBi, Rotary, T5Bias
+from attnlab.positions import ALiBi, Positions, Rotary, T5Bias
 
 
 def reference(
@@ -18,59 +21,91 @@ def reference(
     attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it.
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
+    weights = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask)
+    return merge_heads(layer.output, weights @ V, mask)
 
-    Others that differ in who may look at whom alone hold themselves to it too, under a mask that says so.
+
+def project_qkv(qkv: nn.Linear, x: Tensor, context: Tensor | None, num_heads: int) -> list[Tensor]:
+    """``x W_Q``, ``context W_K`` and ``context W_V`` by head, (B, H, N or M, d) each."""
+    parts = zip((x, *2 * [x if context is None else context]), qkv.weight.chunk(3), strict=True)
+    bias = 3 * [0] if qkv.bias is None else qkv.bias.chunk(3)
+    return [split_heads(t @ W.T + b, num_heads) for (t, W), b in zip(parts, bias, strict=True)]
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, H * d) to (B, H, N, d)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The softmax over the keys that ``mask`` allows; zeros in fully masked rows."""
+    if mask is None:
+        return scores.softmax(-1)
+    empty = ~mask.any(-1, keepdim=True)
+    return scores.masked_fill(~mask & ~empty, -torch.inf).softmax(-1).masked_fill(empty, 0)
+
+
+def merge_heads(output: nn.Linear, heads: Tensor, mask: Tensor | None) -> Tensor:
+    """``concat(head_1, ..., head_H) W_O``, (B, N, D); zeros where all heads are fully masked, without the bias."""
+    out = output(heads.transpose(1, 2).flatten(2))
+    return out if mask is None else out.masked_fill(~mask.any(-1).any(1).unsqueeze(-1), 0)
+
+
+def rotate(x: Tensor, positions: Positions) -> Tensor:
+    """Rotary positions: the pair i of ``x`` (B, H, N, d) at position m is rotated by the angle m · base^(-2i/r).
+
+    Of the first r channels (i, i + r/2) are a pair, or (2i, 2i + 1) where they are interleaved.
     """
-    (B, N, D), h, d_k = x.shape, layer.num_heads, layer.head_dim
-    context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split(h * d_k)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(h * d_k)
-    Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
-    if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
+    if not isinstance(positions, Rotary):
+        return x
+    r, m = positions.width, torch.arange(x.shape[2]).double()
+    theta = positions.base ** (-torch.arange(0, r, 2).double() / r)
+    if positions.scaling is not None:
+        theta = torch.tensor(positions.frequencies).double()
+    cos, sin = (positions.attention_factor * f(torch.outer(m, theta)).to(x) for f in (torch.cos, torch.sin))
+    half = positions.layout == "half"
+    first, second = (slice(r // 2), slice(r // 2, r)) if half else (slice(0, r, 2), slice(1, r, 2))
+    a, b, out = x[..., first], x[..., second], x.clone()
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
 
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                seen = [j for j in range(context.shape[1]) if mask is None or mask[b, head, i, j]]
-                if not seen:
-                    heads.append(torch.zeros_like(Q[b, i, own]))
-                    continue
-                blind = False
-                scores = [
-                    Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k)
-                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
-                    + distance(layer, head, j - i)
-                    for j in seen
-                ]
-                highest = max(score.item() for score in scores)
-                powers = [torch.exp(score - highest) for score in scores]
-                heads.append(sum(p * V[b, j, own] for p, j in zip(powers, seen, strict=True)) / sum(powers))
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, D)
+
+def position_bias(positions: Positions, Q: Tensor, K: Tensor) -> Tensor:
+    """What ALiBi or T5 add to the scores, (H, N, M); 0 for other positions."""
+    offset = torch.arange(K.shape[2]) - torch.arange(Q.shape[2])[:, None]  # j - i
+    if isinstance(positions, ALiBi):
+        return -torch.tensor(positions.slopes).to(Q)[:, None, None] * offset.abs()
+    if isinstance(positions, T5Bias):
+        buckets = torch.tensor([[t5_bucket(j, positions) for j in row] for row in offset.tolist()])
+        return positions.table.weight[buckets].permute(2, 0, 1)
+    return Q.new_zeros(())
+
+
+def t5_bucket(offset: int, t5: T5Bias) -> int:
+    """The index of the bias of a key ``offset`` positions ahead of the query.
+
+    Half of the buckets are for keys ahead, unless causal. Of each half, the nearer half holds one offset per bucket,
+    and the others grow by the logarithm.
+    """
+    count = t5.num_buckets if t5.causal else t5.num_buckets // 2
+    distance = max(-offset, 0) if t5.causal else abs(offset)
+    start = 0 if t5.causal or offset <= 0 else count
+    if distance < count // 2:
+        return start + distance
+    coarse = int(math.log(distance / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
+    return start + min(count // 2 + coarse, count - 1)
+
+
+# For the references that are loops still
 
 
 def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
-    """Each pair of the first r numbers of a head, at place m, turned by the angle m · base^(-2i/r).
-
-    A pair is (i, i + r/2), or (2i, 2i + 1) where they are interleaved.
-    """
-    r, out = rotary.width, x.clone()
-    theta = [rotary.base ** (-2 * i / r) for i in range(r // 2)]
-    if rotary.scaling is not None:
-        theta = list(rotary.frequencies)
-    for m in range(x.shape[1]):
-        for head in range(0, x.shape[2], d):
-            for i in range(r // 2):
-                first, second = (i, i + r // 2) if rotary.layout == "half" else (2 * i, 2 * i + 1)
-                a, b = x[:, m, head + first], x[:, m, head + second]
-                cos, sin = (rotary.sharpening * f(m * theta[i]) for f in (math.cos, math.sin))
-                out[:, m, head + first], out[:, m, head + second] = a * cos - b * sin, a * sin + b * cos
-    return out
+    """`rotate` for heads side by side, (B, N, H * d)."""
+    return rotate(split_heads(x, x.shape[-1] // d), rotary).transpose(1, 2).flatten(2)
 
 
 def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
@@ -78,16 +113,5 @@ def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
     if isinstance(layer.positions, ALiBi):
         return -layer.positions.slopes[head] * abs(offset)
     if isinstance(layer.positions, T5Bias):
-        return layer.positions.table.weight[t5_range(offset, layer.positions), head]
+        return layer.positions.table.weight[t5_bucket(offset, layer.positions), head]
     return 0.0
-
-
-def t5_range(offset: int, t5: T5Bias) -> int:
-    """Half of the ranges are for keys ahead, unless causal; the nearer half is exact, the others go by logarithm."""
-    count = t5.buckets if t5.causal else t5.buckets // 2
-    far = max(-offset, 0) if t5.causal else abs(offset)
-    start = 0 if t5.causal or offset <= 0 else count
-    if far < count // 2:
-        return start + far
-    coarse = int(math.log(far / (count // 2)) / math.log(t5.longest / (count // 2)) * (count - count // 2))
-    return start + min(count // 2 + coarse, count - 1)

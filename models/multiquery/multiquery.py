@@ -47,7 +47,17 @@ class MultiQueryAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps over one set of keys",
         use_case="decoding many sequences: a cache of 1 / h of the size",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="multihead",
     )
 

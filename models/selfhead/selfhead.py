@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Attention, Card, accepts_emd_dim, linear
+from attnlab.nn.attention import Attention, Card, accepts_emd_dim, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import SoftmaxMap, softmax_attention
 
@@ -38,11 +38,11 @@ class SelfAttention(Attention):
         memory="n·d",
         representation="one softmax map",
         use_case="learning how attention works; tasks that read one place at a time",
-        supports=("causal", "mask", "attn_bias", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )
 
-    packs = True
+    supports_packing = True
 
     @accepts_emd_dim
     def __init__(
@@ -55,10 +55,10 @@ class SelfAttention(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)
-        self.query = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.key = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.query = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.key = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.value = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.output = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _build_map(
         self, x: Float[Tensor, "B N D"], mask: BoundMask | None, attn_bias: Tensor | None = None

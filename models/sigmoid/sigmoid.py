@@ -48,7 +48,17 @@ class SigmoidAttention(MultiHeadBase):
         memory="n·d",
         representation="h maps of independent weights from 0 to 1",
         use_case="looking at many places at once, or at none",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="multihead",
     )
 

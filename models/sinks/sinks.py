@@ -48,7 +48,17 @@ class SinkAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax maps whose rows may sum to less than one",
         use_case="long or windowed contexts, where there may be nothing to look at",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
         parent="multihead",
     )
 

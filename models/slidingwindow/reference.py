@@ -1,4 +1,4 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula in eager PyTorch: multi-head attention under the mask of the window."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ from .slidingwindow import SlidingWindowAttention
 
 
 def reference(
-    layer: SlidingWindowAttention,
-    x: Tensor,
-    mask: Tensor | None = None,
-    attn_bias: Tensor | None = None,
+    layer: SlidingWindowAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None
 ) -> Tensor:
-    """What ``layer(x)`` must give, multi-head attention where it looks; ``mask`` is Boolean (B, H, N, N), ``causal``
-    already in it.
-    """
-    near = torch.tensor([[looks(layer, i, j) for j in range(x.shape[1])] for i in range(x.shape[1])])
-    near = near.reshape(1, 1, x.shape[1], x.shape[1]).expand(len(x), layer.num_heads, -1, -1)
-    return multihead(layer, x, near if mask is None else near & mask, attn_bias)
-
-
-def looks(layer: SlidingWindowAttention, i: int, j: int) -> bool:
-    """Whether token i may look at token j: less than w steps away, a step being the dilation."""
-    return abs(i - j) < layer.window * layer.dilation and (i - j) % layer.dilation == 0
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, N) and includes ``causal``."""
+    i = torch.arange(x.shape[1])
+    distance, r = (i[:, None] - i).abs(), layer.dilation
+    window = (distance < layer.window_size * r) & (distance % r == 0)
+    allowed = window.expand(len(x), layer.num_heads, -1, -1)
+    return multihead(layer, x, allowed if mask is None else allowed & mask, attn_bias)

@@ -1,4 +1,4 @@
-"""Sliding-window attention: a token looks at its neighbours, and layers pass on what lies farther."""
+"""Sliding-window attention: a token attends to its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, dilated, window
-from attnlab.nn.attention import Card, positive
+from attnlab.masks import BoundMask, Mask, dilated, sliding_window
+from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -17,28 +17,29 @@ from attnlab.positions import Positions
 
 
 class SlidingWindowAttention(MultiHeadBase):
-    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window`` away, or every few of them.
+    """``head_i = softmax(Q_i K_iᵀ / √d_k) V_i`` over the keys less than ``window_size`` steps of ``dilation`` away.
 
     Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer", section 3.1 (the dilation too); Jiang et
     al. 2023, "Mistral 7B", section 2, for the causal window.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        window: w, how many keys a token reaches on a side, itself among them; causal, it looks at w keys in all.
-        dilation: the step between these keys; 1 takes them all.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        window_size: w, the number of keys on each side of a token, itself included; with ``causal`` a token attends
+            to w keys in total.
+        dilation: r, the distance between two of these keys; 1 for adjacent keys.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Sliding-window attention",
-        summary="a token looks at its w nearest neighbours: time and memory grow with the length alone",
+        summary="each token attends to its w nearest neighbours: time and memory grow linearly with the length",
         paper="Longformer: The Long-Document Transformer",
         authors="Beltagy et al.",
         year=2020,
@@ -47,18 +48,19 @@ class SlidingWindowAttention(MultiHeadBase):
         heads="h",
         time="n·w·d + n·d²",
         memory="n·d",
-        representation="h softmax maps within a band",
-        use_case="long sequences whose meaning is near; decoding with a cache of w tokens",
-        supports=("causal", "mask", "attn_bias", "cache", "weights"),
+        representation="h banded softmax attention matrices",
+        use_case="long sequences with local dependencies; decoding with a KV cache of w tokens",
+        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="strided",
     )
 
+    @renamed_options(window="window_size")
     def __init__(
         self,
         embed_dim: int,
         num_heads: int = 8,
         *,
-        window: int = 64,
+        window_size: int = 64,
         dilation: int = 1,
         causal: bool = False,
         dropout: float = 0.0,
@@ -77,11 +79,12 @@ class SlidingWindowAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-        self.window, self.dilation = positive("window", window), positive("dilation", dilation)
+        self.window_size = check_positive_int("window_size", window_size)
+        self.dilation = check_positive_int("dilation", dilation)
 
     def attention_pattern(self, length: int) -> Mask:
-        """Less than ``window`` steps away."""
-        return window(self.window) if self.dilation == 1 else dilated(self.window, self.dilation)
+        """A band of ``window_size`` keys on each side."""
+        return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None

@@ -1,18 +1,3 @@
-"""The picture of the lesson: ``python -m models.strided.figures``."""
+"""The options of the example network that the lesson shows."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from attnlab.docs import lesson
-
-FOLDER = Path(__file__).parent
-
-
-def draw(folder: Path) -> list[Path]:
-    """Draw what it looks at into ``folder``."""
-    return lesson.draw_reading(folder, "strided", stride=4)
-
-
-if __name__ == "__main__":
-    lesson.main(draw, FOLDER)
+EXAMPLE = {"stride": 4}

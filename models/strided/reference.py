@@ -1,4 +1,4 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula in eager PyTorch: multi-head attention under the masks of local and long-range heads."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ from .strided import StridedAttention
 
 
 def reference(
-    layer: StridedAttention,
-    x: Tensor,
-    mask: Tensor | None = None,
-    attn_bias: Tensor | None = None,
+    layer: StridedAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None
 ) -> Tensor:
-    """What ``layer(x)`` must give, multi-head attention where it looks; ``mask`` is Boolean (B, H, N, N), ``causal``
-    already in it.
-    """
-    places = range(x.shape[1])
-    near = torch.tensor(
-        [[[looks(layer, head, i, j) for j in places] for i in places] for head in range(layer.num_heads)]
-    )
-    near = near.reshape(1, layer.num_heads, len(places), len(places)).expand(len(x), -1, -1, -1)
-    return multihead(layer, x, near if mask is None else near & mask, attn_bias)
-
-
-def looks(layer: StridedAttention, head: int, i: int, j: int) -> bool:
-    """Whether token i may look at token j: A^(1) of the paper in a near head, A^(2) in a far one."""
-    l, c = layer.stride, layer.summary  # noqa: E741  the paper's
-    if layer.form == "strided":
-        return abs(i - j) <= l if layer.near[head] else (i - j) % l == 0
-    return i // l == j // l if layer.near[head] else j % l >= l - c
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, N) and includes ``causal``."""
+    j, stride = torch.arange(x.shape[1]), layer.stride
+    i = j[:, None]
+    if layer.pattern == "strided":  # A⁽¹⁾ and A⁽²⁾ of section 4.3
+        local, long_range = (i - j).abs() <= stride, (i - j) % stride == 0
+    else:
+        local, long_range = i // stride == j // stride, (j % stride >= stride - layer.summary).expand(len(j), -1)
+    allowed = torch.stack([local if is_local else long_range for is_local in layer.is_local]).expand(len(x), -1, -1, -1)
+    return multihead(layer, x, allowed if mask is None else allowed & mask, attn_bias)

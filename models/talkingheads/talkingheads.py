@@ -53,7 +53,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         memory="n·d",
         representation="h maps, each a mixture of h softmax maps of mixed scores",
         use_case="many narrow heads",
-        supports=("causal", "mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -97,12 +97,12 @@ class TalkingHeadsAttention(MultiHeadBase):
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        def weigh(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
+        def normalize(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             mixed = torch.einsum("hg,bgnm->bhnm", self.scores.to(scores.dtype), scores)
             maps = masked_softmax(mixed, permitted)
             return torch.einsum("hg,bgnm->bhnm", self.mixture.to(maps.dtype), maps)
 
-        return RowwiseMap(Q, K, mask, bias, weigh)
+        return RowwiseMap(Q, K, mask, bias, normalize)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         gone = [head for head in range(self.num_heads) if head not in heads]

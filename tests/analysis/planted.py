@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks.base import IGNORE, Problem, Split
+from attnlab.tasks.base import IGNORE, Split, TaskData
 
 N, F, CLASSES, H, D = 7, 3, 5, 4, 20
 TRAIN, VALIDATION, TEST = 61, 47, 13
@@ -48,7 +48,7 @@ def only(net: Network, layer: int, head: int) -> Network:
     return net
 
 
-def problem(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> Problem:
+def task_data(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> TaskData:
     """What the network itself answers, so that it is right whole."""
     kind = net.outputs.kind
 
@@ -63,13 +63,13 @@ def problem(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> P
             y = y.masked_fill(torch.arange(N) >= lengths[:, None], IGNORE)
         return Split(x, y, lengths)
 
-    return Problem(
+    return TaskData(
         draw(TRAIN, 0), draw(VALIDATION, 1), draw(TEST, 2),
         inputs=net.inputs, outputs=net.outputs, length=N, metric=metric,
     )  # fmt: skip
 
 
-def noisy(asked: Problem) -> Problem:
+def noisy(asked: TaskData) -> TaskData:
     """The same with other answers to train on, so that the loss has a slope."""
     train = asked.train
     y = (

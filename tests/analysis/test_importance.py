@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import CLASSES, D, H, N, columns, network, noisy, only, problem, silence
+from planted import CLASSES, D, H, N, columns, network, noisy, only, silence, task_data
 from torch import Tensor
 
 from attnlab.analysis.importance import importance, mean_heads, order, plan
@@ -46,7 +46,7 @@ def by_differences(net: Network, split: Split, objective: Objective, step: float
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_importance_is_the_slope_along_a_gate(model: str, kind: str, padded: bool) -> None:
     net = network(model, kind, positions="t5")
-    asked = noisy(problem(net, METRICS[kind], padded=padded))
+    asked = noisy(task_data(net, METRICS[kind], padded=padded))
     split = Split(*(None if part is None else part[:11] for part in asked.train))
     objective = Objective.of(asked)
     truth = by_differences(net, split, objective)
@@ -60,7 +60,7 @@ def test_importance_is_the_slope_along_a_gate(model: str, kind: str, padded: boo
 
 def test_slopes_of_two_signs_do_not_cancel() -> None:
     net = network(kind="values")
-    asked = problem(net, "rmse")
+    asked = task_data(net, "rmse")
     split = Split(
         asked.train.x[:1].repeat(2, 1, 1),
         asked.train.y[:1].repeat(2, 1) + torch.tensor([[1.0], [-1.0]]).double(),
@@ -79,12 +79,12 @@ def test_long_padded_batches_are_not_packed_while_examples_are_told_apart() -> N
     with torch.no_grad():
         found = importance(net, split, objective, normalised=False)
     torch.testing.assert_close(found, by_differences(net, split, objective), rtol=1e-5, atol=1e-9)
-    assert all(layer.packs for layer in net.mechanisms()), "and are packed again afterwards"
+    assert all(layer.supports_packing for layer in net.mechanisms()), "and are packed again afterwards"
 
 
 def test_a_head_that_says_nothing_has_no_importance() -> None:
     net = silence(network(), [(0, 1), (1, 3)])
-    found = importance(net, noisy(problem(net)).train, Objective("accuracy"))
+    found = importance(net, noisy(task_data(net)).train, Objective("accuracy"))
     for layer, head in ((0, 1), (1, 3)):
         assert found[layer][head] == 0
         assert (found[layer] == 0).sum() == 1
@@ -92,7 +92,7 @@ def test_a_head_that_says_nothing_has_no_importance() -> None:
 
 def test_the_head_that_does_it_all_has_all_the_importance() -> None:
     net = only(network(), 1, 2)
-    first, second = importance(net, noisy(problem(net)).train, Objective("accuracy"))
+    first, second = importance(net, noisy(task_data(net)).train, Objective("accuracy"))
     assert first.tolist() == [0, 0, 0, 0]
     assert second.tolist() == pytest.approx([0, 0, 1, 0])
 
@@ -100,8 +100,8 @@ def test_the_head_that_does_it_all_has_all_the_importance() -> None:
 def test_nothing_of_the_network_is_changed() -> None:
     net = network().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    importance(net, problem(net).train, Objective("accuracy"))
-    mean_heads(net, problem(net).train)
+    importance(net, task_data(net).train, Objective("accuracy"))
+    mean_heads(net, task_data(net).train)
     assert net.training
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -112,12 +112,12 @@ def test_a_mechanism_without_heads_is_refused() -> None:
     net = network("selfhead")
     for ask in (importance, lambda net, split, _: mean_heads(net, split)):
         with pytest.raises(UnsupportedError, match="SelfAttention has no heads that can be told apart"):
-            ask(net, problem(net).train, Objective("accuracy"))
+            ask(net, task_data(net).train, Objective("accuracy"))
 
 
 def test_the_mean_of_a_head_is_over_real_tokens() -> None:
     net = network()
-    split = problem(net).train
+    split = task_data(net).train
     seen: list[Tensor] = []
 
     def keep(heads: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from planted import network, noisy, problem
+from planted import network, noisy, task_data
 
-from attnlab.analysis.bootstrap import compared, scored
+from attnlab.analysis.bootstrap import paired_bootstrap, per_example_metric
 from attnlab.training.objective import Objective, evaluate
 
 METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
@@ -17,12 +17,12 @@ METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 @pytest.mark.parametrize("kind", METRICS)
 def test_the_metric_is_that_of_training(kind: str) -> None:
     net = network(kind=kind).train()
-    asked = noisy(problem(net, METRICS[kind]))
+    asked = noisy(task_data(net, METRICS[kind]))
     objective = Objective(asked.metric, unit=7.0)
-    sums = scored(net, asked.train, objective, batch_size=11)
+    sums = per_example_metric(net, asked.train, objective, batch_size=11)
     assert net.training
     _, metric = evaluate(net, asked.train, objective, batch_size=13)
-    change = compared(sums, [sums], objective)[0]
+    change = paired_bootstrap(sums, [sums], objective)[0]
     assert change.metric == pytest.approx(metric)
     assert (change.change, change.low, change.high) == (0, 0, 0)
 
@@ -33,24 +33,24 @@ def test_intervals_are_those_of_a_paired_difference() -> None:
     flips = (torch.rand(401, 1, generator=generator) < 0.2).double()
     asked = torch.ones(401, 1, dtype=torch.float64)
     other = first * (1 - flips)
-    change = compared(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
+    change = paired_bootstrap(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
     moves = other - first
     error = float(moves.std()) / math.sqrt(401)
     assert change.change == pytest.approx(float(moves.mean()))
     assert change.low == pytest.approx(change.change - 1.96 * error, abs=0.15 * error)
     assert change.high == pytest.approx(change.change + 1.96 * error, abs=0.15 * error)
-    again = compared(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
+    again = paired_bootstrap(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
     assert again == change
 
 
 def test_an_example_that_asks_more_weighs_more() -> None:
     first = torch.tensor([[3.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
     other = torch.tensor([[0.0, 3.0], [1.0, 1.0]], dtype=torch.float64)
-    change = compared(first, [other], Objective("accuracy"))[0]
+    change = paired_bootstrap(first, [other], Objective("accuracy"))[0]
     assert (change.metric, change.change) == (0.25, -0.5)
     assert (change.low, change.high) == (-1, 1)
 
 
 def test_different_questions_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="asked different things"):
-        compared(torch.ones(3, 2), [torch.full((3, 2), 2.0)], Objective("accuracy"))
+        paired_bootstrap(torch.ones(3, 2), [torch.full((3, 2), 2.0)], Objective("accuracy"))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, problem, silence
+from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, silence, task_data
 
-from attnlab.analysis.bootstrap import scored
+from attnlab.analysis.bootstrap import per_example_metric
 from attnlab.analysis.heads import study, without
 from attnlab.analysis.importance import mean_heads
 from attnlab.nn.attention import UnsupportedError
@@ -19,7 +19,7 @@ from attnlab.training.objective import Objective, evaluate
 
 def test_the_head_that_does_it_all_is_found_and_goes_last() -> None:
     net = only(network(), 1, 2)
-    found = study(net, noisy(problem(net)))
+    found = study(net, noisy(task_data(net)))
     assert found.whole == 1
     worst = min(found.heads, key=lambda head: head.without.metric)
     assert (worst.layer, worst.head) == (1, 2)
@@ -35,7 +35,7 @@ def test_the_head_that_does_it_all_is_found_and_goes_last() -> None:
 
 def test_a_head_that_says_nothing_is_worth_nothing_and_goes_first() -> None:
     net = silence(network(), [(0, 3)])
-    found = study(net, noisy(problem(net)))
+    found = study(net, noisy(task_data(net)))
     head = found.heads[3]
     assert (head.layer, head.head, head.importance) == (0, 3, 0)
     assert head.without.change == 0
@@ -46,7 +46,7 @@ def test_a_head_that_says_nothing_is_worth_nothing_and_goes_first() -> None:
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_the_curve_is_what_pruning_gives(model: str) -> None:
     net = network(model)
-    asked = noisy(problem(net))
+    asked = noisy(task_data(net))
     found = study(net, asked)
     for step in found.curve:
         pruned = prune_heads(net, found.plan(1 - step.left / len(found.heads)))
@@ -58,7 +58,7 @@ def test_the_curve_is_what_pruning_gives(model: str) -> None:
 
 def test_without_replaces_by_zero_or_by_the_mean() -> None:
     net = network()
-    split = problem(net).validation
+    split = task_data(net).validation
     means = mean_heads(net, split)
     x, lengths = split.x, split.lengths
     with torch.no_grad():
@@ -82,21 +82,21 @@ def test_the_mean_in_place_of_a_head_is_less_of_a_loss_where_it_says_the_same_to
         attention = net.mechanisms()[1]
         values = attention.qkv.weight.unflatten(0, (3, H, -1))[2]
         values[2] = 0  # its values are their bias alone
-    asked = noisy(problem(net))
-    assert study(net, asked, instead="mean").heads[6].without.change == 0
-    assert study(net, asked, instead="zero").heads[6].without.change < -0.1
+    asked = noisy(task_data(net))
+    assert study(net, asked, ablation="mean").heads[6].without.change == 0
+    assert study(net, asked, ablation="zero").heads[6].without.change < -0.1
 
 
 def test_the_test_data_are_not_looked_at() -> None:
     net = network()
-    asked = problem(net)
+    asked = task_data(net)
     hidden = Split(torch.full_like(asked.test.x, float("nan")), asked.test.y, asked.test.lengths)
     assert study(net, asked) == study(net, replace(asked, test=hidden))
 
 
 def test_a_sample_of_the_training_data_is_drawn_by_the_seed() -> None:
     net = network()
-    asked = noisy(problem(net))
+    asked = noisy(task_data(net))
     few, other = (study(net, asked, examples=7, seed=seed) for seed in (0, 1))
     assert few.training_examples == 7
     assert few == study(net, asked, examples=7, seed=0)
@@ -107,26 +107,26 @@ def test_a_sample_of_the_training_data_is_drawn_by_the_seed() -> None:
 def test_progress_is_told_of_every_pass() -> None:
     net = network()
     told: list[tuple[int, int]] = []
-    study(net, problem(net), progress=lambda done, of: told.append((done, of)))
+    study(net, task_data(net), progress=lambda done, of: told.append((done, of)))
     assert told == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
 
 
 def test_what_cannot_be_studied() -> None:
     net = network()
     with pytest.raises(ValueError, match="at least 1 training example, not from 0"):
-        study(net, problem(net), examples=0)
-    with pytest.raises(ValueError, match="instead is 'zero' or 'mean', not 'noise'"):
-        study(net, problem(net), instead="noise")  # type: ignore[arg-type]
+        study(net, task_data(net), examples=0)
+    with pytest.raises(ValueError, match="ablation must be 'zero' or 'mean', not 'noise'"):
+        study(net, task_data(net), ablation="noise")  # type: ignore[arg-type]
     alone = network("selfhead")
     with pytest.raises(UnsupportedError, match="SelfAttention has no heads"):
-        study(alone, problem(alone))
+        study(alone, task_data(alone))
 
 
 def test_the_network_is_left_as_it_was() -> None:
     net = network().train()
-    asked = problem(net.eval())
+    asked = task_data(net.eval())
     net.train()
-    before = scored(net, asked.validation, Objective("accuracy"))
-    study(net, asked, instead="mean")
+    before = per_example_metric(net, asked.validation, Objective("accuracy"))
+    study(net, asked, ablation="mean")
     assert net.training
-    assert torch.equal(scored(net, asked.validation, Objective("accuracy")), before)
+    assert torch.equal(per_example_metric(net, asked.validation, Objective("accuracy")), before)

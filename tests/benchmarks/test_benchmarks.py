@@ -18,11 +18,13 @@ from benchmarks import __main__ as command
 from benchmarks import machine, page, picture, report, results
 from benchmarks.goals import GOALS
 from benchmarks.pairing import Pace, Ratio, race, seconds
-from benchmarks.parts import cores, decoding, layers, length, mechanisms, padding
+from benchmarks.parts import cores, decoding, gpu, layers, length, mechanisms, padding
 from benchmarks.peers import PEERS
 from benchmarks.results import Absent, Finding, Growth, Memory, Result, Row, Speed
 
 TINY = Pace(sample=0.0, seconds=0.0, least=3, most=3)
+
+GPU_SIZES = gpu.Sizes(((2, 13, 24, 3),), heads=3, head_dim=8, length=67, window=11, cached=29, padded=(13, 7, 5))
 
 SMALL: dict[str, Callable[[Pace], Iterator[Row]]] = {
     "layers": lambda pace: layers.rows(pace, [(2, 7, 24, 3)]),
@@ -42,7 +44,10 @@ def test_the_page_is_what_the_results_make() -> None:
     assert page.PAGE.read_text("utf-8") == made, "make it anew with: python -m benchmarks page"
 
 
-@pytest.mark.parametrize("name", report.names())
+RECORDED = sorted(file.stem for file in report.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_report_is_what_its_numbers_make(name: str) -> None:
     result = results.read(report.RESULTS / f"{name}.json")
     assert (report.RESULTS / f"{name}.md").read_text("utf-8") == report.markdown(result, report.load(name))
@@ -50,10 +55,11 @@ def test_a_report_is_what_its_numbers_make(name: str) -> None:
 
 def test_results_goals_and_the_readme_name_the_parts_that_there_are() -> None:
     there = set(report.names())
-    assert set(results.read_all(report.RESULTS)) == there
+    assert there - {"gpu"} <= set(RECORDED) <= there
     assert {goal.part for goal in GOALS} <= there
     readme = (Path(report.__file__).parent / "README.md").read_text("utf-8")
-    assert set(re.findall(r"\(results/(\w+)\.md\)", readme)) == there
+    assert set(re.findall(r"\(results/(\w+)\.md\)", readme)) == set(RECORDED)
+    assert all(f"`{name}`" in readme for name in there)
     assert (page.PAGE.parent / "pictures" / page.PICTURE.name).is_file()
 
 
@@ -323,7 +329,7 @@ def test_every_letter_of_a_card_is_an_option_that_the_docstring_explains(name: s
 
 
 def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
-    layer = SlidingWindowAttention(24, 3, window=5)
+    layer = SlidingWindowAttention(24, 3, window_size=5)
     assert evaluate("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
     assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
     assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)
@@ -331,3 +337,27 @@ def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
         evaluate("n·z", layer, 7)
     with pytest.raises(ValueError, match="is neither n, d, h nor"):
         evaluate("print(n)", layer, 7)
+
+
+def test_the_gpu_rows_compare_outputs_and_name_what_is_missing() -> None:
+    rows = list(gpu.rows(TINY, GPU_SIZES, "cpu", torch.float32))  # float32 on a CPU: the same rows, small
+    assert {row.against for row in rows if isinstance(row, Absent)} == {gpu.FLASH}
+    assert {row.against for row in rows if isinstance(row, Speed)} == {
+        "nn.MultiheadAttention",
+        "SDPA",
+        "SDPA with a mask",
+        "SDPA on a preallocated cache",
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_without_a_gpu_the_part_says_what_is_missing_and_records_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
+    monkeypatch.setattr(machine, "pin", lambda threads: [])
+    command.main()
+    assert capsys.readouterr().out.splitlines()[0].startswith("gpu: no CUDA device")
+    assert not list(tmp_path.iterdir())

@@ -227,7 +227,7 @@ def test_a_module_runs_under_its_short_name(checkout: Path) -> None:
 LIGHT = [
     "import models; assert models.__name__ == 'attnlab.models'",
     "import attnlab; attnlab.__version__; dir(attnlab)",
-    "from attnlab import registry; [registry.entry(name) for name in registry.names()]",
+    "from attnlab.catalog import registry; [registry.entry(name) for name in registry.names()]",
     "from attnlab.cli import main; sys.exit(main(['--help']))",
     "from attnlab.cli import main; sys.exit(main(['models']))",
     "from attnlab.cli import main; sys.exit(main(['models', 'multihead', '--json']))",

@@ -61,7 +61,7 @@ def test_one_command_and_all_know_it(checkout: Path) -> None:
     before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
     made = attnlab(checkout, "new", "sliding_window")
     assert made.returncode == 0, made.stderr
-    assert "models/README.md lists it" in made.stdout
+    assert "added to models/README.md" in made.stdout
     folder = checkout / "models" / "sliding_window"
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "__init__.py", "reference.py", "sliding_window.py"]
     changed = [path for path, was in before.items() if path.read_bytes() != was]

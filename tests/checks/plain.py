@@ -30,7 +30,17 @@ class Plain(Attention):
         memory="n²·h + n·d",
         representation="",
         use_case="",
-        supports=("causal", "mask", "attn_bias", "context", "cache", "weights", "equivariant"),
+        supports=(
+            "causal",
+            "padding",
+            "segments",
+            "arbitrary_mask",
+            "attn_bias",
+            "context",
+            "cache",
+            "weights",
+            "equivariant",
+        ),
     )
 
     def __init__(

@@ -243,7 +243,7 @@ def test_capabilities_of_a_mechanism_are_those_of_its_card() -> None:
     report = check_attention(RunningMean, fast=True)
     assert report["weights_reproduce_output"].outcome == "pass"
     assert report["weights_sum_to_one"].detail == "its attention weights are not probabilities"
-    assert report["no_masked_key_leakage"].detail == "it takes no mask"
+    assert report["no_masked_key_leakage"].detail == "it does not take every mask"
     assert report["matches_reference_outputs"].detail == "it has no reference implementation"
     assert report["unsupported_arguments_raise"].outcome == "pass"
 
@@ -412,8 +412,8 @@ def test_registration_rejects_duplicates_and_unknown_capabilities() -> None:
     all_checks()  # registers them, if this test comes first
     with pytest.raises(ValueError, match="a check named 'output_shape' exists already"):
         check("output_shape")(lambda case: Measurement(0, 0))
-    with pytest.raises(UnknownNameError, match="unknown capability 'maks'; did you mean mask"):
-        check("new", needs=("maks",))
+    with pytest.raises(UnknownNameError, match="unknown capability 'pading'; did you mean padding"):
+        check("new", needs=("pading",))
 
 
 def test_checks_are_identifiers_with_documentation_and_slow_ones_come_last() -> None:

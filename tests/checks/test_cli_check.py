@@ -75,7 +75,7 @@ def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) 
 def test_call_and_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
     how = ["--call", "third_party:call_hugging_face_style", "--capabilities", "padding"]
     assert main(["check", "third_party:HuggingFaceStyle", *how, "--fast"]) == 0
-    assert "it takes no mask" in " ".join(capsys.readouterr().out.split())
+    assert "it does not take every mask" in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_mechanisms_are_checked_if_one_cannot_be_imported(
@@ -100,7 +100,7 @@ def test_other_mechanisms_are_checked_if_one_cannot_be_imported(
     assert main(["check", "multihead"]) == 2
 
 
-@pytest.mark.parametrize("positions", ["none", "rotary(share=0.5)", "alibi"])
+@pytest.mark.parametrize("positions", ["none", "rotary(rotary_fraction=0.5)", "alibi"])
 def test_positions_are_options(positions: str, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--args", f"positions={positions}", "--only", "matches_reference_outputs", "--json"]
     assert main(["check", "multihead", *asked]) == 0
@@ -112,7 +112,10 @@ def test_positions_are_options(positions: str, capsys: pytest.CaptureFixture[str
     [
         (["multihead", "--args", "bias=none"], "--args takes Python literals: bias=None"),
         (["multihead", "--args", "positions=rotary("], "positions is none, rotary, alibi or t5, or one of these with"),
-        (["multihead", "--args", "positions=None"], "positions are words or an attnlab.positions.Positions, not None"),
+        (
+            ["multihead", "--args", "positions=None"],
+            "positions must be a str or an attnlab.positions.Positions",
+        ),
         (["multihed"], "unknown model 'multihed'; did you mean multihead?"),
         (["third_party.Correct"], "'third_party.Correct' names no class; write MODULE:CLASS"),
         (["third_party:"], "'third_party:' is not MODULE:CLASS"),

@@ -31,43 +31,43 @@ FLAGS = {
     "--num_heads 0": "num_heads must be",
     "--embed_dim 0": "embed_dim must be from 1 to 65,536, not 0",
     "--embed_dim -4": "embed_dim must be from 1 to 65,536, not -4",
-    "--embed_dim nan": "--embed_dim takes a whole number, not 'nan'",
-    "--embed_dim 6.5": "--embed_dim takes a whole number, not '6.5'",
+    "--embed_dim nan": "--embed_dim must be an integer, not 'nan'",
+    "--embed_dim 6.5": "--embed_dim must be an integer, not '6.5'",
     "--embed_dim 99999999999": "embed_dim must be from 1 to 65,536, not 99999999999",
     "--layers 0": "layers must be from 1 to 1,000, not 0",
     "--learning_rate nan": "learning_rate must be from 1e-12 to 100, not nan",
     "--learning_rate inf": "learning_rate must be from 1e-12 to 100, not inf",
     "--learning_rate 0": "learning_rate must be from 1e-12 to 100, not 0.0",
-    "--learning_rate fast": "--learning_rate takes a number, not 'fast'",
+    "--learning_rate fast": "--learning_rate must be a number, not 'fast'",
     "--epochs 0": "epochs must be from 1 to 10,000,000, not 0",
     "--steps -3": "steps must be from 1 to 100,000,000, not -3",
-    "--epochs 3 --steps 3": "--epochs and --steps both say how long; give one of them",
+    "--epochs 3 --steps 3": "--epochs and --steps both set the length of the run; give one of them",
     "--batch_size 0": "batch_size must be from 1 to 10,000,000, not 0",
     "--dropout 1": "dropout must be from 0 to 0.99, not 1.0",
     "--dropout -0.1": "dropout must be from 0 to 0.99, not -0.1",
     "--warmup 2": "warmup must be from 0 to 1, not 2.0",
     "--weight_decay -1": "weight_decay must be from 0 to 100, not -1.0",
-    "--clip -1": "clip must be from 0 to 1,000,000, not -1.0",
+    "--grad_clip -1": "grad_clip must be from 0 to 1,000,000, not -1.0",
     "--patience 0": "patience must be from 1 to 1,000,000, not 0",
     "--seed -1": "seed must be from 0 to 999,999,999, not -1",
     "--val_fraction 1": "val_fraction must be from 0.001 to 0.9, not 1.0",
     "--threads 0": "threads must be from 1 to 4,096, not 0",
     "--checkpoint_seconds nan": "checkpoint_seconds must be 0 or more, not nan",
-    "--position_embedding waves": "--position_embedding is one of 'learned', 'sinusoidal', 'none', not 'waves'",
+    "--position_embedding waves": "--position_embedding must be one of learned, sinusoidal, none, not 'waves'",
     "--positions=rope": "positions is none, rotary, alibi or t5, or one of these with settings, such as rotary(",
     "--positions=rotary(": "not 'rotary('",
     "--positions=rotary(500)": "settings are NAME=VALUE, such as rotary(base=500000); not 'rotary(500)'",
     "--positions=rotary(bse=500)": "rotary has no setting bse; did you mean base?",
     "--positions=t5(buckets=3)": "buckets is a whole number from 4 to 65536, not 3",
     "--embed_dim 6 --num_heads 2 --positions=rotary": "1 of head_dim (3) must be even and at least 2, not 3",
-    "--precision float8": "--precision is one of 'float32', 'bfloat16', 'float16', 'float64', not 'float8'",
+    "--precision float8": "--precision must be one of float32, bfloat16, float16, float64, not 'float8'",
     # what the machine does not have
     "--device cuda:77": "device 'cuda:77' is not there; there are here: auto, cpu",
     "--device gpu": "unknown device 'gpu'; there are here: auto, cpu",
     "--embed_dim 65536 --layers 1000": "parameters need",
     # what a task does not do
     "--seq_length 5": "the data of digits say how long a sequence is, not --seq_length 5; leave it out",
-    "--task fetch --seq_length 1": "--seq_length for fetch must be from 9 to 100,000, not 1",
+    "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
     "--task text --no_causal": "text asks for what comes next, so the model must not look ahead: leave out --no_causal",
     "--target b": "digits has no columns, so --target b means nothing to it; leave it out",
     # the user's own data
@@ -110,7 +110,7 @@ COMMANDS = {
     "predict": "RUN is missing (see attnlab predict --help)",
     "predict not_there": "--data is missing (see attnlab predict --help)",
     "predict not_there --data good.csv": "there is no checkpoint not_there; attnlab runs lists the runs that have one",
-    "predict not_there --data gone.csv": "--data gone.csv is not there",
+    "predict not_there --data gone.csv": "--data gone.csv does not exist",
     "predict good.csv --data good.csv": "good.csv",
     "predict not_there --data good.csv --output x.xls": "--output x.xls must end in .csv, .parquet or .jsonl",
     "generate not_there": "there is no checkpoint not_there",
@@ -123,8 +123,8 @@ COMMANDS = {
     "heads not_there --prune 0.25": "--prune SHARE and --save_path FILE go together",
     "heads not_there --save_path x.pth": "--prune SHARE and --save_path FILE go together",
     "heads not_there --examples 0": "--examples must be at least 1, not 0",
-    "heads not_there --instead nothing": "--instead is one of 'zero', 'mean', not 'nothing'",
-    "runs not_there": "not_there is no folder",
+    "heads not_there --ablation nothing": "--ablation must be one of zero, mean, not 'nothing'",
+    "runs not_there": "not_there is not a folder",
     "models multihed": "unknown model 'multihed'; did you mean multihead?",
     "tasks digits": "unexpected argument 'digits'",
     "check multihed": "unknown model 'multihed'; did you mean multihead?",
@@ -168,7 +168,7 @@ def test_a_command_that_cannot_be(line: str, mine: Path) -> None:
 
 
 def test_a_word_that_is_no_text() -> None:
-    assert "is no valid UTF-8" in refused("train", "--data", "m\udcffine.csv")
+    assert "is not valid UTF-8" in refused("train", "--data", "m\udcffine.csv")
 
 
 def test_a_name_of_several_lines_stays_in_one() -> None:
@@ -209,18 +209,18 @@ def test_overwrite_replaces_it(run: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--embed_dim 16", "run was started with embed_dim=8, so it cannot go on with 16; leave --embed_dim out"),
-        ("--num-heads=4", "run was started with num_heads=2, so it cannot go on with 4; leave --num_heads out"),
+        ("--embed_dim 16", "run was started with embed_dim=8, so it cannot resume with 16; leave out --embed_dim"),
+        ("--num-heads=4", "run was started with num_heads=2, so it cannot resume with 4; leave out --num_heads"),
         ("--steps 2", "run is trained for steps=3 and has reached its end, step 3, so it cannot be trained for 2"),
-        ("--model selfhead", "run was started with model=multihead, so it cannot go on with selfhead"),
+        ("--model selfhead", "run was started with model=multihead, so it cannot resume with selfhead"),
         (
             "--positions=alibi",
-            "run was started with positions=none, so it cannot go on with alibi; leave --positions out",
+            "run was started with positions=none, so it cannot resume with alibi; leave out --positions",
         ),
-        ("--position_embedding none", "run was started with position_embedding=learned, so it cannot go on with none"),
-        ("--no_mlp", "run was started with mlp=True, so it cannot go on with False"),
-        ("--run_dir other", "leave --run_dir out"),
-        ("--overwrite", "leave --overwrite out"),
+        ("--position_embedding none", "run was started with position_embedding=learned, so it cannot resume with none"),
+        ("--no_mlp", "run was started with mlp=True, so it cannot resume with False"),
+        ("--run_dir other", "leave out --run_dir"),
+        ("--overwrite", "leave out --overwrite"),
     ],
 )
 def test_resuming_with_a_changed_option(flags: str, message: str, run: Path) -> None:
@@ -231,7 +231,7 @@ def test_resuming_with_the_same_options_is_the_same(run: Path) -> None:
     before = below(run)
     said = call("train", "--resume", "run", "--embed_dim", "8", "--num_heads", "2")
     assert said.code == 0
-    assert "run has finished already" in said.out
+    assert "run has already finished" in said.out
     assert below(run) == before
 
 
@@ -291,15 +291,15 @@ def test_data_that_do_not_fit_the_network(run: Path, mine: Path) -> None:
 
 
 def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def poisoned(trainer: Trainer) -> object:
         if trainer.run is not None and trainer.step == 61:
             with torch.no_grad():
                 next(trainer.network.parameters()).fill_(float("nan"))
-        return advance(trainer)
+        return training_step(trainer)
 
-    monkeypatch.setattr(Trainer, "advance", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
     words = [*SMALL[:-1], "97", "--checkpoint_seconds", "0", "--run_dir", "run", "--quiet"]
     said = call(*words)
     assert said.code == 2
@@ -314,7 +314,7 @@ def test_memory_that_runs_out_says_what_to_reduce(monkeypatch: pytest.MonkeyPatc
     def exhausted(_: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
 
-    monkeypatch.setattr(Trainer, "advance", exhausted)
+    monkeypatch.setattr(Trainer, "training_step", exhausted)
     said = call(*SMALL, "--quiet")
     assert said.code == 2
     assert said.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")

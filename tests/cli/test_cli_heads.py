@@ -42,12 +42,12 @@ def test_a_line_a_head_and_a_line_a_step() -> None:
     assert [line[0] for line in lines if len(line) == 7 and line[1].count(".") == 1] == list("765432")
     for words in (
         "multihead on digits: accuracy 0.",
-        "each head alone replaced by zero",
+        "one head at a time replaced by zero",
         "importance on 97 training examples",
-        "on 143 validation examples; the test data were not looked at",
+        "on 143 validation examples; the test data were not used",
     ):
         assert words in said.out
-    assert "each head alone replaced by its mean" in call("heads", "run", "--instead", "mean").out
+    assert "one head at a time replaced by its mean" in call("heads", "run", "--ablation", "mean").out
     assert below(Path()) == before, "looking changes nothing"
 
 
@@ -101,9 +101,9 @@ def test_groups_go_whole() -> None:
         ("heads run --prune 0.1 --save_path x.pth", "from 1 to 6 of all can go, a share from 0.125 to 0.75"),
         ("heads grouped --prune 0.2 --save_path x.pth", "from 2 to 4 of all can go"),
         ("heads run --prune 0.5 --save_path x.bin", "--save_path x.bin must end in .safetensors, .pth or .pt"),
-        ("heads run --prune 0.5 --save_path run/model.safetensors", "is in the run's own folder, which stays as it is"),
+        ("heads run --prune 0.5 --save_path run/model.safetensors", "is inside the folder of the run"),
         ("heads run --device gpu", "unknown device 'gpu'"),
-        ("heads run --prune half", "--prune takes a number, not 'half'"),
+        ("heads run --prune half", "--prune must be a number, not 'half'"),
     ],
 )
 def test_what_cannot_be_asked(line: str, says: str) -> None:

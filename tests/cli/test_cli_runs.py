@@ -57,16 +57,16 @@ def listed(*words: str) -> dict[str, dict[str, Any]]:
 @contextlib.contextmanager
 def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every run is stopped by Ctrl-C after this step."""
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def stopping(trainer: Trainer) -> Any:
-        loss = advance(trainer)
+        loss = training_step(trainer)
         if trainer.run is not None and trainer.step == step:
             signal.raise_signal(signal.SIGINT)
         return loss
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "advance", stopping)
+        patched.setattr(Trainer, "training_step", stopping)
         yield
 
 
@@ -163,8 +163,8 @@ def test_a_damaged_run_does_not_hide_the_others(name: str, content: str | None, 
 
 def test_a_folder_without_runs(here: Path) -> None:
     Path("empty").mkdir()
-    assert call("runs", "empty").out == "no runs in empty; attnlab train makes one\n"
-    assert "none is no folder; give the one that holds the runs" in refused("runs", "none")
+    assert call("runs", "empty").out == "no runs in empty; attnlab train creates one\n"
+    assert "none is not a folder; give the folder that contains the runs" in refused("runs", "none")
 
 
 # Comparing two
@@ -263,7 +263,7 @@ def test_evaluate_says_how_training_ended(here: Path) -> None:
     assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "early"
     Path("runs/plateau/result.json").unlink()
     said = call("evaluate", "runs/plateau")
-    assert "training has not ended)" in said.out
+    assert "training has not finished)" in said.out
     assert "seen once" not in said.out
     assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "unfinished"
 
@@ -278,7 +278,7 @@ def test_a_finished_run_is_extended(here: Path) -> None:
     assert listed()["one"]["step"] == 9
     again = call("train", "--resume", "runs/one", "--steps", "9")
     assert again.code == 0
-    assert "runs/one has finished already" in again.out
+    assert "runs/one has already finished" in again.out
 
 
 def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest
     with stopped_at(11, monkeypatch):
         said = call("train", "--resume", "runs/one", "--steps", "29", "--quiet")
     assert said.code == 130
-    assert re.match(r"stopped at step \d+ of 29; go on with: .* --resume runs/one", said.err)
+    assert re.match(r"stopped at step \d+ of 29; resume with: .* --resume runs/one", said.err)
     assert listed()["one"]["status"] == "stopped"
     assert call("train", "--resume", "runs/one", "--quiet").code == 0
     one, whole = (load_tensors(Path(f"runs/{name}/model.safetensors"))[0] for name in ("one", "whole"))
@@ -299,9 +299,9 @@ def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest
     [
         ("runs/one --steps 4", "trained for steps=5 and has reached its end, step 5, so it cannot be trained for 4"),
         ("runs/one --epochs 9", "is trained by steps (steps=5); extend it with --steps, not --epochs"),
-        ("runs/one --steps 9 --learning_rate 1", "was started with learning_rate=0.001, so it cannot go on with 1.0"),
+        ("runs/one --steps 9 --learning_rate 1", "was started with learning_rate=0.001, so it cannot resume with 1.0"),
         ("runs/one --steps 1000000000", "steps must be from 1 to 100,000,000, not 1000000000"),
-        ("runs/one --steps 9 --epochs 9", "--epochs and --steps both say how long; give one of them"),
+        ("runs/one --steps 9 --epochs 9", "--epochs and --steps both set the length of the run; give one of them"),
         ("runs/plateau --epochs 9", "is out of patience: its last 1 evaluations"),
     ],
 )

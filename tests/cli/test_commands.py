@@ -19,8 +19,8 @@ from answers import below, call, files
 import attnlab
 from attnlab import cli
 from attnlab.cli._console import Console
-from attnlab.cli._program import program, trainer
-from attnlab.cli._words import show_result
+from attnlab.cli._format import show_result
+from attnlab.cli._invocation import program, trainer
 from attnlab.network import Network
 from attnlab.training.runs import Run
 
@@ -39,7 +39,7 @@ def test_train_evaluate_predict_runs() -> None:
         "time      about ",
         "run       runs/digits-multihead-001",
         "step 5 of 5  loss ",
-        "test accuracy on 359 examples (the network",
+        "test accuracy on 359 examples (best network",
         "3 nearest neighbours",
         "logistic regression",
         "majority class",
@@ -76,7 +76,7 @@ def test_train_evaluate_predict_runs() -> None:
     rows = list(csv.DictReader(io.StringIO(call("predict", str(here), "--data", "new.npz").out)))
     scores = network(torch.from_numpy(np.load("new.npz")["x"]))
     assert [int(row["prediction"]) for row in rows] == scores.argmax(-1).flatten().tolist()
-    assert call("predict", str(here), "--data", "new.npz", "--output", "out.jsonl").out == "3 rows in out.jsonl\n"
+    assert call("predict", str(here), "--data", "new.npz", "--output", "out.jsonl").out == "wrote 3 rows to out.jsonl\n"
     lines = [json.loads(line) for line in Path("out.jsonl").read_text("utf-8").splitlines()]
     assert [str(line["prediction"]) for line in lines] == [row["prediction"] for row in rows]
 
@@ -176,7 +176,7 @@ def test_data_that_moved_are_named_again() -> None:
     assert result is not None
     moved = json.loads(call("evaluate", "run", "--data", "moved.csv", "--json").out)
     assert (moved["metrics"], moved["confusion"]) == (result["metrics"], result["confusion"])
-    assert moved["notes"][0].startswith("moved.csv is what the run was trained on: only its test rows")
+    assert moved["notes"][0].startswith("the run was trained on moved.csv: only its test rows")
     assert json.loads(call("evaluate", "run", "--data", "other.csv", "--json").out)["test_examples"] == 97
 
 
@@ -226,7 +226,7 @@ def test_an_output_that_is_full_is_said() -> None:
             [sys.executable, "-m", "attnlab", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 2
-    assert done.stderr == "error: the system says: No space left on device\n"
+    assert done.stderr == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize("width", [40, 72])
@@ -271,6 +271,6 @@ def test_a_result_on_a_narrow_terminal(width: int, terminal: bool) -> None:
     shown = out.getvalue()
     assert "…" not in shown
     assert "3 nearest neighbours" in shown
-    assert ("a wider terminal shows" in shown) == (width == 60)
+    assert ("a wider terminal also shows" in shown) == (width == 60)
     row = next(line for line in shown.splitlines() if "111" in line)
     assert row.split() == [*(["3"] if terminal else []), "Switzerland", "111", "112", "113", "114", "115"]

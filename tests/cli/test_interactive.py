@@ -24,15 +24,15 @@ import pty
 
 SHORT = ("--steps", "2", "--quiet", "--run_dir", "run")
 QUESTIONS = (
-    "which mechanism",
-    "what to train it on",
-    "the width of every token (embed_dim)",
+    "the mechanism",
+    "the task",
+    "the embedding width (embed_dim)",
     "(num_heads)",
-    "what is added to each token for its place (position_embedding)",
+    "the position embedding that is added to each token (position_embedding)",
     "blocks of [mechanism, MLP] (layers)",
-    "sequences a step (batch_size)",
-    "the highest learning rate (learning_rate)",
-    "save the network to a file too",
+    "sequences per step (batch_size)",
+    "the peak learning rate (learning_rate)",
+    "also save the network to a file",
     "train now",
 )
 
@@ -49,7 +49,7 @@ def flat(said: Said) -> str:
 
 def same_as(said: Said) -> list[str]:
     """The command that is shown to say the same."""
-    return shlex.split(said.out.split("the same as a command:\n  ")[1].split("\n")[0])
+    return shlex.split(said.out.split("equivalent command:\n  ")[1].split("\n")[0])
 
 
 def test_empty_answers_take_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         *("0", "wide", "-3", "10"),
         *("3", "0", "2.5", "10"),
         "",
-        *("rope", "rotary", "t5(buckets=3)", "2", "alibi"),
+        *("rotery", "rotary", "t5(buckets=3)", "2", "alibi"),
         *("waves", "none"),
         *("0", "2"),
         *("0", ""),
@@ -111,14 +111,14 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "unknown model '97'; there are: ",
         "unknown task 'digit'; did you mean digits?",
         "embed_dim must be from 1 to 65,536, not 0",
-        "--embed_dim takes a whole number, not 'wide'",
+        "--embed_dim must be an integer, not 'wide'",
         "embed_dim must be from 1 to 65,536, not -3",
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
-        "num_heads takes a whole number, not '2.5'",
+        "num_heads must be an integer, not '2.5'",
         "or one of these with settings, such as rotary(base=500000); not 'rope'",
         "buckets is a whole number from 4 to 65536, not 3",
         "unknown position_embedding 'waves'; there are: learned, sinusoidal, none",
-        "rotary positions turn pairs: 1 of head_dim (1) must be even and at least 2, not 1",
+        "rotary positions need an even head_dim, not 1",
         "layers must be from 1 to 1,000, not 0",
         "batch_size must be from 1 to 10,000,000, not 0",
         "learning_rate must be from 1e-12 to 100, not nan",
@@ -135,9 +135,9 @@ def test_flags_beside_it_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) ->
     words = ("--model", "multihead", "--embed-dim=16", "--num_heads", "2", "--layers", "1", "--no-bias")
     said = answered(monkeypatch, "\n" * 9, *SHORT, *words)
     assert said.code == 0, said
-    for question in ("which mechanism", "embed_dim)", "num_heads)", "layers)", "(bias)", "optimizer steps"):
+    for question in ("the mechanism [", "embed_dim)", "num_heads)", "layers)", "(bias)", "optimizer steps"):
         assert question not in said.out
-    for question in ("what to train it on", "(batch_size)", "(learning_rate)", "train now"):
+    for question in ("the task", "(batch_size)", "(learning_rate)", "train now"):
         assert question in said.out
     settings = Run.open(Path("run")).settings
     assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.options["bias"]) == (
@@ -163,7 +163,7 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (
         "my own file a table, a text or arrays (",
         "give the name of a file",
-        "none.csv is not there",
+        "none.csv does not exist",
         "no task reads .doc (x.doc); give one of ",
         "folder.csv is a folder; give a file in it",
         "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
@@ -180,7 +180,7 @@ def test_the_last_column_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "".join(f"{i % 7},{i % 5},{'xy'[i % 7 > 3]}\n" for i in range(89))
     files(Path(), {"mine.csv": "number,other,letter\n" + rows})
     said = answered(monkeypatch, "my own file\nmine.csv\n\n", *SHORT, "--model=selfhead")
-    assert "the column to predict [letter]: letter the width of every token (embed_dim)" in flat(said)
+    assert "the column to predict [letter]: letter the embedding width (embed_dim)" in flat(said)
     assert "the input ended before the last question" in said.err
 
 
@@ -189,14 +189,14 @@ def test_a_file_of_text_has_no_column_to_ask_for(monkeypatch: pytest.MonkeyPatch
     files(Path(), {"mine.txt": text})
     said = answered(monkeypatch, "my own file\nmine.txt\n", *SHORT, "--model=selfhead")
     assert "my own file your file (" in flat(said)
-    assert "): mine.txt the width of every token (embed_dim)" in flat(said)
+    assert "): mine.txt the embedding width (embed_dim)" in flat(said)
 
 
 @pytest.mark.parametrize("task", ["table", "arrays"])
 def test_a_task_that_needs_a_file_is_not_a_choice_but_may_be_a_flag(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"unknown task '{task}'; " in flat(answered(monkeypatch, f"multihead\n{task}\n", *SHORT))
     said = answered(monkeypatch, "multihead\n\n", *SHORT, "--task", task)
-    assert f"{task} has no data of its own; give a file" in flat(said)
+    assert f"{task} has no built-in data; give a file" in flat(said)
 
 
 def test_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_a_closed_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for stdin in (None, closed):
         monkeypatch.setattr(sys, "stdin", stdin)
         assert refused("train", "--interactive") == (
-            "--interactive reads answers from the standard input, which is closed; give the settings as flags"
+            "--interactive reads answers from standard input, which is closed; give the settings as flags"
         )
 
 
@@ -245,7 +245,7 @@ def test_a_closed_input_is_said_by_a_process_of_its_own() -> None:
     command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --interactive reads answers from the standard input, which is closed")
+    assert done.stderr.startswith("error: --interactive reads answers from standard input, which is closed")
     assert done.stderr.count("\n") == 1
 
 
@@ -283,7 +283,7 @@ def test_ctrl_c_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resume_has_nothing_to_ask() -> None:
     assert call("train", *SHORT, "--embed_dim", "8", "--layers", "1").code == 0
-    assert "there is nothing to ask" in refused("train", "--interactive", "--resume", "run")
+    assert "leave out --interactive or --resume" in refused("train", "--interactive", "--resume", "run")
 
 
 # On a terminal
@@ -341,21 +341,21 @@ DOWN, ENTER, CTRL_C, CTRL_D = "\x1b[B", "\r", "\x03", "\x04"
 @pytest.mark.slow
 def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
     terminal = Terminal("train", "--interactive", *SHORT, "--layers", "1", "--batch_size=32", "--learning_rate=0.01")
-    terminal.until("which mechanism")
+    terminal.until("the mechanism")
     terminal.until("selfhead")
     terminal.type("selfhead" + DOWN + ENTER)  # what is typed leaves those that hold it
-    terminal.until("what to train it on")
+    terminal.until("the task")
     terminal.until("digits")
     terminal.type(ENTER)
     terminal.until("(embed_dim)")
     terminal.type("\x7f\x7f0" + ENTER)
     terminal.until("embed_dim must be from 1 to 65,536, not 0")
     terminal.type("\x7f16" + ENTER)
-    terminal.until("what is added to each token")
+    terminal.until("the position embedding that")
     terminal.type(ENTER)
     terminal.until("save_path")
     terminal.type(ENTER)
-    terminal.until("the same as a command")
+    terminal.until("equivalent command")
     terminal.until("train now")
     terminal.type("y")
     assert terminal.leave() == 0, terminal.shown
@@ -366,7 +366,7 @@ def test_arrow_keys_and_a_refusal_on_a_terminal() -> None:
 @pytest.mark.slow
 def test_enter_has_no_effect_while_no_choice_matches_on_a_terminal() -> None:
     terminal = Terminal("train", "--interactive", *SHORT, "--model", "selfhead", "--embed_dim=8", "--layers=1")
-    terminal.until("what to train it on")
+    terminal.until("the task")
     terminal.until("my own file")
     terminal.type("indxction" + ENTER)
     terminal.until("\x07")
@@ -374,14 +374,14 @@ def test_enter_has_no_effect_while_no_choice_matches_on_a_terminal() -> None:
     terminal.until("(position_embedding)")
     terminal.type(CTRL_C)
     assert terminal.leave() == 130, terminal.shown
-    assert "what to train it on induction" in terminal.shown
+    assert "the task induction" in terminal.shown
 
 
 @pytest.mark.slow
 def test_choices_are_wrapped_on_a_narrow_terminal() -> None:
     summary = registry.entry("longformer").card.summary
     terminal = Terminal("train", "--interactive", *SHORT, columns=60)
-    terminal.until("which mechanism")
+    terminal.until("the mechanism")
     terminal.until("longformer")
     terminal.type("longformer")
     terminal.until("/ ")
@@ -399,10 +399,10 @@ def test_a_choice_that_does_not_fit_is_asked_again_on_a_terminal() -> None:
     )
     terminal.until("how place matters")
     terminal.type(DOWN + ENTER)
-    terminal.until("rotary positions turn pairs")
+    terminal.until("rotary positions need an even")
     terminal.until("how place matters")
     terminal.type(DOWN + DOWN + ENTER)
-    terminal.until("what is added to each token")
+    terminal.until("the position embedding that")
     terminal.type(DOWN + ENTER)
     terminal.until("save_path")
     terminal.type(ENTER)
@@ -419,9 +419,9 @@ def test_beside_the_choices_one_may_write_on_a_terminal() -> None:
     more = ("--batch_size=32", "--learning_rate=0.01", "--position_embedding=none", "--save_path=x.pth")
     terminal = Terminal("train", "--interactive", *SHORT, *flags, *more)
     terminal.until("how place matters")
-    terminal.until("write it out")
+    terminal.until("another value")
     terminal.type(DOWN * 4 + ENTER)
-    terminal.until("in your own words: how place matters")
+    terminal.until("another value: how place matters")
     terminal.until("none")
     terminal.type("\x7f" * 4 + "t5(buckets=3)" + ENTER)
     terminal.until("buckets is a whole number from 4")
@@ -436,7 +436,7 @@ def test_beside_the_choices_one_may_write_on_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("flags", "question", "keys", "code"),
     [
-        ((), "which mechanism", CTRL_C, 130),
+        ((), "the mechanism", CTRL_C, 130),
         (("--model=selfhead", "--task=digits"), "(embed_dim)", CTRL_C, 130),
         (("--model=selfhead", "--task=digits"), "(embed_dim)", "\x7f\x7f" + CTRL_D, 0),
     ],

@@ -66,7 +66,7 @@ FITTING: dict[str, list[str]] = {
     "--position_embedding": ["learned", "sinusoidal", "none"],
     "--positions": ["rotary", "rotary(base=500)", "t5(buckets=3", "alibi"],
     "--precision": ["float64", "bfloat16"],
-    "--instead": ["zero", "mean"],
+    "--ablation": ["zero", "mean"],
     "--output": ["out.csv", "out.jsonl", "none/out.csv"],
     "--save_path": ["o.pth", "none/o.safetensors", "run"],
     "--run_dir": ["new", "run", "mine.csv"],

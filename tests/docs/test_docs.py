@@ -31,8 +31,8 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "takes minutes",
     ),
     **{
-        f"python main.py --task fetch --num_heads {heads}": (
-            f"python main.py --task fetch --num_heads {heads} --steps 3",
+        f"python main.py --task multi_lookup --num_heads {heads}": (
+            f"python main.py --task multi_lookup --num_heads {heads} --steps 3",
             "the page shows no number of it, and docs/heads.md trains one whole",
         )
         for heads in (1, 4, 8)
@@ -196,7 +196,7 @@ def test_a_wrong_page_fails(right: str, wrong: str, message: str, tmp_path: Path
 def test_a_wrong_number_in_a_lesson_fails(tmp_path: Path) -> None:
     lesson = (ROOT / "models/selfhead/README.md").read_text("utf-8")
     right = "causal: 21 35 51"
-    part = lesson[lesson.index("## Three tokens by hand") : lesson.index("## The equation")]
+    part = lesson[lesson.index("## Three tokens by hand") : lesson.index("## Equation and code")]
     assert right in part
     run(part, tmp_path / "right")
     with pytest.raises(AssertionError, match="but prints"):

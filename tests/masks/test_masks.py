@@ -40,27 +40,27 @@ def integers(size: int, low: int, high: int) -> st.SearchStrategy[Tensor]:
 LENGTHS = integers(B, 0, KEYS)
 PLAIN = st.one_of(
     st.builds(masks.causal),
-    st.integers(1, KEYS + 1).map(masks.window),
+    st.integers(1, KEYS + 1).map(masks.sliding_window),
     st.builds(masks.dilated, st.integers(1, KEYS), st.integers(1, 3)),
-    st.integers(1, KEYS + 1).map(masks.every),
+    st.integers(1, KEYS + 1).map(masks.strided),
     st.integers(1, KEYS + 1).map(masks.global_tokens),
-    st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: masks.summaries(sum(pair), pair[0])),
+    st.tuples(st.integers(1, 4), st.integers(0, 3)).map(lambda pair: masks.block_summary(sum(pair), pair[0])),
     st.integers(0, KEYS + 1).map(masks.prefix),
-    st.integers(1, KEYS + 1).map(masks.blocks),
+    st.integers(1, KEYS + 1).map(masks.block_local),
 )
 POSITIONAL = st.one_of(
     PLAIN,
     LENGTHS.map(masks.prefix),
     LENGTHS.map(masks.padding),
-    LENGTHS.map(lambda lengths: masks.padding(lengths, side="left", total=KEYS)),
+    LENGTHS.map(lambda lengths: masks.padding(lengths, side="left", max_length=KEYS)),
     integers(KEYS, 0, 2).map(masks.documents),
     integers(B * KEYS, 0, 2).map(lambda ids: masks.documents(ids.view(B, KEYS))),
-    booleans(4, 4).map(lambda pattern: masks.blocks(2, pattern)),
-    booleans(B, H, 3, 3).map(lambda pattern: masks.blocks(3, pattern)),
+    booleans(4, 4).map(lambda pattern: masks.block_sparse(2, pattern)),
+    booleans(B, H, 3, 3).map(lambda pattern: masks.block_sparse(3, pattern)),
     booleans(B, KEYS).map(masks.from_key_padding_mask),
     st.builds(masks.random_blocks, st.integers(1, 3), st.integers(1, 2), st.integers(0, 99)),
-    st.builds(lambda size, around: masks.blocks(size, around=around), st.integers(1, 4), st.integers(0, 2)),
-    st.lists(PLAIN, min_size=H, max_size=H).map(masks.by_head),
+    st.builds(lambda size, around: masks.block_local(size, neighbors=around), st.integers(1, 4), st.integers(0, 2)),
+    st.lists(PLAIN, min_size=H, max_size=H).map(masks.per_head),
 )
 SQUARE = st.one_of(
     POSITIONAL,
@@ -126,7 +126,7 @@ def test_queries_are_aligned_at_the_end(mask: Mask, queries: int) -> None:
 
 @given(combined(SQUARE))
 def test_sees_itself_is_never_claimed_wrongly(mask: Mask) -> None:
-    if mask.sees_itself:
+    if mask.includes_diagonal:
         assert matrix(mask).diagonal(dim1=-2, dim2=-1).all()
 
 
@@ -134,9 +134,9 @@ def test_sees_itself_is_never_claimed_wrongly(mask: Mask) -> None:
 def test_what_is_reachable_and_the_step_leave_nothing_out(mask: Mask, queries: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, KEYS - queries))
     seen = matrix(mask)[:, :, first : first + queries].flatten(0, 2).any(0)
-    assert (mask.reachable(range(first, first + queries), torch.arange(KEYS)) | ~seen).all()
+    assert (mask.candidate_keys(range(first, first + queries), torch.arange(KEYS)) | ~seen).all()
     q, k = matrix(mask).flatten(0, 1).any(0).nonzero(as_tuple=True)
-    assert ((q - k) % mask.step == 0).all()
+    assert ((q - k) % mask.stride == 0).all()
 
 
 @given(combined(SQUARE), st.integers(1, KEYS))
@@ -169,15 +169,15 @@ def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: 
 @given(st.integers(2, 5), st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 3), st.integers(0, 5))
 def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, first: int) -> None:
     """Each residue of the step has the tiles of the first, moved by as many positions, whatever the other rules are."""
-    mask = masks.every(step) & mask
+    mask = masks.strided(step) & mask
     length = KEYS - first
     bound = mask.bind(length, shape=(B, H), first=first)
-    assert bound.folds
+    assert bound.can_fold
     rest = bound.tensor().expand(B, H, length, length).clone()
-    for rows, keys in bound.tiles(size, one_step=True):
+    for rows, keys in bound.tiles(size, one_residue=True):
         assert isinstance(keys, slice)
-        part = bound.folded_tile(rows, keys).expand(B, mask.step, H, -1, -1)
-        for residue in range(mask.step):
+        part = bound.folded_tile(rows, keys).expand(B, mask.stride, H, -1, -1)
+        for residue in range(mask.stride):
             r, c = torch.arange(length)[rows] + residue, torch.arange(length)[keys] + residue
             inside = r[:, None] < length, c < length
             assert not part[:, residue, ..., ~inside[1]].any()
@@ -187,12 +187,12 @@ def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, 
     assert not rest.any()
 
 
-@given(st.lists(st.sampled_from([masks.window(2), masks.every(3)]), min_size=H, max_size=H), combined(PLAIN))
+@given(st.lists(st.sampled_from([masks.sliding_window(2), masks.strided(3)]), min_size=H, max_size=H), combined(PLAIN))
 def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
-    bound = (rest & masks.by_head(rules)).bind(KEYS, shape=(B, H))
+    bound = (rest & masks.per_head(rules)).bind(KEYS, shape=(B, H))
     assert torch.equal(bound.tensor().expand(B, H, -1, -1), torch.stack([matrix(rest & r)[:, 0] for r in rules], 1))
     if len(set(rules)) > 1:
-        runs = bound.by_head()
+        runs = bound.head_groups()
         assert runs is not None
         for heads, own in runs:
             assert torch.equal(
@@ -213,7 +213,7 @@ def test_to_keeps_the_rule(mask: Mask) -> None:
 
 @given(combined(SQUARE), st.integers(1, 11))
 def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) -> None:
-    out = mask.bind(KEYS, shape=(B, H)).blank(torch.ones(B, KEYS, width))
+    out = mask.bind(KEYS, shape=(B, H)).zero_fully_masked_rows(torch.ones(B, KEYS, width))
     seen = matrix(mask).any(-1).any(1)
     assert torch.equal(out, seen.unsqueeze(-1).expand(B, KEYS, width).float())
 
@@ -234,26 +234,26 @@ def test_fully_masked_rows_are_those_of_the_matrix(rules: list[Mask], data: st.D
 
 PARTS = {
     "causal": masks.causal(),
-    "window": masks.window(5),
+    "window": masks.sliding_window(5),
     "dilated": masks.dilated(3, 7),
-    "every": masks.every(7),
-    "not a window": ~masks.window(5),
+    "every": masks.strided(7),
+    "not a window": ~masks.sliding_window(5),
     "prefix": masks.prefix(11),
     "prefix per item": masks.prefix(torch.tensor([3, 0, 11])),
-    "blocks": masks.blocks(13, around=1),
-    "global tokens": masks.window(3) | masks.global_tokens(2),
-    "summaries": masks.summaries(11, 2),
+    "blocks": masks.block_local(13, neighbors=1),
+    "global tokens": masks.sliding_window(3) | masks.global_tokens(2),
+    "summaries": masks.block_summary(11, 2),
     "right padding": masks.padding(torch.tensor([701, 0, 5])),
-    "left padding": masks.padding(torch.tensor([701, 0, 5]), side="left", total=701),
-    "padding of queries": masks.padding(torch.tensor([701, 0, 5]), queries=True),
+    "left padding": masks.padding(torch.tensor([701, 0, 5]), side="left", max_length=701),
+    "padding of queries": masks.padding(torch.tensor([701, 0, 5]), mask_queries=True),
     "padded keys": masks.from_key_padding_mask(torch.arange(3 * 701).view(3, 701) % 7 < 5),
-    "per head": masks.by_head([masks.window(5), masks.every(7), ~masks.causal()]),
+    "per head": masks.per_head([masks.sliding_window(5), masks.strided(7), ~masks.causal()]),
 }
 IN_PARTS = {
     "documents": masks.documents(torch.arange(701) // 23),
-    "pattern": masks.blocks(64, torch.eye(11, dtype=torch.bool)),
+    "pattern": masks.block_sparse(64, torch.eye(11, dtype=torch.bool)),
     "random blocks": masks.random_blocks(16, 2, 3),
-    "not every": ~masks.every(3),
+    "not every": ~masks.strided(3),
 }
 
 
@@ -277,7 +277,7 @@ def test_no_matrix_is_made_to_find_fully_masked_rows(name: str, padded: str, mon
     mask = masks.causal() & (PARTS | IN_PARTS)[name] & PARTS[padded]
     bound, out = mask.bind(701, shape=(3, 3)), torch.ones(3, 701, 2)
     with Largest() as largest:
-        found = bound.blank(out)
+        found = bound.zero_fully_masked_rows(out)
     assert largest.size < (30_000 if name in PARTS else 100_000), "the matrix has 3 * 701 * 701 elements, 1.5 million"
     expected = matrix_of(mask, 701).any(-1).any(1)
     assert torch.equal(found[..., 0].bool(), expected.expand(3, -1))
@@ -294,7 +294,7 @@ def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queri
     """Neither for the kernel nor for the rows that are blanked; at most what causal alone needs."""
     torch.manual_seed(0)
     layer, x = MultiAttention(6, 3, causal=True).train(train), torch.randn(2, 701, 6).requires_grad_(train)
-    mask = masks.padding(torch.tensor([701, round((2 * fill - 1) * 701)]).clamp(min=5), queries=queries)
+    mask = masks.padding(torch.tensor([701, round((2 * fill - 1) * 701)]).clamp(min=5), mask_queries=queries)
     with Largest() as largest:
         out = layer(x, mask=mask)
         if train:
@@ -328,7 +328,7 @@ def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
     assert moved.bind(701, shape=(3, 3), device="meta").fully_masked().shape == (3, 701)
 
     def blank(out: Tensor) -> Tensor:
-        return mask.bind(out.shape[1], shape=(3, 3), device=out.device).blank(out)
+        return mask.bind(out.shape[1], shape=(3, 3), device=out.device).zero_fully_masked_rows(out)
 
     out = torch.ones(3, 701, 2)
     expected = blank(out)
@@ -349,8 +349,10 @@ def test_causal_lets_the_last_query_see_all(queries: int) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11])
 @pytest.mark.parametrize("queries", [2, 7])
 def test_window(size: int, queries: int) -> None:
-    assert torch.equal(masks.window(size).materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) < size, queries))
-    both = masks.causal() & masks.window(size)
+    assert torch.equal(
+        masks.sliding_window(size).materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) < size, queries)
+    )
+    both = masks.causal() & masks.sliding_window(size)
     assert torch.equal(both.materialize(queries, KEYS), by_hand(lambda q, k: q - size < k <= q, queries))
     assert both.materialize(queries, KEYS).sum(-1).tolist() == [min(size, q + 1) for q in range(KEYS - queries, KEYS)]
 
@@ -362,12 +364,12 @@ def test_dilated(size: int, step: int, queries: int) -> None:
     steps = {step * n for n in range(size)}
     found = masks.dilated(size, step)
     assert torch.equal(found.materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) in steps, queries))
-    back, ahead = found.reach
+    back, ahead = found.band
     assert back == ahead == max(steps)
     both = masks.causal() & found
     assert torch.equal(both.materialize(queries, KEYS), by_hand(lambda q, k: q - k in steps, queries))
     if step == 1:
-        assert torch.equal(matrix(found), matrix(masks.window(size)))
+        assert torch.equal(matrix(found), matrix(masks.sliding_window(size)))
 
 
 def test_dilated_over_a_cache_counts_from_where_the_sequence_began() -> None:
@@ -389,7 +391,7 @@ def test_prefix() -> None:
 
 def test_padding_on_either_side() -> None:
     right = matrix(masks.padding(torch.tensor([2, 5])))
-    left = matrix(masks.padding(torch.tensor([2, 5]), side="left", total=KEYS))
+    left = matrix(masks.padding(torch.tensor([2, 5]), side="left", max_length=KEYS))
     for item, length in enumerate([2, 5]):
         assert torch.equal(right[item, 0], by_hand(lambda q, k, n=length: k < n))
         assert torch.equal(left[item, 0], by_hand(lambda q, k, n=length: k >= KEYS - n))
@@ -410,14 +412,16 @@ def test_a_position_without_a_document_sees_nothing() -> None:
 
 
 def test_blocks() -> None:
-    assert torch.equal(masks.blocks(3).materialize(KEYS), by_hand(lambda q, k: q // 3 == k // 3))
+    assert torch.equal(masks.block_local(3).materialize(KEYS), by_hand(lambda q, k: q // 3 == k // 3))
     pattern = torch.tensor([[True, False, False], [True, True, False], [False, True, True]])
-    assert torch.equal(masks.blocks(3, pattern).materialize(KEYS), by_hand(lambda q, k: bool(pattern[q // 3, k // 3])))
+    assert torch.equal(
+        masks.block_sparse(3, pattern).materialize(KEYS), by_hand(lambda q, k: bool(pattern[q // 3, k // 3]))
+    )
 
 
 def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
     pattern = torch.rand(B, H, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
-    found = matrix(masks.blocks(2, pattern))
+    found = matrix(masks.block_sparse(2, pattern))
     for item in range(B):
         for head in range(H):
             own = pattern[item, head]
@@ -427,7 +431,7 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
 def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
     """Queries before the first key are in no block: their rows are fully masked, and no other row is."""
     pattern = torch.eye(13, dtype=torch.bool) | (torch.arange(13) == 5)
-    mask = masks.blocks(16, pattern)
+    mask = masks.block_sparse(16, pattern)
     torch.manual_seed(0)
     layer = MultiAttention(6, 3).double()
     x, context = torch.randn(2, 380, 6, dtype=torch.float64), torch.randn(2, 200, 6, dtype=torch.float64)
@@ -438,10 +442,10 @@ def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
 
 
 def test_blocks_and_those_around() -> None:
-    found = masks.blocks(2, around=1)
+    found = masks.block_local(2, neighbors=1)
     assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
-    assert found.reach == (3, 3)
-    assert torch.equal(masks.blocks(3, around=0).materialize(KEYS), masks.blocks(3).materialize(KEYS))
+    assert found.band == (3, 3)
+    assert torch.equal(masks.block_local(3, neighbors=0).materialize(KEYS), masks.block_local(3).materialize(KEYS))
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**31), st.integers(0, 40), st.integers(1, 30))
@@ -462,7 +466,7 @@ def test_random_blocks_are_whole_mutual_earlier_and_reached_exactly(
     k = torch.arange(first // 2, length)
     blocks = range(first // size, -(-(first + queries) // size))
     asked = seen[blocks.start * size : blocks.stop * size]
-    assert torch.equal(rule.reachable(range(first, first + queries), k), asked.any(0)[first // 2 :])
+    assert torch.equal(rule.candidate_keys(range(first, first + queries), k), asked.any(0)[first // 2 :])
 
 
 def test_from_tensor_reads_three_axes_as_batch() -> None:
@@ -492,8 +496,8 @@ def test_any_integer_dtype_gives_the_same(
         st.sampled_from(
             [
                 (masks.padding, lengths),
-                (lambda t: masks.padding(t, queries=True), lengths),
-                (lambda t: masks.padding(t, side="left", total=300), lengths),
+                (lambda t: masks.padding(t, mask_queries=True), lengths),
+                (lambda t: masks.padding(t, side="left", max_length=300), lengths),
                 (masks.prefix, lengths),
                 (masks.documents, ids.repeat_interleave(43, 0)),
                 (masks.documents, ids.view(B, 7).repeat_interleave(43, 1)),
@@ -509,7 +513,7 @@ def test_any_integer_dtype_gives_the_same(
 
 
 def test_left_padding_of_uint8_lengths_keeps_three_of_300_keys() -> None:
-    mask = masks.padding(torch.tensor([3, 5], dtype=torch.uint8), side="left", total=300)
+    mask = masks.padding(torch.tensor([3, 5], dtype=torch.uint8), side="left", max_length=300)
     assert mask.materialize(300).sum(-1).flatten().tolist() == [3, 5]
 
 
@@ -520,29 +524,31 @@ def test_a_bound_mask_knows_the_plain_triangle() -> None:
     assert masks.causal().bind(5).is_causal
     assert not masks.causal().bind(5, KEYS).is_causal
     assert not masks.causal().bind(5, 5, offset=1).is_causal
-    assert not (masks.causal() & masks.window(3)).bind(5).is_causal
+    assert not (masks.causal() & masks.sliding_window(3)).bind(5).is_causal
     assert not (~masks.causal()).bind(5).is_causal
 
 
 def test_a_bound_mask_is_made_once_and_has_four_axes() -> None:
-    bound = masks.window(2).bind(5, KEYS, shape=(B, H))
+    bound = masks.sliding_window(2).bind(5, KEYS, shape=(B, H))
     assert bound.tensor().shape == (1, 1, 5, KEYS)
     assert bound.tensor() is bound.tensor()
 
 
-@pytest.mark.parametrize("rule", [masks.summaries(3), masks.prefix(2), masks.window(2), masks.every(5)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [masks.block_summary(3), masks.prefix(2), masks.sliding_window(2), masks.strided(5)], ids=str
+)
 def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
     real = torch.tensor([1, 301])
     mask = rule & masks.padding(real)
-    out = mask.bind(307, shape=(2, 1)).blank(torch.ones(2, 307, 1))[..., 0]
+    out = mask.bind(307, shape=(2, 1)).zero_fully_masked_rows(torch.ones(2, 307, 1))[..., 0]
     assert torch.equal(out, mask.materialize(307).expand(2, 1, 307, 307)[:, 0].any(-1).float())
 
 
 @pytest.mark.parametrize("items", [1, 2])
 def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> None:
     """Each allows every query its own position in some head, but not in the same."""
-    far = ~masks.window(99)
-    mask = masks.by_head([masks.causal(), far]) & masks.by_head([far, masks.causal()])
+    far = ~masks.sliding_window(99)
+    mask = masks.per_head([masks.causal(), far]) & masks.per_head([far, masks.causal()])
     mask = mask if items == 1 else mask & masks.padding(torch.tensor([127, 101]))
     torch.manual_seed(0)
     layer = MultiAttention(6, 2).double()
@@ -555,7 +561,7 @@ def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> Non
 
 def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:
     # window sees itself, but a query beyond the last key does not
-    out = masks.window(2).bind(3, KEYS, offset=KEYS).blank(torch.ones(1, 3, 2))
+    out = masks.sliding_window(2).bind(3, KEYS, offset=KEYS).zero_fully_masked_rows(torch.ones(1, 3, 2))
     assert out[0, :, 0].tolist() == [1.0, 0.0, 0.0]
 
 
@@ -574,18 +580,21 @@ def test_draw() -> None:
     ("mask", "sentence"),
     [
         (
-            masks.causal() & masks.window(128) & masks.padding(torch.tensor([3, 5])),
-            "causal() & window(128) & padding([3, 5])",
+            masks.causal() & masks.sliding_window(128) & masks.padding(torch.tensor([3, 5])),
+            "causal() & sliding_window(128) & padding([3, 5])",
         ),
-        ((masks.causal() | masks.prefix(3)) & masks.blocks(2), "(causal() | prefix(3)) & blocks(2)"),
-        (masks.causal() | masks.window(2) & masks.blocks(2), "causal() | window(2) & blocks(2)"),
-        (~(masks.causal() & masks.window(2)), "~(causal() & window(2))"),
+        ((masks.causal() | masks.prefix(3)) & masks.block_local(2), "(causal() | prefix(3)) & block_local(2)"),
+        (
+            masks.causal() | masks.sliding_window(2) & masks.block_local(2),
+            "causal() | sliding_window(2) & block_local(2)",
+        ),
+        (~(masks.causal() & masks.sliding_window(2)), "~(causal() & sliding_window(2))"),
         (~masks.causal(), "~causal()"),
-        (masks.causal() & masks.dilated(3, 2), "causal() & window(5) & every(2)"),
+        (masks.causal() & masks.dilated(3, 2), "causal() & sliding_window(5) & strided(2)"),
         (masks.prefix(torch.tensor([2, 3])), "prefix([2, 3])"),
-        (masks.padding(torch.tensor([3]), side="left", total=7), "padding([3], side='left')"),
+        (masks.padding(torch.tensor([3]), side="left", max_length=7), "padding([3], side='left')"),
         (masks.documents(torch.zeros(2, 11, dtype=torch.long)), "documents(<2x11>)"),
-        (masks.blocks(2, torch.ones(2, 2, dtype=torch.bool)), "blocks(2, [[True, True], [True, True]])"),
+        (masks.block_sparse(2, torch.ones(2, 2, dtype=torch.bool)), "block_sparse(2, [[True, True], [True, True]])"),
         (masks.from_tensor(torch.ones(5, 7, dtype=torch.bool)), "from_tensor(<5x7>)"),
         (masks.from_key_padding_mask(torch.ones(1, 2, dtype=torch.bool)), "keys([[False, False]])"),
     ],
@@ -627,9 +636,9 @@ def test_attn_mask_of_zero_and_minus_infinity(forbidden: Tensor) -> None:
 
 def test_a_materialized_mask_per_head_has_four_axes() -> None:
     """With three, (heads, queries, keys) would be read as (batch, queries, keys) wherever B = H."""
-    rules = [masks.causal(), masks.summaries(3), masks.prefix(2)]
-    mask = masks.by_head(rules)
-    for rule in (mask, ~mask, mask & masks.window(5), mask | masks.prefix(1)):
+    rules = [masks.causal(), masks.block_summary(3), masks.prefix(2)]
+    mask = masks.per_head(rules)
+    for rule in (mask, ~mask, mask & masks.sliding_window(5), mask | masks.prefix(1)):
         assert rule.materialize(5, KEYS).shape == (1, H, 5, KEYS)
     assert (mask & masks.padding(torch.tensor([2, 5]))).materialize(5, KEYS).shape == (B, H, 5, KEYS)
     torch.manual_seed(0)
@@ -640,10 +649,10 @@ def test_a_materialized_mask_per_head_has_four_axes() -> None:
 def test_to_attn_mask_of_a_mask_per_head(torch_layer: nn.MultiheadAttention) -> None:
     ours = MultiAttention.from_torch(torch_layer)
     x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
-    mask = masks.by_head([masks.causal(), masks.window(3), masks.prefix(2)])
+    mask = masks.per_head([masks.causal(), masks.sliding_window(3), masks.prefix(2)])
     theirs, _ = torch_layer(x, x, x, attn_mask=masks.to_attn_mask(mask, KEYS, num_heads=H, batch_size=B))
     torch.testing.assert_close(ours(x, mask=mask), theirs)
-    same = masks.by_head([masks.prefix(3), masks.prefix(3) & masks.prefix(5)])
+    same = masks.per_head([masks.prefix(3), masks.prefix(3) & masks.prefix(5)])
     assert torch.equal(masks.to_attention_mask(same, KEYS), torch.tensor([[1, 1, 1, 0, 0, 0, 0]]))
 
 
@@ -695,7 +704,7 @@ def test_the_polarity_is_that_of_multihead_attention(torch_layer: nn.MultiheadAt
 def test_what_goes_out_is_understood_by_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
     ours = MultiAttention.from_torch(torch_layer)
     x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
-    lengths, rule = masks.padding(torch.tensor([3, 7])), masks.causal() & masks.window(3) | masks.prefix(1)
+    lengths, rule = masks.padding(torch.tensor([3, 7])), masks.causal() & masks.sliding_window(3) | masks.prefix(1)
     theirs, _ = torch_layer(
         x,
         x,
@@ -714,12 +723,19 @@ def ones(*shape: int) -> Tensor:
 
 
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: masks.window(0), ValueError, "at least 1, not 0"),
-    (lambda: masks.window(2.0), ValueError, "whole number of at least 1, not 2.0"),
-    (lambda: masks.window(True), ValueError, "whole number of at least 1, not True"),
-    (lambda: masks.blocks(2, around=0.0), ValueError, "blocks(around=) takes a whole number of at least 0"),
-    (lambda: masks.blocks(2, around=-1), ValueError, "blocks(around=) takes a whole number of at least 0"),
-    (lambda: masks.blocks(2, ones(2, 2), around=1), ValueError, "and no pattern beside it, not 1"),
+    (lambda: masks.sliding_window(0), ValueError, "at least 1, not 0"),
+    (lambda: masks.sliding_window(2.0), ValueError, "whole number of at least 1, not 2.0"),
+    (lambda: masks.sliding_window(True), ValueError, "whole number of at least 1, not True"),
+    (
+        lambda: masks.block_local(2, neighbors=0.0),
+        ValueError,
+        "block_local(neighbors=) takes a whole number of at least 0",
+    ),
+    (
+        lambda: masks.block_local(2, neighbors=-1),
+        ValueError,
+        "block_local(neighbors=) takes a whole number of at least 0",
+    ),
     (
         lambda: masks.random_blocks(2, 0, 1),
         ValueError,
@@ -728,17 +744,25 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.random_blocks(2, 1, 0.5), ValueError, "random_blocks(seed) takes one whole number"),
     (lambda: masks.random_blocks(2, 1, True), ValueError, "random_blocks(seed) takes one whole number"),
     (lambda: masks.random_blocks(2, 1, torch.tensor([1, 2])), ValueError, "of shape (), not torch.int64 of shape (2,)"),
-    (lambda: masks.summaries(2, 3), ValueError, "takes at most as many as a block has: 3 of 2"),
-    (lambda: masks.by_head([]), ValueError, "takes a rule for each head, not none"),
-    (lambda: masks.by_head([masks.by_head([masks.causal(), masks.window(2)])]), ValueError, "speaks of several"),
+    (lambda: masks.block_summary(2, 3), ValueError, "takes at most as many as a block has: 3 of 2"),
+    (lambda: masks.per_head([]), ValueError, "takes a rule for each head, not none"),
+    (
+        lambda: masks.per_head([masks.per_head([masks.causal(), masks.sliding_window(2)])]),
+        ValueError,
+        "speaks of several",
+    ),
     (lambda: masks.dilated(0, 2), ValueError, "dilated(size) takes a whole number of at least 1, not 0"),
     (lambda: masks.dilated(2, 0), ValueError, "dilated(step) takes a whole number of at least 1, not 0"),
     (lambda: masks.dilated(2, 1.5), ValueError, "dilated(step) takes a whole number of at least 1, not 1.5"),
-    (lambda: masks.blocks(-1), ValueError, "at least 1, not -1"),
-    (lambda: masks.blocks(2, torch.ones(2, 2)), ValueError, "Boolean tensor (query blocks, key blocks)"),
-    (lambda: masks.blocks(2, ones(2, 2, 2)), ValueError, "not torch.bool of shape (2, 2, 2)"),
-    (lambda: masks.blocks(2, [[True]]), TypeError, "torch.tensor"),
-    (lambda: masks.blocks(3, ones(2, 2)).materialize(7), ValueError, "2 x 2, too small for 7 keys, which are 3 blocks"),
+    (lambda: masks.block_local(-1), ValueError, "at least 1, not -1"),
+    (lambda: masks.block_sparse(2, torch.ones(2, 2)), ValueError, "Boolean tensor (query blocks, key blocks)"),
+    (lambda: masks.block_sparse(2, ones(2, 2, 2)), ValueError, "not torch.bool of shape (2, 2, 2)"),
+    (lambda: masks.block_sparse(2, [[True]]), TypeError, "torch.tensor"),
+    (
+        lambda: masks.block_sparse(3, ones(2, 2)).materialize(7),
+        ValueError,
+        "2 x 2, too small for 7 keys, which are 3 blocks",
+    ),
     (lambda: masks.prefix(-1), ValueError, "at least 0, not -1"),
     (lambda: masks.prefix(2.5), ValueError, "whole number"),
     (lambda: masks.prefix(True), ValueError, "whole number"),
@@ -747,14 +771,18 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.padding(torch.ones(2, 2, dtype=torch.long)), ValueError, "of shape (2, 2)"),
     (lambda: masks.padding(ones(2)), ValueError, "whole numbers of shape (batch,), not torch.bool"),
     (lambda: masks.padding(torch.tensor([1]), side="top"), ValueError, "'right' or 'left', not 'top'"),
-    (lambda: masks.padding(torch.tensor([1]), side="left"), ValueError, "needs total=, the padded length"),
-    (lambda: masks.padding(torch.tensor([9]), side="left", total=7), ValueError, "9 tokens, more than total=7"),
-    (lambda: masks.padding(torch.tensor([9]), total=7), ValueError, "9 tokens, more than total=7"),
+    (lambda: masks.padding(torch.tensor([1]), side="left"), ValueError, "needs max_length=, the padded length"),
+    (
+        lambda: masks.padding(torch.tensor([9]), side="left", max_length=7),
+        ValueError,
+        "9 tokens, more than max_length=7",
+    ),
+    (lambda: masks.padding(torch.tensor([9]), max_length=7), ValueError, "9 tokens, more than max_length=7"),
     (lambda: masks.documents(torch.ones(7)), ValueError, "whole numbers of shape (length,) or (batch, length)"),
     (lambda: masks.documents(ones(7)), ValueError, "not torch.bool"),
     (lambda: masks.documents([0, 1]), TypeError, "torch.tensor"),
     (lambda: masks.documents(torch.tensor([0, 0, 1])).materialize(5), ValueError, "names 3 positions, but there are 5"),
-    (lambda: masks.from_tensor(torch.ones(5, 7)), TypeError, "give them as bias="),
+    (lambda: masks.from_tensor(torch.ones(5, 7)), TypeError, "give them as attn_bias="),
     (lambda: masks.from_tensor(torch.ones(5, 7, dtype=torch.long)), TypeError, "from_attention_mask"),
     (lambda: masks.from_tensor(ones(7)), ValueError, "not (7,)"),
     (lambda: masks.from_tensor([[True]]), TypeError, "torch.tensor"),
@@ -764,8 +792,8 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "use from_attention_mask where True means a real token, and from_key_padding_mask where True means a token to",
     ),
     (lambda: bool(masks.causal()), TypeError, "combine masks with & (both allow), | (either allows) and ~ (not)"),
-    (lambda: masks.causal() and masks.window(3), TypeError, "causal() is neither true nor false"),
-    (lambda: not masks.by_head([masks.causal(), masks.window(2)]), TypeError, "neither true nor false"),
+    (lambda: masks.causal() and masks.sliding_window(3), TypeError, "causal() is neither true nor false"),
+    (lambda: not masks.per_head([masks.causal(), masks.sliding_window(2)]), TypeError, "neither true nor false"),
     (
         lambda: masks.from_tensor(ones(3, 7, 7)).bind(7, shape=(2, 3)),
         ValueError,
@@ -774,13 +802,13 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.from_tensor(ones(2, 7)).materialize(7), ValueError, "2 x 7 (queries x keys)"),
     (lambda: masks.as_mask("causal"), TypeError, "not str"),
     (lambda: masks.causal() & 3, TypeError, "not int"),
-    (lambda: masks.causal() | torch.ones(5, 5), TypeError, "give them as bias="),
+    (lambda: masks.causal() | torch.ones(5, 5), TypeError, "give them as attn_bias="),
     (lambda: masks.from_key_padding_mask(torch.ones(2, 7)), TypeError, "Boolean of shape (batch, keys)"),
     (lambda: masks.from_key_padding_mask(ones(2, 3)).materialize(5), ValueError, "(2, 3), (batch, keys), but there"),
     (lambda: masks.from_key_padding_mask([[True]]), TypeError, "torch.tensor"),
     (lambda: masks.to_key_padding_mask(masks.causal(), 5), ValueError, "use to_attn_mask"),
-    (lambda: masks.to_attention_mask(masks.window(2), 5), ValueError, "cannot be given as attention_mask"),
-    (lambda: masks.from_attn_mask(torch.full((5, 5), 0.5)), TypeError, "give it as bias="),
+    (lambda: masks.to_attention_mask(masks.sliding_window(2), 5), ValueError, "cannot be given as attention_mask"),
+    (lambda: masks.from_attn_mask(torch.full((5, 5), 0.5)), TypeError, "give it as attn_bias="),
     (lambda: masks.from_attn_mask(torch.ones(5, 5, dtype=torch.long)), TypeError, "Boolean or float"),
     (lambda: masks.from_attn_mask(ones(5)), TypeError, "of shape (5,)"),
     (lambda: masks.from_attn_mask(ones(6, 5, 5)), ValueError, "needs num_heads="),
@@ -799,7 +827,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.padding(torch.tensor([2, 8])).materialize(7), ValueError, "counts 8 tokens in one sequence"),
     (lambda: (~masks.padding(torch.tensor([8]))).materialize(7), ValueError, "the keys are 7 long"),
     (
-        lambda: masks.to_attn_mask(masks.by_head([masks.causal(), masks.window(2)]), 5),
+        lambda: masks.to_attn_mask(masks.per_head([masks.causal(), masks.sliding_window(2)]), 5),
         ValueError,
         "needs num_heads=2, not 1",
     ),

@@ -24,26 +24,28 @@ Maker = Callable[[Tensor, Tensor], Mask]
 
 RULES: dict[str, Maker] = {
     "causal": lambda n, t: masks.causal(),
-    "window": lambda n, t: masks.window(3),
+    "window": lambda n, t: masks.sliding_window(3),
     "dilated": lambda n, t: masks.dilated(3, 2),
-    "every": lambda n, t: masks.every(3),
+    "every": lambda n, t: masks.strided(3),
     "global tokens": lambda n, t: masks.global_tokens(2),
-    "summaries": lambda n, t: masks.summaries(3),
+    "summaries": lambda n, t: masks.block_summary(3),
     "prefix": lambda n, t: masks.prefix(3),
     "prefix per item": lambda n, t: masks.prefix(n),
     "padding": lambda n, t: masks.padding(n),
-    "padding, a total": lambda n, t: masks.padding(n, total=N),
-    "left padding": lambda n, t: masks.padding(n, side="left", total=N),
-    "padding of queries": lambda n, t: masks.padding(n, queries=True),
+    "padding, a total": lambda n, t: masks.padding(n, max_length=N),
+    "left padding": lambda n, t: masks.padding(n, side="left", max_length=N),
+    "padding of queries": lambda n, t: masks.padding(n, mask_queries=True),
     "documents": lambda n, t: masks.documents(t[0].long()),
     "documents per item": lambda n, t: masks.documents(t.int()),
     "packed": lambda n, t: masks.from_cu_seqlens(torch.cat([n[:1] * 0, n.cumsum(0)]), total=N),
-    "blocks": lambda n, t: masks.blocks(3, around=1),
-    "pattern": lambda n, t: masks.blocks(3, t[0, :1] | t[:1, :4, None][0] | t[0, :4]),
-    "pattern per head": lambda n, t: masks.blocks(3, t[:, None, :4, None] | t[:, None, None, :4].expand(B, H, 4, 4)),
+    "blocks": lambda n, t: masks.block_local(3, neighbors=1),
+    "pattern": lambda n, t: masks.block_sparse(3, t[0, :1] | t[:1, :4, None][0] | t[0, :4]),
+    "pattern per head": lambda n, t: masks.block_sparse(
+        3, t[:, None, :4, None] | t[:, None, None, :4].expand(B, H, 4, 4)
+    ),
     "random blocks": lambda n, t: masks.random_blocks(2, 1, 3),
     "random blocks of a tensor": lambda n, t: masks.random_blocks(2, 1, n.sum()),
-    "per head": lambda n, t: masks.by_head([masks.causal(), masks.every(2), masks.padding(n)]),
+    "per head": lambda n, t: masks.per_head([masks.causal(), masks.strided(2), masks.padding(n)]),
     "attention mask": lambda n, t: masks.from_attention_mask(t.long()),
     "key padding mask": lambda n, t: masks.from_key_padding_mask(t),
     "attn_mask": lambda n, t: masks.from_attn_mask(torch.where(t, 0.0, -torch.inf)[:1].expand(N, N)),
@@ -65,10 +67,10 @@ def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
     bound: BoundMask = mask.bind(N, shape=(B, H), device=lengths.device)
     some = torch.tensor([2, 5], device=lengths.device)
     tiles = [bound.tile(*part) for part in bound.tiles(4)]
-    folded = (mask & masks.every(2)).bind(N, shape=(B, H), device=lengths.device)
-    if folded.folds:
-        tiles += [folded.folded_tile(rows, keys) for rows, keys in folded.tiles(4, one_step=True)]
-    out = bound.blank(torch.ones(B, N, 5, device=lengths.device))
+    folded = (mask & masks.strided(2)).bind(N, shape=(B, H), device=lengths.device)
+    if folded.can_fold:
+        tiles += [folded.folded_tile(rows, keys) for rows, keys in folded.tiles(4, one_residue=True)]
+    out = bound.zero_fully_masked_rows(torch.ones(B, N, 5, device=lengths.device))
     matrix = mask.materialize(N, device=lengths.device)
     again = mask.bind(N, shape=(B, H), device=lengths.device)  # without the matrix that the first has made by now
     return [*tiles, again.rows(some), out, bound.tensor(), matrix, again.fully_masked()]

@@ -21,16 +21,16 @@ from attnlab.nn.pruning import prune_heads
 
 B, N, H, D = 2, 13, 3, 24
 SMALL: dict[str, partial[MultiHeadBase]] = {
-    "longformer": partial(LongformerAttention, window=2, num_global=2),
-    "longformer, few neighbours": partial(LongformerAttention, window=1, num_global=3),
-    "longformer, turned": partial(LongformerAttention, window=3, positions="rotary"),
-    "longformer, with a bias": partial(LongformerAttention, window=3, positions="t5"),
+    "longformer": partial(LongformerAttention, window_size=2, num_global=2),
+    "longformer, few neighbours": partial(LongformerAttention, window_size=1, num_global=3),
+    "longformer, turned": partial(LongformerAttention, window_size=3, positions="rotary"),
+    "longformer, with a bias": partial(LongformerAttention, window_size=3, positions="t5"),
     "bigbird": partial(BigBirdAttention, block=2, window=1, num_random=1),
     "bigbird, nothing global": partial(BigBirdAttention, block=1, num_global=0, num_random=2),
     "bigbird, turned": partial(BigBirdAttention, block=2, num_random=0, positions="rotary"),
     "strided": partial(StridedAttention, stride=3),
     "strided, with a bias": partial(StridedAttention, stride=3, positions="alibi"),
-    "fixed": partial(StridedAttention, form="fixed", stride=4, summary=2),
+    "fixed": partial(StridedAttention, pattern="fixed", stride=4, summary=2),
 }
 some = pytest.mark.parametrize("kind", SMALL)
 
@@ -102,7 +102,7 @@ def weights_computed(layer: Attention, length: int) -> int:
     rule = layer.attention_pattern(length)
     assert rule is not None
     bound = (rule & masks.causal()).bind(length, shape=(1, layer.num_heads))
-    runs = bound.by_head() or [(slice(0, layer.num_heads), bound)]
+    runs = bound.head_groups() or [(slice(0, layer.num_heads), bound)]
     total = 0
     for heads, own in runs:
         for rows, keys in own.tiles(64):
@@ -117,7 +117,7 @@ def weights_computed(layer: Attention, length: int) -> int:
         (lambda n: LongformerAttention(32, 4), 1.1),
         (lambda n: BigBirdAttention(32, 4), 1.15),
         (lambda n: StridedAttention(32, 4, stride=round(math.sqrt(n))), 1.5),
-        (lambda n: StridedAttention(32, 4, form="fixed", stride=round(math.sqrt(n))), 1.5),
+        (lambda n: StridedAttention(32, 4, pattern="fixed", stride=round(math.sqrt(n))), 1.5),
     ],
     ids=["longformer", "bigbird", "strided", "fixed"],
 )
@@ -168,7 +168,7 @@ def test_random_blocks_are_spread_and_as_many_as_were_drawn() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
-        (partial(LongformerAttention, window=0), ValueError, "window must be at least 1, not 0"),
+        (partial(LongformerAttention, window_size=0), ValueError, "window_size must be at least 1, not 0"),
         (partial(LongformerAttention, num_global=0), ValueError, "num_global must be at least 1, not 0"),
         (partial(LongformerAttention, num_global=1.5), TypeError, "num_global must be a whole number, not 1.5"),
         (
@@ -185,7 +185,7 @@ def test_random_blocks_are_spread_and_as_many_as_were_drawn() -> None:
             "num_random must be at most 1,000, not 1000000000000",
         ),
         (partial(BigBirdAttention, num_random=False), TypeError, "num_random must be a whole number, not False"),
-        (partial(StridedAttention, form="stride"), ValueError, "form is 'strided' or 'fixed', not 'stride'"),
+        (partial(StridedAttention, pattern="stride"), ValueError, "pattern must be 'strided' or 'fixed', not 'stride'"),
         (partial(StridedAttention, stride=0), ValueError, "stride must be at least 1, not 0"),
         (partial(StridedAttention, stride=4, summary=5), ValueError, r"summary \(5\) must be at most stride \(4\)"),
     ],

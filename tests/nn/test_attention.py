@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.masks import BoundMask, Mask, causal, from_tensor, padding, window
+from attnlab.masks import BoundMask, Mask, causal, documents, from_tensor, padding, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.models.sigmoid import SigmoidAttention
 from attnlab.models.sinks import SinkAttention
-from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, either, linear
+from attnlab.nn.attention import Attention, UnsupportedError, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
 from attnlab.nn.card import CAPABILITIES, Card
 
@@ -65,7 +65,7 @@ class Near(Recorder):
 
     def attention_pattern(self, length: int) -> Mask:
         self.asked = length
-        return window(max(1, length // 2))
+        return sliding_window(max(1, length // 2))
 
 
 def x(length: int = N) -> Tensor:
@@ -86,9 +86,9 @@ def x(length: int = N) -> Tensor:
         (lambda: MultiAttention(7, 2), ValueError, "try num_heads=1 or 7"),
         (lambda: MultiAttention(0), ValueError, "embed_dim must be at least 1, not 0"),
         (lambda: MultiAttention(12, -3), ValueError, "num_heads must be at least 1, not -3"),
-        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be a whole number, not 12.0"),
-        (lambda: MultiAttention(12, True), TypeError, "num_heads must be a whole number, not True"),
-        (lambda: SelfAttention("12"), TypeError, "embed_dim must be a whole number, not '12'"),
+        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be an integer, not 12.0"),
+        (lambda: MultiAttention(12, True), TypeError, "num_heads must be an integer, not True"),
+        (lambda: SelfAttention("12"), TypeError, "embed_dim must be an integer, not '12'"),
         (lambda: SelfAttention(12, dropout=1.0), ValueError, "dropout must be at least 0 and below 1, not 1.0"),
         (lambda: SelfAttention(12, dropout=-0.1), ValueError, "not -0.1"),
         (lambda: SelfAttention(12, dropout=float("nan")), ValueError, "not nan"),
@@ -108,7 +108,7 @@ def test_the_width_has_two_spellings(mechanism: Callable[..., Attention]) -> Non
     for both in (lambda: mechanism(embed_dim=16, emd_dim=16), lambda: mechanism(16, emd_dim=16)):
         with pytest.raises(TypeError, match="not both"):
             both()
-    with pytest.raises(TypeError, match=r"needs its width: give embed_dim= \(emd_dim= is accepted too\)"):
+    with pytest.raises(TypeError, match=r"needs embed_dim= \(or emd_dim=\), the width of a token"):
         mechanism(causal=True)
 
 
@@ -120,7 +120,7 @@ def test_the_divisors_that_are_suggested(number: int, wanted: int, near: list[in
 
 
 def test_either() -> None:
-    assert [either([4]), either([4, 5]), either([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
+    assert [join_or([4]), join_or([4, 5]), join_or([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
 
 
 def test_printed_as_a_layer_shows_its_options() -> None:
@@ -131,10 +131,10 @@ def test_printed_as_a_layer_shows_its_options() -> None:
 
 def test_a_projection_starts_with_variance_one_over_its_width() -> None:
     torch.manual_seed(0)
-    layer = linear(401, 503)
+    layer = make_linear(401, 503)
     assert layer.weight.std().item() == pytest.approx(401**-0.5, rel=0.01)
     assert not layer.bias.any()
-    assert linear(3, 5, bias=False).bias is None
+    assert make_linear(3, 5, bias=False).bias is None
 
 
 def test_scale_output_scales_the_last_projection_alone() -> None:
@@ -150,11 +150,47 @@ def test_scale_output_scales_the_last_projection_alone() -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("mask", causal()), ("bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
+    [("attn_bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
 )
 def test_what_is_not_claimed_is_refused_by_name(name: str, argument: Any) -> None:
     with pytest.raises(UnsupportedError, match=f"Plain does not support {name}; it supports self-attention alone"):
         Plain(D)(x(), **{name: argument})
+
+
+@pytest.mark.parametrize(
+    ("supports", "mask", "message"),
+    [
+        ((), causal(), r"Plain does not support mask=causal\(\) \(arbitrary_mask\); it takes no mask"),
+        ((), padding(torch.tensor([3, 5])), r"\(padding\); it takes no mask"),
+        (("padding",), documents(torch.arange(N)), r"\(segments\); it takes masks of the kinds padding$"),
+        (("padding", "segments"), sliding_window(2), "of the kinds padding and segments"),
+        (("padding",), padding(torch.tensor([3, 5])) & causal(), r"mask=causal\(\)"),
+        (("padding",), torch.ones(N, N, dtype=torch.bool), r"\(arbitrary_mask\)"),
+    ],
+)
+def test_a_mask_of_an_unsupported_kind_is_refused(supports: tuple[str, ...], mask: Any, message: str) -> None:
+    layer = Plain(D)
+    layer.card = card(*supports)  # type: ignore[misc]
+    with pytest.raises(UnsupportedError, match=message):
+        layer(x(), mask=mask)
+
+
+def test_a_supported_kind_of_mask_is_accepted() -> None:
+    lengths, ids = torch.tensor([3, 5]), torch.arange(N) // 2
+    for supports, mask in (
+        (("padding",), padding(lengths)),
+        (("segments",), documents(ids)),
+        (("padding", "segments"), documents(ids) & padding(lengths)),
+        (("causal", "padding"), causal() & padding(lengths)),
+    ):
+        layer = Plain(D)
+        layer.card = card(*supports)  # type: ignore[misc]
+        layer.causal = "causal" in supports
+        layer(x(), mask=mask)
+
+
+def test_the_old_capability_mask_is_an_alias() -> None:
+    assert card("causal", "mask").supports == ("causal", "padding", "segments", "arbitrary_mask")
 
 
 def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
@@ -165,7 +201,7 @@ def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
 
 def test_a_refusal_lists_what_there_is() -> None:
     with pytest.raises(
-        UnsupportedError, match="SelfAttention does not support context; it supports causal, mask, bias,"
+        UnsupportedError, match="SelfAttention does not support context; it supports causal, padding, segments,"
     ):
         SelfAttention(D)(x(), context=x(M))
 
@@ -178,10 +214,10 @@ def test_supports() -> None:
 def test_a_claim_without_its_code_says_so() -> None:
     layer = Recorder(D)
     with pytest.raises(
-        NotImplementedError, match="Recorder claims weights, but has no _build_map and no _attention_weights"
+        NotImplementedError, match="Recorder has the capability weights, but no _build_map and no _attention_weights"
     ):
         layer.attention_weights(x())
-    with pytest.raises(NotImplementedError, match="Recorder claims weights, but has no _apply_weights"):
+    with pytest.raises(NotImplementedError, match="Recorder has the capability weights, but no _apply_weights"):
         layer.apply_weights(torch.ones(B, 1, N, N), x())
 
 
@@ -191,7 +227,7 @@ def test_only_what_was_given_arrives() -> None:
     assert layer.mask is None
     assert layer.given == {}
     layer(x(), context=x(M), attn_bias=torch.zeros(N, M))
-    assert set(layer.given) == {"context", "bias"}
+    assert set(layer.given) == {"context", "attn_bias"}
     cache = KVCache(N)
     layer(x(), mask=causal(), cache=cache)
     assert layer.given == {"cache": cache}
@@ -205,7 +241,7 @@ def test_only_what_was_given_arrives() -> None:
         ({"context": torch.zeros(3, M, D)}, ValueError, "context must have shape (2, length, 12), not (3, 7, 12)"),
         ({"context": torch.zeros(B, M, 11)}, ValueError, "not (2, 7, 11)"),
         ({"context": torch.zeros(M, D)}, ValueError, "not (7, 12)"),
-        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as bias="),
+        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as attn_bias="),
         ({"mask": torch.zeros(N, N, dtype=torch.long)}, TypeError, "a mask is Boolean"),
         ({"mask": "causal"}, TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
         ({"mask": torch.ones(N, 4, dtype=torch.bool)}, ValueError, "the mask is 5 x 4 (queries x keys)"),
@@ -215,17 +251,17 @@ def test_only_what_was_given_arrives() -> None:
             "(batch, heads, queries, keys) = (2, 3, 5, 5)",
         ),
         ({"mask": padding(torch.tensor([1, 2, 3]))}, ValueError, "does not fit"),
-        ({"bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to say who may look at whom use mask="),
-        ({"bias": torch.zeros(4, 4)}, ValueError, "bias has shape (4, 4), which does not broadcast to"),
-        ({"bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
-        ({"bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
-        ({"bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
+        ({"attn_bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to select the keys to attend to use mask="),
+        ({"attn_bias": torch.zeros(4, 4)}, ValueError, "attn_bias has shape (4, 4), which does not broadcast to"),
+        ({"attn_bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
+        ({"attn_bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
+        ({"attn_bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], error: type[Exception], says: str) -> None:
     layer = MultiAttention(D, H)
     given = {"x": x(), **given}
-    for ask in (layer, layer.weights):
+    for ask in (layer, layer.attention_weights):
         with pytest.raises(error, match=re.escape(says)):
             ask(given["x"], **{name: value for name, value in given.items() if name != "x"})
 
@@ -240,7 +276,7 @@ def test_weights_of_another_shape_are_not_mixed() -> None:
 # Causal and the mask, joined
 
 
-@pytest.mark.parametrize("mask", [window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
+@pytest.mark.parametrize("mask", [sliding_window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
 def test_causal_is_joined_with_the_mask(mask: Any) -> None:
     layer = Recorder(D, causal=True)
     layer(x(), mask=mask)
@@ -285,7 +321,7 @@ def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bo
     layer = Near(D, causal=is_causal)
     layer(x(), mask=mask)
     whole = torch.ones(B, 1, N, N, dtype=torch.bool)
-    for rule in (window(2), mask, causal() if is_causal else None):
+    for rule in (sliding_window(2), mask, causal() if is_causal else None):
         whole = whole if rule is None else whole & rule.materialize(N)
     assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
 
@@ -300,7 +336,7 @@ def test_a_tensor_drops_no_pattern_either() -> None:
 def test_the_pattern_alone_stays_a_rule() -> None:
     layer = Near(D)
     layer(x())
-    assert repr(layer.mask.mask) == "window(2)"
+    assert repr(layer.mask.mask) == "sliding_window(2)"
     plain = Recorder(D)
     assert plain.attention_pattern(N) is None
     plain(x())
@@ -316,15 +352,15 @@ def test_the_pattern_is_asked_for_the_whole_length() -> None:
     cache.update(torch.zeros(B, N, 1))
     layer(x(M), cache=cache)
     assert layer.asked == N + M
-    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & window((N + M) // 2)).materialize(M, N + M))
+    assert torch.equal(layer.mask.tensor()[0, 0], (causal() & sliding_window((N + M) // 2)).materialize(M, N + M))
 
 
 def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
     cache = KVCache(N, window=2)
     Near(D, causal=True)(x(), cache=cache)
-    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask looks 1 back"):
+    with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask reaches 1 keys back"):
         Near(D, causal=True)(x(), cache=KVCache(N, window=1))
-    with pytest.raises(ValueError, match="with a cache nobody can look ahead"):
+    with pytest.raises(ValueError, match="a cache needs a causal mask"):
         Near(D)(x(), cache=cache)
 
 
@@ -355,7 +391,7 @@ def test_the_gradient_of_an_empty_row_is_finite() -> None:
         given = x().requires_grad_()
         for out in (
             layer(given, mask=padding(torch.tensor([0, 3]))),
-            layer.attention_weights(given, mask=window(1) & ~causal()),
+            layer.attention_weights(given, mask=sliding_window(1) & ~causal()),
         ):
             layer.zero_grad()
             out.square().sum().backward()
@@ -368,7 +404,7 @@ def test_the_gradient_of_an_empty_row_is_finite() -> None:
 
 
 @pytest.mark.parametrize("layer", [SelfAttention(D, causal=True), MultiAttention(D, H, causal=True)])
-@pytest.mark.parametrize("mask", [None, window(2), padding(torch.tensor([0, 3]))])
+@pytest.mark.parametrize("mask", [None, sliding_window(2), padding(torch.tensor([0, 3]))])
 def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
     torch.nn.init.ones_(layer.output.bias)  # so that a row left unblanked would show
     bias = torch.randn(N, N)
@@ -386,7 +422,7 @@ def test_mix_over_a_context() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in registry.names() if {"mask", "weights"} <= {*registry.entry(name).card.supports}]
+    "name", [name for name in registry.names() if {"padding", "weights"} <= {*registry.entry(name).card.supports}]
 )
 def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
     options = {} if registry.entry(name).card.heads == "1" else {"num_heads": 2}
@@ -410,7 +446,7 @@ def test_weights_that_underflow_are_no_mask() -> None:
         for layer in (sinks, sigmoid):
             layer.output.bias.fill_(1.0)
     bias = torch.full((N, N), -200.0)
-    for layer, given in ((sinks, {}), (sigmoid, {"bias": bias})):
+    for layer, given in ((sinks, {}), (sigmoid, {"attn_bias": bias})):
         weights = layer.attention_weights(x(), **given)
         assert not weights.any()
         assert (layer(x(), **given) == 1).all(), "the output is the bias of the projection"
@@ -440,7 +476,7 @@ def test_dropout_drops_in_training_alone() -> None:
 def test_a_card_is_checked_where_it_is_written() -> None:
     with pytest.raises(ValueError, match="supports names 'casual'; did you mean causal"):
         card("casual")
-    with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, mask,"):
+    with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, padding,"):
         card("zzz")
     with pytest.raises(ValueError, match=re.escape("write a tuple: ('causal',)")):
         Card(**{**vars(card()), "supports": "causal"})

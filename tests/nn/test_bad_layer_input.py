@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnlab import KVCache
 from attnlab.catalog import registry
-from attnlab.masks import blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix
+from attnlab.masks import block_sparse, causal, documents, from_key_padding_mask, from_tensor, padding, prefix
 from attnlab.nn.attention import Attention
 
 B, N, D = 2, 5, 24
@@ -54,7 +54,7 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "names 3 positions, but there are 5"),
     "a rule and a matrix": (lambda: causal() & true(N, 4), ValueError, "the mask is 5 x 4"),
     # dtypes
-    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add numbers to the scores give them as bias="),
+    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add numbers to the scores give them as attn_bias="),
     "zeros and ones": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
     "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
     "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
@@ -62,13 +62,13 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask lies on meta, the tokens on cpu"),
     "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
     "lengths elsewhere, for queries too": (
-        lambda: padding(whole(2, 3, device="meta"), queries=True),
+        lambda: padding(whole(2, 3, device="meta"), mask_queries=True),
         ValueError,
         "move it with mask.to(...)",
     ),
     "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "lies on meta"),
     "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "lies on meta"),
-    "a pattern elsewhere": (lambda: blocks(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
+    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
     "one of two elsewhere": (
         lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
         ValueError,
@@ -83,7 +83,7 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None:
     make, error, says = MASKS[case]
     attend = layer(name, causal=look_back)
-    for ask in (attend, attend.weights, attend.core):
+    for ask in (attend, attend.attention_weights, attend.attention_map):
         with pytest.raises(error, match=re.escape(says)):
             ask(x(), mask=make())
 
@@ -93,10 +93,10 @@ def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None
 def test_a_mask_may_be_moved(name: str, long: int) -> None:
     attend, given = layer(name), x(long)
     lengths = whole(3, long)
-    elsewhere = padding(lengths.to("meta"), queries=True) & from_tensor(true(long, long, device="meta"))
+    elsewhere = padding(lengths.to("meta"), mask_queries=True) & from_tensor(true(long, long, device="meta"))
     with pytest.raises(ValueError, match="move it with"):
         attend(given, mask=elsewhere)
-    here = (padding(lengths, queries=True) & true(long, long)).to("cpu")
+    here = (padding(lengths, mask_queries=True) & true(long, long)).to("cpu")
     assert attend(given, mask=here).isfinite().all()
 
 
@@ -120,7 +120,7 @@ def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
     make, error, says = BIASES[case]
     if not layer(name).supports("bias"):
         pytest.skip("it takes no bias")
-    for ask in (layer(name), layer(name, causal=True).weights):
+    for ask in (layer(name), layer(name, causal=True).attention_weights):
         with pytest.raises(error, match=re.escape(says)):
             ask(x(), attn_bias=make())
 
@@ -136,8 +136,8 @@ def test_causal_with_a_context_of_another_length(name: str) -> None:
     for context in (x(7), x(3), x(0)):
         for ask in (
             look_back,
-            look_back.weights,
-            look_back.core,
+            look_back.attention_weights,
+            look_back.attention_map,
             lambda x, context: look_back.apply_weights(weights, x, context=context),
         ):
             with pytest.raises(ValueError, match=rf"x has 5 tokens and context {context.shape[1]}; .*mask=causal\(\)"):
@@ -154,7 +154,7 @@ def test_a_context_that_does_not_fit(name: str) -> None:
     if not attend.supports("context"):
         pytest.skip("it takes no context")
     for context in (x(batch=3), x()[0], x()[..., :7]):
-        for ask in (attend, attend.weights):
+        for ask in (attend, attend.attention_weights):
             with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
                 ask(x(), context=context)
     with pytest.raises(ValueError, match="context lies on meta, the tokens on cpu; move it"):
@@ -168,7 +168,7 @@ CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str,
         lambda own: (own, x(3), {}),
         "has seen 5 of at most 7 tokens, and 3 more do not fit; make it with KVCache(",
     ),
-    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use select(), or reset()"),
+    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use reorder(), or reset()"),
     "on another device": (
         lambda own: (copy.deepcopy(own).to("meta"), x(1).to("meta"), {}),
         "the cache lies on cpu, the tokens on meta; reset() it to move",

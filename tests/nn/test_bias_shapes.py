@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.masks import causal, window
+from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.attention import Attention
 from attnlab.nn.cache import KVCache
@@ -68,9 +68,9 @@ def test_a_bias_with_fewer_axes_under_a_window_of_the_cache() -> None:
         for start in range(0, 301, 43):
             stop = start + 43
             given = bias if bias.dim() == 0 else bias[:stop]
-            parts.append(made(x[:, start:stop], mask=mask & window(11), attn_bias=given, cache=cache))
+            parts.append(made(x[:, start:stop], mask=mask & sliding_window(11), attn_bias=given, cache=cache))
         assert cache.start > 0
-        expected = made(x, mask=mask & window(11), attn_bias=bias)
+        expected = made(x, mask=mask & sliding_window(11), attn_bias=bias)
         torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-12)
 
 

@@ -23,7 +23,7 @@ for _name in registry.names():
     LAYERS |= {
         f"{_name}, {kind}": (_name, {"positions": kind}) for kind in ("rotary", "alibi", "t5") if f"'{kind}'" in _kinds
     }
-LAYERS["latent, yarn"] = ("latent", {"positions": "rotary(scaling=yarn, factor=4, original=64)", "query_latent": 11})
+LAYERS["latent, yarn"] = ("latent", {"positions": "rotary(scaling=yarn, factor=4, original=64)", "q_latent_dim": 11})
 every_layer = pytest.mark.parametrize("case", LAYERS)
 
 

@@ -1,4 +1,4 @@
-"""The cache itself: its memory, its errors, and what it keeps. That decoding equals the full pass the suite says."""
+"""The caches: memory, errors and contents. The conformance suite tests that decoding equals the full pass."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch import Tensor
 
 from attnlab import KVCache, check_attention
 from attnlab.catalog import registry
-from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, window
+from attnlab.masks import BoundMask, causal, from_tensor, padding, prefix, sliding_window
+from attnlab.models.longformer import LongformerAttention
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.network import Network
-from attnlab.nn.attention import Attention
+from attnlab.nn.attention import Attention, SequenceMixer, UnsupportedError
+from attnlab.nn.cache import RecurrentState
 from attnlab.ops.dispatch import explain_path
 
 B, H, d, D = 2, 3, 4, 12
 
 
-def validate_indices(start: int, stop: int, batch: int = B) -> tuple[Tensor, Tensor]:
-    """Keys that are their position, values that are minus it."""
+def keys_and_values(start: int, stop: int, batch: int = B) -> tuple[Tensor, Tensor]:
+    """Keys that hold their position, and values that hold its negative."""
     keys = torch.arange(start, stop, dtype=torch.float32)[:, None].expand(batch, H, stop - start, d)
     return keys, -keys
 
 
 def feed(cache: KVCache, count: int) -> tuple[Tensor, Tensor]:
     cache.admit(torch.zeros(B, count, D))
-    return cache.update(*validate_indices(cache.num_seen, cache.num_seen + count))
+    return cache.update(*keys_and_values(cache.num_seen, cache.num_seen + count))
 
 
 def positions(keys: Tensor) -> list[int]:
@@ -41,7 +43,7 @@ def positions(keys: Tensor) -> list[int]:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.none() | st.integers(1, 70))
-def test_it_keeps_what_may_be_looked_at(counts: list[int], size: int | None) -> None:
+def test_it_keeps_the_keys_that_new_tokens_attend_to(counts: list[int], size: int | None) -> None:
     cache, seen = KVCache(2000, window=size), 0
     for count in counts:
         keys, values = feed(cache, count)
@@ -51,7 +53,7 @@ def test_it_keeps_what_may_be_looked_at(counts: list[int], size: int | None) -> 
         assert torch.equal(values, -keys)
         assert (cache.num_seen, cache.num_cached) == (seen, len(found))
         oldest = 0 if size is None else max(0, seen - count - size + 1)
-        assert cache.start <= oldest, "the first new token looks back to here"
+        assert cache.start <= oldest, "the first new token attends to here"
 
 
 def test_memory_doubles_up_to_the_capacity() -> None:
@@ -78,14 +80,14 @@ def test_a_window_takes_the_memory_of_the_window() -> None:
 @pytest.mark.parametrize(
     ("act", "says"),
     [
-        (lambda: KVCache(0), "capacity must be a whole number of at least 1, not 0"),
-        (lambda: KVCache(7, window=0), "window must be a whole number of at least 1, not 0"),
-        (lambda: KVCache(True), "capacity must be a whole number"),
+        (lambda: KVCache(0), "capacity must be an integer of at least 1, not 0"),
+        (lambda: KVCache(7, window=0), "window must be an integer of at least 1, not 0"),
+        (lambda: KVCache(True), "capacity must be an integer"),
         (lambda: feed(full(), 3), r"has seen 5 of at most 7 tokens, and 3 more do not fit; .* KVCache\(capacity=8\)"),
-        (lambda: full().admit(torch.zeros(3, 1, D)), r"holds 2 sequences, not 3; use select\(\), or reset\(\)"),
-        (lambda: full().admit(torch.zeros(B, 1, D, device="meta")), "lies on cpu, the tokens on meta"),
-        (lambda: full().rollback(6), "rollback takes from 0 to 5 tokens, as many as were seen, not 6"),
-        (lambda: full().rollback(-1), "not -1"),
+        (lambda: full().admit(torch.zeros(3, 1, D)), r"holds 2 sequences, not 3; use reorder\(\), or reset\(\)"),
+        (lambda: full().admit(torch.zeros(B, 1, D, device="meta")), "is on cpu, x on meta"),
+        (lambda: full().crop(6), r"crop\(length\) takes 0 to 5, the number of tokens seen, not 6"),
+        (lambda: full().crop(-1), "not -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(act: object, says: str) -> None:
@@ -99,16 +101,17 @@ def full() -> KVCache:
     return cache
 
 
-def test_a_window_cannot_bring_back_what_it_let_go() -> None:
+def test_a_window_cannot_be_cropped_to_dropped_keys() -> None:
     cache = KVCache(500, window=10)
     for _ in range(100):
         feed(cache, 1)
-    spare = cache.num_cached - 9
-    with pytest.raises(ValueError, match=f"can forget {spare}"):
-        cache.rollback(spare + 1)
-    cache.rollback(spare)
+    least = cache.start + 9
+    assert 9 < least < 100
+    with pytest.raises(ValueError, match=rf"cannot be cropped to {least - 1} tokens, .* minimum is {least}$"):
+        cache.crop(least - 1)
+    cache.crop(least)
     keys, _ = feed(cache, 1)
-    assert positions(keys)[-10:] == list(range(100 - spare - 9, 100 - spare + 1))
+    assert positions(keys)[-10:] == list(range(least - 9, least + 1))
 
 
 def test_a_refused_token_changes_nothing() -> None:
@@ -121,15 +124,15 @@ def test_a_refused_token_changes_nothing() -> None:
     assert positions(keys) == list(range(7))
 
 
-def test_rollback_and_reset() -> None:
+def test_crop_and_reset() -> None:
     cache = full()
-    cache.rollback(2)
+    cache.crop(3)
     keys, _ = feed(cache, 1)
     assert positions(keys) == [0, 1, 2, 3]
     cache.reset()
     assert (cache.num_seen, cache.bytes) == (0, 0)
     cache.admit(torch.zeros(3, 2, D))
-    assert cache.update(*validate_indices(0, 2, batch=3))[0].shape == (3, H, 2, d)
+    assert cache.update(*keys_and_values(0, 2, batch=3))[0].shape == (3, H, 2, d)
 
 
 def test_gradients_are_refused_and_inference_mode_mixes() -> None:
@@ -149,25 +152,31 @@ def test_gradients_are_refused_and_inference_mode_mixes() -> None:
 @pytest.mark.parametrize(
     ("layer", "cache", "given", "error", "says"),
     [
-        (SelfAttention(D), KVCache(9), {}, ValueError, "build the layer with causal=True, or join causal"),
-        (SelfAttention(D), KVCache(9), {"mask": window(2)}, ValueError, "nobody can look ahead"),
-        (SelfAttention(D), KVCache(9), {"mask": causal() | prefix(2)}, ValueError, "nobody can look ahead"),
+        (SelfAttention(D), KVCache(9), {}, ValueError, "build the layer with causal=True, or combine the mask"),
+        (SelfAttention(D), KVCache(9), {"mask": sliding_window(2)}, ValueError, "a cache needs a causal mask"),
+        (SelfAttention(D), KVCache(9), {"mask": causal() | prefix(2)}, ValueError, "a cache needs a causal mask"),
         (
             SelfAttention(D, causal=True),
             KVCache(9, window=4),
             {},
             ValueError,
-            r"looks all the way back; join window\(4\)",
+            r"reaches all earlier keys; combine it with sliding_window\(4\)",
         ),
-        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(5)}, None, None),
-        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": window(6)}, ValueError, "the mask looks 5 back"),
-        (SelfAttention(D, causal=True), {}, {}, TypeError, "cache is an attnlab.KVCache, not a dict"),
+        (SelfAttention(D, causal=True), KVCache(9, window=4), {"mask": sliding_window(5)}, None, None),
+        (
+            SelfAttention(D, causal=True),
+            KVCache(9, window=4),
+            {"mask": sliding_window(6)},
+            ValueError,
+            "the mask reaches 5 keys back",
+        ),
+        (SelfAttention(D, causal=True), {}, {}, TypeError, r"cache must be a KVCache \(see make_cache\), not a dict"),
         (MultiAttention(D, H, causal=True), KVCache(9), {"context": True}, ValueError, "context= or cache=, not both"),
-        (SelfAttention(D, causal=True), KVCache(9), {"bias": torch.zeros(5, 4)}, ValueError, "does not broadcast"),
+        (SelfAttention(D, causal=True), KVCache(9), {"attn_bias": torch.zeros(5, 4)}, ValueError, "does not broadcast"),
     ],
 )
 @torch.no_grad()
-def test_a_cache_that_would_give_something_else_is_refused(
+def test_a_cache_whose_result_would_differ_is_refused(
     layer: SelfAttention, cache: KVCache, given: dict, error: type[Exception] | None, says: str
 ) -> None:
     x = torch.zeros(B, 5, D)
@@ -182,15 +191,15 @@ def test_a_cache_that_would_give_something_else_is_refused(
 
 
 @torch.no_grad()
-def test_masks_and_biases_speak_of_all_keys() -> None:
+def test_masks_and_biases_refer_to_all_keys() -> None:
     layer, x = MultiAttention(D, H, causal=True).double(), torch.randn(B, 211, D, dtype=torch.float64)
     bias = torch.randn(H, 211, 211, dtype=torch.float64)
     given = from_tensor(torch.rand(B, 211, 211) > 0.2)
-    whole = layer(x, mask=given & window(9), attn_bias=bias)
+    whole = layer(x, mask=given & sliding_window(9), attn_bias=bias)
     cache, parts = KVCache(211, window=9), []
     for start in range(0, 211, 7):
         stop = min(start + 7, 211)
-        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & window(9)
+        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & sliding_window(9)
         parts.append(layer(x[:, start:stop], mask=mask, attn_bias=bias[:, start:stop, :stop], cache=cache))
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     assert cache.start > 0
@@ -203,9 +212,11 @@ def test_decoding_makes_no_matrix() -> None:
     layer(x, cache=cache)
     (path,) = explain_path(layer, x[:, :1], cache=cache)
     assert path.name == "fused"
-    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=window(8))
+    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=sliding_window(8))
     assert path.name == "window"
-    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", total=300))
+    (path,) = explain_path(
+        layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", max_length=300)
+    )
     assert path.name == "matrix"
 
 
@@ -219,16 +230,17 @@ def test_what_was_selected_in_inference_mode_may_be_written_outside() -> None:
 # A state of constant size
 
 
-class Sums(Attention):
-    """The sum of all tokens so far: the plainest recurrence."""
+class Sums(SequenceMixer):
+    """The sum of all tokens so far: the simplest recurrence."""
 
     card = replace(SelfAttention.card, supports=("causal", "cache"))
+    cache_type = RecurrentState
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None = None) -> Tensor:
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
         before = cache.state[0] if cache is not None and cache.state else x.new_zeros(len(x), 1, self.embed_dim)
         sums = before + x.cumsum(1)
         if cache is not None and x.shape[1]:
-            cache.carry(x.shape[1], sums[:, -1:])
+            cache.replace(x.shape[1], sums[:, -1:])
         return sums
 
 
@@ -238,46 +250,59 @@ def test_a_recurrence_is_held_to_the_same_promises() -> None:
 
 
 @torch.no_grad()
-def test_a_state_does_not_grow_and_is_selected_from() -> None:
-    layer, cache, x = Sums(D, causal=True), KVCache(100), torch.randn(B, 7, D)
+def test_a_state_does_not_grow_and_can_be_reordered() -> None:
+    layer, x = Sums(D, causal=True), torch.randn(B, 7, D)
+    cache = layer.make_cache(100)
+    assert isinstance(cache, RecurrentState)
     layer(x[:, :3], cache=cache)
     size = cache.bytes
     layer(x[:, 3:5], cache=cache)
     assert (cache.num_seen, cache.bytes, cache.bytes_per_token) == (5, size, 0)
-    assert repr(cache) == f"KVCache(capacity=100): 5 seen, a state, {B * D * 4} bytes"
+    assert repr(cache) == f"RecurrentState(): 5 seen, {B * D * 4} bytes"
     items = torch.tensor([1, 1, 0])
     cache.reorder(items)
     torch.testing.assert_close(layer(x[items, 5:], cache=cache), layer(x)[items, 5:])
-    with pytest.raises(ValueError, match=r"holds 3 sequences, not 2; use select\(\), or reset\(\)"):
+    with pytest.raises(ValueError, match=r"holds 3 sequences, not 2; use reorder\(\), or reset\(\)"):
         layer(x[:, :1], cache=cache)
     cache.reset()
     assert (cache.num_seen, cache.bytes, cache.state) == (0, 0, ())
 
 
 @torch.no_grad()
-def test_a_state_is_copied_where_it_cannot_be_rolled_back() -> None:
-    layer, cache, x = Sums(D, causal=True), KVCache(100), torch.randn(B, 7, D)
+def test_decoding_resumes_from_a_copy_of_a_state() -> None:
+    layer, cache, x = Sums(D, causal=True), RecurrentState(), torch.randn(B, 7, D)
     layer(x[:, :5], cache=cache)
     before = cache.copy()
     layer(torch.randn(B, 2, D), cache=cache)
-    cache.rollback(0)
-    with pytest.raises(ValueError, match=r"a state cannot forget its last 2 tokens; keep cache.copy\(\)"):
-        cache.rollback(2)
     torch.testing.assert_close(layer(x[:, 5:], cache=before), layer(x)[:, 5:])
+
+
+def test_a_layer_makes_the_cache_that_it_decodes_with() -> None:
+    assert repr(MultiAttention(D, H, causal=True).make_cache(7, window=3)).startswith("KVCache(capacity=7, window=3)")
+    with pytest.raises(ValueError, match="Sums keeps a state of constant size; it takes no window"):
+        Sums(D, causal=True).make_cache(7, window=3)
+    with pytest.raises(UnsupportedError, match="does not support cache"):
+        LongformerAttention(D, H).make_cache(7)
+    for layer, cache, wanted in (
+        (Sums(D, causal=True), KVCache(9), "cache must be a RecurrentState"),
+        (MultiAttention(D, H, causal=True), RecurrentState(), "cache must be a KVCache"),
+    ):
+        with pytest.raises(TypeError, match=wanted):
+            layer(torch.zeros(B, 1, D), cache=cache)
 
 
 def test_a_state_gives_no_gradients() -> None:
     with pytest.raises(ValueError, match="a cache gives no gradients"):
-        Sums(D, causal=True)(torch.randn(B, 3, D, requires_grad=True), cache=KVCache(9))
+        Sums(D, causal=True)(torch.randn(B, 3, D, requires_grad=True), cache=RecurrentState())
 
 
 @torch.no_grad()
-def test_a_copy_of_keys_goes_on_by_itself() -> None:
+def test_a_copy_of_keys_is_independent() -> None:
     cache = full()
-    twin = cache.copy()
+    copy = cache.copy()
     feed(cache, 2)
-    assert (cache.num_seen, twin.length) == (7, 5)
-    assert positions(feed(twin, 1)[0]) == list(range(6))
+    assert (cache.num_seen, copy.num_seen) == (7, 5)
+    assert positions(feed(copy, 1)[0]) == list(range(6))
 
 
 def test_as_many_tensors_as_at_the_first_time() -> None:
@@ -315,8 +340,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ((random(B, 1, 1, d), random(B, H, 1, d)), r"got \(2, 1, 4\) \(tensor 1 of 2"),
         ((random(B, H, 1, d), random(B, H, 1, 1)), r"got \(2, 3, 1\) \(tensor 2 of 2"),
         ((random(B, H, 1, d), random(B, H, 2, d)), r"the same number of tokens, not \[1, 2\]"),
-        ((random(B, H, 1, d).to("meta"), random(B, H, 1, d)), "lies on cpu, the new tensors on meta"),
-        ((random(B, H, 3, d), random(B, H, 3, d)), r"room for 2 more tokens, not 3; call admit\(\) before append"),
+        ((random(B, H, 1, d).to("meta"), random(B, H, 1, d)), "is on cpu, the new tensors on meta"),
+        ((random(B, H, 3, d), random(B, H, 3, d)), r"room for 2 more tokens, not 3; call admit\(\) before update"),
         ((random(B, H, 1, d),), "keeps 2 tensors per token, not 1"),
     ],
 )
@@ -329,15 +354,15 @@ def test_tensors_that_do_not_continue_what_is_kept(new: tuple[Tensor, ...], says
 
 
 def test_a_state_that_does_not_continue_the_one_before() -> None:
-    cache = KVCache(9)
-    cache.carry(2, random(B, d))
+    cache = RecurrentState()
+    cache.replace(2, random(B, d))
     for state, says in (
         ((random(B, d, dtype=torch.bfloat16),), "torch.float32 and got torch.bfloat16"),
         ((random(B, d + 1),), r"of shape \(2, 4\) per token and got \(2, 5\)"),
         ((random(B, d), random(B, d)), "keeps 1 tensors per token, not 2"),
     ):
         with pytest.raises(ValueError, match=says):
-            cache.carry(1, *state)
+            cache.replace(1, *state)
     assert cache.num_seen == 2
 
 
@@ -378,7 +403,7 @@ def fail(*_: object) -> None:
 def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | None) -> None:
     """The projection at the end fails: the keys are written by then, and a full window was moved."""
     layer, x = registry.load(name)(24, causal=True).double().eval(), random(B, 139, 24, dtype=torch.float64)
-    mask = None if size is None else window(size)
+    mask = None if size is None else sliding_window(size)
     cache = KVCache(139, window=size)
     layer(x[:, :60], mask=mask, cache=cache)
     before = (cache.num_seen, cache.start, cache.bytes)
@@ -405,14 +430,13 @@ def test_a_block_that_fails_leaves_the_caches_of_the_earlier_blocks() -> None:
     torch.testing.assert_close(network(x[:, 3:], caches=caches), network(x)[:, 3:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [MultiAttention(D, H, causal=True), "sums"])
-def test_a_copy_made_in_inference_mode_is_of_use_outside(layer: Attention | str) -> None:
-    made = Sums(D, causal=True) if isinstance(layer, str) else layer
-    cache, x = KVCache(9), random(B, 7, D)
+@pytest.mark.parametrize("made", [MultiAttention(D, H, causal=True), Sums(D, causal=True)])
+def test_a_copy_made_in_inference_mode_is_usable_outside(made: SequenceMixer) -> None:
+    cache, x = made.make_cache(9), random(B, 7, D)
     with torch.inference_mode():
         made(x[:, :3], cache=cache)
         other = cache.copy()
-    assert not any(t.is_inference() for t in (*other._memory, *other.state))
+    assert not any(t.is_inference() for t in other._tensors)
     with torch.no_grad():
         found = made(x[:, 3:], cache=other)
     torch.testing.assert_close(found, made(x).detach()[:, 3:], rtol=0, atol=1e-5)
@@ -425,7 +449,7 @@ def test_a_copy_made_in_inference_mode_is_of_use_outside(layer: Attention | str)
 class Kept(Attention):
     """Returns the number of every token that the cache keeps, or fails after it was told to keep them."""
 
-    card = replace(SelfAttention.card, supports=("causal", "mask", "cache"))
+    card = replace(SelfAttention.card, supports=("causal", "arbitrary_mask", "cache"))
     fails = False
     kept: list[list[int]]
 
@@ -468,7 +492,7 @@ class CacheAgainstLists(RuleBasedStateMachine):
         layer.fails = fails
         new = torch.arange(self.tokens, self.tokens + batch * count, dtype=dtype).reshape(batch, count, 1)
         self.tokens += batch * count
-        layer(new, mask=None if self.window is None else window(self.window), cache=cache)
+        layer(new, mask=None if self.window is None else sliding_window(self.window), cache=cache)
         lists = self.lists[id(cache)]
         for row, more in zip(lists, new[..., 0].long().tolist(), strict=True):
             row.extend(more)
@@ -487,7 +511,7 @@ class CacheAgainstLists(RuleBasedStateMachine):
     @rule(cache=caches, count=st.integers(1, 70), way=st.sampled_from(["layer", "batch", "dtype"]))
     def failed_append(self, cache: KVCache, count: int, way: str) -> None:
         batch = len(self.lists[id(cache)])
-        if cache.num_seen + count > cache.capacity or (way != "layer" and not cache._memory):
+        if cache.num_seen + count > cache.capacity or (way != "layer" and not cache._tensors):
             return
         if way == "layer":
             with pytest.raises(Broken):
@@ -498,15 +522,15 @@ class CacheAgainstLists(RuleBasedStateMachine):
                 self.call(cache, count, **given)
 
     @rule(cache=caches, count=st.integers(0, 80))
-    def rollback(self, cache: KVCache, count: int) -> None:
+    def crop(self, cache: KVCache, count: int) -> None:
         spare = cache.num_seen
         if self.window is not None and cache.start:
             spare = max(0, cache.num_cached - (self.window - 1))
         if count > spare:
-            with pytest.raises(ValueError, match=r"rollback takes|cannot forget"):
-                cache.rollback(count)
+            with pytest.raises(ValueError, match=r"crop\(length\) takes|cannot be cropped"):
+                cache.crop(cache.num_seen - count)
         else:
-            cache.rollback(count)
+            cache.crop(cache.num_seen - count)
             self.lists[id(cache)] = [row[: len(row) - count] for row in self.lists[id(cache)]]
 
     @rule(cache=caches, data=st.data())
@@ -514,7 +538,7 @@ class CacheAgainstLists(RuleBasedStateMachine):
         lists = self.lists[id(cache)]
         items = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=4))
         cache.reorder(torch.tensor(items))
-        if cache._memory:  # a cache that holds nothing takes any batch
+        if cache._tensors:  # a cache that holds nothing takes any batch
             self.lists[id(cache)] = [list(lists[item]) for item in items]
 
     @rule(target=caches, cache=caches, inside=st.booleans())

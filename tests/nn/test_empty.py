@@ -30,26 +30,26 @@ def rules(B: int, M: int) -> dict[str, Mask | None]:
     return {
         "none": None,
         "causal": masks.causal(),
-        "window": masks.window(3),
+        "window": masks.sliding_window(3),
         "dilated": masks.causal() & masks.dilated(3, 2),
-        "every": masks.every(3),
-        "global tokens": masks.global_tokens(2) | masks.window(2),
-        "summaries": masks.summaries(3),
+        "every": masks.strided(3),
+        "global tokens": masks.global_tokens(2) | masks.sliding_window(2),
+        "summaries": masks.block_summary(3),
         "prefix": masks.prefix(2) | masks.causal(),
         "prefix per item": masks.prefix(lengths),
         "padding": masks.padding(lengths),
-        "left padding": masks.padding(lengths, side="left", total=M),
-        "padding of queries": masks.padding(lengths, queries=True),
-        "causal & padding of queries": masks.causal() & masks.padding(lengths, queries=True),
+        "left padding": masks.padding(lengths, side="left", max_length=M),
+        "padding of queries": masks.padding(lengths, mask_queries=True),
+        "causal & padding of queries": masks.causal() & masks.padding(lengths, mask_queries=True),
         "documents": masks.documents(torch.arange(M) // 3),
         "documents per item": masks.documents(torch.arange(B * M).view(B, M) // 3),
-        "blocks": masks.blocks(4),
-        "pattern": masks.blocks(4, torch.ones(count, count, dtype=torch.bool)),
+        "blocks": masks.block_local(4),
+        "pattern": masks.block_sparse(4, torch.ones(count, count, dtype=torch.bool)),
         "random blocks": masks.random_blocks(2, 1, 3),
         "attention mask": masks.from_attention_mask(ones.long()),
         "attention mask & causal": masks.from_attention_mask(ones.long()) & masks.causal(),
         "key padding mask": ~masks.from_key_padding_mask(~ones),
-        "per head": masks.by_head([masks.causal(), masks.every(2)]),
+        "per head": masks.per_head([masks.causal(), masks.strided(2)]),
     }
 
 
@@ -76,7 +76,7 @@ def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -
         for context in contexts:
             keys = N if context is None else M
             for rule, mask in rules(B, keys).items():
-                if mask is not None and (not layer.supports("mask") or mask.heads not in (1, layer.num_heads)):
+                if mask is not None and (not layer.supports("mask") or mask.num_heads not in (1, layer.num_heads)):
                     continue
                 given = {"mask": mask} | ({} if context is None else {"context": context})
                 x = torch.randn(B, N, D, requires_grad=True)

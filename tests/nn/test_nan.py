@@ -19,8 +19,8 @@ HOLES = torch.arange(N) % 3 != LENGTHS[:, None] % 3
 
 MASKS: dict[str, tuple[Mask, Tensor]] = {
     "padding": (padding(LENGTHS), REAL),
-    "padding on the left": (padding(LENGTHS, side="left", total=N), LEFT),
-    "padded queries": (padding(LENGTHS, queries=True), REAL),
+    "padding on the left": (padding(LENGTHS, side="left", max_length=N), LEFT),
+    "padded queries": (padding(LENGTHS, mask_queries=True), REAL),
     "key padding mask": (from_key_padding_mask(~HOLES), HOLES),
     "attention mask": (from_attention_mask(LEFT.long()), LEFT),
     "with another rule": (causal() & padding(LENGTHS), REAL),
@@ -74,7 +74,7 @@ def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype)
 )
 @torch.no_grad()
 def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
-    mask = padding(LENGTHS, side="left", total=N)
+    mask = padding(LENGTHS, side="left", max_length=N)
     attend = layer(name, causal=True).eval()
     outs = []
     for bad in (0.0, torch.nan):

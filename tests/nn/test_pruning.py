@@ -127,7 +127,7 @@ def test_slopes_and_columns_stay_with_their_heads() -> None:
 def test_masks_biases_and_context_are_taken_as_before() -> None:
     layer, gone, left = multihead(), [1, 2], [0, 3, 4]
     small, x, context = prune_heads(layer, gone), tokens(), tokens(M)
-    mask = masks.padding(torch.tensor([5, 11]), queries=True) & masks.window(3)
+    mask = masks.padding(torch.tensor([5, 11]), mask_queries=True) & masks.sliding_window(3)
     same(small(x, mask=mask), silenced(layer, gone, x, mask=mask))
     scattered = torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(0)) < 0.8
     bias = torch.randn(H, N, N, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_a_cache_reads_on_where_it_stopped(make: Any, positions: str) -> None:
 def test_a_packed_batch_is_each_of_its_items() -> None:
     layer, x = multihead(), tokens(101)
     lengths = torch.tensor([97, 61])
-    mask = masks.padding(lengths, queries=True)
+    mask = masks.padding(lengths, mask_queries=True)
     small = prune_heads(layer, [2])
     with torch.no_grad():
         assert attnlab.explain_path(small, x, mask=mask)[0].name == "packed"

@@ -11,7 +11,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnlab.catalog import registry
-from attnlab.masks import Mask, blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix, window
+from attnlab.masks import (
+    Mask,
+    block_sparse,
+    causal,
+    documents,
+    from_key_padding_mask,
+    from_tensor,
+    padding,
+    prefix,
+    sliding_window,
+)
 from attnlab.nn.attention import Attention
 
 B, N, D = 2, 211, 24
@@ -22,13 +32,13 @@ def masks() -> dict[str, Mask | None]:
     return {
         "none": None,
         "padding": padding(lengths),
-        "padding on the left": padding(lengths, side="left", total=N),
-        "padded queries": padding(lengths, queries=True),
+        "padding on the left": padding(lengths, side="left", max_length=N),
+        "padded queries": padding(lengths, mask_queries=True),
         "key padding": from_key_padding_mask(place >= lengths[:, None]),
-        "window": causal() & window(7) & padding(lengths),
+        "window": causal() & sliding_window(7) & padding(lengths),
         "documents": documents(place // 50),
         "prefix": causal() | prefix(torch.tensor([3, 5])),
-        "blocks": blocks(16, torch.ones(14, 14, dtype=torch.bool).tril()),
+        "blocks": block_sparse(16, torch.ones(14, 14, dtype=torch.bool).tril()),
         "matrix": from_tensor(torch.ones(N, N, dtype=torch.bool).tril()),
     }
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnlab.masks import causal, window
+from attnlab.masks import causal, sliding_window
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import itemwise, segmentwise, tiled
 from attnlab.ops.bias import RelativeBias, cut, of_rows, written
@@ -114,11 +114,11 @@ def given_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("way", ["window", "items", "segments", "rows"])
 def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**9)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**9)
     NeverWhole.cells = 0
     q, k, v, line = given_tensors()
     bias, place = NeverWhole(line, N, N), torch.arange(N)
-    near = (causal() & window(11)).bind(N, shape=(B, H))
+    near = (causal() & sliding_window(11)).bind(N, shape=(B, H))
     if way == "window":
         out, permitted, most = tiled(q, k, v, near, bias, KERNEL, near.tiles(64)), near.tensor(), N * (64 + 10)
     elif way == "rows":  # 2**9 numbers are 5 rows of 5 + 11 keys of 6 heads, computed again backward

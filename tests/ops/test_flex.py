@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from attnlab.masks import Mask, blocks, causal, documents, from_key_padding_mask, from_tensor, padding, prefix, window
+from attnlab.masks import (
+    Mask,
+    block_local,
+    block_sparse,
+    causal,
+    documents,
+    from_key_padding_mask,
+    from_tensor,
+    padding,
+    prefix,
+    sliding_window,
+)
 from attnlab.ops.backends import flex
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.softmax import softmax_attention, softmax_weights
@@ -18,18 +29,18 @@ B, H, N, M, d = 2, 3, 131, 149, 17
 IDS = torch.arange(M) // 23
 PATTERN = torch.rand(B, H, 5, 5, generator=torch.Generator().manual_seed(5)) > 0.5
 MASKS: list[Mask] = [
-    causal() & window(7),
-    window(5) | prefix(torch.tensor([3, 9])),
-    ~window(9) & prefix(11),
+    causal() & sliding_window(7),
+    sliding_window(5) | prefix(torch.tensor([3, 9])),
+    ~sliding_window(9) & prefix(11),
     causal() & padding(torch.tensor([100, 149])),
-    padding(torch.tensor([100, 90]), side="left", total=M),
-    padding(torch.tensor([100, 90]), queries=True),
+    padding(torch.tensor([100, 90]), side="left", max_length=M),
+    padding(torch.tensor([100, 90]), mask_queries=True),
     causal() & documents(IDS),
     documents(torch.stack([IDS, IDS // 2])),
-    blocks(16),
-    blocks(31, PATTERN),
-    blocks(31, PATTERN[0, 0]),
-    window(7) & from_key_padding_mask(torch.arange(M) >= torch.tensor([[90], [120]])),
+    block_local(16),
+    block_sparse(31, PATTERN),
+    block_sparse(31, PATTERN[0, 0]),
+    sliding_window(7) & from_key_padding_mask(torch.arange(M) >= torch.tensor([[90], [120]])),
 ]
 
 
@@ -66,7 +77,7 @@ def test_its_rule_is_the_masks(mask: Mask, queries: int) -> None:
 def test_what_it_cannot_take_goes_another_way() -> None:
     q, k, v = tensors(M)
     given = from_tensor(torch.ones(M, M, dtype=torch.bool).tril(3)).bind(M)
-    for mask, more in ((given, {}), (causal().bind(M), {}), (window(7).bind(M), {"bias": torch.zeros(M, M)})):
+    for mask, more in ((given, {}), (causal().bind(M), {}), (sliding_window(7).bind(M), {"bias": torch.zeros(M, M)})):
         with record_dispatch() as records:
             softmax_attention(q, k, v, mask, **more)
         assert [path.name for path in records] != ["flex"]
@@ -74,14 +85,14 @@ def test_what_it_cannot_take_goes_another_way() -> None:
 
 def test_a_cpu_does_not_choose_it() -> None:
     q, k, _ = tensors(M)
-    assert flex.block_mask(q, k, window(7).bind(M)) is None
+    assert flex.block_mask(q, k, sliding_window(7).bind(M)) is None
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_it_is_chosen_and_right() -> None:
     q, k, v = (torch.randn(B, H, 2048, 64, device="cuda", requires_grad=True) for _ in range(3))
-    bound = (causal() & window(256)).bind(2048, device="cuda")
+    bound = (causal() & sliding_window(256)).bind(2048, device="cuda")
     with record_dispatch() as records:
         out = softmax_attention(q, k, v, bound)
     assert [path.name for path in records] == ["flex"]
@@ -96,7 +107,9 @@ def test_on_a_gpu_it_is_chosen_and_right() -> None:
 def test_the_rule_compiles_into_the_kernel() -> None:
     """Each number of the rule by itself, as a kernel asks for it: inductor's CPU kernel stands for the GPU's."""
     q, k, v = tensors(M)
-    mask = (causal() & window(40) & documents(torch.stack([IDS, IDS // 2])) & padding(torch.tensor([100, 149]))).bind(M)
+    mask = (
+        causal() & sliding_window(40) & documents(torch.stack([IDS, IDS // 2])) & padding(torch.tensor([100, 149]))
+    ).bind(M)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.compiler.reset()

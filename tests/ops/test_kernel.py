@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnlab.catalog import registry
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.models.sinks import SinkAttention
 from attnlab.ops.backends.sdpa import CHEAP, Kernel
 from attnlab.ops.softmax import SoftmaxMap, masked_softmax
@@ -122,8 +122,8 @@ def test_backward_through_a_gradient_is_grad_of_it() -> None:
 MASKS: dict[str, Mask | None] = {
     "none": None,
     "causal": causal(),
-    "window": causal() & window(7),
-    "padding": padding(torch.tensor([97]), queries=True),
+    "window": causal() & sliding_window(7),
+    "padding": padding(torch.tensor([97]), mask_queries=True),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlab import explain_path
-from attnlab.masks import Mask, causal, dilated, every, padding, prefix, window
+from attnlab.masks import Mask, causal, dilated, padding, prefix, sliding_window, strided
 from attnlab.models.multihead import MultiAttention
 
 B, N, D, H = 3, 199, 12, 3
@@ -19,7 +19,7 @@ def paths(mask: Mask, layer: MultiAttention | None = None, lengths: Tensor = LEN
     return [path.name for path in explain_path(layer, torch.randn(B, N, D), mask=mask, **given)]
 
 
-REAL = padding(LENGTHS, queries=True)
+REAL = padding(LENGTHS, mask_queries=True)
 
 
 @pytest.mark.parametrize(
@@ -27,17 +27,17 @@ REAL = padding(LENGTHS, queries=True)
     [
         (REAL, ["packed", "segments"]),
         (causal() & REAL, ["packed", "segments"]),
-        (REAL & window(5), ["packed", "window"]),
-        (padding(LENGTHS, side="left", total=N, queries=True), ["packed", "segments"]),
+        (REAL & sliding_window(5), ["packed", "window"]),
+        (padding(LENGTHS, side="left", max_length=N, mask_queries=True), ["packed", "segments"]),
         (padding(LENGTHS), ["items"]),
         (REAL & prefix(7), ["tiles"]),
         (REAL | causal(), ["matrix"]),
-        (padding(torch.tensor([199, 198, 199]), queries=True), ["matrix"]),
-        (padding(torch.tensor([20, 1, 3]), queries=True), ["items"]),
-        (padding(torch.tensor([0, 0, 0]), queries=True), ["items"]),
-        (causal() & REAL & every(7), ["tiles"]),
+        (padding(torch.tensor([199, 198, 199]), mask_queries=True), ["matrix"]),
+        (padding(torch.tensor([20, 1, 3]), mask_queries=True), ["items"]),
+        (padding(torch.tensor([0, 0, 0]), mask_queries=True), ["items"]),
+        (causal() & REAL & strided(7), ["tiles"]),
         (causal() & REAL & dilated(3, 7), ["packed", "window"]),
-        (padding(torch.tensor([67]), queries=True), ["matrix"]),
+        (padding(torch.tensor([67]), mask_queries=True), ["matrix"]),
     ],
     ids=str,
 )

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from attnlab.masks import (
     Mask,
-    blocks,
-    by_head,
+    block_local,
+    block_sparse,
+    block_summary,
     causal,
     dilated,
     documents,
-    every,
     from_tensor,
     global_tokens,
     padding,
-    summaries,
-    window,
+    per_head,
+    sliding_window,
+    strided,
 )
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.dispatch import record_dispatch
@@ -39,20 +40,21 @@ LENGTHS = torch.tensor([37, 101])
 MASKS: dict[str, Mask | None] = {
     "everything": None,
     "causal": causal(),
-    "window": causal() & window(7),
+    "window": causal() & sliding_window(7),
     "padding": padding(LENGTHS),
-    "padding of queries": causal() & padding(LENGTHS, queries=True),
+    "padding of queries": causal() & padding(LENGTHS, mask_queries=True),
     "an empty item": padding(torch.tensor([0, 101])),
-    "every few": causal() & every(7),
-    "every few, padded": causal() & every(7) & padding(LENGTHS),
-    "every few, padded on the left": every(7) & padding(LENGTHS, side="left", total=N),
-    "every few, packed": causal() & every(5) & documents(torch.arange(M) // 23),
+    "every few": causal() & strided(7),
+    "every few, padded": causal() & strided(7) & padding(LENGTHS),
+    "every few, padded on the left": strided(7) & padding(LENGTHS, side="left", max_length=N),
+    "every few, packed": causal() & strided(5) & documents(torch.arange(M) // 23),
     "every few of a window": dilated(5, 3),
-    "global tokens": window(5) | global_tokens(3),
+    "global tokens": sliding_window(5) | global_tokens(3),
     "scattered blocks": causal()
-    & (window(3) | blocks(8, torch.rand(27, 27, generator=torch.Generator().manual_seed(7)) > 0.9)),
-    "summaries": summaries(11, 2) & causal(),
-    "a rule a head": causal() & by_head([*[blocks(11)] * 2, every(13), window(4), *[summaries(11)] * 2]),
+    & (sliding_window(3) | block_sparse(8, torch.rand(27, 27, generator=torch.Generator().manual_seed(7)) > 0.9)),
+    "summaries": block_summary(11, 2) & causal(),
+    "a rule a head": causal()
+    & per_head([*[block_local(11)] * 2, strided(13), sliding_window(4), *[block_summary(11)] * 2]),
     "documents": causal() & documents(torch.arange(M) // 23),
     "a matrix": from_tensor(torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(5)) > 0.9),
 }
@@ -108,7 +110,7 @@ def test_every_part_on_every_way(mask: Mask | None, softcap: float | None, sunk:
 
 
 @pytest.mark.parametrize("queries", [1, 3, FEW, FEW + 1])
-@pytest.mark.parametrize("mask", [None, causal(), causal() & window(7), padding(LENGTHS)], ids=str)
+@pytest.mark.parametrize("mask", [None, causal(), causal() & sliding_window(7), padding(LENGTHS)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 def test_few_queries_read_shared_keys_as_they_lie(queries: int, mask: Mask | None, biased: bool) -> None:
     q, k, v = drawn((B, H, queries, d), (B, H // G, M, d), (B, H // G, M, d))
@@ -188,40 +190,42 @@ def test_a_sink_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", B * H * 11 * (11 + 7))
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", B * H * 11 * (11 + 7))
     q, k, v = drawn((B, H, N, d), (B, H, N, d), (B, H, N, w))
     seen = []
 
-    def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
         seen.append(scores.shape[2:])
         return masked_softmax(scores, permitted)
 
     with record_dispatch() as records:
-        out = rowwise_attention(q, k, v, (causal() & window(7)).bind(N), None, weigh)
+        out = rowwise_attention(q, k, v, (causal() & sliding_window(7)).bind(N), None, normalize)
     assert max(shape[0] for shape in seen) == 11
     assert max(shape[1] for shape in seen) == 11 + 6, "a row's keys are those that it can reach"
     assert "11 of 197 rows at a time" in str(records[0])
-    compare(out, by_hand(q, k, v, causal() & window(7)), [q, k, v])
+    compare(out, by_hand(q, k, v, causal() & sliding_window(7)), [q, k, v])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rule", [window(7), causal() & window(7) & padding(torch.tensor([500, 1031]))], ids=str)
+@pytest.mark.parametrize(
+    "rule", [sliding_window(7), causal() & sliding_window(7) & padding(torch.tensor([500, 1031]))], ids=str
+)
 def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dtype) -> None:
     length, cells = 1031, []
     q, k, v = (t.to(dtype) for t in drawn((B, H, length, d), (B, H, length, d), (B, H, length, w)))
 
-    def weigh(scores: Tensor, permitted: Tensor | None) -> Tensor:
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
         cells.append(scores.numel())
         return masked_softmax(scores, permitted)
 
-    rowwise_attention(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, weigh)
+    rowwise_attention(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, normalize)
     assert sum(cells) <= B * H * length * (64 + 13)
     assert max(cells) <= B * H * 64 * (64 + 13)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", B * H * N * 7)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", B * H * N * 7)
     q, k, v = (t.to(dtype) for t in drawn((B, H, N, d), (B, H, N, d), (B, H, N, w)))
     with record_dispatch() as records:
         rowwise_attention(q, k, v, None, None, masked_softmax)
@@ -229,9 +233,9 @@ def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.Monk
 
 
 def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**4)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**4)
     q, k, v = drawn((1, 2, 5, 3), (1, 2, 5, 3), (1, 2, 5, 2))
-    bound = (causal() & window(2)).bind(5)
+    bound = (causal() & sliding_window(2)).bind(5)
     assert torch.autograd.gradgradcheck(
         lambda *qkv: rowwise_attention(*qkv, bound, None, masked_softmax).tanh(), (q, k, v)
     )
@@ -242,7 +246,7 @@ def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.Mon
 def test_any_number_of_rows_gives_the_same(queries: int, keys: int, size: int) -> None:
     q, k, v = drawn((1, 2, queries, d), (1, 2, keys, d), (1, 2, keys, w))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnlab.ops.rowwise.NUMBERS", 2 * keys * size)
+        patch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2 * keys * size)
         out = rowwise_attention(q, k, v, None, None, masked_softmax)
     torch.testing.assert_close(out, by_hand(q, k, v, None))
 
@@ -252,7 +256,7 @@ def test_any_number_of_rows_gives_the_same(queries: int, keys: int, size: int) -
 
 def test_a_core_streams_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = drawn((B, H, N, d), (B, H // G, N, d))
-    core, largest = SoftmaxMap(q, k, (causal() & window(7)).bind(N, shape=(B, H))), []
+    core, largest = SoftmaxMap(q, k, (causal() & sliding_window(7)).bind(N, shape=(B, H))), []
     whole = core.materialize()
     plain = core._rows
     monkeypatch.setattr(core, "_rows", lambda rows: largest.append(len(rows)) or plain(rows))

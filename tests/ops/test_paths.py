@@ -13,7 +13,7 @@ from torch import Tensor
 import attnlab
 from attnlab.masks import (
     Mask,
-    blocks,
+    block_local,
     causal,
     documents,
     from_cu_seqlens,
@@ -21,7 +21,7 @@ from attnlab.masks import (
     from_tensor,
     padding,
     prefix,
-    window,
+    sliding_window,
 )
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.backends.dropout import GRID, dropout_attention
@@ -36,18 +36,18 @@ IDS = torch.arange(N) // 23
 SQUARE: dict[str, tuple[str, Mask | None]] = {
     "everything": ("fused", None),
     "causal": ("triangle", causal()),
-    "window": ("window", window(11)),
-    "window back": ("window", causal() & window(7)),
-    "window or blocks": ("window", window(3) | blocks(7)),
-    "window, right padding": ("window", causal() & window(7) & padding(LENGTHS)),
-    "window, left padding": ("window", window(7) & causal() & padding(LENGTHS, side="left", total=N)),
-    "window, key padding": ("window", window(7) & from_key_padding_mask(torch.arange(N) >= LENGTHS[:, None])),
-    "window, a matrix": ("window", window(5) & from_tensor((torch.arange(N) % 3 > 0).expand(N, N))),
-    "window, item documents": ("window", window(7) & documents(torch.stack([IDS, IDS // 2]))),
+    "window": ("window", sliding_window(11)),
+    "window back": ("window", causal() & sliding_window(7)),
+    "window or blocks": ("window", sliding_window(3) | block_local(7)),
+    "window, right padding": ("window", causal() & sliding_window(7) & padding(LENGTHS)),
+    "window, left padding": ("window", sliding_window(7) & causal() & padding(LENGTHS, side="left", max_length=N)),
+    "window, key padding": ("window", sliding_window(7) & from_key_padding_mask(torch.arange(N) >= LENGTHS[:, None])),
+    "window, a matrix": ("window", sliding_window(5) & from_tensor((torch.arange(N) % 3 > 0).expand(N, N))),
+    "window, item documents": ("window", sliding_window(7) & documents(torch.stack([IDS, IDS // 2]))),
     "right padding": ("items", padding(LENGTHS)),
-    "left padding": ("items", padding(LENGTHS, side="left", total=N)),
+    "left padding": ("items", padding(LENGTHS, side="left", max_length=N)),
     "causal, right padding": ("items", causal() & padding(LENGTHS)),
-    "causal, left padding": ("items", padding(LENGTHS, side="left", total=N) & causal()),
+    "causal, left padding": ("items", padding(LENGTHS, side="left", max_length=N) & causal()),
     "an empty item": ("items", padding(EMPTY)),
     "a key mask, right": ("items", from_key_padding_mask(torch.arange(N) >= LENGTHS[:, None])),
     "a key mask, left, causal": ("items", causal() & from_key_padding_mask(torch.arange(N) < LENGTHS[:, None])),
@@ -61,7 +61,7 @@ SQUARE: dict[str, tuple[str, Mask | None]] = {
     "packed, prefix": ("segments", documents(IDS) & (causal() | prefix(29))),
     "documents interrupted": ("matrix", documents(IDS % 2)),
     "one document": ("matrix", documents(torch.zeros(N, dtype=torch.long))),
-    "a wide window": ("matrix", window(70)),
+    "a wide window": ("matrix", sliding_window(70)),
     "a matrix": ("matrix", from_tensor(torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(5)) > 0.6)),
 }
 
@@ -107,8 +107,8 @@ def test_a_bias_goes_every_way(name: str, shape: tuple[int, ...]) -> None:
     [
         ("items", padding(LENGTHS)),
         ("items", causal() & padding(LENGTHS)),
-        ("window", causal() & window(7)),
-        ("window", window(7) & padding(LENGTHS, side="left", total=M)),
+        ("window", causal() & sliding_window(7)),
+        ("window", sliding_window(7) & padding(LENGTHS, side="left", max_length=M)),
         ("matrix", documents(torch.arange(M) // 40)),
         ("matrix", causal()),
     ],
@@ -125,16 +125,16 @@ def test_lengths_of_another_batch_are_refused() -> None:
 RULES = st.sampled_from(
     [
         causal(),
-        window(3),
-        window(29),
+        sliding_window(3),
+        sliding_window(29),
         prefix(31),
         prefix(torch.tensor([2, 59])),
         padding(LENGTHS),
         padding(EMPTY),
-        padding(LENGTHS, side="left", total=N),
+        padding(LENGTHS, side="left", max_length=N),
         documents(IDS),
         documents(torch.stack([IDS, IDS // 3])),
-        blocks(17),
+        block_local(17),
         from_tensor(torch.rand(N, N, generator=torch.Generator().manual_seed(3)) > 0.3),
     ]
 )
@@ -172,16 +172,16 @@ def test_the_whole_map_is_never_made(name: str, monkeypatch: pytest.MonkeyPatch)
     assert mask is not None
     bound = mask.bind(N, shape=(B, H))
     if name == "left padding":
-        bound = (window(3) & mask).bind(N, shape=(B, H))
+        bound = (sliding_window(3) & mask).bind(N, shape=(B, H))
     monkeypatch.setattr(type(bound), "tensor", lambda self: pytest.fail("a matrix was made"))
     softmax_attention(*tensors(), bound)
     if "window" in name:
-        bound.blank(torch.zeros(B, N, d))
+        bound.zero_fully_masked_rows(torch.zeros(B, N, d))
 
 
 def test_rows_without_a_key_are_found_by_tiles() -> None:
-    mask = window(5) & padding(LENGTHS, side="left", total=N)
-    out = mask.bind(N, shape=(B, H)).blank(torch.ones(B, N, 1))
+    mask = sliding_window(5) & padding(LENGTHS, side="left", max_length=N)
+    out = mask.bind(N, shape=(B, H)).zero_fully_masked_rows(torch.ones(B, N, 1))
     expected = mask.materialize(N).any(-1).squeeze(1).double().unsqueeze(-1)
     assert expected.min() == 0
     torch.testing.assert_close(out.double(), expected)
@@ -194,8 +194,8 @@ def test_a_path_is_explained(training: bool) -> None:
     assert path.name == "triangle"
     assert "causal, 211 long" in str(path)
     assert str(path).endswith("; dropout 0.1 of the weights") == training
-    (path,) = attnlab.explain_path(layer.eval(), torch.randn(2, 211, 12), mask=window(8))
-    assert str(path) == "window: causal() & window(8) reaches 7 back and 0 ahead of 211 keys"
+    (path,) = attnlab.explain_path(layer.eval(), torch.randn(2, 211, 12), mask=sliding_window(8))
+    assert str(path) == "window: causal() & sliding_window(8) reaches 7 back and 0 ahead of 211 keys"
     (path,) = attnlab.explain_path(layer, torch.randn(1, 3, 12))
     assert path.name == "causal"
     assert attnlab.explain_path(torch.nn.Linear(3, 3), torch.randn(2, 3)) == []
@@ -276,13 +276,13 @@ def test_a_mapped_call_takes_one_kernel() -> None:
     assert not torch.equal(a, b)
     layer = MultiAttention(12, 3).double()
     x = torch.randn(B, 5, N, 12, dtype=torch.float64)
-    mapped = torch.func.vmap(lambda x: layer(x, mask=causal() & window(7)))(x)
-    torch.testing.assert_close(mapped, layer(x.flatten(0, 1), mask=causal() & window(7)).unflatten(0, (B, 5)))
+    mapped = torch.func.vmap(lambda x: layer(x, mask=causal() & sliding_window(7)))(x)
+    torch.testing.assert_close(mapped, layer(x.flatten(0, 1), mask=causal() & sliding_window(7)).unflatten(0, (B, 5)))
 
 
 def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
     q, k, v = tensors()
-    bound = (causal() & window(7)).bind(N, shape=(B, H))
+    bound = (causal() & sliding_window(7)).bind(N, shape=(B, H))
     torch.manual_seed(0)
     with record_dispatch() as records:
         outs = torch.stack([softmax_attention(q, k, v, bound, dropout=0.3).detach() for _ in range(400)])

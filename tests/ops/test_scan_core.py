@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from scans import KINDS, H, given
 from torch import Tensor
 
-from attnlab import KVCache, check_attention
+from attnlab import check_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.attention import Attention, linear
+from attnlab.nn.attention import Attention, make_linear
+from attnlab.nn.cache import RecurrentState
 from attnlab.ops.attention_map import CHUNK
 from attnlab.ops.scan import ScanMap, linear_scan
 
@@ -41,8 +42,8 @@ def test_its_map_makes_its_output(kind: str) -> None:
 def test_a_map_is_streamed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     case, _ = arguments("delta rule", 2 * CHUNK + 5)
     core, qkv_sizes = ScanMap(**case), []
-    plain = ScanMap.attend
-    monkeypatch.setattr(ScanMap, "attend", lambda self, v: qkv_sizes.append(v.shape[-1]) or plain(self, v))
+    plain = ScanMap.apply
+    monkeypatch.setattr(ScanMap, "apply", lambda self, v: qkv_sizes.append(v.shape[-1]) or plain(self, v))
     first = next(core.stream())[1]
     assert first.shape == (2, H, CHUNK, 2 * CHUNK + 5)
     assert qkv_sizes == [CHUNK], "rows ahead of a chunk are not computed, and keys come a chunk at a time"
@@ -58,26 +59,27 @@ class Recurrent(Attention):
     """Gated delta rule in heads: the state is all that it remembers."""
 
     card = replace(MultiAttention.card, kind="another operator", supports=("causal", "cache", "weights"))
+    cache_type = RecurrentState
 
     def __init__(
         self, embed_dim: int, num_heads: int = 3, *, causal: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal)
-        self.qkv = linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
-        self.gates = linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
-        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.qkv = make_linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        self.gates = make_linear(embed_dim, 2 * num_heads, device=device, dtype=dtype)
+        self.output = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         decay, beta = self.gates(x).unflatten(-1, (2, -1)).permute(2, 0, 3, 1)
         return {"q": q, "k": F.normalize(k, dim=-1), "log_decay": F.logsigmoid(decay), "beta": beta.sigmoid()}, v
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None = None) -> Tensor:
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
         case, v = self._parts(x)
         state = cache.state[0] if cache is not None and cache.state else None
         out, state = linear_scan(**case, v=v, state=state)
         if cache is not None:
-            cache.carry(x.shape[1], state)
+            cache.replace(x.shape[1], state)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def _build_map(self, x: Tensor, mask: BoundMask | None, *args: Any, **more: Any) -> ScanMap:
@@ -107,7 +109,7 @@ class AlwaysCausal(Recurrent):
 
 @torch.no_grad()
 def test_its_memory_does_not_grow() -> None:
-    layer, cache = Recurrent(12).double(), KVCache(1000)
+    layer, cache = Recurrent(12).double(), RecurrentState()
     sizes = set()
     for _ in range(3):
         layer(torch.randn(2, 100, 12, dtype=torch.float64), cache=cache)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnlab.masks import Mask, causal, from_tensor, padding, prefix, window
+from attnlab.masks import Mask, causal, from_tensor, padding, prefix, sliding_window
 from attnlab.ops.softmax import masked_softmax, softmax_attention, softmax_weights
 
 B, H, N, M, d = 2, 3, 5, 7, 11
 MASKS: dict[str, Mask | None] = {
     "none": None,
     "causal": causal(),
-    "window": causal() & window(2),
+    "window": causal() & sliding_window(2),
     "padding": padding(torch.tensor([3, 7])),
     "empty rows": padding(torch.tensor([0, 7])) & ~prefix(0),
     "drawn": from_tensor(torch.rand(B, H, N, M, generator=torch.Generator().manual_seed(5)) > 0.6),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnlab.masks import padding
 from attnlab.models.multihead import MultiAttention
-from attnlab.positions import Absolute, Learned, Sinusoidal, make_absolute
+from attnlab.positions import AbsoluteEmbedding, Learned, Sinusoidal, make_absolute
 
 B, N, L = 3, 7, 23
 
@@ -23,7 +23,7 @@ def tokens(length: int = N, width: int = 10) -> Tensor:
     return torch.randn(B, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def made(name: str, width: int = 10) -> Absolute:
+def made(name: str, width: int = 10) -> AbsoluteEmbedding:
     torch.manual_seed(0)
     return make_absolute(name, length=L, embed_dim=width).double()
 
@@ -88,7 +88,7 @@ def test_places_are_counted_from_the_first_real_token(name: str, starts: list[in
 def test_padding_on_the_left_shifts_nothing_in_a_layer(name: str, scheme: str) -> None:
     positions, x, lengths = made(name, 12), tokens(L, 12), torch.tensor([23, 11, 2])
     layer = MultiAttention(12, 3, positions=scheme, causal=True).double()
-    mask = padding(lengths, side="left", total=L)
+    mask = padding(lengths, side="left", max_length=L)
     together = layer(positions(x, starts=L - lengths), mask=mask)
     for b, n in enumerate(lengths.tolist()):
         alone = layer(positions(x[b : b + 1, L - n :]))

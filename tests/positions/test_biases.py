@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from attnlab.masks import window
+from attnlab.masks import sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.positions import ALiBi, T5Bias
 
@@ -18,7 +18,7 @@ H = 3
 def test_alibi_slopes_are_the_papers() -> None:
     assert list(ALiBi(8).slopes) == [2.0**-i for i in range(1, 9)]
     assert list(ALiBi(6).slopes) == [2.0**-i for i in (2, 4, 6, 8, 1, 3)]
-    bias = ALiBi(2).relative(3, 5, torch.device("cpu")).tensor().squeeze(0)
+    bias = ALiBi(2).attention_bias(3, 5, torch.device("cpu")).tensor().squeeze(0)
     assert bias.shape == (2, 3, 5)
     assert (bias[0] * -16).tolist() == [[2, 1, 0, 1, 2], [3, 2, 1, 0, 1], [4, 3, 2, 1, 0]]
 
@@ -35,19 +35,19 @@ def test_t5_ranges_are_the_papers() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_range_is_used_and_no_other(causal: bool) -> None:
-    for buckets, longest in ((4, 2), (4, 100), (16, 9), (32, 128), (64, 1000)):
-        t5 = T5Bias(H, causal=causal, buckets=buckets, longest=max(longest, buckets // 2 + 1))
+    for num_buckets, max_distance in ((4, 2), (4, 100), (16, 9), (32, 128), (64, 1000)):
+        t5 = T5Bias(H, causal=causal, num_buckets=num_buckets, max_distance=max(max_distance, num_buckets // 2 + 1))
         found = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
         # The keys ahead have a range of their own for distance 0, which is theirs by rule and never asked for.
-        expected = set(range(buckets)) - (set() if causal else {buckets // 2})
+        expected = set(range(num_buckets)) - (set() if causal else {num_buckets // 2})
         assert set(found.tolist()) <= expected
-        assert {0, buckets - 1} <= set(found.tolist())
+        assert {0, num_buckets - 1} <= set(found.tolist())
         assert bool((found[: 2001 if causal else 2000].diff() <= 0).all()), "nearer is a lower range"
 
 
 def test_a_bias_is_of_the_table() -> None:
-    t5 = T5Bias(H, buckets=6, longest=9)
-    bias = t5.relative(5, 7, torch.device("cpu")).tensor().squeeze(0)
+    t5 = T5Bias(H, num_buckets=6, max_distance=9)
+    bias = t5.attention_bias(5, 7, torch.device("cpu")).tensor().squeeze(0)
     for i in range(5):
         for j in range(7):
             expected = t5.table.weight[int(t5.ranges(torch.tensor(j - i - 2)))]
@@ -57,7 +57,7 @@ def test_a_bias_is_of_the_table() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -> None:
     torch.manual_seed(0)
-    layer = MultiAttention(6, H, positions="t5(buckets=4, longest=3)", causal=causal).double()
+    layer = MultiAttention(6, H, positions="t5(num_buckets=4, max_distance=3)", causal=causal).double()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
 
     def out(table: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask", [None, window(9)])
+@pytest.mark.parametrize("mask", [None, sliding_window(9)])
 def test_a_step_along_the_gradient_of_the_table_does_what_it_says(causal: bool, mask: object) -> None:
     torch.manual_seed(0)
     layer = MultiAttention(6, H, positions="t5", causal=causal).double()
@@ -100,11 +100,11 @@ def test_the_table_learns_under_dropout() -> None:
 @pytest.mark.parametrize(
     ("act", "error", "says"),
     [
-        (lambda: T5Bias(H, buckets=2), ValueError, "buckets is a whole number from 4 to 65536, not 2"),
-        (lambda: T5Bias(H, causal=True, buckets=3), ValueError, "buckets must be even"),
-        (lambda: T5Bias(H, buckets=8.0), TypeError, "buckets is a whole number, not 8.0"),  # type: ignore[arg-type]
-        (lambda: T5Bias(H, longest=8), ValueError, "longest is a whole number from 9 to"),
-        (lambda: T5Bias(H, causal=True, longest=16), ValueError, "longest is a whole number from 17 to"),
+        (lambda: T5Bias(H, num_buckets=2), ValueError, "num_buckets is a whole number from 4 to 65536, not 2"),
+        (lambda: T5Bias(H, causal=True, num_buckets=3), ValueError, "num_buckets must be even"),
+        (lambda: T5Bias(H, num_buckets=8.0), TypeError, "num_buckets is a whole number, not 8.0"),  # type: ignore[arg-type]
+        (lambda: T5Bias(H, max_distance=8), ValueError, "max_distance is a whole number from 9 to"),
+        (lambda: T5Bias(H, causal=True, max_distance=16), ValueError, "max_distance is a whole number from 17 to"),
     ],
 )
 def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:

@@ -1,4 +1,4 @@
-"""The laws that make relative positions safe to pad, pack, cache and cut: what follows from distance alone."""
+"""Relative positions depend on distances alone, which makes them safe to pad, pack, cache and cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab import KVCache, check_attention
-from attnlab.masks import documents, from_tensor, padding, window
+from attnlab.masks import documents, from_tensor, padding, sliding_window
 from attnlab.models.groupedquery import GroupedQueryAttention
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.attention import UnsupportedError
@@ -22,10 +22,10 @@ from attnlab.ops.dispatch import explain_path
 D, H = 12, 3
 SCHEMES = [
     "rotary",
-    "rotary(base=500, share=0.5, layout=interleaved)",
-    "rotary(scaling=yarn, factor=4, original=64)",
+    "rotary(base=500, rotary_fraction=0.5, layout=interleaved)",
+    "rotary(scaling=yarn, factor=4, original_max_length=64)",
     "alibi",
-    "t5(buckets=8, longest=20)",
+    "t5(num_buckets=8, max_distance=20)",
 ]
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES)
@@ -50,7 +50,7 @@ def tokens(length: int, batch: int = 1) -> Tensor:
 def test_padding_on_the_left_shifts_nothing(scheme: str, length: int, shift: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
     padded = torch.cat([tokens(shift) if shift else x[:, :0], x], 1)
-    mask = padding(torch.tensor([length]), side="left", total=shift + length)
+    mask = padding(torch.tensor([length]), side="left", max_length=shift + length)
     torch.testing.assert_close(attend(padded, mask=mask)[:, shift:], attend(x))
 
 
@@ -71,7 +71,7 @@ def test_sequences_packed_in_one_row_are_as_each_alone(scheme: str, sizes: list[
 @torch.no_grad()
 def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
     attend, x = layer(scheme), tokens(length, batch=2)
-    mask = None if size is None else window(size)
+    mask = None if size is None else sliding_window(size)
     cache = KVCache(length, window=size)
     edges = [0, *sorted(cut for cut in cuts if cut < length), length]
     parts = [attend(x[:, a:b], mask=mask, cache=cache) for a, b in pairwise(edges)]
@@ -85,9 +85,9 @@ def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts
 def test_a_window_is_as_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
     bias = torch.randn(H, length, length, dtype=torch.float64)
-    written = from_tensor(window(size).materialize(length))
+    written = from_tensor(sliding_window(size).materialize(length))
     for given_ in ({}, {"bias": bias}, {"bias": bias[:, :1]}):
-        torch.testing.assert_close(attend(x, mask=window(size), **given_), attend(x, mask=written, **given_))
+        torch.testing.assert_close(attend(x, mask=sliding_window(size), **given_), attend(x, mask=written, **given_))
 
 
 @schemes
@@ -124,7 +124,7 @@ def test_a_padded_batch_is_packed_and_no_matrix_of_distances_is_made(
     lengths = torch.tensor([199, 67, 101])
     expected = [attend(x[b : b + 1, :n]) for b, n in enumerate(lengths.tolist())]
     monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
-    mask = padding(lengths, queries=True)
+    mask = padding(lengths, mask_queries=True)
     assert [path.name for path in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
     together = attend(x, mask=mask)
     for b, n in enumerate(lengths.tolist()):
@@ -134,11 +134,11 @@ def test_a_padded_batch_is_packed_and_no_matrix_of_distances_is_made(
 @pytest.mark.parametrize("positions", ["alibi", "t5"])
 def test_under_a_window_no_matrix_of_distances_is_made(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend, x = layer(positions), tokens(301)
-    expected = attend(x, mask=from_tensor(window(7).materialize(301)))
+    expected = attend(x, mask=from_tensor(sliding_window(7).materialize(301)))
     monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
-    torch.testing.assert_close(attend(x, mask=window(7)), expected)
-    torch.testing.assert_close(attend(x, mask=window(7), attn_bias=torch.ones(301)), expected)
-    assert explain_path(attend, x, mask=window(7))[0].name == "window"
+    torch.testing.assert_close(attend(x, mask=sliding_window(7)), expected)
+    torch.testing.assert_close(attend(x, mask=sliding_window(7), attn_bias=torch.ones(301)), expected)
+    assert explain_path(attend, x, mask=sliding_window(7))[0].name == "window"
 
 
 @pytest.mark.parametrize("positions", ["rotary(base=5)", "alibi", "t5"])
@@ -149,7 +149,7 @@ def test_pytorchs_layer_knows_no_positions(positions: str) -> None:
 
 
 def test_heads_that_share_keys_take_them_too() -> None:
-    grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(share=0.67)")
+    grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(rotary_fraction=0.67)")
     assert grouped.positions.width == 2  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="positions turn pairs"):
+    with pytest.raises(ValueError, match="positions need an even number"):
         GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary")

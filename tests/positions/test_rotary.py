@@ -26,7 +26,7 @@ def x(length: int = N, width: int = d) -> torch.Tensor:
 
 
 def test_a_pair_is_a_complex_number_that_turns() -> None:
-    out, given_ = Rotary(d, layout="interleaved").rotate(x(), first=5), x()
+    out, given_ = Rotary(d, layout="interleaved").apply_rotary(x(), first=5), x()
     for m in range(N):
         for i in range(d // 2):
             before = complex(given_[1, 2, m, 2 * i], given_[1, 2, m, 2 * i + 1])
@@ -36,8 +36,8 @@ def test_a_pair_is_a_complex_number_that_turns() -> None:
 
 def test_the_layouts_pair_other_numbers() -> None:
     order = torch.tensor([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
-    interleaved = Rotary(d, layout="interleaved").rotate(x()[..., order])
-    torch.testing.assert_close(Rotary(d).rotate(x())[..., order], interleaved, rtol=0, atol=0)
+    interleaved = Rotary(d, layout="interleaved").apply_rotary(x()[..., order])
+    torch.testing.assert_close(Rotary(d).apply_rotary(x())[..., order], interleaved, rtol=0, atol=0)
 
 
 @given(
@@ -45,22 +45,22 @@ def test_the_layouts_pair_other_numbers() -> None:
     st.integers(0, 500),
     st.sampled_from(["half", "interleaved"]),
     st.sampled_from([1.0, 0.4]),
-    st.sampled_from([None, Scaling("linear", 3), Scaling("ntk", 3), Scaling("yarn", 3, original=64)]),
+    st.sampled_from([None, Scaling("linear", 3), Scaling("ntk", 3), Scaling("yarn", 3, original_max_length=64)]),
 )
 def test_scores_follow_from_the_distance(
     shift: int, distance: int, layout: Literal["half", "interleaved"], share: float, scaling: Scaling | None
 ) -> None:
-    rotary = Rotary(d, layout=layout, share=share, scaling=scaling)
+    rotary = Rotary(d, layout=layout, rotary_fraction=share, scaling=scaling)
     q, k = x(1), x(1) + 1
-    here = (rotary.rotate(q, distance) * rotary.rotate(k, 0)).sum(-1)
-    there = (rotary.rotate(q, shift + distance) * rotary.rotate(k, shift)).sum(-1)
+    here = (rotary.apply_rotary(q, distance) * rotary.apply_rotary(k, 0)).sum(-1)
+    there = (rotary.apply_rotary(q, shift + distance) * rotary.apply_rotary(k, shift)).sum(-1)
     torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-8)
 
 
 def test_partial_rotary_leaves_the_rest() -> None:
-    out = Rotary(d, share=0.4).rotate(x(), first=3)
+    out = Rotary(d, rotary_fraction=0.4).apply_rotary(x(), first=3)
     assert torch.equal(out[..., 4:], x()[..., 4:])
-    torch.testing.assert_close(out[..., :4], Rotary(4).rotate(x()[..., :4], first=3), rtol=0, atol=0)
+    torch.testing.assert_close(out[..., :4], Rotary(4).apply_rotary(x()[..., :4], first=3), rtol=0, atol=0)
 
 
 # Scaling
@@ -75,17 +75,17 @@ def test_scaling_by_hand() -> None:
     assert list(ntk) == pytest.approx([1, 0.05, 0.0025, 0.001 / 8])
     # Within 1000 places the pairs turn 159, 16, 1.6 and 0.16 times: 32 turns lie between pairs 0 and 1, one turn
     # between 2 and 3. So pair 0 is left, pair 3 divided, and a third and two thirds of the way lie 1 and 2.
-    yarn = Rotary(8, scaling=Scaling("yarn", 4, original=1000))
+    yarn = Rotary(8, scaling=Scaling("yarn", 4, original_max_length=1000))
     expected = [1, 0.1 * (2 / 3 + 1 / 12), 0.01 * (1 / 3 + 2 / 12), 0.00025]
     assert list(yarn.frequencies) == pytest.approx(expected)
-    assert yarn.rotate(torch.ones(1, 8)).norm().item() == pytest.approx(8**0.5 * (0.1 * math.log(4) + 1))
+    assert yarn.apply_rotary(torch.ones(1, 8)).norm().item() == pytest.approx(8**0.5 * (0.1 * math.log(4) + 1))
 
 
 @pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
 def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
-    scaled = Rotary(64, scaling=Scaling(kind, 1.0, original=2048 if kind == "yarn" else None))
+    scaled = Rotary(64, scaling=Scaling(kind, 1.0, original_max_length=2048 if kind == "yarn" else None))
     assert scaled.frequencies == pytest.approx(Rotary(64).frequencies)
-    assert scaled.sharpening == 1
+    assert scaled.attention_factor == 1
 
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
@@ -110,12 +110,14 @@ def test_scaling_as_transformers_does_it(base: float, width: int, share: float) 
     pairs = {
         Scaling("linear", 4.0): theirs("linear", factor=4.0),
         Scaling("ntk", 4.0): theirs("dynamic", seen=4 * 2048, factor=1.0),  # dynamic: by the length that was seen
-        Scaling("yarn", 4.0, original=2048): theirs("yarn", factor=4.0, original_max_position_embeddings=2048),
+        Scaling("yarn", 4.0, original_max_length=2048): theirs(
+            "yarn", factor=4.0, original_max_position_embeddings=2048
+        ),
     }
     for scaling, (frequencies, sharpening) in pairs.items():
-        ours = Rotary(width, base=base, share=share, scaling=scaling)
+        ours = Rotary(width, base=base, rotary_fraction=share, scaling=scaling)
         assert list(ours.frequencies) == pytest.approx(frequencies.tolist(), rel=1e-6, abs=0)
-        assert ours.sharpening == sharpening
+        assert ours.attention_factor == sharpening
 
 
 # As a module
@@ -126,8 +128,8 @@ def test_angles_stay_exact_when_the_layer_is_halved_or_moved() -> None:
     for moved in (layer.half(), copy.deepcopy(layer).to(torch.bfloat16), pickle.loads(pickle.dumps(layer))):
         assert moved.positions.frequencies == layer.positions.frequencies
         assert not list(moved.positions.buffers())
-    far = Rotary(64).rotate(torch.ones(1, 64), first=99_999)
-    truth = Rotary(64).rotate(torch.ones(1, 64, dtype=torch.float64), first=99_999)
+    far = Rotary(64).apply_rotary(torch.ones(1, 64), first=99_999)
+    truth = Rotary(64).apply_rotary(torch.ones(1, 64, dtype=torch.float64), first=99_999)
     torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
 
 
@@ -138,26 +140,34 @@ def test_where_there_is_no_float64() -> None:
 
 def test_printed_it_shows_its_settings() -> None:
     assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
-        Rotary(10, base=500, share=0.4, scaling=Scaling("ntk", 2))
+        Rotary(10, base=500, rotary_fraction=0.4, scaling=Scaling("ntk", 2))
     )
 
 
 @pytest.mark.parametrize(
     ("act", "error", "says"),
     [
-        (lambda: Rotary(5), ValueError, r"1 of head_dim \(5\) must be even and at least 2, not 5"),
-        (lambda: Rotary(8, share=0.1), ValueError, "must be even and at least 2, not 1"),
-        (lambda: Rotary(8, share=0), ValueError, "not 0"),
-        (lambda: Rotary(8, share=1.5), ValueError, "share is a number from 0 to 1, not 1.5"),
+        (lambda: Rotary(5), ValueError, "rotary positions need an even head_dim, not 5"),
+        (lambda: Rotary(8, rotary_fraction=0.1), ValueError, "an even number of rotated features, at least 2, not 1"),
+        (lambda: Rotary(8, rotary_fraction=0), ValueError, "not 0"),
+        (lambda: Rotary(8, rotary_fraction=1.5), ValueError, "rotary_fraction is a number from 0 to 1, not 1.5"),
         (lambda: Rotary(8, base=math.nan), ValueError, "base is a number from 1.001 to 1e.30, not nan"),
         (lambda: Rotary(8, base=1), ValueError, "not 1"),
         (lambda: Rotary(8, base="1e4"), TypeError, "base is a number, not '1e4'"),  # type: ignore[arg-type]
         (lambda: Rotary(8, layout="whole"), ValueError, "layout is half or interleaved, not 'whole'"),  # type: ignore[arg-type]
         (lambda: Scaling("linear", 0.5), ValueError, "factor is a number from 1 to 1e.09, not 0.5"),
         (lambda: Scaling("linear", True), TypeError, "factor is a number, not True"),
-        (lambda: Scaling("yarn", 2.0), ValueError, "yarn needs original="),
-        (lambda: Scaling("yarn", 2.0, original=2.5), TypeError, "original is a whole number, not 2.5"),  # type: ignore[arg-type]
-        (lambda: Scaling("ntk", 2.0, original=64), ValueError, "original= is for yarn; ntk scaling does not need"),
+        (lambda: Scaling("yarn", 2.0), ValueError, "yarn needs original_max_length="),
+        (
+            lambda: Scaling("yarn", 2.0, original_max_length=2.5),
+            TypeError,
+            "original_max_length is a whole number, not 2.5",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: Scaling("ntk", 2.0, original_max_length=64),
+            ValueError,
+            "original_max_length= is for yarn; ntk scaling does not need",
+        ),
         (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),  # type: ignore[arg-type]
     ],
 )

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from attnlab.catalog import registry
 from attnlab.models.multihead import MultiAttention
-from attnlab.positions import ALiBi, Positions, Rotary, Scaling, T5Bias, make
+from attnlab.positions import ALiBi, Positions, Rotary, Scaling, T5Bias, parse_positions
 
 
 def made(positions: str | Positions, causal: bool = False) -> Positions:
-    return make(positions, num_heads=3, head_dim=8, causal=causal)
+    return parse_positions(positions, num_heads=3, head_dim=8, causal=causal)
 
 
 def test_names_are_as_the_papers_set_them() -> None:
@@ -26,7 +26,7 @@ def test_names_are_as_the_papers_set_them() -> None:
     assert isinstance(rotary, Rotary)
     assert isinstance(t5, T5Bias)
     assert (rotary.base, rotary.width, rotary.layout, rotary.scaling) == (10_000, 8, "half", None)
-    assert (t5.causal, t5.buckets, t5.longest) == (True, 32, 128)
+    assert (t5.causal, t5.num_buckets, t5.max_distance) == (True, 32, 128)
 
 
 POSITIONED = [name for name in registry.names() if "positions" in inspect.signature(registry.load(name)).parameters]
@@ -51,15 +51,15 @@ def test_signature_docstring_and_constructor_agree(name: str) -> None:
 
 
 def test_settings_are_numbers_and_bare_words() -> None:
-    rotary = made("rotary(base=5e5, share=0.5, layout=interleaved)")
+    rotary = made("rotary(base=5e5, rotary_fraction=0.5, layout=interleaved)")
     assert isinstance(rotary, Rotary)
     assert (rotary.base, rotary.width, rotary.layout) == (500_000, 4, "interleaved")
-    quoted = made("rotary(layout='interleaved', scaling=yarn, factor=4, original=2_048)")
+    quoted = made("rotary(layout='interleaved', scaling=yarn, factor=4, original_max_length=2_048)")
     assert isinstance(quoted, Rotary)
-    assert (quoted.layout, quoted.scaling) == ("interleaved", Scaling("yarn", 4, original=2048))
-    t5 = made("t5(buckets=16, longest=64)")
+    assert (quoted.layout, quoted.scaling) == ("interleaved", Scaling("yarn", 4, original_max_length=2048))
+    t5 = made("t5(num_buckets=16, max_distance=64)")
     assert isinstance(t5, T5Bias)
-    assert (t5.buckets, t5.longest) == (16, 64)
+    assert (t5.num_buckets, t5.max_distance) == (16, 64)
 
 
 def test_an_instance_is_taken_as_it_is_where_it_fits() -> None:
@@ -74,15 +74,32 @@ POSSIBLE = r"positions is none, rotary, alibi or t5, or one of these with settin
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rope", "rotary"),
+        ("rope(base=500)", "rotary(base=500)"),
+        ("rotary(share=0.5)", "rotary(rotary_fraction=0.5)"),
+        (
+            "rotary(scaling=yarn, factor=4, original=64)",
+            "rotary(scaling=yarn, factor=4, original_max_length=64)",
+        ),
+        ("t5(buckets=16, longest=64)", "t5(num_buckets=16, max_distance=64)"),
+    ],
+)
+def test_aliases(old: str, new: str) -> None:
+    assert repr(made(old)) == repr(made(new))
+
+
+@pytest.mark.parametrize(
     ("words", "error", "says"),
     [
-        ("rope", ValueError, POSSIBLE + "'rope'"),
+        ("rotery", ValueError, POSSIBLE + "'rotery'; did you mean rotary"),
         ("", ValueError, POSSIBLE + "''"),
         ("rotary(", ValueError, POSSIBLE + r"'rotary\('"),
         ("rotary(base=3", ValueError, POSSIBLE),
         ("rotary; import os", ValueError, POSSIBLE),
         ("a.rotary", ValueError, POSSIBLE),
-        ("rotary(base=2)(share=1)", ValueError, POSSIBLE),
+        ("rotary(base=2)(rotary_fraction=1)", ValueError, POSSIBLE),
         ("[rotary]", ValueError, POSSIBLE),
         ("rotary\0", ValueError, POSSIBLE),
         ("(" * 10_000, ValueError, POSSIBLE),
@@ -90,19 +107,27 @@ POSSIBLE = r"positions is none, rotary, alibi or t5, or one of these with settin
         ("rotary(**base)", ValueError, "settings are NAME=VALUE"),
         ("rotary(base=2, base=3)", ValueError, r"rotary\(...\) sets base twice"),
         ("rotary(bse=2)", ValueError, "rotary has no setting bse; did you mean base?"),
-        ("rotary(zzz=2)", ValueError, "no setting zzz; it has base, share, layout, scaling, factor, original"),
-        ("alibi(slope=2)", ValueError, "alibi has no setting slope; it takes none"),
+        (
+            "rotary(zzz=2)",
+            ValueError,
+            "no setting zzz; it has base, rotary_fraction, layout, scaling, factor, original_max_length",
+        ),
+        ("alibi(slope=2)", ValueError, "alibi has no setting slope; it has no settings"),
         ("rotary(base=1+1)", ValueError, r"base takes a number or a word, not '1 \+ 1'"),
         ("rotary(base=open('x'))", ValueError, "base takes a number or a word, not "),
         ("rotary(base=many)", TypeError, "base is a number, not 'many'"),
         ("rotary(base=1e999)", ValueError, "not inf"),
         ("rotary(layout=[1])", ValueError, r"layout is half or interleaved, not \[1\]"),
-        ("rotary(factor=2, original=3)", ValueError, r"factor and original in rotary\(...\) .* add scaling=linear"),
+        (
+            "rotary(factor=2, original_max_length=3)",
+            ValueError,
+            r"factor and original_max_length in rotary\(...\) .* add scaling=linear",
+        ),
         ("rotary(scaling=ntk)", ValueError, r"scaling=ntk in rotary\(...\) needs factor="),
-        ("rotary(scaling=yarn, factor=2)", ValueError, "yarn needs original="),
+        ("rotary(scaling=yarn, factor=2)", ValueError, "yarn needs original_max_length="),
         ("rotary(scaling=none, factor=2)", ValueError, "scaling is linear, ntk or yarn, not 'none'"),
-        ("t5(buckets=2.5)", TypeError, "buckets is a whole number, not 2.5"),
-        (None, TypeError, "positions are words or an attnlab.positions.Positions, not NoneType"),
+        ("t5(num_buckets=2.5)", TypeError, "num_buckets is a whole number, not 2.5"),
+        (None, TypeError, "positions must be a str or an attnlab.positions.Positions, not NoneType"),
         (Rotary(10), ValueError, "for heads of width 10, not 8"),
         (ALiBi(2), ValueError, "these ALiBi slopes are for 2 heads, not 3"),
         (T5Bias(4), ValueError, "this T5 bias is for 4 heads, not 3"),

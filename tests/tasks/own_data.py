@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from attnlab import tasks
-from attnlab.tasks.base import Problem, Request, Split
+from attnlab.tasks.base import Split, TaskConfig, TaskData
 
 
 def write(frame: pl.DataFrame | str, path: Path) -> Path:
@@ -26,35 +26,37 @@ def csv(tmp_path: Path, **columns: Any) -> Path:
     return write(pl.DataFrame({name: list(map(str, values)) for name, values in columns.items()}), tmp_path / "t.csv")
 
 
-def table(path: Path, target: str | None, **asked: Any) -> Problem:
-    return tasks.load("table").load(Request(data=path, target=target, **asked))
+def table(path: Path, target: str | None, **asked: Any) -> TaskData:
+    return tasks.load("table").load(TaskConfig(data=path, target=target, **asked))
 
 
-def more(path: Path, problem: Problem, *, labelled: bool = False) -> Split:
-    """Another file, encoded as the rows of ``problem``."""
+def more(path: Path, task_data: TaskData, *, labelled: bool = False) -> Split:
+    """Another file, encoded as the rows of ``task_data``."""
     task: Any = tasks.load("table")
     read = task.read_labelled if labelled else task.read
-    return read(path, problem.inputs, problem.length, problem.encoding)
+    return read(path, task_data.inputs, task_data.length, task_data.encoding)
 
 
-def uses(problem: Problem) -> dict[str, str]:
-    return {column.name: column.use for column in problem.columns}
+def uses(task_data: TaskData) -> dict[str, str]:
+    return {column.name: column.use for column in task_data.columns}
 
 
-def whys(problem: Problem) -> dict[str, str]:
-    return {column.name: column.why for column in problem.columns}
+def whys(task_data: TaskData) -> dict[str, str]:
+    return {column.name: column.why for column in task_data.columns}
 
 
-def rows(problem: Problem) -> list[set[bytes]]:
+def rows(task_data: TaskData) -> list[set[bytes]]:
     """The rows of each part, padding left out."""
     found = []
-    for split in (problem.train, problem.validation, problem.test):
+    for split in (task_data.train, task_data.validation, task_data.test):
         lengths = [split.x.shape[1]] * len(split.x) if split.lengths is None else split.lengths.tolist()
         found.append({row[:n].numpy().tobytes() for row, n in zip(split.x, lengths, strict=True)})
     return found
 
 
-def targets(problem: Problem) -> np.ndarray:
+def targets(task_data: TaskData) -> np.ndarray:
     """All targets in float64, in no particular order."""
-    y = np.concatenate([part.y.double().numpy()[:, 0] for part in (problem.train, problem.validation, problem.test)])
-    return y * problem.unit + problem.encoding.get("mean", 0.0)
+    y = np.concatenate(
+        [part.y.double().numpy()[:, 0] for part in (task_data.train, task_data.validation, task_data.test)]
+    )
+    return y * task_data.unit + task_data.encoding.get("mean", 0.0)

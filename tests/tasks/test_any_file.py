@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from attnlab import tasks
 from attnlab.files.npz import read_arrays
 from attnlab.tasks._table_file import read_table
-from attnlab.tasks.base import Request
+from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 
@@ -94,10 +94,10 @@ def contents(suffix: str) -> st.SearchStrategy[bytes]:
 def read(path: Path, header: bool, target: int) -> Any:
     if path.suffix == ".npz":
         with contextlib.suppress(UserError):
-            tasks.load("arrays").load(Request(data=path))
+            tasks.load("arrays").load(TaskConfig(data=path))
         return {name: array.shape for name, array in read_arrays(path).items()}
     if path.suffix == ".txt":
-        return tasks.load("text").load(Request(data=path, seq_length=2)).baselines()
+        return tasks.load("text").load(TaskConfig(data=path, seq_length=2)).baselines()
     table = read_table(path, header=header)
     assert len(table.frame) > 0
     assert len(set(table.frame.columns)) == table.frame.width > 0
@@ -107,7 +107,7 @@ def read(path: Path, header: bool, target: int) -> Any:
         assert not any("" in row for row in table.frame.rows())
     with contextlib.suppress(UserError):
         name = table.frame.columns[target % table.frame.width]
-        tasks.load("table").load(Request(data=path, target=name, header=header))
+        tasks.load("table").load(TaskConfig(data=path, target=name, header=header))
     return table.frame.rows()
 
 

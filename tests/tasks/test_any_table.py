@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from own_data import more, uses, write
 
 from attnlab import tasks
-from attnlab.tasks.base import UNSEEN, Request
+from attnlab.tasks.base import UNSEEN, TaskConfig
 from attnlab.utils.errors import UserError
 
 Generator = np.random.Generator
@@ -84,23 +84,25 @@ def test_any_table(suffix: str, tmp_path_factory: pytest.TempPathFactory) -> Non
         path = write(frame, folder / f"t{suffix}")
         task: Any = tasks.load("table")
         try:
-            problem = task.load(Request(data=path, target="y", missing=missing, target_type=target_type, seed=seed % 7))
+            task_data = task.load(
+                TaskConfig(data=path, target="y", missing=missing, target_type=target_type, seed=seed % 7)
+            )
         except UserError as error:
             refused.append(str(error))
             return
-        loaded.append(uses(problem))
-        assert json.loads(json.dumps(problem.encoding)) == problem.encoding
-        assert [column.name for column in problem.columns] == frame.columns
-        for part in (problem.train, problem.validation, problem.test):
+        loaded.append(uses(task_data))
+        assert json.loads(json.dumps(task_data.encoding)) == task_data.encoding
+        assert [column.name for column in task_data.columns] == frame.columns
+        for part in (task_data.train, task_data.validation, task_data.test):
             assert np.isfinite(part.x.numpy()).all()
             assert np.isfinite(part.y.numpy()).all()
-            assert 0 <= part.x[..., 0].min() <= part.x[..., 0].max() < problem.inputs.size
-            assert part.x.shape[1] <= problem.length
+            assert 0 <= part.x[..., 0].min() <= part.x[..., 0].max() < task_data.inputs.size
+            assert part.x.shape[1] <= task_data.length
         if missing == "mean":
-            again = more(path, problem, labelled=True)
+            again = more(path, task_data, labelled=True)
             assert len(again.x) == frame.height
-            assert problem.metric == "rmse" or (again.y != UNSEEN).all()
-        assert len(problem.baselines()) == 3  # one that fails is a warning, which is an error here
+            assert task_data.metric == "rmse" or (again.y != UNSEEN).all()
+        assert len(task_data.baselines()) == 3  # one that fails is a warning, which is an error here
 
     check()
     assert len(loaded) > 20

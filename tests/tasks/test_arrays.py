@@ -12,33 +12,33 @@ import torch
 
 from attnlab import tasks
 from attnlab.network import Inputs
-from attnlab.tasks.base import UNSEEN, Problem, Request
+from attnlab.tasks.base import UNSEEN, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
 X = np.random.default_rng(7).normal(3, 2, (37, 5, 3))
 
 
-def arrays(tmp_path: Path, asked: dict[str, Any] | None = None, **given: Any) -> Problem:
+def arrays(tmp_path: Path, asked: dict[str, Any] | None = None, **given: Any) -> TaskData:
     np.savez(tmp_path / "a.npz", **given)
-    return tasks.load("arrays").load(Request(data=tmp_path / "a.npz", **asked or {}))
+    return tasks.load("arrays").load(TaskConfig(data=tmp_path / "a.npz", **asked or {}))
 
 
 def test_arrays(tmp_path: Path) -> None:
-    problem = arrays(tmp_path, x=X, y=np.arange(37) % 3)
-    assert (problem.inputs, problem.length) == (Inputs("vectors", 3), 5)
-    assert problem.encoding["labels"] == [0, 1, 2]
-    more = tasks.load("arrays").read(tmp_path / "a.npz", problem.inputs, 5, problem.encoding)
+    task_data = arrays(tmp_path, x=X, y=np.arange(37) % 3)
+    assert (task_data.inputs, task_data.length) == (Inputs("vectors", 3), 5)
+    assert task_data.encoding["labels"] == [0, 1, 2]
+    more = tasks.load("arrays").read(tmp_path / "a.npz", task_data.inputs, 5, task_data.encoding)
     known = {row.numpy().tobytes() for row in more.x}
-    assert all(row.numpy().tobytes() in known for row in problem.train.x)
+    assert all(row.numpy().tobytes() in known for row in task_data.train.x)
     assert more.y[:, 0].tolist() == (np.arange(37) % 3).tolist()
 
 
 def test_arrays_of_tokens_and_quantities(tmp_path: Path) -> None:
-    problem = arrays(tmp_path, x=np.arange(37 * 5).reshape(37, 5) % 11, y=X[:, 0, 0])
-    assert problem.inputs == Inputs("tokens", 11)
-    assert problem.train.x.dtype == torch.int64
-    assert problem.metric == "rmse"
-    assert len(problem.baselines()) == 3
+    task_data = arrays(tmp_path, x=np.arange(37 * 5).reshape(37, 5) % 11, y=X[:, 0, 0])
+    assert task_data.inputs == Inputs("tokens", 11)
+    assert task_data.train.x.dtype == torch.int64
+    assert task_data.metric == "rmse"
+    assert len(task_data.baselines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_arrays_of_tokens_and_quantities(tmp_path: Path) -> None:
     ],
 )
 def test_labels_keep_their_type(y: np.ndarray, labels: list[Any], tmp_path: Path) -> None:
-    problem = arrays(tmp_path, x=X, y=y)
-    assert problem.encoding["labels"] == labels
-    more = tasks.load("arrays").read(tmp_path / "a.npz", problem.inputs, 5, problem.encoding)
+    task_data = arrays(tmp_path, x=X, y=y)
+    assert task_data.encoding["labels"] == labels
+    more = tasks.load("arrays").read(tmp_path / "a.npz", task_data.inputs, 5, task_data.encoding)
     assert [labels[i] for i in more.y[:, 0].tolist()] == y.tolist()
 
 
@@ -63,8 +63,8 @@ def test_target_type(tmp_path: Path) -> None:
 
 
 def test_more_without_answers(tmp_path: Path) -> None:
-    problem, task = arrays(tmp_path, x=X, y=np.arange(37) % 3), tasks.load("arrays")
-    about = (problem.inputs, 5, problem.encoding)
+    task_data, task = arrays(tmp_path, x=X, y=np.arange(37) % 3), tasks.load("arrays")
+    about = (task_data.inputs, 5, task_data.encoding)
     np.savez(tmp_path / "less.npz", x=X[:3])
     np.savez(tmp_path / "other.npz", x=X[:3], y=np.array([7, 1, 1]))
     assert task.read(tmp_path / "less.npz", *about).y.numel() == 0
@@ -98,7 +98,7 @@ def test_bad_arrays(given: dict[str, Any], message: str, tmp_path: Path) -> None
 
 
 def test_a_number_too_far_from_the_training_data(tmp_path: Path) -> None:
-    problem = arrays(tmp_path, x=X, y=np.arange(37) % 3)
+    task_data = arrays(tmp_path, x=X, y=np.arange(37) % 3)
     np.savez(tmp_path / "far.npz", x=np.where(X[4, 1, 1] == X, 3e38, X))
     with pytest.raises(UserError, match=r"x\[4, 1, 1\] in .* is 3e\+38, too far"):
-        tasks.load("arrays").read(tmp_path / "far.npz", problem.inputs, 5, problem.encoding)
+        tasks.load("arrays").read(tmp_path / "far.npz", task_data.inputs, 5, task_data.encoding)

@@ -47,11 +47,11 @@ def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.Monke
     """The issue's 200,000 rows with 3 positives, with a smaller sample of fewer rows."""
     monkeypatch.setattr(_baselines, "MOST", 101)
     rare = [int(i in (7, 1_003, 1_709)) for i in range(2_003)]
-    problem = table(csv(tmp_path, x=GENERATOR.normal(size=2_003), y=rare), "y")
-    found = {b.name: b.values for b in problem.baselines()}
+    task_data = table(csv(tmp_path, x=GENERATOR.normal(size=2_003), y=rare), "y")
+    found = {b.name: b.values for b in task_data.baselines()}
     assert len(found) == 3
     assert "logistic regression (on 101 rows)" in found
-    assert found["majority class"]["accuracy"] == pytest.approx(1 - 1 / len(problem.test.y))
+    assert found["majority class"]["accuracy"] == pytest.approx(1 - 1 / len(task_data.test.y))
     assert all(np.isfinite(list(values.values())).all() for values in found.values())
 
 

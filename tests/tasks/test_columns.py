@@ -15,7 +15,7 @@ from own_data import csv, table, uses, whys, write
 
 from attnlab import tasks
 from attnlab.tasks._cells import DATE_PARTS, date_parts
-from attnlab.tasks._columns import describe
+from attnlab.tasks._columns import read_columns
 from attnlab.tasks._table_file import TableFile, read_table
 from attnlab.tasks._values import dates
 from attnlab.utils.errors import UserError
@@ -29,7 +29,7 @@ PROSE = [f"review {i} says that it is {'good' if i % 3 else 'bad'}" for i in ran
 
 def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str:
     frame = pl.DataFrame({name: pl.Series(values, strict=False)})
-    return describe(TableFile(frame, Path("t.csv"), decimal))[0].kind
+    return read_columns(TableFile(frame, Path("t.csv"), decimal))[0].kind
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_too_many_levels_are_no_category() -> None:
 def test_one_bad_value_late_in_a_column_of_numbers(tmp_path: Path) -> None:
     late = [*NUMBERS]
     late[250] = "?"  # type: ignore[call-overload]
-    problem = table(csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS), "y")
-    assert uses(problem) == {"a": "number", "b": "number", "y": "target"}
-    assert "1 missing" in whys(problem)["a"]
+    task_data = table(csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS), "y")
+    assert uses(task_data) == {"a": "number", "b": "number", "y": "target"}
+    assert "1 missing" in whys(task_data)["a"]
     late[250] = "12o"  # type: ignore[call-overload]
     path = csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS)
     with pytest.raises(UserError, match=r"a holds numbers, but '12o' in row 251 of .*\(line 252\); .*--ignore a"):
@@ -125,41 +125,41 @@ def test_one_bad_value_in_a_column_of_dates(tmp_path: Path) -> None:
 
 
 def test_the_text_nan_leaves_a_column_of_numbers(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, a=["nan", *NUMBERS[1:]], b=NUMBERS[::-1], y=LABELS), "y")
-    assert problem.inputs.numbers == 2
+    task_data = table(csv(tmp_path, a=["nan", *NUMBERS[1:]], b=NUMBERS[::-1], y=LABELS), "y")
+    assert task_data.inputs.numbers == 2
 
 
 def test_uuids_do_not_replace_the_numbers(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y")
-    assert uses(problem) == {"key": "left out", "a": "number", "y": "target"}
-    assert "307 different values in 307 rows" in whys(problem)["key"]
-    problem = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y", features=("key", "a"))
-    assert uses(problem) == {"key": "text", "a": "number", "y": "target"}
+    task_data = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y")
+    assert uses(task_data) == {"key": "left out", "a": "number", "y": "target"}
+    assert "307 different values in 307 rows" in whys(task_data)["key"]
+    task_data = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y", features=("key", "a"))
+    assert uses(task_data) == {"key": "text", "a": "number", "y": "target"}
 
 
 def test_timestamps_do_not_replace_the_numbers(tmp_path: Path) -> None:
     times = [f"2024-03-{1 + i % 31:02}T{i % 24:02}:00:00Z" for i in range(COUNT)]
-    problem = table(csv(tmp_path, when=times, a=NUMBERS, y=LABELS), "y")
-    assert uses(problem) == {"when": "date", "a": "number", "y": "target"}
-    parts = problem.encoding["columns"]["dates"][0]["parts"]["names"]
+    task_data = table(csv(tmp_path, when=times, a=NUMBERS, y=LABELS), "y")
+    assert uses(task_data) == {"when": "date", "a": "number", "y": "target"}
+    parts = task_data.encoding["columns"]["dates"][0]["parts"]["names"]
     assert parts == ["days", "weekday_sin", "weekday_cos", "hour_sin", "hour_cos"]  # it is always March
 
 
 def test_two_texts_are_both_read(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, one=PROSE, a=NUMBERS, two=PROSE[::-1], y=LABELS), "y")
-    assert uses(problem) == {"one": "text", "a": "number", "two": "text", "y": "target"}
-    assert problem.inputs == (("cells", 1 + 2 * 256, 1))
+    task_data = table(csv(tmp_path, one=PROSE, a=NUMBERS, two=PROSE[::-1], y=LABELS), "y")
+    assert uses(task_data) == {"one": "text", "a": "number", "two": "text", "y": "target"}
+    assert task_data.inputs == (("cells", 1 + 2 * 256, 1))
     for codes in (range(1, 257), range(257, 513)):
-        assert all(any(int(code) in codes for code in row) for row in problem.train.x[:, :, 0])
+        assert all(any(int(code) in codes for code in row) for row in task_data.train.x[:, :, 0])
 
 
 def test_identifiers_are_used_where_there_is_nothing_else(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
-    assert uses(problem)["dna"] == "text"
-    assert "nothing else" in whys(problem)["dna"]
-    assert len(problem.baselines()) == 3
-    problem = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
-    assert uses(problem)["x"] == "number"
+    task_data = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
+    assert uses(task_data)["dna"] == "text"
+    assert "nothing else" in whys(task_data)["dna"]
+    assert len(task_data.baselines()) == 3
+    task_data = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
+    assert uses(task_data)["x"] == "number"
 
 
 def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
             "y": pl.Series(LABELS, dtype=pl.Categorical),
         }
     )
-    problem = table(write(frame, tmp_path / "t.parquet"), "y")
-    assert uses(problem) == {"a": "category", "b": "category", "c": "number", "y": "target"}
-    assert problem.encoding["labels"] == ["no", "yes"]
+    task_data = table(write(frame, tmp_path / "t.parquet"), "y")
+    assert uses(task_data) == {"a": "category", "b": "category", "c": "number", "y": "target"}
+    assert task_data.encoding["labels"] == ["no", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -182,21 +182,21 @@ def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
 )
 def test_a_copy_of_the_target_is_left_out(name: str, values: list[Any], tmp_path: Path) -> None:
     path = csv(tmp_path, a=NUMBERS[::-1], leak=values, y=values)
-    problem = table(path, "y")
-    assert uses(problem) == {"a": "number", "leak": "left out", "y": "target"}
-    assert "equal to the target y in every row" in whys(problem)["leak"]
+    task_data = table(path, "y")
+    assert uses(task_data) == {"a": "number", "leak": "left out", "y": "target"}
+    assert "equal to the target y in every row" in whys(task_data)["leak"]
     with pytest.raises(UserError, match="--features leak cannot be used: equal to the target"):
         table(path, "y", features=("leak",))
 
 
 def test_features_and_ignore(tmp_path: Path) -> None:
     path = csv(tmp_path, alpha=NUMBERS, beta=NUMBERS[::-1], key=UUIDS, y=LABELS)
-    problem = table(path, "y", features=("beta",))
-    assert uses(problem) == {"alpha": "left out", "beta": "number", "key": "left out", "y": "target"}
-    assert whys(problem)["alpha"] == "not in --features"
-    problem = table(path, "y", ignore=("beta",))
-    assert uses(problem) == {"alpha": "number", "beta": "left out", "key": "left out", "y": "target"}
-    assert whys(problem)["beta"] == "in --ignore"
+    task_data = table(path, "y", features=("beta",))
+    assert uses(task_data) == {"alpha": "left out", "beta": "number", "key": "left out", "y": "target"}
+    assert whys(task_data)["alpha"] == "not in --features"
+    task_data = table(path, "y", ignore=("beta",))
+    assert uses(task_data) == {"alpha": "number", "beta": "left out", "key": "left out", "y": "target"}
+    assert whys(task_data)["beta"] == "in --ignore"
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_numbers_that_float32_cannot_hold(value: str, tmp_path: Path) -> None:
 
 
 def test_numbers_far_from_the_training_rows(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, a=NUMBERS, y=LABELS), "y")
+    task_data = table(csv(tmp_path, a=NUMBERS, y=LABELS), "y")
     with pytest.raises(UserError, match=r"a is 3e\+38 in row 1 of .*times the spread of the training rows"):
-        tasks.load("table").read(csv(tmp_path, a=["3e38"]), problem.inputs, problem.length, problem.encoding)
+        tasks.load("table").read(csv(tmp_path, a=["3e38"]), task_data.inputs, task_data.length, task_data.encoding)
 
 
 def test_dates_in_numbers() -> None:
@@ -265,10 +265,10 @@ def test_date_types_and_texts_agree(zone: str | None) -> None:
 
 def test_other_forms_of_dates_are_read_later(tmp_path: Path) -> None:
     path = csv(tmp_path, when=[f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(COUNT)], y=LABELS)
-    problem = table(path, "y")
+    task_data = table(path, "y")
     task = tasks.load("table")
     same = ["2/3/2024", "2024-03-02", "2.3.2024", "2 Mar 2024"]
-    split = task.read(csv(tmp_path, when=same), problem.inputs, problem.length, problem.encoding)
+    split = task.read(csv(tmp_path, when=same), task_data.inputs, task_data.length, task_data.encoding)
     assert (split.x == split.x[0]).all()
 
 
@@ -277,9 +277,9 @@ def test_very_many_columns(tmp_path: Path) -> None:
     width = 20_011
     values = np.random.default_rng(3).random((13, width))
     frame = pl.DataFrame(values, schema=[f"c{i}" for i in range(width)])
-    problem = table(write(frame, tmp_path / "t.parquet"), "c7")
-    assert problem.inputs.numbers == width - 1
-    assert len(problem.columns) == width
+    task_data = table(write(frame, tmp_path / "t.parquet"), "c7")
+    assert task_data.inputs.numbers == width - 1
+    assert len(task_data.columns) == width
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_very_many_columns(tmp_path: Path) -> None:
 def test_numbers_as_people_write_them(written: list[str], read: list[float], separator: str, tmp_path: Path) -> None:
     rows = [f'"{value}"{separator}{"ab"[i % 2]}' for i, value in enumerate(written * 5)]
     path = write("\n".join([f"x{separator}y", *rows]) + "\n", tmp_path / "t.csv")
-    column = describe(read_table(path))[0]
+    column = read_columns(read_table(path))[0]
     assert column.kind == "number"
     assert column.values[: len(read)].tolist() == read
 
@@ -312,7 +312,7 @@ def test_what_is_no_number(written: list[str], tmp_path: Path) -> None:
     path = write(
         "x,y\n" + "".join(f'"{value}",{"ab"[i % 2]}\n' for i, value in enumerate(written * 5)), tmp_path / "t.csv"
     )
-    assert describe(read_table(path))[0].kind == "category"
+    assert read_columns(read_table(path))[0].kind == "category"
 
 
 def test_a_wrong_word_among_amounts(tmp_path: Path) -> None:

@@ -10,35 +10,35 @@ import torch
 
 from attnlab import tasks
 from attnlab.network import Inputs
-from attnlab.tasks.base import Problem, Request, Split
+from attnlab.tasks.base import Split, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
-    return tasks.load("digits").load(Request())
+def task_data() -> TaskData:
+    return tasks.load("digits").load(TaskConfig())
 
 
 def rows(split: Split) -> set[bytes]:
     return {row.numpy().tobytes() for row in split.x}
 
 
-def test_every_scan_is_in_one_part(problem: Problem) -> None:
-    parts = [problem.train, problem.validation, problem.test]
+def test_every_scan_is_in_one_part(task_data: TaskData) -> None:
+    parts = [task_data.train, task_data.validation, task_data.test]
     assert sum(len(part.x) for part in parts) == 1797
     assert len(set.union(*map(rows, parts))) == 1797
-    assert problem.train.x.shape[1:] == (8, 8)
-    assert (problem.train.x.min(), problem.train.x.max()) == (0, 1)
+    assert task_data.train.x.shape[1:] == (8, 8)
+    assert (task_data.train.x.min(), task_data.train.x.max()) == (0, 1)
 
 
-def test_the_split_is_stratified(problem: Problem) -> None:
-    for part in (problem.train, problem.validation, problem.test):
+def test_the_split_is_stratified(task_data: TaskData) -> None:
+    for part in (task_data.train, task_data.validation, task_data.test):
         share = part.y.flatten().bincount()
         assert (share / share.sum() - 0.1).abs().max() < 0.015
 
 
-def test_the_baselines_are_those_of_scikit_learn(problem: Problem) -> None:
-    found = {b.name: b.values["accuracy"] for b in problem.baselines()}
+def test_the_baselines_are_those_of_scikit_learn(task_data: TaskData) -> None:
+    found = {b.name: b.values["accuracy"] for b in task_data.baselines()}
     assert found.keys() == {"3 nearest neighbours", "logistic regression", "majority class"}
     assert found["3 nearest neighbours"] > 0.96
     assert 0.93 < found["logistic regression"] < 0.99
@@ -46,7 +46,7 @@ def test_the_baselines_are_those_of_scikit_learn(problem: Problem) -> None:
 
 
 def test_it_says_that_it_does_not_rank_mechanisms() -> None:
-    assert "does not rank" in tasks.entry("digits").remark
+    assert "does not rank" in tasks.entry("digits").caveat
 
 
 def test_pixels_out_of_range_are_refused(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_pixels_out_of_range_are_refused(tmp_path: Path) -> None:
         digits.read(tmp_path / "wrong.npz", inputs, 8, {})
 
 
-def test_a_target_of_the_wrong_shape_is_refused(problem: Problem) -> None:
-    flat = problem.train._replace(y=problem.train.y.flatten())
+def test_a_target_of_the_wrong_shape_is_refused(task_data: TaskData) -> None:
+    flat = task_data.train._replace(y=task_data.train.y.flatten())
     with pytest.raises(ValueError, match="classes want"):
-        Problem(flat, flat, flat, problem.inputs, problem.outputs, 8, "accuracy")
+        TaskData(flat, flat, flat, task_data.inputs, task_data.outputs, 8, "accuracy")

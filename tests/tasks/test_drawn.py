@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from attnlab import tasks
-from attnlab.tasks.base import IGNORE, Request
-from attnlab.tasks.fetch import QUESTIONS, SYMBOLS, places
+from attnlab.tasks.base import IGNORE, TaskConfig
 from attnlab.tasks.induction import followers
+from attnlab.tasks.multi_lookup import QUESTIONS, SYMBOLS, places
 from attnlab.tasks.recall import VOCABULARY, mqar
 from attnlab.utils.errors import UserError
 
-DRAWN = ["fetch", "recall", "induction"]
+DRAWN = ["multi_lookup", "recall", "induction"]
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_the_seed_decides_everything(name: str) -> None:
-    one, same, other = (tasks.load(name).load(Request(seed=seed)) for seed in (3, 3, 4))
+    one, same, other = (tasks.load(name).load(TaskConfig(seed=seed)) for seed in (3, 3, 4))
     for part in ("train", "validation", "test"):
         assert torch.equal(getattr(one, part).x, getattr(same, part).x)
         assert torch.equal(getattr(one, part).y, getattr(same, part).y)
@@ -27,21 +27,21 @@ def test_the_seed_decides_everything(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_test_sequence_was_trained_on(name: str) -> None:
-    problem = tasks.load(name).load(Request())
-    trained = {row.tobytes() for row in problem.train.x.numpy()}
-    assert not any(row.tobytes() in trained for row in problem.test.x.numpy())
+    task_data = tasks.load(name).load(TaskConfig())
+    trained = {row.tobytes() for row in task_data.train.x.numpy()}
+    assert not any(row.tobytes() in trained for row in task_data.test.x.numpy())
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_network_beats_a_baseline_only_if_it_is_right_more_often(name: str) -> None:
-    values = [b.values["accuracy"] for b in tasks.load(name).load(Request()).baselines()]
+    values = [b.values["accuracy"] for b in tasks.load(name).load(TaskConfig()).baselines()]
     assert all(0 < value < 0.6 for value in values)
     assert values == sorted(values, reverse=True)
 
 
-def test_fetch_asks_for_what_stands_at_its_places() -> None:
-    problem = tasks.load("fetch").load(Request())
-    x, y = problem.test.x, problem.test.y
+def test_multi_lookup_asks_for_what_stands_at_its_places() -> None:
+    task_data = tasks.load("multi_lookup").load(TaskConfig())
+    x, y = task_data.test.x, task_data.test.y
     assert set(x[:, -1].tolist()) == set(range(SYMBOLS, SYMBOLS + QUESTIONS))
     assert x[:, :-1].max() == SYMBOLS - 1
     for row, answer in zip(x[:50].tolist(), y[:50].tolist(), strict=True):
@@ -84,14 +84,14 @@ def test_followers_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "request_", "says"),
     [
-        ("fetch", Request(seq_length=8), "from 9 to"),
-        ("recall", Request(seq_length=31), "even"),
-        ("recall", Request(seq_length=4), "from 8 to"),
-        ("induction", Request(seq_length=3), "from 4 to"),
-        ("induction", Request(target="price"), "no columns"),
-        ("digits", Request(seq_length=4), "--seq_length 4"),
+        ("multi_lookup", TaskConfig(seq_length=8), "from 9 to"),
+        ("recall", TaskConfig(seq_length=31), "even"),
+        ("recall", TaskConfig(seq_length=4), "from 8 to"),
+        ("induction", TaskConfig(seq_length=3), "from 4 to"),
+        ("induction", TaskConfig(target="price"), "no columns"),
+        ("digits", TaskConfig(seq_length=4), "--seq_length 4"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, request_: Request, says: str) -> None:
+def test_what_does_not_fit_is_refused(name: str, request_: TaskConfig, says: str) -> None:
     with pytest.raises(UserError, match=says):
         tasks.load(name).load(request_)

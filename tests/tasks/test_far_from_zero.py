@@ -12,7 +12,7 @@ from own_data import csv, more, table
 
 from attnlab import tasks
 from attnlab.tasks._split import shuffled
-from attnlab.tasks.base import Problem, Request
+from attnlab.tasks.base import TaskConfig, TaskData
 from attnlab.training.settings import defaults
 from attnlab.training.train import predict_file, prepare, start, train
 
@@ -21,8 +21,8 @@ X = np.array([i * 37 % 211 / 3 for i in range(COUNT)])
 OFFSETS = [0, 1_700_000_000, -(2**60)]
 
 
-def x_values(problem: Problem) -> torch.Tensor:
-    return torch.cat([part.x for part in (problem.train, problem.validation, problem.test)])
+def x_values(task_data: TaskData) -> torch.Tensor:
+    return torch.cat([part.x for part in (task_data.train, task_data.validation, task_data.test)])
 
 
 @pytest.mark.parametrize("offset", OFFSETS[1:])
@@ -35,7 +35,7 @@ def test_features(offset: int, tmp_path: Path) -> None:
     assert len(x_values(far)[:, 0, 1].unique()) == COUNT
     again = more(tmp_path / "t.csv", far)
     assert set(again.x[:, 0, 1].tolist()) == set(x_values(far)[:, 0, 1].tolist())
-    one, other = ([next(iter(b.values.values())) for b in problem.baselines()] for problem in (near, far))
+    one, other = ([next(iter(b.values.values())) for b in task_data.baselines()] for task_data in (near, far))
     assert one == pytest.approx(other, abs=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_features_of_arrays(offset: int, dtype: Any, tmp_path: Path) -> None:
     problems = []
     for o in (0, offset):
         np.savez(tmp_path / "a.npz", x=(steps + o).astype(dtype), y=np.arange(COUNT) % 2)
-        problems.append(tasks.load("arrays").load(Request(data=tmp_path / "a.npz")))
+        problems.append(tasks.load("arrays").load(TaskConfig(data=tmp_path / "a.npz")))
     near, far = problems
     assert torch.allclose(x_values(near), x_values(far), atol=1e-5, rtol=0)
     again = tasks.load("arrays").read(tmp_path / "a.npz", far.inputs, far.length, far.encoding)
@@ -57,32 +57,34 @@ def test_features_of_arrays(offset: int, dtype: Any, tmp_path: Path) -> None:
 def test_float32_arrays_are_standardized_as_they_are(tmp_path: Path) -> None:
     x = np.random.default_rng(3).normal(5, 3, (COUNT, 3, 2)).astype(np.float32)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(COUNT) % 2)
-    problem = tasks.load("arrays").load(Request(data=tmp_path / "a.npz"))
-    values = x_values(problem)
+    task_data = tasks.load("arrays").load(TaskConfig(data=tmp_path / "a.npz"))
+    values = x_values(task_data)
     assert values.dtype == torch.float32
-    back = values.double().numpy() * problem.encoding["scale"] + problem.encoding["shift"]
+    back = values.double().numpy() * task_data.encoding["scale"] + task_data.encoding["shift"]
     assert np.sort(back.ravel()) == pytest.approx(np.sort(x.ravel().astype(np.float64)), abs=1e-5)
 
 
 def test_quantities(tmp_path: Path) -> None:
     """Perfect scores give the targets back, each different, and the baselines' errors are those without the offset."""
     problems = [table(csv(tmp_path, x=X, y=[f"{o + 5 * x:.6f}" for x in X]), "y") for o in (0, 10**9)]
-    near, far = ({b.name: b.values["rmse"] for b in problem.baselines()} for problem in problems)
+    near, far = ({b.name: b.values["rmse"] for b in task_data.baselines()} for task_data in problems)
     assert far == pytest.approx(near, rel=1e-5)
     assert far["ridge regression"] < 1
-    problem = problems[1]
-    answers = tasks.load("table").answers(problem.outputs, problem.test.y, problem.test, problem.encoding)["prediction"]
-    assert len(set(answers)) == len(problem.test.y)
-    parts = shuffled(COUNT, Request())
+    task_data = problems[1]
+    answers = tasks.load("table").decode(task_data.outputs, task_data.test.y, task_data.test, task_data.encoding)[
+        "prediction"
+    ]
+    assert len(set(answers)) == len(task_data.test.y)
+    parts = shuffled(COUNT, TaskConfig())
     assert answers == pytest.approx(10**9 + 5 * X[parts.test], abs=1e-4)
 
 
 def test_ridge_on_a_large_quantity(tmp_path: Path) -> None:
     """In float32 the features and targets of this line lose what is to be learned: an error of 191 in place of 0.02."""
     x = np.arange(2_003) * 1_009 % 2_003 / 4
-    problem = table(csv(tmp_path, x=x, y=[f"{10**9 + 5 * value}" for value in x]), "y")
-    ridge = {b.name: b.values["rmse"] for b in problem.baselines()}["ridge regression"]
-    n, spread = len(problem.train.x), x.std()
+    task_data = table(csv(tmp_path, x=x, y=[f"{10**9 + 5 * value}" for value in x]), "y")
+    ridge = {b.name: b.values["rmse"] for b in task_data.baselines()}["ridge regression"]
+    n, spread = len(task_data.train.x), x.std()
     assert ridge == pytest.approx(5 * spread / (n + 1), rel=0.1)  # ridge shrinks the slope by n / (n + 1)
 
 
@@ -92,11 +94,11 @@ def test_predictions_have_the_error_that_was_reported(tmp_path: Path) -> None:
     settings = defaults("multihead", "table").updated(
         {"data": str(path), "target": "y", "steps": 60, "embed_dim": 16, "layers": 1}, "the test"
     )
-    prepared = prepare(settings)
-    run = start(prepared, tmp_path / "run")
-    result = train(prepared, run)[1]
+    experiment = prepare(settings)
+    run = start(experiment, tmp_path / "run")
+    result = train(experiment, run)[1]
     assert result is not None
     predicted = np.array(predict_file(run.path, path).columns["prediction"])
     assert len(np.unique(predicted)) > COUNT / 2
-    test = shuffled(COUNT, Request()).test
+    test = shuffled(COUNT, TaskConfig()).test
     assert np.sqrt(np.mean((predicted - y)[test] ** 2)) == pytest.approx(result["test"], rel=1e-4)

@@ -12,7 +12,7 @@ from own_data import csv, rows, table
 
 from attnlab import tasks
 from attnlab.tasks._split import Parts, groups_of_equal_rows, sample, shuffled, stratified
-from attnlab.tasks.base import Request
+from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 
@@ -26,12 +26,12 @@ def check(parts: Parts, count: int, groups: np.ndarray) -> None:
 @given(st.lists(st.integers(0, 12), min_size=10, max_size=97), st.integers(0, 5), st.sampled_from([0.001, 0.1, 0.9]))
 def test_groups_stay_together(numbers: list[int], seed: int, val_fraction: float) -> None:
     groups = groups_of_equal_rows(np.array(numbers)[:, None])
-    request = Request(seed=seed, val_fraction=val_fraction)
+    config = TaskConfig(seed=seed, val_fraction=val_fraction)
     if len(set(numbers)) < 3:
         with pytest.raises(UserError, match="different rows"):
-            shuffled(len(groups), request, groups=groups)
+            shuffled(len(groups), config, groups=groups)
     else:
-        check(shuffled(len(groups), request, groups=groups), len(groups), groups)
+        check(shuffled(len(groups), config, groups=groups), len(groups), groups)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=10, max_size=97), st.integers(0, 5))
@@ -42,10 +42,10 @@ def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -
     fewest = min(len({g for g, c in zip(groups, classes, strict=True) if c == kind}) for kind in range(len(known)))
     if len(known) < 2 or fewest < 3:
         with pytest.raises(UserError, match=r"one class|different rows"):
-            stratified(classes, known, Request(seed=seed), groups)
+            stratified(classes, known, TaskConfig(seed=seed), groups)
         return
     try:
-        parts = stratified(classes, known, Request(seed=seed), groups)
+        parts = stratified(classes, known, TaskConfig(seed=seed), groups)
     except UserError as error:  # a few groups that share classes may not be divided at all
         if "copies of rows of other classes" not in str(error) or len(set(groups)) >= 3 * len(known):
             raise
@@ -63,7 +63,7 @@ def test_copies_are_found_by_what_stands_there() -> None:
 def test_a_group_larger_than_the_test_part_is_trained_on() -> None:
     groups = np.array([0] * 50 + list(range(1, 51)))
     for seed in range(5):
-        parts = shuffled(100, Request(seed=seed), groups=groups)
+        parts = shuffled(100, TaskConfig(seed=seed), groups=groups)
         assert 0 in parts.train
         assert len(parts.test) == 20
 
@@ -73,7 +73,7 @@ def test_copies_of_a_class_count_once() -> None:
     classes = np.array([0] * 20 + [1] * 5)
     groups = np.array([*range(20), *[20] * 5])
     with pytest.raises(UserError, match=r"different rows at least, .*fewer: rare \(1\)"):
-        stratified(classes, ["common", "rare"], Request(), groups)
+        stratified(classes, ["common", "rare"], TaskConfig(), groups)
 
 
 def test_duplicate_rows_with_random_labels_cannot_be_learned_by_heart(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_duplicate_rows_with_random_labels_cannot_be_learned_by_heart(tmp_path: 
     a, b = generator.integers(0, 7, 211), generator.integers(0, 11, 211)
     words = np.array(["red", "green", "blue"])[generator.integers(0, 3, 211)]
     path = csv(tmp_path, a=a, b=b / 3, colour=words, y=np.array(["p", "q"])[generator.integers(0, 2, 211)])
-    problem = table(path, "y")
-    train, validation, test = rows(problem)
+    task_data = table(path, "y")
+    train, validation, test = rows(task_data)
     assert not train & test
     assert not train & validation
     assert not validation & test
     copies = 211 - len({*zip(a, b, words, strict=True)})
-    assert any(fact.startswith(f"{copies} of 211 rows repeat an earlier row") for fact in problem.facts)
-    assert all(baseline.values["accuracy"] < 0.8 for baseline in problem.baselines())
+    assert any(fact.startswith(f"{copies} of 211 rows repeat an earlier row") for fact in task_data.summary_lines)
+    assert all(baseline.values["accuracy"] < 0.8 for baseline in task_data.baselines())
 
 
 def test_duplicate_rows_of_a_regression_and_of_arrays(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_duplicate_rows_of_a_regression_and_of_arrays(tmp_path: Path) -> None:
         assert not (train & test | train & validation | validation & test)
         for x in (generator.integers(0, 3, (211, 3)), generator.integers(0, 3, (211, 2, 2)) / 7):
             np.savez(tmp_path / "a.npz", x=x, y=generator.integers(0, 2, 211))
-            problem = tasks.load("arrays").load(Request(seed=seed, data=tmp_path / "a.npz"))
-            train, validation, test = rows(problem)
+            task_data = tasks.load("arrays").load(TaskConfig(seed=seed, data=tmp_path / "a.npz"))
+            train, validation, test = rows(task_data)
             assert not (train & test | train & validation | validation & test)
-            assert "repeat an earlier row" in " ".join(problem.facts)
+            assert "repeat an earlier row" in " ".join(task_data.summary_lines)
 
 
 def test_texts_that_are_read_alike_are_copies(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from own_data import csv, more, rows, table, targets, uses, write
 
 from attnlab import tasks
 from attnlab.network import Inputs
-from attnlab.tasks.base import UNSEEN, Request
+from attnlab.tasks.base import UNSEEN, TaskConfig
 from attnlab.utils.errors import UserError
 
 GENERATOR = np.random.default_rng(5)
@@ -37,45 +37,45 @@ TEXTS = pl.DataFrame(
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_the_three_formats_agree(suffix: str, tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / f"t{suffix}"), "town")
-    assert problem.encoding["labels"] == ["Bern", "Cork", "Lund"]
+    task_data = table(write(FRAME, tmp_path / f"t{suffix}"), "town")
+    assert task_data.encoding["labels"] == ["Bern", "Cork", "Lund"]
     used = {"height": "number", "age": "number", "weight": "number", "town": "target"}
-    assert uses(problem) == {**used, "smokes": "category" if suffix == ".csv" else "number"}
-    assert problem.train.x.shape[1:] == (4, 2)
-    assert problem.metric == "accuracy"
-    assert len({b.name for b in problem.baselines()}) == 3
+    assert uses(task_data) == {**used, "smokes": "category" if suffix == ".csv" else "number"}
+    assert task_data.train.x.shape[1:] == (4, 2)
+    assert task_data.metric == "accuracy"
+    assert len({b.name for b in task_data.baselines()}) == 3
 
 
 def test_regression_is_in_the_users_unit(tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / "t.csv"), "weight")
-    assert np.sort(targets(problem)) == pytest.approx(sorted(FRAME["weight"].to_list()), abs=1e-4)
-    assert problem.metric == "rmse"
-    assert problem.unit == problem.encoding["unit"]
-    errors = {b.name: b.values["rmse"] for b in problem.baselines()}
+    task_data = table(write(FRAME, tmp_path / "t.csv"), "weight")
+    assert np.sort(targets(task_data)) == pytest.approx(sorted(FRAME["weight"].to_list()), abs=1e-4)
+    assert task_data.metric == "rmse"
+    assert task_data.unit == task_data.encoding["unit"]
+    errors = {b.name: b.values["rmse"] for b in task_data.baselines()}
     assert errors["ridge regression"] < 1  # weight follows from height
     assert 3 < errors["mean"] < 30
 
 
 def test_standardized_by_the_training_rows_alone(tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / "t.csv"), "weight", features=("height", "age"))
-    values = problem.train.x[..., 1].double()
+    task_data = table(write(FRAME, tmp_path / "t.csv"), "weight", features=("height", "age"))
+    values = task_data.train.x[..., 1].double()
     assert values.mean(0).abs().max() < 1e-6
     assert values.std(0, unbiased=False) == pytest.approx([1, 1], abs=1e-5)
-    assert problem.test.x[..., 1].mean(0).abs().max() > 1e-3
-    assert problem.train.y.mean().abs() < 1e-5
+    assert task_data.test.x[..., 1].mean(0).abs().max() > 1e-3
+    assert task_data.train.y.mean().abs() < 1e-5
 
 
 def test_text_is_read_as_bytes(tmp_path: Path) -> None:
-    problem = table(write(TEXTS, tmp_path / "t.csv"), "stars", seq_length=17)
-    assert problem.inputs == Inputs("cells", 256)
-    assert problem.encoding["labels"] == [1, 5]
-    assert problem.train.lengths is not None
-    row, length = problem.train.x[0, :, 0], int(problem.train.lengths[0])
+    task_data = table(write(TEXTS, tmp_path / "t.csv"), "stars", seq_length=17)
+    assert task_data.inputs == Inputs("cells", 256)
+    assert task_data.encoding["labels"] == [1, 5]
+    assert task_data.train.lengths is not None
+    row, length = task_data.train.x[0, :, 0], int(task_data.train.lengths[0])
     assert bytes(row[:length].int().tolist()) in {text.encode()[:17] for text in TEXTS["review"]}
     assert row[length:].sum() == 0
-    assert any("first 17 bytes" in fact for fact in problem.facts)
-    assert uses(problem) == {"id": "left out", "review": "text", "stars": "target"}
-    assert max(b.values["accuracy"] for b in problem.baselines()) == 1  # the words tell it
+    assert any("first 17 bytes" in fact for fact in task_data.summary_lines)
+    assert uses(task_data) == {"id": "left out", "review": "text", "stars": "target"}
+    assert max(b.values["accuracy"] for b in task_data.baselines()) == 1  # the words tell it
 
 
 def mixed(count: int = 53) -> pl.DataFrame:
@@ -96,8 +96,8 @@ def mixed(count: int = 53) -> pl.DataFrame:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
-    problem = table(write(mixed(), tmp_path / f"t{suffix}"), "kind")
-    assert uses(problem) == {
+    task_data = table(write(mixed(), tmp_path / f"t{suffix}"), "kind")
+    assert uses(task_data) == {
         "row": "left out",
         "size": "number",
         "colour": "category",
@@ -108,9 +108,9 @@ def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
         "kind": "target",
     }
     # size, then days, sin and cos of the month and of the weekday; three colours, unknown and missing; two texts
-    assert problem.inputs == Inputs("cells", 6 + 5 + 2 * 256, 6)
-    assert all(column.why for column in problem.columns)
-    split = problem.train
+    assert task_data.inputs == Inputs("cells", 6 + 5 + 2 * 256, 6)
+    assert all(column.why for column in task_data.columns)
+    split = task_data.train
     assert split.lengths is not None
     for row, n in zip(split.x, split.lengths.tolist(), strict=True):
         codes = row[:n, 0].int()
@@ -121,84 +121,84 @@ def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
         assert bytes(title.tolist()).startswith(b"title number") or title.tolist() == [0]
         assert bytes(body.tolist()).startswith(b"the body has")
         assert (row[n:] == 0).all()
-    assert len(problem.baselines()) == 3
+    assert len(task_data.baselines()) == 3
 
 
 def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:
     for frame, target in ((FRAME, "town"), (TEXTS, "stars"), (mixed(), "kind")):
-        problem = table(write(frame, tmp_path / "t.csv"), target)
+        task_data = table(write(frame, tmp_path / "t.csv"), target)
         write(frame.drop(target), tmp_path / "more.csv")
-        again = more(tmp_path / "more.csv", problem)
+        again = more(tmp_path / "more.csv", task_data)
         assert again.y.numel() == 0
         lengths = [again.x.shape[1]] * len(again.x) if again.lengths is None else again.lengths.tolist()
         known = {row[:n].numpy().tobytes() for row, n in zip(again.x, lengths, strict=True)}
-        assert set.union(*rows(problem)) == known
+        assert set.union(*rows(task_data)) == known
 
 
 def test_the_target_is_read_where_the_file_has_it(tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     write(FRAME.with_columns(town=pl.Series(["Lund", "Rome"] + ["Bern"] * 39)), tmp_path / "more.csv")
-    assert more(tmp_path / "more.csv", problem).y[:3, 0].tolist() == [2, UNSEEN, 0]
-    problem = table(tmp_path / "t.csv", "weight")
-    again = more(tmp_path / "t.csv", problem)
-    assert (again.y.double() * problem.unit + problem.encoding["mean"])[:, 0].numpy() == pytest.approx(
+    assert more(tmp_path / "more.csv", task_data).y[:3, 0].tolist() == [2, UNSEEN, 0]
+    task_data = table(tmp_path / "t.csv", "weight")
+    again = more(tmp_path / "t.csv", task_data)
+    assert (again.y.double() * task_data.unit + task_data.encoding["mean"])[:, 0].numpy() == pytest.approx(
         FRAME["weight"].to_numpy(), abs=1e-4
     )
 
 
 def test_a_file_to_evaluate_on_needs_every_target(tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     gap = write(FRAME.with_columns(town=pl.Series([None, *FRAME["town"][1:]])), tmp_path / "gap.csv")
-    assert more(gap, problem).y[:, 0].tolist()[:2] == [UNSEEN, 2]
+    assert more(gap, task_data).y[:, 0].tolist()[:2] == [UNSEEN, 2]
     with pytest.raises(UserError, match=r"town is missing .* in row 1 of"):
-        more(gap, problem, labelled=True)
+        more(gap, task_data, labelled=True)
     with pytest.raises(UserError, match="lacks the target town"):
-        more(write(FRAME.drop("town"), tmp_path / "less.csv"), problem, labelled=True)
-    assert more(tmp_path / "t.csv", problem, labelled=True).y.shape == (41, 1)
+        more(write(FRAME.drop("town"), tmp_path / "less.csv"), task_data, labelled=True)
+    assert more(tmp_path / "t.csv", task_data, labelled=True).y.shape == (41, 1)
 
 
 def test_what_training_did_not_know(tmp_path: Path) -> None:
-    problem = table(write(mixed(), tmp_path / "t.csv"), "kind")
+    task_data = table(write(mixed(), tmp_path / "t.csv"), "kind")
     row = mixed()[0]
     new = {
         "unknown": row.with_columns(colour=pl.lit("mauve")),
         "missing": row.with_columns(colour=pl.lit(" n/a "), size=pl.lit(None)),
         "known": row.with_columns(size=pl.lit("NaN")),
     }
-    cells = {name: more(write(frame, tmp_path / "new.csv"), problem).x[0] for name, frame in new.items()}
+    cells = {name: more(write(frame, tmp_path / "new.csv"), task_data).x[0] for name, frame in new.items()}
     assert [int(cells[name][6, 0]) - 6 for name in new] == [0, 1, 4]  # of blue, green and red the last
     assert cells["missing"][0].tolist() == cells["known"][0].tolist() == [0, 0]
     with pytest.raises(UserError, match=r"size is 'tall' in row 1 of .*trained on numbers"):
-        more(write(row.with_columns(size=pl.lit("tall")), tmp_path / "new.csv"), problem)
+        more(write(row.with_columns(size=pl.lit("tall")), tmp_path / "new.csv"), task_data)
     with pytest.raises(UserError, match=r"day is 'soon' in row 1 of .*trained on dates"):
-        more(write(row.with_columns(day=pl.lit("soon")), tmp_path / "new.csv"), problem)
+        more(write(row.with_columns(day=pl.lit("soon")), tmp_path / "new.csv"), task_data)
     with pytest.raises(UserError, match="lacks the column size, body"):
-        more(write(row.drop("size", "body"), tmp_path / "new.csv"), problem)
+        more(write(row.drop("size", "body"), tmp_path / "new.csv"), task_data)
 
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
 def test_gaps_are_refused_where_training_had_none(policy: str, tmp_path: Path) -> None:
     whole = mixed().filter(pl.col("size").is_not_null(), pl.col("colour").is_not_null(), pl.col("title") != "")
-    problem = table(write(whole, tmp_path / "t.csv"), "kind", missing=policy)
+    task_data = table(write(whole, tmp_path / "t.csv"), "kind", missing=policy)
     with pytest.raises(UserError, match=f"size is missing in row 8 of .*--missing {policy}"):
-        more(write(mixed(), tmp_path / "more.csv"), problem)
+        more(write(mixed(), tmp_path / "more.csv"), task_data)
 
 
 def test_values_seen_once_share_the_code_of_unknown_ones(tmp_path: Path) -> None:
     """Otherwise that code would never be trained."""
     colours = ["red", "green"] * 20 + [f"colour {i}" for i in range(13)]
-    problem = table(write(mixed().with_columns(colour=pl.Series(colours)), tmp_path / "t.csv"), "kind")
-    assert problem.encoding["columns"]["categories"] == [{"name": "colour", "levels": ["green", "red"]}]
-    assert (problem.train.x[:, 6, 0] == 6).sum() > 5
+    task_data = table(write(mixed().with_columns(colour=pl.Series(colours)), tmp_path / "t.csv"), "kind")
+    assert task_data.encoding["columns"]["categories"] == [{"name": "colour", "levels": ["green", "red"]}]
+    assert (task_data.train.x[:, 6, 0] == 6).sum() > 5
 
 
 def test_missing_values(tmp_path: Path) -> None:
     path = write(mixed(), tmp_path / "t.csv")
     with pytest.raises(UserError, match=r"size is missing in row 8 of .*, and --missing error"):
         table(path, "kind", missing="error")
-    problem = table(path, "kind", missing="drop")
-    assert len(targets(problem)) == 50
-    assert any(fact.startswith("3 rows with a missing value are left out") for fact in problem.facts)
+    task_data = table(path, "kind", missing="drop")
+    assert len(targets(task_data)) == 50
+    assert any(fact.startswith("3 rows with a missing value are left out") for fact in task_data.summary_lines)
     empty = csv(tmp_path, a=[""] * 7 + list(range(3, 9)), b=list(range(6)) + [""] * 7, y=["p", "q"] * 6 + ["p"])
     with pytest.raises(UserError, match=r"every row of .* has a missing value, most of them in .*--ignore"):
         table(empty, "y", missing="drop")
@@ -207,10 +207,10 @@ def test_missing_values(tmp_path: Path) -> None:
 def test_every_word_for_a_missing_value(tmp_path: Path) -> None:
     gaps = ["", "NA", "n/a", "NaN", "nan", "NULL", "null", "None", " ", "inf", "-Infinity", "?"]
     path = csv(tmp_path, a=[*gaps, *(i / 7 for i in range(31))], y=["p", "q", "r"] * 14 + ["p"])
-    problem = table(path, "y")
-    assert uses(problem)["a"] == "number"
-    assert "12 missing" in {column.name: column.why for column in problem.columns}["a"]
-    values = torch.cat([part.x[:, 0, 1] for part in (problem.train, problem.validation, problem.test)])
+    task_data = table(path, "y")
+    assert uses(task_data)["a"] == "number"
+    assert "12 missing" in {column.name: column.why for column in task_data.columns}["a"]
+    values = torch.cat([part.x[:, 0, 1] for part in (task_data.train, task_data.validation, task_data.test)])
     assert (values == 0).sum() >= 12
 
 
@@ -258,33 +258,39 @@ def test_columns_have_plain_types(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
-    problem = table(write(FRAME, tmp_path / "t.csv"), "town")
+    task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     old = {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]}
-    numbers = problem.encoding["columns"]["numbers"]
+    numbers = task_data.encoding["columns"]["numbers"]
     twice = {"names": ["days"], "means": [0.0], "spreads": [1.0]}
     dates = [{"name": numbers["names"][0], "form": "%Y-%m-%d", "parts": twice}]
     for encoding in (
         old,
         {},
-        {**problem.encoding, "labels": []},
-        {**problem.encoding, "labels": ["1", 1]},
-        {**problem.encoding, "columns": {**problem.encoding["columns"], "dates": dates}},
-        {**problem.encoding, "mean": "much"},
-        {**problem.encoding, "columns": {**problem.encoding["columns"], "texts": [{"name": "town", "bytes": 7}]}},
-        {**problem.encoding, "columns": {**problem.encoding["columns"], "numbers": {**numbers, "means": []}}},
-        {**problem.encoding, "columns": {**problem.encoding["columns"], "numbers": {**numbers, "spreads": [0.0] * 3}}},
+        {**task_data.encoding, "labels": []},
+        {**task_data.encoding, "labels": ["1", 1]},
+        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "dates": dates}},
+        {**task_data.encoding, "mean": "much"},
+        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "texts": [{"name": "town", "bytes": 7}]}},
+        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "numbers": {**numbers, "means": []}}},
+        {
+            **task_data.encoding,
+            "columns": {**task_data.encoding["columns"], "numbers": {**numbers, "spreads": [0.0] * 3}},
+        },
     ):
         with pytest.raises(UserError, match="encoding of the table cannot be used"):
-            tasks.load("table").read(tmp_path / "t.csv", problem.inputs, problem.length, encoding)
-    for inputs, length in ((problem.inputs._replace(size=3), problem.length), (problem.inputs, problem.length - 1)):
+            tasks.load("table").read(tmp_path / "t.csv", task_data.inputs, task_data.length, encoding)
+    for inputs, length in (
+        (task_data.inputs._replace(size=3), task_data.length),
+        (task_data.inputs, task_data.length - 1),
+    ):
         with pytest.raises(UserError, match="does not fit the network"):
-            tasks.load("table").read(tmp_path / "t.csv", inputs, length, problem.encoding)
+            tasks.load("table").read(tmp_path / "t.csv", inputs, length, task_data.encoding)
 
 
 @pytest.mark.parametrize("name", ["table", "arrays"])
 def test_without_a_file(name: str) -> None:
     with pytest.raises(UserError, match="needs a file of yours: give --data"):
-        tasks.load(name).load(Request())
+        tasks.load(name).load(TaskConfig())
 
 
 def test_every_ending_has_one_task() -> None:
@@ -296,5 +302,8 @@ def test_a_recoded_target_is_named(tmp_path: Path) -> None:
     """Such a column is used, since it may be a legitimate feature, and named, since the accuracy will be 1."""
     rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
     (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
-    problem = tasks.load("table").load(Request(data=tmp_path / "t.csv", target="y"))
-    assert any(fact.startswith("each value of code, number occurs with one class of y only") for fact in problem.facts)
+    task_data = tasks.load("table").load(TaskConfig(data=tmp_path / "t.csv", target="y"))
+    assert any(
+        fact.startswith("each value of code, number occurs with one class of y only")
+        for fact in task_data.summary_lines
+    )

@@ -46,7 +46,7 @@ def test_a_plain_file_is_text_and_nothing_is_said(tmp_path: Path) -> None:
     table = read(tmp_path, "a,b\n01,\n1,x\n")
     assert table.frame.schema == {"a": pl.String, "b": pl.String}
     assert rows(table) == [("01", None), ("1", "x")]
-    assert (table.decimal, table.facts) == (".", ())
+    assert (table.decimal, table.summary_lines) == (".", ())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_plain_file_is_text_and_nothing_is_said(tmp_path: Path) -> None:
 def test_kinds_of_csv(content: bytes, fact: str | None, expected: dict[str, list[str | None]], tmp_path: Path) -> None:
     table = read(tmp_path, content)
     assert table.frame.to_dict(as_series=False) == expected
-    assert table.facts == (() if fact is None else (fact,))
+    assert table.summary_lines == (() if fact is None else (fact,))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_decimal_commas(content: str, decimal: str, tmp_path: Path) -> None:
     table = read(tmp_path, content)
     assert table.frame.width == 2
     assert table.decimal == decimal
-    assert ("numbers with decimal commas" in table.facts) == (decimal == ",")
+    assert ("numbers with decimal commas" in table.summary_lines) == (decimal == ",")
 
 
 def test_a_comma_decides_in_the_last_row_too(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_sample_may_end_within_a_record(tmp_path: Path) -> None:
 def test_the_ending_tsv_stands_for_tabs(tmp_path: Path) -> None:
     table = read(tmp_path, "a,x\tb\n1,5\t2\n", ".tsv")
     assert table.frame.columns == ["a,x", "b"]
-    assert table.facts == ("numbers with decimal commas",)
+    assert table.summary_lines == ("numbers with decimal commas",)
 
 
 def test_places_are_right_after_quoted_newlines_and_blank_lines(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_missing_header_is_noticed(content: str, tmp_path: Path) -> None:
     assert len(table.frame) == content.count("\n")
     assert table.frame.columns == [f"column_{i + 1}" for i in range(table.frame.width)]
     assert table.place(0).endswith("(line 1)")
-    assert "no header" in table.facts[-1]
+    assert "no header" in table.summary_lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,13 @@ def cycle(*answers: Any) -> list[Any]:
     ],
 )
 def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, x=X, y=cycle(*answers)), "y")
-    assert problem.encoding["labels"] == labels
+    task_data = table(csv(tmp_path, x=X, y=cycle(*answers)), "y")
+    assert task_data.encoding["labels"] == labels
     assert {str(label) for label in labels} == set(answers)  # they are printed as they came
-    known = more(tmp_path / "t.csv", problem, labelled=True).y[: len(answers), 0].tolist()
+    known = more(tmp_path / "t.csv", task_data, labelled=True).y[: len(answers), 0].tolist()
     assert [str(labels[i]) for i in known] == answers
-    assert uses(problem)["y"] == "target"
-    assert whys(problem)["y"].startswith(f"{len(labels)} classes")
+    assert uses(task_data)["y"] == "target"
+    assert whys(task_data)["y"].startswith(f"{len(labels)} classes")
 
 
 @pytest.mark.parametrize(
@@ -56,21 +56,21 @@ def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) ->
     [([3, 1, 2], [1, 2, 3]), ([True, False], [False, True]), (["b", "a"], ["a", "b"]), ([2.0, 1.0], [1.0, 2.0])],
 )
 def test_labels_of_jsonl(answers: list[Any], labels: list[Any], tmp_path: Path) -> None:
-    problem = table(jsonl(tmp_path, cycle(*answers)), "y")
-    assert problem.encoding["labels"] == labels
-    assert {type(label) for label in problem.encoding["labels"]} == {type(label) for label in labels}
-    assert json.loads(json.dumps(problem.encoding)) == problem.encoding
+    task_data = table(jsonl(tmp_path, cycle(*answers)), "y")
+    assert task_data.encoding["labels"] == labels
+    assert {type(label) for label in task_data.encoding["labels"]} == {type(label) for label in labels}
+    assert json.loads(json.dumps(task_data.encoding)) == task_data.encoding
     # the same labels in a CSV file, as other programs write them
-    again = more(csv(tmp_path, x=X, y=cycle(*answers)), problem, labelled=True)
+    again = more(csv(tmp_path, x=X, y=cycle(*answers)), task_data, labelled=True)
     assert [labels[i] for i in again.y[: len(answers), 0].tolist()] == answers
-    assert more(csv(tmp_path, x=X, y=cycle("other")), problem, labelled=True).y.unique().tolist() == [UNSEEN]
+    assert more(csv(tmp_path, x=X, y=cycle("other")), task_data, labelled=True).y.unique().tolist() == [UNSEEN]
 
 
 def test_whole_numbers_of_a_csv_are_those_of_parquet(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, x=X, y=cycle(0, 1)), "y")
+    task_data = table(csv(tmp_path, x=X, y=cycle(0, 1)), "y")
     frame = pl.DataFrame({"x": X, "y": pl.Series(cycle(1.0, 0.0))})
-    assert more(write(frame, tmp_path / "t.parquet"), problem).y[:2, 0].tolist() == [1, 0]
-    assert more(csv(tmp_path, x=X, y=cycle("01")), problem).y.unique().tolist() == [UNSEEN]
+    assert more(write(frame, tmp_path / "t.parquet"), task_data).y[:2, 0].tolist() == [1, 0]
+    assert more(csv(tmp_path, x=X, y=cycle("01")), task_data).y.unique().tolist() == [UNSEEN]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_classes_or_quantities(answers: list[Any], metric: str, tmp_path: Path) 
 
 def test_target_type(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=cycle(1, 2, 4))
-    problem = table(path, "y", target_type="number")
-    assert problem.metric == "rmse"
-    assert np.unique(targets(problem).round(5)).tolist() == [1, 2, 4]
+    task_data = table(path, "y", target_type="number")
+    assert task_data.metric == "rmse"
+    assert np.unique(targets(task_data).round(5)).tolist() == [1, 2, 4]
     assert table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class").encoding["labels"] == [
         "1.5",
         "2",
@@ -125,9 +125,9 @@ def test_a_quantity_that_is_constant_in_training(tmp_path: Path) -> None:
 
 def test_whole_numbers_above_2_to_the_64(tmp_path: Path) -> None:
     huge = [2**64 + i * 10**7 for i in range(COUNT)]
-    problem = table(csv(tmp_path, x=X, y=huge), "y")
-    assert problem.metric == "rmse"
-    assert np.sort(targets(problem)) == pytest.approx(np.array(huge, dtype=np.float64), abs=100)
+    task_data = table(csv(tmp_path, x=X, y=huge), "y")
+    assert task_data.metric == "rmse"
+    assert np.sort(targets(task_data)) == pytest.approx(np.array(huge, dtype=np.float64), abs=100)
     with pytest.raises(UserError, match="in every row as a float64"):
         table(csv(tmp_path, x=X, y=[2**64 + i for i in range(COUNT)]), "y")
 
@@ -145,12 +145,12 @@ def test_a_quantity_too_far_from_the_others(tmp_path: Path) -> None:
     refused, trained = 0, 0
     for seed in range(12):
         try:
-            problem = table(path, "y", seed=seed)
+            task_data = table(path, "y", seed=seed)
         except UserError as error:
             refused += "y is 1e+37 in row 41" in str(error)
         else:
-            assert torch.isfinite(problem.train.y.square()).all()
-            assert problem.train.y.max() > 5
+            assert torch.isfinite(task_data.train.y.square()).all()
+            assert task_data.train.y.max() > 5
             trained += 1
     assert (refused + trained, min(refused, trained) > 0) == (12, True)
 
@@ -161,9 +161,9 @@ def test_missing_targets(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=answers)
     with pytest.raises(UserError, match=r"y is missing .* row 4 of .*\(line 5\)"):
         table(path, "y")
-    problem = table(path, "y", missing="drop")
-    assert sum(len(part.x) for part in (problem.train, problem.validation, problem.test)) == COUNT - 3
-    assert problem.encoding["labels"] == ["a", "b"]
+    task_data = table(path, "y", missing="drop")
+    assert sum(len(part.x) for part in (task_data.train, task_data.validation, task_data.test)) == COUNT - 3
+    assert task_data.encoding["labels"] == ["a", "b"]
 
 
 def test_errors_in_a_quantity(tmp_path: Path) -> None:
@@ -181,16 +181,16 @@ def test_a_target_that_is_neither(values: list[Any], tmp_path: Path) -> None:
 
 
 def test_the_majority_is_recorded(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, x=X, y=cycle("a", "b", "b", "c")), "y")
-    assert problem.encoding["majority"] == 1
-    share = (problem.train.y == 1).double().mean()
-    assert problem.encoding["share"] == pytest.approx(float(share))
-    assert problem.encoding["target"] == "y"
+    task_data = table(csv(tmp_path, x=X, y=cycle("a", "b", "b", "c")), "y")
+    assert task_data.encoding["majority"] == 1
+    share = (task_data.train.y == 1).double().mean()
+    assert task_data.encoding["share"] == pytest.approx(float(share))
+    assert task_data.encoding["target"] == "y"
 
 
 def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
-    problem = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
-    answers = tasks.load("table").answers(problem.outputs, torch.eye(3)[:, None], problem.test, problem.encoding)
+    task_data = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
+    answers = tasks.load("table").decode(task_data.outputs, torch.eye(3)[:, None], task_data.test, task_data.encoding)
     assert answers["prediction"] == ["001", "01", "1"]
 
 

@@ -20,7 +20,7 @@ from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks import _corpus, _text_baselines
 from attnlab.tasks._corpus import corpus, paragraphs
 from attnlab.tasks._text_baselines import baselines, ngram_bits
-from attnlab.tasks.base import Problem, Request, Split
+from attnlab.tasks.base import Split, TaskConfig, TaskData
 from attnlab.tasks.text import line_windows, windows
 from attnlab.utils.errors import UserError
 
@@ -48,8 +48,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def load(path: Path, **asked: Any) -> Problem:
-    return tasks.load("text").load(Request(data=path, **asked))
+def load(path: Path, **asked: Any) -> TaskData:
+    return tasks.load("text").load(TaskConfig(data=path, **asked))
 
 
 TEXTS = {
@@ -84,7 +84,7 @@ def test_every_byte_is_in_one_part(name: str, split_by: Any) -> None:
     units = {unit.strip() for unit in read.units} if read.unit == "paragraphs" else read.units
     if split_by and split_by != "position" and len(units) < 10:
         return  # refused, as test_bad_files has it
-    parts = read.parts(Request(seed=3))
+    parts = read.parts(TaskConfig(seed=3))
     assert sum(map(len, parts)) == len(text)
     if split_by == "position" or read.unit == "position":
         assert b"".join(parts) == text
@@ -103,37 +103,37 @@ def test_the_paragraphs_of_any_text_are_its_bytes(text: bytes) -> None:
 
 def test_copies_of_a_paragraph_are_in_one_part(file: Path) -> None:
     text = file.read_bytes()
-    parts = corpus(text, "book", None).parts(Request())
+    parts = corpus(text, "book", None).parts(TaskConfig())
     where = Counter(p for part in parts for p in set(paragraphs(text)) if p.strip() in part)
     assert len(where) > 50
     assert set(where.values()) == {1}
     assert sum(map(len, parts)) == len(text)
-    facts = load(file, seq_length=13).facts
-    assert facts[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
-    assert facts[1] == "split by paragraphs: blank lines separate its paragraphs"
-    assert facts[2] == "20 of the paragraphs repeat another; all copies of one are in the same part"
+    summary_lines = load(file, seq_length=13).summary_lines
+    assert summary_lines[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
+    assert summary_lines[1] == "split by paragraphs: blank lines separate its paragraphs"
+    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies of one are in the same part"
 
 
 def test_repeated_lines_are_kept(tmp_path: Path) -> None:
     (tmp_path / "code.txt").write_bytes(CODE)
-    problem = load(tmp_path / "code.txt", seq_length=13)
-    assert not any("repeat" in fact for fact in problem.facts[1:])
-    assert f"{len(CODE):,} bytes in {CODE.count(bytes([10]))} lines" in problem.facts[0]
-    parts = corpus(CODE, "", None).parts(Request())
+    task_data = load(tmp_path / "code.txt", seq_length=13)
+    assert not any("repeat" in fact for fact in task_data.summary_lines[1:])
+    assert f"{len(CODE):,} bytes in {CODE.count(bytes([10]))} lines" in task_data.summary_lines[0]
+    parts = corpus(CODE, "", None).parts(TaskConfig())
     assert sum(part.count(b"    return None\n") for part in parts) == 37
 
 
 def test_position_keeps_the_order(tmp_path: Path) -> None:
-    train, validation, test = corpus(LETTERS, "", "position").parts(Request(val_fraction=0.25))
+    train, validation, test = corpus(LETTERS, "", "position").parts(TaskConfig(val_fraction=0.25))
     assert train + validation + test == LETTERS
     assert (len(test), len(validation)) == (401, 400)
     (tmp_path / "x.txt").write_bytes(LETTERS)
-    assert load(tmp_path / "x.txt").facts[1] == "split at two positions: it has only 1 line"
+    assert load(tmp_path / "x.txt").summary_lines[1] == "split at two positions: it has only 1 line"
 
 
 def test_the_order_of_the_text_is_kept_within_a_part() -> None:
     text = b"".join(b"line %d\n" % i for i in range(101))
-    for part in corpus(text, "", None).parts(Request(seed=5)):
+    for part in corpus(text, "", None).parts(TaskConfig(seed=5)):
         numbers = [int(line.split()[1]) for line in part.splitlines()]
         assert numbers == sorted(numbers)
 
@@ -168,13 +168,13 @@ def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkey
     monkeypatch.setattr(_text_baselines, "ORDER", 3)
     text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
     (tmp_path / "x.txt").write_bytes(text)
-    problem = load(tmp_path / "x.txt", seq_length=11)
-    train, validation, test = corpus(text, "", "lines").parts(Request())
+    task_data = load(tmp_path / "x.txt", seq_length=11)
+    train, validation, test = corpus(text, "", "lines").parts(TaskConfig())
     order = min((1, 2, 3), key=lambda order: slow_bits(train, validation, order))
-    values = {b.name: b.values["bits_per_byte"] for b in problem.baselines()}
+    values = {b.name: b.values["bits_per_byte"] for b in task_data.baselines()}
     assert values[f"byte {order + 1}-gram"] == pytest.approx(slow_bits(train, test, order))
-    assert sum(part.x.numel() for part in (problem.train, problem.validation, problem.test)) <= len(text)
-    asked = bytes(problem.test.y.flatten().tolist())
+    assert sum(part.x.numel() for part in (task_data.train, task_data.validation, task_data.test)) <= len(text)
+    asked = bytes(task_data.test.y.flatten().tolist())
     assert asked == test[1 : 1 + len(asked)]
 
 
@@ -203,16 +203,19 @@ def test_targets_are_the_bytes_that_follow() -> None:
 
 
 def test_the_default_is_pythons_own_english() -> None:
-    problem = tasks.load("text").load(Request())
-    splits = (problem.train, problem.validation, problem.test)
+    task_data = tasks.load("text").load(TaskConfig())
+    splits = (task_data.train, task_data.validation, task_data.test)
     train, validation, test = (split.x.to(torch.uint8).numpy().tobytes() for split in splits)
     assert len(train) > 1_000_000
     assert b" the " in validation
     assert b" the " in test
     units = _corpus.standard_library()
     assert len(set(units)) == len(units)
-    assert problem.encoding["sha256"] == hashlib.sha256(b"\n\n".join(units)).hexdigest()
-    assert f"{sum(map(len, units)) + 2 * (len(units) - 1):,} bytes in {len(units):,} paragraphs" in problem.facts[0]
+    assert task_data.encoding["sha256"] == hashlib.sha256(b"\n\n".join(units)).hexdigest()
+    assert (
+        f"{sum(map(len, units)) + 2 * (len(units) - 1):,} bytes in {len(units):,} paragraphs"
+        in task_data.summary_lines[0]
+    )
 
 
 def test_baselines_and_bits(file: Path) -> None:
@@ -299,7 +302,7 @@ def test_a_file_without_targets_is_not_evaluated(tmp_path: Path) -> None:
 
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 5), int))
     with pytest.raises(UserError, match=r"x\.npz lacks the target y"):
-        tasks.load("fetch").read_labelled(tmp_path / "x.npz", Inputs("tokens", 3), 7, {})
+        tasks.load("multi_lookup").read_labelled(tmp_path / "x.npz", Inputs("tokens", 3), 7, {})
 
 
 @pytest.mark.parametrize(
@@ -324,11 +327,11 @@ def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: P
 
 def test_split_by_is_for_text() -> None:
     with pytest.raises(UserError, match="--split_by lines is for text, and digits is none"):
-        tasks.load("digits").load(Request(split_by="lines"))
+        tasks.load("digits").load(TaskConfig(split_by="lines"))
 
 
 def test_the_documentation_can_be_split_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_corpus, "standard_library", lambda: tuple(prose(23).split(b"\n\n")))
-    problem = tasks.load("text").load(Request(split_by="position", seq_length=5))
-    assert bytes(problem.train.x.flatten().tolist()) == prose(23)[: problem.train.x.numel()]
-    assert problem.encoding["split_by"] == "position"
+    task_data = tasks.load("text").load(TaskConfig(split_by="position", seq_length=5))
+    assert bytes(task_data.train.x.flatten().tolist()) == prose(23)[: task_data.train.x.numel()]
+    assert task_data.encoding["split_by"] == "position"

@@ -60,7 +60,7 @@ class Server:
 def serve() -> None:
     """Answer a line for a line."""
 
-    for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._words"):
+    for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._format"):
         import_module(name)  # and all else that a run imports, before it is forked
     import attnlab.tasks.digits
     import attnlab.training.report
@@ -140,10 +140,10 @@ def watch_steps(order: dict[str, Any]) -> None:
     """Let something happen at a step."""
     from attnlab.training.loop import Trainer
 
-    advance = Trainer.advance
+    training_step = Trainer.training_step
 
     def watched(trainer: Trainer) -> Any:
-        loss = advance(trainer)
+        loss = training_step(trainer)
         if trainer.run is not None:  # not in the rehearsal
             if trainer.step == order.get("signal_at", [None])[0]:
                 signal.raise_signal(order["signal_at"][1])  # to this thread, before the next step
@@ -152,7 +152,7 @@ def watch_steps(order: dict[str, Any]) -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"][1],) * 2)
         return loss
 
-    Trainer.advance = watched  # type: ignore[method-assign]
+    Trainer.training_step = watched  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

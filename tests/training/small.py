@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks.base import Baseline, Problem, Split
+from attnlab.tasks.base import Baseline, Split, TaskData
 from attnlab.training import train
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
@@ -21,7 +21,7 @@ N, F, CLASSES = 5, 3, 7
 TRAIN, VALIDATION, TEST = 37, 11, 13
 
 
-def problem(*, padded: bool = True) -> Problem:
+def task_data(*, padded: bool = True) -> TaskData:
     """Which feature of the first token is largest? Sequences are of different lengths."""
     generator = torch.Generator().manual_seed(0)
 
@@ -30,7 +30,7 @@ def problem(*, padded: bool = True) -> Problem:
         lengths = torch.randint(1, N + 1, (count,), generator=generator) if padded else None
         return Split(x, x[:, 0].argmax(-1, keepdim=True), lengths)
 
-    return Problem(
+    return TaskData(
         draw(TRAIN),
         draw(VALIDATION),
         draw(TEST),
@@ -51,20 +51,20 @@ def settings(**said: Any) -> Settings:
     return defaults("multihead", "digits").updated({**small, **said}, "the test")
 
 
-def prepared(asked: Problem | None = None, **said: Any) -> train.Prepared:
+def experiment(asked: TaskData | None = None, **said: Any) -> train.Experiment:
     """A new network for a problem, first weights by the seed."""
-    asked, chosen = asked or problem(), settings(**said)
+    asked, chosen = asked or task_data(), settings(**said)
     torch.manual_seed(chosen.training.seed)
-    return train.Prepared(chosen, asked, train.build(chosen, asked), torch.device("cpu"))
+    return train.Experiment(chosen, asked, train.build(chosen, asked), torch.device("cpu"))
 
 
-def trainer(path: Path | None = None, asked: Problem | None = None, **said: Any) -> Trainer:
+def trainer(path: Path | None = None, asked: TaskData | None = None, **said: Any) -> Trainer:
     """A trainer with its run's folder at ``path``, which it takes up where there is one; without it nothing is kept."""
-    ready = prepared(asked, **said)
+    ready = experiment(asked, **said)
     run = None
     if path is not None:
         run = Run.open(path) if path.exists() else train.start(ready, path)
-    made = Trainer(ready.network, ready.problem, ready.settings, run, checkpoint_seconds=0)
+    made = Trainer(ready.network, ready.task_data, ready.settings, run, checkpoint_seconds=0)
     if run is not None:
         made.restore()
     return made
@@ -73,11 +73,11 @@ def trainer(path: Path | None = None, asked: Problem | None = None, **said: Any)
 def stop_at(step: int) -> Callable[[Any], None]:
     """A watcher that dies at a step, as a process that is killed does: nothing after it is saved."""
 
-    def watch(seen: Any) -> None:
+    def callback(seen: Any) -> None:
         if seen.step >= step:
             raise KilledError
 
-    return watch
+    return callback
 
 
 class KilledError(Exception):
@@ -100,6 +100,6 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if not key.endswith(("second", "seconds"))}
 
 
-def replace_baselines(baselines: Callable[[], list[Baseline]]) -> Problem:
+def replace_baselines(baselines: Callable[[], list[Baseline]]) -> TaskData:
     """The same problem with other baselines."""
-    return replace(problem(), baselines=baselines)
+    return replace(task_data(), baselines=baselines)

@@ -42,7 +42,7 @@ EXTRA = {
     "gated": {"gate.projection.weight"},
     "longformer": {"qkv_global.weight"},
     "selfhead": SELFHEAD - {"output.weight"},
-    "latent": {"down.weight", "up.weight", "query.weight"},
+    "latent": {"kv_down.weight", "kv_up.weight", "query.weight"},
 }
 
 

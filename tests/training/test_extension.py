@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import KilledError, prepared, same, settings, stop_at, untimed, without_times
+from small import KilledError, experiment, same, settings, stop_at, untimed, without_times
 from small import trainer as small_trainer
 
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
-from attnlab.training.extension import check_extension, describe, extend, extends, stopped_at
-from attnlab.training.loop import rate_at
+from attnlab.training.extension import check_extension, extend, extends, extension_summary, stopped_at
+from attnlab.training.loop import lr_at
 from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
 STEPS, LONGER = 23, 41
 
 
-def resumed(path: Path, watch: Any = None, **said: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
-    return train.train(prepared(**said), Run.open(path), resume=True, checkpoint_seconds=0, watch=watch)
+def resumed(path: Path, callback: Any = None, **said: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
+    return train.train(experiment(**said), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def config(path: Path) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 23 steps with its result; only to be read."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    ready = prepared()
+    ready = experiment()
     train.train(ready, train.start(ready, path), checkpoint_seconds=0)
     return path
 
@@ -66,7 +66,7 @@ def test_the_learning_rate_goes_along_the_new_total_from_the_present_step_on(cop
     assert untimed(lines[: len(kept)]) == untimed(kept), "what was trained before stays as it was"
     how = settings(steps=LONGER).training
     for line in lines[len(kept) :]:
-        assert line["learning_rate"] == rate_at(line["step"] - 1, LONGER, how.learning_rate, how.warmup)
+        assert line["learning_rate"] == lr_at(line["step"] - 1, LONGER, how.learning_rate, how.warmup)
 
 
 def test_a_stopped_run_is_extended_where_it_stopped(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_stopped_run_is_extended_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_begun_is_extended_to_the_run_that_was_started_with_as_many(tmp_path: Path) -> None:
     for name, steps in (("short", STEPS), ("long", LONGER)):
-        train.start(prepared(steps=steps), tmp_path / name)
+        train.start(experiment(steps=steps), tmp_path / name)
         resumed(tmp_path / name, steps=LONGER)
     assert same(Run.open(tmp_path / "short").load_model(), Run.open(tmp_path / "long").load_model())
 
@@ -153,14 +153,14 @@ def test_killed_after_the_config_is_there_the_run_resumes(copied: Path, tmp_path
 
 
 def test_epochs_are_extended_by_epochs(tmp_path: Path) -> None:
-    ready = prepared(epochs=2)
+    ready = experiment(epochs=2)
     run = train.start(ready, tmp_path / "run")
     train.train(ready, run)
     assert not extends(run, settings(epochs=2))
     assert extends(run, settings(epochs=3))
     with pytest.raises(UserError, match=r"is trained by epochs \(epochs=2\); extend it with --epochs, not --steps"):
         extends(run, settings(steps=99))
-    assert describe(run, settings(epochs=3), 5) == (
+    assert extension_summary(run, settings(epochs=3), 5) == (
         "epochs 2 to 3, from step 10 on; the learning rate rises again, from 0 to 0.00028"
     )
     _, result = resumed(tmp_path / "run", epochs=3)
@@ -193,10 +193,10 @@ def test_a_run_out_of_patience_is_not_extended(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_patience_goes_on_counting(copied: Path) -> None:
-    waited = load_tensors(copied / "state.safetensors")[1]["waited"]
+    evals_since_best = load_tensors(copied / "state.safetensors")[1]["waited"]
     extend(Run.open(copied), settings(steps=LONGER))
     again = small_trainer(copied, steps=LONGER)
-    assert (again.step, again.waited, again.steps) == (STEPS, waited, LONGER)
+    assert (again.step, again.evals_since_best, again.steps) == (STEPS, evals_since_best, LONGER)
     assert again.best == load_tensors(copied / "state.safetensors")[1]["best"]
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import CLASSES, prepared, problem, same, trainer
+from small import CLASSES, experiment, same, task_data, trainer
 
 import attnlab
 from attnlab.network import Network, Outputs
-from attnlab.tasks.base import Problem
+from attnlab.tasks.base import TaskData
 from attnlab.training import train
 from attnlab.training.initial import check_weights, initialize
 from attnlab.training.runs import Run, file_hash
@@ -30,15 +30,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fewer_classes(classes: int) -> Problem:
-    asked = problem()
+def fewer_classes(classes: int) -> TaskData:
+    asked = task_data()
     splits = {name: getattr(asked, name) for name in ("train", "validation", "test")}
     cut = {name: split._replace(y=split.y.clamp(max=classes - 1)) for name, split in splits.items()}
     return replace(asked, outputs=Outputs("classes", classes), **cut)
 
 
-def fresh(asked: Problem | None = None, **said: Any) -> Network:
-    return prepared(asked, seed=5, **said).network
+def fresh(asked: TaskData | None = None, **said: Any) -> Network:
+    return experiment(asked, seed=5, **said).network
 
 
 @pytest.mark.parametrize("kind", ["run", "x.safetensors", "x.pth"])
@@ -68,7 +68,7 @@ def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
 def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
     """Two tables of one shape: other classes, and other categories under the same codes."""
 
-    def ready(name: str, labels: str, towns: str) -> train.Prepared:
+    def ready(name: str, labels: str, towns: str) -> train.Experiment:
         rows = [f"{i * 7 % 13},{towns[i % 3]},{labels[i % 2]}" for i in range(61)]
         (tmp_path / name).write_text("\n".join(["a,town,way", *rows]) + "\n", encoding="utf-8")
         values = {
@@ -91,7 +91,7 @@ def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
         ("towns.csv", "xy", "BZK", ("embed.",)),
     ):
         again = ready(name, labels, towns)
-        _, lines = initialize(again.network, run.path, again.problem.encoding)
+        _, lines = initialize(again.network, run.path, again.task_data.encoding)
         assert len(lines) == 1 + len(fresh), lines
         for key, tensor in again.network.state_dict().items():
             if key.startswith(fresh) and fresh:
@@ -120,11 +120,11 @@ def test_another_shape_is_refused_by_name(said: dict[str, Any], message: str, so
 
 
 def test_another_mechanism_is_refused(source: Path) -> None:
-    ready = prepared(seed=5)
+    ready = experiment(seed=5)
     settings = ready.settings
     settings.model.model, settings.model.options = "groupedquery", {"num_heads": 2, "num_kv_heads": 2}
     with pytest.raises(UserError, match=r"holds multihead, and groupedquery is to be trained; give --model multihead"):
-        initialize(train.build(settings, ready.problem), source, {})
+        initialize(train.build(settings, ready.task_data), source, {})
 
 
 def test_options_that_differ_are_said(source: Path) -> None:
@@ -133,7 +133,7 @@ def test_options_that_differ_are_said(source: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    train.start(prepared(), tmp_path / "new")
+    train.start(experiment(), tmp_path / "new")
     for name, message in {"new": "has no network yet", "none": "none is not there", "none.pth": "is not there"}.items():
         with pytest.raises(UserError, match=rf"--init_from: .*{message}; give a run, or a file"):
             initialize(fresh(), tmp_path / name, {})
@@ -142,22 +142,22 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 # A run that starts so
 
 
-def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> train.Prepared:
+def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> train.Experiment:
     """A prepared run on the small problem that starts from the weights of another."""
-    monkeypatch.setattr(train, "load_problem", lambda _: problem())
-    return train.prepare(prepared(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
+    monkeypatch.setattr(train, "load_problem", lambda _: task_data())
+    return train.prepare(experiment(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
 
 
 def test_the_run_records_where_it_started(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source.parent)
     made = ready(Path("run"), monkeypatch)
     assert same(made.network, attnlab.load(source))
-    assert made.problem.facts[-1] == "starts from the weights of run"
+    assert made.task_data.summary_lines[-1] == "starts from the weights of run"
     run = train.start(made, tmp_path / "new")
     assert run.config["settings"]["init_from"] == str(source)
     assert run.config["init_sha256"] == file_hash(str(source / "model.safetensors"))
     check_weights(run)
-    assert train.start(prepared(), tmp_path / "other").config["init_sha256"] is None
+    assert train.start(experiment(), tmp_path / "other").config["init_sha256"] is None
 
 
 def test_it_is_the_same_bit_for_bit_however_it_is_resumed(

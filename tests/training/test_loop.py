@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from small import TRAIN, KilledError, prepared, problem, same, stop_at, trainer, untimed
+from small import TRAIN, KilledError, experiment, same, stop_at, task_data, trainer, untimed
 
-from attnlab.tasks.base import Problem
+from attnlab.tasks.base import TaskData
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.estimate import estimate
 from attnlab.training.loop import LOOK_EVERY, Progress, signals
 from attnlab.training.objective import evaluate
 from attnlab.training.runs import Run
-from attnlab.training.schedule import rate_at
+from attnlab.training.schedule import lr_at
 from attnlab.utils.errors import UserError
 
 # The same seed, the same weights
@@ -61,7 +61,7 @@ def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
         {"dropout": 0.5},
         {"patience": 3},
         {"epochs": 5},
-        {"clip": 0.0, "weight_decay": 0.3, "warmup": 0.5},
+        {"grad_clip": 0.0, "weight_decay": 0.3, "warmup": 0.5},
         {"precision": "bfloat16"},
         {"precision": "float16"},
     ],
@@ -71,7 +71,7 @@ def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
 def test_killed_again_and_again_it_ends_as_if_it_never_had_been(
     said: dict[str, Any], padded: bool, tmp_path: Path
 ) -> None:
-    asked = problem(padded=padded)
+    asked = task_data(padded=padded)
     whole = trainer(tmp_path / "whole", asked, **said)
     expected = whole.fit()
     moments = random.Random(str(said) + str(padded))
@@ -140,12 +140,12 @@ def test_an_epoch_sees_every_example_once_and_the_next_in_another_order() -> Non
 
 
 def test_the_rate_at_its_corners() -> None:
-    assert rate_at(0, 100, 2.0, 0.1) == pytest.approx(0.2)  # not zero: the first step would be wasted
-    assert rate_at(9, 100, 2.0, 0.1) == pytest.approx(2.0)
-    assert rate_at(10, 100, 2.0, 0.1) == pytest.approx(2.0)
-    assert rate_at(55, 100, 2.0, 0.1) == pytest.approx(1.0)  # halfway down the cosine
-    assert rate_at(100, 100, 2.0, 0.1) == pytest.approx(0.0)
-    rates = [rate_at(step, 100, 2.0, 0.1) for step in range(101)]
+    assert lr_at(0, 100, 2.0, 0.1) == pytest.approx(0.2)  # not zero: the first step would be wasted
+    assert lr_at(9, 100, 2.0, 0.1) == pytest.approx(2.0)
+    assert lr_at(10, 100, 2.0, 0.1) == pytest.approx(2.0)
+    assert lr_at(55, 100, 2.0, 0.1) == pytest.approx(1.0)  # halfway down the cosine
+    assert lr_at(100, 100, 2.0, 0.1) == pytest.approx(0.0)
+    rates = [lr_at(step, 100, 2.0, 0.1) for step in range(101)]
     assert max(rates) == 2.0
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -154,7 +154,7 @@ def test_the_rate_at_its_corners() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
 def test_every_step_has_a_rate_above_zero(steps: int, warmup: float) -> None:
-    rates = [rate_at(step, steps, 3.0, warmup) for step in range(steps)]
+    rates = [lr_at(step, steps, 3.0, warmup) for step in range(steps)]
     assert all(0 < rate <= 3.0 for rate in rates)
     assert max(rates) == 3.0
 
@@ -162,15 +162,15 @@ def test_every_step_has_a_rate_above_zero(steps: int, warmup: float) -> None:
 def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
     trainer(tmp_path / "run", steps=20, learning_rate=0.01, warmup=0.25).fit()
     found = [line["learning_rate"] for line in Run.open(tmp_path / "run").metrics()]
-    assert found == [rate_at(step, 20, 0.01, 0.25) for step in range(20)]
+    assert found == [lr_at(step, 20, 0.01, 0.25) for step in range(20)]
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-4])
-def test_the_gradient_is_cut_to_its_norm(clip: float) -> None:
-    made = trainer(clip=clip, dropout=0.0)
-    made.advance()
+def test_the_gradient_is_cut_to_its_norm(grad_clip: float) -> None:
+    made = trainer(grad_clip=clip, dropout=0.0)
+    made.training_step()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in made.parameters if p.grad is not None))
-    if clip:
+    if grad_clip:
         assert norm == pytest.approx(clip, rel=1e-3)
     else:
         assert norm > 1e-3
@@ -178,9 +178,9 @@ def test_the_gradient_is_cut_to_its_norm(clip: float) -> None:
 
 def test_it_learns() -> None:
     made = trainer(epochs=60, learning_rate=1e-2, dropout=0.0)
-    before, _ = evaluate(made.network, made.problem.train, made.objective, batch_size=8)
+    before, _ = evaluate(made.network, made.task_data.train, made.objective, batch_size=8)
     made.fit()
-    after, metric = evaluate(made.network, made.problem.train, made.objective, batch_size=8)
+    after, metric = evaluate(made.network, made.task_data.train, made.objective, batch_size=8)
     assert after < before / 4
     assert metric > 0.9
 
@@ -228,9 +228,9 @@ def test_a_run_out_of_patience_goes_no_further_when_it_is_resumed(
     assert (again.fit().how, again.step) == ("early", 3)
 
 
-def poisoned(row: int) -> Problem:
+def poisoned(row: int) -> TaskData:
     """One example of the training data is no number."""
-    asked = problem()
+    asked = task_data()
     asked.train.x[row] = math.nan
     return asked
 
@@ -250,17 +250,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
 
 def test_the_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path / "run")
-    advance = made.advance
+    training_step = made.training_step
 
     def diverging() -> torch.Tensor:
-        loss = advance()
+        loss = training_step()
         if made.step < 9:
             return loss
         with torch.no_grad():
             made.parameters[0].fill_(math.nan)
         return loss * math.nan
 
-    monkeypatch.setattr(made, "advance", diverging)
+    monkeypatch.setattr(made, "training_step", diverging)
     with pytest.raises(UserError) as caught:
         made.fit()
     assert "the loss became nan at step 9; the best network (step " in str(caught.value)
@@ -275,16 +275,16 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is that of the weights before the step: the step itself may have spoilt them."""
     made = trainer(tmp_path / "run")
-    advance = made.advance
+    training_step = made.training_step
 
     def spoiling() -> torch.Tensor:
-        loss = advance()
+        loss = training_step()
         if made.step == 5:
             with torch.no_grad():
                 made.parameters[0].fill_(math.inf)
         return loss
 
-    monkeypatch.setattr(made, "advance", spoiling)
+    monkeypatch.setattr(made, "training_step", spoiling)
     with pytest.raises(UserError, match=r"a weight became infinite or no number at step 5"):
         made.fit()
     for name in ("model", "state"):
@@ -343,22 +343,22 @@ def test_looking_leaves_the_random_numbers_and_the_weights_alone() -> None:
     made = trainer(dropout=0.5)
     before = {name: t.clone() for name, t in made.network.state_dict().items()}
     state = torch.get_rng_state()
-    first = evaluate(made.network, made.problem.validation, made.objective, batch_size=4)
+    first = evaluate(made.network, made.task_data.validation, made.objective, batch_size=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert same(made.network, before)
     assert made.network.training
-    assert evaluate(made.network, made.problem.validation, made.objective, batch_size=4) == first, "dropout is off"
+    assert evaluate(made.network, made.task_data.validation, made.objective, batch_size=4) == first, "dropout is off"
     made.network.eval()
-    evaluate(made.network, made.problem.validation, made.objective, batch_size=4)
+    evaluate(made.network, made.task_data.validation, made.objective, batch_size=4)
     assert not made.network.training
 
 
 def test_the_rehearsal_touches_nothing(tmp_path: Path) -> None:
-    ready = prepared(dropout=0.5)
+    ready = experiment(dropout=0.5)
     before = {name: t.clone() for name, t in ready.network.state_dict().items()}
-    data = [None if t is None else t.clone() for t in ready.problem.train]
+    data = [None if t is None else t.clone() for t in ready.task_data.train]
     flat, state = ready.settings.flat(), torch.get_rng_state()
-    expected = estimate(ready.network, ready.problem, ready.settings)
+    expected = estimate(ready.network, ready.task_data, ready.settings)
     assert min(expected.training, expected.evaluation, expected.result) > 0
     assert expected.total == expected.training + expected.evaluation + expected.result
     assert same(ready.network, before)
@@ -366,12 +366,12 @@ def test_the_rehearsal_touches_nothing(tmp_path: Path) -> None:
     assert ready.network.training
     assert torch.equal(torch.get_rng_state(), state)
     assert ready.settings.flat() == flat
-    for one, two in zip(data, ready.problem.train, strict=True):
+    for one, two in zip(data, ready.task_data.train, strict=True):
         assert one is None or (two is not None and torch.equal(one, two))
 
 
 def test_the_test_data_are_not_looked_at_while_training(tmp_path: Path) -> None:
-    asked = problem()
+    asked = task_data()
     blank = replace(asked, test=asked.test._replace(x=torch.full_like(asked.test.x, math.nan)))
     one, two = trainer(tmp_path / "one", asked), trainer(tmp_path / "two", blank)
     one.fit()
@@ -382,13 +382,13 @@ def test_the_test_data_are_not_looked_at_while_training(tmp_path: Path) -> None:
 
 def test_the_training_loss_in_the_log_is_the_mean_since_the_last_look(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run", steps=50, evaluate_every=2)
-    losses, advance = [], made.advance
+    losses, training_step = [], made.training_step
 
     def noting() -> torch.Tensor:
-        losses.append(float(loss := advance()))
+        losses.append(float(loss := training_step()))
         return loss
 
-    made.advance = noting  # type: ignore[method-assign]
+    made.training_step = noting  # type: ignore[method-assign]
     made.fit()
     found = [line["train_loss"] for line in Run.open(tmp_path / "run").metrics()]
     assert found == [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnlab.training import hardware
-from attnlab.training.settings import Machine
+from attnlab.training.settings import Hardware
 from attnlab.utils.errors import UserError
 
 
@@ -35,11 +35,11 @@ def test_a_device_that_is_not_there_names_those_that_are(name: str) -> None:
 
 def test_a_small_step_takes_one_thread_and_a_large_one_what_pytorch_takes() -> None:
     torch.set_num_threads(2)
-    hardware.set_threads(Machine(), parameters=100_000_000, tokens=1_000)
+    hardware.set_threads(Hardware(), parameters=100_000_000, tokens=1_000)
     assert torch.get_num_threads() == 2
-    hardware.set_threads(Machine(), parameters=10_000, tokens=1_000)
+    hardware.set_threads(Hardware(), parameters=10_000, tokens=1_000)
     assert torch.get_num_threads() == 1
-    hardware.set_threads(Machine(threads=2), parameters=10_000, tokens=1_000)
+    hardware.set_threads(Hardware(threads=2), parameters=10_000, tokens=1_000)
     assert torch.get_num_threads() == 2
 
 
@@ -77,5 +77,5 @@ def test_a_real_allocation_that_is_too_large_becomes_advice() -> None:
 
 def test_mixed_precision_is_on_only_where_it_was_asked_for() -> None:
     for precision, dtype in (("float32", torch.float32), ("float64", torch.float32), ("bfloat16", torch.bfloat16)):
-        with hardware.autocast(Machine(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
+        with hardware.autocast(Hardware(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
             assert (torch.ones(2, 3) @ torch.ones(3, 2)).dtype == dtype

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import CLASSES, F, N, prepared, problem
+from small import CLASSES, F, N, experiment, task_data
 from torch import Tensor, nn
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks.base import IGNORE, Problem, Split
+from attnlab.tasks.base import IGNORE, Split, TaskData
 from attnlab.training.objective import Objective, evaluate, predict
 from attnlab.training.report import number
 
@@ -105,7 +105,7 @@ def test_which_is_better(metric: str, good: float, bad: float) -> None:
 
 
 def test_an_objective_is_what_its_problem_asks_for() -> None:
-    asked = Problem(
+    asked = TaskData(
         *(Split(torch.zeros(1, N, F), torch.zeros(1, 1)) for _ in range(3)),
         inputs=Inputs("vectors", F),
         outputs=Outputs("values", 1),
@@ -126,8 +126,8 @@ def test_dropout_is_off_while_judging_and_predicting() -> None:
 
 
 def test_a_prediction_a_row_in_order() -> None:
-    asked = problem()
-    network = prepared(asked).network
+    asked = task_data()
+    network = experiment(asked).network
     found = predict(network, asked.test, batch_size=4)
     assert found.shape == (len(asked.test.x), 1, CLASSES)
     lengths = asked.test.lengths
@@ -138,7 +138,7 @@ def test_a_prediction_a_row_in_order() -> None:
 
 
 def test_no_example_is_no_prediction() -> None:
-    network = prepared().network
+    network = experiment().network
     assert predict(network, Split(torch.empty(0, N, F), torch.empty(0)), batch_size=4).shape == (0, 1, CLASSES)
 
 

@@ -63,7 +63,7 @@ def data_of(path: Path) -> Path:
 def resume(path: Path) -> None:
     run = Run.open(path)
     ready = train.prepare(run.settings)
-    Trainer(ready.network, ready.problem, ready.settings, run).restore()
+    Trainer(ready.network, ready.task_data, ready.settings, run).restore()
 
 
 def go_on(path: Path) -> None:
@@ -192,7 +192,7 @@ def test_every_altered_field_is_refused_or_read_right(name: str, copied: Path, m
     if name == "exported.safetensors":
         run.export(file)
     ready = train.prepare(run.settings)
-    trainer = Trainer(ready.network, ready.problem, ready.settings, run)
+    trainer = Trainer(ready.network, ready.task_data, ready.settings, run)
     every = uses(file if name == "exported.safetensors" else copied, data, trainer)
     before = file.read_bytes()
     all_before = {path: path.read_bytes() for path in copied.iterdir()}

@@ -36,19 +36,19 @@ def arrays(path: Path, *, regression: bool) -> Path:
     return path / "data.npz"
 
 
-def finished(path: Path, data: Path, **said: Any) -> tuple[train.Prepared, Run, dict[str, Any]]:
+def finished(path: Path, data: Path, **said: Any) -> tuple[train.Experiment, Run, dict[str, Any]]:
     values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **said}
     settings = defaults("multihead", "arrays").updated(values, "the test")
-    prepared = train.prepare(settings)
-    run = train.start(prepared, path / "run")
-    _, result = train.train(prepared, run)
+    experiment = train.prepare(settings)
+    run = train.start(experiment, path / "run")
+    _, result = train.train(experiment, run)
     assert result is not None
-    return prepared, run, json.loads((run.path / "result.json").read_text())
+    return experiment, run, json.loads((run.path / "result.json").read_text())
 
 
 def test_classes(tmp_path: Path) -> None:
-    prepared, run, result = finished(tmp_path, arrays(tmp_path, regression=False), metric="f1")
-    test = prepared.problem.test
+    experiment, run, result = finished(tmp_path, arrays(tmp_path, regression=False), metric="f1")
+    test = experiment.task_data.test
     with torch.no_grad():
         scores = attnlab.load(run.path)(test.x)[:, 0].double()
     p, y = scores.softmax(-1).numpy(), test.y[:, 0].numpy()
@@ -81,7 +81,7 @@ def test_classes(tmp_path: Path) -> None:
     assert (run.path / "confusion.png").stat().st_size > 1_000
     best = max(line["validation_f1"] for line in run.metrics())
     assert result["validation"] == best
-    validation = prepared.problem.validation
+    validation = experiment.task_data.validation
     with torch.no_grad():
         chosen = attnlab.load(run.path)(validation.x)[:, 0].argmax(-1).numpy()
     assert best == pytest.approx(sk.f1_score(validation.y[:, 0].numpy(), chosen, average="macro", zero_division=0))
@@ -89,8 +89,8 @@ def test_classes(tmp_path: Path) -> None:
 
 def test_values(tmp_path: Path) -> None:
     data = arrays(tmp_path, regression=True)
-    prepared, run, result = finished(tmp_path, data, metric="mae")
-    test, encoding = prepared.problem.test, prepared.problem.encoding
+    experiment, run, result = finished(tmp_path, data, metric="mae")
+    test, encoding = experiment.task_data.test, experiment.task_data.encoding
     with torch.no_grad():
         predicted = attnlab.load(run.path)(test.x)[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
     y = test.y[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
@@ -115,9 +115,13 @@ def test_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("regression", [False, True])
 def test_baselines(regression: bool, tmp_path: Path) -> None:
     """Recomputed on the network's own examples: the nearest neighbours, the linear model, the trivial answer."""
-    prepared, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
-    train_x, test_x = (part.x.double().flatten(1).numpy() for part in (prepared.problem.train, prepared.problem.test))
-    train_y, test_y = (part.y[:, 0].double().numpy() for part in (prepared.problem.train, prepared.problem.test))
+    experiment, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
+    train_x, test_x = (
+        part.x.double().flatten(1).numpy() for part in (experiment.task_data.train, experiment.task_data.test)
+    )
+    train_y, test_y = (
+        part.y[:, 0].double().numpy() for part in (experiment.task_data.train, experiment.task_data.test)
+    )
     models = (
         (KNeighborsRegressor(3), Ridge(), DummyRegressor())
         if regression
@@ -127,7 +131,7 @@ def test_baselines(regression: bool, tmp_path: Path) -> None:
     for baseline, model in zip(result["baselines"], models, strict=True):
         predicted = model.fit(train_x, train_y).predict(test_x)
         if regression:
-            expected = prepared.problem.unit * sk.root_mean_squared_error(test_y, predicted)
+            expected = experiment.task_data.unit * sk.root_mean_squared_error(test_y, predicted)
             assert baseline["metrics"]["rmse"] == pytest.approx(expected, rel=1e-4)
         else:
             assert baseline["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(test_y, predicted))
@@ -152,15 +156,15 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
     said = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
     settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **said}, "the test")
-    prepared = train.prepare(settings)
-    run = train.start(prepared, tmp_path / "run")
-    _, result = train.train(prepared, run)
+    experiment = train.prepare(settings)
+    run = train.start(experiment, tmp_path / "run")
+    _, result = train.train(experiment, run)
     assert result is not None
     predicted = np.array(train.predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
     whole = train.evaluate_file(run.path, tmp_path / "t.csv")
     prices = np.array([row["price"] for row in rows])
     assert whole["metrics"]["mae"] == pytest.approx(sk.mean_absolute_error(prices, predicted), rel=1e-5)
-    encoding, test_y = prepared.problem.encoding, prepared.problem.test.y[:, 0].double().numpy()
+    encoding, test_y = experiment.task_data.encoding, experiment.task_data.test.y[:, 0].double().numpy()
     tested = [int(np.abs(prices - (y * encoding["unit"] + encoding["mean"])).argmin()) for y in test_y]
     assert len(set(tested)) == len(tested)
     expected = sk.mean_absolute_error(prices[tested], predicted[tested])
@@ -206,7 +210,7 @@ def test_a_class_that_is_never_predicted() -> None:
 
 
 def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
-    asked = small.problem()
+    asked = small.task_data()
     y = asked.train.y[:, 0].numpy()
     counts = np.bincount(y, minlength=small.CLASSES)
     assert counts.max() > counts[counts > 0].min()
@@ -221,7 +225,7 @@ def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
 
 
 def test_a_metric_that_does_not_fit_is_refused() -> None:
-    asked = small.problem()
+    asked = small.task_data()
     assert with_metric(asked, "roc_auc").metric == "roc_auc"
     with pytest.raises(UserError, match=r"--metric rmse cannot be computed here; choose from accuracy, balanced"):
         with_metric(asked, "rmse")
@@ -232,7 +236,7 @@ def test_baselines_that_fail_cost_no_run(tmp_path: Path) -> None:
     def failing() -> list[Any]:
         raise ValueError("this solver needs samples of at least 2 classes")
 
-    ready = small.prepared(small.replace_baselines(failing))
+    ready = small.experiment(small.replace_baselines(failing))
     run = train.start(ready, tmp_path / "run")
     _, result = train.train(ready, run)
     assert result is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import KilledError, prepared, same, stop_at, trainer, untimed
+from small import KilledError, experiment, same, stop_at, trainer, untimed
 
 import attnlab
 from attnlab.files.atomic import UNFINISHED
@@ -26,7 +26,7 @@ from attnlab.utils.errors import UserError
 
 
 def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
-    return train.start(prepared(**said), path, overwrite=overwrite)
+    return train.start(experiment(**said), path, overwrite=overwrite)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -295,7 +295,7 @@ def test_an_exported_network_is_the_same(
     check_save_path(Path(name))
     assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
     Run.open(done).export(Path(name))
-    network, x = attnlab.load(name), prepared().problem.test
+    network, x = attnlab.load(name), experiment().task_data.test
     assert same(network, attnlab.load(done))
     assert not network.training
     assert torch.equal(network(x.x, x.lengths), attnlab.load(done)(x.x, x.lengths))
@@ -348,7 +348,7 @@ def test_an_export_through_a_link_arrives_at_its_end(done: Path, tmp_path: Path)
 def test_a_run_of_other_data_does_not_go_on(tmp_path: Path) -> None:
     data = tmp_path / "mine.txt"
     data.write_text("one", encoding="utf-8")
-    ready = prepared(data=str(data))
+    ready = experiment(data=str(data))
     run = train.start(ready, tmp_path / "run")
     runs.check_data(run)
     data.write_text("two", encoding="utf-8")
@@ -404,7 +404,7 @@ def killed_at(change: int, action: Callable[[], Any]) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.parametrize("read", ["open", "find", "create"])
 def test_an_overwrite_that_was_killed_leaves_one_of_the_two_runs(read: str, done: Path, tmp_path: Path) -> None:
-    before, ready, outcomes = files(done), prepared(dropout=0.25), []
+    before, ready, outcomes = files(done), experiment(dropout=0.25), []
     for change in range(1, 100):
         path = Path(shutil.copytree(done, tmp_path / str(change) / "run"))
         killed = killed_at(change, lambda path=path: train.start(ready, path, overwrite=True))  # type: ignore[misc]
@@ -478,16 +478,16 @@ def test_a_link_that_looks_unfinished_is_not_followed(copied: Path, tmp_path: Pa
 
 def test_a_working_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
-    ready, path = prepared(), tmp_path / "run"
+    ready, path = experiment(), tmp_path / "run"
     train.start(ready, path)
     monkeypatch.chdir(path)
     run = Run.open(Path())
 
-    def watch(seen: Any) -> None:
+    def callback(seen: Any) -> None:
         if seen.step == 21:
             shutil.rmtree(path)
 
-    train.train(ready, run, watch=watch)
+    train.train(ready, run, callback=callback)
     assert run.path == tmp_path / "run-recovered"
     assert Run.open(run.path).result() is not None
     monkeypatch.chdir(tmp_path)
@@ -498,11 +498,11 @@ def test_a_folder_that_vanishes_is_made_again_under_another_name(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
-    ready, path = prepared(), tmp_path / "run"
+    ready, path = experiment(), tmp_path / "run"
     run = train.start(ready, path)
     (tmp_path / "run-recovered").mkdir()
 
-    def watch(seen: Any) -> None:
+    def callback(seen: Any) -> None:
         if seen.step == 21:  # the best network may have been saved long before
             shutil.move(path, tmp_path / "elsewhere")
             if how == "removed":
@@ -510,13 +510,13 @@ def test_a_folder_that_vanishes_is_made_again_under_another_name(
             if how == "replaced":
                 path.mkdir()
 
-    outcome, result = train.train(ready, run, watch=watch)
+    outcome, result = train.train(ready, run, callback=callback)
     assert run.path == tmp_path / "run-recovered-2"
     assert result == Run.open(run.path).result()
     assert result is not None
     assert result["run"] == str(run.path)
-    undisturbed = train.start(prepared(), tmp_path / "undisturbed")
-    assert train.train(prepared(), undisturbed)[0].best == outcome.best
+    undisturbed = train.start(experiment(), tmp_path / "undisturbed")
+    assert train.train(experiment(), undisturbed)[0].best == outcome.best
     assert same(attnlab.load(run.path), attnlab.load(undisturbed.path))
     assert untimed(run.metrics()) == untimed(undisturbed.metrics())
     assert how != "replaced" or list(path.iterdir()) == [], "what took its place is left alone"
@@ -543,12 +543,12 @@ def test_a_signal_while_the_result_is_computed_stops_and_is_resumed(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(train, "_result", lambda *_: signal.raise_signal(which))
-            outcome, result = train.train(prepared(), run)
+            outcome, result = train.train(experiment(), run)
         assert signal.getsignal(which) == handler
     finally:
         signal.signal(which, before)
     assert (outcome.how, outcome.signal, result) == ("stopped", which, None)
-    _, result = train.train(prepared(), run, resume=True)
+    _, result = train.train(experiment(), run, resume=True)
     assert result is not None
     assert result == run.result()
 

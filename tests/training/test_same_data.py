@@ -25,9 +25,9 @@ def documentation(version: int) -> tuple[bytes, ...]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_corpus, "standard_library", lambda: documentation(1))
-        prepared = train.prepare(defaults("multihead", "text").updated(dict(SETTINGS), "the test"))
-        run = train.start(prepared, tmp_path_factory.mktemp("same") / "run")
-        train.train(prepared, run)
+        experiment = train.prepare(defaults("multihead", "text").updated(dict(SETTINGS), "the test"))
+        run = train.start(experiment, tmp_path_factory.mktemp("same") / "run")
+        train.train(experiment, run)
     return run
 
 
@@ -46,21 +46,21 @@ def test_another_corpus_is_refused(command: Any, run: Run, monkeypatch: pytest.M
 
 def test_another_unit_is_another_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(1))
-    problem = train.load_problem(run.settings)
-    train.check_same_data(run, problem)
-    problem.encoding["split_by"] = "lines"
+    task_data = train.load_problem(run.settings)
+    train.check_same_data(run, task_data)
+    task_data.encoding["split_by"] = "lines"
     with pytest.raises(UserError, match=r"\(other split_by\)"):
-        train.check_same_data(run, problem)
+        train.check_same_data(run, task_data)
 
 
 def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
     said = {**SETTINGS, "data": str(tmp_path / "x.txt")}
-    prepared = train.prepare(defaults("multihead", "text").updated(said, "the test"))
-    run = train.start(prepared, tmp_path / "run")
+    experiment = train.prepare(defaults("multihead", "text").updated(said, "the test"))
+    run = train.start(experiment, tmp_path / "run")
     run.config["encoding"]["split_by"] = "position"
     with pytest.raises(UserError, match=r"x\.txt is understood otherwise .*\(other split_by\); use the version"):
-        train.check_same_data(run, prepared.problem)
+        train.check_same_data(run, experiment.task_data)
 
 
 @pytest.mark.parametrize(

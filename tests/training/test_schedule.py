@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks.base import Problem, Split
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.schedule import FEWEST_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
 from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
 
-def problem(train: int, validation: int, *, rare: int = 1) -> Problem:
+def task_data(train: int, validation: int, *, rare: int = 1) -> TaskData:
     def split(count: int) -> Split:
         y = torch.zeros(count, 1, dtype=torch.long)
         y[:rare] = 1
         return Split(torch.arange(count).view(-1, 1).expand(-1, 3), y)
 
-    return Problem(
+    return TaskData(
         split(train), split(validation), split(7),
         inputs=Inputs("tokens", max(train, validation)), outputs=Outputs("classes", 2), length=3, metric="accuracy",
     )  # fmt: skip
@@ -34,7 +34,7 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
     train: int, validation: int, batch_size: int, steps: int, every: int | None, examples: int | None
 ) -> None:
     how = Training(epochs=None, steps=steps, batch_size=batch_size, evaluate_every=every, validation_examples=examples)
-    planned = schedule(how, problem(train, validation))
+    planned = schedule(how, task_data(train, validation))
     assert 1 <= planned.evaluate_every <= steps
     assert 1 <= planned.validation_examples <= validation
     if every is not None:
@@ -51,18 +51,18 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
 
 def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
     """The reported case: 20 steps were followed by 20 evaluations of 11,000 windows each."""
-    planned = schedule(Training(epochs=None, steps=20), problem(88_000, 11_000))
+    planned = schedule(Training(epochs=None, steps=20), task_data(88_000, 11_000))
     assert (planned.evaluations, planned.validation_examples) == (1, FEWEST_EXAMPLES)
 
 
 def test_a_small_validation_split_is_read_whole_after_every_epoch() -> None:
-    planned = schedule(Training(epochs=60), problem(1_295, 143))
+    planned = schedule(Training(epochs=60), task_data(1_295, 143))
     assert (planned.evaluate_every, planned.validation_examples) == (planned.epoch_steps, 143)
 
 
 def test_a_sample_keeps_the_rare_class() -> None:
     """3 of 2,000 are of class 1: a plain sample of 17 would miss them."""
-    asked = problem(20, 2_000, rare=3)
+    asked = task_data(20, 2_000, rare=3)
     sampled = validation_sample(asked, 17)
     assert len(sampled.x) == 17
     assert set(sampled.y.flatten().tolist()) == {0, 1}

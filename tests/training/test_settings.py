@@ -34,7 +34,7 @@ WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "
 def changed(name: str, value: Any) -> Settings:
     """The default settings with one of them put past `Settings.updated`, as the command line does."""
     settings = Settings()
-    (group,) = [g for g in (settings.model, settings.data, settings.training, settings.machine) if hasattr(g, name)]
+    (group,) = [g for g in (settings.model, settings.data, settings.training, settings.hardware) if hasattr(g, name)]
     setattr(group, name, value)
     if name == "steps":
         settings.training.epochs = None

@@ -27,30 +27,30 @@ def settings(task: str = "digits", **said: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Prepared, Run, dict[str, Any]]:
-    prepared = train.prepare(settings())
-    run = train.start(prepared, tmp_path_factory.mktemp("done") / "run")
-    _, result = train.train(prepared, run)
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Experiment, Run, dict[str, Any]]:
+    experiment = train.prepare(settings())
+    run = train.start(experiment, tmp_path_factory.mktemp("done") / "run")
+    _, result = train.train(experiment, run)
     assert result is not None
-    return prepared, run, result
+    return experiment, run, result
 
 
 def test_every_task_without_a_file_can_be_prepared() -> None:
     for name in tasks.names():
         if not tasks.entry(name).needs_data and name != "text":  # text is as long as a corpus; its own tests read it
-            prepared = train.prepare(settings(name))
-            x, _, lengths = prepared.problem.train
-            scores = prepared.network(x[:3], None if lengths is None else lengths[:3])
+            experiment = train.prepare(settings(name))
+            x, _, lengths = experiment.task_data.train
+            scores = experiment.network(x[:3], None if lengths is None else lengths[:3])
             assert scores.shape[0] == 3
             assert torch.isfinite(scores).all()
 
 
 def test_the_positions_that_are_asked_for_are_built() -> None:
     asked = {"position_embedding": "sinusoidal", "positions": "rotary(base=500)"}
-    network = small.prepared(**asked).network
+    network = small.experiment(**asked).network
     assert network.position_embedding.name == "sinusoidal"
     assert network.mechanisms()[0].positions.base == 500
-    assert small.prepared().network.position_embedding.name == "learned"
+    assert small.experiment().network.position_embedding.name == "learned"
 
 
 def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
@@ -75,10 +75,10 @@ def test_what_cannot_be_trained(said: dict[str, Any], message: str) -> None:
 
 
 def test_the_result_is_of_the_best_network_on_the_test_data(
-    done: tuple[train.Prepared, Run, dict[str, Any]],
+    done: tuple[train.Experiment, Run, dict[str, Any]],
 ) -> None:
-    prepared, run, result = done
-    test = prepared.problem.test
+    experiment, run, result = done
+    test = experiment.task_data.test
     scores = predict(attnlab.load(run.path), test, batch_size=31)
     assert result["test"] == pytest.approx(float((scores.argmax(-1) == test.y).float().mean()))
     best = max(run.metrics(), key=lambda line: (line["validation_accuracy"], line["step"]))
@@ -88,48 +88,50 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 
 
 def test_the_test_data_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    prepared = train.prepare(settings())
+    experiment = train.prepare(settings())
     splits = []
     score_all = train.score_all
 
     def watched(network: Network, split: Any, **more: Any) -> Any:
-        splits.append(split is prepared.problem.test)
+        splits.append(split is experiment.task_data.test)
         return score_all(network, split, **more)
 
     monkeypatch.setattr(train, "score_all", watched)
-    train.train(prepared, train.start(prepared, tmp_path / "run"))
+    train.train(experiment, train.start(experiment, tmp_path / "run"))
     assert splits == [True]
 
 
-def test_it_is_judged_again_to_the_same_numbers(done: tuple[train.Prepared, Run, dict[str, Any]]) -> None:
+def test_it_is_judged_again_to_the_same_numbers(done: tuple[train.Experiment, Run, dict[str, Any]]) -> None:
     _, run, result = done
     again = train.evaluate_run(Run.open(run.path))
     assert small.without_times(again) == small.without_times(result)
 
 
 def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
-    prepared = train.prepare(settings(precision="float64"))
-    run = train.start(prepared, tmp_path / "run")
-    _, result = train.train(prepared, run)
+    experiment = train.prepare(settings(precision="float64"))
+    run = train.start(experiment, tmp_path / "run")
+    _, result = train.train(experiment, run)
     network = attnlab.load(run.path)
     assert next(network.parameters()).dtype == torch.float64
     assert result is not None
     assert train.evaluate_run(run)["test"] == result["test"]
-    np.savez(tmp_path / "new.npz", x=prepared.problem.test.x[:3].float().numpy())
+    np.savez(tmp_path / "new.npz", x=experiment.task_data.test.x[:3].float().numpy())
     assert len(train.predict_file(run.path, tmp_path / "new.npz").columns["prediction"]) == 3
 
 
 def test_mixed_precision_trains_weights_of_full_precision(tmp_path: Path) -> None:
-    prepared = train.prepare(settings(precision="bfloat16"))
-    run = train.start(prepared, tmp_path / "run")
-    _, result = train.train(prepared, run)
+    experiment = train.prepare(settings(precision="bfloat16"))
+    run = train.start(experiment, tmp_path / "run")
+    _, result = train.train(experiment, run)
     assert result is not None
     assert next(attnlab.load(run.path).parameters()).dtype == torch.float32
 
 
-def test_predictions_are_those_of_the_network(done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path) -> None:
-    prepared, run, _ = done
-    x = prepared.problem.test.x[:11]
+def test_predictions_are_those_of_the_network(
+    done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    experiment, run, _ = done
+    x = experiment.task_data.test.x[:11]
     np.savez(tmp_path / "new.npz", x=x.numpy())
     run.export(tmp_path / "x.pth")
     answers = train.predict_file(run.path, tmp_path / "new.npz")
@@ -143,7 +145,7 @@ def test_predictions_are_those_of_the_network(done: tuple[train.Prepared, Run, d
      {"x": np.full((3, 8, 8), np.nan)}, {"x": np.array([None, {}])}],
 )  # fmt: skip
 def test_data_that_do_not_fit_are_refused(
-    arrays: dict[str, Any], done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path
+    arrays: dict[str, Any], done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "new.npz", **arrays)
     with pytest.raises(UserError, match=r"new\.npz"):
@@ -151,22 +153,22 @@ def test_data_that_do_not_fit_are_refused(
 
 
 def test_a_network_goes_to_a_hub_folder_and_back(
-    done: tuple[train.Prepared, Run, dict[str, Any]], tmp_path: Path
+    done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     network = attnlab.load(done[1].path)
     network.save_pretrained(tmp_path / "hub")
     back = Network.from_pretrained(tmp_path / "hub")
-    x = done[0].problem.test.x
+    x = done[0].task_data.test.x
     assert torch.equal(back(x), network(x))
 
 
 def test_no_network_worth_keeping_is_no_result(tmp_path: Path) -> None:
-    prepared = small.prepared()
-    run = train.start(prepared, tmp_path / "run")
+    experiment = small.experiment()
+    run = train.start(experiment, tmp_path / "run")
     trainer = small.trainer(tmp_path / "run")
     outcome = trainer.fit()
     with pytest.raises(UserError, match=r"no evaluation gave a number, so .*run holds no network"):
-        train.judge(prepared, run, replace(outcome, best=None))
+        train.evaluate_test(experiment, run, replace(outcome, best=None))
     assert run.result() is None
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Attention, Card, linear
+from attnlab.nn.attention import Attention, Card, make_linear
 from attnlab.ops.softmax import masked_softmax
 
 
@@ -40,7 +40,7 @@ class TemplateAttention(Attention):
         memory="n² + n·d",
         representation="one softmax map",
         use_case="a new mechanism starts here",
-        supports=("causal", "mask", "weights", "equivariant"),
+        supports=("causal", "padding", "segments", "arbitrary_mask", "weights", "equivariant"),
     )
 
     def __init__(
@@ -53,10 +53,10 @@ class TemplateAttention(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)
-        self.query = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.key = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.value = linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.output = linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.query = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.key = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.value = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.output = make_linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def _attention_weights(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B 1 N N"]:
         Q, K = self.query(x), self.key(x)

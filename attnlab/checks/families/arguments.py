@@ -12,6 +12,7 @@ from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix
 from attnlab.checks.probes import EXACT, calling, describe, difference, largest
 from attnlab.checks.registry import Measurement, check
+from attnlab.masks import documents, padding
 
 LONG = 307
 """Long enough that some backends compute the queries in chunks."""
@@ -24,7 +25,9 @@ def unsupported_arguments(case: LayerUnderTest) -> Measurement:
     square = torch.ones(N, N, device=x.device)
     calls: dict[str, Callable[[], Any]] = {
         "causal": lambda: case.layer(causal=True),
-        "mask": lambda: layer(x, mask=square.bool()),
+        "padding": lambda: layer(x, mask=padding(torch.tensor([N] * B, device=x.device))),
+        "segments": lambda: layer(x, mask=documents(torch.arange(N, device=x.device))),
+        "arbitrary_mask": lambda: layer(x, mask=square.bool()),
         "attn_bias": lambda: layer(x, attn_bias=square.double()),
         "context": lambda: layer(x, context=x),
         "cache": lambda: layer(x, cache=object()),
@@ -34,7 +37,7 @@ def unsupported_arguments(case: LayerUnderTest) -> Measurement:
     return _accepted(unsupported, TypeError, NotApplicable)  # UnsupportedError is a TypeError
 
 
-@check("float_mask_raises", needs=("contract", "mask"))
+@check("float_mask_raises", needs=("contract", "arbitrary_mask"))
 def float_mask(case: LayerUnderTest) -> Measurement:
     """The number of floating-point masks that are accepted, or whose error does not mention ``attn_bias=``."""
     layer, x, wrong = case.layer(), case.tokens(), 0
@@ -55,7 +58,7 @@ def mismatched_shapes(case: LayerUnderTest) -> Measurement:
         "x of another width": lambda: layer(torch.cat([x, x], -1)),
         "x without a batch": lambda: layer(x[0]),
     }
-    if "mask" in case.capabilities:
+    if "arbitrary_mask" in case.capabilities:
         for shape in ((N, N + 1), (N + 1, N), (B + 1, N, N), (B, case.num_heads + 1, N, N)):
             mask = torch.ones(shape, dtype=torch.bool, device=x.device)
             calls[f"a mask of shape {shape}"] = partial(layer, x, mask=mask)
@@ -89,7 +92,7 @@ def _raises(call: Callable[[], Any], *expected: type[Exception]) -> bool:
     return False
 
 
-@check("mask_matches_boolean_tensor", needs=("contract", "mask"))
+@check("mask_matches_boolean_tensor", needs=("contract", "arbitrary_mask"))
 def mask_matches_tensor(case: LayerUnderTest) -> Measurement:
     """The difference between a mask and the same mask as a Boolean tensor of two, three and four axes."""
 
@@ -108,7 +111,7 @@ def mask_matches_tensor(case: LayerUnderTest) -> Measurement:
     return largest(measure(), EXACT)
 
 
-@check("integer_mask_raises_or_is_boolean", needs=("mask",))
+@check("integer_mask_raises_or_is_boolean", needs=("arbitrary_mask",))
 def integer_mask(case: LayerUnderTest) -> Measurement:
     """The difference between an integer mask of zeros and ones that does not raise and the Boolean mask."""
 

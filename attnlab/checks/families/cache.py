@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N
 from attnlab.checks.probes import describe, difference, largest
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import Mask, causal, padding, window
-from attnlab.nn.cache import FIRST, KVCache
+from attnlab.masks import Mask, causal, padding, sliding_window
+from attnlab.nn.cache import INITIAL_LENGTH, DecodingCache, KVCache, RecurrentState
+from attnlab.nn.mixer import SequenceMixer
 
 TOLERANCE = 1e-12
 """In float64."""
@@ -24,7 +25,7 @@ FLOAT32_TOLERANCE = 1e-4
 SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
 LONG = 151
 BATCH = 11
-GROWING = (3, FIRST - 4, 1, 1, 1, FIRST - 2, 1, 1, 2 * FIRST - 2, 1, 1, 1)
+GROWING = (3, INITIAL_LENGTH - 4, 1, 1, 1, INITIAL_LENGTH - 2, 1, 1, 2 * INITIAL_LENGTH - 2, 1, 1, 1)
 """Pieces that end before, at and after multiples of the initial capacity of a cache."""
 
 WINDOW = 5
@@ -66,11 +67,11 @@ def growing(case: LayerUnderTest) -> Measurement:
 
     @torch.no_grad()
     def measure() -> Iterator[tuple[float, str]]:
-        for batch, split in ((B, GROWING), (BATCH, (FIRST, 1, 1, FIRST, 1))):
+        for batch, split in ((B, GROWING), (BATCH, (INITIAL_LENGTH, 1, 1, INITIAL_LENGTH, 1))):
             x = case.tokens(batch, sum(split))
             layer, masks = _causal_layer(case, x)
             for mask in masks[:2]:
-                full, out = case(layer, x, mask), _decode(layer, x, mask, split, KVCache(2 * x.shape[1]))
+                full, out = case(layer, x, mask), _decode(layer, x, mask, split, layer.make_cache(2 * x.shape[1]))
                 position = int((out - full).abs().amax((0, 2)).argmax())
                 where = f"token {position} of {x.shape[1]}, {batch} items ({describe(True, mask)})"
                 yield difference(out, full), where
@@ -86,11 +87,11 @@ def failed_call(case: LayerUnderTest) -> Measurement:
     def measure() -> Iterator[tuple[float, str]]:
         x = case.tokens()
         layer, (mask, *_) = _causal_layer(case, x)
-        full, cache = case(layer, x, mask), KVCache(N)
+        full, cache = case(layer, x, mask), layer.make_cache(N)
         _step(layer, x[:, :4], mask, cache)
         single, tracked = case.build(True, dtype=torch.float32), x[:, :1].clone().requires_grad_()
-        before = cache.num_seen, cache.start, cache.bytes
-        failing: dict[str, Callable[[KVCache], Tensor]] = {
+        before = _contents(cache)
+        failing: dict[str, Callable[[DecodingCache], Tensor]] = {
             "another batch": lambda cache: _step(layer, x[:1, :1], mask, cache),
             "another width": lambda cache: _step(layer, x[:, :1, 1:], mask, cache),
             "another dtype": lambda cache: _step(single, x[:, :1].float(), mask, cache),
@@ -98,12 +99,14 @@ def failed_call(case: LayerUnderTest) -> Measurement:
             "a gradient": lambda cache: torch.enable_grad()(_step)(layer, tracked, mask, cache),
             "a context": lambda cache: layer(x[:, :1], mask=mask, context=x, cache=cache),
         }
+        if isinstance(cache, RecurrentState):
+            del failing["too many tokens"]  # a state has no capacity
         for name, call in failing.items():
             used = cache.copy()
             try:
                 call(used)
             except Exception:
-                if (used.num_seen, used.start, used.bytes) != before:
+                if _contents(used) != before:
                     yield 1.0, f"{name} raises and changes the cache"
                     continue
                 yield difference(_step(layer, x[:, 4:], mask, used), full[:, 4:]), f"a step after {name} raised"
@@ -113,7 +116,7 @@ def failed_call(case: LayerUnderTest) -> Measurement:
     return largest(measure(), TOLERANCE)
 
 
-@check("windowed_cache_matches_full_pass", needs=("contract", "cache", "mask"))
+@check("windowed_cache_matches_full_pass", needs=("contract", "cache", "arbitrary_mask"))
 def windowed(case: LayerUnderTest) -> Measurement:
     """The difference from the full pass where the cache discards keys outside of a sliding window."""
 
@@ -122,9 +125,9 @@ def windowed(case: LayerUnderTest) -> Measurement:
         length = 5 * 67
         x = case.tokens(length=length)
         layer, _ = _causal_layer(case, x)
-        for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", total=50)):
-            mask = causal() & window(WINDOW) if other is None else causal() & window(WINDOW) & other
-            cache = KVCache(length, window=WINDOW)
+        for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", max_length=50)):
+            mask = causal() & sliding_window(WINDOW) if other is None else causal() & sliding_window(WINDOW) & other
+            cache = layer.make_cache(length, window=WINDOW)
             out = _decode(layer, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
             yield difference(out, case(layer, x, mask)), describe(True, mask)
             yield float(cache.start == 0), "the cache discarded nothing"
@@ -141,18 +144,18 @@ def crop_and_reorder(case: LayerUnderTest) -> Measurement:
 
     @torch.no_grad()
     def measure() -> Iterator[tuple[float, str]]:
-        for length in (N, FIRST + N):
+        for length in (N, INITIAL_LENGTH + N):
             x, other = case.tokens(length=length), case.tokens(length=length, seed=21)
             layer, (mask, *_) = _causal_layer(case, x)
-            full, cache, seen = case(layer, x, mask), KVCache(length), length - 4
+            full, cache, seen = case(layer, x, mask), layer.make_cache(length), length - 4
             _step(layer, x[:, :2], mask, cache)
             _step(layer, x[:, 2:seen], mask, cache)
             before = cache.copy()
             _step(layer, other[:, :3], mask, cache)
-            if cache.state:
-                cache = before  # a recurrent state cannot be cropped
+            if isinstance(cache, KVCache):
+                cache.crop(seen)
             else:
-                cache.rollback(3)
+                cache = before  # a recurrent state cannot be cropped; decoding resumes from a copy
             step, where = slice(seen, seen + 2), f"of {length} tokens"
             yield difference(_step(layer, x[:, step], mask, cache), full[:, step]), f"after crop {where}"
             items, rest = torch.tensor([1, 1, 0], device=x.device), slice(seen + 2, length)
@@ -161,7 +164,7 @@ def crop_and_reorder(case: LayerUnderTest) -> Measurement:
             yield difference(out, full[items, rest]), f"after reorder([1, 1, 0]) {where}"
         sequences = case.tokens(), case.tokens(seed=21)
         layer, (mask, *_) = _causal_layer(case, sequences[0])
-        caches = KVCache(N), KVCache(N)
+        caches = layer.make_cache(N), layer.make_cache(N)
         steps: list[list[Tensor]] = [[], []]
         for i in range(N):
             for outs, x, cache in zip(steps, sequences, caches, strict=True):
@@ -172,12 +175,17 @@ def crop_and_reorder(case: LayerUnderTest) -> Measurement:
     return largest(measure(), TOLERANCE)
 
 
-def _causal_layer(case: LayerUnderTest, x: Tensor) -> tuple[nn.Module, list[Mask | None]]:
+def _causal_layer(case: LayerUnderTest, x: Tensor) -> tuple[SequenceMixer, list[Mask | None]]:
     """A causal layer and the masks to call it with; they include ``causal`` if the layer has no such option."""
     layer = case.build(True)
+    assert isinstance(layer, SequenceMixer)
     base: Mask | None = None if getattr(layer, "causal", False) else causal()
     masks = case.masks(len(x), x.shape[1])
     return layer, [base, *(mask if base is None else base & mask for mask in masks)]
+
+
+def _contents(cache: DecodingCache) -> tuple[int, int, int]:
+    return cache.num_seen, getattr(cache, "start", 0), cache.bytes
 
 
 def _decode(
@@ -185,11 +193,11 @@ def _decode(
     x: Tensor,
     mask: Mask | None,
     split: Sequence[int],
-    cache: KVCache | None = None,
+    cache: DecodingCache | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """The outputs for pieces of these lengths, with one cache."""
-    cache, outs = KVCache(x.shape[1]) if cache is None else cache, []
+    cache, outs = layer.make_cache(x.shape[1]) if cache is None else cache, []
     for part in x.split(list(split), 1):
         start, stop = cache.num_seen, cache.num_seen + part.shape[1]
         extra = {} if bias is None else {"attn_bias": bias[..., start:stop, :stop]}
@@ -197,8 +205,10 @@ def _decode(
     return torch.cat(outs, 1)
 
 
-def _step(layer: nn.Module, x: Tensor, mask: Mask | None, cache: KVCache, total: int = N, **extra: Tensor) -> Tensor:
+def _step(
+    layer: nn.Module, x: Tensor, mask: Mask | None, cache: DecodingCache, length: int = N, **extra: Tensor
+) -> Tensor:
     if mask is not None and not mask.by_position:  # an explicit matrix: pass the rows and columns of this step
-        matrix, seen = mask.materialize(total, device=x.device), cache.num_seen + x.shape[1]
+        matrix, seen = mask.materialize(length, device=x.device), cache.num_seen + x.shape[1]
         return layer(x, mask=matrix[..., cache.num_seen : seen, :seen], cache=cache, **extra)
     return layer(x, mask=mask, cache=cache, **extra)

@@ -14,7 +14,7 @@ from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import EXACT, LayerUnderTest, N
 from attnlab.checks.probes import calling, describe, difference, gradients, largest, seeded
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 
 STEP = 1e-7
 """Small: the second derivative of a piecewise map, such as entmax, jumps where a weight becomes zero."""
@@ -102,8 +102,8 @@ def _cases(case: LayerUnderTest) -> Iterator[Case]:
         masks: list[Mask | None] = [None]
         if "padding" in case.capabilities:
             masks.append(padding(torch.tensor([length, length - 3][-batch:], device=case.device)))
-        if "mask" in case.capabilities and length == N:
-            masks += [window(3), causal() & window(3)]
+        if "arbitrary_mask" in case.capabilities and length == N:
+            masks += [sliding_window(3), causal() & sliding_window(3)]
         for is_causal in case.causal_choices:
             with_dropout = case.dropout_options
             for options in [{"dropout": 0.0}, with_dropout] if with_dropout else [{}]:

@@ -15,7 +15,7 @@ def permutation_equivariance(case: LayerUnderTest) -> Measurement:
     layer, x = case.layer(causal=False) if "causal" in case.capabilities else case.layer(), case.tokens()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1)).to(x.device)
     measured = [(difference(case(layer, x[:, order]), case(layer, x)[:, order]), "no mask")]
-    if "mask" in case.capabilities:
+    if "arbitrary_mask" in case.capabilities:
         for mask in case.masks():
             matrix = as_matrix(mask, x, x)
             permuted = case(layer, x[:, order], matrix[:, order][:, :, order])

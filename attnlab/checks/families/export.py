@@ -17,7 +17,7 @@ from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
 from attnlab.checks.probes import calling, describe, difference, gradient, largest
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import padding
+from attnlab.masks import from_attention_mask, padding
 from attnlab.utils.extras import MissingExtraError, need
 
 TOLERANCE = 1e-9
@@ -121,9 +121,16 @@ def _export(
         CheckFailed: it raises; the message is that of the innermost cause.
     """
     batch, length = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("length", min=2, max=4096)
-    shapes = ({0: batch, 1: length}, {0: batch, 1: length, 2: length})[: len(arguments)]
+    shapes: list[dict[int, Any]] = [{0: batch, 1: length} for _ in arguments]
+    if arguments[-1].dtype == torch.bool and arguments[-1].dim() == 3:
+        shapes[-1][2] = length
     try:
-        return export(module, arguments, dynamic_shapes=shapes, **options)
+        return export(
+            module,
+            arguments,
+            dynamic_shapes=tuple(shapes),
+            **options,
+        )
     except Exception as error:
         reason: BaseException = error
         while reason.__cause__ is not None:
@@ -151,7 +158,7 @@ class _Module(nn.Module):
         self.case, self.layer = case, case.build(is_causal)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.case(self.layer, x, mask)
+        return self.case(self.layer, x, from_attention_mask(mask) if mask is not None and mask.dim() == 2 else mask)
 
 
 def _modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
@@ -168,4 +175,5 @@ def _arguments(case: LayerUnderTest, length: int, masked: bool, batch: int = B) 
     if not masked:
         return (x,)
     lengths = (length - 4 * torch.arange(batch, device=x.device)).clamp(min=1)
-    return x, as_matrix(padding(lengths), x, x).contiguous()
+    matrix = as_matrix(padding(lengths), x, x).contiguous()
+    return x, matrix if "arbitrary_mask" in case.capabilities or not case.is_ours else matrix[:, 0]

@@ -53,9 +53,9 @@ def _masks(case: LayerUnderTest, is_causal: bool) -> list[Mask]:
     """Masks in which one item, some rows or all rows are fully masked."""
     device = case.device
     masks = [padding(torch.tensor(lengths, device=device)) for lengths in ([N, 0], [0, 0])]
-    left = padding(torch.tensor([N, 3], device=device), side="left", total=N)
+    left = padding(torch.tensor([N, 3], device=device), side="left", max_length=N)
     masks += [left] if is_causal else []
-    if "mask" in case.capabilities:
+    if "arbitrary_mask" in case.capabilities:
         some = case.random(B, N, N) > 0
         some[0, 2:4] = False
         some[1, 0] = False

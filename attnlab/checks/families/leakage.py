@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from attnlab.checks.layer_under_test import B, LayerUnderTest, M, N, as_matrix
 from attnlab.checks.probes import (
     NOISE_SCALE,
-    attempt,
     batched_leaks,
     calling,
     describe,
@@ -29,7 +28,7 @@ from attnlab.checks.probes import (
     seeded,
 )
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import Mask, causal, from_tensor, padding, window
+from attnlab.masks import Mask, causal, from_tensor, padding, sliding_window
 
 TOLERANCE = 1e-9
 """An exact zero for most mechanisms; rounding errors for those that mix tokens by a transform."""
@@ -41,6 +40,9 @@ BLOCK = 64
 
 BATCH = 11
 """Larger than the batches for which a backend may take a special case."""
+
+ITEMS = (0, 3, 8, BATCH - 1)
+"""The items that are compared with the same items alone."""
 
 
 @check("tokens_interact")
@@ -99,7 +101,7 @@ def no_future_leakage_with_mask(case: LayerUnderTest) -> Measurement:
     return _leakage(case, case.masks, is_causal=True)
 
 
-@check("no_masked_key_leakage", needs=("mask",))
+@check("no_masked_key_leakage", needs=("arbitrary_mask",))
 def no_masked_key_leakage(case: LayerUnderTest) -> Measurement:
     """The dependence of outputs on tokens that are masked for them."""
     return _leakage(case, case.masks)
@@ -174,15 +176,16 @@ def nan_in_padding(case: LayerUnderTest) -> Measurement:
             real = position < lengths[:, None] if side == "right" else position >= N - lengths[:, None]
             zeros, filled = (case.tokens().masked_fill(~real[..., None], value) for value in (0.0, fill))
             for is_causal, queries, train in product(case.causal_choices, (False, True), (False, True)):
-                mask: Mask = padding(lengths, side=side, total=N, queries=queries)  # type: ignore[arg-type]
-                for joined in (mask, mask & window(3), causal() & mask):
+                mask: Mask = padding(lengths, side=side, max_length=N, mask_queries=queries)  # type: ignore[arg-type]
+                combined = [mask & sliding_window(3), causal() & mask] if "arbitrary_mask" in case.capabilities else []
+                for joined in (mask, *combined):
                     layer = case.build(is_causal, train=train)
                     results = [_outputs_and_gradients(case, layer, x, joined, real) for x in (zeros, filled)]
                     where = f"{fill} in padding on the {side} ({describe(is_causal, joined)})"
                     yield differences(*results), where
             if "context" in case.capabilities:
                 layer, x = case.build(False), case.tokens(length=M)
-                mask = padding(lengths, side=side, total=N)  # type: ignore[arg-type]
+                mask = padding(lengths, side=side, max_length=N)  # type: ignore[arg-type]
                 every = torch.ones(len(x), M, dtype=torch.bool, device=x.device)
                 results = [
                     _outputs_and_gradients(case, layer, x, mask, every, context=context) for context in (zeros, filled)
@@ -234,27 +237,39 @@ def batch_invariance(case: LayerUnderTest) -> Measurement:
             for is_causal in case.causal_choices:
                 for train in (False, True) if length == N else (False,):
                     layer = case.build(is_causal, train=train)
-                    for mask in (None, *masks(BATCH, length, is_causal=is_causal, counts=counts)):
-                        value = attempt(lambda _, mask: _batch_error(case, layer, x, mask), is_causal, mask)  # noqa: B023
-                        yield value, f"an item of {BATCH} of {length} tokens ({describe(is_causal, mask)})"
+                    of_items = [masks(1, length, is_causal=is_causal, counts=counts[[i]]) for i in ITEMS]
+                    for number, mask in enumerate((None, *masks(BATCH, length, is_causal=is_causal, counts=counts))):
+                        where = describe(is_causal, mask)
+                        alone = None if mask is None else [item[number - 1] for item in of_items]
+                        value = calling(lambda: _batch_error(case, layer, x, mask, alone), where)  # noqa: B023
+                        yield value, f"an item of {BATCH} of {length} tokens ({where})"
                     for extra in case.extras(is_causal, BATCH, length)[1:]:
                         where = f"an item of {BATCH} with {' and '.join(extra)}"
-                        yield _batch_error(case, layer, x, None, **extra), where
+                        yield _batch_error(case, layer, x, None, None, **extra), where
 
     return largest(measure(), max(TOLERANCE, case.exact))
 
 
-def _batch_error(case: LayerUnderTest, layer: nn.Module, x: Tensor, mask: Mask | None, **extra: Tensor) -> float:
+def _batch_error(
+    case: LayerUnderTest,
+    layer: nn.Module,
+    x: Tensor,
+    mask: Mask | None,
+    masks_alone: list[Mask] | None,
+    **extra: Tensor,
+) -> float:
     """The largest difference between some items of a batch and the same items alone, in outputs and gradients."""
     x = x.detach().requires_grad_()
     matrix = None if mask is None else as_matrix(mask, x, x)
     out = case(layer, x, mask, **extra)
     slope = gradient(out.square().sum(), x)
     actual, expected = [], []
-    for i in (0, 3, 8, len(x) - 1):
+    for number, i in enumerate(ITEMS):
         item = x[i : i + 1].detach().requires_grad_()
         item_extra = {name: value[i : i + 1] for name, value in extra.items()}
-        item_mask = None if matrix is None else from_tensor(matrix[i : i + 1].contiguous())
+        item_mask = None if masks_alone is None else masks_alone[number]
+        if matrix is not None and "arbitrary_mask" in case.capabilities:
+            item_mask = from_tensor(matrix[i : i + 1].contiguous())
         alone = case(layer, item, item_mask, **item_extra)
         actual += [out[i : i + 1], slope[i : i + 1]]
         expected += [alone, gradient(alone.square().sum(), item)]

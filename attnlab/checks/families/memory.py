@@ -14,8 +14,8 @@ from attnlab.checks.costs import exponent
 from attnlab.checks.layer_under_test import LayerUnderTest
 from attnlab.checks.probes import calling, largest
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import Mask, padding, window
-from attnlab.nn.attention import Attention
+from attnlab.masks import Mask, padding, sliding_window
+from attnlab.nn.mixer import SequenceMixer
 
 LENGTHS = (1024, 2048, 4096)
 """The last length is measured only if the growth between the first two is too large: a scratch buffer may not be full
@@ -33,10 +33,13 @@ CASES: dict[str, tuple[set[str], MakeMask]] = {
     "causal": ({"causal"}, lambda length, device: None),
     "padding": ({"padding"}, lambda length, device: _padding(length, device)),
     "causal and padding": ({"causal", "padding"}, lambda length, device: _padding(length, device)),
-    "window": ({"mask"}, lambda length, device: window(WINDOW)),
-    "window and padding": ({"mask"}, lambda length, device: window(WINDOW) & _padding(length, device)),
+    "window": ({"arbitrary_mask"}, lambda length, device: sliding_window(WINDOW)),
+    "window and padding": (
+        {"arbitrary_mask"},
+        lambda length, device: sliding_window(WINDOW) & _padding(length, device),
+    ),
     "dropout": ({"dropout"}, lambda length, device: None),
-    "window and dropout": ({"mask", "dropout"}, lambda length, device: window(WINDOW)),
+    "window and dropout": ({"arbitrary_mask", "dropout"}, lambda length, device: sliding_window(WINDOW)),
 }
 """For each case the capabilities that it needs, and the mask for a length."""
 
@@ -60,7 +63,7 @@ def memory_scaling(case: LayerUnderTest) -> Measurement:
             is_causal = True if "causal" in needs else case.causal_choices[0]
             for train in (False, True):
                 layer = case.build(is_causal, dtype=torch.float32, train=train, **options)
-                assert isinstance(layer, Attention)
+                assert isinstance(layer, SequenceMixer)
                 allowed = exponent(layer.card.memory, layer, LENGTHS)
                 *_, grown = growth(case, layer, make_mask, allowed)
                 mode = "training" if train else "eval"

@@ -20,7 +20,7 @@ SHIFTS = (1, 4, 131)
 """Numbers of padding tokens: a few, and enough for the backends of long sequences."""
 
 
-@check("packed_sequences_are_independent", needs=("mask",))
+@check("packed_sequences_are_independent", needs=("segments",))
 def packed(case: LayerUnderTest) -> Measurement:
     """The difference between sequences packed in one row under a segment mask and each sequence alone."""
     case.require_relative_pattern()
@@ -53,7 +53,7 @@ def masked_queries(case: LayerUnderTest) -> Measurement:
                 for side in ("right", "left"):
                     real = position < counts[:, None] if side == "right" else position >= lengths[0] - counts[:, None]
                     masked, usual = (
-                        case(layer, x, padding(counts, side=side, total=lengths[0], queries=queries))  # type: ignore[arg-type]
+                        case(layer, x, padding(counts, side=side, max_length=lengths[0], mask_queries=queries))  # type: ignore[arg-type]
                         for queries in (True, False)
                     )
                     where = f"{lengths} tokens, padded on the {side}"
@@ -77,7 +77,7 @@ def left_padding(case: LayerUnderTest) -> Measurement:
             slope = gradient(alone.square().sum(), x)
             for shift in SHIFTS:
                 padded = torch.cat([case.tokens(length=shift, seed=31), x], 1)
-                out = case(layer, padded, padding(lengths, side="left", total=shift + N))[:, shift:]
+                out = case(layer, padded, padding(lengths, side="left", max_length=shift + N))[:, shift:]
                 changed = max(difference(out, alone), difference(gradient(out.square().sum(), x), slope))
                 yield changed, f"{N} tokens behind {shift} of padding"
 

@@ -82,7 +82,7 @@ def _calls(case: LayerUnderTest) -> Iterator[ReferenceCall]:
 
 def _per_head_masks(case: LayerUnderTest, keys: int) -> list[Mask]:
     """A mask that differs by item and head; one row is fully masked in one head, another in all heads."""
-    if not (case.is_ours and "mask" in case.capabilities):
+    if not (case.is_ours and "arbitrary_mask" in case.capabilities):
         return []
     rule = case.random(B, case.num_heads, N, keys, seed=5) > 0
     rule[0, :, 2] = False

@@ -13,8 +13,7 @@ from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import LayerUnderTest, M, N
 from attnlab.checks.probes import calling, difference, largest
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import causal, padding, window
-from attnlab.nn.cache import KVCache
+from attnlab.masks import causal, padding, sliding_window
 
 LENGTH = 67
 RANK = 2
@@ -115,8 +114,8 @@ def _calls(
     if "padding" in case.capabilities:
         mask = padding(torch.tensor([N, N - 3], device=x.device))
         calls["padding"] = lambda layer: case(layer, x, mask)
-    if "mask" in case.capabilities:
-        calls["a window"] = lambda layer: case(layer, long, window(5))
+    if "arbitrary_mask" in case.capabilities:
+        calls["a window"] = lambda layer: case(layer, long, sliding_window(5))
     if "attn_bias" in case.capabilities:
         bias = case.random(2, case.num_heads, N, N, seed=2).to(dtype)
         calls["a bias"] = lambda layer: case(layer, x, attn_bias=bias)
@@ -130,14 +129,14 @@ def _calls(
         calls["attention_weights"] = lambda layer: case.attention_weights(layer, x)
         if "apply_weights" in case.capabilities:
             calls["apply_weights"] = lambda layer: case.apply_weights(layer, case.attention_weights(layer, x), x)
-    if "cache" in case.capabilities and (is_causal or "mask" in case.capabilities):
+    if "cache" in case.capabilities and (is_causal or "arbitrary_mask" in case.capabilities):
         calls["cached steps"] = lambda layer: _decode(layer, x, None if is_causal else causal())
     return calls
 
 
 @torch.no_grad()
 def _decode(layer: nn.Module, x: Tensor, mask: object) -> Tensor:
-    cache = KVCache(N)
+    cache = layer.make_cache(N)  # type: ignore[operator]
     return torch.cat([layer(part, mask=mask, cache=cache) for part in x.split([N - 3, 1, 2], 1)], 1)
 
 

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from attnlab.checks.layer_under_test import LayerUnderTest, N
 from attnlab.checks.probes import calling, describe, difference, largest
 from attnlab.checks.registry import Measurement, check
-from attnlab.masks import Mask, causal, padding, window
+from attnlab.masks import Mask, causal, padding, sliding_window
 
 TOLERANCE = 1e-9
 LENGTH = 67
@@ -53,8 +53,8 @@ def _masks(case: LayerUnderTest, length: int) -> list[MakeMask]:
     makers: list[MakeMask] = [lambda device: None]
     if "padding" in case.capabilities:
         makers.append(lambda device: padding(torch.tensor([length, length - 3], device=device)))
-    if "mask" in case.capabilities:
-        makers.append(lambda device: causal() & window(5))
+    if "arbitrary_mask" in case.capabilities:
+        makers.append(lambda device: causal() & sliding_window(5))
     return makers
 
 

@@ -49,7 +49,7 @@ def masked_weights(case: LayerUnderTest) -> Measurement:
 
     def measure(is_causal: bool, mask: Mask | None) -> float:
         layer, x = case.build(is_causal), case.tokens()
-        if "mask" in case.capabilities:
+        if "arbitrary_mask" in case.capabilities:
             rows = from_tensor((torch.arange(N, device=x.device) != 2).unsqueeze(1).expand(N, N))
             mask = rows if mask is None else mask & rows
         weights = case.attention_weights(layer, x, mask)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor, window
-from attnlab.masks.mask import Reach
+from attnlab import masks
+from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor
+from attnlab.masks.mask import Band
 from attnlab.ops.softmax import SoftmaxMap
 
 modeling: Any = import_module("transformers.modeling_utils")
@@ -308,17 +309,17 @@ class _Theirs(Mask):
 
     function: Callable[..., Tensor]
     batch: int
-    extent: Reach
+    extent: Band
 
     @property
-    def items(self) -> int:
+    def batch_size(self) -> int:
         return self.batch
 
     @property
-    def reach(self) -> Reach:
+    def band(self) -> Band:
         return self.extent
 
-    def at(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.function(b, h, q, k)
 
     def __repr__(self) -> str:
@@ -354,7 +355,7 @@ def _unsaid(
             f"{type(module).__name__} is causal, and without a mask it is not certain where {N} queries stand among "
             f"{M} keys; give attention_mask"
         )
-    rule = causal() if sliding_window is None else causal() & window(sliding_window)
+    rule = causal() if sliding_window is None else causal() & masks.sliding_window(sliding_window)
     return rule.bind(N, M, device=device)
 
 

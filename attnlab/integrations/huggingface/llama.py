@@ -35,7 +35,7 @@ class LlamaRotary(Rotary):
             raise ValueError(f"this rope turns {2 * len(theirs.inv_freq)} of {config.head_dim} numbers of a head")
         super().__init__(config.head_dim, base=rope["rope_theta"])
         self.frequencies = tuple(theirs.inv_freq.double().tolist())
-        self.sharpening = float(theirs.attention_scaling)
+        self.attention_factor = float(theirs.attention_scaling)
 
     def extra_repr(self) -> str:
         """What a printed network shows."""
@@ -106,7 +106,7 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
         have.layout == wanted.layout
         and len(have.frequencies) == len(wanted.frequencies)
         and all(map(partial(math.isclose, rel_tol=1e-6), have.frequencies, wanted.frequencies))
-        and abs(have.sharpening - wanted.sharpening) < 1e-6
+        and abs(have.attention_factor - wanted.attention_factor) < 1e-6
     )
     if not same:
         raise ValueError(f"the rotary positions differ: ours turn as {have}, theirs as {wanted}")

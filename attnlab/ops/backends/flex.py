@@ -73,7 +73,7 @@ def _blocks(mask: BoundMask, device: torch.device) -> BlockMask:
     at, first = mask.first + mask.offset, mask.first
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return mask.mask.at(b, h, at + q, first + k)
+        return mask.mask.allowed(b, h, at + q, first + k)
 
-    B, H = (count if count > 1 else None for count in (mask.mask.items, mask.mask.heads))
+    B, H = (count if count > 1 else None for count in (mask.mask.batch_size, mask.mask.num_heads))
     return create_block_mask(rule, B, H, mask.queries, mask.keys, device=device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import Places, count, in_order, slices
+from attnlab.masks.bound import Index, count, in_order, slices
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.bias import Bias, cut, written
 
@@ -31,7 +31,7 @@ def tiled(
     mask: BoundMask | None,
     bias: Bias | None,
     kernel: Kernel,
-    tiles: list[tuple[slice, Places]],
+    tiles: list[tuple[slice, Index]],
     *,
     recompute: bool = False,
 ) -> Tensor:
@@ -50,7 +50,7 @@ def tiled(
     Source: Beltagy et al. 2020, "Longformer", section 3.1, and Zaheer et al. 2020, "Big Bird", for the patterns.
     """
 
-    def part(rows: slice, keys: Places) -> Tensor:
+    def part(rows: slice, keys: Index) -> Tensor:
         seen = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (k, v)]
         given = (q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys)
         if recompute and torch.is_grad_enabled():
@@ -62,7 +62,7 @@ def tiled(
     return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
 
 
-def collected(compute: Callable[[slice, Places], Tensor], tiles: list[tuple[slice, Places]]) -> list[Tensor]:
+def collected(compute: Callable[[slice, Index], Tensor], tiles: list[tuple[slice, Index]]) -> list[Tensor]:
     """``compute`` of every tile, (B, H, n, w).
 
     The results get their memory before the tiles do theirs. Behind the large temporary tensors of a tile they would
@@ -75,13 +75,13 @@ def collected(compute: Callable[[slice, Places], Tensor], tiles: list[tuple[slic
 
 
 def folded(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, kernel: Kernel, tiles: list[tuple[slice, Places]]
+    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, kernel: Kernel, tiles: list[tuple[slice, Index]]
 ) -> Tensor:
     """`tiled` for a mask that `BoundMask.folds`: rows a step apart are an item of their own, all in one call.
 
     Takes what `tiled` takes, but a bias.
     """
-    B, N, step = q.shape[0], q.shape[2], mask.mask.step
+    B, N, step = q.shape[0], q.shape[2], mask.mask.stride
     q, k, v = (F.pad(t, (0, 0, 0, -N % step)).unflatten(2, (-1, step)) for t in (q, k, v))
     q, k, v = (t.permute(0, 3, 1, 2, 4).flatten(0, 1) for t in (q, k, v))
 
@@ -105,21 +105,21 @@ def folded(
     return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 
-def fitting_tiles(mask: BoundMask, *, one_step: bool) -> list[tuple[slice, Places]] | None:
+def fitting_tiles(mask: BoundMask, *, one_residue: bool) -> list[tuple[slice, Index]] | None:
     """The tiles of a mask under which a query can reach few keys alone; None where they would not save enough.
 
     Args:
         mask: who may look at whom.
-        one_step: whether those of the first row's step stand for all (`folded`).
+        one_residue: whether those of the first row's step stand for all (`folded`).
     """
-    if not mask.mask.is_narrow:
+    if not mask.mask.is_sparse:
         return None
-    back, ahead = mask.mask.reach
-    step = mask.mask.step
+    back, ahead = mask.mask.band
+    step = mask.mask.stride
     reach = 0 if back is None or ahead is None else (back + ahead + 1) // step
-    tiles = mask.tiles(max(ROWS, reach // 4), one_step=one_step)
+    tiles = mask.tiles(max(ROWS, reach // 4), one_residue=one_residue)
     least = CALL if len(tiles) > 1 else 0  # one call is what the whole would be too
-    spent = sum(max(least, count(rows) * count(keys) * (step if one_step else 1)) for rows, keys in tiles)
+    spent = sum(max(least, count(rows) * count(keys) * (step if one_residue else 1)) for rows, keys in tiles)
     return tiles if 1.5 * spent <= mask.queries * mask.keys else None
 
 
@@ -199,7 +199,7 @@ def _part(
     bias: Bias | None,
     kernel: Kernel,
     rows: slice,
-    keys: Places,
+    keys: Index,
     items: slice = slice(None),
 ) -> Tensor:
     """One part, already cut out of q, k and v, under what the mask and the bias say of it."""

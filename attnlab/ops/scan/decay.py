@@ -19,15 +19,15 @@ class Chunk(NamedTuple):
     """What a chunk does, apart from its values.
 
     Args:
-        pairs: (..., C, C), what a query takes from each key, ``Σ_i q_ti k_si decay_i(s → t)``; zero ahead.
-        readers: (..., C, d), the queries times the decay from the chunk's beginning: they read the state before it.
-        writers: (..., C, d), the keys times the decay until the chunk's end: they write the state after it.
+        intra: (..., C, C), what a query takes from each key, ``Σ_i q_ti k_si decay_i(s → t)``; zero ahead.
+        decayed_q: (..., C, d), the queries times the decay from the chunk's beginning: they read the state before it.
+        decayed_k: (..., C, d), the keys times the decay until the chunk's end: they write the state after it.
         log_decay: (..., 1 | d), over the whole chunk; None where nothing decays.
     """
 
-    pairs: Tensor
-    readers: Tensor
-    writers: Tensor
+    intra: Tensor
+    decayed_q: Tensor
+    decayed_k: Tensor
     log_decay: Tensor | None
 
 
@@ -40,16 +40,16 @@ def chunk_of(q: Tensor, k: Tensor, log_decay: Tensor | None) -> Chunk:
     return _vector(q, k, log_decay)
 
 
-def between(log_decay: Tensor) -> Tensor:
+def segment_sum(log_decay: Tensor) -> Tensor:
     """``Σ_{s < i ≤ t} log_decay_i`` for every two steps: (..., C, 1) gives (..., C, C), zero ahead and at s = t."""
     return log_decay.expand(*log_decay.shape[:-1], log_decay.shape[-2]).tril(-1).cumsum(-2)
 
 
 def _scalar(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
     """One decay for all channels is a factor of each pair (Dao & Gu 2024, section 6)."""
-    steps, since = between(log_decay), log_decay.cumsum(-2)
-    pairs = (q @ k.mT * steps.exp()).tril()
-    return Chunk(pairs, q * since.exp(), k * steps[..., -1, :, None].exp(), since[..., -1, :])
+    steps, since = segment_sum(log_decay), log_decay.cumsum(-2)
+    intra = (q @ k.mT * steps.exp()).tril()
+    return Chunk(intra, q * since.exp(), k * steps[..., -1, :, None].exp(), since[..., -1, :])
 
 
 def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
@@ -63,21 +63,21 @@ def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
     whole = 1 << (C - 1).bit_length()
     q, k, log_decay = (F.pad(x, (0, 0, 0, whole - C)) for x in (q, k, log_decay))
     since, until, total = log_decay, torch.zeros_like(log_decay), log_decay
-    pairs = (q * k).sum(-1)[..., None, None]
+    intra = (q * k).sum(-1)[..., None, None]
     size = 1
     while size < whole:
-        readers = _halves(q, size)[1] * _halves(since, size)[1].exp()
-        writers = _halves(k, size)[0] * _halves(until, size)[0].exp()
-        earlier, later = pairs.unflatten(-3, (-1, 2)).unbind(-3)
+        decayed_q = _halves(q, size)[1] * _halves(since, size)[1].exp()
+        decayed_k = _halves(k, size)[0] * _halves(until, size)[0].exp()
+        earlier, later = intra.unflatten(-3, (-1, 2)).unbind(-3)
         top = torch.cat([earlier, torch.zeros_like(earlier)], -1)
-        pairs = torch.cat([top, torch.cat([readers @ writers.mT, later], -1)], -2)
+        intra = torch.cat([top, torch.cat([decayed_q @ decayed_k.mT, later], -1)], -2)
         first, second = total.unflatten(-2, (-1, 2)).unbind(-2)
         since = _add(since, size, torch.zeros_like(first), first)
         until = _add(until, size, second, torch.zeros_like(second))
         total = first + second
         size *= 2
-    pairs, readers, writers = pairs.squeeze(-3), q * since.exp(), k * until.exp()
-    return Chunk(pairs[..., :C, :C], readers[..., :C, :], writers[..., :C, :], total.squeeze(-2))
+    intra, decayed_q, decayed_k = intra.squeeze(-3), q * since.exp(), k * until.exp()
+    return Chunk(intra[..., :C, :C], decayed_q[..., :C, :], decayed_k[..., :C, :], total.squeeze(-2))
 
 
 def _halves(x: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.ops.scan.decay import Chunk, between, chunk_of
+from attnlab.ops.scan.decay import Chunk, chunk_of, segment_sum
 
 
 class Steps(NamedTuple):
@@ -77,17 +77,17 @@ def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
     q, k, v, log_decay, beta = steps.chunks(size, state.dtype)
     if beta is None:
         chunk = chunk_of(q, k, log_decay)
-        entering, state = _carry(chunk.writers.mT @ v, chunk.log_decay, state)
+        entering, state = propagate_state(chunk.decayed_k.mT @ v, chunk.log_decay, state)
     else:  # the delta rule corrects what the keys read
         both = chunk_of(torch.stack([q, k]), k, log_decay)
-        (pairs, pairs_of_keys), (readers, reading_keys) = both.pairs.unbind(0), both.readers.unbind(0)
-        chunk = both._replace(pairs=pairs, readers=readers)
-        v, entering, state = _correct(pairs_of_keys, reading_keys, v, beta, chunk, state)
-    out = chunk.pairs @ v + chunk.readers @ entering
+        (intra, pairs_of_keys), (decayed_q, reading_keys) = both.intra.unbind(0), both.decayed_q.unbind(0)
+        chunk = both._replace(intra=intra, decayed_q=decayed_q)
+        v, entering, state = solve_delta_rule(pairs_of_keys, reading_keys, v, beta, chunk, state)
+    out = chunk.intra @ v + chunk.decayed_q @ entering
     return out.flatten(2, 3)[:, :, : steps.q.shape[2]].to(steps.v.dtype), state
 
 
-def _carry(written: Tensor, log_decay: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+def propagate_state(written: Tensor, log_decay: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """From chunk to chunk, without a loop: every chunk's state is a sum over what was written before it.
 
     Args:
@@ -102,21 +102,21 @@ def _carry(written: Tensor, log_decay: Tensor | None, state: Tensor) -> tuple[Te
     if log_decay is None:
         log_decay = every.new_zeros(1, 1, written.shape[2], 1)
     log_decay = F.pad(log_decay, (0, 0, 1, 0))  # the state is there at once
-    factors = between(log_decay.mT.unsqueeze(-1)).exp().tril()  # (B | 1, H | 1, 1 | d, T + 1, T + 1)
+    factors = segment_sum(log_decay.mT.unsqueeze(-1)).exp().tril()  # (B | 1, H | 1, 1 | d, T + 1, T + 1)
     kinds, (d, w) = log_decay.shape[-1], state.shape[-2:]
     alike = every.flatten(3).unflatten(3, (kinds, d // kinds * w))  # what decays alike is one vector
     every = (factors @ alike.transpose(2, 3)).transpose(2, 3).flatten(3).unflatten(3, (d, w))
     return every[:, :, :-1], every[:, :, -1].clone()  # a view of the last would keep all
 
 
-def _correct(
-    pairs: Tensor, readers: Tensor, v: Tensor, beta: Tensor, chunk: Chunk, state: Tensor
+def solve_delta_rule(
+    intra: Tensor, decayed_q: Tensor, v: Tensor, beta: Tensor, chunk: Chunk, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The delta rule: each chunk's corrections ``u`` solve ``u + beta pairs u = beta (v - readers state)``.
+    """The delta rule: each chunk's corrections ``u`` solve ``u + beta intra u = beta (v - decayed_q state)``.
 
     Args:
-        pairs: (B, H, T, C, C), what a key reads of each key of its chunk; the solver leaves out what is not before it.
-        readers: (B, H, T, C, d), what the keys read of the state before the chunk.
+        intra: (B, H, T, C, C), what a key reads of each key of its chunk; the solver leaves out what is not before it.
+        decayed_q: (B, H, T, C, d), what the keys read of the state before the chunk.
         v: (B, H, T, C, w).
         beta: (B, H, T, C, 1).
         chunk: how the corrections are written.
@@ -125,11 +125,11 @@ def _correct(
     Returns:
         The corrections, (B, H, T, C, w), the state before each chunk, (B, H, T, d, w), and after the last.
     """
-    earlier, wanted, readers = beta * pairs, beta * v, beta * readers
+    earlier, wanted, decayed_q = beta * intra, beta * v, beta * decayed_q
     decays = repeat(None) if chunk.log_decay is None else chunk.log_decay.exp().unsqueeze(-1).unbind(2)
     corrections, entering = [], []
     for matrix, value, reader, writer, decay in zip(
-        *(x.unbind(2) for x in (earlier, wanted, readers, chunk.writers)), decays, strict=False
+        *(x.unbind(2) for x in (earlier, wanted, decayed_q, chunk.decayed_k)), decays, strict=False
     ):
         u = torch.linalg.solve_triangular(matrix, value - reader @ state, upper=False, unitriangular=True)
         corrections.append(u)

@@ -63,7 +63,7 @@ def test_keras(
         out, weights = theirs(given, mask=[None, real], use_causal_mask=causal, return_attention_scores=True)
         heads.append(out if dtype == torch.float32 else weights @ V[:, :, head])
     wanted = layer.output(torch.cat(heads, -1))
-    ours = layer(b, mask=masks.padding(lengths, total=M) if padded else None, context=other if crossed else None)
+    ours = layer(b, mask=masks.padding(lengths, max_length=M) if padded else None, context=other if crossed else None)
 
     def same(found: Tensor, true: Tensor) -> None:
         torch.testing.assert_close(found, true, rtol=0, atol=TOLERANCE[dtype])

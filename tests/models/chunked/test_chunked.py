@@ -32,17 +32,17 @@ def tokens(length: int = N) -> Tensor:
 
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_small_chunks_keep_every_promise(chunk: int) -> None:
-    check_attention(partial(ChunkedAttention, chunk=chunk), fast=True)
+    check_attention(partial(ChunkedAttention, chunk_size=chunk), fast=True)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 def test_positions_keep_every_promise(positions: str) -> None:
-    check_attention(partial(ChunkedAttention, chunk=3, positions=positions), fast=True)
+    check_attention(partial(ChunkedAttention, chunk_size=3, positions=positions), fast=True)
 
 
 def test_sequences_in_one_row_are_not_claimed_to_be_each_alone() -> None:
     report = check_attention(
-        partial(ChunkedAttention, chunk=3), only=["packed_sequences_are_independent"], raises=False
+        partial(ChunkedAttention, chunk_size=3), only=["packed_sequences_are_independent"], raises=False
     )
     [row] = report.rows
     assert row.outcome == "not applicable"
@@ -51,26 +51,26 @@ def test_sequences_in_one_row_are_not_claimed_to_be_each_alone() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("chunk", [N, N + 5])
 def test_a_chunk_as_long_as_the_sequence_is_multi_head_attention(causal: bool, chunk: int) -> None:
-    layer, multi = made(chunk=chunk, causal=causal), MultiAttention(D, H, causal=causal).double()
+    layer, multi = made(chunk_size=chunk, causal=causal), MultiAttention(D, H, causal=causal).double()
     multi.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(tokens()), multi(tokens()))
-    shorter = made(chunk=N - 1, causal=causal)
+    shorter = made(chunk_size=N - 1, causal=causal)
     assert not torch.allclose(shorter(tokens()), multi(tokens()))
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_each_chunk_is_multi_head_attention_by_itself(causal: bool) -> None:
-    layer, multi = made(chunk=4, causal=causal), MultiAttention(D, H, causal=causal).double()
+    layer, multi = made(chunk_size=4, causal=causal), MultiAttention(D, H, causal=causal).double()
     multi.load_state_dict(layer.state_dict())
     wanted = torch.cat([multi(chunk) for chunk in tokens().split(4, 1)], 1)
     torch.testing.assert_close(layer(tokens()), wanted)
     torch.testing.assert_close(
-        layer.attention_weights(tokens()), multi.attention_weights(tokens(), mask=masks.blocks(4))
+        layer.attention_weights(tokens()), multi.attention_weights(tokens(), mask=masks.block_local(4))
     )
 
 
 def test_long_sequences_take_the_window_path() -> None:
-    layer, x = made(chunk=16, causal=True), tokens(257)
+    layer, x = made(chunk_size=16, causal=True), tokens(257)
     with torch.no_grad():
         [path] = explain_path(layer, x)
     assert path.name == "window"
@@ -78,7 +78,7 @@ def test_long_sequences_take_the_window_path() -> None:
 
 
 def test_a_windowed_cache_needs_no_mask_and_stays_small() -> None:
-    layer, x, cache = made(chunk=4, causal=True), tokens(401), KVCache(401, window=4)
+    layer, x, cache = made(chunk_size=4, causal=True), tokens(401), KVCache(401, window=4)
     held, steps = set(), []
     with torch.no_grad():
         for token in x.split(1, 1):
@@ -92,12 +92,12 @@ def test_a_windowed_cache_needs_no_mask_and_stays_small() -> None:
 
 
 def test_pruned_is_the_same_without_those_heads() -> None:
-    layer, x = made(chunk=3, causal=True), tokens()
+    layer, x = made(chunk_size=3, causal=True), tokens()
     pruned = prune_heads(layer, [1])
     with torch.no_grad():
         layer.output.weight.unflatten(1, (H, D // H))[:, 1] = 0
     torch.testing.assert_close(pruned(x), layer(x), rtol=0, atol=1e-13)
-    assert (pruned.chunk, pruned.num_heads) == (3, 2)
+    assert (pruned.chunk_size, pruned.num_heads) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -111,5 +111,5 @@ def test_pruned_is_the_same_without_those_heads() -> None:
     ],
 )
 def test_bad_options_are_refused(value: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=f"^chunk {says}$"):
-        ChunkedAttention(D, H, chunk=value)
+    with pytest.raises(error, match=f"^chunk_size {says}$"):
+        ChunkedAttention(D, H, chunk_size=value)

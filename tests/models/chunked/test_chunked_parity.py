@@ -56,7 +56,7 @@ def llama4(H: int, D: int, chunk: int, positions: str, dtype: torch.dtype) -> tu
 
 
 def ours_of(theirs: Any, H: int, D: int, chunk: int, positions: str, dtype: torch.dtype) -> ChunkedAttention:
-    layer = ChunkedAttention(D, H, chunk=chunk, causal=True, positions=positions).to(dtype)
+    layer = ChunkedAttention(D, H, chunk_size=chunk, causal=True, positions=positions).to(dtype)
     with torch.no_grad():
         for name in ("weight", "bias"):
             parts = [getattr(getattr(theirs, f"{part}_proj"), name) for part in "qkv"]
@@ -101,7 +101,7 @@ def test_padding_on_the_left_moves_their_chunks_and_not_ours() -> None:
     real = torch.arange(8) >= 2
     given = create_chunked_causal_mask(config, torch.zeros(1, 8, 2), real.long()[None], None, None)
     theirs = (given[0, 0] == 0)[2:, 2:]
-    assert torch.equal(theirs, (masks.causal() & masks.blocks(3)).materialize(6))
-    padding = masks.padding(torch.tensor([6]), side="left", total=8)
-    ours = (masks.causal() & masks.blocks(3) & padding).materialize(8)[0, 0, 2:, 2:]
+    assert torch.equal(theirs, (masks.causal() & masks.block_local(3)).materialize(6))
+    padding = masks.padding(torch.tensor([6]), side="left", max_length=8)
+    ours = (masks.causal() & masks.block_local(3) & padding).materialize(8)[0, 0, 2:, 2:]
     assert not torch.equal(theirs, ours)

@@ -41,7 +41,7 @@ def test_four_vectors_and_the_gains_are_all_that_is_new() -> None:
 def test_without_the_second_map_the_first_is_left() -> None:
     layer, x = made(lambda_init=0.0, causal=True), tokens()
     with torch.no_grad():
-        layer.lambdas.zero_()  # exp(0) - exp(0)
+        layer.lambda_qk.zero_()  # exp(0) - exp(0)
     Q, K, _ = (part.unflatten(-1, (H, 2, d))[..., 0, :].transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
     bound = masks.causal().bind(N, N, shape=(B, H))
     torch.testing.assert_close(layer.attention_weights(x), softmax_weights(Q, K, bound))
@@ -53,7 +53,7 @@ def test_two_maps_that_are_equal_leave_one_less_lambda() -> None:
         for tensor in (layer.qkv.weight, layer.qkv.bias):
             pairs = tensor.unflatten(0, (3, H, 2, d))
             pairs[:2, :, 1] = pairs[:2, :, 0]
-    q1, k1, q2, k2 = layer.lambdas.detach()
+    q1, k1, q2, k2 = layer.lambda_qk.detach()
     left = 1 - (torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + layer.lambda_init)
     torch.testing.assert_close(layer.attention_weights(x).sum(-1), left.expand(B, H, N))
 
@@ -97,11 +97,11 @@ def test_a_head_that_goes_is_a_head_that_says_nothing(positions: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_heads": 6}, r"^a head has two queries: embed_dim / num_heads \(5\) must be even$"),
+        ({"num_heads": 6}, r"^embed_dim / num_heads \(5\) must be even: each head has two queries$"),
         ({"lambda_init": 1.0}, "^lambda_init must be at least 0 and below 1, not 1.0$"),
         ({"lambda_init": -0.1}, "^lambda_init must be at least 0 and below 1, not -0.1$"),
         ({"lambda_init": float("nan")}, "^lambda_init must be at least 0 and below 1, not nan$"),
-        ({"positions": "rotary"}, r"^rotary positions turn pairs: 1 of head_dim \(5\) must be even"),
+        ({"positions": "rotary"}, "^rotary positions need an even head_dim, not 5"),
         ({"positions": Rotary(10)}, "^these rotary positions are for heads of width 10, not 5$"),
     ],
 )

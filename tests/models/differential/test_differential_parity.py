@@ -60,7 +60,7 @@ def ours_of(theirs: Any, H: int, d: int, D: int, **options: Any) -> Differential
     with torch.no_grad():
         layer.qkv.weight.copy_(joined(theirs, H, d, lambda part: part.weight))
         layer.qkv.bias.copy_(joined(theirs, H, d, lambda part: part.bias))
-        layer.lambdas.copy_(torch.stack([getattr(theirs, name) for name in NAMES]))
+        layer.lambda_qk.copy_(torch.stack([getattr(theirs, name) for name in NAMES]))
         layer.output.load_state_dict(theirs.o_proj.state_dict())
     return layer
 
@@ -89,7 +89,7 @@ def compared(theirs: Any, layer: Any, B: int, N: int, padded: bool, turns: tuple
     same(layer.qkv.weight.grad, joined(theirs, H, d, lambda part: part.weight.grad))
     same(layer.qkv.bias.grad, joined(theirs, H, d, lambda part: part.bias.grad))
     lambdas = torch.stack([getattr(theirs, name).grad for name in NAMES])  # through float32
-    torch.testing.assert_close(layer.lambdas.grad, lambdas, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.lambda_qk.grad, lambdas, rtol=0, atol=1e-5)
     for name in ("weight", "bias"):
         same(getattr(layer.output, name).grad, getattr(theirs.o_proj, name).grad)
 

@@ -191,9 +191,9 @@ def test_a_windowed_cache_stays_small() -> None:
     held, steps = set(), []
     with torch.no_grad():
         for token in x.split(1, 1):
-            steps.append(layer(token, mask=masks.window(4), cache=cache))
+            steps.append(layer(token, mask=masks.sliding_window(4), cache=cache))
             held.add(cache.bytes)
-    torch.testing.assert_close(torch.cat(steps, 1), layer(x, mask=masks.window(4)))
+    torch.testing.assert_close(torch.cat(steps, 1), layer(x, mask=masks.sliding_window(4)))
     assert len(held) == 1, "it never grows"
 
 

@@ -64,9 +64,9 @@ def test_rotary_positions_keep_every_promise() -> None:
     "mask",
     [
         masks.causal(),
-        masks.causal() & masks.window(4),
+        masks.causal() & masks.sliding_window(4),
         masks.causal() & masks.padding(torch.tensor([7, 11])),
-        masks.causal() & masks.padding(torch.tensor([7, 11]), side="left", total=N),
+        masks.causal() & masks.padding(torch.tensor([7, 11]), side="left", max_length=N),
     ],
     ids=str,
 )
@@ -74,8 +74,8 @@ def test_the_number_in_the_key_and_the_matrix_agree(mask: masks.Mask, positions:
     layer, x = made(positions=positions), tokens()
     written = masks.from_tensor(mask.materialize(N).expand(B, 1, N, N))
     bound = mask.bind(N, N, shape=(B, H))
-    assert bound.looks_back_unbroken
-    assert not written.bind(N, N, shape=(B, H)).looks_back_unbroken
+    assert bound.is_causal_and_contiguous
+    assert not written.bind(N, N, shape=(B, H)).is_causal_and_contiguous
     same(layer(x, mask=mask), layer(x, mask=written))
     same(layer.attention_weights(x, mask=mask), layer.attention_weights(x, mask=written))
 
@@ -98,7 +98,7 @@ def test_steps_are_the_whole(cuts: list[int], positions: Any, broken: bool) -> N
 def test_padding_on_the_left_is_not_there() -> None:
     layer, x = made(causal=True), tokens()
     padded = torch.cat([torch.full((B, 3, D), 7.0, dtype=torch.float64), x], 1)
-    mask = masks.padding(torch.tensor([N, N]), side="left", total=N + 3)
+    mask = masks.padding(torch.tensor([N, N]), side="left", max_length=N + 3)
     same(layer(padded, mask=mask)[:, 3:], layer(x))
 
 
@@ -132,7 +132,7 @@ def results(layer: ForgettingAttention, x: Tensor, mask: masks.Mask | None) -> l
 
 
 @pytest.mark.parametrize("length", [67, 1031])
-@pytest.mark.parametrize("rule", [None, masks.window(89)], ids=["causal", "not causal"])
+@pytest.mark.parametrize("rule", [None, masks.sliding_window(89)], ids=["causal", "not causal"])
 @pytest.mark.parametrize("precision", LOW)
 def test_error_is_independent_of_the_length(precision: str, rule: masks.Mask | None, length: int) -> None:
     dtype, autocast, limit = LOW[precision]
@@ -159,23 +159,23 @@ def test_cached_steps_keep_gates_in_float32() -> None:
 
 TILED = {
     "causal": masks.causal(),
-    "window": masks.causal() & masks.window(4),
+    "window": masks.causal() & masks.sliding_window(4),
     "right padding": masks.causal() & masks.padding(torch.tensor([7, 11])),
-    "left padding": masks.causal() & masks.padding(torch.tensor([7, 11]), side="left", total=N),
+    "left padding": masks.causal() & masks.padding(torch.tensor([7, 11]), side="left", max_length=N),
     "documents": masks.causal() & masks.documents(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 3])),
     "documents of items": masks.causal() & masks.documents(torch.arange(N) // torch.tensor([[3], [4]])),
     "everything": None,
-    "both sides": masks.window(3) & masks.padding(torch.tensor([7, 11])),
+    "both sides": masks.sliding_window(3) & masks.padding(torch.tensor([7, 11])),
     "holes": masks.from_tensor(torch.rand(N, N, generator=torch.Generator().manual_seed(0)) < 0.6),
-    "behind": masks.causal() & ~masks.window(2),
-    "heads": masks.by_head([masks.window(2), masks.window(4) & masks.causal(), masks.causal()]),
+    "behind": masks.causal() & ~masks.sliding_window(2),
+    "heads": masks.per_head([masks.sliding_window(2), masks.sliding_window(4) & masks.causal(), masks.causal()]),
 }
 
 
 @pytest.mark.parametrize("numbers", [2**5, 2**9, 2**21])
 @pytest.mark.parametrize("name", TILED)
 def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", numbers)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", numbers)
     layer, x, mask = made(), tokens().requires_grad_(), TILED[name]
     permitted = None if mask is None else mask.materialize(N).expand(B, H, N, N)
     out, expected = layer(x, mask=mask), reference(layer, x, permitted)
@@ -189,7 +189,7 @@ def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**16)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**16)
     cells, decay = [], DecayedMap._decay
 
     def recorded(self: DecayedMap, *given: Any) -> Tensor:
@@ -210,7 +210,7 @@ def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**7)  # several tiles
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**7)  # several tiles
     layer, x = made(causal=causal), tokens(5).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
@@ -249,7 +249,7 @@ def test_a_head_that_goes_takes_its_gate(gone: list[int], causal: bool) -> None:
     ("options", "says"),
     [
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
-        ({"positions": "rotary", "num_heads": 4}, r"^rotary positions turn pairs: 1 of head_dim \(3\) must be even"),
+        ({"positions": "rotary", "num_heads": 4}, "^rotary positions need an even head_dim, not 3"),
         ({"positions": "forget"}, "^positions is none, rotary, alibi or t5"),
         ({"positions": "alibi"}, "^ForgettingAttention takes positions none or rotary, not alibi"),
     ],

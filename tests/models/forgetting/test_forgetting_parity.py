@@ -45,7 +45,7 @@ def test_fla(naive: Any, dtype: torch.dtype, window: int | None, folded: bool, B
         torch.nn.init.normal_(bias)
     x = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype)
     a, b = (x.clone().requires_grad_() for _ in range(2))
-    mask = None if window is None else masks.window(window)
+    mask = None if window is None else masks.sliding_window(window)
     if not folded:  # a matrix says nothing of ranges, and the decay is written down
         mask = masks.from_tensor((masks.causal() if mask is None else mask).materialize(N))
 

@@ -173,5 +173,5 @@ def test_with_half_of_each_head_turned(causal: bool, B: int, N: int, H: int, d: 
 
     turns = Qwen3NextRotaryEmbedding(theirs.config)(torch.zeros(1, N, H * d), torch.arange(N).unsqueeze(0))
     assert turns[0].shape[-1] == d // 2
-    layer = GatedAttention(H * d, H, causal=causal, positions="rotary(share=0.5)")
+    layer = GatedAttention(H * d, H, causal=causal, positions="rotary(rotary_fraction=0.5)")
     compared(theirs, copied(theirs, layer), B, N, True, 1e-5, turns)

@@ -66,10 +66,10 @@ def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any] | None = No
     layer = LatentAttention(
         c.hidden_size,
         c.num_attention_heads,
-        latent=c.kv_lora_rank,
-        query_latent=c.q_lora_rank,
+        kv_latent_dim=c.kv_lora_rank,
+        q_latent_dim=c.q_lora_rank,
         head_dim=c.qk_nope_head_dim,
-        rotary_dim=c.qk_rope_head_dim,
+        rope_head_dim=c.qk_rope_head_dim,
         causal=True,
         positions=f"rotary({', '.join(f'{name}={value}' for name, value in {**words, **(settings or {})}.items())})",
         **options,
@@ -89,17 +89,17 @@ def pairs(layer: LatentAttention, theirs: Any, of: str = "data") -> list[tuple[T
         return weight.unflatten(0, (H, 2, d_k)).transpose(0, 1).flatten(0, 2)
 
     found = [
-        (layer.down.weight, lambda peer: getattr(peer.kv_a_proj_with_mqa.weight, of)),
-        (layer.norm.weight, lambda peer: getattr(peer.kv_a_layernorm.weight, of)),
-        (layer.up.weight, up),
+        (layer.kv_down.weight, lambda peer: getattr(peer.kv_a_proj_with_mqa.weight, of)),
+        (layer.kv_norm.weight, lambda peer: getattr(peer.kv_a_layernorm.weight, of)),
+        (layer.kv_up.weight, up),
         (layer.output.weight, lambda peer: getattr(peer.o_proj.weight, of)),
     ]
-    if layer.query_down is None or layer.query_norm is None:
+    if layer.q_down is None or layer.q_norm is None:
         return [*found, (layer.query.weight, lambda peer: getattr(peer.q_proj.weight, of))]
     return [
         *found,
-        (layer.query_down.weight, lambda peer: getattr(peer.q_a_proj.weight, of)),
-        (layer.query_norm.weight, lambda peer: getattr(peer.q_a_layernorm.weight, of)),
+        (layer.q_down.weight, lambda peer: getattr(peer.q_a_proj.weight, of)),
+        (layer.q_norm.weight, lambda peer: getattr(peer.q_a_layernorm.weight, of)),
         (layer.query.weight, lambda peer: getattr(peer.q_b_proj.weight, of)),
     ]
 
@@ -117,7 +117,7 @@ def exact_turns(d_r: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compare(theirs: Any, layer: LatentAttention, B: int, N: int, padded: bool, turns: Any, atol: float) -> None:
-    dtype = layer.down.weight.dtype
+    dtype = layer.kv_down.weight.dtype
     a, b = (tokens(B, N, layer.embed_dim, dtype=dtype).requires_grad_() for _ in range(2))
     lengths = lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]
@@ -173,7 +173,7 @@ def test_yarn_scales_the_whole_score(
     theirs, rotary = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, dtype, **yarn(1.0))
     theirs = with_exact_norms(theirs) if dtype == torch.float64 else theirs
     layer = ours_of(theirs, interleaved, YARN)
-    assert layer.positions.sharpening > 1.1
+    assert layer.positions.attention_factor > 1.1
 
     def turns(x: Tensor) -> tuple[Tensor, Tensor]:
         """Theirs, of float32; in float64 from our frequencies, to which theirs are rounded."""

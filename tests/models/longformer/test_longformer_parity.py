@@ -30,7 +30,7 @@ def test_brute_force(
     dtype: torch.dtype, causal: bool, padded: bool, B: int, N: int, H: int, d: int, window: int, g: int
 ) -> None:
     torch.manual_seed(0)
-    layer = LongformerAttention(H * d, H, window=window, num_global=g, causal=causal).to(dtype)
+    layer = LongformerAttention(H * d, H, window_size=window, num_global=g, causal=causal).to(dtype)
     for projection in (layer.qkv, layer.qkv_global):
         torch.nn.init.normal_(projection.weight, std=0.3)
         torch.nn.init.normal_(projection.bias)
@@ -63,7 +63,7 @@ def test_transformers(dtype: torch.dtype, padded: bool, B: int, N: int, H: int, 
     )
     torch.manual_seed(0)
     peer = LongformerSelfAttention(config, 0).to(dtype)
-    layer = LongformerAttention(D, H, window=window, num_global=g).to(dtype)
+    layer = LongformerAttention(D, H, window_size=window, num_global=g).to(dtype)
     with torch.no_grad():
         for own, suffix in ((layer.qkv, ""), (layer.qkv_global, "_global")):
             parts = [getattr(peer, f"{part}{suffix}") for part in ("query", "key", "value")]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.masks import causal, window
+from attnlab.masks import causal, sliding_window
 from attnlab.models.selfhead import SelfAttention
 
 B, N, D = 2, 5, 11
@@ -38,7 +38,7 @@ def three_tokens() -> tuple[SelfAttention, Tensor]:
     [
         (causal(), [21.0, 35.0, 51.0]),
         (None, [51.0, 51.0, 51.0]),
-        (causal() & window(2), [21.0, 35.0, 56.0]),
+        (causal() & sliding_window(2), [21.0, 35.0, 56.0]),
         (~causal(), [56.0, 63.0, 0.0]),
     ],
 )

@@ -89,7 +89,7 @@ def test_low_precision_counts_any_number_of_keys(dtype: torch.dtype, keys: int, 
 
 
 def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.NUMBERS", 2**5)
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**5)
     layer, x = made(causal=True), tokens(5).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
 
@@ -130,7 +130,7 @@ def test_large_scores_stay_finite() -> None:
     [
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
         ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, not 1.0$"),
-        ({"positions": "rotary", "num_heads": 4}, r"^rotary positions turn pairs: 1 of head_dim \(3\) must be even"),
+        ({"positions": "rotary", "num_heads": 4}, "^rotary positions need an even head_dim, not 3"),
     ],
 )
 def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:

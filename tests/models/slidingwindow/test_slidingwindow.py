@@ -30,38 +30,41 @@ def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("options", [{"window": 3}, {"window": 1}, {"window": 2, "dilation": 2}])
+@pytest.mark.parametrize("options", [{"window_size": 3}, {"window_size": 1}, {"window_size": 2, "dilation": 2}])
 def test_small_windows_keep_every_promise(options: dict[str, int]) -> None:
     # A token alone, or under window(2), attends to itself: no other reaches it, and all heads have the same weights.
-    alone = [] if options == {"window": 3} else ["tokens_interact", "weights_are_per_head"]
+    alone = [] if options == {"window_size": 3} else ["tokens_interact", "weights_are_per_head"]
     check_attention(partial(SlidingWindowAttention, **options), skip=alone, fast=True)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 def test_positions_keep_every_promise(positions: str) -> None:
-    check_attention(partial(SlidingWindowAttention, window=3, positions=positions), fast=True)
+    check_attention(partial(SlidingWindowAttention, window_size=3, positions=positions), fast=True)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_as_long_as_the_sequence_is_multi_head_attention(causal: bool) -> None:
-    layer, multi = made(window=N, causal=causal), MultiAttention(D, H, causal=causal).double()
+    layer, multi = made(window_size=N, causal=causal), MultiAttention(D, H, causal=causal).double()
     multi.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(tokens()), multi(tokens()))
-    sparse = made(window=N - 1, causal=causal)
+    sparse = made(window_size=N - 1, causal=causal)
     assert not torch.allclose(sparse(tokens()), multi(tokens()))
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("window", "dilation", "rule"), [(3, 1, masks.window(3)), (3, 2, masks.dilated(3, 2))])
+@pytest.mark.parametrize(("window", "dilation", "rule"), [(3, 1, masks.sliding_window(3)), (3, 2, masks.dilated(3, 2))])
 def test_it_is_multi_head_attention_under_the_rule(causal: bool, window: int, dilation: int, rule: masks.Mask) -> None:
-    layer, multi = made(window=window, dilation=dilation, causal=causal), MultiAttention(D, H, causal=causal).double()
+    layer, multi = (
+        made(window_size=window, dilation=dilation, causal=causal),
+        MultiAttention(D, H, causal=causal).double(),
+    )
     multi.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(tokens()), multi(tokens(), mask=rule))
     torch.testing.assert_close(layer.attention_weights(tokens()), multi.attention_weights(tokens(), mask=rule))
 
 
 def test_long_sequences_take_the_window_path() -> None:
-    layer, x = made(window=16, causal=True), tokens(257)
+    layer, x = made(window_size=16, causal=True), tokens(257)
     with torch.no_grad():
         [path] = explain_path(layer, x)
     assert path.name == "window"
@@ -69,7 +72,7 @@ def test_long_sequences_take_the_window_path() -> None:
 
 
 def test_a_windowed_cache_needs_no_mask_and_stays_small() -> None:
-    layer, x, cache = made(window=4, causal=True), tokens(401), KVCache(401, window=4)
+    layer, x, cache = made(window_size=4, causal=True), tokens(401), KVCache(401, window=4)
     held, steps = set(), []
     with torch.no_grad():
         for token in x.split(1, 1):
@@ -83,15 +86,15 @@ def test_a_windowed_cache_needs_no_mask_and_stays_small() -> None:
 
 
 def test_pruned_is_the_same_without_those_heads() -> None:
-    layer, x = made(window=3, causal=True), tokens()
+    layer, x = made(window_size=3, causal=True), tokens()
     pruned = prune_heads(layer, [1])
     with torch.no_grad():
         layer.output.weight.unflatten(1, (H, D // H))[:, 1] = 0
     torch.testing.assert_close(pruned(x), layer(x), rtol=0, atol=1e-13)
-    assert (pruned.window, pruned.num_heads) == (3, 2)
+    assert (pruned.window_size, pruned.num_heads) == (3, 2)
 
 
-@pytest.mark.parametrize("name", ["window", "dilation"])
+@pytest.mark.parametrize("name", ["window_size", "dilation"])
 @pytest.mark.parametrize(
     ("value", "error", "says"),
     [

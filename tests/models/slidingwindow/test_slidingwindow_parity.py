@@ -43,14 +43,14 @@ def test_local_attention(
         size, causal=causal, look_backward=1, exact_windowsize=True, use_rotary_pos_emb=False
     )
     torch.manual_seed(0)
-    layer = SlidingWindowAttention(H * d, H, window=size + 1, causal=causal).to(dtype)
+    layer = SlidingWindowAttention(H * d, H, window_size=size + 1, causal=causal).to(dtype)
     torch.nn.init.normal_(layer.qkv.bias)
     x = tokens(B, N, H * d, dtype=dtype)
     lengths = torch.tensor([N - 4, N, N - 1][:B])
     mask = masks.padding(lengths) if padded else None
     seen = torch.ones(B, N, dtype=torch.bool)
     if padded:  # where nothing may be seen, theirs is the average of all
-        rule = masks.window(size + 1) & masks.padding(lengths)
+        rule = masks.sliding_window(size + 1) & masks.padding(lengths)
         seen = (rule & masks.causal() if causal else rule).materialize(N).any(-1)[:, 0]
 
     parameters = list(layer.parameters())
@@ -96,7 +96,7 @@ def test_mistral(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: 
     from transformers.masking_utils import create_sliding_window_causal_mask
     from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
-    layer = SlidingWindowAttention(D, H, window=window, causal=True, bias=False, positions=positions).to(dtype)
+    layer = SlidingWindowAttention(D, H, window_size=window, causal=True, bias=False, positions=positions).to(dtype)
     with torch.no_grad():
         layer.qkv.weight.copy_(torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight]))
         layer.output.weight.copy_(theirs.o_proj.weight)

@@ -26,19 +26,28 @@ def fixed(h: int, heads: int, i: int, j: int, stride: int, summary: int) -> bool
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("form", ["strided", "fixed"])
+@pytest.mark.parametrize("pattern", ["strided", "fixed"])
 @pytest.mark.parametrize(
     ("B", "N", "H", "d", "stride", "summary"), [(2, 13, 3, 5, 3, 2), (1, 17, 2, 7, 5, 1), (3, 199, 5, 2, 13, 3)]
 )
 def test_brute_force(
-    dtype: torch.dtype, causal: bool, padded: bool, form: str, B: int, N: int, H: int, d: int, stride: int, summary: int
+    dtype: torch.dtype,
+    causal: bool,
+    padded: bool,
+    pattern: str,
+    B: int,
+    N: int,
+    H: int,
+    d: int,
+    stride: int,
+    summary: int,
 ) -> None:
     torch.manual_seed(0)
-    layer = StridedAttention(H * d, H, form=form, stride=stride, summary=summary, causal=causal).to(dtype)  # type: ignore[arg-type]
+    layer = StridedAttention(H * d, H, pattern=pattern, stride=stride, summary=summary, causal=causal).to(dtype)  # type: ignore[arg-type]
     torch.nn.init.normal_(layer.qkv.bias)
     x, lengths = tokens(B, N, H * d, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]
-    rule = {"strided": strided, "fixed": fixed}[form]
+    rule = {"strided": strided, "fixed": fixed}[pattern]
     permitted = matrix(lambda h, i, j: rule(h, H, i, j, stride, summary), H, N, causal, real)
     theirs = layer.output(attended(*heads_of(layer.qkv, x, H), permitted).transpose(1, 2).flatten(2))
     ours = layer(x, mask=masks.padding(lengths) if padded else None)

@@ -106,7 +106,7 @@ def test_a_head_that_is_heard_stays(matrix: str) -> None:
     ("options", "says"),
     [
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
-        ({"positions": "rotary", "num_heads": 4}, r"^rotary positions turn pairs: 1 of head_dim \(3\) must be even"),
+        ({"positions": "rotary", "num_heads": 4}, "^rotary positions need an even head_dim, not 3"),
         ({"positions": "t5"}, "^TalkingHeadsAttention takes positions none or rotary, not t5"),
         ({"dropout": 1.0}, "^dropout must be at least 0 and below 1, not 1.0$"),
     ],

@@ -8,7 +8,7 @@ import torch
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._requests import length_within, takes
 from attnlab.tasks._synthetic import Whole, draw_splits
-from attnlab.tasks.base import Baseline, Problem, Request, Split, Task
+from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 8
 QUESTIONS = 5
@@ -17,7 +17,7 @@ LENGTH = 24
 TRAIN = 16_000
 
 
-class Fetch(Task):
+class MultiLookup(Task):
     """Symbols drawn at random, then one of five questions, at which the symbols of its four places must be named.
 
     With 8 symbols (letters here) and N = 24, question 0 asks for places 0, 5, 10 and 15, question 1 for
@@ -33,13 +33,13 @@ class Fetch(Task):
     """
 
     summary = "name the symbols at four places at once: separates one head from several in seconds"
-    remark = "fetch asks for four places at once: one head cannot look at them apart, four can"
+    caveat = "multi_lookup asks for four positions at once: one head cannot tell them apart, four can"
     defaults = {"layers": 1, "mlp": False, "learning_rate": 8e-3, "epochs": 1}
 
-    def load(self, request: Request) -> Problem:
+    def load(self, config: TaskConfig) -> TaskData:
         """Draw the examples; ``seq_length`` (9 or more) moves the places apart."""
-        takes(request, "fetch", "seq_length")
-        N = length_within(request, "fetch", LENGTH, 2 * PLACES + 1, 100_000)
+        takes(config, "multi_lookup", "seq_length")
+        N = length_within(config, "multi_lookup", LENGTH, 2 * PLACES + 1, 100_000)
         where = places(N)
 
         def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
@@ -48,8 +48,8 @@ class Fetch(Task):
             x[:, -1] = SYMBOLS + asked
             return x, np.take_along_axis(x, where[asked], axis=1)
 
-        train, validation, test = draw_splits(request, TRAIN, draw)
-        return Problem(
+        train, validation, test = draw_splits(config, TRAIN, draw)
+        return TaskData(
             train,
             validation,
             test,
@@ -58,7 +58,7 @@ class Fetch(Task):
             length=N,
             metric="accuracy",
             pool="last",
-            facts=(f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {PLACES} places",),
+            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {PLACES} places",),
             baselines=lambda: baselines(test, torch.from_numpy(where)),
         )
 

@@ -1,0 +1,180 @@
+"""Checks of constructor and call arguments, with errors that name the replacement of a PyTorch argument."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+from torch import Tensor, nn
+
+from attnlab.utils.errors import nearest
+from attnlab.utils.tracing import autocast_dtype
+
+P = ParamSpec("P")
+
+ARGUMENTS = ("mask", "attn_bias", "context", "cache")
+"""The keyword arguments of every layer."""
+
+REPLACEMENTS = {
+    "key_padding_mask": "mask=attnlab.masks.from_key_padding_mask(key_padding_mask)",
+    "attn_mask": "mask=attnlab.masks.from_attn_mask(attn_mask), or attn_bias= for a float mask",
+    "attention_mask": "mask=attnlab.masks.from_attention_mask(attention_mask)",
+    "need_weights": "layer.attention_weights(x)",
+    "average_attn_weights": "layer.attention_weights(x).mean(1)",
+    "is_causal": "the constructor's causal=True, or mask=attnlab.masks.causal()",
+    "bias": "attn_bias=",
+    "past_key_values": "cache=layer.make_cache(capacity)",
+    "use_cache": "cache=layer.make_cache(capacity)",
+}
+"""What replaces the call arguments of other libraries."""
+
+CONSTRUCTOR_REPLACEMENTS = {
+    "batch_first": "leave it out: inputs are always (batch, length, embed_dim)",
+    "kdim": "keys and values have the width embed_dim; project the context first",
+    "vdim": "keys and values have the width embed_dim; project the context first",
+    "add_bias_kv": "there is no bias_kv",
+    "add_zero_attn": "see SinkAttention(sink='zero')",
+}
+"""What replaces the constructor arguments of nn.MultiheadAttention."""
+
+
+def accepts_emd_dim(init: Callable[P, None]) -> Callable[P, None]:
+    """Let a constructor accept ``emd_dim`` as another spelling of ``embed_dim``; type checkers see ``embed_dim``.
+
+    Raises:
+        TypeError: if both spellings are given, or neither.
+    """
+
+    @functools.wraps(init)
+    def wrapper(*args: P.args, **options: P.kwargs) -> None:
+        given = len(args) > 1 or "embed_dim" in options
+        if given and "emd_dim" in options:
+            raise TypeError("embed_dim and emd_dim are two spellings of one option; give one of them, not both")
+        if "emd_dim" in options:
+            options["embed_dim"] = options.pop("emd_dim")
+        elif not given:
+            raise TypeError(f"{type(args[0]).__name__} needs embed_dim= (or emd_dim=), the width of a token")
+        init(*args, **options)
+
+    return wrapper
+
+
+def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Let a constructor take options under their old names for one version: ``@renamed_options(window="window_size")``.
+
+    The command line and saved networks accept the old names too (`attnlab.catalog.registry.Entry.renamed`), which are
+    read from the source text: write the names as literals.
+
+    Args:
+        renamed: the new name of each old one.
+
+    Warns:
+        DeprecationWarning: once per call site for an old name, with the new one.
+
+    Raises:
+        TypeError: when both names of an option are given.
+    """
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def wrapper(*args: P.args, **options: P.kwargs) -> None:
+            for old, new in renamed.items():
+                if old not in options:
+                    continue
+                if new in options:
+                    raise TypeError(f"{old} is the old name of {new}; give {new} alone")
+                warnings.warn(f"the option {old} is now called {new}", DeprecationWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            init(*args, **options)
+
+        return wrapper
+
+    return decorate
+
+
+def check_positive_int(name: str, value: int) -> int:
+    """Return ``value`` if it is an integer of at least 1.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:
+    """Return the ``count`` divisors of ``number`` nearest to ``wanted`` by ratio, in ascending order."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(math.log(n / wanted)))[:count])
+
+
+def join_or(numbers: list[int]) -> str:
+    """``[4, 5, 10]`` as ``4, 5 or 10``."""
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def explain_constructor_option(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse the options of `nn.MultiheadAttention` that a mechanism does not have.
+
+    Raises:
+        TypeError: with the replacement.
+    """
+    for option, replacement in CONSTRUCTOR_REPLACEMENTS.items():
+        if option in options:
+            raise TypeError(f"{name} has no option {option}; {replacement}")
+
+
+def explain_unknown_arguments(name: str, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> TypeError:
+    """Return the error for arguments that ``forward`` does not have.
+
+    Args:
+        name: of the class.
+        positional: the positional arguments after ``x``.
+        keywords: the unknown keyword arguments.
+    """
+    if positional:
+        return TypeError(
+            f"{name} takes one positional argument, x; call layer(x) for self-attention in place of "
+            "layer(query, key, value), and layer(x, context=y) to attend to another sequence"
+        )
+    keyword = next(iter(keywords))
+    if keyword in REPLACEMENTS:
+        return TypeError(f"{name} has no argument {keyword}=; use {REPLACEMENTS[keyword]}")
+    near = nearest(keyword, ARGUMENTS)
+    hint = f"did you mean {near}?" if near else f"it has {', '.join(ARGUMENTS)}"
+    return TypeError(f"{name} has no argument {keyword}=; {hint}")
+
+
+def explain_input(layer: nn.Module, x: Any, error: Exception) -> None:
+    """Explain ``error`` if it comes from the dtype or the device of ``x``; called only after a failure.
+
+    Raises:
+        TypeError: for another dtype than the parameters.
+        ValueError: for another device than the parameters.
+    """
+    parameter = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    if parameter is None or not isinstance(x, Tensor):
+        return
+    if x.device != parameter.device:
+        hint = "allocate the layer with to_empty()" if parameter.is_meta else f"use x.to({str(parameter.device)!r})"
+        raise ValueError(
+            f"x is on {x.device}, the parameters of {type(layer).__name__} on {parameter.device}; {hint}"
+        ) from error
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must hold float tokens (batch, length, embed_dim), not {x.dtype}; embed indices first, or convert "
+            f"x with x.to({parameter.dtype})"
+        ) from error
+    if x.dtype != parameter.dtype and autocast_dtype(x.device) is None:
+        raise TypeError(
+            f"x is {x.dtype}, the parameters of {type(layer).__name__} are {parameter.dtype}; convert x with "
+            f"x.to({parameter.dtype}), or the layer with layer.to({x.dtype})"
+        ) from error

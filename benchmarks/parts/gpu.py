@@ -1,0 +1,216 @@
+"""bfloat16 on a CUDA device: layers, decoding, sliding windows and padding, against SDPA, FlexAttention, flash-attn."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from attnlab.masks import Mask, causal, padding, sliding_window
+from attnlab.models.multihead import MultiAttention
+from attnlab.nn.cache import KVCache
+from attnlab.ops.softmax import softmax_attention
+from benchmarks.pairing import Pace, Work, backward, forward, race
+from benchmarks.results import Absent, Row, Speed
+
+TITLE = "On a GPU"
+ABOUT = (
+    "bfloat16 on one CUDA device; the outputs are compared first. Every clock reading waits for the device. A shape is "
+    "(batch, length, embed_dim, heads). SDPA, FlexAttention (compiled) and flash-attn take the same queries, keys and "
+    "values; `nn.MultiheadAttention` is a whole layer with the same parameters."
+)
+
+DEVICE = "cuda"
+FLASH = "flash-attn"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: shapes of whole layers, and the sizes of the other rows."""
+
+    layers: tuple[tuple[int, int, int, int], ...] = ((32, 512, 512, 8), (8, 2048, 1024, 16), (1, 8192, 1024, 16))
+    heads: int = 16
+    head_dim: int = 64
+    length: int = 16384
+    window: int = 1024
+    cached: int = 8192
+    padded: tuple[int, ...] = (2048, 400, 1200, 1800, 256, 800, 1160, 1520)
+
+
+def missing() -> list[str]:
+    """What is not available here: without a CUDA device nothing is measured."""
+    lines = [] if torch.cuda.is_available() else ["no CUDA device: torch.cuda.is_available() is False"]
+    if importlib.util.find_spec("flash_attn") is None:
+        lines.append(f"{FLASH} is not installed: pip install flash-attn --no-build-isolation (its rows are left out)")
+    return lines
+
+
+def rows(
+    pace: Pace, sizes: Sizes = Sizes(), device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> Iterator[Row]:
+    """Layers, sliding windows, padded batches and decoding."""
+    if device == "cuda":
+        pace = replace(pace, clock=_clock)
+    make = partial(torch.randn, device=device, dtype=dtype)
+    for shape in sizes.layers:
+        for is_causal in (False, True):
+            yield from _layer(pace, shape, is_causal, make)
+    yield from _window(pace, sizes, make)
+    yield from _padded(pace, sizes, make)
+    yield from _decoding(pace, sizes, make)
+
+
+def _clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _layer(pace: Pace, shape: tuple[int, int, int, int], is_causal: bool, make: Callable[..., Tensor]) -> Iterator[Row]:
+    B, N, D, H = shape
+    x = make(B, N, D, requires_grad=True)
+    ours = MultiAttention(D, H, causal=is_causal, device=x.device, dtype=x.dtype)
+    theirs = ours.to_torch()
+    triangle = nn.Transformer.generate_square_subsequent_mask(N, device=x.device, dtype=x.dtype) if is_causal else None
+
+    def torch_layer() -> Tensor:
+        out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=triangle, is_causal=is_causal)[0]
+        return out
+
+    def layer_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            q, k, v = (t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x).chunk(3, -1))
+            return ours.output(attend(q, k, v).transpose(1, 2).flatten(2))
+
+        return run
+
+    peers = {
+        "nn.MultiheadAttention": torch_layer,
+        "SDPA": layer_of(partial(F.scaled_dot_product_attention, is_causal=is_causal)),
+    }
+    if (flash := _flash(x)) is not None:
+        peers[FLASH] = layer_of(_heads_second(partial(flash.flash_attn_func, causal=is_causal)))
+    what = f"layer {shape}{', causal' if is_causal else ''}"
+    yield from _compared(pace, f"{what}, forward", lambda: ours(x), peers, forward)
+    yield from _compared(pace, f"{what}, forward + backward", lambda: ours(x), peers, backward)
+
+
+def _window(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+    N, H, window = sizes.length, sizes.heads, sizes.window
+    q, k, v = (make(1, H, N, sizes.head_dim) for _ in range(3))
+    mask = (causal() & sliding_window(window)).bind(N, shape=(1, H), device=q.device)
+
+    peers: dict[str, Callable[[], Tensor]] = {}
+    if q.is_cuda:
+        peers["FlexAttention"] = _flex(q, k, v, lambda b, h, i, j: (i >= j) & (i - j < window))
+    if (flash := _flash(q)) is not None:
+        attend = _heads_second(partial(flash.flash_attn_func, causal=True, window_size=(window - 1, 0)))
+        peers[FLASH] = partial(attend, q, k, v)
+    allowed = mask.mask.materialize(N, device=q.device) if N <= 4096 else None
+    if allowed is not None:
+        peers["SDPA with a mask"] = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=allowed)
+    what = f"causal window of {window}, {N} tokens, forward"
+    yield from _compared(pace, what, lambda: softmax_attention(q, k, v, mask), peers, forward)
+
+
+def _padded(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+    lengths = torch.tensor(sizes.padded, device=make(1).device)
+    B, N, D = len(sizes.padded), max(sizes.padded), sizes.heads * sizes.head_dim
+    x = make(B, N, D)
+    ours = MultiAttention(D, sizes.heads, device=x.device, dtype=x.dtype).eval()
+    theirs = ours.to_torch().eval()
+    ignored = torch.arange(N, device=x.device) >= lengths[:, None]
+    mask: Mask = padding(lengths, mask_queries=True)
+
+    def zeroed(out: Tensor) -> Tensor:
+        return out.masked_fill(ignored.unsqueeze(-1), 0.0)
+
+    peers: dict[str, Callable[[], Tensor]] = {
+        "nn.MultiheadAttention": lambda: zeroed(theirs(x, x, x, key_padding_mask=ignored, need_weights=False)[0])
+    }
+    if (flash := _flash(x)) is not None:
+        starts = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+        def packed() -> Tensor:
+            q, k, v = ours.qkv(x[~ignored]).unflatten(-1, (3, sizes.heads, -1)).unbind(1)
+            heads = flash.flash_attn_varlen_func(q, k, v, starts, starts, N, N)
+            return x.new_zeros(B, N, D).masked_scatter(~ignored.unsqueeze(-1), ours.output(heads.flatten(1)))
+
+        peers[f"{FLASH}, variable length"] = packed
+    share = sum(sizes.padded) / (B * N)
+    what = f"{B} sequences padded to {N}, {share:.0%} real, layer, forward"
+    yield from _compared(pace, what, lambda: zeroed(ours(x, mask=mask)), peers, forward)
+
+
+def _decoding(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+    N, H, D = sizes.cached, sizes.heads, sizes.heads * sizes.head_dim
+    x = make(1, N + 1, D)
+    ours = MultiAttention(D, H, causal=True, device=x.device, dtype=x.dtype).eval()
+    cache = KVCache(N + 1)
+    with torch.no_grad():
+        ours(x[:, :-1], cache=cache)
+        _, k, v = (t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x).chunk(3, -1))
+        keys, values = k.contiguous(), v.contiguous()
+
+    def step() -> Tensor:
+        out: Tensor = ours(x[:, -1:], cache=cache)
+        cache.rollback(1)
+        return out
+
+    def step_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            new = [t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x[:, -1:]).chunk(3, -1)]
+            keys[:, :, -1:], values[:, :, -1:] = new[1], new[2]
+            return ours.output(attend(new[0], keys, values).transpose(1, 2).flatten(2))
+
+        return run
+
+    peers = {"SDPA on a preallocated cache": step_of(F.scaled_dot_product_attention)}
+    if (flash := _flash(x)) is not None:
+        peers[f"{FLASH}, KV cache"] = step_of(_heads_second(flash.flash_attn_with_kvcache))
+    yield from _compared(pace, f"one token after {N}, layer", step, peers, forward)
+
+
+def _compared(
+    pace: Pace,
+    what: str,
+    ours: Callable[[], Tensor],
+    peers: Mapping[str, Callable[[], Tensor]],
+    way: Callable[[Callable[[], Tensor]], Work],
+) -> Iterator[Row]:
+    """A row per peer: the outputs first, then the paired times."""
+    with torch.no_grad():
+        expected = ours()
+        tolerance = 2e-2 if expected.dtype == torch.bfloat16 else 1e-4
+        for run in peers.values():
+            torch.testing.assert_close(run(), expected, rtol=tolerance, atol=tolerance)
+    if peers:
+        found, control = race(way(ours), {name: way(run) for name, run in peers.items()}, pace)
+        yield from (Speed(what, name, ratio, control, None) for name, ratio in found.items())
+    if not any(name.startswith(FLASH) for name in peers):
+        yield Absent(what, FLASH, f"{FLASH} is not installed, or there is no CUDA device")
+
+
+def _flash(x: Tensor) -> Any:
+    """The module flash_attn, where it is installed and the tensors are on a CUDA device."""
+    if not x.is_cuda or importlib.util.find_spec("flash_attn") is None:
+        return None
+    return importlib.import_module("flash_attn")
+
+
+def _heads_second(attend: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """flash-attn takes (B, N, H, d); this takes and returns (B, H, N, d)."""
+    return lambda q, k, v: attend(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, rule: Callable[..., Tensor]) -> Callable[[], Tensor]:
+    blocks = create_block_mask(rule, None, None, q.shape[2], k.shape[2], device=q.device)
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(q, k, v, block_mask=blocks)

@@ -1,0 +1,155 @@
+"""The worked examples of the lessons (three tokens with the values 21, 42 and 63), in exact fractions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+VALUES = (21, 42, 63)
+Rule = Callable[[int, int], bool]
+Weight = Callable[[int, int], Fraction]
+
+
+def causal(i: int, j: int) -> bool:
+    return j <= i
+
+
+def rising(i: int, j: int) -> Fraction:
+    return Fraction(2) ** j
+
+
+def falling(i: int, j: int) -> Fraction:
+    return Fraction(2) ** (2 - j)
+
+
+def equal(i: int, j: int) -> Fraction:
+    return Fraction(1)
+
+
+def pooled(i: int, j: int) -> Fraction:
+    """The score from the mean of the keys j and 2 - j, which is 1 for every token."""
+    return Fraction(2)
+
+
+def decayed(*gates: Fraction) -> Weight:
+    """The product of the forget gates after j up to i."""
+    return lambda i, j: math.prod(gates[j + 1 : i + 1], start=Fraction(1))
+
+
+def additive(*units: Callable[[int], bool]) -> Weight:
+    """Twice the weight for every hidden unit that is active: each adds ln 2 / 2 or -ln 2 / 2 to the score."""
+    return lambda i, j: Fraction(2) ** sum(unit(j) for unit in units)
+
+
+def outputs(
+    allowed: Rule, weight: Weight = rising, values: Sequence[Fraction | int] = VALUES, sink: Fraction | int = 0
+) -> list[Fraction]:
+    """The outputs of the three tokens: the weighted means of the values, 0 for a fully masked row."""
+    result = []
+    for i in range(3):
+        keys = [j for j in range(3) if allowed(i, j)]
+        total = sum((weight(i, j) for j in keys), Fraction(sink))
+        result.append(sum((weight(i, j) * values[j] for j in keys), Fraction(0)) / total if total else Fraction(0))
+    return result
+
+
+GATES = (Fraction(1, 2), Fraction(3, 4), Fraction(9, 10))  # the sigmoids of j ln 3
+
+
+def outputs_gated(*gates: Fraction) -> list[Fraction]:
+    """The causal outputs, multiplied by an output gate each."""
+    return [gate * output for gate, output in zip(gates, outputs(causal), strict=True)]
+
+
+def combined(first: Fraction, second: Fraction, weight: Weight) -> list[Fraction]:
+    """A linear combination of the causal outputs under the shared weights and under ``weight``."""
+    return [first * a + second * b for a, b in zip(outputs(causal), outputs(causal, weight), strict=True)]
+
+
+def outputs_by_sigmoid(n: Callable[[int], int]) -> list[Fraction]:
+    """The causal outputs with the weights ``sigmoid(log p - log n) = p / (p + n)``."""
+    return [
+        sum((rising(i, j) / (rising(i, j) + n(i)) * VALUES[j] for j in range(i + 1)), Fraction(0)) for i in range(3)
+    ]
+
+
+def outputs_by_sparsemax(step: Fraction) -> list[Fraction]:
+    """The causal outputs of sparsemax over the scores ``step * j``."""
+    result = []
+    for i in range(3):
+        scores = [step * j for j in range(i + 1)]  # in ascending order
+        size = max(k for k in range(1, i + 2) if 1 + k * scores[-k] > sum(scores[-k:]))
+        tau = (sum(scores[-size:]) - 1) / size
+        weights = [max(score - tau, Fraction(0)) for score in scores]
+        assert sum(weights) == 1
+        result.append(sum((weight * value for weight, value in zip(weights, VALUES, strict=False)), Fraction(0)))
+    return result
+
+
+SWAPPED = VALUES[::-1]
+EXACT: dict[str, list[Fraction]] = {
+    "causal": outputs(causal),
+    "bidirectional": outputs(lambda i, j: True),
+    "causal, window of 2": outputs(lambda i, j: 0 <= i - j < 2),
+    "scale forgotten": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "ALiBi with slope ln 2": outputs(causal, lambda i, j: rising(i, j) / Fraction(2) ** (i - j)),
+    "a sink with logit 0": outputs(causal, sink=1),
+    "a sink with logit ln 3": outputs(causal, sink=3),
+    "a sink with logit −ln 2": outputs(causal, sink=Fraction(1, 2)),
+    "gate logit 0": outputs_gated(*3 * [Fraction(1, 2)]),
+    "gate logit j ln 3": outputs_gated(*GATES),
+    "same gates on the values": outputs(causal, values=[g * v for g, v in zip(GATES, VALUES, strict=True)]),
+    "sigmoid": outputs_by_sigmoid(lambda i: i + 1),
+    "sigmoid, n = 3 in every row": outputs_by_sigmoid(lambda i: 3),
+    "sigmoid without log n": outputs_by_sigmoid(lambda i: 1),
+    "q = 1, weights 1 : 2 : 4": outputs(causal),
+    "q = −1, weights 4 : 2 : 1": outputs(causal, lambda i, j: 1 / rising(i, j)),
+    "q = 2, weights 1 : 4 : 16": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "q = 0, weights 1 : 1 : 1": outputs(causal, equal),
+    "mask inverted by mistake": outputs(lambda i, j: not causal(i, j)),
+    "one head": outputs(causal, equal),
+    "head 1 of two": outputs(causal),
+    "head 2 of two": outputs(causal, falling),
+    "one head, values swapped": outputs(causal, equal, SWAPPED)[2:],
+    "head 1 of two, values swapped": outputs(causal, rising, SWAPPED)[2:],
+    "head 2 of two, values swapped": outputs(causal, falling, SWAPPED)[2:],
+    "keys pooled by the mean": outputs(causal, pooled),
+    "sum of the scores, P_l = (1, 1)": outputs(causal, lambda i, j: rising(i, j) * falling(i, j)),
+    "scores of head 1 doubled, P_l = (2, 0)": outputs(causal, lambda i, j: rising(i, j) ** 2),
+    "mean of the attention weights, P_w = (1/2, 1/2)": combined(Fraction(1, 2), Fraction(1, 2), falling),
+    "difference of the attention weights, P_w = (1, −1)": combined(Fraction(1), Fraction(-1), falling),
+    "query 0": outputs(causal, additive(lambda j: j > 0, lambda j: j > 1)),
+    "query (80, 0, 0, 0)": outputs(causal, additive(lambda j: True, lambda j: j > 1)),
+    "v doubled": outputs(causal, lambda i, j: additive(lambda j: j > 0, lambda j: j > 1)(i, j) ** 2),
+    "v = 0": outputs(causal, equal),
+    "all gates 1": outputs(causal, decayed(*3 * [Fraction(1)])),
+    "all gates 1/2": outputs(causal, decayed(*3 * [Fraction(1, 2)])),
+    "gate of token 1 closed": outputs(causal, decayed(Fraction(1), Fraction(0), Fraction(1))),
+    "gate of token 2 closed": outputs(causal, decayed(Fraction(1), Fraction(1), Fraction(0))),
+    "first softmax": outputs(causal),
+    "second softmax": outputs(causal, equal),
+    "difference, λ = 2/3": combined(Fraction(1), Fraction(-2, 3), equal),
+    "bidirectional, window of 2": outputs(lambda i, j: abs(i - j) < 2),
+    "causal, chunks of 2": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "bidirectional, chunks of 2": outputs(lambda i, j: i // 2 == j // 2),
+    "causal, chunks of 2, one padding token in front": outputs(
+        lambda i, j: causal(i, j) and (i + 1) // 2 == (j + 1) // 2
+    ),
+    "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
+    "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
+    "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),
+    "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
+    "causal, window of 1, token 0 global": outputs(lambda i, j: causal(i, j) and (i == j or j == 0)),
+    "bidirectional, window of 1, token 0 global": outputs(lambda i, j: i == j or 0 in (i, j)),
+    "global query (−2 ln 2, 0, 0, 0)": outputs(
+        lambda i, j: i == j or 0 in (i, j), lambda i, j: falling(i, j) if i == 0 else rising(i, j)
+    ),
+    "block 2 draws block 0": outputs(lambda i, j: i == j or 0 in (i, j)),
+    "block 2 draws block 1": outputs(lambda i, j: i == j or 1 in (i, j)),
+    "block 2 draws block 1, causal": outputs(lambda i, j: causal(i, j) and (i == j or 1 in (i, j))),
+    "local head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
+    "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
+    "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "long-range head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and j % 2 == 1),
+}
