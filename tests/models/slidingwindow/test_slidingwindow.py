@@ -33,7 +33,7 @@ def tokens(length: int = N) -> Tensor:
 @pytest.mark.parametrize("options", [{"window_size": 3}, {"window_size": 1}, {"window_size": 2, "dilation": 2}])
 def test_small_windows_keep_every_promise(options: dict[str, int]) -> None:
     # A token alone, or under window(2), attends to itself: no other reaches it, and all heads have the same weights.
-    alone = [] if options == {"window_size": 3} else ["tokens reach each other", "weights are per head"]
+    alone = [] if options == {"window_size": 3} else ["tokens_interact", "weights_are_per_head"]
     check_attention(partial(SlidingWindowAttention, **options), skip=alone, fast=True)
 
 
