@@ -347,7 +347,7 @@ def test_results_are_reproducible() -> None:
 def test_old_names_are_accepted_with_a_warning() -> None:
     assert set(OLD_NAMES.values()) <= set(all_checks())
     with pytest.warns(DeprecationWarning, match="the check 'keeps the shape' is now 'output_shape'"):
-        report = check_attention(SelfAttention, only=["output_shape"])
+        report = check_attention(SelfAttention, only=["keeps the shape"])
     assert [row.check for row in report.rows] == ["output_shape"]
     with pytest.warns(DeprecationWarning, match="claims= is deprecated; use capabilities="):
         check_attention(third_party.Correct, only=["output_shape"], claims={"padding"})

@@ -64,7 +64,7 @@ def test_options_of_the_constructor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "selfhead", "--only", "output_shape"]) == 0
+    assert main(["check", "selfhead", "--only", "keeps the shape"]) == 0
     captured = capsys.readouterr()
     assert re.search(r"output_shape +pass +0 \(at most 0\)", captured.out)
     assert captured.err.startswith("note: the check 'keeps the shape' is now output_shape")
