@@ -28,7 +28,7 @@ from attnlab.nn.arguments import (
     join_or,
 )
 from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, restore, snapshot
-from attnlab.nn.card import Card, UnsupportedError
+from attnlab.nn.card import CAPABILITIES, Card, UnsupportedError
 from attnlab.nn.projections import rename_keys, reset_children
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
@@ -178,7 +178,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         except BaseException as error:
             restore(cache, before)
             if isinstance(error, RuntimeError | TypeError):
-                explain_input(self, x, error)
+                explain_input(self, x, context, error)
             raise
         return out if context is None or context.shape[1] else zeros_in_graph(out)
 
@@ -208,7 +208,13 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         return RecurrentState()
 
     def supports(self, capability: str) -> bool:
-        """Whether the mechanism has this capability (see `attnlab.nn.card.CAPABILITIES`)."""
+        """Whether the mechanism has this capability.
+
+        Raises:
+            ValueError: for a name that is not in `attnlab.nn.card.CAPABILITIES`.
+        """
+        if capability not in CAPABILITIES:
+            raise ValueError(f"{capability!r} is not a capability; there are {', '.join(CAPABILITIES)}")
         return capability in self.card.supports
 
     def reset_parameters(self) -> None:
@@ -239,8 +245,8 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             UnsupportedError: always, with what to use instead.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} cannot be used as the self_attn of a PyTorch layer as it is; wrap it: "
-            "attnlab.integrations.pytorch.TorchAttention(layer)"
+            f"{type(self).__name__} has another interface than nn.MultiheadAttention; wrap it in "
+            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=True)"
         )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.

@@ -160,7 +160,7 @@ def test_a_packed_batch_is_each_of_its_items() -> None:
 @pytest.mark.parametrize("make", [multihead, grouped])
 def test_a_pruned_layer_keeps_its_promises(make: Any, positions: str) -> None:
     # the reference of grouped queries, in plain lines, knows no positions
-    plain = ("fast path = reference, outputs", "fast path = reference, gradients")
+    plain = ("matches_reference_outputs", "matches_reference_gradients")
     skip = plain if make is grouped and positions != "none" else ()
     torch.manual_seed(0)  # the roundoff depends on the weights
     check_attention(prune_heads(make(positions=positions), [1, 4]), fast=True, skip=skip)
