@@ -1,4 +1,4 @@
-"""The example network that the lesson shows: short words, a new one in every chunk."""
+"""The example network that the lesson shows: short words, and a new word in every chunk."""
 
 from attnlab.docs.example import Words
 

@@ -1,5 +1,5 @@
-"""The example network that the lesson shows: short words, because the attention pattern is narrow."""
+"""The example network that the lesson shows: words that are shorter than the window."""
 
 from attnlab.docs.example import Words
 
-EXAMPLE = {"window_size": 4, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}
+EXAMPLE = {"window_size": 6, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=5)}
