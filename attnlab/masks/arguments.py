@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.utils.tracing import holds_values, may_check
+from attnlab.utils.tracing import can_inspect_values, has_values
 
 
 def check_int(name: str, value: object, *, at_least: int = 1) -> None:
@@ -40,27 +40,13 @@ def as_int64(name: str, tensor: Tensor, *shapes: tuple[str, ...]) -> Tensor:
 def as_lengths(name: str, tensor: Tensor) -> Tensor:
     """Return one integer of at least 0 per batch item as int64."""
     lengths = as_int64(name, tensor, ("batch",))
-    if may_check(lengths) and lengths.numel() and (least := int(lengths.min())) < 0:
+    if can_inspect_values(lengths) and lengths.numel() and (least := int(lengths.min())) < 0:
         raise ValueError(f"{name} must hold integers of at least 0, got {least}")
     return lengths
-
-
-def same_device(name: str, tensor: Tensor, positions: Tensor) -> Tensor:
-    """Return ``tensor``; raise ValueError if it is not on the device of ``positions``."""
-    if tensor.device != positions.device:
-        raise ValueError(
-            f"{name} is on {tensor.device}, the tokens are on {positions.device}; move it with mask.to(...)"
-        )
-    return tensor
 
 
 def short(value: int | Tensor) -> str:
     """Return the value as text; the shape only for a tensor that is large or holds no values."""
     if not isinstance(value, Tensor):
         return str(value)
-    return str(value.tolist()) if value.numel() <= 8 and holds_values(value) else f"<{'x'.join(map(str, value.shape))}>"
-
-
-def broadcast_index(index: Tensor, count: int) -> Tensor:
-    """Return ``index`` into ``count`` items or heads; zeros if a single one stands for all."""
-    return torch.zeros_like(index) if count == 1 else index
+    return str(value.tolist()) if value.numel() <= 8 and has_values(value) else f"<{'x'.join(map(str, value.shape))}>"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnlab.masks.arguments import as_int64, broadcast_index, check_int, require_tensor, same_device, short
+from attnlab.masks.arguments import as_int64, check_int, require_tensor, short
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
-from attnlab.utils.tracing import may_read
+from attnlab.utils.tracing import can_inspect_device
 
 PRIME = 2**31 - 1
 
@@ -47,7 +47,7 @@ class BlockSparseMask(Mask):
 
     size: int
     pattern: Tensor
-    is_sparse = True
+    is_sparse = has_fixed_size = True
 
     def __post_init__(self) -> None:
         check_int("block_sparse(size)", self.size)
@@ -76,14 +76,15 @@ class BlockSparseMask(Mask):
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
-        pattern = same_device("block_sparse(size, pattern)", self.pattern, k)
-        rows = pattern.shape[-2]
+        pattern, rows = self.pattern, self.pattern.shape[-2]
         if not pattern.numel():
             return torch.zeros_like(q == k)
         inside, q = (q >= 0) & (q < rows), q.clamp(0, rows - 1)
         if pattern.dim() == 2:
             return pattern[q, k] & inside
-        return pattern[broadcast_index(b, self.batch_size), broadcast_index(h, self.num_heads), q, k] & inside
+        b = b if self.batch_size > 1 else torch.zeros_like(b)
+        h = h if self.num_heads > 1 else torch.zeros_like(h)
+        return pattern[b, h, q, k] & inside
 
     def __repr__(self) -> str:
         return f"block_sparse({self.size}, {short(self.pattern)})"
@@ -138,7 +139,7 @@ class RandomBlocksMask(Mask):
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q // self.size, k // self.size
-        if q.dim() != 2 or q.shape[1] != 1 or not may_read(k.device):
+        if q.dim() != 2 or q.shape[1] != 1 or not can_inspect_device(k.device):
             return self._linked(q, k)
         (rows, row), (columns, column) = (t.flatten().unique_consecutive(return_inverse=True) for t in (q, k))
         return self._linked(rows[:, None], columns)[row[:, None], column]  # evaluated once per block
@@ -161,7 +162,7 @@ class RandomBlocksMask(Mask):
 
     def _drawn_by(self, block: Tensor) -> Iterable[Tensor]:
         """The block that each of these blocks draws, once per draw."""
-        if not may_read(block.device):
+        if not can_inspect_device(block.device):
             return (self._hash(block, draw) for draw in range(self.count))
         count = int(block.max()) + 1 if block.numel() else 0
         if not self._draws or len(self._draws[0]) < count:
@@ -171,10 +172,7 @@ class RandomBlocksMask(Mask):
 
     def _hash(self, block: Tensor, draw: int) -> Tensor:
         """A hash of the seed, the draw and the block's index, so that the length of the sequence does not matter."""
-        seed = self.seed
-        if isinstance(seed, Tensor):
-            seed = same_device("random_blocks(seed)", seed, block)
-        seed = seed % PRIME
+        seed = self.seed % PRIME
         value = (block * 48271 + (draw + 1) * 69621 + seed) % PRIME
         for _ in range(3):
             value = (value * value + seed + 40692) % PRIME  # below 2^62

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks.rule import Rule
-from attnlab.utils.tracing import autocast_dtype, may_read
+from attnlab.utils.tracing import autocast_dtype, can_inspect_device
 
 Index = slice | Tensor
 """Rows or columns: a slice, or their indices (n,)."""
@@ -23,6 +23,9 @@ QUERY_CHUNK = 64
 
 CHUNK = 2**22
 """Elements of a matrix that are evaluated at a time."""
+
+SMALL = 2**16
+"""Elements of a matrix up to which reading it is faster than evaluating the clauses of its mask."""
 
 
 class BoundMask:
@@ -38,6 +41,7 @@ class BoundMask:
         first: the position of the first key, if a cache has dropped earlier ones.
 
     Attributes:
+        conjuncts: the rules that must all allow a key: (a, b, c) for ``a & b & c``.
         is_causal: whether this is the plain square causal mask, for which kernels need no matrix.
         allows_all: whether no key is masked: a causal mask whose first query is at the end, as in decoding.
         can_fold: whether rows a stride apart attend only to each other, so that `folded_tile` applies.
@@ -56,17 +60,20 @@ class BoundMask:
         device: torch.device | str | None = None,
         first: int = 0,
     ) -> None:
-        if device is not None and mask.tensors and not torch.compiler.is_compiling():
-            _check_device(mask.tensors, torch.device(device))
-        mask.check(queries, first + keys)
+        check_device(mask, device)
+        if mask.has_fixed_size:
+            mask.check(queries, first + keys)
         if shape is not None and (mask.batch_size not in (1, shape[0]) or mask.num_heads not in (1, shape[1])):
             raise ValueError(_misfit((mask.batch_size, mask.num_heads, queries, keys), (*shape, queries, keys)))
         self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
+        self.conjuncts = mask.conjuncts
         self.is_causal = mask.is_causal_only and queries == keys and offset == 0
         self.allows_all = mask.is_causal_only and offset >= keys - 1
         self.can_fold = mask.stride > 1 and mask.by_position and queries == keys and offset == 0
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
+        self._masked_rows: Tensor | None = None
+        self._real: list[Tensor] | None = None
 
     @property
     def is_causal_and_contiguous(self) -> bool:
@@ -76,7 +83,7 @@ class BoundMask:
         length = self.first + self.keys
         return all(
             rule.is_contiguous or (self._may_read and (rule.key_ranges(length) or rule.segments(length)))
-            for rule in self.mask.conjuncts
+            for rule in self.conjuncts
         )
 
     @property
@@ -94,13 +101,13 @@ class BoundMask:
         """Return the matrix, Boolean with four axes, broadcastable to (B, H, N_q, N_k)."""
         if self._tensor is None:
             if self.mask.by_position:
-                matrix = self._evaluate(slice(0, self.queries), slice(0, self.keys))
+                matrix = self.mask.allowed(*self._axes(slice(0, self.queries), slice(0, self.keys)))
             else:  # a materialized mask has a column for every key, also for those that the cache has dropped
                 start = self.first + self.offset
                 rows, keys = slice(start, start + self.queries), slice(0, self.first + self.keys)
                 matrix = evaluate(self.mask, rows, keys, self._device)
                 matrix = matrix[..., _broadcast(matrix.shape[-1], slice(self.first, self.first + self.keys))]
-            self._tensor = self._four_axes(matrix, self.queries, self.keys)
+            self._tensor = matrix[(None,) * (4 - matrix.dim())]
         return self._tensor
 
     def tile(self, queries: slice, keys: Index) -> Tensor:
@@ -108,18 +115,20 @@ class BoundMask:
         if self._tensor is not None or not self.mask.by_position:
             matrix = self.tensor()
             return matrix[..., _broadcast(matrix.shape[-2], queries), _broadcast(matrix.shape[-1], keys)]
-        return self._four_axes(self._evaluate(queries, keys), count(queries), count(keys))
+        part = self.mask.allowed(*self._axes(queries, keys))
+        return part[(None,) * (4 - part.dim())]
 
     def rows(self, index: Tensor) -> Tensor:
         """Return selected rows of `tensor`, (B | 1, H | 1, rows, N_k), without evaluating the rest if possible."""
         if self._tensor is not None or not self.mask.by_position:
             matrix = self.tensor()
             return matrix if matrix.shape[-2] == 1 else matrix[..., index, :]
-        return self._four_axes(self._evaluate(index, slice(0, self.keys)), len(index), self.keys)
+        part = self.mask.allowed(*self._axes(index, slice(0, self.keys)))
+        return part[(None,) * (4 - part.dim())]
 
     def without(self, rule: Rule) -> BoundMask | None:
         """Return the mask without one of its conjuncts; None if there is no other."""
-        rest = [other for other in self.mask.conjuncts if other is not rule]
+        rest = [other for other in self.conjuncts if other is not rule]
         return self._rebound(rest, self._shape) if rest else None
 
     def head_groups(self) -> list[tuple[slice, BoundMask]] | None:
@@ -127,21 +136,24 @@ class BoundMask:
 
         Also None if two conjuncts differ per head.
         """
-        for rule in self.mask.conjuncts:
-            others = [other for other in self.mask.conjuncts if other is not rule]
-            if rule.head_groups and all(other.num_heads == 1 for other in others):
-                groups = []
-                for heads, part in rule.head_groups:
-                    shape = None if self._shape is None else (self._shape[0], count(heads))
-                    groups.append((heads, self._rebound([part, *others], shape)))
-                return groups
+        for rule in self.conjuncts:
+            if rule.head_groups:
+                others = [other for other in self.conjuncts if other is not rule]
+                if all(other.num_heads == 1 for other in others):
+                    groups = []
+                    for heads, part in rule.head_groups:
+                        shape = None if self._shape is None else (self._shape[0], count(heads))
+                        groups.append((heads, self._rebound([part, *others], shape)))
+                    return groups
         return None
 
     def zero_fully_masked_rows(self, out: Tensor) -> Tensor:
         """Return ``out`` (B, N_q, D) with zeros in the fully masked rows."""
         if self.mask.includes_diagonal and 0 <= self.offset <= self.keys - self.queries:
             return out
-        return out.masked_fill(self.fully_masked().unsqueeze(-1), 0.0)
+        if self._masked_rows is None:
+            self._masked_rows = self.fully_masked().unsqueeze(-1)
+        return out.masked_fill(self._masked_rows, 0.0)
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """Return ``x`` (B, n, D), the last n of the keys, with zeros for padded values that could overflow.
@@ -149,16 +161,19 @@ class BoundMask:
         A masked key has an attention weight of zero, but zero times NaN or infinity is NaN. Other values stay: the
         output at a padded position is computed from them.
         """
-        last = self.first + self.keys
-        position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
-        limit = None
-        for rule in self.mask.conjuncts:
-            if rule.is_padding:
-                if limit is None:  # the product of an input, a parameter and a query stays finite
-                    limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
-                item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
-                real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
-                x = x.masked_fill(~(real.unsqueeze(-1) | (x.abs() < limit)), 0.0)
+        if self._real is None:
+            self._real = []
+            last = self.first + self.keys
+            position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
+            for rule in self.mask.conjuncts:
+                if rule.is_padding:
+                    item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
+                    real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
+                    self._real.append(real.unsqueeze(-1))
+        for real in self._real:
+            # The product of an input, a parameter and a query stays finite.
+            limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
+            x = x.masked_fill(~(real | (x.abs() < limit)), 0.0)
         return x
 
     def key_range(self, queries: slice) -> slice:
@@ -205,7 +220,7 @@ class BoundMask:
         k = positions(keys, 0, self._device) + residue
         b, h, *within = _with_axes(self.mask, *[self.first + p.clamp(max=last) for p in (q, k)])
         allowed = torch.ones(count(rows), count(keys), dtype=torch.bool, device=self._device)[None, None, None]
-        for rule in self.mask.conjuncts:
+        for rule in self.conjuncts:
             if not rule.is_stride_only:  # which all of these satisfy
                 allowed = allowed & rule.allowed(b.unsqueeze(1), h, *within)
         return allowed if self.keys % stride == 0 else allowed & (k <= last)
@@ -215,6 +230,9 @@ class BoundMask:
 
         Found from `Rule.clauses` without a matrix where the mask has that form, else from one part at a time.
         """
+        compiling = torch.compiler.is_compiling()
+        if self._tensor is not None and not compiling and self._tensor.numel() <= SMALL:
+            return ~self._tensor.any(-1).any(1).expand(-1, self.queries)
         b, h, q, k = self._axes(slice(0, self.queries), slice(0, self.keys))
         clauses = self.mask.clauses(b, h, q, k)
         if clauses is not None:
@@ -222,7 +240,7 @@ class BoundMask:
             for clause in clauses:
                 any_key = any_key | clause.any_key(q, self.keys, self.first)
             return ~any_key.squeeze(-1).any(1)
-        if self._tensor is not None or not self.mask.by_position or torch.compiler.is_compiling():
+        if self._tensor is not None or not self.mask.by_position or compiling:
             return ~self.tensor().any(-1).any(1).expand(-1, self.queries)
         size = min(256, max(1, CHUNK // max(1, self.mask.batch_size * self.mask.num_heads * self.keys)))
         tiles = self.tiles(size) or [(slice(0, 0), slice(0, 0))]
@@ -234,7 +252,7 @@ class BoundMask:
 
     @property
     def _may_read(self) -> bool:
-        return may_read(torch.device(self._device or "cpu"))
+        return can_inspect_device(torch.device(self._device or "cpu"))
 
     @property
     def _can_enumerate_keys(self) -> bool:
@@ -258,20 +276,10 @@ class BoundMask:
         rule = functools.reduce(operator.and_, rules)
         return BoundMask(rule, self.queries, self.keys, self.offset, shape, self._device, self.first)
 
-    def _evaluate(self, queries: Index, keys: Index) -> Tensor:
-        return self.mask.allowed(*self._axes(queries, keys))
-
     def _axes(self, queries: Index, keys: Index) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The arguments of `Rule.allowed` for these rows and columns."""
         q = positions(queries, self.first + self.offset, self._device)
         return _with_axes(self.mask, q.unsqueeze(1), positions(keys, self.first, self._device).unsqueeze(0))
-
-    def _four_axes(self, matrix: Tensor, queries: int, keys: int) -> Tensor:
-        matrix = matrix[(None,) * (4 - matrix.dim())]
-        expected = (*(self._shape or matrix.shape[:2]), queries, keys)
-        if any(size not in (1, wanted) for size, wanted in zip(matrix.shape, expected, strict=True)):
-            raise ValueError(_misfit(tuple(matrix.shape), expected))
-        return matrix
 
 
 def evaluate(mask: Rule, queries: slice, keys: slice, device: torch.device | str | None) -> Tensor:
@@ -279,6 +287,17 @@ def evaluate(mask: Rule, queries: slice, keys: slice, device: torch.device | str
     q, k = positions(queries, 0, device).unsqueeze(1), positions(keys, 0, device).unsqueeze(0)
     matrix = mask.allowed(*_with_axes(mask, q, k))
     return matrix.unsqueeze(0) if matrix.dim() == 3 else matrix  # (H, N_q, N_k)
+
+
+def check_device(mask: Rule, device: torch.device | str | None) -> None:
+    """Raise ValueError for tensors on another device: some backends would copy them in every call, others fail."""
+    if not mask.tensors or torch.compiler.is_compiling():
+        return
+    device = torch.get_default_device() if device is None else torch.device(device)
+    for tensor in mask.tensors:
+        actual = tensor.device if device.index is not None else torch.device(tensor.device.type)
+        if actual != device:
+            raise ValueError(f"the mask is on {tensor.device}, the tokens are on {device}; move it with mask.to(...)")
 
 
 def positions(index: Index, first: int, device: torch.device | str | None) -> Tensor:
@@ -313,14 +332,6 @@ def _with_axes(mask: Rule, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Prepend batch items and heads, (B, 1, 1, 1) and (H, 1, 1), to these positions."""
     b = torch.arange(mask.batch_size, device=q.device).view(-1, 1, 1, 1)
     return b, torch.arange(mask.num_heads, device=q.device).view(-1, 1, 1), q, k
-
-
-def _check_device(tensors: Sequence[Tensor], device: torch.device) -> None:
-    """Refuse tensors on another device: some backends would copy them in every call, others fail."""
-    for tensor in tensors:
-        actual = tensor.device if device.index is not None else torch.device(tensor.device.type)
-        if actual != device:
-            raise ValueError(f"the mask is on {tensor.device}, the tokens are on {device}; move it with mask.to(...)")
 
 
 def _misfit(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:

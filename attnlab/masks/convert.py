@@ -8,7 +8,7 @@ from torch import Tensor
 from attnlab.masks.arguments import as_int64, require_tensor
 from attnlab.masks.mask import Mask, TensorMask
 from attnlab.masks.sequence import KeyMask, SegmentMask
-from attnlab.utils.tracing import holds_values, may_check
+from attnlab.utils.tracing import can_inspect_values, has_values
 
 
 def from_key_padding_mask(mask: Tensor) -> Mask:
@@ -42,7 +42,7 @@ def from_attn_mask(mask: Tensor, num_heads: int | None = None) -> Mask:
     """
     require_tensor("from_attn_mask(mask)", mask)
     if mask.is_floating_point():
-        if may_check(mask) and not bool(((mask == 0) | (mask == -torch.inf)).all()):
+        if can_inspect_values(mask) and not bool(((mask == 0) | (mask == -torch.inf)).all()):
             raise TypeError("this attn_mask holds values other than 0 and -inf; pass it as attn_bias=")
         mask = mask == -torch.inf
     if mask.dtype != torch.bool or mask.dim() not in (2, 3):
@@ -92,7 +92,7 @@ def to_attn_mask(
 def from_attention_mask(mask: Tensor) -> Mask:
     """Convert the attention_mask of Hugging Face: (B, N_k), 1 is a real token and 0 is padding."""
     require_tensor("from_attention_mask(mask)", mask)
-    if mask.dim() != 2 or (may_check(mask) and not bool(((mask == 0) | (mask == 1)).all())):
+    if mask.dim() != 2 or (can_inspect_values(mask) and not bool(((mask == 0) | (mask == 1)).all())):
         raise TypeError(
             f"attention_mask has the shape (batch, keys) and holds 1 (real) or 0 (padding), "
             f"not {mask.dtype} of shape {tuple(mask.shape)}"
@@ -117,13 +117,13 @@ def from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None) -> Mask:
         ValueError: for another shape; for boundaries that decrease or exceed ``total``, where values can be checked.
     """
     starts = as_int64("from_cu_seqlens(cu_seqlens)", cu_seqlens, ("sequences + 1",))
-    if starts.numel() < 2 or (may_check(starts) and (int(starts[0]) != 0 or bool((starts.diff() < 0).any()))):
+    if starts.numel() < 2 or (can_inspect_values(starts) and (int(starts[0]) != 0 or bool((starts.diff() < 0).any()))):
         raise ValueError("cu_seqlens must start at 0 and must not decrease: [0, n1, n1 + n2, ...]")
     if total is None:
-        if not holds_values(starts):
+        if not has_values(starts):
             raise ValueError("the length cannot be read from cu_seqlens in a trace; give total=")
         total = int(starts[-1])
-    elif may_check(starts) and int(starts[-1]) > total:
+    elif can_inspect_values(starts) and int(starts[-1]) > total:
         raise ValueError(f"cu_seqlens ends at {int(starts[-1])}, more than total={total}")
     positions = torch.arange(total, device=starts.device)
     return SegmentMask(torch.searchsorted(starts[1:].contiguous(), positions, right=True))

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from attnlab.masks.arguments import require_tensor, same_device, short
-from attnlab.masks.bound import BoundMask, evaluate
+from attnlab.masks.arguments import require_tensor, short
+from attnlab.masks.bound import BoundMask, check_device, evaluate
 from attnlab.masks.clauses import Clauses, complement, conjunction, disjunction
 from attnlab.masks.rule import Rule
 
@@ -68,6 +68,7 @@ class Mask(Rule):
         """
         keys = queries if keys is None else keys
         offset = keys - queries if offset is None else offset
+        check_device(self, device)
         self.check(queries, keys)
         self.check_lengths(keys)
         matrix = evaluate(self, slice(offset, offset + queries), slice(0, keys), device)
@@ -114,36 +115,35 @@ class _Pair(Mask):
     left: Mask
     right: Mask
 
-    def __post_init__(self) -> None:
+    def _join(self, **properties: Any) -> None:
         left, right = self.left, self.right
         self._set(
             batch_size=left.batch_size if right.batch_size == 1 else right.batch_size,
             num_heads=left.num_heads if right.num_heads == 1 else right.num_heads,
             tensors=left.tensors + right.tensors,
+            has_fixed_size=left.has_fixed_size or right.has_fixed_size,
+            max_sequence=max(left.max_sequence, right.max_sequence),
             by_position=left.by_position and right.by_position,
+            **properties,
         )
 
     def check(self, queries: int, keys: int) -> None:
         self.left.check(queries, keys)
         self.right.check(queries, keys)
 
-    def check_lengths(self, length: int) -> None:
-        self.left.check_lengths(length)
-        self.right.check_lengths(length)
 
-
+@dataclass(frozen=True, eq=False, repr=False)
 class AndMask(_Pair):
     """The keys that both masks allow."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         left, right = self.left, self.right
         (a, c), (b, d) = left.band, right.band
         back, ahead = (
             b if a is None else a if b is None else min(a, b),
             d if c is None else c if d is None else min(c, d),
         )
-        self._set(
+        self._join(
             band=(back, ahead),
             stride=math.lcm(left.stride, right.stride),
             is_sparse=left.is_sparse or right.is_sparse or (back is not None and ahead is not None),
@@ -168,14 +168,14 @@ class AndMask(_Pair):
         return " & ".join(f"({m})" if isinstance(m, OrMask) else f"{m}" for m in (self.left, self.right))
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class OrMask(_Pair):
     """The keys that either mask allows."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         left, right = self.left, self.right
         (a, c), (b, d) = left.band, right.band
-        self._set(
+        self._join(
             band=(None if a is None or b is None else max(a, b), None if c is None or d is None else max(c, d)),
             is_sparse=left.is_sparse and right.is_sparse,
             includes_diagonal=left.includes_diagonal or right.includes_diagonal,
@@ -203,14 +203,16 @@ class NotMask(Mask):
     def __post_init__(self) -> None:
         mask = self.mask
         self._set(
-            batch_size=mask.batch_size, num_heads=mask.num_heads, tensors=mask.tensors, by_position=mask.by_position
+            batch_size=mask.batch_size,
+            num_heads=mask.num_heads,
+            tensors=mask.tensors,
+            has_fixed_size=mask.has_fixed_size,
+            max_sequence=mask.max_sequence,
+            by_position=mask.by_position,
         )
 
     def check(self, queries: int, keys: int) -> None:
         self.mask.check(queries, keys)
-
-    def check_lengths(self, length: int) -> None:
-        self.mask.check_lengths(length)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.allowed(b, h, q, k)
@@ -234,6 +236,7 @@ class TensorMask(Mask):
     matrix: Tensor
 
     by_position = False
+    has_fixed_size = True
 
     def __post_init__(self) -> None:
         matrix = self.matrix
@@ -268,8 +271,7 @@ class TensorMask(Mask):
             )
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        matrix = same_device("the mask", self.matrix, k)
-        return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
+        return self.matrix.unsqueeze(1) if self.matrix.dim() == 3 else self.matrix
 
     def __repr__(self) -> str:
         return f"from_tensor({short(self.matrix)})"

@@ -23,8 +23,10 @@ class PerHeadMask(Mask):
         rules, ends = self.rules, accumulate(self.counts)
         self._set(
             num_heads=sum(self.counts),
-            batch_size=max([rule.batch_size for rule in rules]),
-            tensors=tuple([tensor for rule in rules for tensor in rule.tensors]),
+            batch_size=max(rule.batch_size for rule in rules),
+            tensors=tuple(tensor for rule in rules for tensor in rule.tensors),
+            has_fixed_size=any(rule.has_fixed_size for rule in rules),
+            max_sequence=max(rule.max_sequence for rule in rules),
             by_position=all(rule.by_position for rule in rules),
             is_relative=all(rule.is_relative for rule in rules),
             includes_diagonal=all(rule.includes_diagonal for rule in rules),  # needed by conjunctions of these
@@ -34,10 +36,6 @@ class PerHeadMask(Mask):
     def check(self, queries: int, keys: int) -> None:
         for rule in self.rules:
             rule.check(queries, keys)
-
-    def check_lengths(self, length: int) -> None:
-        for rule in self.rules:
-            rule.check_lengths(length)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         first, *others = [

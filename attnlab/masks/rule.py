@@ -29,6 +29,10 @@ class Rule:
     """Number of heads that the rule distinguishes; 1 if it is the same for all."""
     tensors: tuple[Tensor, ...] = ()
     """The tensors that the rule holds, which must be on the device of the layer."""
+    has_fixed_size: bool = False
+    """Whether the rule fits certain numbers of queries and keys only, so that `check` must be called."""
+    max_sequence: int = 0
+    """The longest sequence that the rule names; 0 if it names none, or where the values cannot be read."""
     by_position: bool = True
     """Whether `allowed` accepts any positions. A materialized mask returns all of its rows instead."""
 
@@ -81,7 +85,11 @@ class Rule:
         """Raise ValueError if the rule does not fit ``queries`` and ``keys``."""
 
     def check_lengths(self, length: int) -> None:
-        """Raise ValueError if a sequence is longer than ``length``, where values can be read without waiting."""
+        """Raise ValueError if the rule names a sequence longer than ``length``."""
+        if self.max_sequence > length:
+            raise ValueError(
+                f"padding(lengths) counts {self.max_sequence} tokens in one sequence, but there are only {length} keys"
+            )
 
     def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         """Which of the keys ``k`` (N_k,) any of these queries may attend to, Boolean (N_k,).

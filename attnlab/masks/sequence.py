@@ -12,14 +12,12 @@ from torch import Tensor
 from attnlab.masks.arguments import (
     as_int64,
     as_lengths,
-    broadcast_index,
     check_int,
-    same_device,
     short,
 )
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
-from attnlab.utils.tracing import may_check
+from attnlab.utils.tracing import can_inspect_values
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,15 +38,15 @@ class PrefixMask(Mask):
         return k < self.length if isinstance(self.length, int) else torch.ones_like(k, dtype=torch.bool)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return k < self._lengths(b, k)
+        return k < self._lengths(b)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        return [Clause(stop=q.new_zeros(()) + self._lengths(b, k))]
+        return [Clause(stop=q.new_zeros(()) + self._lengths(b))]
 
-    def _lengths(self, b: Tensor, k: Tensor) -> int | Tensor:
+    def _lengths(self, b: Tensor) -> int | Tensor:
         if isinstance(self.length, int):
             return self.length
-        return same_device("prefix(length)", self.length, k)[broadcast_index(b, self.batch_size)]
+        return self.length[b if self.batch_size > 1 else torch.zeros_like(b)]
 
     def __repr__(self) -> str:
         return f"prefix({short(self.length)})"
@@ -68,28 +66,28 @@ class PaddingMask(Mask):
         lengths = as_lengths("padding(lengths)", self.lengths)
         if self.side not in ("right", "left"):
             raise ValueError(f"padding(side=) is 'right' or 'left', not {self.side!r}")
-        if self.max_length is None:
-            if self.side == "left":
-                raise ValueError("left padding needs max_length=, the padded length, to know where the tokens start")
-        elif may_check(lengths) and lengths.numel() and (longest := int(lengths.max())) > self.max_length:
+        if self.max_length is None and self.side == "left":
+            raise ValueError("left padding needs max_length=, the padded length, to know where the tokens start")
+        longest = int(lengths.max()) if can_inspect_values(lengths) and lengths.numel() else 0
+        if self.max_length is not None and longest > self.max_length:
             raise ValueError(f"padding(lengths) counts {longest} tokens, more than max_length={self.max_length}")
-        self._set(lengths=lengths, batch_size=lengths.shape[0], tensors=(lengths,))
+        self._set(lengths=lengths, batch_size=lengths.shape[0], tensors=(lengths,), max_sequence=longest)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        start, stop = self._bounds(b, k)
+        start, stop = self._bounds(b)
         real = k < stop if start is None else k >= start
         if not self.mask_queries:
             return real
         return real & (q < stop if start is None else q >= start)
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
-        start, stop = self._bounds(b, k)
+        start, stop = self._bounds(b)
         rows = None if not self.mask_queries else q < stop if start is None else q >= start
         return [Clause(start, stop, rows=rows)]
 
-    def _bounds(self, b: Tensor, k: Tensor) -> tuple[Any, Any]:
+    def _bounds(self, b: Tensor) -> tuple[Any, Any]:
         """The first real position and the end of the real positions; None for the side without padding."""
-        lengths = same_device("padding(lengths)", self.lengths, k)[broadcast_index(b, self.batch_size)]
+        lengths = self.lengths[b if self.batch_size > 1 else torch.zeros_like(b)]
         return (None, lengths) if self.side == "right" else (self.max_length - lengths, None)  # type: ignore[operator]
 
     def key_ranges(self, keys: int) -> list[slice] | None:
@@ -104,13 +102,6 @@ class PaddingMask(Mask):
         assert self.max_length is not None
         return [slice(min(max(self.max_length - n, 0), length), length) for n in self.lengths.tolist()]
 
-    def check_lengths(self, length: int) -> None:
-        lengths = self.lengths
-        if may_check(lengths) and lengths.numel() and (longest := int(lengths.max())) > length:
-            raise ValueError(
-                f"padding(lengths) counts {longest} tokens in one sequence, but there are only {length} keys"
-            )
-
     def __repr__(self) -> str:
         side = "" if self.side == "right" else ", side='left'"
         return f"padding({short(self.lengths)}{side}{', mask_queries=True' if self.mask_queries else ''})"
@@ -121,7 +112,7 @@ class KeyMask(Mask):
     """All queries attend to the keys where ``keep``, Boolean (B, N_k), is True."""
 
     keep: Tensor
-    is_padding = True
+    is_padding = has_fixed_size = True
 
     def __post_init__(self) -> None:
         self._set(batch_size=self.keep.shape[0], tensors=(self.keep,))
@@ -133,7 +124,7 @@ class KeyMask(Mask):
             )
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return same_device("the key mask", self.keep, k)[broadcast_index(b, self.batch_size), k]
+        return self.keep[b if self.batch_size > 1 else torch.zeros_like(b), k]
 
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(keys=self.allowed(b, h, q, k))]
@@ -156,7 +147,7 @@ class SegmentMask(Mask):
     """Each query attends to keys of its own document; ``ids``, (N,) or (B, N), holds the document of each position."""
 
     ids: Tensor
-    includes_diagonal = is_segments = True
+    includes_diagonal = is_segments = has_fixed_size = True
 
     def __post_init__(self) -> None:
         ids = as_int64("documents(ids)", self.ids, ("length",), ("batch", "length"))
@@ -167,15 +158,14 @@ class SegmentMask(Mask):
             raise ValueError(f"documents(ids) has {self.ids.shape[-1]} positions, but there are {keys} keys")
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        ids = same_device("documents(ids)", self.ids, k)
-        length = ids.shape[-1]
+        ids, length = self.ids, self.ids.shape[-1]
         if not length:
             return torch.zeros_like(q == k)
         inside = (q >= 0) & (q < length)  # other positions belong to no document
         q = q.clamp(0, length - 1)
         if ids.dim() == 1:
             return (ids[q] == ids[k]) & inside
-        b = broadcast_index(b, self.batch_size)
+        b = b if self.batch_size > 1 else torch.zeros_like(b)
         return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:

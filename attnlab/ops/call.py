@@ -16,7 +16,8 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.ops.bias import Bias
-from attnlab.ops.dispatch import Dispatch, can_inspect_values
+from attnlab.ops.dispatch import Dispatch
+from attnlab.utils.tracing import can_inspect_values
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnlab.utils.tracing import may_check
-
 
 @dataclass(frozen=True)
 class Dispatch:
@@ -37,11 +35,6 @@ def record(dispatch: Callable[[], Dispatch | None]) -> None:
     records = _records.get()
     if records is not None and (made := dispatch()) is not None:
         records.append(made)
-
-
-def can_inspect_values(x: Tensor) -> bool:
-    """Whether a computation may depend on the values of tensors. A tensor subclass may hold no values."""
-    return may_check(x)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask
+from attnlab.masks import BoundMask
+from attnlab.masks.rule import Rule
 from attnlab.ops.backends.sdpa import Kernel, unpad
 from attnlab.ops.backends.tiles import MAX_MATRIX_VALUES, MIN_TILE_KEYS, compute_part, joined
 from attnlab.ops.bias import Bias
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
     """How to split a call."""
 
     kind: Literal["segments", "items", "items of tokens"]
-    rule: Mask
+    rule: Rule
     """The conjunct of the mask that the split replaces."""
     ranges: list[slice]
 

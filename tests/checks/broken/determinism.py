@@ -21,7 +21,7 @@ class DropsInEval(MultiAttention):
 
     def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
         Q, K, V = self._project_qkv(x, context)
-        return self.output(self._concat(softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout)))
+        return self._merge_heads(softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout), x)
 
 
 @breaks("dropout is right on average")

@@ -53,9 +53,8 @@ class LeavesAutocast(MultiAttention):
 
     def _forward(self, x: Tensor, mask: BoundMask | None, attn_bias: Any = None, context: Any = None) -> Tensor:
         Q, K, V = self._project_qkv(x, context)
-        heads = self._concat(
-            softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout if self.training else 0.0)
-        )
+        heads = softmax_attention(Q, K, V, mask, attn_bias, dropout=self.dropout if self.training else 0.0)
+        heads = heads.transpose(1, 2).flatten(2)
         with torch.autocast(x.device.type, enabled=False):
             return self.output(heads)
 
