@@ -178,7 +178,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         except BaseException as error:
             restore(cache, before)
             if isinstance(error, RuntimeError | TypeError):
-                explain_input(self, x, error)
+                explain_input(self, x, context, error)
             raise
         return out if context is None or context.shape[1] else zeros_in_graph(out)
 
@@ -245,8 +245,8 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             UnsupportedError: always, with what to use instead.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} cannot be used as the self_attn of a PyTorch layer as it is; wrap it: "
-            "attnlab.integrations.pytorch.TorchAttention(layer)"
+            f"{type(self).__name__} has another interface than nn.MultiheadAttention; wrap it in "
+            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=True)"
         )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.

@@ -78,7 +78,7 @@ def tokens(length: int = N) -> Tensor:
 def test_conformance(kind: str) -> None:
     # In some of the checks a token attends only to itself, so none reaches another and all heads agree.
     isolated = kind in ("sliding window of 1", "dilated window")
-    skip = ["tokens reach each other", "weights are per head"] if isolated else []
+    skip = ["tokens_interact", "weights_are_per_head"] if isolated else []
     check_attention(SMALL[kind], fast=True, skip=skip)
 
 

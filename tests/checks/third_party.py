@@ -1,4 +1,4 @@
-"""Attention as others write it."""
+"""Attention layers as other libraries write them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Sound(nn.Module):
-    """One file's worth of attention that is right."""
+class Correct(nn.Module):
+    """Attention in one file that passes every check."""
 
     def __init__(self, dim: int, heads: int = 4, causal: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -18,23 +18,23 @@ class Sound(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         v = self.qkv(x).chunk(3, -1)[2].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        out = self.out((self.drop(self.weights(x, mask)) @ v).transpose(1, 2).flatten(2))
-        return out * self.permitted(x, mask).any(-1, keepdim=True)
+        out = self.out((self.drop(self.attention_weights(x, mask)) @ v).transpose(1, 2).flatten(2))
+        return out * self.allowed(x, mask).any(-1, keepdim=True)
 
     def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, _ = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        forbidden = ~self.permitted(x, mask).unsqueeze(1)
+        masked = ~self.allowed(x, mask).unsqueeze(1)
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        return scores.masked_fill(forbidden, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(forbidden, 0.0)
+        return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(masked, 0.0)
 
-    def permitted(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-        seen = seen.tril() if self.causal else seen
-        return (seen if mask is None else seen & mask).expand(len(x), -1, -1)
+    def allowed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+        allowed = allowed.tril() if self.causal else allowed
+        return (allowed if mask is None else allowed & mask).expand(len(x), -1, -1)
 
 
-class Careless(nn.Module):
-    """As one finds it in tutorials: a mask drops causal, and an empty row is NaN."""
+class Tutorial(nn.Module):
+    """Attention as in many tutorials: a mask replaces causal, and a fully masked row is NaN."""
 
     def __init__(self, embed_dim: int, causal: bool = False) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Careless(nn.Module):
 
 
 class AlwaysCausal(nn.Module):
-    """Has no option and no mask, and a width that only its config knows."""
+    """Has no option and no mask; its width is a value of its config."""
 
     def __init__(self, config: dict[str, int]) -> None:
         super().__init__()
@@ -61,27 +61,27 @@ class AlwaysCausal(nn.Module):
         return self.values(x).cumsum(1)
 
 
-class FaceHugger(nn.Module):
+class HuggingFaceStyle(nn.Module):
     """Takes hidden_states and an attention_mask of ones and zeros, and returns a tuple."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.inner = Sound(hidden_size)
+        self.inner = Correct(hidden_size)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
         mask = None if attention_mask is None else (attention_mask == 1)[:, None, :]
         return (self.inner(hidden_states, mask),)
 
 
-def ask_face_hugger(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A padding mask is the same for every query: a key that any of them sees is real."""
+def call_hugging_face_style(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A padding mask is the same for every query: a key that any query may attend to is real."""
     return layer(x, attention_mask=None if mask is None else mask.any(1).long())[0]
 
 
-class Broken(nn.Module):
+class NeedsConfig(nn.Module):
     def __init__(self, config: object) -> None:
         super().__init__()
 
 
-layer = Sound(16)
+layer = Correct(16)
 number = 3
