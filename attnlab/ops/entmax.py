@@ -57,11 +57,11 @@ class _Entmax(torch.autograd.Function):
             z = z.double()
         # Finite, so that a fully masked row does not become -inf minus -inf.
         largest = z.amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
-        z = z.sub_(largest).mul_(alpha - 1)
+        z.sub_(largest).mul_(alpha - 1)
         shift = _bisect(z, alpha) if alpha > 2 else _solve(z, alpha, 4 * torch.finfo(z.dtype).eps)
         weights = _power(z, shift, alpha)
         total = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-        return weights.div_(total).to(scores.dtype)
+        return weights.mul_(total.reciprocal()).to(scores.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, float], output: Tensor) -> None:

@@ -23,7 +23,7 @@ from attnlab.ops.backends.tiles import collected
 from attnlab.ops.bias import Bias, cut, of_rows
 from attnlab.ops.dispatch import Dispatch, can_inspect_values, record
 
-MAX_TILE_VALUES = 2**19
+MAX_TILE_VALUES = 2**20
 """Numbers that are materialized at a time."""
 
 MIN_TILE_VALUES = 2**16
