@@ -15,16 +15,16 @@ from tyro.conf import arg
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli._invocation import trainer
-from attnlab.cli._parse import parse
+from attnlab.cli._parse import parse, rename_flags
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     ALIASES,
     Data,
     Hardware,
     Model,
+    OptionalStr,
     Settings,
     Training,
-    Word,
     check,
     current_names,
     defaults,
@@ -41,21 +41,25 @@ For example:
 """
 
 
+RENAMED = {"clip": "grad_clip"}
+"""Old names of flags, which are accepted for one version."""
+
+
 @dataclass
 class Output:
     """What is saved and printed."""
 
-    run_dir: Word = None
+    run_dir: OptionalStr = None
     """The folder of the run; runs/TASK-MODEL-NNN by default."""
-    save_path: Word = None
+    save_path: OptionalStr = None
     """Also save the trained network to this file: .safetensors, .pth or .pt."""
     overwrite: bool = False
     """Replace the run in --run_dir and the file in --save_path."""
-    resume: Word = None
+    resume: OptionalStr = None
     """Resume the run in this folder; a larger --epochs or --steps extends it."""
     checkpoint_seconds: float = 10.0
     """Seconds between checkpoints."""
-    config: Word = None
+    config: OptionalStr = None
     """Read settings from a .json or .toml file; flags override it."""
     interactive: bool = False
     """Ask for every setting that is not given as a flag."""
@@ -67,8 +71,9 @@ class Output:
 
 @dataclass
 class TrainArgs:
-    """A parsed command line: the settings, the output options, and the names of the flags that were typed."""
+    """A parsed command line: with current names, the settings, the output options, and the names of the flags."""
 
+    arguments: list[str]
     settings: Settings
     output: Output
     given: set[str]
@@ -84,9 +89,11 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     Raises:
         UserError: for an invalid flag, value or combination.
     """
-    given = given_flags(arguments)
     base = _base_settings(arguments)
     model = base.model.model
+    registry.current_names(model, dict.fromkeys(given_flags(arguments)))  # refuses the old and the new name together
+    arguments = rename_flags(arguments, RENAMED | dict(registry.entry(model).renamed))
+    given = given_flags(arguments)
     _refuse_options_of_other_models(given, model)
     rest, lists = _split_lists(arguments)
     parsed = parse(_interface(base), rest, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
@@ -103,7 +110,7 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     output: Output = parsed.output
     for group in (settings.data, settings.training, output):
         for f in dataclasses.fields(group):
-            if f.type == "Word" and peek(arguments, f.name) == "None":  # tyro reads this word as the value None
+            if f.type == "OptionalStr" and peek(arguments, f.name) == "None":  # tyro reads this word as the value None
                 setattr(group, f.name, "None")
     for name, values in lists.items():
         setattr(settings.data, name, values)
@@ -113,7 +120,7 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
         _refuse_changes(settings, base, output, given)
     elif validate:
         check(settings)
-    return TrainArgs(settings, output, given)
+    return TrainArgs(arguments, settings, output, given)
 
 
 def given_flags(arguments: Sequence[str]) -> set[str]:
@@ -142,7 +149,7 @@ def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[st
     Raises:
         UserError: for a flag without a value.
     """
-    names = {f.name for f in dataclasses.fields(Data) if f.type == "Words"}
+    names = {f.name for f in dataclasses.fields(Data) if f.type == "OptionalStrs"}
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
     values: list[str] | None = None  # of the flag that is being read

@@ -34,7 +34,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: the index, docs/trust.md and the lessons of these mechanisms (None: all).
+    """The pages with generated parts: the index, README.md, docs/trust.md and these lessons (None: all).
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.
@@ -49,6 +49,8 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
         for e in entries
         if lessons is None or e.name in lessons
     ]
+    if (root / "README.md").is_file():
+        result.append(_page(root / "README.md", {"mechanisms": overview(entries)}))
     trust_page = root / "docs" / "trust.md"
     if trust_page.is_file():
         folders = {e.name: e.folder for e in entries}
@@ -83,10 +85,23 @@ def table(entries: Sequence[registry.Entry]) -> str:
     return f"{_table(columns, rows)}\n\n{LEGEND}"
 
 
+def overview(entries: Sequence[registry.Entry]) -> str:
+    """The short table of the mechanisms, for the README of the project."""
+    rows = [
+        (
+            f"[{e.card.title}](models/{e.name}/README.md)",
+            f"`{e.name}`",
+            f"{e.card.authors} {e.card.year}",
+            e.card.summary,
+        )
+        for e in entries
+    ]
+    return _table(("mechanism", "`--model`", "paper", "what it does"), rows)
+
+
 def badge(entry: registry.Entry) -> str:
     """One line for the top of a lesson: checks passed and distance to an independent implementation."""
-    recorded = trust.read(entry.folder)
-    line = trust.badge(recorded, len(recorded.promises) - recorded.kept)
+    line = trust.badge(trust.read(entry.folder))
     return line or f"Not checked yet: run `attnlab check {entry.name} --record`."
 
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.ops.dispatch import can_inspect_values
 from attnlab.ops.rowwise import at_least_float32
+from attnlab.utils.tracing import can_inspect_values
 
 TRACED_STEPS = 16
 """Newton steps in a traced graph. At most 11 were needed for 8,192 keys (normal, uniform and heavy-tailed scores)."""

@@ -21,7 +21,8 @@ from attnlab.masks.bound import QUERY_CHUNK, Index, count, in_order, slices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.tiles import collected
 from attnlab.ops.bias import Bias, cut, of_rows
-from attnlab.ops.dispatch import Dispatch, can_inspect_values, record
+from attnlab.ops.dispatch import Dispatch, record
+from attnlab.utils.tracing import can_inspect_values
 
 MAX_TILE_VALUES = 2**20
 """Numbers that are materialized at a time."""

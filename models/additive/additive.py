@@ -12,10 +12,10 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.bias import Bias
-from attnlab.ops.dispatch import can_inspect_values
 from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
 from attnlab.positions import Positions
+from attnlab.utils.tracing import can_inspect_values
 
 MAX_SEPARATED = 20.0
 """The largest query or key for `separated_scores`: exp(2 · (20 + 20)) is finite in float32."""

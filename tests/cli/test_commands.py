@@ -165,7 +165,7 @@ def test_data_that_moved_are_named_again() -> None:
     Path("mine.csv").rename("moved.csv")
     said = call("train", "--resume", "run", "--steps", "5")
     assert said.code == 2
-    assert "mine.csv, which is not there any more; put it back, or name its new place" in said.err
+    assert "mine.csv, which no longer exists; restore it, or name its new place" in said.err
     said = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
     assert said.code == 2
     assert "other.csv was altered since run was started" in said.err

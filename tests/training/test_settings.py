@@ -48,7 +48,7 @@ def refused(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_both_ends_of_a_range_are_in_it_and_no_more(name: str) -> None:
+def test_range_limits(name: str) -> None:
     low, high = RANGES[name]
     check(changed(name, low))
     check(changed(name, high))
@@ -61,13 +61,13 @@ def test_both_ends_of_a_range_are_in_it_and_no_more(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(RANGES) - WHOLE))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_what_is_no_sensible_number_is_refused(name: str, value: float) -> None:
+def test_nonfinite_and_huge_values_are_refused(name: str, value: float) -> None:
     assert refused(changed(name, value)).startswith(f"{name} must be from ")
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize("value", [-1, 10**30, -(10**400), 10**400])
-def test_absurd_whole_numbers_are_refused_in_a_short_line(name: str, value: int) -> None:
+def test_huge_integers_are_refused_in_a_short_line(name: str, value: int) -> None:
     said = refused(changed(name, value))
     assert said.startswith(f"{name} must be from ")
     assert len(said) < 150
@@ -94,7 +94,9 @@ def test_epochs_or_steps() -> None:
     assert (updated.training.steps, updated.training.epochs) == (5, None)
     again = updated.updated({"epochs": 3}, "a file")
     assert (again.training.steps, again.training.epochs) == (None, 3)
-    with pytest.raises(UserError, match=r"epochs and steps both say how long; give one of them \(in a file\)"):
+    with pytest.raises(
+        UserError, match=r"epochs and steps both set the training length; give one of them \(in a file\)"
+    ):
         Settings().updated({"steps": 5, "epochs": 3}, "a file")
     assert Settings().updated({"steps": 5, "epochs": None}, "a file").training.steps == 5
 
@@ -102,35 +104,35 @@ def test_epochs_or_steps() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"embed_dim": "64"}, "embed_dim must be a whole number, not '64' (in a file)"),
-        ({"embed_dim": 64.0}, "embed_dim must be a whole number, not 64.0 (in a file)"),
-        ({"embed_dim": True}, "embed_dim must be a whole number, not True (in a file)"),
-        ({"embed_dim": None}, "embed_dim must be a whole number, not None (in a file)"),
-        ({"dropout": "a lot"}, "dropout must be a number, not 'a lot' (in a file)"),
-        ({"dropout": False}, "dropout must be a number, not False (in a file)"),
-        ({"mlp": 1}, "mlp must be true or false, not 1 (in a file)"),
-        ({"seq_length": 1.5}, "seq_length must be a whole number or nothing, not 1.5 (in a file)"),
-        ({"data": 3}, "data must be a text or nothing, not 3 (in a file)"),
-        ({"data": "a\0b"}, "data must be a text or nothing, not 'a\\x00b' (in a file)"),
-        ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, float64, not 'float8'"),
-        ({"num_heads": [2]}, "num_heads must be a whole number, not [2] (in a file)"),
+        ({"embed_dim": "64"}, "embed_dim must be a valid integer, not '64' (in a file)"),
+        ({"embed_dim": 64.0}, "embed_dim must be a valid integer, not 64.0 (in a file)"),
+        ({"embed_dim": True}, "embed_dim must be a valid integer, not True (in a file)"),
+        ({"embed_dim": None}, "embed_dim must be a valid integer, not None (in a file)"),
+        ({"dropout": "a lot"}, "dropout must be a valid number, not 'a lot' (in a file)"),
+        ({"dropout": False}, "dropout must be a valid number, not False (in a file)"),
+        ({"mlp": 1}, "mlp must be a valid boolean, not 1 (in a file)"),
+        ({"seq_length": 1.5}, "seq_length must be a valid integer, not 1.5 (in a file)"),
+        ({"data": 3}, "data must be a valid string, not 3 (in a file)"),
+        ({"data": "a\0b"}, "data must be a valid string, not 'a\\x00b' (in a file)"),
+        ({"precision": "float8"}, "precision must be 'float32', 'bfloat16', 'float16' or 'float64', not 'float8'"),
+        ({"num_heads": [2]}, "num_heads must be a valid integer, not [2] (in a file)"),
         ({"learning_rates": 0.1}, "unknown setting 'learning_rates'; did you mean learning_rate? (in a file)"),
         ({"heads": 4}, "unknown setting 'heads'; "),
         ({"quiet": True}, "unknown setting 'quiet'; "),
     ],
 )
-def test_a_value_of_another_type_or_an_unknown_name_is_refused(said: dict[str, Any], message: str) -> None:
+def test_wrong_types_and_unknown_names_are_refused(said: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         Settings().updated(said, "a file")
     assert message in str(caught.value)
 
 
-def test_a_whole_number_is_a_number() -> None:
+def test_integer_is_accepted_for_float() -> None:
     rate = Settings().updated({"learning_rate": 1}, "a file").training.learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 
-def test_names_that_do_not_exist_suggest_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown model 'multihed'; did you mean multihead"):
         defaults("multihed", "digits")
     with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits"):
@@ -139,7 +141,7 @@ def test_names_that_do_not_exist_suggest_the_nearest() -> None:
 
 @pytest.mark.parametrize("model", registry.names())
 @pytest.mark.parametrize("task", tasks.names())
-def test_settings_come_back_as_they_went(model: str, task: str) -> None:
+def test_settings_round_trip(model: str, task: str) -> None:
     settings = defaults(model, task)
     flat = settings.flat()
     assert set(settings.model.options) == {option.name for option in mechanism_options(model)}
@@ -164,21 +166,21 @@ def test_settings_come_back_as_they_went(model: str, task: str) -> None:
         },
     )
 )
-def test_whatever_is_allowed_survives_a_file(said: dict[str, Any]) -> None:
+def test_valid_settings_survive_a_file(said: dict[str, Any]) -> None:
     settings = Settings().updated(said, "the test")
     check(settings)
     again = Settings().updated(json.loads(json.dumps(settings.flat())), "a file")
     assert again.flat() == settings.flat()
 
 
-def test_updating_leaves_the_first_as_it_was() -> None:
+def test_updated_does_not_change_the_original() -> None:
     first = defaults("multihead", "digits")
     before = first.flat()
     first.updated({"num_heads": 2, "embed_dim": 8, "steps": 3}, "the test")
     assert first.flat() == before
 
 
-def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) -> None:
+def test_config_formats(tmp_path: Path) -> None:
     said = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
     toml, plain, run = tmp_path / "a.toml", tmp_path / "a.json", tmp_path / "config.json"
     toml.write_text("# mine\nembed-dim = 32\nnum_heads = 4\nlearning_rate = 1e-2\nmlp = false\n", encoding="utf-8")
@@ -192,8 +194,8 @@ def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) 
     [
         ("a.toml", "embed_dim = ", "is malformed: "),
         ("a.toml", "embed_dim = 1\nembed_dim = 2", "is malformed: "),
-        ("a.toml", "embed_dim = 1\nembed-dim = 2", "is malformed: embed_dim is said twice"),
-        ("a.json", '{"embed_dim": 1, "embed_dim": 2}', "is malformed: embed_dim is said twice"),
+        ("a.toml", "embed_dim = 1\nembed-dim = 2", "is malformed: embed_dim is set twice"),
+        ("a.json", '{"embed_dim": 1, "embed_dim": 2}', "is malformed: embed_dim is set twice"),
         ("a.json", "", "is malformed: "),
         ("a.json", "[1, 2]", "holds [1, 2]; expected settings by name"),
         ("a.json", '{"settings": 3}', "holds 3; expected settings by name"),
@@ -201,7 +203,7 @@ def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) 
         ("a.json", '{"embed_dim": ' + "9" * 5000 + "}", "is malformed: "),
     ],
 )
-def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_malformed_config_is_refused_in_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -212,7 +214,7 @@ def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, m
         read_config(tmp_path / "missing.toml")
 
 
-def test_a_settings_file_that_is_no_text(tmp_path: Path) -> None:
+def test_binary_config_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"is malformed: "):
@@ -241,7 +243,7 @@ def option(annotation: str) -> Option:
         ("attnlab.Positions | str", str, Choices()),
     ],
 )
-def test_of_a_type_words_say_what_they_can(annotation: str, kind: Any, choices: Choices) -> None:
+def test_option_types_and_choices(annotation: str, kind: Any, choices: Choices) -> None:
     assert option_type(option(annotation), "mine") == kind
     assert choices_of(option(annotation), "mine") == choices
 
@@ -249,22 +251,22 @@ def test_of_a_type_words_say_what_they_can(annotation: str, kind: Any, choices: 
 @pytest.mark.parametrize(
     "annotation", ["Tensor", "Tensor | None", "Tensor | Mask", "__import__('os')", "dict[str, int]"]
 )
-def test_what_no_words_can_say_is_no_option(annotation: str) -> None:
+def test_unsupported_option_types(annotation: str) -> None:
     with pytest.raises(UserError, match=r"models/mine has an option of type .*, which cannot be a flag; use int"):
         option_type(option(annotation), "mine")
 
 
-def test_positions_in_a_file_are_words() -> None:
+def test_positions_in_a_config_are_strings() -> None:
     words = "rotary(base=500000)"
     assert Settings().updated({"positions": words}, "a file").model.options["positions"] == words
-    with pytest.raises(UserError, match="positions must be one of none, rotary, alibi, t5 or a text, not 3"):
+    with pytest.raises(UserError, match="positions must be 'none', 'rotary', 'alibi' or 't5' or a valid string, not 3"):
         Settings().updated({"positions": 3}, "a file")
-    with pytest.raises(UserError, match="position_embedding must be one of learned, sinusoidal, none, not 'waves'"):
+    with pytest.raises(UserError, match="position_embedding must be 'learned', 'sinusoidal' or 'none', not 'waves'"):
         Settings().updated({"position_embedding": "waves"}, "a file")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_no_config(tmp_path: Path) -> None:
+def test_pipe_as_config_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"--config .*a\.json is a pipe; write its content to a file first"):
         read_config(tmp_path / "a.json")
@@ -273,7 +275,7 @@ def test_a_pipe_is_no_config(tmp_path: Path) -> None:
         read_config(tmp_path / "b.toml")
 
 
-def test_a_file_that_is_too_large_for_settings_is_not_read(tmp_path: Path) -> None:
+def test_oversized_config_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(2**34)  # a hole: no byte of it is on the disk
     with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):

@@ -24,19 +24,19 @@ def layer_of(**options: Any) -> EntmaxAttention:
 @pytest.mark.parametrize("alpha", [1.25, 2.0])
 def test_conformance_with_alpha(alpha: float) -> None:
     # At 2 the derivative jumps where a weight becomes zero, and rounding decides which weights are zero.
-    skip = ["low precision matches float64"] if alpha == 2.0 else []
+    skip = ["low_precision_accuracy"] if alpha == 2.0 else []
     check_attention(partial(EntmaxAttention, alpha=alpha), fast=True, skip=skip)
 
 
 @pytest.mark.slow
 def test_conformance_with_the_largest_alpha() -> None:
     # Above 2 the slope is unbounded where a weight begins, and hardly any key has a nonzero weight.
-    edges = ["runs under bfloat16 autocast", "gradients match finite differences", "context may be another sequence"]
+    edges = ["bfloat16_autocast", "gradients_match_finite_differences", "cross_attention"]
     # For the same reason rounding to few bits changes much.
     edges += [
-        "low precision matches float64",
-        "low-precision error does not grow with length",
-        "dynamic quantization runs",
+        "low_precision_accuracy",
+        "low_precision_error_growth",
+        "dynamic_quantization",
     ]
     check_attention(partial(EntmaxAttention, alpha=4.0), skip=edges, fast=True)
 

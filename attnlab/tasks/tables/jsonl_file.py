@@ -1,0 +1,132 @@
+"""JSON Lines files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from attnlab.files.data import detect_encoding, open_data
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_INT64 = range(-(2**63), 2**63)
+
+
+def read_jsonl(path: Path) -> TableFile:
+    """Read a file with one JSON object per line; missing keys become null.
+
+    A column of numbers, Booleans or strings has that type. Integers beyond 64 bits and values of mixed types become
+    strings; lists and objects become their JSON text in a list.
+
+    Raises:
+        MalformedError: with the line.
+        UserError: for a file that is binary or needs too much memory.
+    """
+    import polars as pl
+
+    encoding = detect_encoding(path)
+    columns: dict[str, list[Any]] = {}
+    lines: list[int] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer)
+    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
+        try:
+            for number, line in enumerate(text, 1):
+                if not line.strip():
+                    continue
+                for name, value in _parsed(decoder, line, number).items():
+                    column = columns.get(name)
+                    if column is None:
+                        column = columns[name] = []
+                        check_cells(path, len(lines) + 1, len(columns))
+                    column.extend([None] * (len(lines) - len(column)))
+                    column.append(value)
+                lines.append(number)
+        except UnicodeError:
+            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
+    if not lines:
+        raise MalformedError("it holds only empty lines")
+    check_names(list(columns))
+    check_cells(path, len(lines), len(columns))
+    series = []
+    for name, column in columns.items():
+        column.extend([None] * (len(lines) - len(column)))
+        series.append(_series(name, column, lines))
+    summary_lines = (f"read as {encoding.label}",) if encoding.label else ()
+    return TableFile(pl.DataFrame(series), path, summary_lines=summary_lines, lines=np.array(lines, np.int64))
+
+
+def _parsed(decoder: json.JSONDecoder, line: str, number: int) -> dict[str, Any]:
+    try:
+        value = decoder.decode(line)
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"line {number} is not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise MalformedError(f"line {number} is nested too deeply") from None
+    except ValueError as error:
+        raise MalformedError(f"line {number}: {error}") from None
+    if not isinstance(value, dict):
+        raise MalformedError(f"line {number} is not a JSON object")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{shown(name)} occurs twice; rename one")
+        values[name] = value
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 4_000:  # the limit of Python's conversion
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _series(name: str, column: list[Any], lines: list[int]) -> pl.Series:
+    import polars as pl
+
+    kinds = {type(value) for value in column} - {type(None)}
+    if kinds & {list, dict}:
+        nested = [None if value is None else [_text(value)] for value in column]
+        return pl.Series(name, nested, dtype=pl.List(pl.String))
+    if kinds == {bool}:
+        return pl.Series(name, column, dtype=pl.Boolean)
+    if kinds == {int} and all(value is None or value in _INT64 for value in column):
+        return pl.Series(name, column, dtype=pl.Int64)
+    if kinds and kinds <= {int, float} and float in kinds:
+        return pl.Series(name, [None if value is None else _float(value) for value in column], dtype=pl.Float64)
+    if not kinds:
+        return pl.Series(name, column, dtype=pl.Null)
+    texts = [value if value is None or isinstance(value, str) else _text(value) for value in column]
+    try:
+        return pl.Series(name, texts, dtype=pl.String)
+    except UnicodeEncodeError:
+        _refuse_surrogate(name, texts, lines)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _refuse_surrogate(name: str, texts: list[str | None], lines: list[int]) -> NoReturn:
+    for text, line in zip(texts, lines, strict=True):
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
+    raise AssertionError("all strings are valid Unicode")
