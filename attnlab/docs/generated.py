@@ -34,7 +34,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: the index, README.md, docs/trust.md and the lessons of these mechanisms (None: all).
+    """The pages with generated parts: README.md, the index, docs/trust.md and the lessons of these mechanisms.
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.

@@ -196,7 +196,5 @@ def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
 
 def test_a_class_that_is_called_none(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
-    with pytest.raises(
-        UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"
-    ):
+    with pytest.raises(UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"):
         table(path, "y")
