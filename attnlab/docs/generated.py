@@ -34,7 +34,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: README.md, the index, docs/trust.md and the lessons of these mechanisms.
+    """The pages with generated parts: the index, README.md, docs/trust.md and these lessons (None: all).
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.
@@ -101,8 +101,7 @@ def overview(entries: Sequence[registry.Entry]) -> str:
 
 def badge(entry: registry.Entry) -> str:
     """One line for the top of a lesson: checks passed and distance to an independent implementation."""
-    recorded = trust.read(entry.folder)
-    line = trust.badge(recorded, len(recorded.promises) - recorded.kept)
+    line = trust.badge(trust.read(entry.folder))
     return line or f"Not checked yet: run `attnlab check {entry.name} --record`."
 
 

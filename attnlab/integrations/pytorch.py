@@ -18,7 +18,7 @@ from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-f
 from attnlab.nn.attention import Attention
 
 
-class AsMultihead(nn.Module):
+class TorchMHAAdapter(nn.Module):
     """A mechanism that is asked as `nn.MultiheadAttention` is.
 
     Args:
@@ -127,7 +127,7 @@ def from_torch(model: nn.Module, make: Callable[[nn.MultiheadAttention], Attenti
         if type(theirs) is not nn.MultiheadAttention:
             raise ValueError(f"{type(theirs).__name__} extends nn.MultiheadAttention, and may compute something else")
         layer = MultiAttention.from_torch(theirs, batch_first=True) if make is None else make(theirs)
-        ours = AsMultihead(layer, batch_first=theirs.batch_first)
+        ours = TorchMHAAdapter(layer, batch_first=theirs.batch_first)
         return ours.requires_grad_(any(p.requires_grad for p in theirs.parameters()))
 
     return _exchanged(model, nn.MultiheadAttention, swap)
@@ -142,7 +142,7 @@ def to_torch(model: nn.Module) -> nn.Module:
     """
 
     def swap(ours: nn.Module) -> nn.Module:
-        assert isinstance(ours, AsMultihead)
+        assert isinstance(ours, TorchMHAAdapter)
         attention = ours.attention
         if not isinstance(attention, MultiAttention):
             raise ValueError(f"nn.MultiheadAttention cannot say what {type(attention).__name__} computes")
@@ -152,7 +152,7 @@ def to_torch(model: nn.Module) -> nn.Module:
         theirs.batch_first = ours.batch_first
         return theirs.requires_grad_(any(p.requires_grad for p in attention.parameters()))
 
-    return _exchanged(model, AsMultihead, swap)
+    return _exchanged(model, TorchMHAAdapter, swap)
 
 
 def _exchanged(model: nn.Module, kind: type[nn.Module], swap: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -182,7 +182,7 @@ def _exchanged(model: nn.Module, kind: type[nn.Module], swap: Callable[[nn.Modul
 def _takes_nested(encoder: nn.TransformerEncoder) -> bool:
     """Whether PyTorch would turn padded batches into nested tensors for these layers, as its constructor decides it."""
     first = encoder.layers[0]
-    if isinstance(getattr(first, "self_attn", None), AsMultihead):
+    if isinstance(getattr(first, "self_attn", None), TorchMHAAdapter):
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says why not

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -167,10 +166,9 @@ class LatentAttention(Attention):
         W_UK, W_UV = matrix.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
         q_C, q_R = Q.split([self.head_dim, self.rope_head_dim], -1)
         q = torch.cat([q_C @ W_UK, q_R], -1)  # (B, h, N, d_c + d_r)
-        q = q * math.sqrt(q.shape[-1] / Q.shape[-1])  # the op divides by the root of the width of q, not of Q
         shared = latents.unsqueeze(1)  # one key and value head for all query heads
-        heads = SoftmaxMap(q, shared, mask, bias).apply(shared, dropout=dropout)[..., : self.kv_latent_dim]
-        return self._merge_heads(heads @ W_UV.mT)
+        attention = SoftmaxMap(q, shared, mask, bias, scale=Q.shape[-1] ** -0.5)  # the scale of the expanded form
+        return self._merge_heads(attention.apply(shared, dropout=dropout)[..., : self.kv_latent_dim] @ W_UV.mT)
 
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
         """Whether `_attend_absorbed` takes fewer multiplications per head than `_expand_kv` and attention."""

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, accepts_emd_dim, copy_weights
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -84,16 +80,6 @@ class MultiAttention(MultiHeadBase):
             dtype=dtype,
         )
 
-    def _attention_map(
-        self,
-        Q: Float[Tensor, "B H N d"],
-        K: Float[Tensor, "B H M d"],
-        mask: BoundMask | None,
-        bias: Bias | None,
-    ) -> SoftmaxMap:
-        # softmax(Q_i K_iᵀ / √d_k): a map a head, (B, H, N, M); each head sums over its own d_k
-        return SoftmaxMap(Q, K, mask, bias)
-
     @classmethod
     def from_torch(
         cls, layer: nn.MultiheadAttention, *, causal: bool = False, batch_first: bool = False
@@ -107,9 +93,12 @@ class MultiAttention(MultiHeadBase):
                 (N, B, D) to (B, N, D); `attnlab.integrations.pytorch.from_torch` does that by itself.
 
         Raises:
+            TypeError: for another layer.
             ValueError: for what `nn.MultiheadAttention` can do and this cannot: another width of keys or values
                 (kdim, vdim), add_bias_kv, add_zero_attn; for a layer with ``batch_first=False``, without confirmation.
         """
+        if not isinstance(layer, nn.MultiheadAttention):
+            raise TypeError(f"from_torch converts an nn.MultiheadAttention, not a {type(layer).__name__}")
         if layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn:
             raise ValueError(
                 "only an nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn can be converted"

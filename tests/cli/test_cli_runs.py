@@ -141,8 +141,8 @@ def test_the_step_is_that_of_the_stop_message(here: Path, monkeypatch: pytest.Mo
         ("config.json", "{", "config.json was not written by attnlab, or altered"),
         ("metrics.jsonl", '{"step"\n', "metrics.jsonl is damaged"),
         ("result.json", "[", "result.json is damaged"),
-        ("state.safetensors", "cut", "state.safetensors is truncated or no checkpoint"),
-        ("state.safetensors", None, "has lost its state.safetensors"),
+        ("state.safetensors", "cut", "state.safetensors is truncated or not a checkpoint"),
+        ("state.safetensors", None, "lacks its state.safetensors"),
     ],
 )
 def test_a_damaged_run_does_not_hide_the_others(name: str, content: str | None, reason: str, here: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_run_starts_from_the_parameters_of_another(here: Path) -> None:
     words = [word for word in MINE if word != "--quiet"]
     done = call(*words, "--steps", "5", "--init_from", "runs/one", "--run_dir", "runs/from")
     assert done.code == 0, done
-    assert "starts from the weights of runs/one" in done.out.split("step ")[0]
+    assert "starts from the parameters of runs/one" in done.out.split("step ")[0]
     run = Run.open(Path("runs/from"))
     assert run.config["settings"]["init_from"] == str(here / "runs/one")
     assert f"--init_from {here / 'runs/one'}" in Path("runs/from/report.md").read_text("utf-8")
@@ -327,7 +327,7 @@ def test_a_run_starts_from_the_parameters_of_another(here: Path) -> None:
     [
         (("--init_from", "runs/self"), "holds selfhead, and multihead is to be trained; give --model selfhead"),
         (("--init_from", "none"), "none is not there; give a run, or a file written by --save_path"),
-        (("--init_from", "mine.csv"), "mine.csv is truncated or no checkpoint"),
+        (("--init_from", "mine.csv"), "mine.csv is truncated or not a checkpoint"),
         (("--init_from", "runs/one", "--layers", "2"), "blocks.1.norm1.weight is missing there and (8,) here"),
     ],
 )

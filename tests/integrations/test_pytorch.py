@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import attnlab
-from attnlab.integrations.pytorch import AsMultihead, from_torch, to_torch
+from attnlab.integrations.pytorch import TorchMHAAdapter, from_torch, to_torch
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.nn.attention import UnsupportedError
@@ -130,7 +130,7 @@ def test_a_decoder_looks_at_another_sequence() -> None:
     theirs = nn.Transformer(D, H, 1, 2, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
     ours = from_torch(theirs)
     kinds = [type(module) for module in ours.modules()]
-    assert kinds.count(AsMultihead) == 5
+    assert kinds.count(TorchMHAAdapter) == 5
     given = {
         "tgt_mask": nn.Transformer.generate_square_subsequent_mask(M, dtype=torch.float64),
         "memory_mask": scattered(N, N)[:M],
@@ -200,7 +200,7 @@ def test_numbers_for_a_mechanism_that_takes_none() -> None:
     class Plain(SelfAttention):
         card = replace(SelfAttention.card, supports=("causal", "mask"))
 
-    ours, x = AsMultihead(Plain(D).double(), batch_first=True), tokens()
+    ours, x = TorchMHAAdapter(Plain(D).double(), batch_first=True), tokens()
     with pytest.raises(UnsupportedError, match="does not support bias"):
         ours(x, x, x, attn_mask=torch.randn(N, N, dtype=torch.float64))
 

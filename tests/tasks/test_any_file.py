@@ -119,7 +119,7 @@ def test_whole_files_are_read(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", WHOLE)
-def test_any_bytes_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
+def test_arbitrary_bytes_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
 
     slower = 10 if suffix == ".parquet" else 1  # a process for each

@@ -56,7 +56,7 @@ def test_features_of_arrays(offset: int, dtype: Any, tmp_path: Path) -> None:
     assert again.y.shape == (COUNT, 1)
 
 
-def test_float32_arrays_are_standardized_as_they_are(tmp_path: Path) -> None:
+def test_float32_arrays_are_standardized(tmp_path: Path) -> None:
     x = np.random.default_rng(3).normal(5, 3, (COUNT, 3, 2)).astype(np.float32)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(COUNT) % 2)
     task_data = tasks.load("arrays").load(TaskConfig(data=tmp_path / "a.npz"))
@@ -90,7 +90,7 @@ def test_ridge_on_a_large_quantity(tmp_path: Path) -> None:
     assert ridge == pytest.approx(5 * spread / (n + 1), rel=0.1)  # ridge shrinks the slope by n / (n + 1)
 
 
-def test_predictions_have_the_error_that_was_reported(tmp_path: Path) -> None:
+def test_predictions_match_the_reported_error(tmp_path: Path) -> None:
     y = 1_700_000_000 + np.arange(COUNT) % 30
     path = csv(tmp_path, x=np.arange(COUNT) % 30 + X / 1e4, y=y)
     settings = defaults("multihead", "table").updated(

@@ -74,7 +74,7 @@ def test_the_parameters_that_decay_in_every_mechanism(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", registry.names())
-def test_all_weights_of_linear_layers_decay_and_no_vector(model: str) -> None:
+def test_linear_weights_decay_and_vectors_do_not(model: str) -> None:
     made = network(model)
     linear = {f"{name}.weight" for name, module in made.named_modules() if isinstance(module, nn.Linear)}
     decay, rest = decayed(made)
@@ -84,7 +84,7 @@ def test_all_weights_of_linear_layers_decay_and_no_vector(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["multihead", "differential", "talkingheads", "additive"])
-def test_a_grouping_by_dimension_is_found_out(model: str) -> None:
+def test_grouping_by_dimension_is_detected(model: str) -> None:
     """The rule that was there before: everything with two axes decays, position tables and lambdas included."""
     options = {"positions": "t5"} if model == "multihead" else {}
     made = network(model, **options)
@@ -98,7 +98,7 @@ def test_vectors_are_embedded_by_a_linear_layer_which_decays() -> None:
     assert names(made, decayed(made)[0]) == expected("multihead") | {"embed.weight"}
 
 
-def test_modules_of_pytorch_that_a_mechanism_may_use() -> None:
+def test_pytorch_modules_that_decay() -> None:
     made = nn.ModuleDict(
         {
             "attention": nn.MultiheadAttention(6, 2, kdim=5, vdim=7, add_bias_kv=True),
@@ -113,7 +113,7 @@ def test_modules_of_pytorch_that_a_mechanism_may_use() -> None:
     assert decay == own | {"joint.in_proj_weight", "joint.out_proj.weight", "conv.weight"}
 
 
-def test_the_optimizer_decays_these_alone() -> None:
+def test_optimizer_groups() -> None:
     """With a gradient of zero a step only shrinks what decays."""
     made = trainer(learning_rate=0.1, weight_decay=0.5)
     before = {name: p.detach().clone() for name, p in made.network.named_parameters()}

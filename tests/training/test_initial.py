@@ -1,4 +1,4 @@
-"""Training that starts from the weights of another network."""
+"""Training that starts from the parameters of another network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fresh(asked: TaskData | None = None, **said: Any) -> Network:
 
 
 @pytest.mark.parametrize("kind", ["run", "x.safetensors", "x.pth"])
-def test_all_weights_are_those_of_the_run_or_file(kind: str, source: Path, tmp_path: Path) -> None:
+def test_all_parameters_are_copied(kind: str, source: Path, tmp_path: Path) -> None:
     path = source
     if kind != "run":
         path = tmp_path / kind
@@ -54,20 +54,20 @@ def test_all_weights_are_those_of_the_run_or_file(kind: str, source: Path, tmp_p
     sha256, lines = initialize(network, path, {})
     assert same(network, attnlab.load(source))
     assert sha256 == file_hash(str(source / "model.safetensors" if kind == "run" else path))
-    assert lines == [f"starts from the weights of {path}"]
+    assert lines == [f"starts from the parameters of {path}"]
 
 
-def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
+def test_output_layer_is_new_for_other_classes(source: Path) -> None:
     network = fresh(fewer_classes(3))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     _, lines = initialize(network, source, {})
-    assert lines[1] == f"the readout starts anew: {CLASSES} classes there, 3 classes here"
+    assert lines[1] == f"the output layer is new: {CLASSES} classes there, 3 classes here"
     for name, tensor in network.state_dict().items():
         expected = before if name.startswith("readout.") else attnlab.load(source).state_dict()
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
+def test_changed_columns_reset_the_embedding(tmp_path: Path) -> None:
     """Two tables of one shape: other classes, and other categories under the same codes."""
 
     def ready(name: str, labels: str, towns: str) -> Experiment:
@@ -108,7 +108,7 @@ def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
         ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; give the width"),
         ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; give the width"),
         ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
-        ({"position_embedding": "none"}, r"does not fit this network: position_embedding\.table is \(5, 8\) there and "
+        ({"position_embedding": "none"}, r"does not match this network: position_embedding\.table is \(5, 8\) there and "
          r"missing here; give the width"),
         ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
     ],
@@ -129,12 +129,12 @@ def test_another_mechanism_is_refused(source: Path) -> None:
         initialize(build(settings, ready.task_data), source, {})
 
 
-def test_options_that_differ_are_said(source: Path) -> None:
+def test_differing_options_are_printed(source: Path) -> None:
     _, lines = initialize(fresh(num_heads=4), source, {})
     assert lines[1:] == ["num_heads was 2 there and is 4 here"]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_init_from_is_refused(tmp_path: Path) -> None:
     train.start(experiment(), tmp_path / "new")
     for name, message in {"new": "has no network yet", "none": "none is not there", "none.pth": "is not there"}.items():
         with pytest.raises(UserError, match=rf"--init_from: .*{message}; give a run, or a file"):
@@ -145,16 +145,16 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> Experiment:
-    """A prepared run on the small problem that starts from the weights of another."""
+    """A prepared run on the small problem that starts from the parameters of another."""
     monkeypatch.setattr(train, "load_task_data", lambda _: task_data())
     return prepare(experiment(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
 
 
-def test_the_run_records_where_it_started(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_records_the_initial_parameters(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source.parent)
     made = ready(Path("run"), monkeypatch)
     assert same(made.network, attnlab.load(source))
-    assert made.task_data.summary_lines[-1] == "starts from the weights of run"
+    assert made.task_data.summary_lines[-1] == "starts from the parameters of run"
     run = train.start(made, tmp_path / "new")
     assert run.config["settings"]["init_from"] == str(source)
     assert run.config["init_sha256"] == file_hash(str(source / "model.safetensors"))
@@ -162,9 +162,7 @@ def test_the_run_records_where_it_started(source: Path, tmp_path: Path, monkeypa
     assert train.start(experiment(), tmp_path / "other").config["init_sha256"] is None
 
 
-def test_it_is_the_same_bit_for_bit_however_it_is_resumed(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_runs_are_bit_identical(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it has begun, the weights that it started from are not needed any more."""
     copied = Path(shutil.copytree(source, tmp_path / "source"))
     made = ready(copied, monkeypatch, steps=7)
@@ -178,10 +176,14 @@ def test_it_is_the_same_bit_for_bit_however_it_is_resumed(
     assert outcome.step == 7
 
 
-def test_other_weights_than_recorded_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_parameters_than_recorded_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copied = Path(shutil.copytree(source, tmp_path / "source"))
     run = train.start(ready(copied, monkeypatch), tmp_path / "new")
     trainer(tmp_path / "other", seed=7).fit()
     shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
-    with pytest.raises(UserError, match=re.escape(f"the weights in {copied} were altered since {run.path} was made")):
+    with pytest.raises(
+        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")
+    ):
         check_weights(run)

@@ -92,7 +92,7 @@ def test_killed_at_random_moments(server: Server, whole: tuple[Path, dict[str, i
 
 
 @pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_stopped_it_saves_and_says_how_to_go_on(
+def test_stopped_process_saves_and_prints_how_to_resume(
     which: signal.Signals, code: int, server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     expected, _ = whole
@@ -110,7 +110,7 @@ def test_stopped_it_saves_and_says_how_to_go_on(
     assert_the_same_run(tmp_path / "run", expected)
 
 
-def test_a_full_disk_stops_the_run_and_the_checkpoint_is_whole(
+def test_full_disk_stops_the_run_with_a_valid_checkpoint(
     server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     expected, _ = whole
@@ -123,7 +123,7 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_is_whole(
     assert_the_same_run(tmp_path / "run", expected)
 
 
-def test_json_says_the_same_after_a_resume(server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
+def test_json_result_after_a_resume(server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
     expected, _ = whole
     shutil.copytree(expected, tmp_path / "run")
     (tmp_path / "run/result.json").unlink()  # killed while it was judged

@@ -19,7 +19,7 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_auto_is_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_fastest_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, expected in ((["cpu"], "cpu"), (["cpu", "mps"], "mps"), (["cpu", "cuda:0", "cuda:1"], "cuda:0")):
         monkeypatch.setattr(machine, "available", lambda there=there: there)
         assert str(machine.device("auto")) == expected
@@ -28,12 +28,12 @@ def test_auto_is_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:cpu", "meta", "cuda:-1"])
-def test_a_device_that_is_not_there_names_those_that_are(name: str) -> None:
-    with pytest.raises(UserError, match=r"there are here: auto, cpu"):
+def test_unavailable_device_lists_available_ones(name: str) -> None:
+    with pytest.raises(UserError, match=r"available: auto, cpu"):
         machine.device(name)
 
 
-def test_a_small_step_takes_one_thread_and_a_large_one_what_pytorch_takes() -> None:
+def test_number_of_threads_by_step_size() -> None:
     torch.set_num_threads(2)
     hardware.set_threads(Hardware(), parameters=100_000_000, tokens=1_000)
     assert torch.get_num_threads() == 2
@@ -43,7 +43,7 @@ def test_a_small_step_takes_one_thread_and_a_large_one_what_pytorch_takes() -> N
     assert torch.get_num_threads() == 2
 
 
-def test_a_network_that_cannot_fit_is_refused_before_it_is_made() -> None:
+def test_network_larger_than_memory_is_refused_before_allocation() -> None:
     hardware.check_memory(1_000_000, "float32", torch.device("cpu"))
     with pytest.raises(UserError, match=r"need 14,901 GiB to train, and there are .* on cpu; reduce --embed_dim"):
         hardware.check_memory(10**12, "float32", torch.device("cpu"))
@@ -60,22 +60,22 @@ def test_a_network_that_cannot_fit_is_refused_before_it_is_made() -> None:
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_an_exhausted_memory_becomes_advice(error: Exception) -> None:
+def test_out_of_memory_gives_advice(error: Exception) -> None:
     with pytest.raises(UserError, match=r"out of memory; reduce --batch_size \(7 now\)"), hardware.memory_advice(7):
         raise error
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match=r"a bug"), hardware.memory_advice(7):
         raise RuntimeError("a bug")
 
 
-def test_a_real_allocation_that_is_too_large_becomes_advice() -> None:
+def test_failed_allocation_gives_advice() -> None:
     with pytest.raises(UserError, match=r"out of memory"), hardware.memory_advice(7):
         torch.empty(2**50, dtype=torch.uint8)
 
 
-def test_mixed_precision_is_on_only_where_it_was_asked_for() -> None:
+def test_autocast_only_if_requested() -> None:
     for precision, dtype in (("float32", torch.float32), ("float64", torch.float32), ("bfloat16", torch.bfloat16)):
         with hardware.autocast(Hardware(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
             assert (torch.ones(2, 3) @ torch.ones(3, 2)).dtype == dtype

@@ -105,7 +105,7 @@ def refusals(uses: dict[str, Callable[[], Any]], *which: str) -> dict[str, str]:
     return refused
 
 
-def test_a_run_that_was_not_altered_is_not_refused(copied: Path) -> None:
+def test_unaltered_run_is_accepted(copied: Path) -> None:
     every = uses(copied, data_of(copied))
     assert refusals(every, *every) == {}
     assert [type(run) for run in find(copied.parent)] == [Run]
@@ -236,12 +236,12 @@ def test_every_altered_field_is_refused_or_read_right(name: str, copied: Path, m
     assert read < tried / 2
 
 
-def test_an_encoding_of_other_types_is_said(copied: Path) -> None:
+def test_invalid_encoding_is_refused(copied: Path) -> None:
     tensors, about = load_tensors(copied / "model.safetensors")
     data = data_of(copied)
     for encoding in ({}, {**about["encoding"], "labels": [1]}, {**about["encoding"], "shift": "x"}):
         write_checkpoint(copied / "sent.safetensors", tensors, {**about, "encoding": encoding})
-        with pytest.raises(UserError, match=r"sent\.safetensors has an encoding that does not fit its task"):
+        with pytest.raises(UserError, match=r"sent\.safetensors has an encoding that does not match its task"):
             predict_file(copied / "sent.safetensors", data)
 
 
@@ -272,7 +272,7 @@ TENSORS: dict[str, Callable[[dict[str, Tensor], str], Any]] = {
 
 @pytest.mark.parametrize("wrong", TENSORS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_altered_weights_are_refused(wrong: str, suffix: str, copied: Path) -> None:
+def test_altered_parameters_are_refused(wrong: str, suffix: str, copied: Path) -> None:
     tensors, about = load_tensors(copied / "model.safetensors")
     TENSORS[wrong](tensors, "readout.weight")
     about["sha256"] = checkpoint._checksum(tensors, about)
@@ -331,7 +331,7 @@ def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: P
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
 @pytest.mark.parametrize("name", RUN_FILES[:5])
-def test_a_file_of_a_run_that_is_none_is_refused(kind: str, name: str, copied: Path) -> None:
+def test_irregular_run_files_are_refused(kind: str, name: str, copied: Path) -> None:
     """Nothing is read or written through a link, and a pipe is not waited for."""
     outside = copied.parent / "outside"
     shutil.copy(copied / name, outside)
@@ -353,7 +353,7 @@ def test_a_file_of_a_run_that_is_none_is_refused(kind: str, name: str, copied: P
 
 @pytest.mark.parametrize("name", RUN_FILES[5:7])
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
-def test_what_is_written_replaces_a_link(kind: str, name: str, copied: Path) -> None:
+def test_writing_replaces_links(kind: str, name: str, copied: Path) -> None:
     outside = copied.parent / "outside"
     outside.write_text("untouched", encoding="utf-8")
     for written in {name, "result.json"}:
@@ -369,7 +369,7 @@ def test_what_is_written_replaces_a_link(kind: str, name: str, copied: Path) -> 
     assert Run.open(copied).result() is not None
 
 
-def test_a_line_is_not_appended_to_a_file_with_another_name(copied: Path) -> None:
+def test_hard_linked_metrics_are_not_appended_to(copied: Path) -> None:
     outside = copied.parent / "outside"
     outside.hardlink_to(copied / "metrics.jsonl")
     before, run = outside.read_bytes(), Run.open(copied)
@@ -418,7 +418,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("which", BOMBS)
-def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
+def test_network_larger_than_its_file_is_refused_before_allocation(
     which: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bomb(copied, **BOMBS[which])
@@ -435,14 +435,14 @@ def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
         predict_file(path, Path("not read"))
 
 
-def test_a_large_number_that_takes_no_memory_is_no_bomb(copied: Path) -> None:
+def test_large_number_without_memory_cost_is_accepted(copied: Path) -> None:
     options = {"num_heads": 2, "window": 10**12}
     path = bomb(copied, model="slidingwindow", options=options)
     x = torch.ones(1, N, F)
     assert torch.allclose(attnlab.load(path)(x), attnlab.load(copied)(x), atol=1e-5)
 
 
-def test_a_folder_from_the_hub_passes_the_same_gate(copied: Path, tmp_path: Path) -> None:
+def test_hub_folder_is_validated(copied: Path, tmp_path: Path) -> None:
     attnlab.load(copied).save_pretrained(tmp_path / "hub")
     assert same(Network.from_pretrained(tmp_path / "hub"), attnlab.load(copied))
     config = json.loads((tmp_path / "hub/config.json").read_text("utf-8"))
@@ -460,7 +460,7 @@ def test_a_folder_from_the_hub_passes_the_same_gate(copied: Path, tmp_path: Path
         Network.from_pretrained(tmp_path / "hub")
 
 
-def test_an_archive_is_not_unpacked_to_find_out_whose_it_is(tmp_path: Path) -> None:
+def test_archive_is_not_unpacked_to_identify_it(tmp_path: Path) -> None:
     path = tmp_path / "sent.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"state_dict attnlab" + bytes(2**25))
@@ -468,7 +468,7 @@ def test_an_archive_is_not_unpacked_to_find_out_whose_it_is(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("which", ["expanded", "overlapping", "deflated", "sparse", "bytearray", "meta"])
-def test_a_pth_larger_than_its_file_is_refused(which: str, tmp_path: Path) -> None:
+def test_pth_larger_than_its_file_is_refused(which: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     tensor = torch.ones(1)
     bombs = {
@@ -513,7 +513,7 @@ def test_headers_out_of_bounds_are_refused(content: bytes, message: str, tmp_pat
         load_tensors(tmp_path / "bomb.safetensors")
 
 
-def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_not_written(tmp_path: Path) -> None:
     for tensors in ({"a": torch.zeros(2, dtype=torch.complex64)}, {"a": torch.zeros(2).to(torch.float8_e5m2)}):
         with pytest.raises(ValueError, match=r"a checkpoint cannot hold"):
             save_tensors(tmp_path / "a.safetensors", tensors, {})
@@ -553,7 +553,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_not_taken_for_bombs_nor_for_copies(copied: Path, tmp_path: Path) -> None:
+def test_memory_use_is_bounded(copied: Path, tmp_path: Path) -> None:
     """300 MB beyond what the imports take: no gigabytes for a bomb, no copy of a tensor of 200 MB."""
     torch.save({"state_dict": {"w": torch.ones(1).expand(10**9)}, KEY: "{}"}, tmp_path / "bomb.pth")
     names = [bomb(copied, inputs=["tokens", 10**8]), tmp_path / "bomb.pth", tmp_path / "large.pth"]

@@ -174,7 +174,7 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     assert result["test"] == result["metrics"]["mae"]
 
 
-def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
+def test_evaluation_without_the_original_data(tmp_path: Path) -> None:
     data = arrays(tmp_path, regression=False)
     _, run, _ = finished(tmp_path, data)
     x, y = np.load(data)["x"], np.load(data)["y"]
@@ -196,7 +196,7 @@ def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
     assert predict_file(run.path, tmp_path / "new.npz").scored == 2
 
 
-def test_accuracy_that_misleads_is_named() -> None:
+def test_misleading_accuracy_warning() -> None:
     y = np.array([0] * 986 + [1] * 14)
     (note,) = imbalance(y, ["ok", "fraud"])
     assert "986 of 1,000 test examples are of class ok" in note
@@ -204,14 +204,14 @@ def test_accuracy_that_misleads_is_named() -> None:
     assert imbalance(np.array([0, 1, 1, 0]), ["ok", "fraud"]) == []
 
 
-def test_a_class_that_is_never_predicted() -> None:
-    matrix = confusion(np.array([0, 0, 0]), np.array([0, 0, 1]), 3)
-    assert matrix.tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
-    assert [each["precision"] for each in per_class(matrix, ["a", "b", "c"])] == [2 / 3, 0, 0]
-    assert [each["recall"] for each in per_class(matrix, ["a", "b", "c"])] == [1, 0, 0]
+def test_class_that_is_never_predicted() -> None:
+    predicted, y = np.array([0, 0, 0]), np.array([0, 0, 1])
+    assert confusion(predicted, y, 3).tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [each["precision"] for each in per_class(predicted, y, ["a", "b", "c"])] == [2 / 3, 0, 0]
+    assert [each["recall"] for each in per_class(predicted, y, ["a", "b", "c"])] == [1, 0, 0]
 
 
-def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
+def test_balanced_class_weights_match_scikit_learn() -> None:
     asked = small.task_data()
     y = asked.train.y[:, 0].numpy()
     counts = np.bincount(y, minlength=small.CLASSES)
@@ -226,7 +226,7 @@ def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
     assert float(objective.loss(scores, target)) == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-5)
 
 
-def test_a_metric_that_does_not_fit_is_refused() -> None:
+def test_undefined_metric_is_refused() -> None:
     asked = small.task_data()
     assert with_metric(asked, "roc_auc").metric == "roc_auc"
     with pytest.raises(UserError, match=r"--metric rmse cannot be computed here; choose from accuracy, balanced"):
@@ -234,7 +234,7 @@ def test_a_metric_that_does_not_fit_is_refused() -> None:
     assert "f1" in metrics_of(asked)
 
 
-def test_baselines_that_fail_cost_no_run(tmp_path: Path) -> None:
+def test_failing_baselines_do_not_fail_the_run(tmp_path: Path) -> None:
     def failing() -> list[Any]:
         raise ValueError("this solver needs samples of at least 2 classes")
 

@@ -55,7 +55,7 @@ def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
     assert (planned.evaluations, planned.validation_examples) == (1, MIN_EXAMPLES)
 
 
-def test_a_small_validation_split_is_read_whole_after_every_epoch() -> None:
+def test_small_validation_split_is_evaluated_every_epoch() -> None:
     planned = schedule(Training(epochs=60), task_data(1_295, 143))
     assert (planned.evaluate_every, planned.validation_examples) == (planned.epoch_steps, 143)
 
@@ -74,7 +74,7 @@ def test_a_sample_keeps_the_rare_class() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_evenly_spaced_numbers_differ_and_span_the_whole(total: int, count: int) -> None:
+def test_evenly_spaced(total: int, count: int) -> None:
     count = min(count, total)
     rows = evenly_spaced(total, count).tolist()
     assert rows == sorted(set(rows))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from attnlab import KVCache, check_attention, explain_path, masks
 from attnlab.models.entmax import EntmaxAttention
-from attnlab.models.entmax.entmax import entmax
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.pruning import prune_heads
+from attnlab.ops.entmax import entmax
 
 B, N, M, H, D = 2, 11, 7, 3, 21
 
@@ -38,19 +38,19 @@ def tokens(length: int = N) -> Tensor:
 @pytest.mark.parametrize("alpha", [1.25, 2.0])
 def test_it_keeps_every_promise_with_every_alpha(alpha: float) -> None:
     # At 2 the derivative jumps where a weight becomes zero, and rounding decides on which side a weight is.
-    skip = ["low precision matches float64"] if alpha == 2.0 else []
+    skip = ["low_precision_accuracy"] if alpha == 2.0 else []
     check_attention(partial(EntmaxAttention, alpha=alpha), fast=True, skip=skip)
 
 
 @pytest.mark.slow
 def test_with_the_largest_alpha_it_keeps_what_no_edge_can_break() -> None:
     # Above 2 the slope has no bound where a weight begins, and hardly any key is left that is heard.
-    edges = ["runs under bfloat16 autocast", "gradients match finite differences", "context may be another sequence"]
+    edges = ["bfloat16_autocast", "gradients_match_finite_differences", "cross_attention"]
     # For the same reason rounding to few bits changes much.
     edges += [
-        "low precision matches float64",
-        "low-precision error does not grow with length",
-        "dynamic quantization runs",
+        "low_precision_accuracy",
+        "low_precision_error_growth",
+        "dynamic_quantization",
     ]
     check_attention(partial(EntmaxAttention, alpha=4.0), skip=edges, fast=True)
 
