@@ -1,47 +1,38 @@
-"""Networks against each other on the same examples, with intervals.
+"""Paired bootstrap intervals for the difference between two networks on the same examples.
 
 Axes: E examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attnlab.network import Network
 from attnlab.tasks.base import Split
-from attnlab.training.objective import Objective
+from attnlab.training.objective import Objective, score_batches
 
-RESAMPLES = 1_000
-"""Of the examples, drawn with replacement; an interval holds the middle 95 % of what they give."""
+RESAMPLES = 2_000
+MAX_BCA_EXAMPLES = 5_000
+"""The acceleration of BCa costs E² operations, so that larger samples use percentiles."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A network's metric, and how far it is from that of the one it is compared with.
-
-    ``low`` and ``high`` hold 95 % of the changes that resampled examples give, the same for both networks.
-    """
+    """A network's metric, its difference from the network it is compared with, and the 95 % interval of that."""
 
     metric: float
     change: float
     low: float
     high: float
-
-
-def batches(network: Network, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """``x``, ``y`` and ``lengths`` of a split, ``size`` examples at a time, where the network is."""
-    device = next(network.parameters()).device
-    for at in range(0, len(split.x), size):
-        x, y, lengths = (None if part is None else part[at : at + size].to(device) for part in split)
-        assert x is not None
-        assert y is not None
-        yield x, y, lengths
 
 
 @torch.no_grad()
@@ -53,46 +44,55 @@ def per_example_metric(
     batch_size: int = 128,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
-    """For each example the sum that the metric averages, and how many were asked: (E, 2), in float64 on the CPU.
+    """For each example the sum that the metric averages and its number of targets: (E, 2), float64 on the CPU.
 
-    The network is asked in eval mode and left in the mode it was in.
+    Runs in eval mode; the network's mode is restored.
     """
-    was_training = network.training
-    network.eval()
     rows = [torch.empty(0, 2, dtype=torch.float64)]
-    for x, y, lengths in batches(network, split, batch_size):
-        with autocast or nullcontext():
-            scores = network(x, lengths)
-        _, hits, asked = objective.each(scores.to(torch.promote_types(scores.dtype, torch.float32)), y)
-        rows.append(torch.stack([hits.double(), asked.double()], -1).cpu())
-    network.train(was_training)
+    for scores, y in score_batches(network, split, batch_size, autocast):
+        _, sums, targets = objective.each(scores, y)
+        rows.append(torch.stack([sums.double(), targets.double()], -1).cpu())
     return torch.cat(rows)
 
 
 def paired_bootstrap(first: Tensor, others: Sequence[Tensor], objective: Objective, *, seed: int = 0) -> list[Change]:
-    """Other networks against a first, from what `scored` says of each on the same examples.
+    """Each of ``others`` compared with ``first``, from their `per_example_metric` on the same examples.
 
-    The intervals are those of the paired bootstrap (Efron & Tibshirani 1993, chapter 13: percentiles).
+    The intervals are bias-corrected and accelerated (BCa; Efron & Tibshirani 1993, chapter 14).
 
     Raises:
-        ValueError: for networks that were asked other things.
+        ValueError: for networks with different numbers of targets.
     """
     if not all(torch.equal(first[:, 1], other[:, 1]) for other in others):
-        raise ValueError("networks are compared on the same examples, and these were asked different things")
-    table = torch.cat([first[:, 1:], first[:, :1], *(other[:, :1] for other in others)], -1)
-    generator = torch.Generator().manual_seed(seed)
-    exact = _metrics(table.sum(0), objective)
-    changes = []
-    for _ in range(RESAMPLES):
-        drawn = torch.randint(len(table), (len(table),), generator=generator)
-        metrics = _metrics(torch.bincount(drawn, minlength=len(table)).double() @ table, objective)
-        changes.append(metrics - metrics[0])
-    ends = torch.stack(changes).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
-    rows = zip(exact.tolist(), (exact - exact[0]).tolist(), *ends.tolist(), strict=True)
-    return [Change(*row) for row in rows][1:]
+        raise ValueError("networks can only be compared on the same examples, but these have different targets")
+    baseline, targets = first.numpy().T
+    return [_compare(baseline, other[:, 0].numpy(), targets, objective, seed) for other in others]
 
 
-def _metrics(sums: Tensor, objective: Objective) -> Tensor:
-    """How many were asked, then a sum a network: to the metric of each."""
-    asked, *totals = sums.tolist()
-    return torch.tensor([objective.measure(total, int(asked)) for total in totals], dtype=torch.float64)
+def _compare(
+    first: NDArray[Any], other: NDArray[Any], targets: NDArray[Any], objective: Objective, seed: int
+) -> Change:
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    def difference(a: NDArray[Any], b: NDArray[Any], count: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+        total = count.sum(axis)
+        values = objective.measure(b.sum(axis), total) - objective.measure(a.sum(axis), total)
+        return np.round(values, 12)  # rounding errors would hide ties, which the bias correction counts
+
+    change = float(difference(first, other, targets))
+    low = high = change
+    if len(targets) > 1 and not np.array_equal(first, other):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            interval = bootstrap(
+                (first, other, targets),
+                difference,
+                paired=True,
+                n_resamples=RESAMPLES,
+                batch=100,
+                method="BCa" if len(targets) <= MAX_BCA_EXAMPLES else "percentile",
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if np.isfinite(interval.low) and np.isfinite(interval.high):  # NaN where all resamples are equal
+            low, high = float(interval.low), float(interval.high)
+    return Change(float(objective.measure(other.sum(), targets.sum())), change, low, high)

@@ -1,7 +1,7 @@
-"""What each head of a trained network is worth.
+"""Head importance, ablation of single heads, and the pruning curve of a trained network.
 
-Importance comes from a sample of the training data, every metric from the validation data: the heads to prune are
-chosen by the one and judged on the other, and the test data are not looked at.
+Importance is computed on a sample of the training data, every metric on the validation data: heads are selected on the
+one and evaluated on the other. The test data are not used.
 
 Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", arXiv:1905.10650, sections 3 and 4.
 
@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from attnlab.analysis.bootstrap import Change, paired_bootstrap, per_example_metric
-from attnlab.analysis.importance import Place, attention_layers, importance, mean_heads, order, plan
+from attnlab.analysis.importance import (
+    HeadIndex,
+    attention_layers,
+    importance,
+    mean_heads,
+    pruning_order,
+    select_heads,
+)
 from attnlab.network import Network
 from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split, TaskData
@@ -29,7 +36,7 @@ from attnlab.training.objective import Objective
 
 @dataclass(frozen=True)
 class Head:
-    """One head: its importance, and the network without it alone."""
+    """One head, its importance, and the metric of the network without it."""
 
     layer: int
     head: int
@@ -39,16 +46,16 @@ class Head:
 
 @dataclass(frozen=True)
 class Step:
-    """One step down the curve: the heads that went, how many are left, and what these reach."""
+    """One step of the pruning curve: the heads pruned in it, the number left, and the metric then."""
 
-    gone: tuple[Place, ...]
+    gone: tuple[HeadIndex, ...]
     left: int
     reached: Change
 
 
 @dataclass(frozen=True)
 class Study:
-    """What `study` found: ``whole`` is the metric of the network as it is."""
+    """The result of `study`; ``whole`` is the metric with all heads."""
 
     metric: str
     whole: float
@@ -59,12 +66,12 @@ class Study:
     validation_examples: int
 
     def plan(self, share: float) -> dict[int, list[int]]:
-        """The least important heads, as many as fit into this share of all, by layer: what `prune_heads` takes.
+        """The least important heads up to a share of all, by layer, as `prune_heads` takes them.
 
         Raises:
-            UserError: for a share smaller than the first step of the curve, or larger than the whole of it.
+            UserError: for a share smaller than the first step of the curve or larger than all steps.
         """
-        return plan([step.gone for step in self.curve], share, of=len(self.heads))
+        return select_heads([step.gone for step in self.curve], share, num_heads=len(self.heads))
 
 
 def study(
@@ -78,53 +85,55 @@ def study(
     autocast: AbstractContextManager[Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Study:
-    """Importance, each head ablated alone, and the curve of pruning the least important first.
+    """Importance, ablation of each head, and the curve of pruning the least important heads first.
 
     Args:
-        network: of mechanisms with heads; it is left as it was.
-        task_data: what it was trained on.
-        examples: how many training examples importance (and the mean) are taken from, drawn by ``seed``.
-        ablation: what replaces the output of a head that is ablated alone: ``zero`` or ``mean``. Along the curve it
-            is always zero, which is what pruning amounts to.
+        network: with multi-head attention; it is not changed.
+        task_data: the data it was trained on.
+        examples: training examples for importance and means, drawn by ``seed``.
+        ablation: what replaces the output of an ablated head, ``zero`` or ``mean``; always zero along the curve,
+            because pruning amounts to that.
         batch_size: of all passes.
-        seed: of that sample, and of the resampling.
-        autocast: the context in which the network is judged.
-        progress: is told how many of how many passes over the validation data are done.
+        seed: of the sample and of the bootstrap.
+        autocast: the context of the forward passes.
+        progress: called with the number of finished passes over the validation data and their total.
 
     Raises:
-        UnsupportedError: for a mechanism without heads.
-        ValueError: for fewer examples than one, or an ``ablation`` that does not exist.
+        UnsupportedError: for a mechanism without separable heads.
+        ValueError: for less than one example, or an unknown ``ablation``.
     """
     if ablation not in ("zero", "mean"):
         raise ValueError(f"ablation must be 'zero' or 'mean', not {ablation!r}")
     objective, layers = Objective.of(task_data).additive(), attention_layers(network)
     sample = _sampled(task_data.train, examples, seed)
-    found = importance(network, sample, objective, batch_size=batch_size)
+    importances = importance(network, sample, objective, batch_size=batch_size)
     means = mean_heads(network, sample, batch_size=batch_size) if ablation == "mean" else None
-    places = [(i, head) for i, layer in enumerate(layers) for head in range(layer.num_heads)]
-    steps = order(network, found)
-    so_far = list(accumulate(steps))
+    indices = [(i, head) for i, layer in enumerate(layers) for head in range(layer.num_heads)]
+    steps = pruning_order(network, importances)
+    pruned = list(accumulate(steps))
 
-    trials: list[tuple[tuple[Place, ...], list[Tensor] | None]] = [((), None)]
-    trials += [((place,), means) for place in places]
-    trials += [(gone, None) for gone in so_far]
+    trials: list[tuple[tuple[HeadIndex, ...], list[Tensor] | None]] = [((), None)]
+    trials += [((index,), means) for index in indices]
+    trials += [(heads, None) for heads in pruned]
     sums = []
-    for done, (gone, filling) in enumerate(trials):
+    for done, (heads, replacement) in enumerate(trials):
         if progress is not None:
             progress(done, len(trials))
-        with without(network, gone, filling):
+        with without(network, heads, replacement):
             sums.append(
                 per_example_metric(network, task_data.validation, objective, batch_size=batch_size, autocast=autocast)
             )
-    changes = paired_bootstrap(sums[0], sums, objective, seed=seed)
-    alone, reached = changes[1 : len(places) + 1], changes[len(places) + 1 :]
+    whole, *changes = paired_bootstrap(sums[0], sums, objective, seed=seed)
     return Study(
         metric=objective.metric,
-        whole=changes[0].metric,
-        heads=tuple(Head(i, h, float(found[i][h]), change) for (i, h), change in zip(places, alone, strict=True)),
+        whole=whole.metric,
+        heads=tuple(
+            Head(layer, head, float(importances[layer][head]), change)
+            for (layer, head), change in zip(indices, changes, strict=False)
+        ),
         curve=tuple(
-            Step(step, len(places) - len(gone), change)
-            for step, gone, change in zip(steps, so_far, reached, strict=True)
+            Step(step, len(indices) - len(heads), change)
+            for step, heads, change in zip(steps, pruned, changes[len(indices) :], strict=True)
         ),
         ablation=ablation,
         training_examples=len(sample.x),
@@ -133,36 +142,35 @@ def study(
 
 
 @contextmanager
-def without(network: Network, heads: Sequence[Place], means: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """While this is open, these heads give zero, or what ``means`` ((H, d) for each layer) says of them.
+def without(network: Network, heads: Sequence[HeadIndex], means: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context.
 
     Raises:
-        UnsupportedError: for a mechanism without heads.
+        UnsupportedError: for a mechanism without separable heads.
     """
     with ExitStack() as stack:
         for i, layer in enumerate(attention_layers(network)):
-            shut = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)
-            shut[[head for at, head in heads if at == i]] = True
-            if shut.any():
-                stack.enter_context(edit_heads(layer, _replacing(shut, None if means is None else means[i])))
+            ablated = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)
+            ablated[[head for index, head in heads if index == i]] = True
+            if ablated.any():
+                stack.enter_context(edit_heads(layer, _replace(ablated, None if means is None else means[i])))
         yield
 
 
-def _replacing(shut: Tensor, filling: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """(B, N, H, d) with the heads that are ``shut`` (H, 1) replaced."""
+def _replace(ablated: Tensor, replacement: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """An edit of heads (B, N, H, d) that replaces those marked in ``ablated`` (H, 1)."""
 
     def edit(heads: Tensor) -> Tensor:
-        if filling is None:
-            return heads.masked_fill(shut, 0)
-        return torch.where(shut, filling.to(heads.dtype), heads)
+        if replacement is None:
+            return heads.masked_fill(ablated, 0)
+        return torch.where(ablated, replacement.to(heads.dtype), heads)
 
     return edit
 
 
 def _sampled(split: Split, count: int, seed: int) -> Split:
     if count < 1:
-        raise ValueError(f"importance is taken from at least 1 training example, not from {count}")
+        raise ValueError(f"importance needs at least 1 training example, not {count}")
     if count >= len(split.x):
         return split
-    chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    return Split(split.x[chosen], split.y[chosen], None if split.lengths is None else split.lengths[chosen])
+    return split.take(torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:count].sort().values)

@@ -1,4 +1,4 @@
-"""Which heads of a network matter, by the slope of the loss.
+"""The importance of each attention head, by the gradient of the loss.
 
 Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", arXiv:1905.10650.
 
@@ -14,68 +14,76 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from attnlab.analysis.bootstrap import batches
 from attnlab.network import Network
 from attnlab.nn.multihead import MultiHeadBase, as_multihead
 from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
-from attnlab.training.objective import Objective
+from attnlab.training.objective import Objective, batches, eval_mode
 from attnlab.utils.errors import UserError
 
-Place = tuple[int, int]
-"""A head: its layer and its number there, both counted from 0."""
+HeadIndex = tuple[int, int]
+"""The layer of a head and its index in the layer, both counted from 0."""
+
+
+def attention_layers(network: Network) -> list[MultiHeadBase]:
+    """The network's attention layers.
+
+    Raises:
+        UnsupportedError: for a mechanism without separable heads.
+    """
+    return [as_multihead(layer) for layer in network.mechanisms()]
 
 
 def importance(
     network: Network, split: Split, objective: Objective, *, batch_size: int = 128, normalised: bool = True
 ) -> list[Tensor]:
-    """``I_h = E_x |∂L(x) / ∂ξ_h|``, where ``ξ_h``, 1 as the network stands, multiplies what head h gives.
+    """``I_h = E_x |∂L(x) / ∂ξ_h|``, where the gate ``ξ_h = 1`` multiplies the output of head h.
 
     Source: Michel et al. 2019, section 4.1; ``L(x)`` is the mean loss of one example.
 
     Args:
-        network: of mechanisms with heads; it is asked in eval mode.
+        network: with multi-head attention; evaluated in eval mode.
         split: the examples x.
         objective: the loss.
-        batch_size: how many at a time; it does not change what comes out.
-        normalised: divide by the l2 norm of each layer, so that layers compare (as in the paper).
+        batch_size: examples per batch; does not affect the result.
+        normalised: divide by the l2 norm of each layer, as in the paper, to make layers comparable.
 
     Returns:
         (H,) for each layer, in float64 on the CPU.
 
     Raises:
-        UnsupportedError: for a mechanism without heads.
+        UnsupportedError: for a mechanism without separable heads.
     """
     layers = attention_layers(network)
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers]
-    with torch.enable_grad(), _at_rest(network, layers):
+    with torch.enable_grad(), _unpacked_eval_mode(network, layers):
         like = next(network.parameters()).detach()
         for x, y, lengths in batches(network, split, batch_size):
-            # each example has gates of its own, so that one pass backward gives the slope of each
+            # one gate per example, so that one backward pass gives the gradient of each example
             gates = [like.new_ones(len(x), 1, layer.num_heads, 1).requires_grad_() for layer in layers]
             with ExitStack() as stack:
                 for layer, gate in zip(layers, gates, strict=True):
                     stack.enter_context(edit_heads(layer, gate.mul))
-                losses, _, asked = objective.each(network(x, lengths), y)
-            slopes = torch.autograd.grad((losses / asked.clamp(min=1)).sum(), gates)
-            for total, slope in zip(sums, slopes, strict=True):
-                total += slope.abs().sum(0).flatten().double().cpu()
+                losses, _, targets = objective.each(network(x, lengths), y)
+            gradients = torch.autograd.grad((losses / targets.clamp(min=1)).sum(), gates)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += gradient.abs().sum(0).flatten().double().cpu()
     means = [total / max(len(split.x), 1) for total in sums]
     return [m / m.norm().clamp(min=torch.finfo(m.dtype).tiny) for m in means] if normalised else means
 
 
 @torch.no_grad()
 def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list[Tensor]:
-    """What each head gives on average over all real tokens, (H, d) for each layer.
+    """The mean output of each head over all real tokens, (H, d) for each layer.
 
     Raises:
-        UnsupportedError: for a mechanism without heads.
+        UnsupportedError: for a mechanism without separable heads.
     """
     layers = attention_layers(network)
     like = next(network.parameters())
     sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
     count = 0
-    with _at_rest(network, layers):
+    with _unpacked_eval_mode(network, layers):
         for x, _, lengths in batches(network, split, batch_size):
             real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             if lengths is not None:
@@ -83,69 +91,60 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
             count += int(real.sum())
             with ExitStack() as stack:
                 for layer, total in zip(layers, sums, strict=True):
-                    stack.enter_context(edit_heads(layer, _adding(total, real)))
+                    stack.enter_context(edit_heads(layer, _accumulate(total, real)))
                 network(x, lengths)
     return [total / max(count, 1) for total in sums]
 
 
-def order(network: Network, importances: Sequence[Tensor]) -> list[tuple[Place, ...]]:
-    """What can go at a time, the least important first; the last of a layer stays.
+def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple[HeadIndex, ...]]:
+    """The heads to prune in each step, least important first; the last head of a layer is never pruned.
 
-    A head goes by itself; where there are several groups of heads that read one head of keys, a whole group goes, and
-    counts as its mean.
+    Heads are pruned one by one. Where several groups of query heads share a key head, a whole group is pruned in one
+    step, and its importance is the mean over its heads.
 
     Raises:
-        UnsupportedError: for a mechanism without heads.
+        UnsupportedError: for a mechanism without separable heads.
     """
     ranked = []
-    for i, (layer, found) in enumerate(zip(attention_layers(network), importances, strict=True)):
+    for i, (layer, values) in enumerate(zip(attention_layers(network), importances, strict=True)):
         groups = layer.num_kv_heads if layer.num_kv_heads > 1 else layer.num_heads
         size = layer.num_heads // groups
-        units = sorted((float(found[g * size : (g + 1) * size].mean()), i, g, size) for g in range(groups))
+        units = sorted((float(values[g * size : (g + 1) * size].mean()), i, g, size) for g in range(groups))
         ranked += units[:-1]
     return [tuple((i, g * size + j) for j in range(size)) for _, i, g, size in sorted(ranked)]
 
 
-def plan(steps: Sequence[tuple[Place, ...]], share: float, *, of: int) -> dict[int, list[int]]:
-    """The first of these steps, as many as fit into a share of all heads, by layer: what `prune_heads` takes.
+def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_heads: int) -> dict[int, list[int]]:
+    """The heads of the first ``steps`` that fit into a share of all heads, by layer, as `prune_heads` takes them.
 
     Args:
-        steps: what goes at a time (see `order`).
-        share: above 0, below 1.
-        of: how many heads there are.
+        steps: the heads pruned in each step (see `pruning_order`).
+        share: above 0 and below 1.
+        num_heads: of all layers.
 
     Raises:
-        UserError: for a share that is smaller than the first step, or larger than all of them.
+        UserError: for a share smaller than the first step or larger than all steps.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of heads to prune must be above 0 and below 1, not {share:g}")
     if not steps:
-        raise UserError("there is nothing to prune: every layer has one head, or one group of heads, and keeps it")
-    most = share * of + 1e-9  # 0.7 of 10 heads is 7
+        raise UserError("no head can be pruned: every layer has one head or one group of heads")
+    most = share * num_heads + 1e-9  # 0.7 of 10 heads is 7
     first, last = len(steps[0]), sum(map(len, steps))
     if most < first or most >= last + 1:
         raise UserError(
-            f"{share:g} of {of} heads cannot be pruned: every layer keeps some, and from {first} to {last} of all can "
-            f"go, a share from {first / of:.3g} to {last / of:.3g}"
+            f"{share:g} of {num_heads} heads cannot be pruned: every layer keeps at least one, so that {first} to "
+            f"{last} can be pruned, a share from {first / num_heads:.3g} to {last / num_heads:.3g}"
         )
     heads: dict[int, list[int]] = {}
-    for step, gone in zip(steps, accumulate(map(len, steps)), strict=True):
-        for layer, head in step if gone <= most else ():
+    for step, pruned in zip(steps, accumulate(map(len, steps)), strict=True):
+        for layer, head in step if pruned <= most else ():
             heads.setdefault(layer, []).append(head)
     return heads
 
 
-def attention_layers(network: Network) -> list[MultiHeadBase]:
-    """The network's attention layers.
-
-    Raises:
-        UnsupportedError: where the heads of one cannot be told apart.
-    """
-    return [as_multihead(layer) for layer in network.mechanisms()]
-
-
-def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
-    """Heads (B, N, H, d) as they are, those of real tokens added to ``total`` (H, d)."""
+def _accumulate(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
+    """An edit that returns heads (B, N, H, d) unchanged and adds those of real tokens to ``total`` (H, d)."""
 
     def edit(heads: Tensor) -> Tensor:
         total.add_(heads[real].sum(0))
@@ -155,15 +154,14 @@ def _adding(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def _at_rest(network: Network, layers: Sequence[MultiHeadBase]) -> Iterator[None]:
-    """In eval mode, and a padded batch as it is, not packed into one row: an example keeps its place."""
-    was_training, supports_packing = network.training, [layer.supports_packing for layer in layers]
-    network.eval()
+def _unpacked_eval_mode(network: Network, layers: Sequence[MultiHeadBase]) -> Iterator[None]:
+    """Eval mode without packing, which would merge the examples of a padded batch into one row."""
+    supports_packing = [layer.supports_packing for layer in layers]
     for layer in layers:
         layer.__dict__["supports_packing"] = False
     try:
-        yield
+        with eval_mode(network):
+            yield
     finally:
-        network.train(was_training)
-        for layer, was in zip(layers, supports_packing, strict=True):
-            layer.__dict__["supports_packing"] = was
+        for layer, before in zip(layers, supports_packing, strict=True):
+            layer.__dict__["supports_packing"] = before

@@ -15,7 +15,7 @@ from tyro.conf import arg
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli._invocation import trainer
-from attnlab.cli._parse import parse
+from attnlab.cli._parse import parse, rename_flags
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     ALIASES,
@@ -39,6 +39,10 @@ DESCRIPTION = """Train an attention mechanism on real data and compare it with b
 For example:
   {trainer} --model multihead --embed_dim 128 --num_heads 8 --epochs 200
 """
+
+
+RENAMED = {"clip": "grad_clip"}
+"""Old names of flags, which are accepted for one version."""
 
 
 @dataclass
@@ -67,8 +71,9 @@ class Output:
 
 @dataclass
 class TrainArgs:
-    """A parsed command line: the settings, the output options, and the names of the flags that were typed."""
+    """A parsed command line: with current names, the settings, the output options, and the names of the flags."""
 
+    arguments: list[str]
     settings: Settings
     output: Output
     given: set[str]
@@ -84,9 +89,11 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     Raises:
         UserError: for an invalid flag, value or combination.
     """
-    given = given_flags(arguments)
     base = _base_settings(arguments)
     model = base.model.model
+    registry.current_names(model, dict.fromkeys(given_flags(arguments)))  # refuses the old and the new name together
+    arguments = rename_flags(arguments, RENAMED | dict(registry.entry(model).renamed))
+    given = given_flags(arguments)
     _refuse_options_of_other_models(given, model)
     rest, lists = _split_lists(arguments)
     parsed = parse(_interface(base), rest, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
@@ -113,7 +120,7 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
         _refuse_changes(settings, base, output, given)
     elif validate:
         check(settings)
-    return TrainArgs(settings, output, given)
+    return TrainArgs(arguments, settings, output, given)
 
 
 def given_flags(arguments: Sequence[str]) -> set[str]:

@@ -11,7 +11,7 @@ from attnlab.cli._console import UNLIMITED, Console, plain_table
 from attnlab.cli._flags import TrainArgs
 from attnlab.cli._invocation import trainer
 from attnlab.tasks.metrics import METRICS
-from attnlab.training.report import MOST_SHOWN, flag, metric_names, number, options, ranking
+from attnlab.training.report import MAX_SHOWN, flag, metric_names, number, options, ranking
 from attnlab.utils.escape import one_line, shell_word
 
 ENDED = {
@@ -84,7 +84,7 @@ def _show_classes(console: Console, result: dict[str, Any]) -> None:
         table.add_row(f"  {one_line(str(each['label']))}", *scores, f"{each['count']:,}")
     console.print()
     console.print(table)
-    if len(labels) > MOST_SHOWN:
+    if len(labels) > MAX_SHOWN:
         return
     matrix = _confusion_table("true class / predicted class", labels, labels, result["confusion"])
     if not _fits(matrix, console):

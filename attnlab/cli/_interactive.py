@@ -61,14 +61,15 @@ def ask_for_settings(arguments: Sequence[str]) -> list[str] | None:
         KeyboardInterrupt: on Ctrl-C.
     """
     arguments = [a for a in arguments if a.replace("-", "_") not in ("__interactive", "__no_interactive")]
-    if parse_train_args(arguments, validate=False).output.resume is not None:
+    args = parse_train_args(arguments, validate=False)
+    if args.output.resume is not None:
         raise UserError("--resume uses the settings of the run; leave out --interactive or --resume")
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("--interactive reads answers from standard input, which is closed; give the settings as flags")
     terminal = sys.stdin.isatty() and sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
     prompt = ask_on_terminal if terminal else ask_in_lines
     try:
-        arguments = _Dialogue(arguments, prompt).run()
+        arguments = _Dialogue(args.arguments, prompt).run()
         say(f"\nequivalent command:\n  {command_line(parse_train_args(arguments))}\n", flush=True)
         if prompt(Question("start", "train now", "yes", {"yes": "", "no": ""}), lambda _: None) == "no":
             say("nothing was started")
@@ -186,10 +187,10 @@ class _Dialogue:
 
     def _target_error(self, target: str) -> str | None:
         """Why a column cannot be predicted."""
-        from attnlab.training.train import load_problem
+        from attnlab.training.experiment import load_task_data
 
         try:
-            load_problem(self._parse(f"--target={target}").settings)
+            load_task_data(self._parse(f"--target={target}").settings)
         except UserError as error:
             return str(error)
         return None
@@ -217,12 +218,12 @@ def _as_flag(question: Question, answer: str) -> list[str]:
 
 def _flag_error(arguments: list[str]) -> str | None:
     """The error that the command line would print for these arguments."""
-    from attnlab.training import runs
+    from attnlab.training import folder
 
     try:
         output = parse_train_args(arguments).output
         if output.save_path is not None:
-            runs.check_save_path(Path(output.save_path), overwrite=output.overwrite)
+            folder.check_save_path(Path(output.save_path), overwrite=output.overwrite)
     except UserError as error:
         return str(error)
     return None

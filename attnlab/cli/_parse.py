@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -27,7 +27,7 @@ def parse(options: type[T], arguments: Sequence[str], *, command: str, descripti
     Raises:
         UserError: one line that names the argument and, for an unknown one, the nearest that exists.
     """
-    with tyro_errors.on_parse_error(partial(_refuse, options=options, command=command)):
+    with tyro_errors.on_parse_error(functools.partial(_refuse, options=options, command=command)):
         return tyro.cli(
             options,
             prog=command,
@@ -46,8 +46,13 @@ def rename_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[s
         new = renamed.get(name[2:].replace("-", "_")) if name.startswith("--") else None
         if new is not None:
             arguments[i] = f"--{new}{equals}{value}"
-            say(f"note: {name} is now called --{new}; the old name will be removed", file=sys.stderr)
+            _note_renamed(name, new)
     return arguments
+
+
+@functools.cache  # a command line may be parsed several times
+def _note_renamed(old: str, new: str) -> None:
+    say(f"note: {old} is now called --{new}; the old name will be removed", file=sys.stderr)
 
 
 def flags(options: Any) -> list[str]:

@@ -34,12 +34,13 @@ def run(arguments: list[str]) -> int:
     from attnlab.cli._console import Console
     from attnlab.cli._format import show_result
     from attnlab.training import runs
-    from attnlab.training.train import evaluate_file, evaluate_run
+    from attnlab.training.inference import evaluate_file
+    from attnlab.training.train import evaluate_run
 
     path = Path(options.run)
     data = None if options.data is None else Path(options.data)
     trained = None if path.is_file() else runs.Run.open(path)
-    if trained is not None and (data is None or runs.is_its_data(trained, data)):
+    if trained is not None and (data is None or runs.has_same_content(trained, data)):
         runs.check_data(trained, options.data)
         result = evaluate_run(trained, options.device, data=data)
         if data is not None:

@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
     if not options.prompt:
         raise UserError("the prompt is empty; give at least one character")
     from attnlab.training.generate import generate
-    from attnlab.training.train import load_with_encoding
+    from attnlab.training.inference import load_with_encoding
 
     network, about = load_with_encoding(Path(options.run), options.device)
     byte_level = network.inputs.kind == network.outputs.kind == "tokens" and network.inputs.size >= 256

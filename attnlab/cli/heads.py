@@ -56,14 +56,14 @@ def run(arguments: list[str]) -> int:
 
     from attnlab.analysis.runs import prune_run, study_run
     from attnlab.cli._console import Console
-    from attnlab.training import runs
+    from attnlab.training import folder, runs
 
     trained = runs.Run.open(Path(options.run))
     runs.check_data(trained)
     if options.save_path is not None:
         if Path(options.save_path).resolve().parent == trained.path.resolve():
             raise UserError(f"--save_path {options.save_path} is inside the folder of the run; give another folder")
-        runs.check_save_path(Path(options.save_path), overwrite=options.overwrite)
+        folder.check_save_path(Path(options.save_path), overwrite=options.overwrite)
     with Console(stderr=True).status(Text("evaluating the unpruned network")) as status:
         experiment, study = study_run(
             trained,

@@ -53,8 +53,8 @@ def run(arguments: list[str]) -> int:
     from attnlab.tasks.metrics import METRICS
     from attnlab.tasks.table import Table
     from attnlab.training.checkpoint import check_output
+    from attnlab.training.inference import predict_file
     from attnlab.training.report import number
-    from attnlab.training.train import predict_file
 
     if output is not None:
         check_output(output, inputs=[data, Path(options.run)], overwrite=options.overwrite)
@@ -91,9 +91,9 @@ def _beside(frame: pl.DataFrame, table: Path, *, header: bool) -> pl.DataFrame:
     """
     import polars as pl
 
-    from attnlab.tasks._table_file import NAMELESS, read_table
+    from attnlab.tasks.tables.reader import HEADERLESS, read_table
 
-    kept = read_table(table, header=header or table.suffix.lower() not in NAMELESS).frame
+    kept = read_table(table, header=header or table.suffix.lower() not in HEADERLESS).frame
     if table.suffix.lower() == ".jsonl":
         kept = kept.with_columns(_nested(column) for column in kept if column.dtype == pl.List)
     if common := [name for name in frame.columns if name in kept.columns]:

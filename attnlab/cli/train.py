@@ -15,25 +15,21 @@ from attnlab import tasks
 from attnlab.cli._console import say
 from attnlab.cli._flags import Output, TrainArgs, given_flags, parse_train_args, peek
 from attnlab.cli._invocation import program, python, short, trainer
-from attnlab.cli._parse import rename_flags
 from attnlab.utils.escape import one_line, shell_word
 
 if TYPE_CHECKING:
     from attnlab.cli._console import Console
     from attnlab.tasks.base import ColumnUse
     from attnlab.training.estimate import Estimate
+    from attnlab.training.experiment import Experiment
     from attnlab.training.runs import Run
-    from attnlab.training.train import Experiment
 
 MAX_COLUMNS = 40
 """Columns of a table that are listed one by one."""
-RENAMED = {"clip": "grad_clip"}
-"""Old spellings of flags, which are accepted for one version."""
 
 
 def run(arguments: list[str]) -> int:
     """Train, after asking for the settings with ``--interactive``."""
-    arguments = rename_flags(arguments, RENAMED)
     task = peek(arguments, "task")
     if task is not None and tasks.resolve(task) != task:
         say(f"note: the task {task} is now called {tasks.resolve(task)}", file=sys.stderr)
@@ -55,9 +51,10 @@ def train(args: TrainArgs) -> int:
     from attnlab.cli._progress import Display
     from attnlab.training import folder, runs
     from attnlab.training.estimate import estimate
+    from attnlab.training.experiment import prepare
     from attnlab.training.extension import extension_summary, stopped_at
     from attnlab.training.schedule import schedule
-    from attnlab.training.train import prepare, start
+    from attnlab.training.train import start
     from attnlab.training.train import train as train_experiment
 
     started = time.perf_counter()
@@ -66,7 +63,7 @@ def train(args: TrainArgs) -> int:
     console = Console(stderr=output.json, quiet=output.json, soft_wrap=True)
     save_path = None if output.save_path is None else Path(output.save_path)
     if save_path is not None:
-        runs.check_save_path(save_path, overwrite=output.overwrite)
+        folder.check_save_path(save_path, overwrite=output.overwrite)
     run_dir = None if output.run_dir is None else Path(output.run_dir)
     resumed, extending = None, False
     if output.resume is not None:

@@ -34,7 +34,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: the index, docs/trust.md and the lessons of these mechanisms (None: all).
+    """The pages with generated parts: the index, README.md, docs/trust.md and these lessons (None: all).
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.
@@ -49,6 +49,8 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
         for e in entries
         if lessons is None or e.name in lessons
     ]
+    if (root / "README.md").is_file():
+        result.append(_page(root / "README.md", {"mechanisms": overview(entries)}))
     trust_page = root / "docs" / "trust.md"
     if trust_page.is_file():
         folders = {e.name: e.folder for e in entries}
@@ -81,6 +83,20 @@ def table(entries: Sequence[registry.Entry]) -> str:
         for e in entries
     ]
     return f"{_table(columns, rows)}\n\n{LEGEND}"
+
+
+def overview(entries: Sequence[registry.Entry]) -> str:
+    """The short table of the mechanisms, for the README of the project."""
+    rows = [
+        (
+            f"[{e.card.title}](models/{e.name}/README.md)",
+            f"`{e.name}`",
+            f"{e.card.authors} {e.card.year}",
+            e.card.summary,
+        )
+        for e in entries
+    ]
+    return _table(("mechanism", "`--model`", "paper", "what it does"), rows)
 
 
 def badge(entry: registry.Entry) -> str:

@@ -1,4 +1,4 @@
-"""Rules as unions of key ranges, in which the fully masked rows are counted without a matrix.
+"""Masks as unions of key ranges, from which fully masked rows are found without a matrix.
 
 Axes: B batch, H heads, N_q queries, N_k keys.
 """
@@ -6,28 +6,26 @@ Axes: B batch, H heads, N_q queries, N_k keys.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY = 64
-"""Clauses above which a chunk of the matrix costs less than they do."""
+MAX_CLAUSES = 64
+"""Number of clauses above which evaluating a chunk of the matrix is cheaper."""
 
 
 @dataclass(frozen=True)
 class Clause:
-    """One range of keys for each query; what is None does not restrict.
+    """One range of keys per query; None means no restriction.
 
     Args:
         start: the first position, broadcastable to (B, H, N_q, 1).
-        stop: the position behind the last, broadcastable to (B, H, N_q, 1).
-        keys: which keys of the range, Boolean, broadcastable to (B, H, 1, N_k).
-        rows: which queries attend to any key at all, Boolean, broadcastable to (B, H, N_q, 1).
-        step: the distance between query and key is a multiple of it.
+        stop: the position after the last, broadcastable to (B, H, N_q, 1).
+        keys: which keys of the range are allowed, Boolean, broadcastable to (B, H, 1, N_k).
+        rows: which queries attend to any key, Boolean, broadcastable to (B, H, N_q, 1).
+        stride: a divisor of the distance between query and key.
     """
 
     start: Tensor | None = None
@@ -37,60 +35,55 @@ class Clause:
     stride: int = 1
 
     def __and__(self, other: Clause) -> Clause:
+        a, b = self, other
         return Clause(
-            _both(torch.maximum, self.start, other.start),
-            _both(torch.minimum, self.stop, other.stop),
-            _both(operator.and_, self.keys, other.keys),
-            _both(operator.and_, self.rows, other.rows),
-            self.stride
-            if other.stride == 1
-            else other.stride
-            if self.stride == 1
-            else math.lcm(self.stride, other.stride),
+            a.start if b.start is None else b.start if a.start is None else torch.maximum(a.start, b.start),
+            a.stop if b.stop is None else b.stop if a.stop is None else torch.minimum(a.stop, b.stop),
+            a.keys if b.keys is None else b.keys if a.keys is None else a.keys & b.keys,
+            a.rows if b.rows is None else b.rows if a.rows is None else a.rows & b.rows,
+            a.stride if b.stride == 1 else b.stride if a.stride == 1 else math.lcm(a.stride, b.stride),
         )
 
     def any_key(self, q: Tensor, keys: int, first: int) -> Tensor:
         """Which queries attend to at least one key, broadcastable to (B, H, N_q, 1).
 
         Args:
-            q: positions of queries, (N_q, 1).
+            q: query positions, (N_q, 1).
             keys: N_k.
             first: the position of the first key.
         """
-        start, stop = (
-            torch.full_like(q, empty) if bound is None else (bound - first).clamp(0, keys)
-            for bound, empty in ((self.start, 0), (self.stop, keys))
-        )
+        start = torch.zeros_like(q) if self.start is None else (self.start - first).clamp(0, keys)
+        stop = torch.full_like(q, keys) if self.stop is None else (self.stop - first).clamp(0, keys)
         end = stop
-        if self.stride > 1:  # the next position in the query's own step
+        if self.stride > 1:  # advance to the next position of the query's residue
             start, end = (bound + (q - first - bound) % self.stride for bound in (start, stop))
         if self.keys is None:
-            found = start < stop
+            allowed = start < stop
         else:
-            found = _counted(self.keys, end, self.stride) > _counted(self.keys, start, self.stride)
-        return found if self.rows is None else found & self.rows
+            allowed = _count_before(self.keys, end, self.stride) > _count_before(self.keys, start, self.stride)
+        return allowed if self.rows is None else allowed & self.rows
 
 
 Clauses = list[Clause] | None
-"""A union of clauses; None for a rule that is not given by any."""
+"""A union of clauses; None for a rule that has no such form."""
 
 
 def conjunction(left: Clauses, right: Clauses) -> Clauses:
-    """What both allow."""
-    if left is None or right is None or len(left) * len(right) > MANY:
+    """The keys that both allow."""
+    if left is None or right is None or len(left) * len(right) > MAX_CLAUSES:
         return None
     return [a & b for a in left for b in right]
 
 
 def disjunction(left: Clauses, right: Clauses) -> Clauses:
-    """What either allows."""
+    """The keys that either allows."""
     return None if left is None or right is None else [*left, *right]
 
 
 def complement(clauses: Clauses) -> Clauses:
-    """What none allows."""
+    """The keys that none allows."""
     outside: Clauses = [Clause()]
-    for clause in [] if clauses is None else clauses:
+    for clause in clauses or []:
         outside = conjunction(outside, _outside(clause))
     return None if clauses is None else outside
 
@@ -107,17 +100,11 @@ def _outside(clause: Clause) -> Clauses:
     return [part for part in parts if part is not None]
 
 
-def _both(join: Callable[[Tensor, Tensor], Tensor], left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return join(left, right)
-
-
-def _counted(keys: Tensor, places: Tensor, step: int) -> Tensor:
-    """How many of ``keys`` (..., 1, N_k) lie before each of ``places`` (..., N_q, 1), in steps from it."""
-    keys, places = (t[(None,) * (4 - t.dim())] for t in (keys, places))
-    rows = (keys.shape[-1] + step - 1) // step + 1
-    ones = F.pad(keys.squeeze(-2).long(), (0, rows * step - keys.shape[-1])).unflatten(-1, (rows, step))
+def _count_before(keys: Tensor, bounds: Tensor, stride: int) -> Tensor:
+    """The number of ``keys`` (..., 1, N_k) before each of ``bounds`` (..., N_q, 1), a multiple of the stride away."""
+    keys, bounds = (t[(None,) * (4 - t.dim())] for t in (keys, bounds))
+    rows = (keys.shape[-1] + stride - 1) // stride + 1
+    ones = F.pad(keys.squeeze(-2).long(), (0, rows * stride - keys.shape[-1])).unflatten(-1, (rows, stride))
     before = (ones.cumsum(-2) - ones).flatten(-2)
-    shape = torch.broadcast_shapes(before.shape[:2], places.shape[:2])
-    return before.expand(*shape, -1).gather(-1, places.squeeze(-1).expand(*shape, -1)).unsqueeze(-1)
+    shape = torch.broadcast_shapes(before.shape[:2], bounds.shape[:2])
+    return before.expand(*shape, -1).gather(-1, bounds.squeeze(-1).expand(*shape, -1)).unsqueeze(-1)

@@ -15,6 +15,7 @@ from attnlab.catalog import registry
 from attnlab.files.tensors import Shape
 from attnlab.nn.attention import current_state
 from attnlab.utils.errors import UserError
+from attnlab.utils.validation import first_error
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -136,14 +137,6 @@ def fill(network: N, tensors: dict[str, torch.Tensor]) -> N:
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS), torch.float32)
     network.to(dtype).load_state_dict(tensors)
     return network.eval()
-
-
-def first_error(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: the field, and what was expected of it."""
-    found = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("function", "tuple[", "constr")))
-    given = "" if found["type"] in ("missing", "extra_forbidden") else f" ({ascii(found['input'])[:60]})"
-    return f"{place or 'the value'}{given}: {found['msg'][0].lower()}{found['msg'][1:]}"
 
 
 def _check_types(described: Description, source: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -31,6 +32,14 @@ from attnlab.nn.card import Card, UnsupportedError
 from attnlab.nn.projections import rename_keys, reset_children
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
+from attnlab.utils.tracing import can_keep_tensors
+
+MAX_KEPT_VALUES = 2**22
+"""The size of a mask, in elements, up to which its bound form is kept for later layers."""
+
+_VERSION = attrgetter("_version")
+_KEPT = "_bound"
+"""The attribute of a mask that holds its last bound form: (what it depends on, versions of its tensors, the form)."""
 
 
 class _ExplainsOptions:
@@ -161,7 +170,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             if bound is None:
                 out = self._forward(x, None, **options)
             else:
-                if self.supports_packing and not options:
+                if self.supports_packing and mask is not None and not options:
                     rows = packed(x, bound, self.num_heads)
                     if rows is not None:
                         return rows.run(self._forward, x)
@@ -274,34 +283,69 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             )
         options: dict[str, Any] = {}
         queries = keys = x.shape[1]
-        start = 0
         if context is not None:
             keys = self._validate_context(x, context)
             options["context"] = context
-        rule = None if mask is None else self._validate_mask(as_mask(mask))
-        pattern = self.attention_pattern(keys if cache is None else getattr(cache, "num_seen", 0) + keys)
-        if pattern is not None:
-            rule = pattern if rule is None else pattern & rule
-        if self.causal:
-            rule = causal() if rule is None else causal() & rule
         if cache is not None:
-            self._validate_cache(x, rule, context, cache)
             options["cache"] = cache
-            if isinstance(cache, KVCache):
-                keys, start = cache.num_cached + queries, cache.start
-        elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths
-            rule.check_lengths(keys)
+        bound = self._bind(x, mask, keys, context, cache)
         if attn_bias is not None:
+            start = 0 if cache is None else cache.start
+            keys = keys if cache is None else cache.num_seen + queries - start
             options["attn_bias"] = self._validate_bias(x, attn_bias, keys, start)
-        if rule is None:
-            return x, None, options
-        bound = rule.bind(queries, keys, shape=(x.shape[0], self.num_heads), first=start, device=x.device)
-        if mask is not None:
+        if mask is not None and bound is not None:
             if context is None:
                 x = bound.zero_padding(x)
             else:
                 options["context"] = bound.zero_padding(context)
         return x, bound, options
+
+    def _bind(
+        self,
+        x: Tensor,
+        mask: Mask | Tensor | None,
+        keys: int,
+        context: Tensor | None,
+        cache: DecodingCache | None,
+    ) -> BoundMask | None:
+        """Combine the mask with the pattern and ``causal``, bound to the lengths.
+
+        The bound mask is kept with the mask, so that the layers of a network, which get the same mask, bind it once.
+        """
+        seen, queries = 0 if cache is None else getattr(cache, "num_seen", 0), x.shape[1]
+        pattern = self.attention_pattern(seen + keys)
+        if mask is None and pattern is None and cache is None:
+            if not self.causal:
+                return None
+            return causal().bind(queries, keys, shape=(x.shape[0], self.num_heads), device=x.device)
+        key = None
+        if cache is None and pattern is None and isinstance(mask, Mask) and can_keep_tensors():
+            key = self.causal, x.shape[0], self.num_heads, queries, keys, x.device, torch.is_inference_mode_enabled()
+            kept = vars(mask).get(_KEPT)
+            if kept is not None and kept[0] == key and kept[1] == list(map(_VERSION, mask.tensors)):
+                if "arbitrary_mask" not in self.card.supports:
+                    self._validate_mask(mask)
+                return kept[2]
+        rule = None if mask is None else self._validate_mask(as_mask(mask))
+        if pattern is not None:
+            rule = pattern if rule is None else pattern & rule
+        if self.causal:
+            rule = causal() if rule is None else causal() & rule
+        start = 0
+        if cache is not None:
+            self._validate_cache(x, rule, context, cache)
+            keys, start = seen + queries, 0
+            if isinstance(cache, KVCache):
+                keys, start = cache.num_cached + queries, cache.start
+        elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths
+            rule.check_lengths(keys)
+        if rule is None:
+            return None
+        bound = rule.bind(queries, keys, shape=(x.shape[0], self.num_heads), first=start, device=x.device)
+        small = rule.batch_size * rule.num_heads * queries * keys <= MAX_KEPT_VALUES
+        if key is not None and small and not any(t.is_inference() for t in rule.tensors):  # these have no version
+            vars(mask)[_KEPT] = key, list(map(_VERSION, rule.tensors)), bound
+        return bound
 
     def _validate_mask(self, mask: Mask) -> Mask:
         supported = self.card.supports

@@ -1,16 +1,16 @@
-"""Attention in heads, out of parts: the steps that such mechanisms share, and the parts that they exchange.
+"""Multi-head attention: the steps that all such mechanisms share, and the parts that some of them add.
 
-A mechanism with heads subclasses `MultiHeadBase` and writes `_attention_map`, the step that makes it what it is. One
-that differs elsewhere overrides that step (`_project_qkv`, `_apply_positions`, `_merge_heads`):
+A mechanism subclasses `MultiHeadBase` and overrides the step in which it differs: `_project_qkv`, `_apply_positions`,
+`_attention_map` (softmax by default) or `_merge_heads`. For example:
 
-- keys and values shared by several heads: ``num_kv_heads`` (Shazeer 2019; Ainslie et al. 2023);
-- `QKNorm`, queries and keys of one length (in `_project_qkv`);
-- a cap on the scores and a sink, ``SoftmaxMap(..., softcap=50.0, sink=self.sink)`` (in `_attention_map`);
-- `OutputGate`, which lets through what a token wants of its heads (in `_merge_heads`).
+- keys and values that several heads share: ``num_kv_heads`` (Shazeer 2019; Ainslie et al. 2023);
+- normalized queries and keys: `QKNorm`, in `_project_qkv`;
+- a cap on the scores and a sink: ``SoftmaxMap(..., softcap=50.0, sink=self.sink)``, in `_attention_map`;
+- a gate on the heads: `OutputGate`, in `_merge_heads`.
 
-One with a part that has something for each head (a sink, a gate) says in `_select_heads` what fewer heads leave of it.
+A mechanism with parameters per head (a sink, a gate) selects them in `_select_heads`.
 
-Axes: B batch, H heads, G of them to a head of keys, N queries, M keys, D embed_dim, d head_dim.
+Axes: B batch, H heads, G query heads per key head, N queries, M keys, D embed_dim, d head_dim.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from attnlab.nn.cache import KVCache
 from attnlab.nn.select import head_channels, select_features, validate_indices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
+from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, parse_positions
 from attnlab.utils.tracing import autocast_dtype
 
 
 class MultiHeadBase(Attention):
-    """``concat(head_1, ..., head_H) W_O``: query, key, value, map and output, a step each.
+    """``concat(head_1, ..., head_H) W_O``, in steps that a subclass can override.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        num_heads: H, the heads of queries.
-        num_kv_heads: H / G, the heads of keys and values; as many as of queries where not given.
-        head_dim: d, the width of a head; ``embed_dim / num_heads`` where not given.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters (see `attnlab.positions`).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        embed_dim: D, the width of a token, in and out.
+        num_heads: H, the number of query heads.
+        num_kv_heads: H / G, the number of key and value heads; ``num_heads`` by default.
+        head_dim: d, the width of a head; ``embed_dim / num_heads`` by default.
+        causal: a token attends only to itself and to earlier tokens.
+        dropout: the dropout probability of the attention weights, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding (see `attnlab.positions`).
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
 
     Raises:
         ValueError: for ``num_kv_heads`` that do not divide ``num_heads``, and what `Attention` refuses.
@@ -87,11 +88,11 @@ class MultiHeadBase(Attention):
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
-        """How much of ``qkv`` makes queries, keys and values."""
+        """The features of ``qkv`` for queries, keys and values."""
         shared = self.num_kv_heads * self.head_dim
         return self.num_heads * self.head_dim, shared, shared
 
-    # The steps, in their order
+    # The steps, in order
 
     def _forward(
         self,
@@ -102,108 +103,105 @@ class MultiHeadBase(Attention):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project_qkv(x, context)
-        Q, K, added = self._apply_positions(Q, K, attn_bias, context, cache)
+        Q, K, bias = self._apply_positions(Q, K, attn_bias, context, cache)
         if cache is not None:
-            K, V = cache.update(K, V)  # with all that was seen before
-        heads = self._attention_map(Q, K, mask, added).apply(V, dropout=self.dropout if self.training else 0.0)
+            K, V = cache.update(K, V)  # the keys and values of all tokens so far
+        heads = self._attention_map(Q, K, mask, bias).apply(V, dropout=self.dropout if self.training else 0.0)
         return self._merge_heads(heads, x)
 
     def _project_qkv(
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"], Float[Tensor, "B H_kv M d"]]:
-        """Queries, keys and values: views into one product, without a copy.
+        """Return queries, keys and values, as views of one product.
 
-        With a context ``qkv`` is called on both sequences, and a part of each product is not used: cut out of its
-        weights, it would be right only as long as nothing was added to it (an adapter, a hook, quantization).
+        With a context, ``qkv`` is called on both sequences and a part of each product is unused: slices of its weight
+        would miss adapters, hooks and quantization.
         """
-        H, shared = self.num_heads, self.num_kv_heads
-        Q, K, V = self._heads(self.qkv(x)).split([H, shared, shared], 1)
+        H, H_kv = self.num_heads, self.num_kv_heads
+        Q, K, V = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split([H, H_kv, H_kv], 1)
         if context is not None:
-            _, K, V = self._heads(self.qkv(context)).split([H, shared, shared], 1)
+            _, K, V = self.qkv(context).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split([H, H_kv, H_kv], 1)
         return Q, K, V
-
-    def _heads(self, product: Float[Tensor, "B N W"]) -> Float[Tensor, "B H N d"]:
-        return product.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _apply_positions(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor, Bias | None]:
-        """Q and K turned by their places, and the bias of distance added to ``bias``."""
+        """Return rotated queries and keys, and ``bias`` plus the bias of the positions."""
         if self.positions.name == "none":
             return Q, K, bias
-        first, kept = (0, 0) if cache is None else (cache.num_seen, cache.num_cached)
+        first, cached = (0, 0) if cache is None else (cache.num_seen, cache.num_cached)
         Q, K = self.positions.apply_rotary(Q, first), self.positions.apply_rotary(K, first)
-        own = self.positions.attention_bias(Q.shape[2], kept + K.shape[2], Q.device)
-        if own is None:
+        relative = self.positions.attention_bias(Q.shape[2], cached + K.shape[2], Q.device)
+        if relative is None:
             return Q, K, bias
-        own = own.to(Q.dtype)  # a bias may be of a lower precision
-        # Called by name: torch.compile breaks the graph at an operator between an object and a tensor.
-        return Q, K, own if bias is None else own.__add__(bias)
+        relative = relative.to(Q.dtype)  # ``bias`` may have a lower precision
+        # Called by name, because torch.compile breaks the graph at an operator between an object and a tensor.
+        return Q, K, relative if bias is None else relative.__add__(bias)
 
     def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Bias | None) -> AttentionMap:
-        """Who looks at whom, a map a head, (B, H, N, M): what makes the mechanism."""
-        raise NotImplementedError(f"{type(self).__name__} has no _attention_map")
+        """Return the attention weights, one matrix per head, lazily: softmax(Q Kᵀ / √d) over the allowed keys."""
+        return SoftmaxMap(Q, K, mask, bias)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """The heads side by side, mixed by W_O."""
-        return self.output(self._concat(heads))
+        """Return the concatenated heads times W_O."""
+        return self.output(heads.transpose(1, 2).flatten(2))
 
     # Fewer heads
 
     def keep_heads(self, heads: Iterable[int]) -> Self:
-        """A copy with these heads alone, whose output is this layer's without what the other heads add to it.
+        """Return a copy with these heads only; its output lacks the contributions of the other heads.
 
         Args:
-            heads: which stay, counted from 0, in any order. A mask or a bias of an axis of heads must then have theirs.
+            heads: the indices of the heads to keep, in any order. A mask or a bias per head must then have as many.
 
         Raises:
-            TypeError: for a number that is not whole, or a projection that is no plain `nn.Linear`.
-            ValueError: for a head that is not there or named twice, for none, or for heads of keys that would be read
-                by unequal numbers of heads.
-            UnsupportedError: for a mechanism with parts that it does not say how to narrow.
+            TypeError: for an index that is not an integer, or a projection that is not a plain `nn.Linear`.
+            ValueError: for an index out of range or repeated, no heads, or groups of shared keys of unequal size.
+            UnsupportedError: for a mechanism with further parameters per head that does not override `_select_heads`.
         """
         kept = validate_indices(heads, self.num_heads)
         if not kept:
-            raise ValueError("at least one head must stay; to be rid of all, leave the layer out")
-        readers = self.num_heads // self.num_kv_heads
-        left = Counter(head // readers for head in kept)
-        if len(set(left.values())) > 1:
+            raise ValueError("at least one head must be kept; to remove all heads, leave out the layer")
+        size = self.num_heads // self.num_kv_heads
+        groups = Counter(head // size for head in kept)
+        if len(set(groups.values())) > 1:
             raise ValueError(
-                f"heads {', '.join(map(str, kept))} cannot stay alone: each head of keys is read by {readers} "
-                f"({', '.join(f'{g * readers} to {g * readers + readers - 1}' for g in range(self.num_kv_heads))}); "
-                f"keep as many of each group, or leave out whole groups"
+                f"heads {', '.join(map(str, kept))} cannot be kept alone: {size} heads share each key head "
+                f"({', '.join(f'{g * size} to {g * size + size - 1}' for g in range(self.num_kv_heads))}); "
+                f"keep the same number of each group, or leave out whole groups"
             )
         self._check_parts()
         layer = copy.deepcopy(self)
         with torch.no_grad():
-            layer._select_heads(kept, sorted(left))
+            layer._select_heads(kept, sorted(groups))
         return layer
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
-        """Leave these heads of queries and these of keys, in place. One with more parts a head extends it."""
+        """Keep these query heads and these key heads, in place; a subclass with parameters per head extends it."""
         first_key, first_value = self.qkv_sizes[0], sum(self.qkv_sizes[:2])
-        own, shared = head_channels(heads, self.head_dim), head_channels(groups, self.head_dim)
-        select_features(self.qkv, rows=[*own, *(first_key + i for i in shared), *(first_value + i for i in shared)])
-        select_features(self.output, columns=own)
+        q, kv = head_channels(heads, self.head_dim), head_channels(groups, self.head_dim)
+        select_features(self.qkv, rows=[*q, *(first_key + i for i in kv), *(first_value + i for i in kv)])
+        select_features(self.output, columns=q)
         self.positions.keep_heads(heads)
         self.num_heads, self.num_kv_heads = len(heads), len(groups)
 
     def _check_parts(self) -> None:
         parts = {name.split(".")[0] for name, _ in (*self.named_parameters(), *self.named_buffers())}
-        own = {name for name in parts if not isinstance(getattr(self, name), QKNorm)}  # one for all heads
-        if (own := own - {"qkv", "output", "positions"}) and type(self)._select_heads is MultiHeadBase._select_heads:
+        parts = {name for name in parts if not isinstance(getattr(self, name), QKNorm)}  # shared by all heads
+        if (parts := parts - {"qkv", "output", "positions"}) and (
+            type(self)._select_heads is MultiHeadBase._select_heads
+        ):
             raise UnsupportedError(
-                f"{type(self).__name__} does not say what is left of {', '.join(sorted(own))} with fewer heads; "
-                "extend _select_heads for it"
+                f"{type(self).__name__} does not select the heads of {', '.join(sorted(parts))}; extend _select_heads"
             )
         for name in ("qkv", "output"):
             if type(part := getattr(self, name)) is not nn.Linear:
                 raise TypeError(
-                    f"heads are cut out of an nn.Linear, and {name} is a {type(part).__name__}; "
-                    "merge what was added to it first"
+                    f"heads can be selected in an nn.Linear, but {name} is a {type(part).__name__}; "
+                    "merge adapters first"
                 )
 
-    # The map, and what it gives
+    # The attention weights
 
     def _build_map(
         self,
@@ -213,8 +211,8 @@ class MultiHeadBase(Attention):
         context: Float[Tensor, "B M D"] | None = None,
     ) -> AttentionMap:
         Q, K, _ = self._project_qkv(x, context)
-        Q, K, added = self._apply_positions(Q, K, attn_bias, context)
-        return self._attention_map(Q, K, mask, added)
+        Q, K, bias = self._apply_positions(Q, K, attn_bias, context)
+        return self._attention_map(Q, K, mask, bias)
 
     def _apply_weights(
         self,
@@ -225,28 +223,24 @@ class MultiHeadBase(Attention):
         _, _, V = self._project_qkv(x, context)
         return self._merge_heads(weights @ V.repeat_interleave(self.num_heads // self.num_kv_heads, 1), x)
 
-    @staticmethod
-    def _concat(heads: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N H*d"]:
-        return heads.transpose(1, 2).flatten(2)
-
     def extra_repr(self) -> str:
-        """What a printed network shows of this layer."""
+        """Return the options that a printed network shows."""
         shared = "" if self.num_kv_heads == self.num_heads else f", num_kv_heads={self.num_kv_heads}"
         wide = "" if self.head_dim * self.num_heads == self.embed_dim else f", head_dim={self.head_dim}"
         return f"{super().extra_repr()}{shared}{wide}"
 
 
 class QKNorm(nn.Module):
-    """Queries and keys of one length: a score can then grow with the learned gains alone.
+    """RMS normalization of queries and keys: the scores then grow only with the learned gains.
 
-    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", arXiv:2010.04245; by the root of the mean
-    square, as in Qwen3 (2025).
+    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", arXiv:2010.04245; with RMSNorm as in Qwen3
+    (2025).
 
     Args:
         head_dim: d.
-        eps: keeps a vector of zeros finite.
-        device: where the gains are made.
-        dtype: of the gains.
+        eps: keeps a zero vector finite.
+        device: the device of the gains.
+        dtype: the dtype of the gains.
     """
 
     def __init__(
@@ -264,19 +258,19 @@ class QKNorm(nn.Module):
     def forward(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H_kv M d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H_kv M d"]]:
-        """Each vector over its root mean square, times the gains."""
+        """Return each vector divided by its root mean square, times the gains."""
         return rms_norm(Q, self.query), rms_norm(K, self.key)
 
 
 def rms_norm(x: Float[Tensor, "*rest d"], norm: nn.Module) -> Float[Tensor, "*rest d"]:
-    """``norm(x)`` in the dtype of ``x``; under autocast computed in float32, the dtype of the norm's gains there."""
+    """Return ``norm(x)`` in the dtype of ``x``; computed in float32, the dtype of the gains, under autocast."""
     if autocast_dtype(x.device) is not None:
         return norm(x.float()).to(x.dtype)
     return norm(x)
 
 
 class OutputGate(nn.Module):
-    """``heads · sigmoid(x W_G)``: each token decides what of its heads' answers goes on.
+    """``heads · sigmoid(x W_G)``: each token gates the output of its heads.
 
     Source: Qiu et al. 2025, "Gated Attention for Large Language Models", arXiv:2505.06708, section 2 (the gate after
     the attention, by element or by head).
@@ -284,10 +278,10 @@ class OutputGate(nn.Module):
     Args:
         embed_dim: D.
         num_heads: H.
-        width: the gates of a head, d (one for each of its numbers) or 1 (one for all of them).
-        bias: whether the gate's projection adds a bias.
-        device: where the projection is made.
-        dtype: of the projection.
+        width: the number of gates per head, d (one per feature) or 1.
+        bias: whether the projection has a bias.
+        device: the device of the projection.
+        dtype: the dtype of the projection.
     """
 
     def __init__(
@@ -305,23 +299,23 @@ class OutputGate(nn.Module):
         self.projection = make_linear(embed_dim, num_heads * width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
-        """What is let through."""
+        """Return the gated heads."""
         gates = torch.sigmoid(self.projection(x)).unflatten(-1, (-1, self.width))
         return heads * gates.transpose(1, 2)
 
     def keep_heads(self, heads: list[int]) -> None:
-        """Leave what is let through of these heads, in place."""
+        """Keep the gates of these heads, in place."""
         select_features(self.projection, rows=head_channels(heads, self.width))
 
 
 def as_multihead(layer: nn.Module) -> MultiHeadBase:
-    """``layer``, where its heads can be told apart.
+    """Return ``layer`` if it is a `MultiHeadBase`.
 
     Raises:
-        UnsupportedError: for any other.
+        UnsupportedError: for any other layer.
     """
     if not isinstance(layer, MultiHeadBase):
         raise UnsupportedError(
-            f"{type(layer).__name__} has no heads that can be told apart; an attnlab.nn.multihead.MultiHeadBase has"
+            f"{type(layer).__name__} has no separate heads; it must be an attnlab.nn.multihead.MultiHeadBase"
         )
     return layer

@@ -42,7 +42,7 @@ class RelativeBias:
         return self.line.requires_grad or (self.matrix is not None and self.matrix.requires_grad)
 
     @property
-    def items_and_heads(self) -> tuple[int, int]:
+    def batch_and_heads(self) -> tuple[int, int]:
         """Batch items and heads that differ; 1 where all are alike."""
         items = 1 if self.matrix is None else self.matrix.shape[0]
         return items, len(self.line)
@@ -127,6 +127,6 @@ def four_axes(bias: Bias) -> Bias:
     return bias if isinstance(bias, RelativeBias) else bias[(None,) * (4 - bias.dim())]
 
 
-def written(bias: Bias) -> Tensor:
+def materialized(bias: Bias) -> Tensor:
     """All of it, for a kernel that takes nothing less."""
     return bias.tensor() if isinstance(bias, RelativeBias) else bias

@@ -26,7 +26,7 @@ from attnlab.ops.dispatch import Dispatch, record
 from attnlab.ops.rowwise import RowwiseMap, at_least_float32, by_tiles, one_tile, row_tiles
 from attnlab.ops.softmax import masked_softmax
 from attnlab.positions.base import exact
-from attnlab.utils.tracing import autocast_dtype, may_read
+from attnlab.utils.tracing import autocast_dtype, can_inspect_device
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -124,7 +124,7 @@ class DecayedMap(AttentionMap):
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))[..., :width]
         # Whether to split is decided by shapes alone, so on a GPU too.
-        tiles = row_tiles(mask, N, M, 4 * B * H) if may_read(torch.device("cpu")) else one_tile(N, M)
+        tiles = row_tiles(mask, N, M, 4 * B * H) if can_inspect_device(torch.device("cpu")) else one_tile(N, M)
         size = count(tiles[0][0])
         record(
             lambda: Dispatch("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time")

@@ -10,8 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnlab.utils.tracing import may_check
-
 
 @dataclass(frozen=True)
 class Dispatch:
@@ -32,16 +30,11 @@ class Dispatch:
 _records: ContextVar[list[Dispatch] | None] = ContextVar("attnlab_dispatch", default=None)
 
 
-def record(dispatch: Callable[[], Dispatch]) -> None:
-    """Record the chosen backend, if someone asked. The text is built only then: building it reads tensors."""
+def record(dispatch: Callable[[], Dispatch | None]) -> None:
+    """Record a dispatch inside of `record_dispatch`. The text is built only then, because building it reads tensors."""
     records = _records.get()
-    if records is not None:
-        records.append(dispatch())
-
-
-def can_inspect_values(x: Tensor) -> bool:
-    """Whether a computation may depend on the values of tensors. A tensor subclass may hold no values."""
-    return may_check(x)
+    if records is not None and (made := dispatch()) is not None:
+        records.append(made)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from attnlab.masks import BoundMask, documents
-from attnlab.ops.dispatch import Dispatch, can_inspect_values, record
+from attnlab.ops.dispatch import Dispatch, record
+from attnlab.utils.tracing import can_inspect_values
 
 FULL = 0.9
 """Above this share of real tokens the copying costs what the padding did."""
@@ -43,6 +44,8 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     It is possible where the mask is ``padding(..., mask_queries=True)`` and the rest depends on distances alone,
     which packing keeps.
     """
+    if FULL * x.shape[1] < SHORT:  # too short for any lengths
+        return None
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
     (B, N), factors = x.shape[:2], mask.mask.conjuncts

@@ -21,9 +21,10 @@ from attnlab.masks.bound import QUERY_CHUNK, Index, count, in_order, slices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.tiles import collected
 from attnlab.ops.bias import Bias, cut, of_rows
-from attnlab.ops.dispatch import Dispatch, can_inspect_values, record
+from attnlab.ops.dispatch import Dispatch, record
+from attnlab.utils.tracing import can_inspect_values
 
-MAX_TILE_VALUES = 2**21
+MAX_TILE_VALUES = 2**19
 """Numbers that are materialized at a time."""
 
 MIN_TILE_VALUES = 2**16
@@ -197,7 +198,7 @@ class RowwiseMap(AttentionMap):
 
 def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:
     """``q kᵀ / √d``, (B, H, N, M)."""
-    return q @ k.mT / math.sqrt(q.shape[-1])
+    return (q / math.sqrt(q.shape[-1])) @ k.mT
 
 
 def at_least_float32(x: Tensor) -> Tensor:

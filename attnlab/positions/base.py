@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.ops.bias import RelativeBias
-from attnlab.utils.tracing import may_cache
+from attnlab.utils.tracing import can_keep_tensors
 
 
 class Positions(nn.Module):
@@ -50,7 +50,7 @@ class Positions(nn.Module):
         What follows from the options alone is no buffer: nothing has to be loaded, moved or materialized from the meta
         device. One copy per device is kept, because copying from the host would make a GPU wait on every call.
         """
-        if not may_cache():
+        if not can_keep_tensors():
             return torch.tensor(values, dtype=exact(device), device=device)
         if device not in self._constants:
             with torch.inference_mode(False):

@@ -1,4 +1,4 @@
-"""The tasks: one file each in this folder, found by its presence."""
+"""The tasks, one file each in this folder, discovered by their presence."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 SHARED = ("base", "metrics")
-"""Files of this folder that every task uses, and that are no task."""
+"""Files of this folder that are not tasks."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A task as its source text describes it."""
+    """A task as described in its source, read without importing it."""
 
     name: str
     class_name: str
@@ -32,7 +32,7 @@ class Entry:
 
 
 def names() -> list[str]:
-    """The tasks' names, in order: every file of this folder but those that tasks share."""
+    """The names of the tasks, sorted."""
     stems = (path.stem for path in FOLDER.glob("*.py"))
     return sorted(stem for stem in stems if not stem.startswith("_") and stem not in SHARED)
 
@@ -47,24 +47,24 @@ def resolve(name: str) -> str:
 
 
 def entry(name: str) -> Entry:
-    """What the source text of a task says.
+    """The description of a task, read from its source.
 
     Raises:
-        UnknownNameError: for a name that no file has.
+        UnknownNameError: for an unknown name.
     """
     name = resolve(name)
     if name not in names():
         raise UnknownNameError("task", name, names())
     source = read_class(FOLDER / f"{name}.py", "summary")
-    said = source.attributes
+    attributes = source.attributes
     return Entry(
         name,
         source.name,
-        said["summary"],
-        said.get("caveat", ""),
-        tuple(said.get("suffixes", ())),
-        said.get("needs_data", False),
-        said.get("defaults", {}),
+        attributes["summary"],
+        attributes.get("caveat", ""),
+        tuple(attributes.get("suffixes", ())),
+        attributes.get("needs_data", False),
+        attributes.get("defaults", {}),
     )
 
 
@@ -72,23 +72,21 @@ def for_file(path: Path) -> str:
     """The task that reads files like ``path``.
 
     Raises:
-        UserError: when none does, with the endings that some task reads.
+        UserError: if no task does, with the suffixes that tasks read.
     """
     entries = [entry(name) for name in names()]
     for candidate in entries:
         if path.suffix.lower() in candidate.suffixes:
             return candidate.name
     known = sorted(suffix for e in entries for suffix in e.suffixes)
-    raise UserError(
-        f"no task reads {path.suffix or 'files without an ending'} ({path}); give one of {', '.join(known)}"
-    )
+    raise UserError(f"no task reads {path.suffix or 'files without a suffix'} ({path}); give one of {', '.join(known)}")
 
 
 def load(name: str) -> Task:
-    """The task itself.
+    """The task with this name.
 
     Raises:
-        UnknownNameError: for a name that no file has.
+        UnknownNameError: for an unknown name.
     """
     described = entry(name)
     return getattr(import_module(f"attnlab.tasks.{described.name}"), described.class_name)()

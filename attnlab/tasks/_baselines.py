@@ -1,6 +1,6 @@
-"""Simpler methods on the same split: what a network has to beat.
+"""Baselines: simpler methods on the same split.
 
-scikit-learn is imported where it is used; it takes a second.
+scikit-learn is imported where it is used, because that takes a second.
 """
 
 from __future__ import annotations
@@ -16,44 +16,42 @@ from attnlab.tasks._split import Parts, Rows, sample
 from attnlab.tasks.base import Baseline
 from attnlab.tasks.metrics import class_metrics, value_metrics
 
-MOST = 10_000
-"""Training rows of the baselines, so that they stay quick."""
+MAX_TRAIN = 10_000
+"""Training rows of the baselines, to limit their time."""
 NEIGHBOURS = 3
-DISTANCES = 5e9
-"""Products that the nearest neighbours may cost: rows to learn from, times rows to test, times features."""
-STEPS = 300
-"""Iterations of logistic regression at most."""
-PRODUCTS = 5e10
-"""Products that logistic regression may cost: iterations, times rows, times classes, times features."""
+MAX_DISTANCE_COST = 5e9
+"""Multiplications of the nearest neighbours: training rows × test rows × features."""
+MAX_ITER = 300
+"""Iterations of logistic regression."""
+MAX_REGRESSION_COST = 5e10
+"""Multiplications of logistic regression: iterations × rows × classes × features."""
 
 Features = Callable[[Rows, Rows], tuple[Any, Any]]
-"""From the numbers of the training and the test rows to the features of both, arrays or sparse matrices."""
-
-
+"""Maps the indices of the training and test rows to their features, arrays or sparse matrices."""
 Method = Callable[[Any, Any], tuple[str, dict[str, float]]]
-"""From the features of the training and the test rows to a note for the name, and the metrics."""
+"""Maps the features of the training and test rows to a suffix for the name, and the metrics."""
 
 
 def flattened(x: NDArray[Any]) -> Features:
-    """The numbers of every row of (B, ...)."""
+    """The flattened rows of (B, ...) as features."""
     return lambda train, test: (x[train].reshape(len(train), -1), x[test].reshape(len(test), -1))
 
 
 def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
-    """Three nearest neighbours, logistic regression and the majority class, in every metric for classes.
+    """Three nearest neighbours, logistic regression and the majority class, with every metric for classes.
 
-    A method that fails has no metrics, and its name says why.
+    A method that fails has no metrics, and its name gives the reason.
 
     Args:
         features: the features of the training and the test rows.
-        y: (rows,) classes from 0 on.
+        y: (rows,) classes, counted from 0.
         parts: the split.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
     classes = int(y.max()) + 1
-    rows = parts.train[sample(y[parts.train], MOST, 0)]
+    rows = parts.train[sample(y[parts.train], MAX_TRAIN, 0)]
     train_y, test_y = y[rows], y[parts.test]
 
     def scores(model: Any, test_x: Any, tested: NDArray[Any]) -> dict[str, float]:
@@ -67,8 +65,8 @@ def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Basel
         return _note(rows, parts, tested), scores(model, test_x[tested], test_y[tested])
 
     def linear(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        few = sample(train_y, int(PRODUCTS / (STEPS * classes * _width(x))), 0)
-        model = LogisticRegression(max_iter=STEPS).fit(x[few], train_y[few])
+        few = sample(train_y, int(MAX_REGRESSION_COST / (MAX_ITER * classes * _width(x))), 0)
+        model = LogisticRegression(max_iter=MAX_ITER).fit(x[few], train_y[few])
         return _note(few, parts), scores(model, test_x, test_y)
 
     def majority() -> dict[str, float]:
@@ -80,9 +78,9 @@ def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Basel
 
 
 def regressors(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
-    """Three nearest neighbours, ridge regression and the mean, in every metric for values; arguments as above.
+    """Three nearest neighbours, ridge regression and the mean, with every metric for values; arguments as above.
 
-    They learn standardized targets; their predictions are put back into the unit of ``y`` in float64.
+    The methods are fitted to standardized targets; predictions are converted back to the unit of ``y`` in float64.
     """
     from sklearn.linear_model import Ridge
     from sklearn.neighbors import KNeighborsRegressor
@@ -90,7 +88,7 @@ def regressors(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseli
     test_y = y[parts.test]
     mean = y[parts.train].mean()
     unit = np.abs(y[parts.train] - mean).max() or 1.0
-    rows = parts.train[sample(np.zeros(len(parts.train), np.int64), MOST, 0)]
+    rows = parts.train[sample(np.zeros(len(parts.train), np.int64), MAX_TRAIN, 0)]
     train_y = (y[rows] - mean) / unit
 
     def neighbours(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
@@ -115,37 +113,37 @@ def _computed(
     constant: Callable[[], dict[str, float]],
     features: Callable[[], tuple[Any, Any]],
 ) -> list[Baseline]:
-    """The methods, and the trivial one, which needs no features."""
+    """The results of the methods, and of the trivial baseline, which needs no features."""
     from sklearn.exceptions import ConvergenceWarning
 
-    found = []
+    results = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # so many iterations are enough for a baseline
+        warnings.simplefilter("ignore", ConvergenceWarning)  # MAX_ITER is enough for a baseline
         both: tuple[Any, Any] | None = None
         for name, method in methods.items():
             try:
                 both = features() if both is None else both
                 note, values = method(*both)
-            except Exception as error:  # the network has been trained; no baseline is worth losing it
+            except Exception as error:  # a failed baseline must not lose the trained network
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                found.append(Baseline(f"{name} (failed: {reason})", {}))
+                results.append(Baseline(f"{name} (failed: {reason})", {}))
             else:
-                found.append(Baseline(name + note, values))
-    return [*found, Baseline(trivial, constant())]
+                results.append(Baseline(name + note, values))
+    return [*results, Baseline(trivial, constant())]
 
 
 def _few(x: Any, test_x: Any, classes: NDArray[Any]) -> Rows:
-    """The test rows whose neighbours can be found in a few seconds."""
-    return sample(classes, max(1, int(DISTANCES / (x.shape[0] * _width(x)))), 0)
+    """As many test rows as fit into the cost limit."""
+    return sample(classes, max(1, int(MAX_DISTANCE_COST / (x.shape[0] * _width(x)))), 0)
 
 
 def _width(x: Any) -> float:
-    """Features that are not zero per row; those of a sparse matrix cost ten times as much."""
+    """Nonzero features per row; those of a sparse matrix cost ten times as much."""
     return max(1.0, 10 * x.nnz / x.shape[0] if hasattr(x, "nnz") else x.shape[1])
 
 
 def _note(rows: Rows, parts: Parts, tested: Rows | None = None) -> str:
-    said = [f"on {len(rows):,} rows"] if len(rows) < len(parts.train) else []
+    parts_used = [f"on {len(rows):,} rows"] if len(rows) < len(parts.train) else []
     if tested is not None and len(tested) < len(parts.test):
-        said.append(f"tested on {len(tested):,}")
-    return f" ({', '.join(said)})" if said else ""
+        parts_used.append(f"tested on {len(tested):,}")
+    return f" ({', '.join(parts_used)})" if parts_used else ""

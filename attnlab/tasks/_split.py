@@ -1,4 +1,4 @@
-"""Rows into training, validation and test data, by the seed alone."""
+"""Splits of rows into training, validation and test data, determined by the seed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from attnlab.utils.errors import UserError
 Rows = NDArray[np.int64]
 
 TEST = 0.2
-"""The part of all rows that is held out."""
+"""Fraction of all rows in the test data."""
 
-FEWEST = 10
-"""Fewer rows than this cannot be split in three and mean anything."""
-
-
+MIN_ROWS = 10
+"""Fewer rows cannot be split into three parts."""
 BLOCK = 10_000
 """Rows that are copied at once."""
 
 
 class Parts(NamedTuple):
-    """Which rows go where, each in ascending order."""
+    """The rows of each part, in ascending order."""
 
     train: Rows
     validation: Rows
@@ -34,38 +32,38 @@ class Parts(NamedTuple):
 
 
 def shuffled(count: int, config: TaskConfig, what: str = "rows", groups: Rows | None = None) -> Parts:
-    """A fifth of ``count`` rows for testing, ``val_fraction`` of the others for validation, the rest for training.
+    """A random split: a fifth of the rows to test, ``val_fraction`` of the rest to validate, the others to train.
 
     Args:
-        count: how many rows there are.
+        count: the number of rows.
         config: the seed and ``val_fraction``.
-        what: what the rows are called in messages.
-        groups: (count,) numbers from 0; rows of the same number stay in one part.
+        what: the name of the rows in messages.
+        groups: (count,) group indices from 0; rows of the same group stay in one part.
 
     Raises:
-        UserError: for fewer rows than `FEWEST`, or fewer than three groups.
+        UserError: for fewer rows than `MIN_ROWS`, or fewer than three groups.
     """
     check_count(count, what)
     groups = np.arange(count) if groups is None else groups
     sizes = np.bincount(groups)
     if len(sizes) < 3:
         raise UserError(
-            f"there are only {len(sizes)} different {what} to train, validate and test on; 3 are needed at least"
+            f"there are only {len(sizes)} different {what} to train, validate and test on; at least 3 are needed"
         )
-    return _parts(_deal([np.arange(len(sizes))], sizes, config)[groups])
+    return _parts(_assign([np.arange(len(sizes))], sizes, config)[groups])
 
 
 def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig, groups: Rows | None = None) -> Parts:
-    """The same, with every class in the same proportion, and at least once in each part.
+    """A random split with the same class proportions in each part, and every class in each part.
 
     Args:
         classes: (rows,) indices into ``labels``.
         labels: the classes' names.
         config: the seed and ``val_fraction``.
-        groups: (rows,) numbers from 0; rows of the same number stay in one part, of whatever class they are.
+        groups: (rows,) group indices from 0; rows of the same group stay in one part, whatever their classes.
 
     Raises:
-        UserError: for fewer rows than `FEWEST`, one class only, or a class with fewer than three different rows.
+        UserError: for fewer rows than `MIN_ROWS`, a single class, or a class with fewer than three different rows.
     """
     check_count(len(classes))
     if len(labels) < 2:
@@ -78,24 +76,24 @@ def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig,
     if different.min() < 3:
         rare = [f"{label} ({count})" for label, count in zip(labels, different, strict=True) if count < 3]
         raise UserError(
-            "a class needs 3 different rows at least, to train, validate and test on, and rows that are read as equal "
-            f"count once; these have fewer: {listed(rare)}"
+            "each class needs at least 3 different rows, to train, validate and test on, where equal rows count once; "
+            f"these have fewer: {listed(rare)}"
         )
-    order = np.lexsort((different[kinds], owners))  # a group counts for the rarest of its classes
+    order = np.lexsort((different[kinds], owners))  # a group belongs to the rarest of its classes
     main = kinds[order][np.unique(owners[order], return_index=True)[1]]
     by_class = np.split(np.argsort(main, kind="stable"), np.cumsum(np.bincount(main, minlength=len(labels)))[:-1])
-    part_of = _deal(by_class, sizes, config)
+    part_of = _assign(by_class, sizes, config)
     _complete(part_of, owners, kinds, labels)
     return _parts(part_of[groups])
 
 
 def sample(classes: NDArray[Any], count: int, seed: int) -> Rows:
-    """The numbers of ``count`` rows, drawn at random, with at least one row of every class; in ascending order.
+    """The indices of ``count`` random rows with at least one row of every class, in ascending order.
 
     Args:
-        classes: (rows,) the class of every row; all the same where there are none.
-        count: how many rows to draw; more where there are more classes, all where there are fewer rows.
-        seed: the same seed draws the same rows.
+        classes: (rows,) the class of every row; all equal if there are no classes.
+        count: the number of rows; more if there are more classes, and all if there are fewer rows.
+        seed: of the sample.
     """
     if count >= len(classes):
         return np.arange(len(classes))
@@ -107,36 +105,38 @@ def sample(classes: NDArray[Any], count: int, seed: int) -> Rows:
 
 
 def groups_of_equal_rows(rows: NDArray[Any]) -> Rows:
-    """(rows,) numbers from 0 in the order of first appearance, the same for rows of (rows, features) that are equal."""
+    """(rows,) group indices from 0 in order of first appearance; equal rows of (rows, features) form a group."""
     known: dict[bytes, int] = {}
-    found = np.empty(len(rows), np.int64)
+    groups = np.empty(len(rows), np.int64)
     for first in range(0, len(rows), BLOCK):
-        block = rows[first : first + BLOCK] + rows.dtype.type(0)  # -0.0 becomes 0.0, which has other bytes
+        block = rows[first : first + BLOCK] + rows.dtype.type(0)  # -0.0 becomes 0.0, whose bytes differ
         for i, row in enumerate(np.ascontiguousarray(block), first):
-            found[i] = known.setdefault(blake2b(row, digest_size=16).digest(), len(known))
-    return found
+            groups[i] = known.setdefault(blake2b(row, digest_size=16).digest(), len(known))
+    return groups
 
 
 def check_count(count: int, what: str = "rows") -> None:
-    """Refuse fewer rows than `FEWEST`.
+    """Refuse fewer rows than `MIN_ROWS`.
 
     Raises:
-        UserError: with how many there are.
+        UserError: with the number of rows.
     """
-    if count < FEWEST:
-        raise UserError(f"there are too few {what} to train, validate and test on ({count}); give {FEWEST} at least")
+    if count < MIN_ROWS:
+        raise UserError(
+            f"there are too few {what} to train, validate and test on ({count}); at least {MIN_ROWS} are needed"
+        )
 
 
 def listed(words: Sequence[Any], most: int = 8) -> str:
-    """``a, b, c`` or, where there are many, ``a, b, ... and 7 more``."""
+    """``a, b, c``, or ``a, b, ... and 7 more`` for many words."""
     shown = ", ".join(map(str, words[:most]))
     return shown if len(words) <= most else f"{shown} and {len(words) - most} more"
 
 
-def _deal(pools: list[Rows], sizes: Rows, config: TaskConfig) -> NDArray[np.int64]:
-    """The part of every group: 0 train, 1 validation, 2 test. Each pool of groups is dealt by itself.
+def _assign(pools: list[Rows], sizes: Rows, config: TaskConfig) -> NDArray[np.int64]:
+    """The part of every group: 0 train, 1 validation, 2 test. Each pool of groups is split separately.
 
-    A pool of three groups or more leaves no part empty; groups larger than the test part are trained on.
+    A pool of at least three groups leaves no part empty; groups larger than the test part go to the training data.
     """
     generator = np.random.default_rng(config.seed)
     part_of = np.zeros(len(sizes), np.int64)
@@ -159,19 +159,19 @@ def _deal(pools: list[Rows], sizes: Rows, config: TaskConfig) -> NDArray[np.int6
 
 
 def _complete(part_of: NDArray[np.int64], owners: Rows, kinds: Rows, labels: Sequence[Any]) -> None:
-    """Move groups, in place, until every class is in every part; only groups of several classes can make it necessary.
+    """Move groups, in place, until every class is in every part; needed only if groups have several classes.
 
     Args:
         part_of: (groups,) the part of every group.
         owners: (pairs,) groups.
-        kinds: (pairs,) the classes that they hold.
+        kinds: (pairs,) a class of the group.
         labels: the classes' names.
     """
     counts = np.zeros((len(labels), 3), np.int64)
     np.add.at(counts, (kinds, part_of[owners]), 1)
     for kind, part in np.argwhere(counts == 0):
         if counts[kind, part]:
-            continue  # an earlier move has brought it
+            continue  # an earlier move added it
         for group in owners[kinds == kind]:
             held, left = kinds[owners == group], part_of[group]
             if (counts[held, left] > 1).all():

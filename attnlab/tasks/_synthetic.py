@@ -1,4 +1,4 @@
-"""Tasks that draw their examples."""
+"""Splits of tasks with random examples."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from numpy.typing import NDArray
 
 from attnlab.tasks.base import Split, TaskConfig
 
-Whole = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 TEST = 2_000
-"""Examples held out: enough to tell two accuracies apart that differ by 0.03."""
+"""Test examples: enough to distinguish accuracies that differ by 0.03."""
 
 
 def draw_splits(
-    config: TaskConfig, train: int, draw: Callable[[np.random.Generator, int], tuple[Whole, Whole]]
+    config: TaskConfig, train: int, draw: Callable[[np.random.Generator, int], tuple[Integers, Integers]]
 ) -> tuple[Split, Split, Split]:
-    """Training, validation and test data, each from a random stream of its own.
+    """Training, validation and test data, each from its own random stream.
 
     Args:
-        config: its seed decides the streams; the validation data are ``val_fraction`` times as many as the training
-            data, and not taken away from them: more can always be drawn.
-        train: how many examples to train on.
-        draw: makes so many examples, ``x`` and ``y``, out of a generator.
+        config: the seed of the streams; there are ``val_fraction`` × ``train`` additional validation examples.
+        train: the number of training examples.
+        draw: makes ``count`` examples, ``x`` and ``y``, with a generator.
     """
 
     def split(stream: int, count: int) -> Split:

@@ -1,4 +1,4 @@
-"""The user's own arrays: sequences and an answer each."""
+"""The user's own arrays: sequences with one target each."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from numpy.typing import NDArray
 from attnlab.files.npz import read_arrays
 from attnlab.network import Inputs
 from attnlab.tasks._baselines import flattened
-from attnlab.tasks._requests import check_file, takes
+from attnlab.tasks._options import check_file, check_options
 from attnlab.tasks._split import Rows
-from attnlab.tasks._supervised import Encoded, standardize, standards, supervised
-from attnlab.tasks._target import Place, encode_target, read_target
-from attnlab.tasks._values import LARGEST
+from attnlab.tasks._standardize import mean_and_std, standardize
+from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData, read_x
+from attnlab.tasks.tables.target import Locate, encode_target, read_target
+from attnlab.tasks.tables.values import LARGEST
 from attnlab.utils.errors import UserError
 
-MOST_TOKENS = 1_000_000
+MAX_TOKENS = 1_000_000
 
 
 class Arrays(Task):
-    """``x`` (B, N, D) numbers, or (B, N) whole numbers as tokens; ``y`` (B,), classes or quantities.
+    """``x`` (B, N, D) values, or (B, N) integer tokens; ``y`` (B,), classes or numbers.
 
-    Every number of a sequence is standardized by its mean and spread in the training data, in float64.
+    Each of the N · D values is standardized by its mean and standard deviation in the training data, in float64.
     """
 
     summary = "your own arrays: x (B, N, D) or tokens (B, N), and y (B,), in an .npz file"
@@ -39,39 +40,39 @@ class Arrays(Task):
         """Read, check and split ``x`` and ``y``.
 
         Raises:
-            UserError: for a file, a shape or a value that does not fit.
+            UserError: for an invalid file, shape or value.
         """
-        takes(config, "arrays", "data", "target_type")
+        check_options(config, "arrays", "data", "target_type")
         if config.data is None:
-            raise UserError("arrays needs a file of yours: give --data FILE.npz with the arrays x and y")
+            raise UserError("arrays needs your own file: give --data FILE.npz with the arrays x and y")
         check_file(config.data, "arrays", self.suffixes)
         x, y = read_x_and_y(config.data)
         tokens = x.ndim == 2
         inputs = Inputs("tokens", int(x.max()) + 1) if tokens else Inputs("vectors", x.shape[2])
-        kind = f"{inputs.size} kinds of tokens" if tokens else f"{x.shape[2]} numbers per token"
+        kind = f"{inputs.size} kinds of tokens" if tokens else f"{x.shape[2]} values per token"
 
         def encoded(train: Rows) -> Encoded:
             if tokens:
                 return Encoded(x, inputs, x.shape[1], None, {}, flattened(x))
-            shift, scale = standards(x[train])
+            shift, scale = mean_and_std(x[train])
             standard = standardize(x, shift, scale, far_from(x, config.data))
             encoding = {"shift": shift.tolist(), "scale": scale.tolist()}
             return Encoded(standard, inputs, x.shape[1], None, encoding, flattened(standard))
 
         return supervised(
-            read_target(series(y), config.target_type, place=places("y", config.data)),
+            read_target(series(y), config.target_type, locate=locator("y", config.data)),
             x.reshape(len(x), -1),
             encoded,
             config,
-            place=places("y", config.data),
+            locate=locator("y", config.data),
             summary_lines=(f"{config.data}: {len(x):,} sequences of {x.shape[1]}, {kind}",),
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """``x``, standardized as in training, and ``y`` where the file holds one that can be read.
+        """``x``, standardized as in training, and ``y`` if the file holds a valid one.
 
         Raises:
-            UserError: for an ``x`` that does not fit what the network was trained on.
+            UserError: for an ``x`` that does not match the network.
         """
         return self._sequences(path, inputs, length, encoding, labelled=False)
 
@@ -79,7 +80,7 @@ class Arrays(Task):
         """The same, with ``y``.
 
         Raises:
-            UserError: as `read`, and for a ``y`` that is not there, or does not fit.
+            UserError: as `read`, and for a ``y`` that is missing or invalid.
         """
         return self._sequences(path, inputs, length, encoding, labelled=True)
 
@@ -92,9 +93,9 @@ class Arrays(Task):
             shift, scale = (np.array(encoding[name])[: x.shape[1]] for name in ("shift", "scale"))
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
-            answers = read_y(path, read_arrays(path), len(x))
-            found = encode_target(series(answers), encoding, place=places("y", path), gaps=not labelled)
-            y = torch.from_numpy(found if "labels" in encoding else found.astype(np.float32)).unsqueeze(1)
+            targets = read_y(path, read_arrays(path), len(x))
+            encoded = encode_target(series(targets), encoding, locate=locator("y", path), gaps=not labelled)
+            y = torch.from_numpy(encoded if "labels" in encoding else encoded.astype(np.float32)).unsqueeze(1)
         except UserError:
             if labelled:
                 raise
@@ -102,30 +103,28 @@ class Arrays(Task):
 
 
 def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``x`` as it stands in the file (tokens as int64), and ``y``.
+    """``x`` as in the file (tokens as int64), and ``y``.
 
     Raises:
-        UserError: for a file that cannot be read, or arrays that do not fit each other.
+        UserError: for a file that cannot be read, or arrays that do not match.
     """
-    found = read_arrays(path)
-    if "x" not in found:
-        raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; expected x and y, and x is not there")
-    x = found["x"]
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but x is missing")
+    x = arrays["x"]
     if x.ndim not in (2, 3) or 0 in x.shape:
-        raise UserError(f"x in {path} has shape {x.shape}; expected (B, N, D), or (B, N) for tokens, none of them 0")
-    y = read_y(path, found, len(x))
+        raise UserError(f"x in {path} has shape {x.shape}; expected (B, N, D), or (B, N) for tokens, with no axis of 0")
+    y = read_y(path, arrays, len(x))
     if x.ndim == 2:
         if not np.issubdtype(x.dtype, np.integer):
             raise UserError(
-                f"x in {path} has shape {x.shape} and dtype {x.dtype}; expected whole numbers for (B, N) tokens, "
-                "or (B, N, 1) for one number per token"
+                f"x in {path} has shape {x.shape} and dtype {x.dtype}; expected integers for (B, N) tokens, "
+                "or (B, N, 1) for one value per token"
             )
         if x.min() < 0:
-            raise UserError(f"x in {path} holds the token {x.min()}; tokens count from 0")
-        if x.max() >= MOST_TOKENS:
-            raise UserError(
-                f"x in {path} holds the token {x.max():,}; more than {MOST_TOKENS:,} kinds are not embedded"
-            )
+            raise UserError(f"x in {path} holds the token {x.min()}; tokens are counted from 0")
+        if x.max() >= MAX_TOKENS:
+            raise UserError(f"x in {path} holds the token {x.max():,}; at most {MAX_TOKENS:,} kinds are supported")
         return x.astype(np.int64), y
     if x.dtype.kind not in "biuf":
         raise UserError(f"x in {path} has dtype {x.dtype}; expected numbers")
@@ -137,27 +136,27 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     return x, y
 
 
-def read_y(path: Path, found: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
-    """``y`` among the arrays of a file: one answer per sequence.
+def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
+    """``y`` among the arrays of a file: one target per sequence.
 
     Raises:
-        UserError: where it is not there, or has another shape or type.
+        UserError: if it is missing, or has another shape or type.
     """
-    if "y" not in found:
-        raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; expected x and y, and y is not there")
-    y = found["y"]
+    if "y" not in arrays:
+        raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but y is missing")
+    y = arrays["y"]
     if y.shape != (rows,):
-        raise UserError(f"y in {path} has shape {y.shape}; expected {(rows,)}, an answer for each of x")
+        raise UserError(f"y in {path} has shape {y.shape}; expected {(rows,)}, one target for each sequence of x")
     if y.dtype.kind not in "biufU":
-        raise UserError(f"y in {path} has dtype {y.dtype}; expected numbers, words or truth values")
+        raise UserError(f"y in {path} has dtype {y.dtype}; expected numbers, strings or Booleans")
     return y
 
 
 def refuse_large(x: NDArray[Any], path: Path) -> None:
-    """Refuse numbers that float32 cannot hold.
+    """Refuse values that float32 cannot represent.
 
     Raises:
-        UserError: with the first, and its place.
+        UserError: with the first such value and its index.
     """
     if x.dtype.kind != "f" or x.dtype.itemsize <= 4:
         return
@@ -171,12 +170,12 @@ def refuse_large(x: NDArray[Any], path: Path) -> None:
 
 
 def far_from(x: NDArray[Any], path: Path | None) -> Any:
-    """The error for a number that is too far from the training rows to compute with."""
+    """The error for a value that is too far from the training rows for float32."""
 
     def refuse(row: int, number: int) -> UserError:
         at = (row, *map(int, np.unravel_index(number, x.shape[1:])))
         return UserError(
-            f"x{list(at)} in {path} is {x[at]:g}, too far from the same number of the training rows to compute with in "
+            f"x{list(at)} in {path} is {x[at]:g}, too far from this value in the training rows for "
             "float32; correct it, or leave the sequence out"
         )
 
@@ -188,8 +187,8 @@ def series(y: NDArray[Any]) -> pl.Series:
     return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
 
 
-def places(name: str, path: Path | None) -> Place:
-    """Where a number of an array stands."""
+def locator(name: str, path: Path | None) -> Locate:
+    """Names an index of an array in messages."""
     return lambda row: f"{name}[{row}] of {path}"
 
 

@@ -1,7 +1,7 @@
-"""The contract of a task: data that lies in memory as tensors, a metric, and honest baselines.
+"""The interface of a task: data as tensors in memory, a metric, and baselines.
 
-A task is one file in ``attnlab/tasks/``, found by its presence, with one class that subclasses `Task`. Its class
-attributes are literals, so that they can be listed without importing torch.
+A task is one file in ``attnlab/tasks/``, discovered by its presence, with one subclass of `Task`. Its class attributes
+are literals, so that tasks can be listed without importing torch.
 """
 
 from __future__ import annotations
@@ -20,25 +20,39 @@ from attnlab.network import Inputs, Network, Outputs
 from attnlab.utils.errors import UserError
 
 IGNORE = -100
-"""The target of a position at which nothing is asked."""
+"""The target of a position without a target."""
+UNSEEN = -1
+"""The target of a row whose label is not among the classes of the training data."""
+MAX_PROBABILITIES = 1_000
+"""With more classes, predictions include only the probability of the predicted class."""
 
 
 class Split(NamedTuple):
-    """Examples: ``x`` (B, N) or (B, N, F), ``lengths`` (B,) where some are padded, and what is asked.
+    """Examples: ``x`` (B, N) or (B, N, F), targets ``y``, and ``lengths`` (B,) if some examples are padded.
 
-    ``y`` is (B, slots) whole numbers for outputs of ``classes``, (B, N) for ``tokens`` with `IGNORE` where nothing is
-    asked, (B, slots) numbers for ``values``.
+    ``y`` is (B, slots) integers for outputs of kind ``classes``, (B, N) for ``tokens`` with `IGNORE` at positions
+    without a target, and (B, slots) values for ``values``.
     """
 
     x: Tensor
     y: Tensor
     lengths: Tensor | None = None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Split:
+        """Apply a function to every tensor."""
+        return Split(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
-MOST_PROBABILITIES = 1_000
-"""Of more classes, only the probability of the predicted one is given."""
-UNSEEN = -1
-"""The target of a row whose label was not among the classes that the network was trained on."""
+    def take(self, rows: Tensor | slice) -> Split:
+        """Some of the examples."""
+        return self.map(lambda part: part[rows])
+
+    def to(self, device: torch.device) -> Split:
+        """The same on another device."""
+        return self.map(lambda part: part.to(device))
+
+    def double(self) -> Split:
+        """The same with floating-point tensors in float64."""
+        return self.map(lambda part: part.double() if part.is_floating_point() else part)
 
 
 class Baseline(NamedTuple):
@@ -49,7 +63,7 @@ class Baseline(NamedTuple):
 
 
 class ColumnUse(NamedTuple):
-    """What a task made of one column of the user's file: ``use`` (``number``, ``left out`` ...) and why."""
+    """How a task uses one column of the user's file: ``use`` (``number``, ``left out`` ...) and the reason."""
 
     name: str
     use: str
@@ -58,19 +72,19 @@ class ColumnUse(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the user asked of a task.
+    """The options of a task.
 
     Args:
-        seed: decides the split, or what is drawn.
-        val_fraction: the part of the training data that is held out to choose the best model by.
-        seq_length: tokens a sequence; None for the task's own.
+        seed: of the split or of the random examples.
+        val_fraction: the fraction of the training data used for validation.
+        seq_length: tokens per sequence; None for the task's default.
         data: the user's own file.
-        target: the column to predict in it.
+        target: the column to predict.
         target_type: whether the target is a ``class`` or a ``number``; None to decide by its values.
         features: the columns to use; None for all that can be used.
-        ignore: columns that are not used.
-        missing: what is done about missing values: ``mean`` fills them, ``error`` refuses them, ``drop`` leaves their
-            rows out.
+        ignore: columns to leave out.
+        missing: the treatment of missing values: ``mean`` fills them, ``error`` refuses them, ``drop`` removes their
+            rows.
         split_by: the unit in which a text is split: ``lines``, ``paragraphs`` or ``position``; None to decide by the
             text.
         header: whether the first line of a table names its columns.
@@ -91,13 +105,23 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task at one seed and size, ready to train on.
+    """The data of a task at one seed and size, ready for training.
 
-    ``encoding`` is plain JSON: all that is needed to read more of the same data later, and to name the answers.
-    ``facts`` are printed before training starts: what the task understood, a line each; ``columns`` likewise, a row
-    per column of the user's table.
-    The targets of ``values`` are standardised; ``unit`` is the factor back to the user's units.
-    ``metric`` decides which network is the best: one of those that `attnlab.training.metrics` computes.
+    Args:
+        train: training data.
+        validation: selects the best network.
+        test: evaluates it once.
+        inputs: the kind and size of ``x``.
+        outputs: the kind and size of ``y``.
+        length: the longest sequence.
+        metric: selects the best network; a name in `attnlab.tasks.metrics.METRICS`.
+        causal: whether the network must be causal.
+        pool: how the network pools a sequence for ``classes`` and ``values``.
+        unit: the factor from the standardized targets of ``values`` to the user's unit.
+        encoding: JSON values; all that is needed to read more data of the same kind and to name the classes.
+        summary_lines: printed before training starts: how the data were interpreted.
+        columns: likewise, one entry per column of the user's table.
+        baselines: computes the baselines.
     """
 
     train: Split
@@ -116,64 +140,62 @@ class TaskData:
     baselines: Callable[[], list[Baseline]] = list
 
     def __post_init__(self) -> None:
-        """Hold the targets to what the outputs say: a wrong shape would be broadcast into a wrong metric."""
+        """Check the shape of the targets: a wrong shape would be broadcast to a wrong metric."""
         for part in (self.train, self.validation, self.test):
-            second = part.x.shape[1] if self.outputs.kind == "tokens" else self.outputs.slots
-            if part.y.shape != (len(part.x), second):
-                raise ValueError(
-                    f"y has shape {tuple(part.y.shape)}; {self.outputs.kind} want {(len(part.x), second)} here"
-                )
+            shape = (len(part.x), part.x.shape[1] if self.outputs.kind == "tokens" else self.outputs.slots)
+            if part.y.shape != shape:
+                raise ValueError(f"y has shape {tuple(part.y.shape)}; outputs of kind {self.outputs.kind} need {shape}")
 
 
 class Task:
-    """One thing to train on."""
+    """Data to train on."""
 
     summary: ClassVar[str]
-    """One line: what is asked."""
+    """One line: the question."""
     caveat: ClassVar[str] = ""
-    """One honest line about what a result here does and does not say; printed below every result."""
+    """One line about what a result does and does not show; printed below every result."""
     own_data: ClassVar[str] = "the task's own data"
-    """What the task reads without ``--data``, where another version of Python or of a library may have other data."""
+    """The data without ``--data``, which may differ in another version of Python or of a library."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """The files that ``--data`` may name; with none, the task makes or ships its own data."""
+    """The files that ``--data`` accepts; without any, the task has its own data."""
     needs_data: ClassVar[bool] = False
-    """Whether there is nothing to train on without ``--data``."""
+    """Whether ``--data`` is required."""
     defaults: ClassVar[dict[str, Any]] = {}
-    """Training options that differ from the general defaults, by their flag's name."""
+    """Settings that differ from the general defaults, by flag name."""
 
     def load(self, config: TaskConfig) -> TaskData:
-        """The data, split.
+        """The data, split into training, validation and test data.
 
         Raises:
-            UserError: when the file, or what was asked, does not fit.
+            UserError: for a file or an option that is invalid.
         """
         raise NotImplementedError
 
     def columns(self, path: Path) -> dict[str, str]:
-        """The columns of a file that may be the ``--target``, each with its type; none where a file has no columns.
+        """The columns of a file that can be the ``--target``, each with its type; none if files have no columns.
 
         Raises:
-            UserError: when the file cannot be read.
+            UserError: for a file that cannot be read.
         """
         return {}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More of the same data, to predict on or to evaluate. Here: ``x`` of an .npz file.
+        """More data of the same kind, for prediction or evaluation. By default: ``x`` of an .npz file.
 
-        ``y`` is encoded as in training where the file holds the targets (`UNSEEN` for a label that is missing or that
-        training did not know, NaN for a number that is missing), and empty otherwise.
+        ``y`` is encoded as in training if the file holds the targets (`UNSEEN` for a label that is missing or unknown,
+        NaN for a number that is missing), and empty otherwise.
 
         Raises:
-            UserError: when the file does not fit what the network was trained on.
+            UserError: for a file that does not match the network.
         """
         x = read_x(path, inputs, length)
         return Split(x.float() if inputs.kind == "vectors" else x, torch.empty(0))
 
     def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """The same with targets, to score a network on.
+        """The same with targets, for evaluation.
 
         Raises:
-            UserError: when the file does not fit, or holds no targets.
+            UserError: for a file that does not match the network, or that has no targets.
         """
         split = self.read(path, inputs, length, encoding)
         if not split.y.numel():
@@ -183,58 +205,58 @@ class Task:
     def predict(
         self, network: Network, path: Path, encoding: dict[str, Any], score: Callable[[Split], Tensor]
     ) -> dict[str, list[Any]]:
-        """A network's answers for the examples in a file: columns of one value per example.
+        """Predictions for the examples in a file: columns with one value per example.
 
         Args:
-            network: gives what it was trained to take, and to answer.
+            network: defines the inputs and outputs.
             path: the file.
-            encoding: that of the problem that the network was trained on.
-            score: the network's outputs for a split.
+            encoding: of the data that the network was trained on.
+            score: computes the network's outputs for a split.
 
         Raises:
-            UserError: when the file does not fit what the network was trained on.
+            UserError: for a file that does not match the network.
         """
         split = self.read(path, network.inputs, network.length, encoding)
         return self.decode(network.outputs, score(split), split, encoding)
 
     def decode(self, outputs: Outputs, scores: Tensor, split: Split, encoding: dict[str, Any]) -> dict[str, list[Any]]:
-        """The network's scores for a split as columns of one value per example.
+        """The network's scores for a split as columns with one value per example.
 
-        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class where there is one slot
-        and at most `MOST_PROBABILITIES` classes.
+        ``prediction``; for classes also ``probability``, and ``proba_<class>`` for each class if there is one slot
+        and at most `MAX_PROBABILITIES` classes.
         """
         labels = encoding.get("labels") or list(range(outputs.size))
         if outputs.kind == "values":
             mean, unit = encoding.get("mean", 0.0), encoding.get("unit", 1.0)
-            return {"prediction": [_one(row) for row in (scores.double() * unit + mean).tolist()]}
-        chances = scores.double().softmax(-1)
-        best = chances.max(-1)
+            return {"prediction": [_unwrap(row) for row in (scores.double() * unit + mean).tolist()]}
+        probabilities = scores.double().softmax(-1)
+        best = probabilities.max(-1)
         columns: dict[str, list[Any]] = {
-            "prediction": [_one([labels[i] for i in row]) for row in best.indices.tolist()],
-            "probability": [_one(row) for row in best.values.tolist()],
+            "prediction": [_unwrap([labels[i] for i in row]) for row in best.indices.tolist()],
+            "probability": [_unwrap(row) for row in best.values.tolist()],
         }
-        if chances.dim() == 3 and outputs.slots == 1 and len(labels) <= MOST_PROBABILITIES:
+        if probabilities.dim() == 3 and outputs.slots == 1 and len(labels) <= MAX_PROBABILITIES:
             for i, label in enumerate(labels):
-                columns[f"proba_{label}"] = chances[:, 0, i].tolist()
+                columns[f"proba_{label}"] = probabilities[:, 0, i].tolist()
         return columns
 
 
 def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
-    """``x`` of an .npz file, checked against what a network takes: whole numbers, or float64 that is not yet scaled.
+    """``x`` of an .npz file, checked against the network's inputs: integers, or float64 that is not yet standardized.
 
     Raises:
-        UserError: for a file that cannot be read, or an ``x`` of another shape, type or range.
+        UserError: for a file that cannot be read, or an ``x`` of another shape, dtype or range.
     """
     arrays = Arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path} holds {', '.join([*arrays][:8]) or 'nothing'}; expected an array called x")
     x = arrays["x"]
     tokens = inputs.kind == "tokens"
-    wanted = f"(batch, at most {length})" if tokens else f"(batch, at most {length}, {inputs.size})"
+    expected = f"(batch, at most {length})" if tokens else f"(batch, at most {length}, {inputs.size})"
     if x.ndim != (2 if tokens else 3) or not 1 <= x.shape[1] <= length or (not tokens and x.shape[2] != inputs.size):
-        raise UserError(f"x in {path} has shape {x.shape}; expected {wanted}")
+        raise UserError(f"x in {path} has shape {x.shape}; expected {expected}")
     if x.dtype.kind not in ("iu" if tokens else "biuf"):
-        raise UserError(f"x in {path} has dtype {x.dtype}; expected {'whole numbers' if tokens else 'numbers'}")
+        raise UserError(f"x in {path} has dtype {x.dtype}; expected {'integers' if tokens else 'numbers'}")
     if tokens and x.size and not 0 <= x.min() <= x.max() < inputs.size:
         raise UserError(f"x in {path} holds {x.min()} to {x.max()}; expected tokens from 0 to {inputs.size - 1}")
     if not tokens and not np.isfinite(x).all():
@@ -242,5 +264,5 @@ def read_x(path: Path, inputs: Inputs, length: int) -> Tensor:
     return torch.from_numpy(x.astype(np.int64 if tokens else np.float64))
 
 
-def _one(values: list[Any]) -> Any:
+def _unwrap(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values

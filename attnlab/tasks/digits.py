@@ -10,7 +10,7 @@ import torch
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import classifiers, flattened
-from attnlab.tasks._requests import takes
+from attnlab.tasks._options import check_options
 from attnlab.tasks._split import stratified
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData, read_x
 from attnlab.utils.errors import UserError
@@ -37,13 +37,13 @@ class Digits(Task):
 
     summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
     own_data = "the digits of this scikit-learn"
-    caveat = "digits does not rank mechanisms: methods without any attention, above, are about as good here"
+    caveat = "digits does not rank mechanisms: the baselines without attention are about as good"
 
     def load(self, config: TaskConfig) -> TaskData:
         """The scans, split so that every digit is everywhere in the same proportion."""
         from sklearn.datasets import load_digits
 
-        takes(config, "digits")
+        check_options(config, "digits")
         scans = load_digits()
         x, y = (scans.images / 16).astype(np.float32), scans.target
         parts = stratified(y, range(10), config)
@@ -69,6 +69,6 @@ class Digits(Task):
         if x.numel() and not 0 <= x.min() <= x.max() <= 1:
             raise UserError(
                 f"x in {path} holds {x.min():g} to {x.max():g}; expected pixels from 0 (white) to 1, "
-                "so divide by the darkest value that there can be"
+                "so divide by the largest possible value"
             )
         return Split(x.float(), torch.empty(0))

@@ -1,12 +1,12 @@
-"""Induction: at a token that was there before, repeat what followed it last time."""
+"""Induction: at a repeated token, predict the token that followed its last occurrence."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks._requests import length_within, takes
-from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks._options import check_length, check_options
+from attnlab.tasks._synthetic import Integers, draw_splits
 from attnlab.tasks.base import IGNORE, Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 16
@@ -15,29 +15,29 @@ TRAIN = 16_000
 
 
 class Induction(Task):
-    """Symbols drawn at random; wherever one was there before, name what followed it the last time.
+    """Random symbols; at every repeated symbol, predict the symbol that followed its last occurrence.
 
     ::
 
         x   c a f b a d f a c
         y           f   b d a
 
-    One causal layer can find the same symbol, but it cannot step from there to the next one: what stands before a
-    token must first have been written into it. Two layers can, and the pair of heads that does is called an
-    induction head.
+    One causal layer can attend to the earlier occurrence, but not to the token after it: for that, each token must
+    first contain information about its predecessor. Two layers can solve the task; the pair of heads that does is
+    called an induction head.
 
     Source: Olsson et al. 2022, "In-context Learning and Induction Heads" (arXiv 2209.11895).
     """
 
-    summary = "repeat what followed the last time: one layer cannot, two can (induction heads)"
+    summary = "repeat what followed the last occurrence: two layers can, one cannot (induction heads)"
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Draw the examples; ``seq_length`` from 4 on."""
-        takes(config, "induction", "seq_length")
-        N = length_within(config, "induction", LENGTH, 4, 100_000)
+        """Random examples; ``seq_length`` is at least 4."""
+        check_options(config, "induction", "seq_length")
+        N = check_length(config, "induction", LENGTH, 4, 100_000)
 
-        def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
+        def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
             x = generator.integers(0, SYMBOLS, (count, N))
             return x, followers(x)
 
@@ -51,16 +51,16 @@ class Induction(Task):
             length=N,
             metric="accuracy",
             causal=True,
-            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; asked at every symbol that was there before",),
+            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; a target at every repeated symbol",),
             baselines=lambda: baselines(test),
         )
 
 
-def followers(x: Whole) -> Whole:
-    """What followed each token of ``x`` (B, N) the last time; `IGNORE` at its first time."""
+def followers(x: Integers) -> Integers:
+    """The token that followed the last occurrence of each token of ``x`` (B, N); `IGNORE` at the first occurrence."""
     count, N = x.shape
     rows = np.arange(count)
-    followed = np.full((count, SYMBOLS), IGNORE)  # by what each symbol was followed last
+    followed = np.full((count, SYMBOLS), IGNORE)  # the last follower of each symbol
     y = np.full((count, N), IGNORE)
     for i in range(N):
         if i > 0:
@@ -70,14 +70,14 @@ def followers(x: Whole) -> Whole:
 
 
 def baselines(test: Split) -> list[Baseline]:
-    """Chance, and the commonest symbol so far: all that can be known without looking at the order."""
-    seen = np.zeros((len(test.x), SYMBOLS))
+    """Chance, and the most common symbol so far, the best answer without the order."""
+    counts = np.zeros((len(test.x), SYMBOLS))
     x, y = test.x.numpy(), test.y.numpy()
     hits = 0
     for i in range(x.shape[1]):
-        seen[np.arange(len(x)), x[:, i]] += 1
-        hits += int((seen.argmax(1) == y[:, i]).sum())
+        counts[np.arange(len(x)), x[:, i]] += 1
+        hits += int((counts.argmax(1) == y[:, i]).sum())
     return [
-        Baseline("the commonest symbol so far", {"accuracy": hits / int((y != IGNORE).sum())}),
+        Baseline("the most common symbol so far", {"accuracy": hits / int((y != IGNORE).sum())}),
         Baseline("chance", {"accuracy": 1 / SYMBOLS}),
     ]

@@ -1,7 +1,4 @@
-"""The metrics that results are reported in, computed in float64.
-
-For classes the averages are macro averages: every class counts the same, however rare it is.
-"""
+"""The reported metrics, computed in float64. Averages over classes are macro averages."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Metric(NamedTuple):
-    """What a metric is called, in full and in the header of a table, and which way is better."""
+    """The name of a metric in full and in table headers, and whether higher is better."""
 
     label: str
     short: str
@@ -45,8 +42,8 @@ def class_metrics(probabilities: NDArray[Any], y: NDArray[Any]) -> dict[str, flo
         y: (B,) classes from 0 to C - 1.
 
     Returns:
-        Macro averages over the classes that occur in ``y``. ``roc_auc`` is the mean over these classes of one class
-        against the rest, and NaN where ``y`` has one class only.
+        Macro averages over the classes that occur in ``y``. ``roc_auc`` is the one-vs-rest mean over these classes, and
+        NaN if ``y`` has a single class.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -64,7 +61,7 @@ def class_metrics(probabilities: NDArray[Any], y: NDArray[Any]) -> dict[str, flo
 
 
 def value_metrics(predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-    """`VALUE_METRICS` of predicted numbers, both (B,) in float64; R² is NaN where all of ``y`` are equal."""
+    """`VALUE_METRICS` of predicted values, both (B,) in float64; R² is NaN if all of ``y`` are equal."""
     errors = predicted.astype(np.float64) - y
     spread = float(np.square(y - y.mean()).sum())
     squares = float(np.square(errors).sum())

@@ -1,4 +1,4 @@
-"""Read four places at once: what several heads are for."""
+"""Read four positions at once: a task for multiple heads."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import numpy as np
 import torch
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks._requests import length_within, takes
-from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks._options import check_length, check_options
+from attnlab.tasks._synthetic import Integers, draw_splits
 from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 8
 QUESTIONS = 5
-PLACES = 4
+POSITIONS = 4
 LENGTH = 24
 TRAIN = 16_000
 
 
 class MultiLookup(Task):
-    """Symbols drawn at random, then one of five questions, at which the symbols of its four places must be named.
+    """Random symbols, then one of five questions: name the symbols at its four positions.
 
-    With 8 symbols (letters here) and N = 24, question 0 asks for places 0, 5, 10 and 15, question 1 for
-    4, 9, 14 and 19, and so on: each asks for four others::
+    With 8 symbols (letters here) and N = 24, question 0 asks for positions 0, 5, 10 and 15, question 1 for
+    4, 9, 14 and 19, and so on: no two questions share a position::
 
         x   h c a d e b f d g a h c g f b d e h a c b e d 0
             ^         ^         ^         ^
-        y   h b h d                                         (one choice a place)
+        y   h b h d                                         (one class per position)
 
-    A head is one weighted mean of the sequence for each question, so one head blends four symbols into one vector.
-    Five questions keep it from another way out: with the places always the same, one head learns to tell them apart
-    by how much of each it takes, and names 0.83 of the symbols and more.
+    A head computes one weighted mean of the sequence per question, so a single head blends four symbols into one
+    vector. Five questions prevent a shortcut: with fixed positions, one head learns to distinguish them by the size of
+    their weights, and reaches an accuracy of 0.83 and more.
     """
 
-    summary = "name the symbols at four places at once: separates one head from several in seconds"
+    summary = "name the symbols at four positions at once: separates one head from several in seconds"
     caveat = "multi_lookup asks for four positions at once: one head cannot tell them apart, four can"
     defaults = {"layers": 1, "mlp": False, "learning_rate": 8e-3, "epochs": 1}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Draw the examples; ``seq_length`` (9 or more) moves the places apart."""
-        takes(config, "multi_lookup", "seq_length")
-        N = length_within(config, "multi_lookup", LENGTH, 2 * PLACES + 1, 100_000)
-        where = places(N)
+        """Random examples; ``seq_length`` (9 or more) spreads the positions."""
+        check_options(config, "multi_lookup", "seq_length")
+        N = check_length(config, "multi_lookup", LENGTH, 2 * POSITIONS + 1, 100_000)
+        where = positions(N)
 
-        def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
+        def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
             x = generator.integers(0, SYMBOLS, (count, N))
             asked = generator.integers(0, QUESTIONS, count)
             x[:, -1] = SYMBOLS + asked
@@ -54,27 +54,29 @@ class MultiLookup(Task):
             validation,
             test,
             inputs=Inputs("tokens", SYMBOLS + QUESTIONS),
-            outputs=Outputs("classes", SYMBOLS, PLACES),
+            outputs=Outputs("classes", SYMBOLS, POSITIONS),
             length=N,
             metric="accuracy",
             pool="last",
-            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {PLACES} places",),
+            summary_lines=(
+                f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {POSITIONS} positions",
+            ),
             baselines=lambda: baselines(test, torch.from_numpy(where)),
         )
 
 
-def places(N: int) -> Whole:
-    """(questions, places): what each question asks for, spread evenly before the question itself."""
-    apart = (N - 1) // PLACES
-    questions, steps = np.arange(QUESTIONS)[:, None], np.arange(PLACES)
-    return (PLACES * questions + apart * steps) % (PLACES * apart)
+def positions(N: int) -> Integers:
+    """(questions, positions): the positions of each question, evenly spaced before the question itself."""
+    spacing = (N - 1) // POSITIONS
+    questions, steps = np.arange(QUESTIONS)[:, None], np.arange(POSITIONS)
+    return (POSITIONS * questions + spacing * steps) % (POSITIONS * spacing)
 
 
 def baselines(test: Split, where: torch.Tensor) -> list[Baseline]:
-    """Chance, and the best that knows the four symbols but not which stands where: always the commonest of them."""
-    found = test.x.gather(1, where[test.x[:, -1] - SYMBOLS])
-    commonest = (found.unsqueeze(2) == found.unsqueeze(1)).sum(2).max(1).values
+    """Chance, and the best answer without the order of the four symbols: always the most common of them."""
+    symbols = test.x.gather(1, where[test.x[:, -1] - SYMBOLS])
+    most_common = (symbols.unsqueeze(2) == symbols.unsqueeze(1)).sum(2).max(1).values
     return [
-        Baseline("the four symbols without their places", {"accuracy": commonest.double().mean().item() / PLACES}),
+        Baseline("the four symbols without their order", {"accuracy": most_common.double().mean().item() / POSITIONS}),
         Baseline("chance", {"accuracy": 1 / SYMBOLS}),
     ]

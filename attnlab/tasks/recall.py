@@ -1,4 +1,4 @@
-"""Multi-query associative recall (MQAR): keys with values first, then the keys again, asking for their values."""
+"""Multi-query associative recall (MQAR): key-value pairs, then the keys again as queries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlab.network import Inputs, Outputs
-from attnlab.tasks._requests import length_within, takes
-from attnlab.tasks._synthetic import Whole, draw_splits
+from attnlab.tasks._options import check_length, check_options
+from attnlab.tasks._synthetic import Integers, draw_splits
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
@@ -20,31 +20,31 @@ POWER = 0.01
 
 
 class Recall(Task):
-    """Pairs of a key and a value, then each key once more, at which its value must be named.
+    """Key-value pairs, then each key once more, whose value is the target.
 
-    With two pairs and N = 16 (dots are random filler, and nothing is asked there)::
+    With two pairs and N = 16 (dots are random filler without a target)::
 
         x   2 8 4 7 . . 4 . . . . . 2 . . .
         y               7           8
 
-    Keys come from the lower half of the vocabulary and values from the upper; N / 8 pairs. The gap between the pairs
-    and a question follows a power law: near ones are common, far ones happen.
+    Keys come from the lower half of the vocabulary and values from the upper; there are N / 8 pairs. The distance
+    between the pairs and a query follows a power law.
 
     Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models"
-    (arXiv 2312.04927), with its defaults but for a vocabulary of 128 in place of 8,192.
+    (arXiv 2312.04927), with its defaults except a vocabulary of 128 in place of 8,192.
     """
 
-    summary = "what value came with this key: multi-query associative recall (Zoology's MQAR)"
+    summary = "recall the value of each key: multi-query associative recall (MQAR of Zoology)"
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Draw the examples; ``seq_length`` must be even, and N / 8 keys must exist."""
-        takes(config, "recall", "seq_length")
-        N = length_within(config, "recall", LENGTH, 8, 8 * (VOCABULARY // 2 - 1))
+        """Random examples; ``seq_length`` must be even, and there must be N / 8 keys."""
+        check_options(config, "recall", "seq_length")
+        N = check_length(config, "recall", LENGTH, 8, 8 * (VOCABULARY // 2 - 1))
         if N % 2:
             raise UserError(f"--seq_length for recall must be even, not {N}: keys and values come in pairs")
 
-        def draw(generator: np.random.Generator, count: int) -> tuple[Whole, Whole]:
+        def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
             return mqar(generator, count, N, pairs=N // 8)
 
         train, validation, test = draw_splits(config, TRAIN, draw)
@@ -67,29 +67,29 @@ class Recall(Task):
         )
 
 
-def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tuple[Whole, Whole]:
-    """``x`` and ``y`` (count, N) of multi-query associative recall with so many pairs."""
+def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tuple[Integers, Integers]:
+    """``x`` and ``y`` (count, N) of multi-query associative recall."""
     half = VOCABULARY // 2
     keys = 1 + _distinct(generator, np.ones(half - 1), count, pairs)
     values = half + _distinct(generator, np.ones(half), count, pairs)
 
-    # After the pairs, at every second token a key may be asked; place i with probability ~ i^(POWER - 1).
+    # After the pairs, every second position can hold a query; position i with probability ~ i^(POWER - 1).
     gaps = np.arange(1, (N - 2 * pairs) // 2 + 1) ** (POWER - 1)
-    asked = 2 * pairs + 2 * _distinct(generator, gaps, count, pairs)
+    queries = 2 * pairs + 2 * _distinct(generator, gaps, count, pairs)
 
     x = generator.integers(0, VOCABULARY, (count, N))
     x[:, 0 : 2 * pairs : 2] = keys
     x[:, 1 : 2 * pairs : 2] = values
-    np.put_along_axis(x, asked, keys, axis=1)
+    np.put_along_axis(x, queries, keys, axis=1)
     y = np.full((count, N), IGNORE)
-    np.put_along_axis(y, asked, values, axis=1)
+    np.put_along_axis(y, queries, values, axis=1)
     return x, y
 
 
-def _distinct(generator: np.random.Generator, weights: NDArray[np.floating[Any]], count: int, size: int) -> Whole:
-    """(count, size) indices; in a row each is drawn once, by its weight among those that are left.
+def _distinct(generator: np.random.Generator, weights: NDArray[np.floating[Any]], count: int, size: int) -> Integers:
+    """(count, size) indices, sampled in each row without replacement with probabilities proportional to ``weights``.
 
-    The largest of log-weights plus Gumbel noise are such a draw (Vieira 2014), for all rows at once.
+    The largest log-weights plus Gumbel noise are such a sample (Vieira 2014).
     """
     scores = np.log(weights) + generator.gumbel(size=(count, len(weights)))
     return np.argsort(-scores, axis=1)[:, :size]

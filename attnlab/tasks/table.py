@@ -12,23 +12,24 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError, model_validator
 
 from attnlab.network import Inputs
-from attnlab.tasks._cells import Layout, baseline_features, encode, fit, row_keys
-from attnlab.tasks._columns import Column, choose, read_columns
-from attnlab.tasks._more_rows import column_values, refuse_gaps, refuse_large
-from attnlab.tasks._requests import takes
+from attnlab.tasks._options import check_options
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
-from attnlab.tasks._table_file import NAMELESS, TableFile, read_table
-from attnlab.tasks._target import MOST_CLASSES, Target, encode_target, read_target, target_gaps
 from attnlab.tasks.base import ColumnUse, Split, Task, TaskConfig, TaskData
+from attnlab.tasks.tables.cells import Layout, baseline_features, encode, fit, row_keys
+from attnlab.tasks.tables.columns import Column, choose, read_columns
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.new_rows import column_values, refuse_gaps, refuse_large
+from attnlab.tasks.tables.reader import HEADERLESS, read_table
+from attnlab.tasks.tables.target import MAX_CLASSES, Target, encode_target, read_target, target_gaps
 from attnlab.utils.errors import UserError, nearest
 
 KINDS = {"none": "one value", "mixed": "numbers and text"}
-"""What kinds of columns that cannot be used are called; the others have their own name."""
+"""Displayed names of unusable kinds of columns."""
 
 
 class Encoding(BaseModel, strict=True, allow_inf_nan=False):
-    """What a run records of its table: all that is needed to read more rows, and to name the answers."""
+    """The encoding of a table in the record of a run: all that is needed to read more rows and to name the classes."""
 
     target: str
     labels: list[bool | int | float | str] | None = None
@@ -49,10 +50,10 @@ class Encoding(BaseModel, strict=True, allow_inf_nan=False):
 class Table(Task):
     """A column to predict (``--target``) from the rest of the row.
 
-    Numbers, categories, dates and texts are used together; a row is a sequence of cells. A number is one cell,
-    standardized by the training rows; a category is one cell; a date is a few numbers; a text is one cell per byte.
-    Identifiers are left out. What was made of each column, and why, is printed before training. Words, truth values
-    and whole numbers of few different values are classes; other numbers are quantities.
+    A row is a sequence of cells. A number is one cell, standardized by the training rows; a category is one cell; a
+    date is a few numbers; a text is one cell per byte. Identifiers are left out. The use of each column and its reason
+    are printed before training. Strings, Booleans and integers with few different values are classes; other targets
+    are regressed.
     """
 
     summary = "a column of your own table, from its numbers, categories, dates and texts"
@@ -60,44 +61,44 @@ class Table(Task):
     needs_data = True
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Read the table, decide what its columns are, split the rows and encode them.
+        """Read the table, decide the kinds of its columns, split the rows and encode them.
 
         Raises:
-            UserError: for a file that is missing or malformed, columns that are not there or cannot be used, a target
-                without a value, a value that is too large (with its row), one class only.
+            UserError: for a file that is missing or malformed, columns that are missing or unusable, a missing target,
+                a value that is too large (with its row), or a single class.
         """
-        takes(config, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header")
+        check_options(
+            config, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header"
+        )
         if config.data is None:
-            raise UserError(
-                "table needs a file of yours: give --data FILE.csv and the column to predict, --target NAME"
-            )
+            raise UserError("table needs your own file: give --data FILE.csv and the column to predict, --target NAME")
         file = read_table(config.data, header=config.header)
         name = find_target(file, config)
         summary_lines = (f"{config.data}: {len(file.frame):,} rows", *file.summary_lines)
-        answers, rows = file.frame[name], np.arange(len(file.frame))
+        targets, rows = file.frame[name], np.arange(len(file.frame))
         check_count(len(rows))
         if config.missing != "drop":
-            read_target(answers, config.target_type, decimal=file.decimal, place=file.place)
+            read_target(targets, config.target_type, decimal=file.decimal, locate=file.locate)
         columns, uses = choose(read_columns(file), name, config)
         if config.missing == "drop":
-            rows, fact = complete_rows(columns, target_gaps(answers, file.decimal), config)
-            answers, columns = answers[rows], [column.take(rows) for column in columns]
+            rows, fact = complete_rows(columns, target_gaps(targets, file.decimal), config)
+            targets, columns = targets[rows], [column.take(rows) for column in columns]
             summary_lines += (fact,)
 
-        def place(row: int) -> str:
-            return file.place(int(rows[row]))
+        def locate(row: int) -> str:
+            return file.locate(int(rows[row]))
 
         values = {column.name: column.values for column in columns}
         if config.missing == "error":
-            refuse_gaps(values, place, "and --missing error was given")
-        refuse_large(values, place)
-        target = read_target(answers, config.target_type, decimal=file.decimal, place=place)
+            refuse_gaps(values, locate, "and --missing error was given")
+        refuse_large(values, locate)
+        target = read_target(targets, config.target_type, decimal=file.decimal, locate=locate)
         if config.seq_length is not None and not any(column.kind == "text" for column in columns):
-            raise UserError(f"--seq_length is for text, and {config.data} has none to read; leave it out")
+            raise UserError(f"--seq_length is for text, but {config.data} has none; leave it out")
 
         def encoded(train: Rows) -> Encoded:
             layout = fit(columns, train, config.seq_length)
-            x, lengths = encode(layout, values, len(rows), place)
+            x, lengths = encode(layout, values, len(rows), locate)
             return Encoded(
                 x,
                 layout.inputs,
@@ -108,24 +109,24 @@ class Table(Task):
                 tuple(cut_texts(layout, columns)),
             )
 
-        if giving := giving_away(columns, target):
+        if leaking := leaking_columns(columns, target):
             summary_lines += (
-                f"each value of {listed(giving)} occurs with one class of {name} only, so that it may give the answer "
-                "away; leave such columns out with --ignore if they are not known beforehand",
+                f"each value of {listed(leaking)} occurs with one class of {name} only, so it may leak the target; "
+                "leave such columns out with --ignore if they are not known at prediction time",
             )
-        said = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
+        use_of = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
         return supervised(
             target,
             row_keys(columns, config.seq_length),
             encoded,
             config,
-            place=place,
+            locate=locate,
             summary_lines=summary_lines,
-            columns=tuple(said[each] for each in file.frame.columns),
+            columns=tuple(use_of[each] for each in file.frame.columns),
         )
 
     def columns(self, path: Path) -> dict[str, str]:
-        """The columns that hold values, each with what it is: number, date, category, text, id or one value.
+        """The columns that hold values, each with its kind: number, date, category, text, id or one value.
 
         Raises:
             UserError: for a file that is missing or malformed.
@@ -133,14 +134,13 @@ class Table(Task):
         return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More rows; ``y`` is empty where the file lacks the target; it is `UNSEEN` or NaN where a value is
-        missing or cannot be read.
+        """More rows. ``y`` is empty if the file lacks the target; `UNSEEN` or NaN marks a missing or invalid value.
 
-        Missing numbers become the mean of the training rows, unless training refused or dropped them. Values of a
-        category that training did not know share one code.
+        Missing numbers become the mean of the training rows, unless training refused or dropped them. Unknown values
+        of a category share one code.
 
         Raises:
-            UserError: for a file that lacks a column, or a value that is of another kind, with its row.
+            UserError: for a file that lacks a column, or a value of another kind, with its row.
         """
         return self._rows(path, inputs, length, encoding, labelled=False)
 
@@ -148,25 +148,24 @@ class Table(Task):
         """More rows with their targets, to evaluate on.
 
         Raises:
-            UserError: as `read`, and for a target that is not there, or a value of it that is missing or cannot be
-                read, with its row.
+            UserError: as `read`, and for a target that is missing or invalid, with its row.
         """
         return self._rows(path, inputs, length, encoding, labelled=True)
 
     def _rows(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
         known = parse_encoding(encoding, inputs, length)
-        file = read_table(path, header=known.header or path.suffix.lower() not in NAMELESS)
+        file = read_table(path, header=known.header or path.suffix.lower() not in HEADERLESS)
         values = column_values(known.columns, file)
         if known.missing != "mean":
-            refuse_gaps(values, file.place, f"and the network was trained with --missing {known.missing}")
-        refuse_large(values, file.place)
-        x, lengths = encode(known.columns, values, len(file.frame), file.place)
+            refuse_gaps(values, file.locate, f"and the network was trained with --missing {known.missing}")
+        refuse_large(values, file.locate)
+        x, lengths = encode(known.columns, values, len(file.frame), file.locate)
         y = torch.empty(0)
         if known.target in file.frame.columns:
             try:
-                answers = file.frame[known.target]
-                found = encode_target(answers, encoding, decimal=file.decimal, place=file.place, gaps=not labelled)
-                y = torch.from_numpy(found if known.labels else found.astype(np.float32)).unsqueeze(1)
+                targets = file.frame[known.target]
+                encoded = encode_target(targets, encoding, decimal=file.decimal, locate=file.locate, gaps=not labelled)
+                y = torch.from_numpy(encoded if known.labels else encoded.astype(np.float32)).unsqueeze(1)
             except UserError:
                 if labelled:
                     raise
@@ -176,15 +175,15 @@ class Table(Task):
 
 
 def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Encoding:
-    """What a run has recorded, checked against its network.
+    """The recorded encoding of a run, checked against its network.
 
     Raises:
-        UserError: where it is damaged, or of a version of attnlab that encoded tables otherwise.
+        UserError: for an encoding that is damaged, or of a version of attnlab with another format.
     """
     try:
         known = Encoding.model_validate(encoding)
         fits = known.columns.inputs == inputs and known.columns.length <= length and known.labels != []
-        reason = "it does not fit the network"
+        reason = "it does not match the network"
     except ValidationError as error:
         first = error.errors()[0]
         fits, reason = False, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -200,23 +199,23 @@ def find_target(file: TableFile, config: TaskConfig) -> str:
     """The column to predict.
 
     Raises:
-        UserError: when none is given, or it is not there; names those that are.
+        UserError: for a target that is not given or does not exist, with the columns that do.
     """
     known = file.frame.columns
     if config.target is None:
-        raise UserError(f"give the column of {config.data} to predict with --target; there are {listed(known, 20)}")
+        raise UserError(f"give the column of {config.data} to predict with --target; choose from {listed(known, 20)}")
     if config.target not in known:
         near = nearest(config.target, known)
-        hint = f"did you mean {near}? there are" if near else "--target must be one of"
+        hint = f"did you mean {near}? choose from" if near else "--target must be one of"
         raise UserError(f"{config.data} has no column {config.target}; {hint} {listed(known, 20)}")
     return config.target
 
 
-def giving_away(columns: Sequence[Column], target: Target) -> list[str]:
-    """The columns of few values of which every one occurs with one class only, as a recoded target does."""
-    found: list[str] = []
+def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
+    """The columns with few values, each of which occurs with a single class, like a copy of the target."""
+    leaking: list[str] = []
     if target.labels is None:
-        return found
+        return leaking
     for column in columns:
         if column.kind not in ("category", "number"):
             continue
@@ -224,16 +223,16 @@ def giving_away(columns: Sequence[Column], target: Target) -> list[str]:
         if not isinstance(numbers, np.ndarray):
             numbers = numbers.rank("dense").fill_null(0).to_numpy()
         known, which = np.unique(numbers, return_inverse=True)
-        if len(known) <= MOST_CLASSES and len(np.unique(which * len(target.labels) + target.values)) == len(known):
-            found.append(column.name)
-    return found
+        if len(known) <= MAX_CLASSES and len(np.unique(which * len(target.labels) + target.values)) == len(known):
+            leaking.append(column.name)
+    return leaking
 
 
 def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config: TaskConfig) -> tuple[Rows, str]:
-    """The rows without a missing value, and how many are left out.
+    """The rows without a missing value, and a line about the others.
 
     Raises:
-        UserError: when none is left.
+        UserError: if no row is complete.
     """
     counts = {column.name: int(column.missing.sum()) for column in columns}
     incomplete = np.logical_or.reduce([missing, *(column.missing for column in columns)])
@@ -247,11 +246,11 @@ def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config:
 
 
 def cut_texts(layout: Layout, columns: Sequence[Column]) -> Iterator[str]:
-    """A line for each column of texts that are longer than what is read of them."""
+    """A line for each column whose texts are truncated."""
     limits = {text.name: text.bytes for text in layout.texts}
     for column in columns:
         if column.name in limits:
             limit = limits[column.name]
             cut = int((column.values.str.len_bytes() > limit).sum())  # type: ignore[union-attr]
             if cut:
-                yield f"of {cut:,} texts in {column.name} the first {limit:,} bytes are read; --seq_length reads more"
+                yield f"{cut:,} texts in {column.name} are cut after {limit:,} bytes; --seq_length sets another limit"

@@ -1,4 +1,4 @@
-"""Byte-level language modelling: what is the next byte?"""
+"""Byte-level language modelling: predict the next byte."""
 
 from __future__ import annotations
 
@@ -12,52 +12,50 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks import _corpus
-from attnlab.tasks._corpus import Corpus, corpus, read_text
-from attnlab.tasks._requests import length_within, takes
-from attnlab.tasks._text_baselines import baselines
+from attnlab.tasks._options import check_length, check_options
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData
+from attnlab.tasks.texts.baselines import baselines
+from attnlab.tasks.texts.corpus import Corpus, corpus, read_text, standard_library
 from attnlab.utils.errors import UserError
 
 LENGTH = 128
 LONGEST = 100_000
-"""The longest window in bytes, also of a network that was made for more."""
+"""The longest window in bytes, even for networks with longer contexts."""
 _BATCH = 128
-"""Windows of lines that are scored at one time."""
+"""Windows per batch of prediction."""
 
 
 class Text(Task):
-    """Every byte from those before it; the loss in bits is how far the text can be compressed.
+    """Predict every byte from the bytes before it. The loss in bits is the compressed size of the text.
 
     ::
 
         x   T h e   c a
         y   h e   c a t
 
-    The text is split by paragraphs, by lines, or at two positions (``--split_by``), and its bytes are kept as they
-    are. All copies of a paragraph are in the same part, because one that stood in the training and in the test text
-    would be predicted by heart. The default is English that ships inside Python: the help topics of ``pydoc`` and the
-    docstrings of the standard library, each paragraph once, as they are in the Python that runs (the SHA-256 is
-    printed and recorded).
+    The text is split by paragraphs, by lines, or at two positions (``--split_by``); its bytes are not changed. All
+    copies of a paragraph are in the same part, so that no test paragraph can be memorized from the training text. The
+    default is English that ships with Python: the help topics of ``pydoc`` and the docstrings of the standard library,
+    each paragraph once. They depend on the version of Python, so their SHA-256 is printed and recorded.
     """
 
     summary = "the next byte of English text, or of your own .txt: bits per byte"
     caveat = (
-        "the compressors and the n-gram see the same training text, at most 4 MiB of it; "
-        "a byte of English needs 8 bits uncompressed"
+        "the compressors and the n-gram use the same training text, at most 4 MiB of it; "
+        "uncompressed text has 8 bits per byte"
     )
     own_data = "this Python's documentation"
     suffixes = (".txt",)
     defaults = {"causal": True, "epochs": 3, "embed_dim": 128, "learning_rate": 2e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Lines or paragraphs to three parts, each cut into windows of ``seq_length`` bytes (128).
+        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128).
 
         Raises:
             UserError: for a file that is missing, empty, binary or too short.
         """
-        takes(config, "text", "seq_length", "data", "split_by")
-        N = length_within(config, "text", LENGTH, 2, LONGEST)
+        check_options(config, "text", "seq_length", "data", "split_by")
+        N = check_length(config, "text", LENGTH, 2, LONGEST)
         text = python_documentation(config) if config.data is None else own_text(config.data, config)
         parts = text.parts(config)
         shortest = min(map(len, parts))
@@ -82,24 +80,24 @@ class Text(Task):
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """A .txt file cut into windows of ``length`` bytes, or of all that a shorter file has.
+        """A .txt file cut into windows of ``length`` bytes, or one window of a shorter file.
 
         Raises:
             UserError: for a file that is missing, empty or binary.
         """
         text = read_text(path)
         if len(text) < 2:
-            raise UserError(f"{path} holds one byte, which nothing precedes that could predict it; add more")
+            raise UserError(f"{path} holds one byte, which cannot be predicted from earlier ones; add more")
         return windows(text, min(length, LONGEST, len(text) - 1))
 
     def predict(
         self, network: Network, path: Path, encoding: dict[str, Any], score: Callable[[Split], Tensor]
     ) -> dict[str, list[Any]]:
-        """A row per line of a .txt file, empty ones included.
+        """One row per line of a .txt file, including empty lines.
 
-        ``bits_per_byte`` is what the line costs by itself: the mean over its bytes after the first, None where there
-        are none; ``bytes`` is its length, and ``next`` the three likeliest bytes to follow it. Of a line that is longer
-        than the network's length every byte is scored once, from at least half that length before it.
+        ``bits_per_byte`` is the mean over the bytes of the line after the first, None if there are none; ``bytes`` is
+        its length, and ``next`` the three most likely next bytes. In a line that is longer than the network's length,
+        every byte is scored once, from a context of at least half that length.
 
         Raises:
             UserError: for a file that is missing, empty or binary.
@@ -113,17 +111,17 @@ class Text(Task):
             for row, p in zip(x, batch, strict=True):
                 row[: p.stop - p.start] = tokens(lines[p.line][p.start : p.stop])
             for costs, p in zip(-score(Split(x, torch.empty(0))).log_softmax(-1), batch, strict=True):
-                line, first = lines[p.line], p.asked - p.start
-                after = line[p.asked + 1 : p.stop + 1]
+                line, first = lines[p.line], p.first_scored - p.start
+                after = line[p.first_scored + 1 : p.stop + 1]
                 if after:
                     cost = costs[first : first + len(after)].gather(-1, tokens(after)[:, None])
                     bits[p.line] += float(cost.double().sum()) / math.log(2)
                 if p.stop == len(line):
-                    following[p.line] = likeliest(costs[p.stop - p.start - 1])
-        costs_a_byte = [b / (len(line) - 1) if len(line) > 1 else None for b, line in zip(bits, lines, strict=True)]
+                    following[p.line] = most_likely(costs[p.stop - p.start - 1])
+        bits_per_byte = [b / (len(line) - 1) if len(line) > 1 else None for b, line in zip(bits, lines, strict=True)]
         return {
             "line": list(map(decoded, lines)),
-            "bits_per_byte": costs_a_byte,
+            "bits_per_byte": bits_per_byte,
             "bytes": list(map(len, lines)),
             "next": following,
         }
@@ -139,9 +137,9 @@ def own_text(path: Path, config: TaskConfig) -> Corpus:
 
 
 def python_documentation(config: TaskConfig) -> Corpus:
-    """The English inside Python."""
+    """The English that ships with Python."""
     source = "Python's own help topics and docstrings"
-    units = [paragraph + b"\n\n" for paragraph in _corpus.standard_library()]
+    units = [paragraph + b"\n\n" for paragraph in standard_library()]
     units[-1] = units[-1].removesuffix(b"\n\n")
     if config.split_by not in (None, "paragraphs"):
         return corpus(b"".join(units), source, config.split_by)
@@ -149,44 +147,44 @@ def python_documentation(config: TaskConfig) -> Corpus:
 
 
 def windows(text: bytes, N: int) -> Split:
-    """``x`` and ``y`` (windows, N): every byte is asked for once, but for the rest that fills no window."""
+    """``x`` and ``y`` (windows, N): every byte is a target once, except the remainder that fills no window."""
     whole = tokens(text)
     count = (len(whole) - 1) // N
     return Split(whole[: count * N].view(count, N), whole[1 : count * N + 1].view(count, N))
 
 
 def tokens(text: bytes) -> Tensor:
-    """The bytes of a text that is not empty as whole numbers (N,)."""
+    """The bytes of a non-empty text as integers (N,)."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
 
 class LineWindow(NamedTuple):
-    """The bytes of a line from ``start`` to ``stop``; what follows those from ``asked`` on is scored."""
+    """The bytes of a line from ``start`` to ``stop``; the successors of those from ``first_scored`` on are scored."""
 
     line: int
     start: int
     stop: int
-    asked: int
+    first_scored: int
 
 
 def line_windows(line: int, size: int, N: int) -> Iterator[LineWindow]:
-    """Windows of at most N bytes that ask for what follows each byte of a line of ``size`` once."""
-    asked = 0
-    while asked < size:
-        stop = min(size, asked + (max(1, N // 2) if asked else N))
-        yield LineWindow(line, max(0, stop - N), stop, asked)
-        asked = stop
+    """Windows of at most N bytes in which the successor of each byte of a line of ``size`` is scored once."""
+    scored = 0
+    while scored < size:
+        stop = min(size, scored + (max(1, N // 2) if scored else N))
+        yield LineWindow(line, max(0, stop - N), stop, scored)
+        scored = stop
 
 
 def decoded(line: bytes) -> str:
-    """A line that is to be shown: in UTF-8, and one that is not in Windows-1252, as Latin-1 text is read."""
+    """A line as text: UTF-8 if it is valid, otherwise Windows-1252, the usual superset of Latin-1."""
     try:
         return line.decode()
     except UnicodeDecodeError:
         return line.decode("cp1252", "replace")
 
 
-def likeliest(costs: Tensor) -> str:
-    """The three likeliest bytes by their costs (256,), each with its probability."""
+def most_likely(costs: Tensor) -> str:
+    """The three most likely bytes with their probabilities, from negative log-probabilities (256,)."""
     best = (-costs).exp().topk(3)
     return " ".join(f"{chr(i)!r} {p:.2f}" for p, i in zip(*map(Tensor.tolist, best), strict=True))

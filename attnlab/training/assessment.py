@@ -1,23 +1,43 @@
-"""What a network's scores on a split amount to: every metric, and for classes the confusion matrix."""
+"""The test metrics of a network's scores: every metric, and for classes the confusion matrix."""
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnlab.network import Outputs
-from attnlab.training.objective import Objective
+from attnlab.network import Network, Outputs
+from attnlab.tasks.base import Split
+from attnlab.training.objective import Objective, evaluate, predict
 
 MISLEADING_SHARE = 0.8
-"""Where one class is this common, always answering with it already gives a high accuracy."""
-MOST_CLASSES = 100
-"""Confusion matrices of more classes are not kept."""
-MOST_SCORES = 2**28
-"""More scores than these are not kept in memory."""
+"""Accuracy is misleading if one class is at least this common."""
+MAX_CLASSES = 100
+"""Confusion matrices of more classes are not stored."""
+MAX_SCORES = 2**28
+"""More scores than this are not kept in memory."""
+
+
+def assess_network(
+    network: Network,
+    split: Split,
+    objective: Objective,
+    encoding: dict[str, Any],
+    *,
+    batch_size: int = 128,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> dict[str, Any]:
+    """``test_loss``, and the entries of `assess` as far as they are defined, of a network on a split."""
+    if has_details(network.outputs, len(split.x)):
+        scores = predict(network, split, batch_size=batch_size, autocast=autocast)
+        loss = float(objective.each(scores, split.y)[0].double().mean())
+        return {"test_loss": loss, **assess(scores, split.y, objective, class_names(network.outputs, encoding))}
+    loss, metric = evaluate(network, split, objective, batch_size=batch_size, autocast=autocast)
+    return {"test_loss": loss, "metrics": as_json({objective.metric: metric}), "notes": []}
 
 
 def assess(scores: Tensor, y: Tensor, objective: Objective, labels: list[Any] | None) -> dict[str, Any]:
@@ -25,55 +45,56 @@ def assess(scores: Tensor, y: Tensor, objective: Objective, labels: list[Any] | 
 
     Args:
         scores: (B, 1, C) of classes, or (B, 1) of standardized values, on the CPU.
-        y: (B, 1) the targets, likewise.
-        objective: gives the metrics.
+        y: (B, 1) the targets.
+        objective: computes the metrics.
         labels: the names of the classes; None for values.
 
     Returns:
-        ``metrics`` by name (None where one is not defined); for classes ``labels``, ``per_class`` (precision, recall,
-        F1, count) and ``confusion`` (rows: true class, columns: predicted class); ``notes``, a line each.
+        ``metrics`` by name (None if undefined); for classes ``labels``, ``per_class`` (precision, recall, F1, count)
+        and ``confusion`` (rows: true class, columns: predicted class); ``notes``, one line each.
     """
-    found: dict[str, Any] = {"metrics": as_json(objective.metrics(scores, y)), "notes": []}
+    result: dict[str, Any] = {"metrics": as_json(objective.metrics(scores, y)), "notes": []}
     if labels is None:
-        return found
+        return result
     target = y[:, 0].numpy()
-    found["notes"] += imbalance(target, labels)
-    if len(labels) <= MOST_CLASSES:
-        matrix = confusion(scores[:, 0].argmax(-1).numpy(), target, len(labels))
-        found |= {"labels": labels, "per_class": per_class(matrix, labels), "confusion": matrix.tolist()}
-    return found
+    result["notes"] += imbalance(target, labels)
+    if len(labels) <= MAX_CLASSES:
+        predicted = scores[:, 0].argmax(-1).numpy()
+        matrix = confusion(predicted, target, len(labels)).tolist()
+        result |= {"labels": labels, "per_class": per_class(predicted, target, labels), "confusion": matrix}
+    return result
 
 
-def names_of(outputs: Outputs, encoding: dict[str, Any]) -> list[Any] | None:
-    """The names of the classes, by number; None for values."""
+def class_names(outputs: Outputs, encoding: dict[str, Any]) -> list[Any] | None:
+    """The names of the classes, by index; None for values."""
     if outputs.kind == "values":
         return None
     return encoding.get("labels") or list(range(outputs.size))
 
 
 def as_json(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them: None for one that is not defined."""
+    """Metrics as JSON values: None for one that is undefined."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def confusion(predicted: NDArray[Any], y: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """(classes, classes): how many examples of each true class (rows) were predicted as each class (columns)."""
+    """(classes, classes): the number of examples of each true class (rows) and predicted class (columns)."""
     return np.bincount(y * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def per_class(matrix: NDArray[np.int64], labels: list[Any]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and the number of examples of each class, out of a confusion matrix; 0 where undefined."""
-    hits, predicted, true = np.diag(matrix), matrix.sum(0), matrix.sum(1)
-    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(true, 1)
-    f1 = 2 * hits / np.maximum(predicted + true, 1)
+def per_class(predicted: NDArray[Any], y: NDArray[Any], labels: list[Any]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and the number of examples of each class; 0 where undefined."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(y, predicted, labels=range(len(labels)), zero_division=0)
     return [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "count": int(n)}
-        for label, p, r, f, n in zip(labels, precision, recall, f1, true, strict=True)
+        for label, p, r, f, n in zip(labels, *columns, strict=True)
     ]
 
 
 def imbalance(y: NDArray[Any], labels: list[Any]) -> list[str]:
-    """A warning where accuracy misleads, because one class is very common."""
+    """A warning if accuracy is misleading because one class is very common."""
     counts = np.bincount(y, minlength=len(labels))
     most = int(counts.argmax())
     share = counts[most] / len(y)
@@ -81,11 +102,11 @@ def imbalance(y: NDArray[Any], labels: list[Any]) -> list[str]:
         return []
     return [
         f"{counts[most]:,} of {len(y):,} test examples are of class {labels[most]}: always predicting it gives an "
-        f"accuracy of {share:.3f}, so look at balanced accuracy, F1 and the recall of each class; --metric f1 chooses "
-        "by F1, --class_weight balanced weighs rare classes more"
+        f"accuracy of {share:.3f}, so compare balanced accuracy, F1 and the recall of each class; --metric f1 selects "
+        "by F1, --class_weight balanced gives rare classes more weight"
     ]
 
 
 def has_details(outputs: Outputs, examples: int) -> bool:
-    """Whether more than the main metric can be reported: one class per example, or values, and not too many scores."""
-    return outputs.kind != "tokens" and outputs.slots == 1 and examples * outputs.size <= MOST_SCORES
+    """Whether all metrics are defined (one class per example, or values) and the scores fit into memory."""
+    return outputs.kind != "tokens" and outputs.slots == 1 and examples * outputs.size <= MAX_SCORES

@@ -1,7 +1,7 @@
-"""Tensors with their description and checksum in one file, without pickle.
+"""Checkpoints: tensors with a description and a checksum in one file, without pickle.
 
-A checkpoint is one safetensors file. Its metadata hold one JSON object, and in it the SHA-256 of that object
-and of every tensor: a file that was cut, altered or put together from two is refused.
+A checkpoint is one safetensors file. Its metadata hold one JSON object with the SHA-256 of that object and of every
+tensor, so that a truncated or altered file is refused.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ KEY = "attnlab"
 PTH = (".pth", ".pt")
 
 Check = Callable[[dict[str, Any], dict[str, Shape]], None]
-"""Refuses a description and the tensors' shapes before the tensors are read."""
+"""Validates the description and the shapes before the tensors are read."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], *, follow: bool = False) -> None:
     """Write tensors and a JSON description of them, atomically, with a checksum over both.
 
-    A path that ends in .pth or .pt gets the same as a plain ``torch.save`` of
+    For .pth and .pt the content is a plain ``torch.save`` of
     ``{"state_dict": tensors, "attnlab": about}``. No tensor is copied.
 
     Raises:
-        UserError: when the file cannot be written; see `atomically` for ``follow``.
+        UserError: if the file cannot be written; see `atomically` for ``follow``.
         ValueError: for what `load_tensors` would refuse: another dtype, NaN in the description, too many tensors.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -62,11 +62,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], 
     with atomically(path, follow=follow) as temporary:
         if path.suffix in PTH:
             with temporary.open("wb") as file:
-                sink = _Sink(file)
+                writer = _Writer(file)
                 try:
-                    torch.save({"state_dict": tensors, KEY: text}, sink)  # type: ignore[arg-type]
-                except RuntimeError as error:  # torch's writer speaks of a full disk in its own way
-                    raise sink.error or error from None
+                    torch.save({"state_dict": tensors, KEY: text}, writer)  # type: ignore[arg-type]
+                except RuntimeError as error:  # torch's writer hides the error of a full disk
+                    raise writer.error or error from None
         else:
             try:
                 save_file(tensors, temporary, {KEY: text})
@@ -84,14 +84,14 @@ def load_tensors(
 
     Args:
         path: the file.
-        check: is called with the description and the shapes; for safetensors before any tensor is read.
+        check: called with the description and the shapes; for safetensors before any tensor is read.
         follow: allow symbolic links.
 
     Returns:
         The tensors and their description.
 
     Raises:
-        UserError: a file that is missing, cut, of another program, or altered, that is no regular file, or declares
+        UserError: for a file that is missing, truncated, of another program, altered, not regular, or that declares
             more than it holds.
     """
     if not os.path.lexists(path) or path.is_dir():
@@ -114,16 +114,16 @@ def load_tensors(
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} was not written by attnlab: it does not say which network it is for") from None
+            raise UserError(f"{path} was not written by attnlab: it lacks the description of its network") from None
         except UnsafeError as error:
-            raise UserError(f"{path} is no checkpoint that can be read safely: {error}; do not trust it") from None
+            raise UserError(f"{path} cannot be read safely as a checkpoint: {error}; do not trust it") from None
         except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
             reason = str(error).split("\n")[0]
-            raise UserError(f"{path} is truncated or no checkpoint ({reason}); restore it or train again") from None
-        except Exception:  # the refusals of weights_only, which would advise to trust the file
+            raise UserError(f"{path} is truncated or not a checkpoint ({reason}); restore it or train again") from None
+        except Exception:  # errors of weights_only, whose text advises to trust the file
             raise UserError(
-                f"{path} is no checkpoint that can be read safely: it holds more than tensors, or was altered; do not "
-                "trust it"
+                f"{path} cannot be read safely as a checkpoint: it holds more than tensors, or was altered; do "
+                "not trust it"
             ) from None
     if not whole:
         raise UserError(f"{path} was altered: its checksum does not match; restore it or train again")
@@ -131,28 +131,28 @@ def load_tensors(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The description in a .safetensors checkpoint, read without its tensors, and so without checking its checksum.
+    """The description in a .safetensors checkpoint; tensors and checksum are not read.
 
     Raises:
-        UserError: a file that is missing, cut or of another program.
+        UserError: for a file that is missing, truncated or of another program.
     """
     with open_regular(path) as file:
         try:
             about = _description(SafetensorsFile(path, file).metadata[KEY])
         except (UnsafeError, SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise UserError(f"{path} is truncated or no checkpoint; restore it or train again") from None
+            raise UserError(f"{path} is truncated or not a checkpoint; restore it or train again") from None
     about.pop("sha256", None)
     return about
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file was written by `save_tensors`, be it damaged."""
+    """Whether a file was written by `save_tensors`, even if it is damaged."""
     with contextlib.suppress(UserError, ValueError, OSError, KeyError, zipfile.BadZipFile), open_regular(path) as file:
         if path.suffix not in PTH:
             return KEY in SafetensorsFile(path, file).metadata
         with zipfile.ZipFile(file) as archive:
-            found = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-            small = (entry for entry in found[:1] if entry.file_size <= PICKLE_BYTES)
+            pickles = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            small = (entry for entry in pickles[:1] if entry.file_size <= PICKLE_BYTES)
             return any(b"state_dict" in (text := archive.read(entry)) and KEY.encode() in text for entry in small)
     return False
 
@@ -163,27 +163,27 @@ def check_output(
     """Refuse an output file that would replace a file that attnlab did not write.
 
     Args:
-        path: the file that is to be written.
-        inputs: the files that are read; these are never replaced, ``overwrite`` or not.
-        overwrite: whether the user allowed to replace an existing file.
-        flag: what the path was given by.
-        ours: whether a checkpoint of attnlab may be replaced without ``overwrite``.
+        path: the output file.
+        inputs: the input files, which are never replaced.
+        overwrite: allow replacing an existing file.
+        flag: the flag with the path, for messages.
+        ours: allow replacing a checkpoint of attnlab without ``overwrite``.
 
     Raises:
-        UserError: when the file exists and may not be replaced, or is a folder.
+        UserError: if the file exists and may not be replaced, or is a folder.
     """
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder; name a file in it")
     for read in inputs:
         with contextlib.suppress(OSError):
             if path.samefile(read):
-                raise UserError(f"{flag} {path} is the file that is read; give another name")
+                raise UserError(f"{flag} {path} is an input file; give another name")
     if os.path.lexists(path) and path.exists() and not overwrite and not (ours and is_checkpoint(path.resolve())):
         raise UserError(f"{flag} {path} exists; give another name, or --overwrite")
 
 
-class _Sink(io.RawIOBase):
-    """A file that keeps the error of a failed write, which torch's writer loses."""
+class _Writer(io.RawIOBase):
+    """A file that stores the error of a failed write, which torch's writer hides."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

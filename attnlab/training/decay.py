@@ -1,4 +1,4 @@
-"""Which parameters weight decay acts on."""
+"""Parameter groups for weight decay."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
     _ConvNd: ("weight",),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
-"""The modules that multiply by a matrix, and the names of these matrices."""
+"""Linear modules and the names of their weight matrices."""
 
 
 def decayed(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that weight decay acts on, and the rest; both in the order of ``network.parameters()``.
+    """The parameters with weight decay and those without, both in the order of ``network.parameters()``.
 
-    The weight matrices of linear maps decay (`MATRICES`). Embeddings, position tables, biases, the weights of norms and
-    a mechanism's other parameters do not, whatever their shape: pulling them towards zero would not shrink a linear
-    map but erase rare tokens and positions, or move a coefficient away from its initial value.
+    The weight matrices of linear modules decay (`MATRICES`). Embeddings, biases, norms and other parameters of a
+    mechanism do not: decay would erase rare tokens and positions, or pull a coefficient away from its initial value.
     """
     matrices = {
         id(parameter)

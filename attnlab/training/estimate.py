@@ -1,4 +1,4 @@
-"""How long a run will take, measured on a copy of the network before it starts."""
+"""Estimated time of a run, measured on a copy of the network before it starts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 import torch
 
 from attnlab.network import Network
-from attnlab.tasks.base import Split, TaskData
+from attnlab.tasks.base import TaskData
 from attnlab.training.hardware import memory_advice
 from attnlab.training.loop import Trainer
 from attnlab.training.objective import evaluate
 from attnlab.training.schedule import schedule
 from attnlab.training.settings import Settings
 
-REHEARSAL = 6
-"""Training steps that are measured at least."""
-REHEARSAL_SECONDS = 0.3
-"""More steps are measured until they took this long: a step of a millisecond varies."""
+MIN_CALLS = 6
+"""Calls that are timed at least."""
+MIN_SECONDS = 0.3
+"""Calls are timed for at least this long, because short ones vary."""
 REPORT_SECONDS = 1.0
-"""About what the report and its pictures take."""
+"""Approximate time of the report and its figures."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that a run will spend on training, on evaluations while it trains, and on the result at its end."""
+    """Estimated seconds of training, of the evaluations during training, and of the result at the end."""
 
     training: float
     evaluation: float
@@ -35,18 +35,18 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """All three together."""
+        """The sum of the three."""
         return self.training + self.evaluation + self.result
 
 
 def estimate(network: Network, task_data: TaskData, settings: Settings, *, done: int = 0) -> Estimate:
-    """Measure a few training steps and evaluation batches; no weight and no random number is touched.
+    """Time a few training steps and evaluation batches; the network and the random state are not changed.
 
     Args:
-        network: as it will be trained.
-        task_data: what on.
-        settings: how.
-        done: steps that an earlier process has trained already.
+        network: the network of the run.
+        task_data: its data.
+        settings: of the run.
+        done: steps that were trained earlier.
     """
     settings = copy.deepcopy(settings)
     settings.hardware.compile = False
@@ -54,19 +54,19 @@ def estimate(network: Network, task_data: TaskData, settings: Settings, *, done:
     device = next(network.parameters()).device
     on_gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=on_gpu), memory_advice(settings.training.batch_size):
-        rehearsal = Trainer(copy.deepcopy(network), task_data, settings)
-        step = _median_seconds(lambda: float(rehearsal.training_step()))
+        trainer = Trainer(copy.deepcopy(network), task_data, settings)
+        step = _median_seconds(lambda: float(trainer.training_step()))
         size = max(settings.training.batch_size, 128)
-        batch = Split(*(None if part is None else part[:size] for part in rehearsal.validation))  # type: ignore[arg-type]
+        batch = trainer.validation.take(slice(size))
 
         def evaluation() -> None:
-            evaluate(rehearsal.network, batch, rehearsal.objective, batch_size=size, autocast=rehearsal.autocast)
+            evaluate(trainer.network, batch, trainer.objective, batch_size=size, autocast=trainer.autocast)
 
         example = _median_seconds(evaluation) / len(batch.x)
     left = 1 - done / planned.steps
     return Estimate(
         step * planned.steps * left,
-        example * len(rehearsal.validation.x) * planned.evaluations * left,
+        example * len(trainer.validation.x) * planned.evaluations * left,
         example * len(task_data.test.x) + REPORT_SECONDS,
     )
 
@@ -74,7 +74,7 @@ def estimate(network: Network, task_data: TaskData, settings: Settings, *, done:
 def _median_seconds(call: Callable[[], object]) -> float:
     """The median time of a call, without the first two, which are slower."""
     times: list[float] = []
-    while len(times) < REHEARSAL or sum(times) < REHEARSAL_SECONDS:
+    while len(times) < MIN_CALLS or sum(times) < MIN_SECONDS:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)

@@ -1,7 +1,7 @@
-"""A run that is trained for longer than it was started for.
+"""Extension of a run to more epochs or steps.
 
-The config keeps the run's ``id``, so the checkpoints still belong to it, and lists what was extended. Whatever moment a
-process is killed at, the folder holds either the earlier run or the extended one.
+The config keeps the run's ``id``, so that the checkpoints still belong to it, and lists the extensions. Writing it is
+atomic: a killed process leaves either the earlier run or the extended one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from attnlab.utils.errors import UserError
 
 
 def length(settings: Settings) -> tuple[str, int]:
-    """How long is trained: ``epochs`` or ``steps``, and how many."""
+    """The unit of the training length, ``epochs`` or ``steps``, and its value."""
     training = settings.training
     return ("epochs", training.epochs or 1) if training.steps is None else ("steps", training.steps)
 
 
 def extends(run: Run, settings: Settings) -> bool:
-    """Whether ``settings`` train a run for longer than its own.
+    """Whether ``settings`` train a run for longer than its own settings.
 
     Raises:
-        UserError: settings that train it for a shorter time, or count it in another unit.
+        UserError: for settings with a shorter training, or in another unit.
     """
     (unit, before), (new_unit, after) = length(run.settings), length(settings)
     if new_unit != unit:
@@ -45,7 +45,7 @@ def stopped_at(run: Run) -> int:
     """The step of a run's last checkpoint; 0 before the first.
 
     Raises:
-        UserError: a checkpoint that is damaged.
+        UserError: for a damaged checkpoint.
     """
     return int(last_checkpoint(run)["step"]) if run.began else 0
 
@@ -54,7 +54,7 @@ def last_checkpoint(run: Run) -> dict[str, Any]:
     """The description of a run's last checkpoint, read without its tensors.
 
     Raises:
-        UserError: a checkpoint that is missing or damaged.
+        UserError: for a checkpoint that is missing or damaged.
     """
     file = run.path / "state.safetensors"
     about = read_about(file)
@@ -63,7 +63,7 @@ def last_checkpoint(run: Run) -> dict[str, Any]:
 
 
 def check_extension(run: Run) -> None:
-    """Refuse to extend a run that is out of patience: it would stop again at once.
+    """Refuse to extend a run that is out of patience, because it would stop again immediately.
 
     Raises:
         UserError: for such a run.
@@ -72,17 +72,17 @@ def check_extension(run: Run) -> None:
     about = last_checkpoint(run) if run.began else {}
     if patience is not None and about.get("waited", 0) >= patience:
         raise UserError(
-            f"{run.path} is out of patience: its last {patience} evaluations, up to step {about['step']:,}, were not "
-            f"better than the best, so it would stop at once; start a new run from its weights: --init_from {run.path}"
+            f"{run.path} is out of patience: its last {patience} evaluations, up to step {about['step']:,}, did "
+            f"not improve, so it would stop immediately; start a new run from its parameters: --init_from {run.path}"
         )
 
 
 def extension_summary(run: Run, settings: Settings, epoch_steps: int) -> str:
-    """What extending a run to ``settings`` means for its learning rate, in one line.
+    """One line about an extension and its effect on the learning rate.
 
     Args:
-        run: as it is before it is extended.
-        settings: with the longer training.
+        run: before the extension.
+        settings: after the extension.
         epoch_steps: optimizer steps per epoch.
     """
     (unit, before), (_, after) = length(run.settings), length(settings)
@@ -97,7 +97,7 @@ def extension_summary(run: Run, settings: Settings, epoch_steps: int) -> str:
 def extend(run: Run, settings: Settings) -> Run:
     """The run with the longer training of ``settings``, written to its config.json.
 
-    Its earlier result no longer counts. Call it while no other process trains in the folder.
+    Its earlier result becomes invalid. The folder must be locked (see `Run.alone`).
 
     Raises:
         UserError: see `check_extension`.

@@ -1,23 +1,18 @@
-"""The folder of a run: where one can be made, who trains in it, and how an earlier one is replaced."""
+"""Where the folder of a run can be created, and how an earlier run is replaced."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from attnlab.files.atomic import UNFINISHED, atomically, open_regular, write_text
+from attnlab.files.atomic import UNFINISHED
 from attnlab.training import records
+from attnlab.training.checkpoint import check_output
+from attnlab.training.locks import is_locked, lock
 from attnlab.utils.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # a system without it: two processes in one folder are then not found out
-    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 RUN_FILES = (
@@ -30,115 +25,19 @@ RUN_FILES = (
     "curve.png",
     "confusion.png",
 )
-"""What attnlab writes into the folder of a run; ``--overwrite`` removes these, and nothing else."""
+"""The files of a run; ``--overwrite`` removes these, and nothing else."""
 REPLACED = ".replaced"
-"""How the name of an earlier run ends while a new one takes its place: ``.attnlab-NAME.replaced``."""
+"""The suffix of an earlier run that is being replaced: ``.attnlab-NAME.replaced``."""
 ABANDONED = 3600
 """Seconds after which an unfinished folder that no process has locked is removed."""
 
 
-class Held:
-    """A run's folder while a process trains in it, and the files that would be lost if the folder was removed."""
-
-    def __init__(self, path: Path) -> None:
-        self.handle = lock(path)
-        self.identity = _identity(os.fstat(self.handle))
-        self._apply_positions = Path(os.path.abspath(path))  # which the working directory may vanish with  # noqa: PTH100
-        self._kept: dict[str, BinaryIO] = {}
-        for name in ("model.safetensors", "metrics.jsonl"):
-            self.keep(path / name)
-
-    def keep(self, file: Path) -> None:
-        """Keep a file open, so that its content outlives its name."""
-        with contextlib.suppress(UserError):
-            opened = open_regular(file)
-            if file.name in self._kept:
-                self._kept.pop(file.name).close()
-            self._kept[file.name] = opened
-
-    def gone(self) -> bool:
-        """Whether the folder was removed, moved or replaced."""
-        try:
-            return _identity(self._apply_positions.stat()) != self.identity
-        except OSError:
-            return True
-
-    def recover(self, config: dict[str, Any]) -> Path:
-        """Make the folder again, under the next free name ``PATH-recovered``, with the files that were kept.
-
-        Raises:
-            UserError: when it cannot be made.
-        """
-        path = self._apply_positions
-        number, place = 1, path.with_name(f"{path.name}-recovered")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            while os.path.lexists(place):
-                number += 1
-                place = path.with_name(f"{path.name}-recovered-{number}")
-            place.mkdir()
-        except OSError as error:
-            raise UserError(f"{path} was removed, and {place} cannot be made: {error.strerror}") from None
-        write_text(place / "config.json", records.write(records.Config, config))
-        for name, file in self._kept.items():
-            file.seek(0)
-            with atomically(place / name) as temporary, temporary.open("wb") as copy:
-                shutil.copyfileobj(file, copy)
-        os.close(self.handle)
-        self.handle = lock(place)
-        self.identity, self._apply_positions = _identity(os.fstat(self.handle)), place
-        return place
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        os.close(self.handle)
-        for file in self._kept.values():
-            file.close()
-
-
-def lock(path: Path) -> int:
-    """An open folder that no other process has locked; closing it unlocks it, and so does the end of the process.
-
-    Raises:
-        UserError: when another process holds it, or it is not there.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot open {path}: {error.strerror}") from None
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(f"another process is training in {path}; wait for it, or stop it") from None
-        except OSError:  # a file system without locks
-            pass
-    return handle
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the folder; False where the system has no locks."""
-    if fcntl is None:
-        return False
-    with contextlib.ExitStack() as stack:
-        try:
-            handle = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks, a folder that has gone
-            return False
-    return False
-
-
 def check_run_dir(path: Path, *, overwrite: bool) -> None:
-    """Find out before training whether a run folder can be made there.
+    """Check before training whether a run folder can be created.
 
     Raises:
-        UserError: for a place that cannot be written to, a folder that exists (without ``overwrite``), or one in which
-            ``overwrite`` would find files that no run wrote.
+        UserError: for a path that cannot be written to, a folder that exists (without ``overwrite``), or one with
+            files that no run wrote.
     """
     restore_replaced(path)
     try:
@@ -158,8 +57,29 @@ def check_run_dir(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_save_path(path: Path, *, overwrite: bool = False) -> None:
+    """Check before training whether the network can be saved to ``path``, leaving nothing behind.
+
+    Raises:
+        UserError: for an unknown suffix, a folder, a file that attnlab did not write (without ``overwrite``), a file
+            of a run, or a path that cannot be written to.
+    """
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise UserError(f"--save_path {path} must end in .safetensors, .pth or .pt")
+    try:
+        check_output(path, overwrite=overwrite, flag="--save_path", ours=True)
+        try_to_make(path)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write --save_path {path}: {error.strerror}") from None
+    target = Path(os.path.realpath(path))
+    if target.name in RUN_FILES and looks_like_a_run(target.parent):
+        raise UserError(f"--save_path {path} is a file of the run in {target.parent}; give another name")
+
+
 def looks_like_a_run(path: Path) -> bool:
-    """Whether the config.json in a folder is one of ours, be it damaged."""
+    """Whether a folder has a config.json written by attnlab, even a damaged one."""
     try:
         return {"format", "attnlab", "settings"} <= set(records.read(path / "config.json"))
     except (UserError, ValueError, TypeError):
@@ -167,47 +87,47 @@ def looks_like_a_run(path: Path) -> bool:
 
 
 def try_to_make(path: Path) -> None:
-    """Whether a file or a folder could be made there, leaving nothing behind.
+    """Check whether a file or a folder could be created, leaving nothing behind.
 
     Raises:
-        OSError: when not.
+        OSError: if not.
     """
-    place = Path(os.path.realpath(path))  # where a link leads to
-    folder = place.parent
-    while not os.path.lexists(folder):  # it will be made; can it be?
+    target = Path(os.path.realpath(path))  # follows a link
+    folder = target.parent
+    while not os.path.lexists(folder):  # the first existing parent
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder):
         pass
-    for name in place.relative_to(folder).parts:  # may a file here be called so?
+    for name in target.relative_to(folder).parts:  # is the name valid?
         with contextlib.suppress(FileNotFoundError):
             (folder / name).lstat()
 
 
 def sweep(folder: Path) -> None:
-    """Restore or remove what killed processes left: an earlier run whose place is empty, and folders half made."""
-    for left in folder.glob(f"{UNFINISHED}*"):
-        if left.name.endswith(REPLACED):  # however old, it is the only copy where its place is empty
-            restore_replaced(folder / left.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
+    """Restore earlier runs that killed processes were replacing, and remove unfinished folders."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        if leftover.name.endswith(REPLACED):  # at any age: it may be the only copy
+            restore_replaced(folder / leftover.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
             continue
         with contextlib.suppress(OSError):
-            if time.time() - left.lstat().st_mtime > ABANDONED:  # a younger one may be in the making
-                _remove(left)
+            if time.time() - leftover.lstat().st_mtime > ABANDONED:  # a newer one may still be written
+                _remove(leftover)
 
 
 def restore_replaced(path: Path) -> None:
-    """Put an earlier run back into its place where a process was killed before the new one took it.
+    """Restore an earlier run whose replacement was interrupted.
 
-    It is removed where another run is in its place, and stays where something else is.
+    The earlier run is removed if another run is in its place, and kept if anything else is.
     """
-    place = Path(os.path.realpath(path))
-    earlier = place.with_name(f"{UNFINISHED}{place.name}{REPLACED}")
+    target = Path(os.path.realpath(path))
+    earlier = target.with_name(f"{UNFINISHED}{target.name}{REPLACED}")
     with contextlib.suppress(OSError):
         if not earlier.is_dir() or earlier.is_symlink() or is_locked(earlier):
             return
-        if looks_like_a_run(place):
+        if looks_like_a_run(target):
             _remove(earlier)
         else:
-            earlier.rename(place)  # fails where anything but an empty folder is
+            earlier.rename(target)  # fails if the target is more than an empty folder
 
 
 def take_number(new: Path, stem: str) -> Path:
@@ -216,7 +136,7 @@ def take_number(new: Path, stem: str) -> Path:
     while True:
         path = RUNS / f"{stem}-{number:03d}"
         try:
-            path.mkdir()  # mkdir is atomic: the process that makes the folder has the number
+            path.mkdir()  # atomic: the process that creates the folder owns the number
         except FileExistsError:
             number += 1
             continue
@@ -225,7 +145,7 @@ def take_number(new: Path, stem: str) -> Path:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Put a new run where ``path`` is. Killed at any moment, either run is at ``path`` or put there by `sweep`."""
+    """Move a new run to ``path``. If the process is killed, one of the runs is at ``path`` or restored by `sweep`."""
     if not path.exists():
         new.replace(path)
         return
@@ -244,14 +164,14 @@ def replace(new: Path, path: Path) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove the files that a killed process left half written in a run's folder."""
-    for left in path.glob(f"{UNFINISHED}*"):
+    """Remove the incomplete files that a killed process left in a run's folder."""
+    for leftover in path.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
-            left.unlink()
+            leftover.unlink()
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run's folder; one that also holds other files stays, with them, and so does what a link points to."""
+    """Remove a run's folder, unless it is a link or holds other files."""
     if folder.is_symlink():
         return
     remove_unfinished(folder)
@@ -265,12 +185,8 @@ def _remove(folder: Path) -> None:
 def _others(folder: Path) -> list[str]:
     """The names in a folder that no run wrote."""
     return sorted(
-        found.name
-        for found in folder.iterdir()
-        if not (found.name in RUN_FILES or found.name.startswith(UNFINISHED))
-        or (found.is_dir() and not found.is_symlink())
+        entry.name
+        for entry in folder.iterdir()
+        if not (entry.name in RUN_FILES or entry.name.startswith(UNFINISHED))
+        or (entry.is_dir() and not entry.is_symlink())
     )
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

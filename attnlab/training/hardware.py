@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads and precision, checked before anything is written."""
+"""Device, threads and precision of a run."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the fastest that is there.
+    """The device ``name``; ``auto`` is the fastest that is available.
 
     Raises:
-        UserError: for a device that does not exist here, with those that do.
+        UserError: for a device that is not available, with those that are.
     """
-    there = available()
+    devices = available()
     if name == "auto":
-        return torch.device(next((d for d in ("cuda:0", "mps") if d in there), "cpu"))
+        return torch.device(next((d for d in ("cuda:0", "mps") if d in devices), "cpu"))
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}; there are here: auto, {', '.join(there)}") from None
+        raise UserError(f"unknown device {name!r}; available: auto, {', '.join(devices)}") from None
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda:0")
-    if str(found) not in there:
-        raise UserError(f"device {name!r} is not there; there are here: auto, {', '.join(there)}")
+    if str(found) not in devices:
+        raise UserError(f"device {name!r} is not available; available: auto, {', '.join(devices)}")
     return found
 
 
 def available() -> list[str]:
-    """The devices of this machine."""
+    """The available devices."""
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return [*there, "mps"] if torch.backends.mps.is_available() else there
 
 
 SMALL_STEP = 2e9
-"""Operations below which a step is faster on one thread: the threads would wait for each other most of the time."""
+"""A step of fewer operations is faster on one thread, because of the cost of synchronization."""
 
 
 def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
-    """Take the threads that were asked for, or one for a small step and PyTorch's choice for a large one.
+    """Set the number of threads; by default one for a small step and PyTorch's default for a large one.
 
     Args:
         hardware: the settings.
         parameters: of the network.
-        tokens: in a batch.
+        tokens: per batch.
     """
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
@@ -61,36 +61,36 @@ def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
 
 
 def prepare(hardware: Hardware) -> torch.device:
-    """Check the device and the precision; returns the device.
+    """The device, checked together with the precision.
 
     Raises:
-        UserError: for a device that is not there, or a precision that it does not have.
+        UserError: for a device that is not available, or a precision that it does not support.
     """
     found = device(hardware.device)
     if hardware.precision == "float64" and found.type == "mps":
-        raise UserError("mps has no float64; take --precision float32 or --device cpu")
+        raise UserError("mps has no float64; use --precision float32 or --device cpu")
     return found
 
 
 def warnings(hardware: Hardware, on: torch.device) -> list[str]:
-    """What is allowed, but will be regretted."""
+    """Warnings about slow settings."""
     if on.type == "cpu" and hardware.precision in PRECISIONS and not _native(hardware.precision):
         return [f"this CPU computes {hardware.precision} by emulation, many times slower than float32"]
     return []
 
 
 def autocast(hardware: Hardware, on: torch.device) -> AbstractContextManager[Any]:
-    """The context in which the network computes."""
+    """The context of the forward passes."""
     dtype = PRECISIONS.get(hardware.precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(on.type, dtype=dtype)
 
 
 @contextlib.contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
-    """Turn an exhausted memory into advice.
+    """Turn out-of-memory errors into advice.
 
     Raises:
-        UserError: what to reduce.
+        UserError: with the settings to reduce.
     """
     try:
         yield
@@ -103,7 +103,7 @@ def memory_advice(batch_size: int) -> Iterator[None]:
 
 
 def check_memory(parameters: int, precision: str, on: torch.device) -> None:
-    """Refuse a network whose weights, gradients and optimizer state alone are larger than the memory.
+    """Refuse a network whose parameters, gradients and optimizer state do not fit into memory.
 
     Raises:
         UserError: with both sizes.
@@ -117,7 +117,7 @@ def check_memory(parameters: int, precision: str, on: torch.device) -> None:
         return
     if needed > there:
         raise UserError(
-            f"{parameters:,} parameters need {needed / 2**30:,.0f} GiB to train, and there are "
+            f"{parameters:,} parameters need {needed / 2**30:,.0f} GiB to train, but there are "
             f"{there / 2**30:,.0f} GiB on {on}; reduce --embed_dim or --layers"
         )
 

@@ -1,4 +1,4 @@
-"""Start training from the weights of another network (``--init_from``)."""
+"""Initialization with the parameters of another network (``--init_from``)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 from attnlab.network import Network
 from attnlab.tasks._split import listed
-from attnlab.training.paths import shown
-from attnlab.training.runs import Run, file_hash, load_network
+from attnlab.training.network_file import load_network
+from attnlab.training.paths import file_hash, shown
+from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
-READOUT, EMBEDDING = "readout.", "embed."
+OUTPUT_LAYER, EMBEDDING = "readout.", "embed."
+"""Prefixes of parameter names; the output layer keeps its first name, so that older checkpoints load."""
 STATISTICS = {"means", "spreads"}
-"""What differs between two tables of the same columns."""
+"""Entries that may differ between two tables with the same columns."""
 
 
 def weights_file(path: Path) -> Path:
-    """The file that holds the weights: of a run's folder its best network.
+    """The file with the parameters; for a run's folder, its best network.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there is none.
     """
     file = Run.open(path).path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
@@ -31,21 +33,21 @@ def weights_file(path: Path) -> Path:
 
 
 def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[str, list[str]]:
-    """Copy the weights of the network at ``path``, a run or a file, into ``network``.
+    """Copy the parameters of the network at ``path``, a run or a file, into ``network``.
 
-    All weights are copied, but the readout where both networks have other outputs or classes, and the embedding where
-    the columns of their tables differ: these keep their new weights.
+    The output layer keeps its new parameters if the outputs or classes differ, and the embedding if the columns of the
+    tables differ.
 
     Args:
-        network: is changed.
+        network: changed in place.
         path: a run's folder or a file.
-        encoding: that of the problem that the network is to learn.
+        encoding: of the data that the network will be trained on.
 
     Returns:
-        The SHA-256 of the file, and what to tell the user, a line each: about what starts anew and about other options.
+        The SHA-256 of the file, and lines for the user: which layers are not copied, and which options differ.
 
     Raises:
-        UserError: another mechanism, or weights whose names or shapes differ.
+        UserError: for another mechanism, or parameters with other names or shapes.
     """
     sha256 = file_hash(str(weights_file(path)))
     assert sha256 is not None
@@ -55,22 +57,22 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
     theirs, ours = source.to_config(), network.to_config()
     if theirs["model"] != ours["model"]:
         raise UserError(
-            f"--init_from {path} holds {theirs['model']}, and {ours['model']} is to be trained; give --model "
-            f"{theirs['model']}, or the weights of a {ours['model']} network"
+            f"--init_from {path} holds a {theirs['model']} network, but the run trains {ours['model']}; give --model "
+            f"{theirs['model']}, or the parameters of a {ours['model']} network"
         )
-    lines = [f"starts from the weights of {shown(path)}"]
+    lines = [f"starts from the parameters of {shown(path)}"]
     learned = about.get("encoding", {})
     fresh: tuple[str, ...] = ()
     if source.outputs != network.outputs:
-        fresh += (READOUT,)
-        lines.append(f"the readout starts anew: {_outputs(source)} there, {_outputs(network)} here")
+        fresh += (OUTPUT_LAYER,)
+        lines.append(f"the output layer is new: {_outputs(source)} there, {_outputs(network)} here")
     elif learned.get("labels") != encoding.get("labels"):
-        fresh += (READOUT,)
+        fresh += (OUTPUT_LAYER,)
         there, here = (listed(each.get("labels") or ["numbers"]) for each in (learned, encoding))
-        lines.append(f"the readout starts anew: the classes are {there} there, {here} here")
+        lines.append(f"the output layer is new: the classes are {there} there, {here} here")
     if _columns(learned) != _columns(encoding):
         fresh += (EMBEDDING,)
-        lines.append("the embedding starts anew: the columns of the tables, or their categories, differ")
+        lines.append("the embedding is new: the columns of the tables, or their categories, differ")
     weights = {name: w for name, w in source.state_dict().items() if not name.startswith(fresh)}
     own = {name: w for name, w in network.state_dict().items() if not name.startswith(fresh)}
     differing = [
@@ -81,8 +83,8 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"--init_from {path} does not fit this network: {'; '.join(differing[:3])}{more}; give the width, "
-            "the layers and the options that it was trained with"
+            f"--init_from {path} does not fit this network: {'; '.join(differing[:3])}{more}; use the "
+            "embed_dim, layers and options that it was trained with"
         )
     network.load_state_dict(weights, strict=not fresh)
     options, others = ours.get("options") or {}, theirs.get("options") or {}
@@ -95,21 +97,21 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
 
 
 def check_weights(run: Run) -> None:
-    """Refuse to start a run from other weights than those that it was made for.
+    """Refuse to start a run from other parameters than those in its config.
 
     Raises:
-        UserError: when their file is gone or altered.
+        UserError: if their file is missing or altered.
     """
     path = run.config["settings"].get("init_from")
     if path is not None and file_hash(str(weights_file(Path(path)))) != run.config["init_sha256"]:
         raise UserError(
-            f"the weights in {shown(path)} were altered since {run.path} was made, which is to start from them; "
-            "put the old ones back, or start a new run"
+            f"the parameters in {shown(path)} were altered since {run.path} was created to start from them; "
+            "restore the old file, or start a new run"
         )
 
 
 def _columns(encoding: Any) -> Any:
-    """What the codes of a table's cells mean: its encoded columns without the statistics of their values."""
+    """The encoded columns of a table without the statistics of their values."""
 
     def meaning(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,20 +1,50 @@
-"""What is told about runs: a row per run, and what differs between two of them."""
+"""Lists of runs: one row per run, and the differences between two of them."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attnlab.training.extension import stopped_at
-from attnlab.training.runs import Damaged, Run, find
+from attnlab.training.folder import RUN_FILES, RUNS, sweep
+from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
-APART = ("model", "task", "data", "seed")
-"""The settings that have a column of their own."""
+COLUMNS = ("model", "task", "data", "seed")
+"""The settings with a column of their own."""
 VERSIONS = ("attnlab", "torch", "threads")
 HASHES = ("data_sha256", "init_sha256")
 RESULTS = ("validation", "best_step", "steps", "ended", "parameters", "seconds")
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A run folder that cannot be read, and the reason."""
+
+    path: Path
+    reason: str
+
+
+def find(folder: Path = RUNS) -> list[Run | Damaged]:
+    """The runs in a folder, by name, including damaged ones; other folders are skipped."""
+    if not folder.is_dir():
+        return []
+    sweep(folder)
+    runs: list[Run | Damaged] = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        try:
+            run = Run.open(path)
+            run.metrics()
+            run.result()
+            runs.append(run)
+        except UserError as error:
+            if any(os.path.lexists(path / name) for name in RUN_FILES[:4]):
+                runs.append(Damaged(path, str(error)))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -22,7 +52,7 @@ class Row:
     """One run.
 
     ``step`` is that of its last checkpoint; ``status`` is ``running``, ``stopped``, ``finished``, ``early`` (stopped by
-    ``--patience``) or ``damaged``, with the ``reason`` then. ``settings`` are those that differ among the listed runs.
+    ``--patience``) or ``damaged``, with the ``reason``. ``settings`` are those that differ among the listed runs.
     """
 
     run: str
@@ -43,10 +73,10 @@ class Row:
 
 
 def rows(folder: Path) -> list[Row]:
-    """The runs in a folder, by name; a damaged one is among them, with the reason."""
-    found = find(folder)
-    differing = _differing([run.config["settings"] for run in found if isinstance(run, Run)])
-    return [_row(run, differing) for run in found]
+    """The runs in a folder, by name, including damaged ones."""
+    runs = find(folder)
+    differing = _differing([run.config["settings"] for run in runs if isinstance(run, Run)])
+    return [_row(run, differing) for run in runs]
 
 
 def _row(run: Run | Damaged, differing: set[str]) -> Row:
@@ -54,15 +84,14 @@ def _row(run: Run | Damaged, differing: set[str]) -> Row:
         return Row(str(run.path), "damaged", reason=run.reason)
     settings = run.config["settings"]
     try:
-        run.metrics()  # read only to find out whether the run could be resumed
         result, step = run.result(), stopped_at(run)
-        stopped = "running" if run.is_running() else "stopped"
+        status = _status(run, result)
     except UserError as error:
         return Row(str(run.path), "damaged", reason=str(error))
     return Row(
         str(run.path),
-        stopped if result is None else result["ended"],
-        **{name: settings[name] for name in APART},
+        status,
+        **{name: settings[name] for name in COLUMNS},
         step=step,
         metric=run.config["metric"],
         test=None if result is None else result["test"],
@@ -70,32 +99,34 @@ def _row(run: Run | Damaged, differing: set[str]) -> Row:
     )
 
 
+def _status(run: Run, result: dict[str, Any] | None) -> str:
+    if result is not None:
+        return str(result["ended"])
+    return "running" if run.is_running() else "stopped"
+
+
 def _differing(settings: list[dict[str, Any]]) -> set[str]:
     """The names of the settings that have more than one value among the runs that have them."""
-    names = {name for run in settings for name in run} - set(APART)
-    return {name for name in names if any(run[name] != other[name] for run, other in _pairs(settings, name))}
-
-
-def _pairs(settings: list[dict[str, Any]], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The first run that has a setting beside each of the others."""
-    having = [run for run in settings if name in run]
-    return [(having[0], other) for other in having[1:]]
+    values: dict[str, list[Any]] = {}
+    for run in settings:
+        for name, value in run.items():
+            values.setdefault(name, []).append(value)
+    return {name for name, each in values.items() if name not in COLUMNS and any(value != each[0] for value in each)}
 
 
 def differences(a: Run, b: Run) -> dict[str, dict[str, list[Any]]]:
-    """What differs between two runs, as ``{group: {name: [of a, of b]}}``; None where one of them has no such value.
+    """The differences between two runs, as ``{group: {name: [of a, of b]}}``; None for a missing value.
 
     The groups are ``settings``, ``data``, ``versions`` and ``results``.
 
     Raises:
-        UserError: for a run that is damaged.
+        UserError: for a damaged run.
     """
-    corpus = [run.config["encoding"].get("sha256") for run in (a, b)]
     groups = {
         "settings": [run.config["settings"] for run in (a, b)],
         "data": [
-            {name: run.config.get(name) for name in HASHES} | {"corpus_sha256": sha256}
-            for run, sha256 in zip((a, b), corpus, strict=True)
+            {name: run.config.get(name) for name in HASHES} | {"corpus_sha256": run.config["encoding"].get("sha256")}
+            for run in (a, b)
         ],
         "versions": [{name: run.config[name] for name in VERSIONS} for run in (a, b)],
         "results": [_results(run) for run in (a, b)],
@@ -113,6 +144,6 @@ def differences(a: Run, b: Run) -> dict[str, dict[str, list[Any]]]:
 def _results(run: Run) -> dict[str, Any]:
     result = run.result()
     if result is None:
-        return {"steps": stopped_at(run), "ended": "running" if run.is_running() else "stopped"}
+        return {"steps": stopped_at(run), "ended": _status(run, result)}
     values: dict[str, Any] = result.get("metrics") or {result["metric"]: result["test"]}
     return {f"test {name}": value for name, value in values.items()} | {name: result[name] for name in RESULTS}

@@ -1,41 +1,38 @@
-"""The loop: the same settings give the same weights, bit for bit, also when a run was killed and resumed.
+"""The training loop. The same settings give bit-identical parameters, also if a run was killed and resumed.
 
-Whatever is random follows from the seed: the order of an epoch from (seed, epoch) alone, and dropout from a
-generator whose state is kept in every checkpoint. So it does not matter when checkpoints were written.
+All randomness follows from the seed: the order of an epoch from (seed, epoch) alone, and dropout from a generator
+whose state is saved in every checkpoint. The times at which checkpoints are written do not matter.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnlab.network import Network
-from attnlab.tasks.base import Split, TaskData
+from attnlab.tasks.base import TaskData
 from attnlab.training.decay import decayed
 from attnlab.training.hardware import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import lr_at, schedule, validation_sample
 from attnlab.training.settings import Settings
+from attnlab.training.signals import signals
 from attnlab.utils.errors import UserError
 
-LOOK_EVERY = 20
-"""Steps between looks at the loss: on a GPU each look waits for the device."""
+SYNC_EVERY = 20
+"""Steps between two reads of the loss: on a GPU each read waits for the device."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher is told."""
+    """The argument of a callback."""
 
     step: int
     steps: int
@@ -44,11 +41,11 @@ class Progress:
     rate: float
     """Training steps per second since this process started, without the time that evaluations took."""
     seconds_left: float
-    """Until the last step and evaluation, at the pace so far."""
+    """Estimated time until the last evaluation."""
 
 
 Callback = Callable[[Progress], None]
-"""Who follows a run: the progress bar, or nobody."""
+"""Called during training, for example by the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +62,14 @@ class Outcome:
 
 
 class Trainer:
-    """One network on one problem.
+    """Trains one network on one task.
 
     Args:
-        network: what is trained, on its device.
-        task_data: the data; they are moved to the network's device whole.
-        settings: how.
-        run: where checkpoints go; None for a rehearsal that writes nothing.
-        checkpoint_seconds: how long may pass between two checkpoints.
+        network: on its device.
+        task_data: the data; the training data are moved to the network's device.
+        settings: of the run.
+        run: receives the checkpoints; None to write nothing.
+        checkpoint_seconds: seconds between two checkpoints.
     """
 
     def __init__(
@@ -89,8 +86,7 @@ class Trainer:
         self.checkpoint_seconds = checkpoint_seconds
         self.objective = Objective.of(task_data, how.class_weight)
         self.device = next(network.parameters()).device
-        x, y, lengths = task_data.train
-        self.train = Split(x.to(self.device), y.to(self.device), None if lengths is None else lengths.to(self.device))
+        self.train = task_data.train.to(self.device)
         self.autocast = autocast(settings.hardware, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.hardware.precision == "float16")
         self.call: Callable[..., Tensor] = torch.compile(network) if settings.hardware.compile else network
@@ -114,27 +110,28 @@ class Trainer:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def fit(self, callback: Callback | None = None) -> Outcome:
-        """Train to the end, or until a signal asks to stop; the best network is in the run's folder then.
+        """Train to the end, or until a signal asks to stop, and leave the best network in the run's folder.
 
         Raises:
-            UserError: a loss that is no number (the last good checkpoint is kept), memory or disk exhausted.
+            UserError: if the loss becomes NaN or infinite (the last good checkpoint is kept), or memory or disk space
+                runs out.
         """
         how = self.settings.training
         began, first_step, spent = time.perf_counter(), self.step, self.seconds
         evaluated_before = self.evaluation_seconds
         saved = began
-        losses = torch.zeros(LOOK_EVERY, device=self.device)
+        losses = torch.zeros(SYNC_EVERY, device=self.device)
         pending, loss = 0, math.nan
         stopped = False
-        with signals() as asked, memory_advice(how.batch_size):
+        with signals() as received, memory_advice(how.batch_size):
             if self.step == 0:
-                torch.manual_seed(how.seed + 2**32)  # so that dropout does not follow from what was drawn before
+                torch.manual_seed(how.seed + 2**32)  # so that dropout is independent of the initialization
                 self._save_state()
             while self.step < self.steps and not self._out_of_patience():
                 losses[pending] = self.training_step()
                 pending += 1
                 evaluating = self.step % self.evaluate_every == 0 or self.step == self.steps
-                if pending < LOOK_EVERY and not evaluating and not asked:
+                if pending < SYNC_EVERY and not evaluating and not received:
                     continue
                 values = losses[:pending].tolist()
                 self._check_finite(values)
@@ -152,7 +149,7 @@ class Trainer:
                 if callback is not None:
                     left = (self.steps - self.step) * (time.perf_counter() - began) / (self.step - first_step)
                     callback(Progress(self.step, self.steps, loss, self.last_metric, speed, left))
-                if asked and self.step < self.steps and not self._out_of_patience():
+                if received and self.step < self.steps and not self._out_of_patience():
                     stopped = True
                     break
                 if now - saved >= self.checkpoint_seconds:
@@ -167,20 +164,19 @@ class Trainer:
             self.best_step,
             self.seconds,
             self.evaluation_seconds,
-            asked[0] if stopped else None,
+            received[0] if stopped else None,
         )
 
     def training_step(self) -> Tensor:
-        """One step of the optimizer; returns the loss, still on the device."""
+        """One optimizer step; returns the loss on the device."""
         how = self.settings.training
         rate = lr_at(self.step, self.steps, how.learning_rate, how.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         rows = self._rows()
-        lengths = None if self.train.lengths is None else self.train.lengths[rows]
+        x, y, lengths = self.train.take(rows)
         with self.autocast:
-            scores = self.call(self.train.x[rows], lengths)
-            loss = self.objective.loss(scores, self.train.y[rows])
+            loss = self.objective.loss(self.call(x, lengths), y)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if how.grad_clip > 0:
@@ -192,10 +188,10 @@ class Trainer:
         return loss.detach()
 
     def restore(self) -> None:
-        """Go back to the run's last checkpoint; where it was stopped before its first one, start at the beginning.
+        """Load the run's last checkpoint; a run that was stopped before its first one starts from the beginning.
 
         Raises:
-            UserError: a checkpoint that is missing, damaged or of another run.
+            UserError: for a checkpoint that is missing, damaged or of another run.
         """
         assert self.run is not None
         if not self.run.began:
@@ -203,11 +199,11 @@ class Trainer:
         tensors, about = self.run.load_state(self.network, self.optimizer)
         if about["step"] > self.steps:
             raise UserError(
-                f"{self.run.path / 'state.safetensors'} is damaged: it stands at step {about['step']:,} of "
+                f"{self.run.path / 'state.safetensors'} is damaged: it is at step {about['step']:,} of "
                 f"{self.steps:,}; restore it, or train again"
             )
         if about["best"] is not None:
-            self.run.load_model()  # better to find out now than at the end
+            self.run.load_model()  # fail now rather than at the end
         self.network.load_state_dict(_below("model.", tensors))
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer.", tensors).items():
@@ -248,7 +244,7 @@ class Trainer:
         self.last_metric = metric
         better = self.objective.better(metric, self.best)
         self.evals_since_best = 0 if better else self.evals_since_best + 1
-        if better or metric == self.best:  # of equals the later one, which was trained for longer
+        if better or metric == self.best:  # of equally good networks, keep the one trained for longer
             self.best, self.best_step = metric, self.step
             if self.run is not None:
                 self._check_weights()
@@ -298,7 +294,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
-            self._diverged(f"a weight became infinite or no number at step {self.step}")
+            self._diverged(f"a parameter became NaN or infinite at step {self.step}")
 
     def _diverged(self, what: str) -> None:
         kept = ""
@@ -306,59 +302,6 @@ class Trainer:
             kept = f"; the best network (step {self.best_step}) is kept in {self.run.path}"
         rate = self.settings.training.learning_rate
         raise UserError(f"{what}{kept}; try a lower --learning_rate ({rate:g} now)")
-
-
-class StoppedError(KeyboardInterrupt):
-    """A signal asked to stop; an exception that no ``except Exception`` catches."""
-
-    def __init__(self, which: int) -> None:
-        super().__init__(which)
-        self.signal = which
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one does what it did before.
-
-    A signal that is ignored stays ignored (``nohup``, or a script's background job). Outside of the main thread, where
-    Python allows no handlers, nothing is collected.
-    """
-    asked: list[int] = []
-
-    def collect(which: int, _: FrameType | None) -> None:
-        asked.append(which)
-        signal.signal(which, before[which])
-
-    with _handling(collect) as before:
-        yield asked
-
-
-@contextmanager
-def raising_signals() -> Iterator[None]:
-    """Raise `StoppedError` at the same signals."""
-
-    def stop(which: int, _: FrameType | None) -> None:
-        raise StoppedError(which)
-
-    with _handling(stop):
-        yield
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
-    """Handle the signals that ask to stop; yields what handled them before."""
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        asking = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
-        found = {which: signal.getsignal(which) for which in asking if which is not None}
-        before = {which: old for which, old in found.items() if old not in (signal.SIG_IGN, None)}
-    for which in before:
-        signal.signal(which, handler)
-    try:
-        yield before
-    finally:
-        for which, old in before.items():
-            signal.signal(which, old)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the files of a run may contain; every config, state, metrics line and result that is read is held to it."""
+"""The content of the files of a run, as pydantic models; every file that is read is validated."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from pydantic import (
 
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.network import Network
-from attnlab.network.received import Description, Number, Options, OptionValue, first_error
+from attnlab.network.received import Description, Number, Options, OptionValue
 from attnlab.tasks.base import TaskData
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
 from attnlab.training.settings import RANGES, Settings, field_types
 from attnlab.utils.errors import UserError
+from attnlab.utils.validation import first_error
 
 LINE_BYTES = 2**16
-"""The longest line of metrics.jsonl."""
+"""Largest line of metrics.jsonl."""
 METRICS_BYTES = 2**28
-"""The largest metrics.jsonl."""
+"""Largest metrics.jsonl."""
 
 Text = Annotated[str, Field(max_length=10_000)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -53,13 +54,13 @@ _OPTIONS: TypeAdapter[Any] = TypeAdapter(Options, config=ConfigDict(strict=True)
 
 
 class Record(BaseModel):
-    """Strict types, and no field that attnlab does not write."""
+    """Strict types and no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
 
 class _SettingsRecord(Record):
-    """The settings by the names of their flags; whatever else there is, is an option of the mechanism."""
+    """The settings by flag name; other fields are options of the mechanism, or settings under an earlier name."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, OptionValue] = Field(init=False)
@@ -78,7 +79,7 @@ def _in_range(name: str, value: Any) -> Any:
 
 
 def _settings_record() -> type[_SettingsRecord]:
-    """A field for every setting, of its type and in its range; one that is newer than the file may be missing."""
+    """A field for every setting, with its type and range; settings newer than the file may be missing."""
     made: dict[str, Any] = {}
     for group in fields(Settings):
         for name, kind in field_types(type(getattr(Settings(), group.name))).items():
@@ -101,7 +102,7 @@ class Extension(Record):
     def _one_unit(self) -> Extension:
         epochs, steps = (self.epochs, self.epochs_before), (self.steps, self.steps_before)
         if sorted([epochs.count(None), steps.count(None)]) != [0, 2]:
-            raise ValueError("says how long by epochs, or by steps, before and after")
+            raise ValueError("must have the length before and after, in epochs or in steps")
         return self
 
 
@@ -109,7 +110,7 @@ def _check_metric(metric: str, network: Description) -> None:
     kind, single = network.outputs[0], network.outputs[2:] in ((), (1,))
     allowed = VALUE_METRICS if kind == "values" else CLASS_METRICS if kind == "classes" and single else ("accuracy",)
     if metric not in allowed and (metric, kind) != ("bits_per_byte", "tokens"):
-        raise ValueError(f"{metric} is no metric of the network's outputs")
+        raise ValueError(f"{metric} is not defined for the network's outputs")
 
 
 class Config(Record):
@@ -157,7 +158,7 @@ class MetricsLine(Record):
     def _validation_metrics(self) -> MetricsLine:
         for name in self.__pydantic_extra__:
             if not name.startswith("validation_") or len(name) > 100:
-                raise ValueError(f"{name[:60]!a} is no field of a line")
+                raise ValueError(f"{name[:60]!a} is not a field of a line")
         return self
 
 
@@ -210,17 +211,17 @@ class Result(Record):
     def _fitting(self) -> Result:
         for name, values in (("metrics", self.metrics), *(("baselines", b.metrics) for b in self.baselines)):
             if values.get(self.metric) is None:
-                raise ValueError(f"{name} lack a number for {self.metric}")
+                raise ValueError(f"{name} lack a value for {self.metric}")
         if self.confusion is not None:
             count = len(self.confusion)
             sizes = {len(self.labels or []), len(self.per_class or []), *map(len, self.confusion)}
             if sizes != {count}:
-                raise ValueError(f"confusion has {count} classes, and labels, per_class or its rows others")
+                raise ValueError(f"confusion has {count} classes, but labels, per_class or its rows have others")
         return self
 
 
 class NetworkRecord(Record):
-    """The description in a file of a network."""
+    """The description in a network file."""
 
     network: Description
     attnlab: Text | None = None
@@ -268,10 +269,10 @@ class StateRecord(Record):
 
 
 def check(kind: type[Record], value: Any, source: Path | str, advice: str = "restore it, or train again") -> None:
-    """Refuse a value that is no such record.
+    """Refuse a value that is not a valid record.
 
     Raises:
-        UserError: the first field that is wrong, and ``advice``.
+        UserError: with the first wrong field and ``advice``.
     """
     try:
         kind.model_validate(value)
@@ -280,37 +281,39 @@ def check(kind: type[Record], value: Any, source: Path | str, advice: str = "res
 
 
 def check_fit(network: Network, task_data: TaskData, source: Path) -> None:
-    """Refuse a network that is not for the data that its run names.
+    """Refuse a network that does not match the data of its run.
 
     Raises:
-        UserError: with what the data give and what the network takes.
+        UserError: with the shapes of the data and of the network.
     """
-    wanted = (task_data.inputs, task_data.outputs, task_data.length)
-    found = (network.inputs, network.outputs, network.length)
-    if found != wanted:
-        raise UserError(f"{source} holds a network for {found}, but its data give {wanted}; restore it, or train again")
+    expected = (task_data.inputs, task_data.outputs, task_data.length)
+    actual = (network.inputs, network.outputs, network.length)
+    if actual != expected:
+        raise UserError(
+            f"{source} holds a network for {actual}, but its data have {expected}; restore it, or train again"
+        )
 
 
 @contextlib.contextmanager
 def reading_encoding(source: Path) -> Iterator[None]:
-    """Turn the errors of a task that reads an encoding into one line: the encoding may come from somebody else.
+    """Turn errors caused by an invalid encoding, which may come from a received file, into one line.
 
     Raises:
-        UserError: in place of what the encoding's wrong types raise.
+        UserError: in place of the errors that wrong types raise.
     """
     try:
         yield
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{source} has an encoding that does not fit its task or the data ({reason})") from error
+        raise UserError(f"{source} has an encoding that does not match its task or the data ({reason})") from error
 
 
 def read(path: Path) -> Any:
-    """The JSON in a regular file of a run folder.
+    """The JSON content of a file of a run folder.
 
     Raises:
-        UserError: a file that is missing, too large, a link or no regular file.
-        ValueError: no JSON, or more than JSON.
+        UserError: for a file that is missing, too large, a link or not a regular file.
+        ValueError: for invalid JSON.
     """
     return parse_json(read_bytes(path, JSON_BYTES))
 
@@ -319,24 +322,24 @@ def write(kind: type[Record], value: dict[str, Any]) -> str:
     """A record as JSON text.
 
     Raises:
-        ValueError: a value that would be refused when it is read.
+        ValueError: for a value that would be refused when it is read.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     kind.model_validate(json.loads(text))
     if len(text.encode(errors="replace")) > JSON_BYTES:
-        raise ValueError(f"{kind.__name__} has {len(text):,} characters, more than is read again")
+        raise ValueError(f"{kind.__name__} has {len(text):,} characters, more than can be read again")
     return text
 
 
 def read_metrics(path: Path, metric: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """The lines of a metrics.jsonl, without an incomplete last line.
 
     Args:
         path: the file.
-        metric: the run's metric, which every line must have on the validation data.
+        metric: the run's metric; every line must have its validation value.
 
     Raises:
-        UserError: the first line that is damaged.
+        UserError: for the first damaged line.
     """
     with open_regular(path) as file:
         lines: list[dict[str, Any]] = []
@@ -347,9 +350,9 @@ def read_metrics(path: Path, metric: str) -> list[dict[str, Any]]:
                 if f"validation_{metric}" not in line:
                     raise ValueError(f"validation_{metric} is missing")
                 if lines and line["step"] <= lines[-1]["step"]:
-                    raise ValueError("its step does not follow that of the line before")
+                    raise ValueError("its step is not larger than that of the previous line")
                 lines.append(line)
-        except ValueError as error:  # pydantic's errors are of this kind
+        except ValueError as error:  # includes pydantic's errors
             reason = first_error(error) if isinstance(error, ValidationError) else error
             raise UserError(
                 f"{path} is damaged in line {len(lines) + 1}: {reason}; restore it, or train again"

@@ -1,4 +1,4 @@
-"""The run's report: the result beside its baselines, pictures, and how to make it again."""
+"""The report of a run: the result with its baselines, figures, and the commands that reproduce it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 from attnlab.utils.escape import markdown, one_line, shell_word
 
-MOST_SHOWN = 15
-"""Confusion matrices of more classes are drawn without numbers, and are not printed."""
+MAX_SHOWN = 15
+"""Confusion matrices of more classes are drawn without numbers and are not printed."""
 
 
 def ranking(result: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
-    """The network among its baselines, each with its metrics by name, best first."""
+    """The network and its baselines, each with its metrics by name, best first."""
     metric = result["metric"]
     rows = [(result["model"], result["metrics"]), *((b["name"], b["metrics"]) for b in result["baselines"])]
     return sorted(rows, key=lambda row: row[1][metric], reverse=METRICS[metric].higher_is_better)
 
 
 def number(metric: str, value: float | None) -> str:
-    """A metric's value as it is printed."""
+    """A metric's value as text."""
     if value is None:
         return "–"
     return f"{value:#.4g}".rstrip(".") if metric in ("rmse", "mae") or abs(value) >= 1000 else f"{value:.3f}"
 
 
 def metric_names(result: dict[str, Any]) -> list[str]:
-    """The metrics of a result, the one that chose the network first; recall is shown once, as balanced accuracy."""
+    """The metrics of a result, the selecting one first; recall equals balanced accuracy and is left out."""
     return [result["metric"], *(m for m in result["metrics"] if m not in (result["metric"], "recall"))]
 
 
 def options(settings: Settings) -> list[str]:
-    """The words that ask for these settings on a command line; what is default is left out."""
-    said, usual = settings.flat(), defaults(settings.model.model, settings.data.task).flat()
+    """The command line arguments for these settings, without defaults."""
+    values, usual = settings.flat(), defaults(settings.model.model, settings.data.task).flat()
     words = ["--model", settings.model.model]
     if settings.data.data is None:
         words += ["--task", settings.data.task]
-    for name, value in said.items():
+    for name, value in values.items():
         if name in ("model", "task") or value == usual.get(name):
             continue
         if isinstance(value, bool):
@@ -57,15 +57,15 @@ def options(settings: Settings) -> list[str]:
 
 
 def flag(name: str, *values: Any) -> list[str]:
-    """A flag with its values as words; a value that starts with a hyphen would be read as a flag of its own."""
+    """A flag with its values as arguments; ``=`` joins values that start with a hyphen."""
     texts = [str(value) for value in values]
     if any(text.startswith("-") for text in texts):
         return [f"--{name}={text}" for text in texts]
     return [f"--{name}", *texts] if texts else []
 
 
-def made_by(run: Run) -> str:
-    """The commands that make a run again, a line each: its start, and every extension with the step that it was at."""
+def reproduction_commands(run: Run) -> str:
+    """The commands that reproduce a run, one per line: its start, and every extension with its step."""
     settings = run.settings
     unit = "steps" if settings.training.epochs is None else "epochs"
     extended = run.config.get("extended", [])
@@ -79,7 +79,7 @@ def made_by(run: Run) -> str:
 
 
 def write_report(run: Run, result: dict[str, Any]) -> None:
-    """Write report.md, curve.png and, for classes, confusion.png into the run's folder."""
+    """Write report.md, curve.png and, for classes, confusion.png to the run's folder."""
     draw_curve(run, result)
     metric, settings, threads = result["metric"], run.settings, run.config["threads"]
     names = metric_names(result)
@@ -89,17 +89,17 @@ def write_report(run: Run, result: dict[str, Any]) -> None:
         run.place("report.md"),
         f"""# {markdown(result["model"])} on {markdown(result["task"])}
 
-Test {METRICS[metric].label} on {result["test_examples"]:,} examples, of the network that was best on the
-validation data (step {result["best_step"]:,} of {result["steps"]:,}; {number(metric, result["validation"])} there).
+Test {METRICS[metric].label} on {result["test_examples"]:,} examples, of the network with the best
+validation metric ({number(metric, result["validation"])} at step {result["best_step"]:,} of {result["steps"]:,}).
 
 {_table(["", *(METRICS[m].label for m in names)], rows, bold=result["model"])}
 {remarks}{_classes(run, result)}
 ![training curve](curve.png)
 
-Made by:
+Reproduce with:
 
 ```sh
-{made_by(run)}
+{reproduction_commands(run)}
 ```
 
 {result["parameters"]:,} parameters, attnlab {markdown(run.config["attnlab"])}, \
@@ -111,7 +111,7 @@ PyTorch {markdown(run.config["torch"])}, {threads} CPU thread{"s" if threads > 1
 
 
 def draw_curve(run: Run, result: dict[str, Any]) -> None:
-    """Draw curve.png: the training loss, and the validation metric with the baselines on the test data."""
+    """Draw curve.png: the losses, and the validation metric with the test metrics of the network and the baselines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -141,7 +141,7 @@ def draw_curve(run: Run, result: dict[str, Any]) -> None:
 
 
 def draw_confusion(run: Run, result: dict[str, Any]) -> None:
-    """Draw confusion.png: of each true class (row) the share that was predicted as each class (column)."""
+    """Draw confusion.png: the fraction of each true class (row) that was predicted as each class (column)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,8 +153,8 @@ def draw_confusion(run: Run, result: dict[str, Any]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    if len(labels) <= MOST_SHOWN:
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
+    if len(labels) <= MAX_SHOWN:
         for (row, column), count in np.ndenumerate(matrix):
             color = "white" if share[row, column] > 0.6 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
@@ -166,7 +166,7 @@ def draw_confusion(run: Run, result: dict[str, Any]) -> None:
 
 
 def _classes(run: Run, result: dict[str, Any]) -> str:
-    """The section on classes, and its picture; empty where there are none."""
+    """The section on classes and its figure; empty for other outputs."""
     if not result.get("confusion"):
         return ""
     draw_confusion(run, result)
@@ -176,7 +176,7 @@ def _classes(run: Run, result: dict[str, Any]) -> str:
         for c in result["per_class"]
     ]
     matrix = ""
-    if len(labels) <= MOST_SHOWN:
+    if len(labels) <= MAX_SHOWN:
         counts = [[label, *map(str, row)] for label, row in zip(labels, result["confusion"], strict=True)]
         matrix = "\n" + _table(["true, then predicted as", *labels], counts) + "\n"
     return f"""
@@ -189,7 +189,7 @@ def _classes(run: Run, result: dict[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str | None = None) -> str:
-    """A table in Markdown, in which every cell is plain text; ``bold`` is the first cell of a row to stand out."""
+    """A Markdown table of plain text; the row whose first cell is ``bold`` is highlighted."""
     lines = [[markdown(cell) for cell in header], ["---"] * len(header)]
     for name, *cells in rows:
         first = f"**{markdown(name)}**" if name == bold else markdown(name)
@@ -198,15 +198,15 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str | 
 
 
 def _label(value: Any) -> str:
-    """A class's name as it is drawn: on one line, short, and without formulas, which ``$`` would begin."""
+    """A class's name in a figure: on one line, short, and with ``$`` escaped."""
     text = one_line(str(value))
     return (text if len(text) <= 20 else f"{text[:19]}…").replace("$", r"\$")
 
 
 def _save(run: Run, name: str, figure: Any) -> None:
-    picture = io.BytesIO()
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a sign that the font lacks is drawn as a box
-        figure.savefig(picture, format="png", dpi=150)
+        warnings.simplefilter("ignore", UserWarning)  # a character missing in the font is drawn as a box
+        figure.savefig(buffer, format="png", dpi=150)
     with atomically(run.place(name)) as temporary:
-        temporary.write_bytes(picture.getvalue())
+        temporary.write_bytes(buffer.getvalue())

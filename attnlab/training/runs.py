@@ -1,10 +1,10 @@
-"""The run folder: all that is known of one training run, and how to get its network back.
+"""The folder of a run: its settings, checkpoints, metrics and result.
 
-config.json        the settings, the network's shape, how the data were encoded
-metrics.jsonl      a line an evaluation
+config.json        the settings, the network's shape, the encoding of the data
+metrics.jsonl      one line per evaluation
 model.safetensors  the best network on the validation data
-state.safetensors  where training stands, to resume it
-result.json        the held-out result beside its baselines, once training has ended
+state.safetensors  the state of training, to resume it
+result.json        the test result with its baselines, once training has ended
 report.md, curve.png
 """
 
@@ -29,11 +29,13 @@ import attnlab
 from attnlab.files.atomic import UNFINISHED, append_line, write_text
 from attnlab.files.tensors import Shape, check_finite
 from attnlab.network import Network
-from attnlab.network.received import check_description, fill
+from attnlab.tasks.base import TaskData
 from attnlab.training import folder, records
-from attnlab.training.checkpoint import check_output, load_tensors, save_tensors
+from attnlab.training.checkpoint import load_tensors, save_tensors
 from attnlab.training.folder import RUNS
-from attnlab.training.paths import absolute, shown
+from attnlab.training.locks import LockedFolder, is_locked
+from attnlab.training.network_file import load_network, save_network
+from attnlab.training.paths import absolute, file_hash, shown
 from attnlab.training.settings import Settings, defaults
 from attnlab.training.settings import check as check_settings
 from attnlab.training.state import check_state
@@ -42,36 +44,28 @@ from attnlab.utils.errors import UserError
 FORMAT = 2
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """A run folder that cannot be read, and why."""
-
-    path: Path
-    reason: str
-
-
 @dataclass
 class Run:
-    """One run's folder; ``path`` changes where the folder vanishes during training (see `alone`)."""
+    """The folder of one run; ``path`` changes if the folder is removed during training (see `alone`)."""
 
     path: Path
     config: dict[str, Any]
-    _held: folder.Held | None = field(default=None, repr=False, compare=False)
+    _locked: LockedFolder | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def create(path: Path | None, config: dict[str, Any], *, overwrite: bool = False) -> Run:
-        """A new folder with ``config`` in it, whole from the moment that it exists.
+        """A new folder with ``config``, created atomically.
 
         Args:
             path: the folder; None takes the next free ``runs/TASK-MODEL-NNN``.
-            config: what goes into config.json.
+            config: the content of config.json.
             overwrite: replace an earlier run.
 
         Raises:
-            UserError: for a folder that exists, or cannot be made.
+            UserError: for a folder that exists or cannot be created.
         """
-        place = RUNS if path is None else Path(os.path.realpath(path))
-        parent = place if path is None else place.parent
+        target = RUNS if path is None else Path(os.path.realpath(path))
+        parent = target if path is None else target.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder.sweep(parent)
@@ -85,7 +79,7 @@ class Run:
                 path = folder.take_number(new, f"{config['settings']['task']}-{config['settings']['model']}")
             else:
                 folder.check_run_dir(path, overwrite=overwrite)
-                folder.replace(new, place)
+                folder.replace(new, target)
         except OSError as error:
             shutil.rmtree(new, ignore_errors=True)
             raise UserError(f"cannot make the run folder {path or parent}: {error.strerror}") from None
@@ -99,7 +93,7 @@ class Run:
         """The run in a folder.
 
         Raises:
-            UserError: for a folder that is missing, holds no run, or one that was altered.
+            UserError: for a folder that is missing, holds no run, or was altered.
         """
         folder.restore_replaced(path)
         file = path / "config.json"
@@ -119,41 +113,41 @@ class Run:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from training in this folder meanwhile; when this one dies, the system lets go of it.
+        """Lock the folder inside the context; the lock ends with the process.
 
-        Where the folder is removed, moved or replaced meanwhile, what is written next goes to a new folder,
-        ``NAME-recovered``, which is then this run's `path`.
+        If the folder is removed, moved or replaced meanwhile, further files go to a new folder ``NAME-recovered``,
+        which becomes this run's `path`.
 
         Raises:
-            UserError: when another process trains here.
+            UserError: if another process trains in the folder.
         """
-        self._held = folder.Held(self.path)
+        self._locked = LockedFolder(self.path)
         try:
-            folder.remove_unfinished(self.path)  # by a process that was killed while it wrote
+            folder.remove_unfinished(self.path)  # files of a process that was killed while writing
             yield
         finally:
-            self._held.close()
-            self._held = None
+            self._locked.close()
+            self._locked = None
 
     def is_running(self) -> bool:
         """Whether a process trains in this folder."""
-        return folder.is_locked(self.path)
+        return is_locked(self.path)
 
     def place(self, name: str) -> Path:
-        """Where a file of this run is to be written; see `alone` for a folder that has vanished.
+        """The path to write a file of this run to; see `alone` for a folder that was removed.
 
         Raises:
-            UserError: when no folder can be made.
+            UserError: if no folder can be created.
         """
-        if self._held is not None and self._held.gone():
-            self.path = self._held.recover(self.config)
+        if self._locked is not None and self._locked.was_removed():
+            self.path = self._locked.recover(records.write(records.Config, self.config))
         return self.path / name
 
     def replace_config(self, changes: dict[str, Any]) -> Run:
-        """Change the run's config and write its config.json, atomically; returns the run.
+        """Change the run's config and write config.json, atomically; returns the run.
 
-        The ``id`` stays, so the model and the state still belong to the run; a result of the earlier config no longer
-        counts.
+        The ``id`` stays, so that the checkpoints still belong to the run; the result of the earlier config becomes
+        invalid.
         """
         config = json.loads(json.dumps({**self.config, **changes}))
         config["sha256"] = _fingerprint(config)
@@ -163,9 +157,9 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """What the run was started with, or extended to."""
-        said = self.config["settings"]
-        settings = defaults(said["model"], said["task"]).updated(said, str(self.path / "config.json"))
+        """The settings that the run was started with or extended to."""
+        recorded = self.config["settings"]
+        settings = defaults(recorded["model"], recorded["task"]).updated(recorded, str(self.path / "config.json"))
         check_settings(settings)
         return settings
 
@@ -173,75 +167,73 @@ class Run:
         """Append one line to metrics.jsonl; NaN and infinity become null.
 
         Raises:
-            UserError: when it cannot be written, or is a link.
+            UserError: if the file cannot be written, or is a link.
         """
         line = {name: None if value != value or abs(value) == float("inf") else value for name, value in line.items()}
         records.MetricsLine.model_validate(line)
         file = self.place("metrics.jsonl")
         append_line(file, json.dumps(line))
-        if self._held is not None:
-            self._held.keep(file)
+        self._keep(file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut short is left out.
+        """The lines of metrics.jsonl, without an incomplete last line.
 
         Raises:
-            UserError: for a file that was damaged otherwise.
+            UserError: for a damaged file.
         """
         file = self.path / "metrics.jsonl"
         return records.read_metrics(file, self.config["metric"]) if os.path.lexists(file) else []
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl after ``step``: training takes up from there."""
+        """Drop the lines of metrics.jsonl after ``step``, from which training resumes."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.place("metrics.jsonl"), "".join(kept))
 
     def save_model(self, network: Network, about: dict[str, Any]) -> None:
-        """Keep these weights as the best so far."""
-        said = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
-        said |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
+        """Save the best network so far."""
+        description = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
+        description |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
         file = self.place("model.safetensors")
-        save_network(file, network, {**said, **about})
-        if self._held is not None:
-            self._held.keep(file)
+        save_network(file, network, {**description, **about})
+        self._keep(file)
 
     def load_model(self) -> Network:
         """The best network so far, in eval mode.
 
         Raises:
-            UserError: a file that is missing, damaged, or of another run.
+            UserError: for a file that is missing, damaged, or of another run.
         """
         file = self.place("model.safetensors")
         network, about = load_network(file, trained=True, follow=False)
-        self._check_own("model.safetensors", about)
-        wanted = {**self.config, "task": self.config["settings"]["task"]}
+        self._check_id("model.safetensors", about)
+        expected = {**self.config, "task": self.config["settings"]["task"]}
         for name in ("network", "encoding", "metric", "unit", "task"):
-            if about[name] != wanted[name]:
+            if about[name] != expected[name]:
                 raise UserError(f"{file} has another {name} than the config.json beside it; restore it, or train again")
         return network
 
     def save_state(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Keep where training stands."""
+        """Save the state of training."""
         about = {"run": self.config["id"], **about}
         records.StateRecord.model_validate(about)
         save_tensors(self.place("state.safetensors"), tensors, about)
 
     def load_state(self, network: Network, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Where training stands.
+        """The state of training: its tensors and their description.
 
         Args:
-            network: what the state is for; it is not changed.
+            network: the network to resume; it is not changed.
             optimizer: of the network.
 
         Raises:
-            UserError: a file that is missing, damaged, of another run, or of another network.
+            UserError: for a file that is missing, damaged, of another run, or of another network.
         """
         file = self.path / "state.safetensors"
 
         def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
-            self._check_own("state.safetensors", about)
+            self._check_id("state.safetensors", about)
             if "random.cpu" not in shapes:
-                raise UserError(f"{file} holds a network alone; restore it, or train again")
+                raise UserError(f"{file} holds only a network; restore it, or train again")
             records.check(records.StateRecord, about, file)
             check_state(shapes, network, optimizer, file)
 
@@ -251,22 +243,22 @@ class Run:
 
     @property
     def began(self) -> bool:
-        """Whether there is a checkpoint to go on from; before the first one a run starts at its beginning.
+        """Whether there is a checkpoint to resume from.
 
         Raises:
-            UserError: when only the state of a run that began is missing.
+            UserError: if only the state of a run is missing.
         """
         if os.path.lexists(self.path / "state.safetensors"):
             return True
         if os.path.lexists(self.path / "model.safetensors") or self.metrics():
-            raise UserError(f"{self.path} has lost its state.safetensors; restore it, or train again")
+            raise UserError(f"{self.path} lacks its state.safetensors; restore it, or train again")
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The held-out result; None while training has not ended, also where it was extended after an earlier end.
+        """The test result; None before training has ended, also if the run was extended after an earlier end.
 
         Raises:
-            UserError: for a file that was damaged.
+            UserError: for a damaged file.
         """
         file = self.path / "result.json"
         if not os.path.lexists(file):
@@ -280,14 +272,14 @@ class Run:
         return result if result["config"] == self.config["sha256"] else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json: the run has ended then."""
+        """Write result.json, which marks the end of the run."""
         write_text(self.place("result.json"), records.write(records.Result, result))
 
     def export(self, path: Path) -> None:
-        """Copy the best network to a file of the user's: .safetensors, .pth or .pt.
+        """Copy the best network to a .safetensors, .pth or .pt file.
 
         Raises:
-            UserError: a network that is missing or damaged, or a file that cannot be written.
+            UserError: for a network that is missing or damaged, or a file that cannot be written.
         """
         self.load_model()
         try:
@@ -296,41 +288,15 @@ class Run:
             raise UserError(f"cannot write {path}: {error.strerror}; the network is in {self.path}") from None
         save_tensors(path, *load_tensors(self.path / "model.safetensors"), follow=True)
 
-    def _check_own(self, name: str, about: dict[str, Any]) -> None:
+    def _keep(self, file: Path) -> None:
+        if self._locked is not None:
+            self._locked.keep(file)
+
+    def _check_id(self, name: str, about: dict[str, Any]) -> None:
         if about.get("run") != self.config["id"]:
             raise UserError(
                 f"{self.path / name} belongs to another run than the config.json beside it; restore it, or train again"
             )
-
-
-def save_network(path: Path, network: Network, about: dict[str, Any], *, follow: bool = False) -> None:
-    """Write a network's weights and how to build it, atomically."""
-    about = {"network": network.to_config(), **about}
-    records.NetworkRecord.model_validate(about)
-    save_tensors(path, network.state_dict(), about, follow=follow)
-
-
-def load_network(path: Path, *, trained: bool = False, follow: bool = True) -> tuple[Network, dict[str, Any]]:
-    """A network out of a checkpoint file, in eval mode, and what the file says of it.
-
-    Nothing is allocated for a network whose description its tensors do not fit.
-
-    Args:
-        path: the file.
-        trained: refuse a file that does not say what the network was trained on.
-        follow: allow symbolic links.
-
-    Raises:
-        UserError: a file that is missing, damaged, has NaN or infinite weights, or needs a mechanism that is not there.
-    """
-
-    def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
-        check_description(about["network"], shapes, Network, str(path))
-        records.check(records.TrainedNetworkRecord if trained else records.NetworkRecord, about, path)
-
-    tensors, about = load_tensors(path, check, follow=follow)
-    check_finite(tensors, f"the network in {path}")
-    return fill(Network(**about["network"]), tensors), about
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Network:
@@ -338,13 +304,13 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Ne
 
     Args:
         path: a run folder, or a .safetensors, .pth or .pt file.
-        device: where the network shall be.
+        device: of the network.
 
     Returns:
-        The network, in eval mode; ``network.mechanisms()[0].attention_weights(...)`` shows what it looks at.
+        The network, in eval mode; ``network.mechanisms()[0].attention_weights(...)`` gives its attention weights.
 
     Raises:
-        UserError: when there is none, or it is damaged.
+        UserError: for a network that is missing or damaged.
     """
     path = Path(path)
     network = Run.open(path).load_model() if path.is_dir() else load_network(path)[0]
@@ -352,9 +318,9 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Ne
 
 
 def make_config(
-    settings: Settings, network: Network, task_data: Any, threads: int, init_sha256: str | None = None
+    settings: Settings, network: Network, task_data: TaskData, threads: int, init_sha256: str | None = None
 ) -> dict[str, Any]:
-    """What config.json holds; ``init_sha256`` is the hash of the file that ``init_from`` names."""
+    """The content of config.json; ``init_sha256`` is the hash of the file that ``init_from`` names."""
     config = {
         "format": FORMAT,
         "attnlab": attnlab.__version__,
@@ -368,91 +334,42 @@ def make_config(
         "data_sha256": file_hash(settings.data.data),
         "init_sha256": init_sha256,
     }
-    config = json.loads(json.dumps(config))  # as it will be read back
-    config["id"] = _fingerprint(config)  # of the run, which stays when the run is extended
+    config = json.loads(json.dumps(config))  # as it will be read
+    config["id"] = _fingerprint(config)  # stays when the run is extended
     return {**config, "sha256": _fingerprint(config)}
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
     """The checksum of a config without its own."""
-    said = {key: value for key, value in config.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = {key: value for key, value in config.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def file_hash(path: str | None) -> str | None:
-    """The SHA-256 of the user's file; None without one."""
-    if path is None:
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_its_data(run: Run, data: Path) -> bool:
-    """Whether a file holds the data that a run was trained on, wherever it lies now."""
+def has_same_content(run: Run, data: Path) -> bool:
+    """Whether a file holds the data that a run was trained on."""
     recorded: str | None = run.config["data_sha256"]
     return recorded is not None and data.is_file() and file_hash(str(data)) == recorded
 
 
 def check_data(run: Run, data: str | None = None) -> None:
-    """Refuse to go on with data other than those that the run was started with.
+    """Refuse to resume a run on other data than those that it was started with.
 
     Args:
         run: the run.
-        data: where its file is now; None where it was.
+        data: the new path of its file; None if it was not moved.
 
     Raises:
-        UserError: when the file is gone or altered.
+        UserError: if the file is missing or altered.
     """
     data = data or run.config["settings"]["data"]
     if data is None:
         return
     if not Path(data).is_file():
         raise UserError(
-            f"{run.path} was trained on {shown(data)}, which is not there any more; put it back, or name its new "
-            "place with --data"
+            f"{run.path} was trained on {shown(data)}, which no longer exists; restore it, or give its new path with "
+            "--data"
         )
     if file_hash(data) != run.config["data_sha256"]:
         raise UserError(
-            f"{shown(data)} was altered since {run.path} was started; put the old file back, or start a new run"
+            f"{shown(data)} was altered since {run.path} was started; restore the old file, or start a new run"
         )
-
-
-def find(place: Path = RUNS) -> list[Run | Damaged]:
-    """The runs below a folder, by name, with those that cannot be read; other folders are passed over."""
-    if not place.is_dir():
-        return []
-    folder.sweep(place)
-    found: list[Run | Damaged] = []
-    for path in sorted(place.iterdir()):
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        try:
-            run = Run.open(path)
-            run.metrics()
-            run.result()
-            found.append(run)
-        except UserError as error:
-            if any(os.path.lexists(path / name) for name in folder.RUN_FILES[:4]):
-                found.append(Damaged(path, str(error)))
-    return found
-
-
-def check_save_path(path: Path, *, overwrite: bool = False) -> None:
-    """Find out before training whether the result can be saved there, leaving nothing behind.
-
-    Raises:
-        UserError: for an ending that is not known, a folder, a file that attnlab did not write (without
-            ``overwrite``), a file of a run, or a place that cannot be written to.
-    """
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(f"--save_path {path} must end in .safetensors, .pth or .pt")
-    try:
-        check_output(path, overwrite=overwrite, flag="--save_path", ours=True)
-        folder.try_to_make(path)
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise UserError(f"cannot write --save_path {path}: {error.strerror}") from None
-    end = Path(os.path.realpath(path))
-    if end.name in folder.RUN_FILES and folder.looks_like_a_run(end.parent):
-        raise UserError(f"--save_path {path} is a file of the run in {end.parent}; give another name")

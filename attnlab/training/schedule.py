@@ -1,6 +1,6 @@
-"""How long a run is, when it is evaluated and on how many examples, and its learning rate at each step.
+"""The schedule of a run: its steps, its evaluations and its learning rate.
 
-All of it follows from the settings and the data alone, never from the clock, so that a run can be repeated exactly.
+The schedule depends on the settings and the data, never on the clock, so that a run can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
 SHARE = 0.1
-"""The part of a run that goes to evaluation by default."""
+"""The default fraction of a run's time for evaluation."""
 STEP_COST = 3
 """A training step costs about three forward passes of the same examples: one forward, two backward."""
 EVALUATIONS = 20
-"""Evaluations per run, where they fit."""
-FEWEST_EXAMPLES = 256
-"""Fewer validation examples than this per evaluation choose by noise."""
+"""Evaluations per run, if they fit."""
+MIN_EXAMPLES = 256
+"""With fewer validation examples, the selection of the best network would be noise."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a run, the steps between two evaluations, and the validation examples that each evaluation reads."""
+    """The steps of a run, the steps between two evaluations, and the validation examples per evaluation."""
 
     steps: int
     epoch_steps: int
@@ -37,16 +37,16 @@ class Schedule:
 
     @property
     def evaluations(self) -> int:
-        """How many evaluations there are; the last step is always followed by one."""
+        """The number of evaluations; the last step is always followed by one."""
         return math.ceil(self.steps / self.evaluate_every)
 
 
 def schedule(how: Training, task_data: TaskData) -> Schedule:
     """The schedule of a run.
 
-    Without ``evaluate_every`` there are at least 20 evaluations, at most one per epoch; without
-    ``validation_examples`` each reads the whole validation split. Where that costs more than a tenth of the run, each
-    reads fewer examples, though not fewer than 256, and then there are fewer evaluations, though at least one.
+    By default there are 20 evaluations, or one per epoch if that is more, each on the whole validation split. If that
+    costs more than a tenth of the run, each evaluation uses fewer examples (at least 256), and then there are fewer
+    evaluations (at least one).
     """
     train, validation = len(task_data.train.x), len(task_data.validation.x)
     epoch_steps = math.ceil(train / how.batch_size)
@@ -57,7 +57,7 @@ def schedule(how: Training, task_data: TaskData) -> Schedule:
         examples = min(how.validation_examples, validation)
     else:
         fitting = int(affordable / math.ceil(steps / every))
-        examples = min(validation, max(FEWEST_EXAMPLES, fitting, task_data.outputs.size))
+        examples = min(validation, max(MIN_EXAMPLES, fitting, task_data.outputs.size))
     if how.evaluate_every is None:
         evaluations = max(1, int(affordable / examples))
         every = max(every, math.ceil(steps / evaluations))
@@ -65,10 +65,10 @@ def schedule(how: Training, task_data: TaskData) -> Schedule:
 
 
 def validation_sample(task_data: TaskData, count: int) -> Split:
-    """``count`` validation examples, the same in every evaluation of every seed, with each class among them.
+    """``count`` validation examples, the same in every evaluation and for every seed, with every class.
 
     Raises:
-        UserError: for fewer examples than there are classes.
+        UserError: for fewer examples than classes.
     """
     split = task_data.validation
     if count >= len(split.x):
@@ -81,19 +81,19 @@ def validation_sample(task_data: TaskData, count: int) -> Split:
                 f"--validation_examples {count} is less than the number of classes ({present}); give {present} or more"
             )
         rows = torch.from_numpy(sample(classes, count, 0))
-    else:  # spread evenly over a text
+    else:  # evenly spaced over a text
         rows = evenly_spaced(len(split.x), count)
-    return Split(split.x[rows], split.y[rows], None if split.lengths is None else split.lengths[rows])
+    return split.take(rows)
 
 
 def evenly_spaced(total: int, count: int) -> Tensor:
-    """``count`` different whole numbers from 0 to ``total`` - 1, in order."""
+    """``count`` different integers from 0 to ``total`` - 1, in order."""
     return torch.arange(count) * total // count
 
 
-def lr_at(step: int, steps: int, highest: float, warmup: float) -> float:
-    """The learning rate at a step: up in a straight line, then down to zero along a cosine."""
+def lr_at(step: int, steps: int, peak: float, warmup: float) -> float:
+    """The learning rate at a step: linear warm-up, then cosine decay to zero."""
     rising = max(1, round(warmup * steps))
     if step < rising:
-        return highest * (step + 1) / rising
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

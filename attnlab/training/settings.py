@@ -1,11 +1,11 @@
-"""Everything that decides how a run comes out, and nothing else: the same settings, the same weights.
+"""The settings of a run: everything that decides its result, and nothing else.
 
-Free of torch, so that ``--help`` is instant. The fields are the command line's flags, their docstrings its help.
+The fields are the flags of the command line, and their docstrings are its help. Neither torch nor pydantic is imported
+with this module, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
@@ -33,106 +33,106 @@ Words = Annotated[list[str] | None, arg(metavar="STR ...")]
 
 @dataclass
 class Model:
-    """What is trained."""
+    """The network."""
 
     model: str = "multihead"
     """The mechanism: a folder of models/ (attnlab models lists them)."""
     embed_dim: int = 64
-    """The width of every token."""
+    """Width of the token embeddings."""
     layers: int = 2
-    """Blocks of [mechanism, MLP]."""
+    """Number of blocks, each an attention layer and an MLP."""
     mlp: bool = True
-    """Whether a block has an MLP after the mechanism."""
+    """Whether each block has an MLP after its attention layer."""
     dropout: float = 0.0
-    """The probability of dropping an attention weight or an activation, in training only."""
+    """Dropout probability of attention weights and activations, in training only."""
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
-    """What is added to each token for its place: learned (up to the length trained on), sinusoidal (no end) or none."""
+    """Absolute position embedding: learned (up to the training length), sinusoidal (unlimited) or none."""
     options: Suppress[dict[str, Any]] = field(default_factory=dict)
-    """The mechanism's own options; on the command line each is a flag."""
+    """Options of the mechanism; on the command line each is a flag."""
 
 
 @dataclass
 class Data:
-    """What it is trained on."""
+    """The data."""
 
     task: str = "digits"
-    """The task (attnlab tasks lists them); with --data, the one that reads such files."""
+    """The task (attnlab tasks lists them); with --data, the task that reads such files by default."""
     data: Word = None
     """Your own file: .txt, .csv, .parquet, .jsonl, or .npz with x and y."""
     target: Word = None
     """The column of --data to predict."""
     target_type: Annotated[Literal["class", "number"] | None, arg(metavar="{class,number}")] = None
-    """Whether the target is a class or a number; decided by its values without it."""
+    """Whether the target is a class or a number; by default decided by its values."""
     features: Words = None
-    """The columns to predict from, separated by spaces; without it all that can be used."""
+    """The columns to predict from, separated by spaces; by default all that can be used."""
     ignore: Words = None
-    """Columns not to use, separated by spaces."""
+    """Columns to leave out, separated by spaces."""
     missing: Literal["mean", "error", "drop"] = "mean"
-    """Missing values: mean fills them in, error refuses them, drop leaves their rows out."""
+    """Missing values: mean fills them in, error refuses them, drop removes their rows."""
     split_by: Annotated[
         Literal["lines", "paragraphs", "position"] | None, arg(metavar="{lines,paragraphs,position}")
     ] = None
-    """The unit in which a text is split into training, validation and test data; decided by the text without it."""
+    """The unit in which a text is split into training, validation and test data; by default decided by the text."""
     header: bool = True
-    """Whether the first line of a table names its columns; without one they are column_1, column_2 ..."""
+    """Whether the first line of a table names its columns; otherwise they are column_1, column_2 ..."""
     seq_length: Whole = None
-    """Tokens a sequence; the task's own without it."""
+    """Tokens per sequence; the default depends on the task."""
     val_fraction: float = 0.1
-    """The part of the training data held out to choose the best model by."""
+    """Fraction of the training data used for validation."""
 
 
 @dataclass
 class Training:
-    """How it is trained (AdamW, linear warm-up, then a cosine down to zero)."""
+    """Training: AdamW with linear warm-up and cosine decay to zero."""
 
     epochs: Whole = 60
     """Passes over the training data; or give --steps."""
     steps: Whole = None
-    """Optimizer steps, instead of --epochs."""
+    """Optimizer steps, in place of --epochs."""
     batch_size: int = 32
-    """Sequences a step."""
+    """Sequences per step."""
     learning_rate: Annotated[float, arg(aliases=["--lr"])] = 1e-3
-    """The highest rate of the schedule."""
+    """Peak learning rate of the schedule."""
     warmup: float = 0.05
-    """The part of all steps over which the rate rises from zero."""
+    """Fraction of all steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices of linear layers; no other parameter decays."""
+    """AdamW weight decay of the weight matrices of linear layers; other parameters do not decay."""
     grad_clip: Annotated[float, arg(aliases=["--clip"])] = 1.0
-    """The largest norm of the gradient; 0 turns clipping off."""
+    """Largest gradient norm; 0 turns clipping off."""
     patience: Whole = None
-    """Stop after so many evaluations in a row that are not better than the best; without it never."""
+    """Stop after this many evaluations without improvement; by default never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
-    """The metric that decides which network is the best: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
-    the task's own without it."""
+    """The validation metric that selects the best network: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
+    the default depends on the task."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
-    """balanced: weigh every class by the inverse of its frequency in the training data."""
+    """balanced: weight each class by the inverse of its frequency in the training data."""
     evaluate_every: Whole = None
-    """Steps between evaluations; without it as often as fits in a tenth of the run."""
+    """Steps between evaluations; by default evaluation takes about a tenth of the run."""
     validation_examples: Whole = None
-    """Validation examples per evaluation; without it as many as fit in a tenth of the run."""
+    """Validation examples per evaluation; by default as many as fit in a tenth of the run."""
     init_from: Word = None
-    """Start from the weights of this run, or of a file written by --save_path."""
+    """Start from the parameters of this run, or of a file written by --save_path."""
     seed: int = 0
-    """Decides the split, the first weights, the order and the dropout."""
+    """Random seed of the split, the initial parameters, the order of the examples and dropout."""
 
 
 @dataclass
 class Hardware:
-    """Where and in what precision."""
+    """Device and precision."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest that is there."""
+    """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest that is available."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """bfloat16 and float16 compute in mixed precision (autocast)."""
     threads: Whole = None
-    """CPU threads; without it one for a small network, which is faster, and PyTorch's choice for a large one."""
+    """CPU threads; by default one for a small network, which is faster, and PyTorch's default for a large one."""
     compile: bool = False
-    """Compile the network with torch.compile: pays for large networks only."""
+    """Compile the network with torch.compile: faster for large networks only."""
 
 
 @dataclass
 class Settings:
-    """The four groups together."""
+    """All settings, in four groups."""
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -140,36 +140,47 @@ class Settings:
     hardware: Hardware = field(default_factory=Hardware)
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its flag's name; the mechanism's own options among them."""
+        """Every setting by the name of its flag, including the options of the mechanism."""
         flat = {k: v for group in fields(self) for k, v in asdict(getattr(self, group.name)).items()}
         return flat | flat.pop("options")
 
     def updated(self, values: dict[str, Any], source: str) -> Settings:
-        """These settings with ``values`` (by flag name) in their place; of epochs and steps the new one stands.
+        """A copy with ``values`` (by flag name); ``epochs`` replaces ``steps``, and the other way round.
 
         Raises:
-            UserError: for a name that is no setting, or a value of another type; ``source`` says where from.
+            UserError: for an unknown name or a value of another type; the message names ``source``.
         """
         values = current_names(values, source)
         model = values.get("model", self.model.model)
         values = registry.current_names(model, values)
-        own = {option.name: option_type(option, model) for option in mechanism_options(model)}
-        groups = {f.name: getattr(self, f.name) for f in fields(self)}
-        known = {key: (name, kind) for name, group in groups.items() for key, kind in field_types(type(group)).items()}
-        for key, value in values.items():
-            if key in own:
-                value = _typed(key, value, own[key], source)
-                groups["model"] = replace(groups["model"], options={**groups["model"].options, key: value})
-            elif key in known:
-                name, kind = known[key]
-                groups[name] = replace(groups[name], **{key: _typed(key, value, kind, source)})
-            else:
-                raise UserError(f"{UnknownNameError('setting', key, [*known, *own])} (in {source})")
-        said = {name for name in ("epochs", "steps") if values.get(name) is not None}
-        if len(said) == 2:
-            raise UserError(f"epochs and steps both say how long; give one of them (in {source})")
-        if said:
-            groups["training"] = replace(groups["training"], **{({"epochs", "steps"} - said).pop(): None})
+        known = self._types(model)
+        checked = {}
+        for name, value in values.items():
+            if name not in known:
+                raise UserError(f"{UnknownNameError('setting', name, known)} (in {source})")
+            checked[name] = _validated(name, value, known[name], source)
+        durations = {name for name in ("epochs", "steps") if values.get(name) is not None}
+        if len(durations) == 2:
+            raise UserError(f"epochs and steps both set the training length; give one of them (in {source})")
+        if durations:
+            checked[({"epochs", "steps"} - durations).pop()] = None
+        return self._replaced(checked)
+
+    def _types(self, model: str) -> dict[str, Any]:
+        """The type of every setting, including the options of a mechanism."""
+        groups = [field_types(type(getattr(self, group.name))) for group in fields(self)]
+        options = {option.name: option_type(option, model) for option in mechanism_options(model)}
+        return functools.reduce(operator.or_, groups) | options
+
+    def _replaced(self, values: dict[str, Any]) -> Settings:
+        """A copy with ``values``; names that are no fields are options of the mechanism."""
+        groups, options = {}, dict(values)
+        for group in fields(self):
+            before = getattr(self, group.name)
+            groups[group.name] = replace(
+                before, **{n: options.pop(n) for n in field_types(type(before)) if n in options}
+            )
+        groups["model"] = replace(groups["model"], options={**groups["model"].options, **options})
         return Settings(**groups)
 
 
@@ -214,10 +225,10 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def check(settings: Settings) -> None:
-    """Refuse numbers that mean nothing, and names that do not exist.
+    """Refuse values out of range and unknown names.
 
     Raises:
-        UserError: the first that is wrong, with what is allowed.
+        UserError: for the first wrong setting, with the allowed values.
     """
     registry.entry(settings.model.model)
     tasks.entry(settings.data.task)
@@ -226,20 +237,20 @@ def check(settings: Settings) -> None:
         if name in RANGES and value is not None and not low <= value <= high:  # NaN is in no range
             raise UserError(f"{name} must be from {low:,.9g} to {high:,.9g}, not {reprlib.repr(value)}")
     if (settings.training.epochs is None) == (settings.training.steps is None):
-        raise UserError("how long to train is said by epochs or by steps; give one of them")
+        raise UserError("the training length is set by epochs or by steps; give one of them")
 
 
 def mechanism_options(model: str) -> tuple[Option, ...]:
-    """The options of a mechanism that are its own: not the width and dropout that every network has."""
+    """The options of a mechanism, without the width and dropout that every network has."""
     shared = {f.name for f in fields(Model)}
     return tuple(option for option in registry.entry(model).options if option.name not in shared)
 
 
 def option_type(option: Option, model: str) -> Any:
-    """The type that a constructor's annotation names; of ``str | Positions`` the part that words can say.
+    """The type of an option on the command line: of ``str | Positions`` only ``str``.
 
     Raises:
-        UserError: for one that can be neither a flag nor a setting in a file.
+        UserError: for a type that can be neither a flag nor a setting in a file.
     """
     kinds = option.kinds
     if kinds in ([], [None]):
@@ -252,14 +263,14 @@ def option_type(option: Option, model: str) -> Any:
 
 @dataclass(frozen=True)
 class Choices:
-    """The answers that an option can have, where they are few; ``open``: other words may do as well."""
+    """The possible values of an option, if they are few; with ``open``, other strings are valid too."""
 
     names: tuple[str, ...] = ()
     open: bool = False
 
 
 def choices_of(option: Option, model: str) -> Choices:
-    """Yes and no, or the names of a Literal; in ``Literal[...] | str`` they are not all."""
+    """The possible values of an option: yes and no, or the names of a Literal."""
     kind = option_type(option, model)
     if kind is bool:
         return Choices(("yes", "no"))
@@ -271,28 +282,27 @@ def choices_of(option: Option, model: str) -> Choices:
 
 
 def defaults(model: str, task: str) -> Settings:
-    """The settings of a mechanism on a task when nothing else is said.
+    """The default settings of a mechanism on a task.
 
     Raises:
-        UnknownNameError: for a model or a task that does not exist.
+        UnknownNameError: for an unknown model or task.
     """
     task = tasks.resolve(task)
-    own = {o.name: o.default for o in mechanism_options(model) if o.default is not REQUIRED}
-    start = Settings(model=Model(model=model, options=own), data=Data(task=task))
-    known = start.flat()  # a task may speak of an option, such as causal, that this mechanism does not have
-    said = {name: value for name, value in tasks.entry(task).defaults.items() if name in known}
-    return start.updated(said, f"the defaults of {task}")
+    options = {o.name: o.default for o in mechanism_options(model) if o.default is not REQUIRED}
+    start = Settings(model=Model(model=model, options=options), data=Data(task=task))
+    known = start.flat()  # a task may set an option, such as causal, that this mechanism does not have
+    return start._replaced({name: value for name, value in tasks.entry(task).defaults.items() if name in known})
 
 
 CONFIG_BYTES = 2**24
-"""The largest file of settings that is read."""
+"""Largest file of settings, in bytes."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings by name out of a .json or .toml file; a run's own config.json will do.
+    """The settings in a .json or .toml file, or in the config.json of a run.
 
     Raises:
-        UserError: for a file that is missing or malformed, or says one thing twice.
+        UserError: for a file that is missing or malformed, or sets a name twice.
     """
     try:
         with open_data(path, "--config") as file:
@@ -301,8 +311,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(f"--config {path} has {path.stat().st_size:,} bytes; settings are far smaller")
         text = data.decode("utf-8-sig")
         toml = path.suffix.lower() == ".toml"
-        found = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
-        settings = found.get("settings", found) if isinstance(found, dict) else found
+        content = tomllib.loads(text) if toml else json.loads(text, object_pairs_hook=_once)
+        settings = content.get("settings", content) if isinstance(content, dict) else content
         if not isinstance(settings, dict):
             raise UserError(f"--config {path} holds {reprlib.repr(settings)}; expected settings by name")
         return _once([(key.replace("-", "_"), value) for key, value in settings.items()])
@@ -315,52 +325,35 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of pairs whose names all differ: of two, one would be ignored."""
+    """A dictionary of pairs; a repeated name is an error, because one value would be ignored."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is said twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is set twice")
     return found
 
 
 def field_types(group: type) -> dict[str, Any]:
-    """The type of every field of a group that is a setting by its own name."""
+    """The types of the settings in a group."""
     hints = typing.get_type_hints(group)
     return {f.name: hints[f.name] for f in fields(group) if f.name != "options"}
 
 
-def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
-    """``value``, or a refusal: a settings file must not smuggle in a word where a number belongs."""
-    if not _fits(value, kind):
-        raise UserError(f"{key} must be {_kind(kind)}, not {reprlib.repr(value)} (in {source})")
-    if kind is float and type(value) is int:
-        with contextlib.suppress(OverflowError):  # too large for a float, so too large for its range too
-            return float(value)
-    return value
+def _validated(name: str, value: Any, kind: Any, source: str) -> Any:
+    """``value`` if it has the type ``kind``; an integer is accepted for a float.
 
+    Raises:
+        UserError: for another type; the message names ``source``.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether ``value`` is of a type; True and False are no numbers, and a whole number is a number."""
-    parts, origin = typing.get_args(kind), typing.get_origin(kind)
-    if origin is Literal:
-        return any(type(value) is type(part) and value == part for part in parts)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is not None:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if kind is str:
-        return isinstance(value, str) and "\0" not in value and value == value.encode(errors="ignore").decode()
-    return type(value) is kind or (kind is float and type(value) is int)
+    from attnlab.utils.validation import expected
 
-
-def _kind(kind: Any) -> str:
-    """A type in plain words."""
-    parts, origin = typing.get_args(kind), typing.get_origin(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_kind, parts))
-    if origin is not None:
-        return f"a list, each {_kind(parts[0])}"
-    plainly = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
-    return plainly.get(kind, "nothing")
+    if kind is float and type(value) is int and abs(value) > 1e300:
+        return value  # too large for a float, so `check` refuses it
+    try:
+        if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
+            raise UserError(f"{name} must be a valid string, not {reprlib.repr(value)} (in {source})")
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{name} must be {expected(error)}, not {reprlib.repr(value)} (in {source})") from None

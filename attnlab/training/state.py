@@ -1,4 +1,4 @@
-"""Whether a checkpoint of training fits the network and the optimizer that would take it up."""
+"""Check that the state of training matches the network and the optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_state(shapes: Mapping[str, Shape], network: nn.Module, optimizer: Optimizer, file: Path) -> None:
-    """Refuse a checkpoint whose tensors are not those of a network and of the state of its optimizer.
+    """Refuse a checkpoint whose tensors do not match the network and its optimizer.
 
     Args:
         shapes: ``model.NAME``, ``optimizer.INDEX.KEY``, ``random.cpu`` and ``random.cuda``.
@@ -26,25 +26,25 @@ def check_state(shapes: Mapping[str, Shape], network: nn.Module, optimizer: Opti
         file: the checkpoint, for the message.
 
     Raises:
-        UserError: the first tensor that is missing, left over, or of another shape or dtype.
+        UserError: for the first tensor that is missing, unexpected, or of another shape or dtype.
     """
     shapes = current_state(network, shapes, "model.")
-    wanted = {f"model.{name}": Shape(t.dtype, tuple(t.shape)) for name, t in network.state_dict().items()}
+    expected_shapes = {f"model.{name}": Shape(t.dtype, tuple(t.shape)) for name, t in network.state_dict().items()}
     if any(name.startswith("optimizer.") for name in shapes):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
-            wanted[f"optimizer.{index}.step"] = Shape(torch.float32, ())
+            expected_shapes[f"optimizer.{index}.step"] = Shape(torch.float32, ())
             for moment in MOMENTS:
-                wanted[f"optimizer.{index}.{moment}"] = Shape(parameter.dtype, tuple(parameter.shape))
-    wanted["random.cpu"] = Shape(torch.uint8, tuple(torch.get_rng_state().shape))
+                expected_shapes[f"optimizer.{index}.{moment}"] = Shape(parameter.dtype, tuple(parameter.shape))
+    expected_shapes["random.cpu"] = Shape(torch.uint8, tuple(torch.get_rng_state().shape))
     cuda = shapes.get("random.cuda")
     if cuda is not None and cuda.dtype == torch.uint8 and len(cuda.size) == 1:
-        wanted["random.cuda"] = cuda
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if shapes.get(name) != wanted.get(name):
-            found, expected = (_words(which.get(name)) for which in (shapes, wanted))
-            raise UserError(f"{file} does not fit its run: {name!a:.80} is {found}, expected {expected}; restore it")
+        expected_shapes["random.cuda"] = cuda
+    for name in sorted(expected_shapes.keys() | shapes.keys()):
+        if shapes.get(name) != expected_shapes.get(name):
+            actual, expected = (_text(which.get(name)) for which in (shapes, expected_shapes))
+            raise UserError(f"{file} does not match its run: {name!a:.80} is {actual}, expected {expected}; restore it")
 
 
-def _words(shape: Shape | None) -> str:
-    return "not there" if shape is None else f"{shape.dtype} {shape.size}"
+def _text(shape: Shape | None) -> str:
+    return "missing" if shape is None else f"{shape.dtype} {shape.size}"

@@ -1,47 +1,66 @@
-"""Whether what a tensor holds may decide how a computation goes."""
+"""Whether tensors have values that a computation may depend on, or that may be kept for later calls.
+
+The functions are flat, because every forward pass calls them.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
-"""The dispatch modes of `FakeTensorMode` and `make_fx`, under which tensors hold no values that could be read."""
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+"""The dispatch modes of `FakeTensorMode` and `make_fx`, under which tensors have no values."""
 
 
-def may_read(device: torch.device) -> bool:
-    """Whether a number may decide: not where that waits for a device, nor where there are no numbers yet."""
+def can_inspect_values(tensor: Tensor) -> bool:
+    """Whether a computation may depend on the values of this tensor: eagerly on a CPU, and not of a subclass.
+
+    On another device reading a value would wait for the device; in a trace there are no values.
+    """
+    kind = type(tensor)
     return (
-        device.type == "cpu"
+        (kind is Tensor or kind is nn.Parameter)
+        and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not _is_traced()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and torch._C._get_dispatch_mode(_FAKE) is None
+        and torch._C._get_dispatch_mode(_PROXY) is None
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
     )
 
 
-def may_cache() -> bool:
-    """Whether a tensor that is made now can be kept for later calls: not a symbolic one of a trace."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_traced())  # type: ignore[attr-defined, no-untyped-call]
+def can_inspect_device(device: torch.device) -> bool:
+    """Whether a computation may depend on the values of plain tensors on this device."""
+    return (
+        device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_dispatch_mode(_FAKE) is None
+        and torch._C._get_dispatch_mode(_PROXY) is None
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
-def may_check(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be checked now, without waiting for a device."""
-    return type(tensor) in (Tensor, nn.Parameter) and may_read(tensor.device)
+def can_keep_tensors() -> bool:
+    """Whether a tensor that is made now can be kept for later calls: not in a trace."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(_FAKE) is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
-def holds_values(tensor: Tensor) -> bool:
-    """Whether a tensor has values that can be shown, on whatever device."""
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and may_read(torch.device("cpu"))
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has values that can be shown, on any device."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and can_inspect_device(torch.device("cpu"))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The precision that autocast chooses on this device; None where it is off or does not exist."""
+    """The dtype of autocast on this device; None where it is off or does not exist."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
-
-
-def _is_traced() -> bool:
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING)

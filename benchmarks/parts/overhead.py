@@ -16,10 +16,11 @@ from torch import nn
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks.base import Split, TaskData
+from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.schedule import lr_at
 from attnlab.training.settings import Training, defaults
-from attnlab.training.train import Experiment, build, start
+from attnlab.training.train import start
 from benchmarks.pairing import Pace, race
 from benchmarks.results import Row, Speed
 

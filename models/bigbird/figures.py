@@ -1,3 +1,5 @@
-"""The options of the example network that the lesson shows."""
+"""The example network that the lesson shows: short words, because the attention pattern is narrow."""
 
-EXAMPLE = {"block": 2, "num_random": 1}
+from attnlab.docs.example import Words
+
+EXAMPLE = {"block": 4, "num_random": 1, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, block_local
+from attnlab.masks import Mask, block_local
 from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -83,8 +79,3 @@ class ChunkedAttention(MultiHeadBase):
     def attention_pattern(self, length: int) -> Mask:
         """Diagonal blocks of ``chunk_size`` tokens."""
         return block_local(self.chunk_size)
-
-    def _attention_map(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxMap:
-        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern

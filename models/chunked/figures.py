@@ -1,3 +1,5 @@
-"""The options of the example network that the lesson shows."""
+"""The example network that the lesson shows: short words, and a new word in every chunk."""
 
-EXAMPLE = {"chunk_size": 8}
+from attnlab.docs.example import Words
+
+EXAMPLE = {"chunk_size": 8, "text": "sun sun map map hat hat ", "words": Words(shortest=2, longest=3, restart=8)}

@@ -1,4 +1,7 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula of entmax attention in eager PyTorch.
+
+Axes: B batch, H heads, N queries, M keys, D embed_dim.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnlab.positions import Rotary
-
-from ..multihead.reference import distance, turned
+from ..multihead.reference import merge_heads, position_bias, project_qkv, rotate
 from .entmax import EntmaxAttention
 
 
@@ -19,47 +20,27 @@ def reference(
     mask: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
-    (B, N, D), h = x.shape, layer.num_heads
-    d_k = D // h
-    context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split(D)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
-    Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
-    if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
-
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                seen = [j for j in range(context.shape[1]) if mask is None or mask[b, head, i, j]]
-                if not seen:
-                    heads.append(torch.zeros_like(Q[b, i, own]))
-                    continue
-                blind = False
-                scores = torch.stack(
-                    [Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + distance(layer, head, j - i) for j in seen]
-                )
-                weights = entmax(scores, layer.alpha)
-                heads.append(sum(weight * V[b, j, own] for weight, j in zip(weights, seen, strict=True)))
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, D)
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
+    empty = torch.zeros(1, dtype=torch.bool) if mask is None else ~mask.any(-1, keepdim=True)
+    scores = scores if mask is None else scores.masked_fill(~mask & ~empty, -torch.inf)
+    return merge_heads(layer.output, entmax(scores, layer.alpha).masked_fill(empty, 0) @ V, mask)
 
 
 def entmax(scores: Tensor, alpha: float) -> Tensor:
-    """τ by bisection without a gradient, then one step of Newton's method with it, which makes it exact."""
-    z = (alpha - 1) * scores
-    power = 1 / (alpha - 1)
-    low, high = z.max().item() - 1, z.max().item()
-    for _ in range(200):
+    """τ by bisection without a gradient, then one Newton step, which gives τ its exact gradient."""
+    z, p = (alpha - 1) * scores, 1 / (alpha - 1)
+    high = z.detach().amax(-1, keepdim=True)
+    low = high - 1
+    for _ in range(100):
         middle = (low + high) / 2
-        total = sum(max(number - middle, 0.0) ** power for number in z.tolist())
-        low, high = (middle, high) if total > 1 else (low, middle)
-    kept = z > low
-    excess = ((z[kept] - low) ** power).sum() - 1
-    slope = (power * (z[kept].detach() - low) ** (power - 1)).sum()
+        above = ((z.detach() - middle).clamp(min=0) ** p).sum(-1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    support = z > low
+    base = (z - low).where(support, 1.0)
+    excess = (base**p).where(support, 0.0).sum(-1, keepdim=True) - 1
+    slope = (p * base.detach() ** (p - 1)).where(support, 0.0).sum(-1, keepdim=True)
     tau = low + excess / slope
-    return torch.where(kept, (z - tau).clamp(min=0) ** power, 0.0)
+    return ((z - tau).where(support, 1.0).clamp(min=0) ** p).where(support, 0.0)

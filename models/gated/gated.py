@@ -8,11 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase, OutputGate
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -89,11 +86,6 @@ class GatedAttention(MultiHeadBase):
             raise ValueError(f"gate is 'elementwise' or 'headwise', not {gate!r}")
         width = self.head_dim if gate == "elementwise" else 1
         self.gate = OutputGate(embed_dim, num_heads, width, bias=bias, device=device, dtype=dtype)
-
-    def _attention_map(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxMap:
-        return SoftmaxMap(Q, K, mask, bias)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # (concat(heads) ⊙ σ(x W_G)) W_O: what the token that asked lets through

@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -90,13 +85,3 @@ class GroupedQueryAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-
-    def _attention_map(
-        self,
-        Q: Float[Tensor, "B H N d"],
-        K: Float[Tensor, "B H_kv M d"],
-        mask: BoundMask | None,
-        bias: Bias | None,
-    ) -> SoftmaxMap:
-        # softmax(Q_i K_gᵀ / √d_k): H maps over H_kv sets of keys; heads of one group follow each other
-        return SoftmaxMap(Q, K, mask, bias)

@@ -1,55 +1,5 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula of the paper in plain PyTorch: `multihead.reference`, with keys and values repeated for each group."""
 
-from __future__ import annotations
+from ..multihead.reference import reference
 
-import math
-
-import torch
-from torch import Tensor
-
-from attnlab.positions import Rotary
-
-from ..multihead.reference import distance, turned
-from .groupedquery import GroupedQueryAttention
-
-
-def reference(
-    layer: GroupedQueryAttention,
-    x: Tensor,
-    mask: Tensor | None = None,
-    attn_bias: Tensor | None = None,
-    context: Tensor | None = None,
-) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
-    (B, N, _), h, h_kv, d_k = x.shape, layer.num_heads, layer.num_kv_heads, layer.head_dim
-    context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split([h * d_k, h_kv * d_k, h_kv * d_k])
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split([h * d_k, h_kv * d_k, h_kv * d_k])
-    Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
-    if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
-
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                group = head * h_kv // h
-                shared = slice(group * d_k, (group + 1) * d_k)
-                seen = [j for j in range(context.shape[1]) if mask is None or mask[b, head, i, j]]
-                if not seen:
-                    heads.append(torch.zeros_like(Q[b, i, own]))
-                    continue
-                blind = False
-                scores = [
-                    Q[b, i, own] @ K[b, j, shared] / math.sqrt(d_k)
-                    + (0 if attn_bias is None else attn_bias[b, head, i, j])
-                    + distance(layer, head, j - i)
-                    for j in seen
-                ]
-                highest = max(score.item() for score in scores)
-                powers = [torch.exp(score - highest) for score in scores]
-                heads.append(sum(p * V[b, j, shared] for p, j in zip(powers, seen, strict=True)) / sum(powers))
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, x.shape[-1])
+__all__ = ["reference"]

@@ -167,9 +167,9 @@ class LatentAttention(Attention):
         W_UK, W_UV = matrix.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
         q_C, q_R = Q.split([self.head_dim, self.rope_head_dim], -1)
         q = torch.cat([q_C @ W_UK, q_R], -1)  # (B, h, N, d_c + d_r)
-        q = q * math.sqrt(q.shape[-1] / Q.shape[-1])  # the op divides by the root of the width of q, not of Q
         shared = latents.unsqueeze(1)  # one key and value head for all query heads
-        heads = SoftmaxMap(q, shared, mask, bias).apply(shared, dropout=dropout)[..., : self.kv_latent_dim]
+        weights = SoftmaxMap(q, shared, mask, bias, scale=1 / math.sqrt(Q.shape[-1]))  # of the width d_k + d_r
+        heads = weights.apply(shared, dropout=dropout)[..., : self.kv_latent_dim]
         return self._merge_heads(heads @ W_UV.mT)
 
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:

@@ -1,3 +1,5 @@
-"""The options of the example network that the lesson shows."""
+"""The example network that the lesson shows: words that are shorter than the window."""
 
-EXAMPLE = {"window_size": 4}
+from attnlab.docs.example import Words
+
+EXAMPLE = {"window_size": 6, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=5)}

@@ -139,7 +139,7 @@ class LongformerAttention(MultiHeadBase):
 
     def _project_global(self, x: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
         # Called on all tokens and sliced afterwards, so that adapters and hooks of the module apply.
-        Q, K, V = self._heads(self.qkv_global(x)).chunk(3, 1)
+        Q, K, V = self.qkv_global(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(3, 1)
         return Q[:, :, : self.num_global], K, V
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:

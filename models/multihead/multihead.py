@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, accepts_emd_dim, copy_weights
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -83,16 +79,6 @@ class MultiAttention(MultiHeadBase):
             device=device,
             dtype=dtype,
         )
-
-    def _attention_map(
-        self,
-        Q: Float[Tensor, "B H N d"],
-        K: Float[Tensor, "B H M d"],
-        mask: BoundMask | None,
-        bias: Bias | None,
-    ) -> SoftmaxMap:
-        # softmax(Q_i K_iᵀ / √d_k): a map a head, (B, H, N, M); each head sums over its own d_k
-        return SoftmaxMap(Q, K, mask, bias)
 
     @classmethod
     def from_torch(

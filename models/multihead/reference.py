@@ -22,18 +22,24 @@ def reference(
     context: Tensor | None = None,
 ) -> Tensor:
     """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
-    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
     Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
     scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
     weights = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask)
     return merge_heads(layer.output, weights @ V, mask)
 
 
-def project_qkv(qkv: nn.Linear, x: Tensor, context: Tensor | None, num_heads: int) -> list[Tensor]:
-    """``x W_Q``, ``context W_K`` and ``context W_V`` by head, (B, H, N or M, d) each."""
-    parts = zip((x, *2 * [x if context is None else context]), qkv.weight.chunk(3), strict=True)
-    bias = 3 * [0] if qkv.bias is None else qkv.bias.chunk(3)
-    return [split_heads(t @ W.T + b, num_heads) for (t, W), b in zip(parts, bias, strict=True)]
+def project_qkv(
+    qkv: nn.Linear, x: Tensor, context: Tensor | None, num_heads: int, num_kv_heads: int | None = None
+) -> list[Tensor]:
+    """``x W_Q``, ``context W_K`` and ``context W_V`` by head, (B, H, N or M, d) each; shared keys are repeated."""
+    shared = num_kv_heads or num_heads
+    sizes = [qkv.out_features * n // (num_heads + 2 * shared) for n in (num_heads, shared, shared)]
+    parts = zip((x, *2 * [x if context is None else context]), qkv.weight.split(sizes), strict=True)
+    bias = 3 * [0] if qkv.bias is None else qkv.bias.split(sizes)
+    Q, K, V = (t @ W.T + b for (t, W), b in zip(parts, bias, strict=True))
+    repeats = num_heads // shared
+    return [split_heads(Q, num_heads), *(split_heads(t, shared).repeat_interleave(repeats, 1) for t in (K, V))]
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

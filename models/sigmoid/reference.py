@@ -1,4 +1,7 @@
-"""The formula in slow plain lines: the truth in every test."""
+"""The formula of sigmoid attention in eager PyTorch.
+
+Axes: B batch, H heads, N queries, M keys, D embed_dim.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnlab.positions import Rotary
-
-from ..multihead.reference import distance, turned
+from ..multihead.reference import merge_heads, position_bias, project_qkv, rotate
 from .sigmoid import SigmoidAttention
 
 
@@ -20,30 +21,12 @@ def reference(
     attn_bias: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
-    """What ``layer(x)`` must give; ``mask`` is Boolean (B, H, N, M), ``causal`` already in it."""
-    (B, N, D), h = x.shape, layer.num_heads
-    d_k = D // h
-    context = x if context is None else context
-    W_Q, W_K, W_V = layer.qkv.weight.split(D)
-    b_Q, b_K, b_V = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.split(D)
-    Q, K, V = x @ W_Q.T + b_Q, context @ W_K.T + b_K, context @ W_V.T + b_V
-    if isinstance(layer.positions, Rotary):
-        Q, K = turned(Q, d_k, layer.positions), turned(K, d_k, layer.positions)
-
-    rows = []
-    for b in range(B):
-        for i in range(N):
-            heads, blind = [], True
-            for head in range(h):
-                own = slice(head * d_k, (head + 1) * d_k)
-                seen = [j for j in range(context.shape[1]) if mask is None or mask[b, head, i, j]]
-                answer = torch.zeros_like(Q[b, i, own])
-                for j in seen:
-                    blind = False
-                    score = Q[b, i, own] @ K[b, j, own] / math.sqrt(d_k) + distance(layer, head, j - i)
-                    score = score + (0 if attn_bias is None else attn_bias[b, head, i, j])
-                    weight = 1 / (1 + len(seen) * torch.exp(-score))  # σ(score - log n)
-                    answer = answer + weight * V[b, j, own]
-                heads.append(answer)
-            rows.append(torch.zeros_like(x[b, i]) if blind else layer.output(torch.cat(heads)))
-    return torch.stack(rows).reshape(B, N, D)
+    """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
+    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
+    scores = scores if attn_bias is None else scores + attn_bias
+    allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    n = allowed.sum(-1, keepdim=True)  # (B, H, N, 1)
+    weights = (1 / (1 + n * torch.exp(-scores))).masked_fill(~allowed, 0)  # σ(score - log n)
+    return merge_heads(layer.output, weights @ V, mask)

@@ -1,4 +1,4 @@
-"""Attention with sinks: a logit in every row takes weight and gives nothing, so that a head may look at nothing."""
+"""Attention with sinks: an extra logit in every softmax has no value, so that a row may sum to less than one."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from attnlab.positions import Positions
 
 
 class SinkAttention(MultiHeadBase):
-    """``weight_ij = exp(s_ij) / (exp(sink) + Σ_j exp(s_ij))`` with ``s = Q Kᵀ / √d_k``, a sink for each head.
+    """``weight_ij = exp(s_ij) / (exp(sink) + Σ_j exp(s_ij))`` with ``s = Q Kᵀ / √d_k`` and one sink per head.
 
     Source: OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2 (learned); Miller 2023, "Attention Is Off
     By One" (the sink fixed at 0).
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        sink: learned, a logit for each head that starts at 0; or zero, which is softmax off by one.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
+        sink: "learned", one logit per head, initialized to 0; or "zero", which is softmax off by one.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Attention with sinks",
-        summary="a learned logit in every softmax takes the weight that a head does not want to give",
+        summary="a learned logit in every softmax takes attention weight that goes to no key",
         paper="gpt-oss-120b & gpt-oss-20b Model Card",
         authors="OpenAI",
         year=2025,
@@ -46,8 +46,8 @@ class SinkAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps whose rows may sum to less than one",
-        use_case="long or windowed contexts, where there may be nothing to look at",
+        representation="h softmax matrices whose rows may sum to less than one",
+        use_case="long or windowed contexts, where a query may have no relevant key",
         supports=(
             "causal",
             "padding",
@@ -86,12 +86,12 @@ class SinkAttention(MultiHeadBase):
             dtype=dtype,
         )
         if sink not in ("learned", "zero"):
-            raise ValueError(f"sink is 'learned' or 'zero', not {sink!r}")
+            raise ValueError(f"sink must be 'learned' or 'zero', not {sink!r}")
         logits = torch.zeros(num_heads, device=device, dtype=dtype)
         self.sink = nn.Parameter(logits, requires_grad=sink == "learned")
 
     def reset_parameters(self) -> None:
-        """Draw the projections anew; the sinks start at 0."""
+        """Initialize the projections at random and the sinks to 0."""
         super().reset_parameters()
         nn.init.zeros_(self.sink)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, dilated, sliding_window
+from attnlab.masks import Mask, dilated, sliding_window
 from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -85,8 +81,3 @@ class SlidingWindowAttention(MultiHeadBase):
     def attention_pattern(self, length: int) -> Mask:
         """A band of ``window_size`` keys on each side."""
         return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)
-
-    def _attention_map(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxMap:
-        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern

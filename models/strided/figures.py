@@ -1,3 +1,5 @@
-"""The options of the example network that the lesson shows."""
+"""The example network that the lesson shows: short words, because the attention pattern is narrow."""
 
-EXAMPLE = {"stride": 4}
+from attnlab.docs.example import Words
+
+EXAMPLE = {"stride": 4, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from attnlab.masks import BoundMask, Mask, block_local, block_summary, per_head, sliding_window, strided
+from attnlab.masks import Mask, block_local, block_summary, per_head, sliding_window, strided
 from attnlab.nn.attention import Card, check_positive_int, renamed_options
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.ops.bias import Bias
-from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
 
 
@@ -106,11 +102,6 @@ class StridedAttention(MultiHeadBase):
         else:
             local, long_range = block_local(self.stride), block_summary(self.stride, self.summary)
         return per_head([local if is_local else long_range for is_local in self.is_local])
-
-    def _attention_map(
-        self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
-    ) -> SoftmaxMap:
-        return SoftmaxMap(Q, K, mask, bias)  # the mask holds the pattern
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)

@@ -1,4 +1,4 @@
-"""Talking-heads attention: the heads' scores are mixed before the softmax, and their weights after it."""
+"""Talking-heads attention: scores are mixed across heads before the softmax, attention weights after it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,30 @@ from attnlab.positions import Positions
 
 
 class TalkingHeadsAttention(MultiHeadBase):
-    """``W = P_w · softmax(P_l · (Q Kᵀ / √d_k))``: the two P mix over the heads, (h, h) numbers each.
+    """``W = P_w · softmax(P_l · (Q Kᵀ / √d_k))``: P_l and P_w, (h, h) each, mix across heads.
 
     Source: Shazeer et al. 2020, "Talking-Heads Attention", section 4.
 
-    A mask that differs by head is the mask of the softmax in the middle: what one of these may look at reaches every
-    head that listens to it.
+    A mask with an axis of heads applies to the h softmaxes, between the two mixtures.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections add a bias.
-        positions: how place matters: none, or rotary, with settings where wanted, such as "rotary(base=500000)"
+        positions: the positional encoding: none or rotary, optionally with settings, such as "rotary(base=500000)"
             (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
 
     Raises:
-        ValueError: for positions alibi or t5, and what `MultiHeadBase` refuses.
+        ValueError: for positions alibi or t5, and where `MultiHeadBase` raises it.
     """
 
     card = Card(
         title="Talking-heads attention",
-        summary="heads exchange scores before the softmax, and weights after it",
+        summary="heads mix their scores before the softmax and their attention weights after it",
         paper="Talking-Heads Attention",
         authors="Shazeer et al.",
         year=2020,
@@ -51,7 +50,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         heads="h",
         time="n²·(d + h²) + n·d²",
         memory="n·d",
-        representation="h maps, each a mixture of h softmax maps of mixed scores",
+        representation="h attention matrices, each a mixture of h softmax matrices of mixed scores",
         use_case="many narrow heads",
         supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
@@ -81,15 +80,15 @@ class TalkingHeadsAttention(MultiHeadBase):
         )
         if self.positions.name in ("alibi", "t5"):
             raise ValueError(
-                f"{type(self).__name__} takes positions none or rotary, not {self.positions.name}: "
-                "heads exchange their scores, and would exchange a bias of distance too"
+                f"{type(self).__name__} supports positions none and rotary, not {self.positions.name}: "
+                "mixing the scores would mix the position biases of the heads too"
             )
-        # Each head starts by listening to itself alone: multi-head attention.
+        # The identity: multi-head attention at the start.
         self.scores = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_l
         self.mixture = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_w
 
     def reset_parameters(self) -> None:
-        """Draw the projections anew; the heads are not mixed at the start."""
+        """Initialize the projections at random and both mixtures to the identity."""
         super().reset_parameters()
         nn.init.eye_(self.scores)
         nn.init.eye_(self.mixture)
@@ -99,19 +98,19 @@ class TalkingHeadsAttention(MultiHeadBase):
     ) -> RowwiseMap:
         def normalize(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             mixed = torch.einsum("hg,bgnm->bhnm", self.scores.to(scores.dtype), scores)
-            maps = masked_softmax(mixed, permitted)
-            return torch.einsum("hg,bgnm->bhnm", self.mixture.to(maps.dtype), maps)
+            weights = masked_softmax(mixed, permitted)
+            return torch.einsum("hg,bgnm->bhnm", self.mixture.to(weights.dtype), weights)
 
         return RowwiseMap(Q, K, mask, bias, normalize)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
-        gone = [head for head in range(self.num_heads) if head not in heads]
-        heard = (self.scores[heads][:, gone] != 0) | (self.mixture[heads][:, gone] != 0)
-        if heard.any():
-            named = ", ".join(str(gone[i]) for i in heard.any(0).nonzero().flatten().tolist())
+        pruned = [head for head in range(self.num_heads) if head not in heads]
+        used = ((self.scores[heads][:, pruned] != 0) | (self.mixture[heads][:, pruned] != 0)).any(0)
+        if used.any():
+            named = ", ".join(str(pruned[i]) for i in used.nonzero().flatten().tolist())
             raise UnsupportedError(
-                f"the heads that stay listen to what goes ({named}): set their columns of scores and mixture to 0 "
-                "first, or silence heads with attnlab.nn.pruning.edit_heads"
+                f"the remaining heads use pruned heads ({named}): set their columns of scores and mixture to 0 first, "
+                "or mask heads with attnlab.nn.pruning.edit_heads"
             )
         super()._select_heads(heads, groups)
         for name in ("scores", "mixture"):

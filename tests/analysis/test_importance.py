@@ -9,7 +9,7 @@ import torch
 from planted import CLASSES, D, H, N, columns, network, noisy, only, silence, task_data
 from torch import Tensor
 
-from attnlab.analysis.importance import importance, mean_heads, order, plan
+from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.pruning import edit_heads
@@ -111,7 +111,7 @@ def test_nothing_of_the_network_is_changed() -> None:
 def test_a_mechanism_without_heads_is_refused() -> None:
     net = network("selfhead")
     for ask in (importance, lambda net, split, _: mean_heads(net, split)):
-        with pytest.raises(UnsupportedError, match="SelfAttention has no heads that can be told apart"):
+        with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
             ask(net, task_data(net).train, Objective("accuracy"))
 
 
@@ -138,18 +138,18 @@ def test_the_mean_of_a_head_is_over_real_tokens() -> None:
 def test_the_least_important_goes_first_and_the_last_of_a_layer_stays() -> None:
     net = network()
     worth = [torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.tensor([0.01, 0.02, 0.03, 0.15])]
-    steps = order(net, worth)
+    steps = pruning_order(net, worth)
     assert steps == [((1, 0),), ((1, 1),), ((1, 2),), ((0, 1),), ((0, 3),), ((0, 2),)]
-    assert plan(steps, 0.25, of=8) == {1: [0, 1]}
-    assert plan(steps, 0.3, of=8) == {1: [0, 1]}, "what fits"
-    assert plan(steps, 0.5, of=8) == {1: [0, 1, 2], 0: [1]}
-    assert plan(steps, 0.75, of=8) == {1: [0, 1, 2], 0: [1, 3, 2]}
+    assert select_heads(steps, 0.25, num_heads=8) == {1: [0, 1]}
+    assert select_heads(steps, 0.3, num_heads=8) == {1: [0, 1]}, "what fits"
+    assert select_heads(steps, 0.5, num_heads=8) == {1: [0, 1, 2], 0: [1]}
+    assert select_heads(steps, 0.75, num_heads=8) == {1: [0, 1, 2], 0: [1, 3, 2]}
 
 
 def test_a_group_goes_as_one() -> None:
     worth = [torch.tensor([0.1, 0.6, 0.4, 0.5])] * 2
-    assert order(network("groupedquery", num_kv_heads=2), worth) == [((0, 0), (0, 1)), ((1, 0), (1, 1))]
-    assert order(network("groupedquery", num_kv_heads=1), worth) == order(network(), worth)
+    assert pruning_order(network("groupedquery", num_kv_heads=2), worth) == [((0, 0), (0, 1)), ((1, 0), (1, 1))]
+    assert pruning_order(network("groupedquery", num_kv_heads=1), worth) == pruning_order(network(), worth)
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,22 @@ def test_a_group_goes_as_one() -> None:
         (1.0, "must be above 0 and below 1, not 1"),
         (
             0.2,
-            "0.2 of 8 heads cannot be pruned: every layer keeps some, and from 2 to 4 of all can go, a share from 0.25",
+            "0.2 of 8 heads cannot be pruned: every layer keeps at least one, so that 2 to 4 can be pruned, "
+            "a share from 0.25",
         ),
         (0.7, "0.7 of 8 heads cannot be pruned: .* to 0.5"),
     ],
 )
 def test_shares_that_cannot_go(share: float, says: str) -> None:
-    steps = order(network("groupedquery", num_kv_heads=2), [torch.ones(H)] * 2)
+    steps = pruning_order(network("groupedquery", num_kv_heads=2), [torch.ones(H)] * 2)
     with pytest.raises(UserError, match=says):
-        plan(steps, share, of=8)
+        select_heads(steps, share, num_heads=8)
 
 
 def test_where_nothing_can_go_that_is_said() -> None:
     net: Any = network(num_heads=1)
-    with pytest.raises(UserError, match="there is nothing to prune: every layer has one head"):
-        plan(order(net, [torch.ones(1)] * 2), 0.5, of=2)
+    with pytest.raises(UserError, match="no head can be pruned: every layer has one head"):
+        select_heads(pruning_order(net, [torch.ones(1)] * 2), 0.5, num_heads=2)
 
 
 def test_sizes_are_distinct() -> None:

@@ -37,8 +37,8 @@ def test_intervals_are_those_of_a_paired_difference() -> None:
     moves = other - first
     error = float(moves.std()) / math.sqrt(401)
     assert change.change == pytest.approx(float(moves.mean()))
-    assert change.low == pytest.approx(change.change - 1.96 * error, abs=0.15 * error)
-    assert change.high == pytest.approx(change.change + 1.96 * error, abs=0.15 * error)
+    assert change.low == pytest.approx(change.change - 1.96 * error, abs=0.3 * error)
+    assert change.high == pytest.approx(change.change + 1.96 * error, abs=0.3 * error)
     again = paired_bootstrap(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
     assert again == change
 
@@ -52,5 +52,5 @@ def test_an_example_that_asks_more_weighs_more() -> None:
 
 
 def test_different_questions_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="asked different things"):
+    with pytest.raises(ValueError, match="these have different targets"):
         paired_bootstrap(torch.ones(3, 2), [torch.full((3, 2), 2.0)], Objective("accuracy"))

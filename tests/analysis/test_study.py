@@ -113,7 +113,7 @@ def test_progress_is_told_of_every_pass() -> None:
 
 def test_what_cannot_be_studied() -> None:
     net = network()
-    with pytest.raises(ValueError, match="at least 1 training example, not from 0"):
+    with pytest.raises(ValueError, match="needs at least 1 training example, not 0"):
         study(net, task_data(net), examples=0)
     with pytest.raises(ValueError, match="ablation must be 'zero' or 'mean', not 'noise'"):
         study(net, task_data(net), ablation="noise")  # type: ignore[arg-type]

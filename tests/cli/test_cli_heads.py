@@ -95,7 +95,7 @@ def test_groups_go_whole() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("heads alone", "alone: SelfAttention has no heads that can be told apart"),
+        ("heads alone", "alone: SelfAttention has no separate heads"),
         ("heads run --prune 0 --save_path x.pth", "the share of heads to prune must be above 0 and below 1, not 0"),
         ("heads run --prune 0.9 --save_path x.pth", "0.9 of 8 heads cannot be pruned"),
         ("heads run --prune 0.1 --save_path x.pth", "from 1 to 6 of all can go, a share from 0.125 to 0.75"),

@@ -115,7 +115,7 @@ def test_wrong_answers_are_refused_there_and_then(monkeypatch: pytest.MonkeyPatc
         "embed_dim must be from 1 to 65,536, not -3",
         "embed_dim (10) must be divisible by num_heads (3); try num_heads=1, 2 or 5",
         "num_heads must be an integer, not '2.5'",
-        "or one of these with settings, such as rotary(base=500000); not 'rope'",
+        "or one of these with settings, such as rotary(base=500000); not 'rotery'; did you mean rotary",
         "buckets is a whole number from 4 to 65536, not 3",
         "unknown position_embedding 'waves'; there are: learned, sinusoidal, none",
         "rotary positions need an even head_dim, not 1",

@@ -51,28 +51,28 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
     "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
     "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
-    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "names 3 positions, but there are 5"),
+    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "has 3 positions, but there are 5"),
     "a rule and a matrix": (lambda: causal() & true(N, 4), ValueError, "the mask is 5 x 4"),
     # dtypes
-    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add numbers to the scores give them as attn_bias="),
+    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add values to the scores, give them as attn_bias="),
     "zeros and ones": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
     "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
     "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
     # devices
-    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask lies on meta, the tokens on cpu"),
+    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask is on meta, the tokens are on cpu"),
     "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
     "lengths elsewhere, for queries too": (
         lambda: padding(whole(2, 3, device="meta"), mask_queries=True),
         ValueError,
         "move it with mask.to(...)",
     ),
-    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "lies on meta"),
-    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "lies on meta"),
-    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "lies on meta"),
+    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "is on meta"),
+    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "is on meta"),
+    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "is on meta"),
     "one of two elsewhere": (
         lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
         ValueError,
-        "lies on meta",
+        "is on meta",
     ),
 }
 

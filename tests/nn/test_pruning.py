@@ -22,7 +22,7 @@ from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
 from attnlab.nn.pruning import edit_heads, prune_heads
 from attnlab.ops.softmax import SoftmaxMap
-from attnlab.training.runs import load_network, save_network
+from attnlab.training.network_file import load_network, save_network
 from attnlab.utils.errors import UserError
 
 B, N, M, D, H, d = 2, 11, 7, 20, 5, 4
@@ -102,7 +102,7 @@ def test_whatever_can_go_changes_nothing_else(gone: set[int], kv: int) -> None:
     layer, x, size = grouped(num_kv_heads=kv, positions="t5"), tokens(), 6 // kv
     left = {sum(head not in gone for head in range(g * size, (g + 1) * size)) for g in range(kv)} - {0}
     if len(left) > 1:
-        with pytest.raises(ValueError, match="cannot stay alone"):
+        with pytest.raises(ValueError, match="cannot be kept alone"):
             prune_heads(layer, gone)
     else:
         same(prune_heads(layer, gone)(x), silenced(layer, list(gone), x))
@@ -210,7 +210,7 @@ def test_a_pruned_layer_has_no_torch_twin() -> None:
         ([5], ValueError, "there is no head 5; there are 5, counted from 0"),
         ([-1], ValueError, "there is no head -1; there are 5, counted from 0"),
         ([1, 1], ValueError, r"a head is named twice in \[1, 1\]"),
-        (range(5), ValueError, "at least one head must stay"),
+        (range(5), ValueError, "at least one head must be kept"),
         ([1.0], TypeError, "a head is chosen by a whole number, not by 1.0"),
         ([True, False], TypeError, "a head is chosen by a whole number, not by True"),
     ],
@@ -221,13 +221,13 @@ def test_heads_that_cannot_go(heads: Any, error: type[Exception], says: str) -> 
 
 
 def test_groups_that_cannot_go_say_what_can() -> None:
-    with pytest.raises(ValueError, match=r"heads 1, 2, 3, 4, 5 cannot stay alone: .* by 3 \(0 to 2, 3 to 5\); keep as"):
+    with pytest.raises(ValueError, match=r"heads 1, 2, 3, 4, 5 cannot be kept alone: .*0 to 2, 3 to 5\); keep the"):
         prune_heads(grouped(), [0])
 
 
 def test_a_mechanism_without_heads_is_refused() -> None:
     for ask in (lambda layer: prune_heads(layer, [0]), lambda layer: edit_heads(layer, lambda x: x).__enter__()):
-        with pytest.raises(UnsupportedError, match="SelfAttention has no heads that can be told apart"):
+        with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
             ask(SelfAttention(D))
 
 
@@ -278,7 +278,7 @@ def test_parts_a_head_go_with_their_heads() -> None:
 
 
 def test_parts_that_nobody_narrows_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="Parted does not say what is left of gate, sink with fewer heads"):
+    with pytest.raises(UnsupportedError, match="Parted does not select the heads of gate, sink"):
         prune_heads(moved(Parted(D, H)), [0])
 
 
@@ -296,7 +296,7 @@ def test_an_edit_stands_between_the_heads_and_their_output() -> None:
 def test_an_edit_that_is_gone_past_is_found_out() -> None:
     class Around(MultiAttention):
         def _merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
-            return nn.functional.linear(self._concat(heads), self.output.weight)
+            return nn.functional.linear(heads.transpose(1, 2).flatten(2), self.output.weight)
 
     layer = Around(D, H)
     with (
@@ -404,7 +404,7 @@ def test_a_pruned_network_is_trained_on() -> None:
         ({-1: [0]}, ValueError, "there is no layer -1"),
         ({"0": [0]}, TypeError, "a layer is chosen by a whole number, not by '0'"),
         ({0: [5]}, ValueError, "there is no head 5"),
-        ({0: [0], 1: range(5)}, ValueError, "at least one head must stay"),
+        ({0: [0], 1: range(5)}, ValueError, "at least one head must be kept"),
         ([0], TypeError, r"named by layer, {layer: heads}, not as \[0\]"),
     ],
 )

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from attnlab.masks import causal, sliding_window
 from attnlab.ops.backends.sdpa import Kernel
-from attnlab.ops.backends.tiles import itemwise, segmentwise, tiled
-from attnlab.ops.bias import RelativeBias, cut, of_rows, written
+from attnlab.ops.backends.segments import itemwise, segmentwise
+from attnlab.ops.backends.tiles import tiled
+from attnlab.ops.bias import RelativeBias, cut, materialized, of_rows
 from attnlab.ops.rowwise import rowwise_attention
 from attnlab.ops.softmax import masked_softmax
 
@@ -49,7 +50,7 @@ def test_a_tile_is_a_part_of_the_matrix(data: Any, queries: int, keys: int, matr
     whole = matrix_of(bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-        assert torch.equal(written(bias), whole)
+        assert torch.equal(materialized(bias), whole)
         assert torch.equal(cut(bias, rows, columns), whole[..., rows, columns])
     assert torch.equal(of_rows(bias, chosen), whole[..., chosen, :])
 
@@ -94,7 +95,7 @@ KERNEL = Kernel(1 / math.sqrt(d))
 
 
 class NeverWhole(RelativeBias):
-    """Refuses to be written out, and counts what is."""
+    """Refuses to be materialized out, and counts what is."""
 
     cells = 0
 

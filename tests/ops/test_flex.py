@@ -48,10 +48,10 @@ MASKS: list[Mask] = [
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """On this machine, whatever it has, and for short sequences."""
     monkeypatch.setattr(flex, "_takes", lambda q: True)
-    monkeypatch.setattr(flex, "LONG", 1)
-    monkeypatch.setattr(flex, "SPARSE", -torch.inf)
+    monkeypatch.setattr(flex, "MIN_FLEX_LENGTH", 1)
+    monkeypatch.setattr(flex, "MIN_MASKED_BLOCKS", -torch.inf)
     monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
-    monkeypatch.setattr("attnlab.ops.softmax.can_inspect_values", lambda q: False)
+    monkeypatch.setattr("attnlab.ops.call.can_inspect_values", lambda q: False)
 
 
 def tensors(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnlab.catalog import registry
 from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.models.sinks import SinkAttention
-from attnlab.ops.backends.sdpa import CHEAP, Kernel
+from attnlab.ops.backends.sdpa import MIN_DROPOUT_WEIGHTS, Kernel
 from attnlab.ops.softmax import SoftmaxMap, masked_softmax
 
 B, H, N, d = 2, 3, 131, 5
-assert H * N * N > CHEAP
+assert H * N * N > MIN_DROPOUT_WEIGHTS
 
 
 def strided(t: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from attnlab.masks import (
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.rowwise import rowwise_attention
-from attnlab.ops.softmax import FEW, SoftmaxMap, masked_softmax, softmax_attention
+from attnlab.ops.softmax import MAX_SHARED_QUERIES, SoftmaxMap, masked_softmax, softmax_attention
 
 B, H, G, N, M, d, w = 2, 6, 3, 197, 211, 5, 3
 
@@ -109,7 +109,7 @@ def test_every_part_on_every_way(mask: Mask | None, softcap: float | None, sunk:
     compare(out, by_hand(q, k, v, mask, **given), [q, k, v, *([sink] if sunk else [])])
 
 
-@pytest.mark.parametrize("queries", [1, 3, FEW, FEW + 1])
+@pytest.mark.parametrize("queries", [1, 3, MAX_SHARED_QUERIES, MAX_SHARED_QUERIES + 1])
 @pytest.mark.parametrize("mask", [None, causal(), causal() & sliding_window(7), padding(LENGTHS)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 def test_few_queries_read_shared_keys_as_they_lie(queries: int, mask: Mask | None, biased: bool) -> None:
@@ -117,7 +117,7 @@ def test_few_queries_read_shared_keys_as_they_lie(queries: int, mask: Mask | Non
     bias = torch.randn(H, queries, M, dtype=torch.float64) if biased else None
     with record_dispatch() as records:
         out = softmax_attention(q, k, v, None if mask is None else mask.bind(queries, M, shape=(B, H)), bias)
-    assert (records[0].name == "shared") == (queries <= FEW)
+    assert (records[0].name == "shared") == (queries <= MAX_SHARED_QUERIES)
     compare(out, by_hand(q, k, v, mask, bias), [q, k, v])
     given = from_tensor(torch.rand(B, H, queries, M, generator=torch.Generator().manual_seed(5)) > 0.5)
     out = softmax_attention(q, k, v, given.bind(queries, M), bias)

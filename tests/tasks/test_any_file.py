@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from attnlab import tasks
 from attnlab.files.npz import read_arrays
-from attnlab.tasks._table_file import read_table
 from attnlab.tasks.base import TaskConfig
+from attnlab.tasks.tables.reader import read_table
 from attnlab.utils.errors import UserError
 
 
@@ -101,7 +101,7 @@ def read(path: Path, header: bool, target: int) -> Any:
     table = read_table(path, header=header)
     assert len(table.frame) > 0
     assert len(set(table.frame.columns)) == table.frame.width > 0
-    assert path.name in table.place(len(table.frame) - 1)
+    assert path.name in table.locate(len(table.frame) - 1)
     if path.suffix in (".csv", ".tsv"):
         assert set(table.frame.dtypes) == {pl.String}
         assert not any("" in row for row in table.frame.rows())

@@ -69,25 +69,25 @@ def test_more_without_answers(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=X[:3], y=np.array([7, 1, 1]))
     assert task.read(tmp_path / "less.npz", *about).y.numel() == 0
     assert task.read(tmp_path / "other.npz", *about).y[:, 0].tolist() == [UNSEEN, 1, 1]
-    with pytest.raises(UserError, match="y is not there"):
+    with pytest.raises(UserError, match="y is missing"):
         task.read_labelled(tmp_path / "less.npz", *about)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"x": X}, "y is not there"),
+        ({"x": X}, "y is missing"),
         ({"z": X}, "holds z; expected x and y"),
         ({"x": X, "y": np.arange(36)}, "has shape (36,); expected (37,)"),
         ({"x": X[:, 0, 0], "y": np.arange(37)}, "expected (B, N, D)"),
-        ({"x": X[:, :, 0], "y": np.arange(37)}, "expected whole numbers"),
-        ({"x": np.full((37, 5), -1), "y": np.arange(37)}, "tokens count from 0"),
+        ({"x": X[:, :, 0], "y": np.arange(37)}, "expected integers"),
+        ({"x": np.full((37, 5), -1), "y": np.arange(37)}, "tokens are counted from 0"),
         ({"x": np.where(X[4, 1, 1] == X, np.nan, X), "y": np.arange(37) % 2}, "first in sequence 4"),
         ({"x": X, "y": np.where(np.arange(37) == 3, np.nan, X[:, 0, 0])}, "y is missing or not finite in y[3] of"),
         ({"x": X, "y": np.zeros(37, int)}, "one class (0)"),
         ({"x": X, "y": np.full(37, 0.1)}, "y is 0.1 in every row, so"),
         ({"x": X, "y": np.array([{}] * 37)}, "no readable .npz"),
-        ({"x": X, "y": np.arange(37) * 1j}, "expected numbers, words or truth values"),
+        ({"x": X, "y": np.arange(37) * 1j}, "expected numbers, strings or Booleans"),
         ({"x": np.where(X[4, 1, 1] == X, 1e39, X), "y": np.arange(37) % 2}, "x[4, 1, 1] in"),
         ({"x": X, "y": np.where(np.arange(37) == 3, 1e39, X[:, 0, 0])}, "y is 1e+39 in y[3] of"),
     ],

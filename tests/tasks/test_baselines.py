@@ -45,7 +45,7 @@ def test_quantities_agree_with_scikit_learn() -> None:
 
 def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The issue's 200,000 rows with 3 positives, with a smaller sample of fewer rows."""
-    monkeypatch.setattr(_baselines, "MOST", 101)
+    monkeypatch.setattr(_baselines, "MAX_TRAIN", 101)
     rare = [int(i in (7, 1_003, 1_709)) for i in range(2_003)]
     task_data = table(csv(tmp_path, x=GENERATOR.normal(size=2_003), y=rare), "y")
     found = {b.name: b.values for b in task_data.baselines()}
@@ -89,9 +89,9 @@ def test_features_that_fail_leave_the_trivial_baseline(which: Any) -> None:
 
 
 def test_work_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_baselines, "MOST", 97)
-    monkeypatch.setattr(_baselines, "DISTANCES", 97 * 3 * 31)
-    monkeypatch.setattr(_baselines, "PRODUCTS", 53 * 3 * 300 * 2)
+    monkeypatch.setattr(_baselines, "MAX_TRAIN", 97)
+    monkeypatch.setattr(_baselines, "MAX_DISTANCE_COST", 97 * 3 * 31)
+    monkeypatch.setattr(_baselines, "MAX_REGRESSION_COST", 53 * 3 * 300 * 2)
     y = (X.sum(1) > 0).astype(int)
     assert [b.name for b in classifiers(flattened(X), y, PARTS)] == [
         "3 nearest neighbours (on 97 rows, tested on 31)",

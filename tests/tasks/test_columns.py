@@ -14,10 +14,11 @@ import pytest
 from own_data import csv, table, uses, whys, write
 
 from attnlab import tasks
-from attnlab.tasks._cells import DATE_PARTS, date_parts
-from attnlab.tasks._columns import read_columns
-from attnlab.tasks._table_file import TableFile, read_table
-from attnlab.tasks._values import dates
+from attnlab.tasks.tables.cells import DATE_PARTS, date_parts
+from attnlab.tasks.tables.columns import read_columns
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.reader import read_table
+from attnlab.tasks.tables.values import dates
 from attnlab.utils.errors import UserError
 
 COUNT = 307
@@ -156,7 +157,7 @@ def test_two_texts_are_both_read(tmp_path: Path) -> None:
 def test_identifiers_are_used_where_there_is_nothing_else(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
     assert uses(task_data)["dna"] == "text"
-    assert "nothing else" in whys(task_data)["dna"]
+    assert "no other columns" in whys(task_data)["dna"]
     assert len(task_data.baselines()) == 3
     task_data = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
     assert uses(task_data)["x"] == "number"
@@ -203,7 +204,7 @@ def test_features_and_ignore(tmp_path: Path) -> None:
     ("asked", "message"),
     [
         ({"features": ("alhpa",)}, "no column alhpa .*in --features.*; did you mean alpha"),
-        ({"ignore": ("zzz",)}, "no column zzz .*in --ignore.*; there are alpha, beta, y"),
+        ({"ignore": ("zzz",)}, "no column zzz .*in --ignore.*; choose from alpha, beta, y"),
         ({"features": ("y",)}, "y is the --target, so it cannot be in --features"),
         ({"ignore": ("y",)}, "y is the --target, so it cannot be in --ignore"),
         ({"features": ("alpha",), "ignore": ("alpha",)}, "alpha is in --features and in --ignore"),

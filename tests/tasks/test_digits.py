@@ -60,5 +60,5 @@ def test_pixels_out_of_range_are_refused(tmp_path: Path) -> None:
 
 def test_a_target_of_the_wrong_shape_is_refused(task_data: TaskData) -> None:
     flat = task_data.train._replace(y=task_data.train.y.flatten())
-    with pytest.raises(ValueError, match="classes want"):
+    with pytest.raises(ValueError, match="of kind classes need"):
         TaskData(flat, flat, flat, task_data.inputs, task_data.outputs, 8, "accuracy")

@@ -9,7 +9,7 @@ import torch
 from attnlab import tasks
 from attnlab.tasks.base import IGNORE, TaskConfig
 from attnlab.tasks.induction import followers
-from attnlab.tasks.multi_lookup import QUESTIONS, SYMBOLS, places
+from attnlab.tasks.multi_lookup import QUESTIONS, SYMBOLS, positions
 from attnlab.tasks.recall import VOCABULARY, mqar
 from attnlab.utils.errors import UserError
 
@@ -51,7 +51,7 @@ def test_multi_lookup_asks_for_what_stands_at_its_places() -> None:
 
 @pytest.mark.parametrize("N", [9, 13, 24, 47])
 def test_the_places_of_a_question_are_four_before_it(N: int) -> None:
-    for asked in places(N).tolist():
+    for asked in positions(N).tolist():
         assert len(set(asked)) == 4
         assert max(asked) < N - 1
 

@@ -13,8 +13,10 @@ from own_data import csv, more, table
 from attnlab import tasks
 from attnlab.tasks._split import shuffled
 from attnlab.tasks.base import TaskConfig, TaskData
+from attnlab.training.experiment import prepare
+from attnlab.training.inference import predict_file
 from attnlab.training.settings import defaults
-from attnlab.training.train import predict_file, prepare, start, train
+from attnlab.training.train import start, train
 
 COUNT = 211
 X = np.array([i * 37 % 211 / 3 for i in range(COUNT)])

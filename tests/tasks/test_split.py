@@ -72,7 +72,7 @@ def test_copies_of_a_class_count_once() -> None:
     """Five copies of one row would be either trained on or tested, never both."""
     classes = np.array([0] * 20 + [1] * 5)
     groups = np.array([*range(20), *[20] * 5])
-    with pytest.raises(UserError, match=r"different rows at least, .*fewer: rare \(1\)"):
+    with pytest.raises(UserError, match=r"at least 3 different rows, .*fewer: rare \(1\)"):
         stratified(classes, ["common", "rare"], TaskConfig(), groups)
 
 

@@ -73,7 +73,7 @@ def test_text_is_read_as_bytes(tmp_path: Path) -> None:
     row, length = task_data.train.x[0, :, 0], int(task_data.train.lengths[0])
     assert bytes(row[:length].int().tolist()) in {text.encode()[:17] for text in TEXTS["review"]}
     assert row[length:].sum() == 0
-    assert any("first 17 bytes" in fact for fact in task_data.summary_lines)
+    assert any("cut after 17 bytes" in fact for fact in task_data.summary_lines)
     assert uses(task_data) == {"id": "left out", "review": "text", "stars": "target"}
     assert max(b.values["accuracy"] for b in task_data.baselines()) == 1  # the words tell it
 
@@ -217,7 +217,7 @@ def test_every_word_for_a_missing_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "target", "message"),
     [
-        ("a,b\n1,2\n", None, "with --target; there are a, b"),
+        ("a,b\n1,2\n", None, "with --target; choose from a, b"),
         ("a,b\n1,2\n", "c", "no column c; --target must be one of a, b"),
         ("alpha,b\n1,2\n", "alpah", "no column alpah; did you mean alpha"),
         ("a,b\n", "b", "no rows"),
@@ -283,13 +283,13 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
         (task_data.inputs._replace(size=3), task_data.length),
         (task_data.inputs, task_data.length - 1),
     ):
-        with pytest.raises(UserError, match="does not fit the network"):
+        with pytest.raises(UserError, match="does not match the network"):
             tasks.load("table").read(tmp_path / "t.csv", inputs, length, task_data.encoding)
 
 
 @pytest.mark.parametrize("name", ["table", "arrays"])
 def test_without_a_file(name: str) -> None:
-    with pytest.raises(UserError, match="needs a file of yours: give --data"):
+    with pytest.raises(UserError, match="needs your own file: give --data"):
         tasks.load(name).load(TaskConfig())
 
 

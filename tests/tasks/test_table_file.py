@@ -19,8 +19,9 @@ import polars as pl
 import pytest
 
 from attnlab.files import data as data_files
-from attnlab.tasks import _table_file
-from attnlab.tasks._table_file import TableFile, read_table
+from attnlab.tasks.tables import parquet_file
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.reader import read_table
 from attnlab.utils.errors import UserError
 
 
@@ -119,8 +120,8 @@ def test_the_ending_tsv_stands_for_tabs(tmp_path: Path) -> None:
 def test_places_are_right_after_quoted_newlines_and_blank_lines(tmp_path: Path) -> None:
     table = read(tmp_path, 'a,b\n"x\r\ny\nz",1\n\n2,3\r\n"u\n",4\n')
     assert rows(table)[0] == ("x\r\ny\nz", "1")
-    assert [table.place(row).split("(")[1] for row in range(3)] == ["line 2)", "line 6)", "line 7)"]
-    assert table.place(1) == f"row 2 of {tmp_path / 't.csv'} (line 6)"
+    assert [table.locate(row).split("(")[1] for row in range(3)] == ["line 2)", "line 6)", "line 7)"]
+    assert table.locate(1) == f"row 2 of {tmp_path / 't.csv'} (line 6)"
 
 
 def test_long_fields_and_the_limit_of_the_csv_module(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_missing_header_is_noticed(content: str, tmp_path: Path) -> None:
     table = read(tmp_path, content, header=False)
     assert len(table.frame) == content.count("\n")
     assert table.frame.columns == [f"column_{i + 1}" for i in range(table.frame.width)]
-    assert table.place(0).endswith("(line 1)")
+    assert table.locate(0).endswith("(line 1)")
     assert "no header" in table.summary_lines[-1]
 
 
@@ -159,11 +160,11 @@ def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("a,b\n1,2\n3\n", "line 3 has 1 field, the header 2"),
-        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields, the header 2"),
-        ('a,b\n"1\n\n2",2\n3,4,5\n', "line 5 has 3 fields, the header 2"),
-        ("a,b\n" + "1,2\n" * 2_003 + ",\n,,\n", "line 2006 has 3 fields, the header 2"),
-        ('a,b\n1,2\n"3,4\n5,6\n', "line 3: a quotation mark opens here and is never closed"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 field, but the header has 2"),
+        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields, but the header has 2"),
+        ('a,b\n"1\n\n2",2\n3,4,5\n', "line 5 has 3 fields, but the header has 2"),
+        ("a,b\n" + "1,2\n" * 2_003 + ",\n,,\n", "line 2006 has 3 fields, but the header has 2"),
+        ('a,b\n1,2\n"3,4\n5,6\n', "line 3: a quotation mark is opened here and never closed"),
         ('a,b\n"1"x,2\n', "line 2: "),
         ("a,b\n", "has no rows below its header; add some"),
         ("a,y,y\n1,2,3\n", "two columns are called y; rename one"),
@@ -171,11 +172,11 @@ def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None
         (f"{'y' * 200_003},{'y' * 200_003}\n1,2\n", "two columns are called y{60}\\.\\.\\.; rename one"),
         (",a,b\n0,1,2\n", "column 1 has no name; give it one, or remove it"),
         ("a, \n0,1\n", "column 2 has no name"),
-        ("\n\n", "holds empty lines alone"),
+        ("\n\n", "holds only empty lines"),
         ("a,b\n1,\0\n", "is binary: line 2 holds a NUL byte"),
         (b"a,b\n1,2\n\x81,\xff\n", "line 3 of .* is no UTF-8 text; save it as UTF-8"),
         (b"a,b\n1,2\n\x01,\xff\n", "is binary: line 3 is no UTF-8 text"),
-        (b"\xff\xfea\0,\0b\0\n\0\x00\xd8\n\0", "its first bytes name an encoding that it is not in"),
+        (b"\xff\xfea\0,\0b\0\n\0\x00\xd8\n\0", "its byte order mark does not match its encoding"),
         (b"\xef\xbb\xbfa,b\n1,2\n\xe9,1\n", "line 3 of .* is no UTF-8 text"),
     ],
 )
@@ -189,7 +190,7 @@ def test_json_lines(tmp_path: Path) -> None:
     table = read(tmp_path, "\ufeff" + "\n".join(lines) + "\n\n", ".jsonl")
     assert table.frame.schema == {"a": pl.Int64, "b": pl.String, "c": pl.Float64, "e": pl.Null, "d": pl.Boolean}
     assert rows(table) == [(1, "x", 2.0, None, None), (None, None, 1.5, None, True)]
-    assert table.place(1).endswith("row 2 of " + str(tmp_path / "t.jsonl") + " (line 3)")
+    assert table.locate(1).endswith("row 2 of " + str(tmp_path / "t.jsonl") + " (line 3)")
 
 
 def test_json_values_beyond_the_usual(tmp_path: Path) -> None:
@@ -210,16 +211,16 @@ def test_json_values_beyond_the_usual(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"a": 1}\n{broken\n', "line 2 is no JSON"),
-        ('{"a": 1}\n\n[1]\n', "line 3 is no JSON object"),
+        ('{"a": 1}\n{broken\n', "line 2 is not valid JSON"),
+        ('{"a": 1}\n\n[1]\n', "line 3 is not a JSON object"),
         ('{"a": 1}\n' + '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 2 is nested too deeply"),
         ('{"a": 1}\n' + '{"a": ' + '{"a":' * 100_000 + "\n", "line 2 is nested too deeply"),
-        ('{"a": 1, "a": 2}\n', "line 1: a is there twice"),
+        ('{"a": 1, "a": 2}\n', "line 1: a occurs twice"),
         ('{"a": ' + "7" * 5_003 + "}\n", "line 1: a number has 5,003 digits"),
         ('{"": 1}\n', "column 1 has no name"),
-        ('{"a": "x"}\n{"a": "\\ud800"}\n', "line 2: a is no Unicode text"),
-        ('{"\\ud800": 1}\n', "the name of column 1 is no Unicode text"),
-        ("\n\n", "holds empty lines alone"),
+        ('{"a": "x"}\n{"a": "\\ud800"}\n', "line 2: a is not valid Unicode"),
+        ('{"\\ud800": 1}\n', "the name of column 1 is not valid Unicode"),
+        ("\n\n", "holds only empty lines"),
     ],
 )
 def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_parquet_types(tmp_path: Path) -> None:
     }
     assert table.frame["decimal"].to_list() == [1.25, None, -3.5]
     assert table.frame["enum"].to_list() == ["u", "v", "v"]
-    assert table.place(2) == f"row 3 of {tmp_path / 't.parquet'}"
+    assert table.locate(2) == f"row 3 of {tmp_path / 't.parquet'}"
 
 
 def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +262,7 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.stat().st_size < 10_000
     assert len(read_table(path).frame) == 1_000_003
     monkeypatch.setattr(data_files, "memory_limit", lambda: 8_000_000)
-    monkeypatch.setattr(_table_file, "memory_limit", lambda: 8_000_000)
+    monkeypatch.setattr(parquet_file, "memory_limit", lambda: 8_000_000)
     with pytest.raises(UserError, match=r"takes 8,000,024 bytes of memory, more than .* \(8,000,000\)"):
         read_table(path)
 
@@ -274,7 +275,7 @@ def test_texts_that_a_parquet_file_holds_once_for_many_rows(
     pl.DataFrame({"a": pl.Series(["word " * 20_011, "word"] * 503, dtype=dtype)}).write_parquet(path)
     assert path.stat().st_size < 10_000
     monkeypatch.setattr(data_files, "memory_limit", lambda: 2**24)
-    monkeypatch.setattr(_table_file, "memory_limit", lambda: 2**24)
+    monkeypatch.setattr(parquet_file, "memory_limit", lambda: 2**24)
     with pytest.raises(UserError, match=r"t\.parquet takes 5\d,\d{3},\d{3} bytes of memory"):
         read_table(path)
 
@@ -320,10 +321,10 @@ def test_a_hundred_thousand_columns(tmp_path: Path) -> None:
 
 
 def test_chunks_are_put_together_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.tasks._csv_file._CHUNK_CELLS", 21)
+    monkeypatch.setattr("attnlab.tasks.tables.csv_file._CHUNK_CELLS", 21)
     table = read(tmp_path, "a,b\n" + "".join(f"{i},x{i}\n" for i in range(101)))
     assert rows(table) == [(str(i), f"x{i}") for i in range(101)]
-    assert table.place(100).endswith("(line 102)")
+    assert table.locate(100).endswith("(line 102)")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

@@ -97,7 +97,7 @@ def test_target_type(tmp_path: Path) -> None:
         "2",
         "4",
     ]
-    with pytest.raises(UserError, match=r"y is 'b' in row 2 of .*no number"):
+    with pytest.raises(UserError, match=r"y is 'b' in row 2 of .*not a number"):
         table(csv(tmp_path, x=X, y=cycle("1", "b")), "y", target_type="number")
     with pytest.raises(UserError, match=r"fewer: .* \(1\)"):
         table(csv(tmp_path, x=X, y=[i / 3 for i in range(COUNT)]), "y", target_type="class")
@@ -176,7 +176,7 @@ def test_errors_in_a_quantity(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [[[1]] * COUNT, [{"a": 1}] * COUNT])
 def test_a_target_that_is_neither(values: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="y holds neither numbers nor words"):
+    with pytest.raises(UserError, match="y holds neither numbers nor strings"):
         table(jsonl(tmp_path, values), "y")
 
 
@@ -196,7 +196,5 @@ def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
 
 def test_a_class_that_is_called_none(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
-    with pytest.raises(
-        UserError, match=r"y is 'None' in row 2 .*stands for a missing value; if it is a class, give it"
-    ):
+    with pytest.raises(UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"):
         table(path, "y")

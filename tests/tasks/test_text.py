@@ -17,11 +17,11 @@ from torch import Tensor
 
 from attnlab import tasks
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks import _corpus, _text_baselines
-from attnlab.tasks._corpus import corpus, paragraphs
-from attnlab.tasks._text_baselines import baselines, ngram_bits
 from attnlab.tasks.base import Split, TaskConfig, TaskData
 from attnlab.tasks.text import line_windows, windows
+from attnlab.tasks.texts import baselines as text_baselines
+from attnlab.tasks.texts.baselines import baselines, ngram_bits
+from attnlab.tasks.texts.corpus import corpus, paragraphs, standard_library
 from attnlab.utils.errors import UserError
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "it", "rains", "in", "town"]
@@ -111,7 +111,7 @@ def test_copies_of_a_paragraph_are_in_one_part(file: Path) -> None:
     summary_lines = load(file, seq_length=13).summary_lines
     assert summary_lines[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
     assert summary_lines[1] == "split by paragraphs: blank lines separate its paragraphs"
-    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies of one are in the same part"
+    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies are in the same part"
 
 
 def test_repeated_lines_are_kept(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> Non
 
 def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines joined by blank lines would be easier to predict: every second byte would be known."""
-    monkeypatch.setattr(_text_baselines, "ORDER", 3)
+    monkeypatch.setattr(text_baselines, "ORDER", 3)
     text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
     (tmp_path / "x.txt").write_bytes(text)
     task_data = load(tmp_path / "x.txt", seq_length=11)
@@ -182,12 +182,12 @@ def test_the_cost_of_baselines_is_bounded_and_said(monkeypatch: pytest.MonkeyPat
     train, validation, test = prose(97), prose(53)[::-1], prose(31)
     plain = {b.name for b in baselines(train, validation, test)}
     assert plain == {next(n for n in plain if "gram" in n), "lzma", "zlib"}
-    monkeypatch.setattr(_text_baselines, "MOST_TRAIN", 2**10)
-    monkeypatch.setattr(_text_baselines, "MOST_TEST", 2**9)
+    monkeypatch.setattr(text_baselines, "MAX_TRAIN", 2**10)
+    monkeypatch.setattr(text_baselines, "MAX_TEST", 2**9)
     lengths: list[int] = []
-    measured = _text_baselines.ngram_bits
+    measured = text_baselines.ngram_bits
     monkeypatch.setattr(
-        _text_baselines,
+        text_baselines,
         "ngram_bits",
         lambda t, texts, order: lengths.extend(map(len, (t, *texts))) or measured(t, texts, order),
     )
@@ -209,7 +209,7 @@ def test_the_default_is_pythons_own_english() -> None:
     assert len(train) > 1_000_000
     assert b" the " in validation
     assert b" the " in test
-    units = _corpus.standard_library()
+    units = standard_library()
     assert len(set(units)) == len(units)
     assert task_data.encoding["sha256"] == hashlib.sha256(b"\n\n".join(units)).hexdigest()
     assert (
@@ -258,10 +258,10 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
 @given(st.integers(0, 97), st.integers(1, 13))
 def test_line_windows_ask_for_every_byte_once(size: int, length: int) -> None:
     found = list(line_windows(5, size, length))
-    assert [j for window in found for j in range(window.asked, window.stop)] == list(range(size))
+    assert [j for window in found for j in range(window.first_scored, window.stop)] == list(range(size))
     for window in found:
-        assert 0 <= window.start <= window.asked < window.stop <= window.start + length
-        assert window.start == 0 or window.asked - window.start >= length // 2
+        assert 0 <= window.start <= window.first_scored < window.stop <= window.start + length
+        assert window.start == 0 or window.first_scored - window.start >= length // 2
 
 
 def test_lines_are_scored_as_the_network_alone_scores_them(tmp_path: Path) -> None:
@@ -309,14 +309,14 @@ def test_a_file_without_targets_is_not_evaluated(tmp_path: Path) -> None:
     ("content", "asked", "says"),
     [
         (b"", {}, "is empty"),
-        (b"  \n \n", {}, "nothing but white space"),
+        (b"  \n \n", {}, "only white space"),
         (b"abc\0def", {}, "byte 3 is NUL"),
         (b"one\n\ntwo", {}, "leaves 1 bytes for one of the three parts, too few for a --seq_length of 128"),
         (b"\n\n".join(b"%d" % i for i in range(12)), {}, "too few for a --seq_length"),
         (LETTERS, {"split_by": "lines"}, "too few different lines .* \\(1\\)"),
         (prose(1) * 30, {"split_by": "paragraphs"}, "too few different paragraphs .* \\(1\\)"),
-        (LETTERS, {"header": False}, "text has no columns, so --no_header means nothing"),
-        (LETTERS, {"features": ("a", "b")}, "text has no columns, so --features a b means nothing"),
+        (LETTERS, {"header": False}, "text has no columns, so --no_header has no effect"),
+        (LETTERS, {"features": ("a", "b")}, "text has no columns, so --features a b has no effect"),
     ],
 )
 def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -326,12 +326,12 @@ def test_bad_files(content: bytes, asked: dict[str, Any], says: str, tmp_path: P
 
 
 def test_split_by_is_for_text() -> None:
-    with pytest.raises(UserError, match="--split_by lines is for text, and digits is none"):
+    with pytest.raises(UserError, match="--split_by lines is for text, which digits is not"):
         tasks.load("digits").load(TaskConfig(split_by="lines"))
 
 
 def test_the_documentation_can_be_split_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_corpus, "standard_library", lambda: tuple(prose(23).split(b"\n\n")))
+    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: tuple(prose(23).split(b"\n\n")))
     task_data = tasks.load("text").load(TaskConfig(split_by="position", seq_length=5))
     assert bytes(task_data.train.x.flatten().tolist()) == prose(23)[: task_data.train.x.numel()]
     assert task_data.encoding["split_by"] == "position"

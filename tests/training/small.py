@@ -1,4 +1,4 @@
-"""A problem, a network and a run so small that training them takes no time; distinct primes where axes could swap."""
+"""A tiny task, network and run; axes have distinct prime sizes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks.base import Baseline, Split, TaskData
 from attnlab.training import train
+from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
@@ -22,7 +23,7 @@ TRAIN, VALIDATION, TEST = 37, 11, 13
 
 
 def task_data(*, padded: bool = True) -> TaskData:
-    """Which feature of the first token is largest? Sequences are of different lengths."""
+    """The index of the largest feature of the first token; sequences of different lengths."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> Split:
@@ -43,7 +44,7 @@ def task_data(*, padded: bool = True) -> TaskData:
 
 
 def settings(**said: Any) -> Settings:
-    """Small settings: 23 steps, in batches of 8, with dropout, an evaluation after each."""
+    """Small settings: 23 steps in batches of 8, with dropout, and an evaluation after each step."""
     small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "batch_size": 8, "steps": 23, "dropout": 0.1}
     small["evaluate_every"] = 1
     if "epochs" in said:
@@ -51,16 +52,16 @@ def settings(**said: Any) -> Settings:
     return defaults("multihead", "digits").updated({**small, **said}, "the test")
 
 
-def experiment(asked: TaskData | None = None, **said: Any) -> train.Experiment:
-    """A new network for a problem, first weights by the seed."""
-    asked, chosen = asked or task_data(), settings(**said)
+def experiment(dataset: TaskData | None = None, **said: Any) -> Experiment:
+    """A new network, initialized by the seed."""
+    dataset, chosen = dataset or task_data(), settings(**said)
     torch.manual_seed(chosen.training.seed)
-    return train.Experiment(chosen, asked, train.build(chosen, asked), torch.device("cpu"))
+    return Experiment(chosen, dataset, build(chosen, dataset), torch.device("cpu"))
 
 
-def trainer(path: Path | None = None, asked: TaskData | None = None, **said: Any) -> Trainer:
-    """A trainer with its run's folder at ``path``, which it takes up where there is one; without it nothing is kept."""
-    ready = experiment(asked, **said)
+def trainer(path: Path | None = None, dataset: TaskData | None = None, **said: Any) -> Trainer:
+    """A trainer with a run folder at ``path``, resumed if it exists; without ``path`` nothing is written."""
+    ready = experiment(dataset, **said)
     run = None
     if path is not None:
         run = Run.open(path) if path.exists() else train.start(ready, path)
@@ -70,36 +71,46 @@ def trainer(path: Path | None = None, asked: TaskData | None = None, **said: Any
     return made
 
 
-def stop_at(step: int) -> Callable[[Any], None]:
-    """A watcher that dies at a step, as a process that is killed does: nothing after it is saved."""
+def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
+    """A new run that has not been trained."""
+    return train.start(experiment(**said), path, overwrite=overwrite)
 
-    def callback(seen: Any) -> None:
-        if seen.step >= step:
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of every file in a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stop_at(step: int) -> Callable[[Any], None]:
+    """A callback that raises at a step, after which nothing is saved, as in a killed process."""
+
+    def callback(progress: Any) -> None:
+        if progress.step >= step:
             raise KilledError
 
     return callback
 
 
 class KilledError(Exception):
-    """The process is gone."""
+    """Raised in place of killing the process."""
 
 
 def same(a: Network | dict[str, Tensor], b: Network | dict[str, Tensor]) -> bool:
-    """Whether two networks have the same weights, bit for bit."""
+    """Whether two networks have bit-identical parameters."""
     one, two = (n if isinstance(n, dict) else n.state_dict() for n in (a, b))
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without times."""
     return [without_times(line) for line in lines]
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what depends on the clock."""
+    """A record without times."""
     return {key: value for key, value in record.items() if not key.endswith(("second", "seconds"))}
 
 
 def replace_baselines(baselines: Callable[[], list[Baseline]]) -> TaskData:
-    """The same problem with other baselines."""
+    """The same task with other baselines."""
     return replace(task_data(), baselines=baselines)

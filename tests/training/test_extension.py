@@ -15,8 +15,8 @@ from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, extend, extends, extension_summary, stopped_at
-from attnlab.training.loop import lr_at
 from attnlab.training.runs import Run
+from attnlab.training.schedule import lr_at
 from attnlab.utils.errors import UserError
 
 STEPS, LONGER = 23, 41

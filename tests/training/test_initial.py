@@ -16,8 +16,10 @@ import attnlab
 from attnlab.network import Network, Outputs
 from attnlab.tasks.base import TaskData
 from attnlab.training import train
+from attnlab.training.experiment import Experiment, build, prepare
 from attnlab.training.initial import check_weights, initialize
-from attnlab.training.runs import Run, file_hash
+from attnlab.training.paths import file_hash
+from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
 
@@ -68,7 +70,7 @@ def test_a_readout_for_other_classes_starts_anew(source: Path) -> None:
 def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
     """Two tables of one shape: other classes, and other categories under the same codes."""
 
-    def ready(name: str, labels: str, towns: str) -> train.Experiment:
+    def ready(name: str, labels: str, towns: str) -> Experiment:
         rows = [f"{i * 7 % 13},{towns[i % 3]},{labels[i % 2]}" for i in range(61)]
         (tmp_path / name).write_text("\n".join(["a,town,way", *rows]) + "\n", encoding="utf-8")
         values = {
@@ -79,7 +81,7 @@ def test_what_means_something_else_starts_anew(tmp_path: Path) -> None:
             "layers": 1,
             "steps": 2,
         }
-        return train.prepare(defaults("multihead", "table").updated(values, "the test"))
+        return prepare(defaults("multihead", "table").updated(values, "the test"))
 
     first = ready("first.csv", "xy", "BZG")
     run = train.start(first, tmp_path / "first")
@@ -124,7 +126,7 @@ def test_another_mechanism_is_refused(source: Path) -> None:
     settings = ready.settings
     settings.model.model, settings.model.options = "groupedquery", {"num_heads": 2, "num_kv_heads": 2}
     with pytest.raises(UserError, match=r"holds multihead, and groupedquery is to be trained; give --model multihead"):
-        initialize(train.build(settings, ready.task_data), source, {})
+        initialize(build(settings, ready.task_data), source, {})
 
 
 def test_options_that_differ_are_said(source: Path) -> None:
@@ -142,10 +144,10 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 # A run that starts so
 
 
-def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> train.Experiment:
+def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> Experiment:
     """A prepared run on the small problem that starts from the weights of another."""
-    monkeypatch.setattr(train, "load_problem", lambda _: task_data())
-    return train.prepare(experiment(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
+    monkeypatch.setattr(train, "load_task_data", lambda _: task_data())
+    return prepare(experiment(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
 
 
 def test_the_run_records_where_it_started(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

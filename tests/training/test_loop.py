@@ -17,10 +17,11 @@ from small import TRAIN, KilledError, experiment, same, stop_at, task_data, trai
 from attnlab.tasks.base import TaskData
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.estimate import estimate
-from attnlab.training.loop import LOOK_EVERY, Progress, signals
+from attnlab.training.loop import SYNC_EVERY, Progress
 from attnlab.training.objective import evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import lr_at
+from attnlab.training.signals import signals
 from attnlab.utils.errors import UserError
 
 # The same seed, the same weights
@@ -165,13 +166,13 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
     assert found == [lr_at(step, 20, 0.01, 0.25) for step in range(20)]
 
 
-@pytest.mark.parametrize("clip", [0.0, 1e-4])
+@pytest.mark.parametrize("grad_clip", [0.0, 1e-4])
 def test_the_gradient_is_cut_to_its_norm(grad_clip: float) -> None:
-    made = trainer(grad_clip=clip, dropout=0.0)
+    made = trainer(grad_clip=grad_clip, dropout=0.0)
     made.training_step()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in made.parameters if p.grad is not None))
     if grad_clip:
-        assert norm == pytest.approx(clip, rel=1e-3)
+        assert norm == pytest.approx(grad_clip, rel=1e-3)
     else:
         assert norm > 1e-3
 
@@ -241,7 +242,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
 ) -> None:
     made = trainer(tmp_path / "run", poisoned(29), epochs=30)
     if looks == "seldom":
-        made.evaluate_every = LOOK_EVERY * 3
+        made.evaluate_every = SYNC_EVERY * 3
     order = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(0)).tolist()
     step = order.index(29) // 8 + 1
     with pytest.raises(UserError, match=rf"the loss became nan at step {step}\b.*try a lower --learning_rate \(0\.001"):

@@ -25,10 +25,13 @@ import attnlab
 from attnlab.network import Network
 from attnlab.training import checkpoint, train
 from attnlab.training.checkpoint import KEY, load_tensors, save_tensors
+from attnlab.training.experiment import prepare
 from attnlab.training.folder import RUN_FILES
+from attnlab.training.inference import evaluate_file, predict_file
+from attnlab.training.listing import Damaged, find
 from attnlab.training.loop import Trainer
 from attnlab.training.report import write_report
-from attnlab.training.runs import Damaged, Run, find
+from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
 
@@ -44,7 +47,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnlab.tasks._supervised.classifiers", lambda *_: [])
         small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 3, "data": str(folder / "data.npz")}
-        ready = train.prepare(defaults("multihead", "arrays").updated(small, "the test"))
+        ready = prepare(defaults("multihead", "arrays").updated(small, "the test"))
         run = train.start(ready, folder / "run")
         train.train(ready, run)
         yield folder / "run"
@@ -62,13 +65,13 @@ def data_of(path: Path) -> Path:
 
 def resume(path: Path) -> None:
     run = Run.open(path)
-    ready = train.prepare(run.settings)
+    ready = prepare(run.settings)
     Trainer(ready.network, ready.task_data, ready.settings, run).restore()
 
 
 def go_on(path: Path) -> None:
     run = Run.open(path)
-    train.train(train.prepare(run.settings), run, resume=True)
+    train.train(prepare(run.settings), run, resume=True)
 
 
 def uses(path: Path, data: Path, trainer: Trainer | None = None) -> dict[str, Callable[[], Any]]:
@@ -78,10 +81,10 @@ def uses(path: Path, data: Path, trainer: Trainer | None = None) -> dict[str, Ca
         "list": lambda: [error(run.reason) for run in find(path.parent) if isinstance(run, Damaged)],
         "open": lambda: Run.open(path),
         "load": lambda: attnlab.load(path),
-        "evaluate file": lambda: train.evaluate_file(path, data),
+        "evaluate file": lambda: evaluate_file(path, data),
         "evaluate": lambda: train.evaluate_run(Run.open(path)),
         "resume": lambda: resume(path),
-        "predict": lambda: train.predict_file(path, data),
+        "predict": lambda: predict_file(path, data),
         "finish": lambda: go_on(path),
     }
 
@@ -191,7 +194,7 @@ def test_every_altered_field_is_refused_or_read_right(name: str, copied: Path, m
     run, file, data = Run.open(copied), copied / name, data_of(copied)
     if name == "exported.safetensors":
         run.export(file)
-    ready = train.prepare(run.settings)
+    ready = prepare(run.settings)
     trainer = Trainer(ready.network, ready.task_data, ready.settings, run)
     every = uses(file if name == "exported.safetensors" else copied, data, trainer)
     before = file.read_bytes()
@@ -239,7 +242,7 @@ def test_an_encoding_of_other_types_is_said(copied: Path) -> None:
     for encoding in ({}, {**about["encoding"], "labels": [1]}, {**about["encoding"], "shift": "x"}):
         write_checkpoint(copied / "sent.safetensors", tensors, {**about, "encoding": encoding})
         with pytest.raises(UserError, match=r"sent\.safetensors has an encoding that does not fit its task"):
-            train.predict_file(copied / "sent.safetensors", data)
+            predict_file(copied / "sent.safetensors", data)
 
 
 # Tensors
@@ -429,7 +432,7 @@ def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
     with pytest.raises(UserError, match=r"bomb\.safetensors"):
         attnlab.load(path)
     with pytest.raises(UserError, match=r"bomb\.safetensors"):
-        train.predict_file(path, Path("not read"))
+        predict_file(path, Path("not read"))
 
 
 def test_a_large_number_that_takes_no_memory_is_no_bomb(copied: Path) -> None:

@@ -19,6 +19,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 import attnlab
 from attnlab.training import train
 from attnlab.training.assessment import confusion, imbalance, per_class
+from attnlab.training.experiment import Experiment, prepare
+from attnlab.training.inference import evaluate_file, predict_file
 from attnlab.training.objective import Objective, metrics_of, with_metric
 from attnlab.training.report import metric_names, number
 from attnlab.training.runs import Run
@@ -36,10 +38,10 @@ def arrays(path: Path, *, regression: bool) -> Path:
     return path / "data.npz"
 
 
-def finished(path: Path, data: Path, **said: Any) -> tuple[train.Experiment, Run, dict[str, Any]]:
+def finished(path: Path, data: Path, **said: Any) -> tuple[Experiment, Run, dict[str, Any]]:
     values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **said}
     settings = defaults("multihead", "arrays").updated(values, "the test")
-    experiment = train.prepare(settings)
+    experiment = prepare(settings)
     run = train.start(experiment, path / "run")
     _, result = train.train(experiment, run)
     assert result is not None
@@ -102,9 +104,9 @@ def test_values(tmp_path: Path) -> None:
     assert result["metrics"] == pytest.approx(expected, rel=1e-5)
     assert result["test"] == result["metrics"]["mae"]
     assert "confusion" not in result
-    again = train.evaluate_file(run.path, data)
+    again = evaluate_file(run.path, data)
     assert again["test_examples"] == ROWS
-    answers = train.predict_file(run.path, data)
+    answers = predict_file(run.path, data)
     true = np.load(data)["y"]
     assert again["metrics"]["rmse"] == pytest.approx(
         sk.root_mean_squared_error(true, answers.columns["prediction"]), rel=1e-5
@@ -156,12 +158,12 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
     said = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
     settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **said}, "the test")
-    experiment = train.prepare(settings)
+    experiment = prepare(settings)
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
     assert result is not None
-    predicted = np.array(train.predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
-    whole = train.evaluate_file(run.path, tmp_path / "t.csv")
+    predicted = np.array(predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
+    whole = evaluate_file(run.path, tmp_path / "t.csv")
     prices = np.array([row["price"] for row in rows])
     assert whole["metrics"]["mae"] == pytest.approx(sk.mean_absolute_error(prices, predicted), rel=1e-5)
     encoding, test_y = experiment.task_data.encoding, experiment.task_data.test.y[:, 0].double().numpy()
@@ -178,20 +180,20 @@ def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
     x, y = np.load(data)["x"], np.load(data)["y"]
     data.unlink()
     np.savez(tmp_path / "new.npz", x=x[:29], y=y[:29])
-    result = train.evaluate_file(run.path, tmp_path / "new.npz")
-    answers = train.predict_file(run.path, tmp_path / "new.npz")
+    result = evaluate_file(run.path, tmp_path / "new.npz")
+    answers = predict_file(run.path, tmp_path / "new.npz")
     assert result["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(y[:29], answers.columns["prediction"]))
     p = np.stack([answers.columns[f"proba_{label}"] for label in ("ant", "bee", "cow")], 1)
     assert p.sum(1) == pytest.approx(np.ones(29))
     assert answers.columns["probability"] == p.max(1).tolist()
     np.savez(tmp_path / "new.npz", x=x[:7])
-    assert train.predict_file(run.path, tmp_path / "new.npz").metrics is None
+    assert predict_file(run.path, tmp_path / "new.npz").metrics is None
     with pytest.raises(UserError, match=r"new\.npz holds x; expected x and y"):
-        train.evaluate_file(run.path, tmp_path / "new.npz")
+        evaluate_file(run.path, tmp_path / "new.npz")
     np.savez(tmp_path / "new.npz", x=x[:3], y=np.array(["ant", "dog", "bee"]))
     with pytest.raises(UserError, match=r"row 2 of .*new\.npz is none of the classes .* ant, bee, cow"):
-        train.evaluate_file(run.path, tmp_path / "new.npz")
-    assert train.predict_file(run.path, tmp_path / "new.npz").scored == 2
+        evaluate_file(run.path, tmp_path / "new.npz")
+    assert predict_file(run.path, tmp_path / "new.npz").scored == 2
 
 
 def test_accuracy_that_misleads_is_named() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from attnlab.analysis.runs import study_run
-from attnlab.tasks import _corpus
 from attnlab.training import train
+from attnlab.training.experiment import check_same_data, load_task_data, prepare, same_values
+from attnlab.training.inference import predict_file
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
@@ -24,43 +25,43 @@ def documentation(version: int) -> tuple[bytes, ...]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_corpus, "standard_library", lambda: documentation(1))
-        experiment = train.prepare(defaults("multihead", "text").updated(dict(SETTINGS), "the test"))
+        patch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
+        experiment = prepare(defaults("multihead", "text").updated(dict(SETTINGS), "the test"))
         run = train.start(experiment, tmp_path_factory.mktemp("same") / "run")
         train.train(experiment, run)
     return run
 
 
 def resume(run: Run) -> Any:
-    return train.train(train.prepare(run.settings), run, resume=True)
+    return train.train(prepare(run.settings), run, resume=True)
 
 
 @pytest.mark.parametrize("command", [train.evaluate_run, resume, study_run])
 def test_another_corpus_is_refused(command: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(1))
+    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
     command(run)
-    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(2))
+    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(2))
     with pytest.raises(UserError, match=r"^this Python's documentation differs .* \(other sha256\); use the version"):
         command(run)
 
 
 def test_another_unit_is_another_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_corpus, "standard_library", lambda: documentation(1))
-    task_data = train.load_problem(run.settings)
-    train.check_same_data(run, task_data)
+    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
+    task_data = load_task_data(run.settings)
+    check_same_data(run, task_data)
     task_data.encoding["split_by"] = "lines"
     with pytest.raises(UserError, match=r"\(other split_by\)"):
-        train.check_same_data(run, task_data)
+        check_same_data(run, task_data)
 
 
 def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
     said = {**SETTINGS, "data": str(tmp_path / "x.txt")}
-    experiment = train.prepare(defaults("multihead", "text").updated(said, "the test"))
+    experiment = prepare(defaults("multihead", "text").updated(said, "the test"))
     run = train.start(experiment, tmp_path / "run")
     run.config["encoding"]["split_by"] = "position"
     with pytest.raises(UserError, match=r"x\.txt is understood otherwise .*\(other split_by\); use the version"):
-        train.check_same_data(run, experiment.task_data)
+        check_same_data(run, experiment.task_data)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +77,12 @@ def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_the_same_up_to_rounding(a: Any, b: Any, same: bool) -> None:
-    assert train.same_values(a, b) is same
+    assert same_values(a, b) is same
 
 
 def test_whole_lines_are_predicted_from_a_run(run: Run, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_bytes(b"paragraph 7 of the documentation\n\nb\n")
-    columns = train.predict_file(run.path, tmp_path / "new.txt").columns
+    columns = predict_file(run.path, tmp_path / "new.txt").columns
     assert columns["line"] == ["paragraph 7 of the documentation", "", "b"]
     assert columns["bytes"] == [32, 0, 1]
     assert 0 < columns["bits_per_byte"][0] < 20

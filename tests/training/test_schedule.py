@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks.base import Split, TaskData
-from attnlab.training.schedule import FEWEST_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
+from attnlab.training.schedule import MIN_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
 from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
@@ -43,7 +43,7 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
         assert planned.validation_examples == min(examples, validation)
     trained = STEP_COST * steps * min(batch_size, train)
     evaluated = planned.evaluations * planned.validation_examples
-    few = planned.evaluations == 1 or planned.validation_examples <= FEWEST_EXAMPLES
+    few = planned.evaluations == 1 or planned.validation_examples <= MIN_EXAMPLES
     if every is None and examples is None:
         within = evaluated <= SHARE / (1 - SHARE) * trained
         assert within or (few and planned.evaluations == 1), (evaluated, trained)
@@ -52,7 +52,7 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
 def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
     """The reported case: 20 steps were followed by 20 evaluations of 11,000 windows each."""
     planned = schedule(Training(epochs=None, steps=20), task_data(88_000, 11_000))
-    assert (planned.evaluations, planned.validation_examples) == (1, FEWEST_EXAMPLES)
+    assert (planned.evaluations, planned.validation_examples) == (1, MIN_EXAMPLES)
 
 
 def test_a_small_validation_split_is_read_whole_after_every_epoch() -> None:

@@ -94,7 +94,9 @@ def test_epochs_or_steps() -> None:
     assert (updated.training.steps, updated.training.epochs) == (5, None)
     again = updated.updated({"epochs": 3}, "a file")
     assert (again.training.steps, again.training.epochs) == (None, 3)
-    with pytest.raises(UserError, match=r"epochs and steps both say how long; give one of them \(in a file\)"):
+    with pytest.raises(
+        UserError, match=r"epochs and steps both set the training length; give one of them \(in a file\)"
+    ):
         Settings().updated({"steps": 5, "epochs": 3}, "a file")
     assert Settings().updated({"steps": 5, "epochs": None}, "a file").training.steps == 5
 
@@ -102,18 +104,18 @@ def test_epochs_or_steps() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"embed_dim": "64"}, "embed_dim must be a whole number, not '64' (in a file)"),
-        ({"embed_dim": 64.0}, "embed_dim must be a whole number, not 64.0 (in a file)"),
-        ({"embed_dim": True}, "embed_dim must be a whole number, not True (in a file)"),
-        ({"embed_dim": None}, "embed_dim must be a whole number, not None (in a file)"),
-        ({"dropout": "a lot"}, "dropout must be a number, not 'a lot' (in a file)"),
-        ({"dropout": False}, "dropout must be a number, not False (in a file)"),
-        ({"mlp": 1}, "mlp must be true or false, not 1 (in a file)"),
-        ({"seq_length": 1.5}, "seq_length must be a whole number or nothing, not 1.5 (in a file)"),
-        ({"data": 3}, "data must be a text or nothing, not 3 (in a file)"),
-        ({"data": "a\0b"}, "data must be a text or nothing, not 'a\\x00b' (in a file)"),
-        ({"precision": "float8"}, "precision must be one of float32, bfloat16, float16, float64, not 'float8'"),
-        ({"num_heads": [2]}, "num_heads must be a whole number, not [2] (in a file)"),
+        ({"embed_dim": "64"}, "embed_dim must be a valid integer, not '64' (in a file)"),
+        ({"embed_dim": 64.0}, "embed_dim must be a valid integer, not 64.0 (in a file)"),
+        ({"embed_dim": True}, "embed_dim must be a valid integer, not True (in a file)"),
+        ({"embed_dim": None}, "embed_dim must be a valid integer, not None (in a file)"),
+        ({"dropout": "a lot"}, "dropout must be a valid number, not 'a lot' (in a file)"),
+        ({"dropout": False}, "dropout must be a valid number, not False (in a file)"),
+        ({"mlp": 1}, "mlp must be a valid boolean, not 1 (in a file)"),
+        ({"seq_length": 1.5}, "seq_length must be a valid integer, not 1.5 (in a file)"),
+        ({"data": 3}, "data must be a valid string, not 3 (in a file)"),
+        ({"data": "a\0b"}, "data must be a valid string, not 'a\\x00b' (in a file)"),
+        ({"precision": "float8"}, "precision must be 'float32', 'bfloat16', 'float16' or 'float64', not 'float8'"),
+        ({"num_heads": [2]}, "num_heads must be a valid integer, not [2] (in a file)"),
         ({"learning_rates": 0.1}, "unknown setting 'learning_rates'; did you mean learning_rate? (in a file)"),
         ({"heads": 4}, "unknown setting 'heads'; "),
         ({"quiet": True}, "unknown setting 'quiet'; "),
@@ -192,8 +194,8 @@ def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) 
     [
         ("a.toml", "embed_dim = ", "is malformed: "),
         ("a.toml", "embed_dim = 1\nembed_dim = 2", "is malformed: "),
-        ("a.toml", "embed_dim = 1\nembed-dim = 2", "is malformed: embed_dim is said twice"),
-        ("a.json", '{"embed_dim": 1, "embed_dim": 2}', "is malformed: embed_dim is said twice"),
+        ("a.toml", "embed_dim = 1\nembed-dim = 2", "is malformed: embed_dim is set twice"),
+        ("a.json", '{"embed_dim": 1, "embed_dim": 2}', "is malformed: embed_dim is set twice"),
         ("a.json", "", "is malformed: "),
         ("a.json", "[1, 2]", "holds [1, 2]; expected settings by name"),
         ("a.json", '{"settings": 3}', "holds 3; expected settings by name"),
@@ -257,9 +259,9 @@ def test_what_no_words_can_say_is_no_option(annotation: str) -> None:
 def test_positions_in_a_file_are_words() -> None:
     words = "rotary(base=500000)"
     assert Settings().updated({"positions": words}, "a file").model.options["positions"] == words
-    with pytest.raises(UserError, match="positions must be one of none, rotary, alibi, t5 or a text, not 3"):
+    with pytest.raises(UserError, match="positions must be 'none', 'rotary', 'alibi' or 't5' or a valid string, not 3"):
         Settings().updated({"positions": 3}, "a file")
-    with pytest.raises(UserError, match="position_embedding must be one of learned, sinusoidal, none, not 'waves'"):
+    with pytest.raises(UserError, match="position_embedding must be 'learned', 'sinusoidal' or 'none', not 'waves'"):
         Settings().updated({"position_embedding": "waves"}, "a file")
 
 

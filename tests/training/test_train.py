@@ -15,6 +15,8 @@ import attnlab
 from attnlab import tasks
 from attnlab.network import Network
 from attnlab.training import train
+from attnlab.training.experiment import Experiment, prepare
+from attnlab.training.inference import predict_file
 from attnlab.training.objective import predict
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
@@ -27,8 +29,8 @@ def settings(task: str = "digits", **said: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Experiment, Run, dict[str, Any]]:
-    experiment = train.prepare(settings())
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Run, dict[str, Any]]:
+    experiment = prepare(settings())
     run = train.start(experiment, tmp_path_factory.mktemp("done") / "run")
     _, result = train.train(experiment, run)
     assert result is not None
@@ -38,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Experiment, Ru
 def test_every_task_without_a_file_can_be_prepared() -> None:
     for name in tasks.names():
         if not tasks.entry(name).needs_data and name != "text":  # text is as long as a corpus; its own tests read it
-            experiment = train.prepare(settings(name))
+            experiment = prepare(settings(name))
             x, _, lengths = experiment.task_data.train
             scores = experiment.network(x[:3], None if lengths is None else lengths[:3])
             assert scores.shape[0] == 3
@@ -54,10 +56,10 @@ def test_the_positions_that_are_asked_for_are_built() -> None:
 
 
 def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
-    first = train.prepare(settings())
+    first = prepare(settings())
     torch.randn(97)
-    assert small.same(first.network, train.prepare(settings()).network)
-    assert not small.same(first.network, train.prepare(settings(seed=1)).network)
+    assert small.same(first.network, prepare(settings()).network)
+    assert not small.same(first.network, prepare(settings(seed=1)).network)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +73,11 @@ def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
 )
 def test_what_cannot_be_trained(said: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        train.prepare(settings(said.pop("task", "digits"), **said))
+        prepare(settings(said.pop("task", "digits"), **said))
 
 
 def test_the_result_is_of_the_best_network_on_the_test_data(
-    done: tuple[train.Experiment, Run, dict[str, Any]],
+    done: tuple[Experiment, Run, dict[str, Any]],
 ) -> None:
     experiment, run, result = done
     test = experiment.task_data.test
@@ -88,27 +90,27 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 
 
 def test_the_test_data_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    experiment = train.prepare(settings())
+    experiment = prepare(settings())
     splits = []
-    score_all = train.score_all
+    predict = train.predict
 
     def watched(network: Network, split: Any, **more: Any) -> Any:
         splits.append(split is experiment.task_data.test)
-        return score_all(network, split, **more)
+        return predict(network, split, **more)
 
-    monkeypatch.setattr(train, "score_all", watched)
+    monkeypatch.setattr(train, "predict", watched)
     train.train(experiment, train.start(experiment, tmp_path / "run"))
     assert splits == [True]
 
 
-def test_it_is_judged_again_to_the_same_numbers(done: tuple[train.Experiment, Run, dict[str, Any]]) -> None:
+def test_it_is_judged_again_to_the_same_numbers(done: tuple[Experiment, Run, dict[str, Any]]) -> None:
     _, run, result = done
     again = train.evaluate_run(Run.open(run.path))
     assert small.without_times(again) == small.without_times(result)
 
 
 def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
-    experiment = train.prepare(settings(precision="float64"))
+    experiment = prepare(settings(precision="float64"))
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
     network = attnlab.load(run.path)
@@ -116,27 +118,25 @@ def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
     assert result is not None
     assert train.evaluate_run(run)["test"] == result["test"]
     np.savez(tmp_path / "new.npz", x=experiment.task_data.test.x[:3].float().numpy())
-    assert len(train.predict_file(run.path, tmp_path / "new.npz").columns["prediction"]) == 3
+    assert len(predict_file(run.path, tmp_path / "new.npz").columns["prediction"]) == 3
 
 
 def test_mixed_precision_trains_weights_of_full_precision(tmp_path: Path) -> None:
-    experiment = train.prepare(settings(precision="bfloat16"))
+    experiment = prepare(settings(precision="bfloat16"))
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
     assert result is not None
     assert next(attnlab.load(run.path).parameters()).dtype == torch.float32
 
 
-def test_predictions_are_those_of_the_network(
-    done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_predictions_are_those_of_the_network(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
     experiment, run, _ = done
     x = experiment.task_data.test.x[:11]
     np.savez(tmp_path / "new.npz", x=x.numpy())
     run.export(tmp_path / "x.pth")
-    answers = train.predict_file(run.path, tmp_path / "new.npz")
+    answers = predict_file(run.path, tmp_path / "new.npz")
     assert answers.columns["prediction"] == attnlab.load(run.path)(x).argmax(-1).flatten().tolist()
-    assert train.predict_file(tmp_path / "x.pth", tmp_path / "new.npz") == answers
+    assert predict_file(tmp_path / "x.pth", tmp_path / "new.npz") == answers
 
 
 @pytest.mark.parametrize(
@@ -145,16 +145,14 @@ def test_predictions_are_those_of_the_network(
      {"x": np.full((3, 8, 8), np.nan)}, {"x": np.array([None, {}])}],
 )  # fmt: skip
 def test_data_that_do_not_fit_are_refused(
-    arrays: dict[str, Any], done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
+    arrays: dict[str, Any], done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "new.npz", **arrays)
     with pytest.raises(UserError, match=r"new\.npz"):
-        train.predict_file(done[1].path, tmp_path / "new.npz")
+        predict_file(done[1].path, tmp_path / "new.npz")
 
 
-def test_a_network_goes_to_a_hub_folder_and_back(
-    done: tuple[train.Experiment, Run, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_network_goes_to_a_hub_folder_and_back(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
     network = attnlab.load(done[1].path)
     network.save_pretrained(tmp_path / "hub")
     back = Network.from_pretrained(tmp_path / "hub")
@@ -175,5 +173,5 @@ def test_no_network_worth_keeping_is_no_result(tmp_path: Path) -> None:
 def test_where_it_computes_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(machine, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
-    assert train.prepare(settings()).device == torch.device("cpu")
+    assert prepare(settings()).device == torch.device("cpu")
     assert len(asked) == 1

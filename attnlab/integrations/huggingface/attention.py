@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from attnlab import masks
 from attnlab.masks import BoundMask, Mask, causal, from_key_padding_mask, from_tensor
-from attnlab.masks.mask import Band
+from attnlab.masks.rule import Band
 from attnlab.ops.softmax import SoftmaxMap
 
 modeling: Any = import_module("transformers.modeling_utils")
@@ -308,16 +308,11 @@ class _Theirs(Mask):
     """A rule of theirs for so many items, which reaches no further than it says."""
 
     function: Callable[..., Tensor]
-    batch: int
-    extent: Band
+    batch_size: int
+    band: Band
 
-    @property
-    def batch_size(self) -> int:
-        return self.batch
-
-    @property
-    def band(self) -> Band:
-        return self.extent
+    def __post_init__(self) -> None:
+        self._set(is_sparse=None not in self.band)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.function(b, h, q, k)

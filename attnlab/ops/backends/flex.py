@@ -1,4 +1,4 @@
-"""FlexAttention on a GPU: the rule of a mask compiled into the kernel, and blocks of keys that it forbids left out.
+"""FlexAttention on a GPU: the mask is compiled into the kernel, and fully masked blocks are left out.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim.
 """
@@ -13,33 +13,61 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from attnlab.masks import BoundMask
+from attnlab.ops.backends.sdpa import unpad
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.dispatch import Dispatch
 
-LONG = 1024
-"""Below so many queries or keys, finding the blocks costs what leaving them out saves."""
+MIN_FLEX_LENGTH = 1024
+"""Queries or keys below which finding the blocks costs what leaving them out saves."""
 
-SPARSE = 25.0
-"""Per cent of the blocks that must be forbidden; for less a fused kernel with a matrix is as fast."""
+MIN_MASKED_BLOCKS = 25.0
+"""The percentage of masked blocks below which SDPA with a matrix is as fast."""
+
+
+class Flex:
+    """FlexAttention for masks that leave out many blocks on a GPU."""
+
+    def applies(self, call: AttentionCall) -> BlockMask | None:
+        """Return the blocks."""
+        mask = call.mask
+        if mask is None or call.can_inspect or torch.compiler.is_compiling():
+            return None
+        if call.dropout or call.bias is not None or call.sink is not None or mask.is_causal or mask.allows_all:
+            return None
+        call = call.expanded
+        return block_mask(call.q, call.k, mask)
+
+    def run(self, call: AttentionCall, plan: BlockMask) -> Tensor:
+        """Call the compiled kernel."""
+        width, call = call.v.shape[-1], call.expanded
+        return unpad(flexible(call.q, call.k, call.v, plan, call.score_scale), width)
+
+    def explain(self, call: AttentionCall, plan: BlockMask) -> Dispatch:
+        """Return the name, and why."""
+        assert call.mask is not None
+        why = f"{call.mask.mask} masks {plan.sparsity():.0f}% of the blocks, which FlexAttention leaves out on a GPU"
+        return Dispatch("flex", why)
 
 
 def block_mask(q: Tensor, k: Tensor, mask: BoundMask) -> BlockMask | None:
-    """The blocks of keys that the mask leaves to each block of queries; None where there is nothing to gain.
+    """The blocks of keys that each block of queries attends to; None if too few are masked.
 
     Args:
         q: (B, H, N, d), on a GPU.
         k: (B, H, M, d).
-        mask: who may look at whom.
+        mask: the keys that each query attends to.
 
     Source: Dong et al. 2024, "Flex Attention", arXiv:2412.05496, section 3.
     """
     N, M = q.shape[2], k.shape[2]
-    if not _takes(q) or min(N, M) < LONG or not mask.mask.by_position:
+    if not _takes(q) or min(N, M) < MIN_FLEX_LENGTH or not mask.mask.by_position:
         return None
     blocks = _blocks(mask, q.device)
-    return blocks if blocks.sparsity() >= SPARSE else None
+    return blocks if blocks.sparsity() >= MIN_MASKED_BLOCKS else None
 
 
 def flexible(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, scale: float) -> Tensor:
-    """``softmax(scale · q kᵀ) v`` over what the blocks and the rule in them permit.
+    """``softmax(scale · q kᵀ) v`` over the keys that the blocks and their rule allow.
 
     Args:
         q: (B, H, N, d).
@@ -49,14 +77,14 @@ def flexible(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, scale: float) -
         scale: what a score is multiplied by.
 
     Returns:
-        (B, H, N, d); zeros in a row that may look at nothing.
+        (B, H, N, d); zeros in a fully masked row.
     """
     return compiled()(q, k, v, block_mask=blocks, scale=scale)
 
 
 @functools.cache
 def compiled() -> Callable[..., Tensor]:
-    """The kernel: uncompiled, FlexAttention writes down the whole map."""
+    """The compiled kernel: uncompiled, FlexAttention materializes all weights."""
     return torch.compile(flex_attention)
 
 

@@ -1,4 +1,4 @@
-"""The fused kernel, and what every part of one computation gives to it.
+"""PyTorch's fused kernel: one call for everything, and the kernel call that the other backends make for each part.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim.
 """
@@ -16,22 +16,159 @@ from torch.autograd import forward_ad
 
 from attnlab.ops.backends.dropout import dropout_attention
 from attnlab.ops.backends.eager import explicit_attention, explicit_gradients
-from attnlab.ops.dispatch import can_inspect_values
+from attnlab.ops.bias import Bias, materialized
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.dispatch import Dispatch
+from attnlab.utils.tracing import can_inspect_values
 
-CHEAP = 2**15
-"""Weights per batch item below which PyTorch's own random numbers cost nothing that matters."""
+MIN_DROPOUT_WEIGHTS = 2**15
+"""Weights per batch item below which PyTorch's own random numbers are as fast as those of `dropout_attention`."""
+
+MIN_CONTIGUOUS_KEYS = 4096
+"""Keys from which contiguous copies of k and v pay off: 3 to 5 % at 8,192 keys of 8 heads of 64, measured on a CPU."""
+
+CAUSAL_CHUNK_LENGTHS = (192, 768)
+"""Lengths between which the causal kernel computes most of what it then masks: four chunks take 0.8 of the time."""
+
+
+class Fused:
+    """SDPA without a matrix: no mask, or a plain causal one."""
+
+    def applies(self, call: AttentionCall) -> bool | None:
+        """Return whether the call is causal; None for a call with a matrix, dropout, a sink, a cap or shared keys."""
+        q, k, mask = call.q, call.k, call.mask
+        if call.bias is not None or call.dropout or call.sink is not None or call.softcap is not None:
+            return None
+        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1]:
+            return None
+        if mask is None:
+            return False
+        if mask.is_causal:
+            shortest, longest = CAUSAL_CHUNK_LENGTHS
+            chunks = not torch.compiler.is_compiling() and shortest <= q.shape[2] <= longest and call.can_inspect
+            return None if chunks else True
+        return False if not torch.compiler.is_compiling() and mask.allows_all else None
+
+    def run(self, call: AttentionCall, causal: bool) -> Tensor:
+        """One call of the kernel."""
+        q, k, v, scale = call.q, call.k, call.v, call.scale
+        # The fused kernels need a last stride of 1; for others PyTorch falls back to a slow implementation.
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if not torch.compiler.is_compiling() and q.is_cpu and q.shape[2] >= MIN_CONTIGUOUS_KEYS:
+            k, v = k.contiguous(), v.contiguous()
+        if scale is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
+            q, scale = q * q.new_tensor(scale * math.sqrt(q.shape[-1])), None
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+    def explain(self, call: AttentionCall, causal: bool) -> Dispatch:
+        """Return the name, and why."""
+        if causal:
+            return Dispatch("causal", "a plain causal mask, for which the kernel needs no matrix")
+        return Dispatch("fused", "every key is attended to")
+
+
+class Sdpa:
+    """SDPA for any call: mask and bias become one matrix."""
+
+    def applies(self, call: AttentionCall) -> bool:
+        """Return True."""
+        return True
+
+    def run(self, call: AttentionCall, plan: Any) -> Tensor:
+        """One call of the kernel."""
+        width = call.v.shape[-1]
+        if call.q.shape[1] != call.k.shape[1] or call.q.shape[-1] != width or call.mask is None or call.mask.allows_all:
+            call = call.expanded
+        q, k, v, mask, bias, scale = call.q, call.k, call.v, call.mask, call.bias, call.score_scale
+        causal = bias is None and mask is not None and mask.is_causal
+        matrix = None if mask is None or causal else mask.tensor()
+        if bias is not None:
+            matrix = additive(matrix, bias, q.dtype)
+        if call.sink is None and not call.dropout:
+            out = sdpa(q, k, v, matrix, causal=causal, scale=scale)
+        else:
+            out = Kernel(scale, call.sink, call.dropout)(q, k, v, matrix, causal=causal)
+        if torch.compiler.is_compiling() and mask is not None and matrix is not None and mask.mask.num_heads > 1:
+            # A row may be fully masked in one head alone; the kernels zero it, the code of the ONNX exporter does not.
+            out = out.masked_fill(~mask.tensor().any(-1, keepdim=True), 0.0)
+        return out if out.shape[-1] == width else out[..., :width]
+
+    def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
+        """Return the name, and why."""
+        call = call.expanded
+        if call.bias is None and call.mask is None:
+            name, why = "fused", "every key is attended to"
+        elif call.bias is None and call.mask is not None and call.mask.is_causal:
+            name, why = "causal", "a plain causal mask, for which the kernel needs no matrix"
+        else:
+            parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
+            size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
+            name, why = "matrix", f"{' and '.join(parts)}, as a matrix of {size}"
+        return Dispatch(name, why)
+
+
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    matrix: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, with workarounds.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, M, d).
+        v: (B, H, M, d).
+        matrix: Boolean (True means attend) or added to the scores.
+        causal: a square causal mask.
+        scale: the factor of the scores.
+        dropout: the probability of dropping a weight.
+    """
+    # The fused kernels need a last stride of 1; for others PyTorch falls back to a slow implementation.
+    if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    usual = 1 / math.sqrt(q.shape[-1])
+    factor: float | None = None if scale == usual else scale
+    if factor is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
+        q, factor = q * q.new_tensor(scale / usual), None
+    if matrix is not None and matrix.is_floating_point() and _is_transformed():
+        # In a functorch transform the matrix hides that it requires a gradient; the fused kernel would give it none.
+        math_kernel = torch.ops.aten._scaled_dot_product_attention_math
+        out: Tensor = math_kernel(q, k, v, matrix, dropout, causal, scale=scale)[0]
+        return out
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=factor)
+
+
+def unpad(out: Tensor, width: int) -> Tensor:
+    """``out`` without the features that `AttentionCall.expanded` added."""
+    return out if out.shape[-1] == width else out[..., :width]
+
+
+def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask and a bias as the one tensor that the fused kernel takes."""
+    if bias is None:
+        return permitted
+    matrix = materialized(bias).to(dtype)
+    if torch.onnx.is_in_onnx_export():  # its second pass would use another kernel for a bias that requires a gradient
+        matrix = matrix.detach()
+    return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """``dropout(softmax([sink | scale · q kᵀ + matrix])) [0 | v]``, by fused kernels where there is one.
+    """``dropout(softmax([sink | scale · q kᵀ + matrix])) [0 | v]``, by a fused kernel where possible.
 
     Under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` every operation is PyTorch's own, with derivatives of any
     order and forward-mode differentiation.
 
     Args:
-        scale: what a score is multiplied by.
-        sink: (H,), a logit in every row that takes weight and gives nothing.
+        scale: the factor of the scores.
+        sink: (H,), a logit in every row that takes weight and has no value.
         dropout: the probability of dropping a weight.
     """
 
@@ -42,48 +179,37 @@ class Kernel:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
-        """Attend.
+        """Compute the output.
 
         Args:
             q: (B, H, N, d).
             k: (B, H, M, d).
             v: (B, H, M, d).
             matrix: Boolean (True means attend) or added to the scores, four axes or two.
-            causal: the triangle, for as many keys as queries; without a matrix.
+            causal: a square causal mask, without a matrix.
 
         Returns:
             (B, H, N, d); zeros in a fully masked row.
         """
-        q, k, v = (_unit_stride(t) for t in (q, k, v))
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        if self.sink is None and not self.dropout:
+            return sdpa(q, k, v, matrix, causal=causal, scale=self.scale)
         constant = matrix is None or not matrix.requires_grad
         direct = constant and k.shape[2] > 0 and q.numel() > 0 and _may_skip_dispatch(q, k, v, matrix, self.sink)
         if self.sink is not None:
             if direct and not self.dropout:
-                added = None if matrix is None else _unit_stride(_added(matrix, q.dtype))
+                added = None if matrix is None else _added(matrix, q.dtype)
+                added = added if added is None or added.stride(-1) == 1 else added.contiguous()
                 sunk: Tensor = _SdpaWithSink.apply(q, k, v, self.sink, added, causal, self.scale)[0]  # type: ignore[no-untyped-call]
                 return sunk
             return self._with_a_key(q, k, v, self.sink, matrix, causal)
-        if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= CHEAP:
+        if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= MIN_DROPOUT_WEIGHTS:
             return dropout_attention(q, k, v, _square(q) if causal else matrix, self.dropout, self.scale)
-        return self._dispatched(q, k, v, matrix, causal)
-
-    def _dispatched(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
-        """By the kernel that PyTorch chooses."""
-        default = 1 / math.sqrt(q.shape[-1])
-        scale = None if self.scale == default else self.scale
-        if scale is not None and torch.onnx.is_in_onnx_export():  # numbers are rounded to float32 there
-            q, scale = q * q.new_tensor(self.scale / default), None
-        if matrix is not None and matrix.is_floating_point() and _is_transformed():
-            # Transformed, a matrix hides that it asks for a gradient, and the kernel taken would give it none.
-            plain = torch.ops.aten._scaled_dot_product_attention_math
-            out: Tensor = plain(q, k, v, matrix, self.dropout, causal, scale=self.scale)[0]
-            return out
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=matrix, dropout_p=self.dropout, is_causal=causal, scale=scale
-        )
+        return sdpa(q, k, v, matrix, causal=causal, scale=self.scale, dropout=self.dropout)
 
     def _with_a_key(self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
-        """The sink as one key more, whose score is the logit and whose value is zero."""
+        """Add the sink as one more key, whose score is the logit and whose value is zero."""
         (H, N), M = q.shape[1:3], k.shape[2]
         if causal:
             matrix = _square(q)
@@ -92,23 +218,18 @@ class Kernel:
         matrix = matrix.expand(matrix.shape[0], H, N, M)
         logit = sink.to(q.dtype)[:, None, None].expand(matrix.shape[0], H, N, 1)
         matrix = torch.cat([logit, matrix], -1)
-        if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for what asks for a gradient
+        if torch.onnx.is_in_onnx_export():  # its second pass would choose another kernel with gradients
             matrix = matrix.detach()
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        return Kernel(self.scale, dropout=self.dropout)._dispatched(q, k, v, matrix, False)
-
-
-def _unit_stride(t: Tensor) -> Tensor:
-    """``t`` with a last stride of 1: the raw kernels read nothing else, and PyTorch's choice falls to a slow one."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+        return sdpa(q, k, v, matrix, scale=self.scale, dropout=self.dropout)
 
 
 def _may_skip_dispatch(*tensors: Tensor | None) -> bool:
-    """Whether the raw flash kernel and our own functions can be called: on a CPU, where first derivatives suffice."""
+    """Whether the flash kernel and our own functions can be called directly: eagerly on a CPU."""
     given = [t for t in tensors if t is not None]
     return (
         can_inspect_values(given[0])
-        and torch.backends.cuda.flash_sdp_enabled()  # of all devices, in spite of its name: what sdpa_kernel() sets
+        and torch.backends.cuda.flash_sdp_enabled()  # of all devices, despite its name: sdpa_kernel() sets it
         and all(forward_ad.unpack_dual(t).tangent is None for t in given)
     )
 
@@ -118,24 +239,23 @@ def _is_transformed() -> bool:
 
 
 def _square(q: Tensor) -> Tensor:
-    """The triangle as a matrix, (N, N)."""
+    """The causal mask as a matrix, (N, N)."""
     N = q.shape[2]
     return torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
 
 
 def _added(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix, Boolean or of floats, as what is added to the scores."""
+    """A Boolean or float matrix as a term of the scores."""
     if matrix.dtype != torch.bool:
         return matrix.to(dtype)
     return torch.zeros_like(matrix, dtype=dtype).masked_fill(~matrix, -torch.inf)
 
 
 class _SdpaWithSink(torch.autograd.Function):
-    """The fused kernel on a CPU, with its sums of powers corrected by the sink afterwards: no matrix is needed.
+    """The fused kernel on a CPU, whose normalizers are corrected by the sink afterwards, without a matrix.
 
-    With l the logarithm of a row's sum of powers, the sink makes it l' = log(exp l + exp s) and the answer
-    out' = out · exp(l - l'). The kernel's own backward pass, given out' and l', is then that of the softmax with a
-    sink.
+    With l the log-sum-exp of a row, the sink makes it l' = log(exp l + exp s), and the output out' = out · exp(l - l').
+    The backward pass of the kernel, called with out' and l', is then that of the softmax with a sink.
     """
 
     @staticmethod
@@ -159,7 +279,7 @@ class _SdpaWithSink(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sink, matrix, out, sunk = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for, which the kernel's backward pass has not
+        if torch.is_grad_enabled():  # create_graph=True: the backward pass of the kernel has no derivative
             matrix = _square(q) if ctx.causal else matrix
 
             def compute(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:

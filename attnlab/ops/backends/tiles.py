@@ -1,4 +1,4 @@
-"""Softmax attention in parts: what a query cannot reach is never computed. Every part is a fused kernel's work.
+"""Softmax attention in tiles of queries, each with the keys that they can reach. Every tile is one kernel call.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim.
 """
@@ -14,14 +14,126 @@ from torch.utils.checkpoint import checkpoint
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, in_order, slices
-from attnlab.ops.backends.sdpa import Kernel
-from attnlab.ops.bias import Bias, cut, written
+from attnlab.ops.backends.sdpa import CAUSAL_CHUNK_LENGTHS, Kernel, additive, unpad
+from attnlab.ops.bias import Bias, RelativeBias, cut
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.dispatch import Dispatch
 
-ROWS = 64
-"""Queries a tile; more of them reach more keys that most of them may not look at."""
+MIN_TILE_KEYS = 128
+"""Keys below which one kernel call is faster than several."""
 
-CALL = 2**12
-"""Weights that take as long as it takes to call a kernel."""
+TILE_QUERIES = 64
+"""Queries per tile; more of them reach more keys that are masked for most."""
+
+KERNEL_CALL_WEIGHTS = 2**12
+"""Weights that take as long to compute as one more kernel call."""
+
+MIN_SAVING = 1.5
+"""The computed weights must be fewer by this factor for tiles to be used."""
+
+MAX_MATRIX_VALUES = 2**22
+"""Values of a mask or a bias that are materialized at once; a larger matrix is made for some rows at a time."""
+
+MATRIX_TILE_VALUES = 2**20
+"""Values per tile of a matrix that is too large to be materialized."""
+
+MAX_DROPOUT_WEIGHTS = 2**22
+"""Weights per item that are kept for the backward pass of a dropout; more are computed again, in tiles."""
+
+Tiles = list[tuple[slice, Index]]
+"""Some queries, and the keys that they attend to."""
+
+
+class Tiled:
+    """A mask under which a few queries reach few keys: a window, blocks, strides."""
+
+    def applies(self, call: AttentionCall) -> tuple[Tiles, bool] | None:
+        """Return the tiles, and whether they are those of one residue of the stride."""
+        mask = call.mask
+        if mask is None or not call.can_inspect or call.k.shape[2] < MIN_TILE_KEYS or not call.q.shape[0]:
+            return None
+        folds = call.bias is None and mask.can_fold
+        tiles = fitting_tiles(mask, one_residue=folds)
+        return (tiles, folds) if tiles else None
+
+    def run(self, call: AttentionCall, plan: tuple[Tiles, bool]) -> Tensor:
+        """Compute the tiles."""
+        (tiles, folds), width, call = plan, call.v.shape[-1], call.expanded
+        q, k, v, mask = call.q, call.k, call.v, call.mask
+        assert mask is not None
+        kernel = Kernel(call.score_scale, call.sink, call.dropout)
+        if folds:
+            return unpad(folded(q, k, v, mask, kernel, tiles), width)
+        return unpad(tiled(q, k, v, mask, call.bias, kernel, tiles), width)
+
+    def explain(self, call: AttentionCall, plan: tuple[Tiles, bool]) -> Dispatch:
+        """Return the name, and why."""
+        mask, (tiles, _) = call.mask, plan
+        assert mask is not None
+        back, ahead = mask.mask.band
+        if back is not None and ahead is not None:
+            return Dispatch("window", f"{mask.mask} reaches {back} back and {ahead} ahead of {mask.keys} keys")
+        reached = sum(count(rows) * count(keys) for rows, keys in tiles) / sum(count(rows) for rows, _ in tiles)
+        return Dispatch("tiles", f"{mask.mask} lets a query reach {reached:.0f} of {mask.keys} keys on average")
+
+
+class CausalChunks:
+    """Causal attention of medium length in four chunks of queries, without the keys behind each chunk."""
+
+    def applies(self, call: AttentionCall) -> bool | None:
+        """Return True, or None."""
+        mask, (shortest, longest) = call.mask, CAUSAL_CHUNK_LENGTHS
+        if mask is None or call.bias is not None or mask.first or not shortest <= call.q.shape[2] <= longest:
+            return None
+        return True if mask.is_causal and call.can_inspect and call.q.shape[0] else None
+
+    def run(self, call: AttentionCall, plan: bool) -> Tensor:
+        """Compute the chunks."""
+        width, call = call.v.shape[-1], call.expanded
+        kernel = Kernel(call.score_scale, call.sink, call.dropout)
+        return unpad(causal_chunks(call.q, call.k, call.v, kernel), width)
+
+    def explain(self, call: AttentionCall, plan: bool) -> Dispatch:
+        """Return the name, and why."""
+        return Dispatch("triangle", f"causal, {call.q.shape[2]} long: four chunks leave out most masked keys")
+
+
+class Rows:
+    """Some rows at a time, for a matrix that is large and not materialized yet, or for much dropout."""
+
+    def applies(self, call: AttentionCall) -> Tiles | None:
+        """Return the tiles."""
+        if (call.mask is None and call.bias is None and not call.dropout) or not call.can_inspect:
+            return None
+        mask, bias, (H, N), M = call.mask, call.bias, call.q.shape[1:3], call.k.shape[2]
+        if mask is not None and mask.allows_all:
+            mask = None
+        batch = heads = 1
+        if bias is not None:
+            batch, heads = bias.batch_and_heads if isinstance(bias, RelativeBias) else bias.shape[:2]
+            exists = mask is None and isinstance(bias, Tensor)
+        else:
+            exists = mask is None or mask.is_causal or not mask.mask.by_position
+        if mask is not None:
+            batch, heads = max(batch, mask.mask.batch_size), max(heads, mask.mask.num_heads)
+        large = not exists and batch * heads * N * M > MAX_MATRIX_VALUES
+        if call.dropout and H * N * M > MAX_DROPOUT_WEIGHTS:
+            (batch, heads), large = call.q.shape[:2], True
+        if not large:
+            return None
+        size = max(1, MATRIX_TILE_VALUES // (batch * heads * M))
+        return [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
+
+    def run(self, call: AttentionCall, plan: Tiles) -> Tensor:
+        """Compute the tiles; the backward pass computes their matrices again."""
+        width, call = call.v.shape[-1], call.expanded
+        kernel = Kernel(call.score_scale, call.sink, call.dropout)
+        return unpad(tiled(call.q, call.k, call.v, call.mask, call.bias, kernel, plan, recompute=True), width)
+
+    def explain(self, call: AttentionCall, plan: Tiles) -> Dispatch:
+        """Return the name, and why."""
+        size = count(plan[0][0])
+        return Dispatch("rows", f"{size} of {call.q.shape[2]} rows at a time, because the whole matrix is large")
 
 
 def tiled(
@@ -31,7 +143,7 @@ def tiled(
     mask: BoundMask | None,
     bias: Bias | None,
     kernel: Kernel,
-    tiles: list[tuple[slice, Index]],
+    tiles: Tiles,
     *,
     recompute: bool = False,
 ) -> Tensor:
@@ -54,15 +166,15 @@ def tiled(
         seen = [t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (k, v)]
         given = (q[:, :, rows], seen[0], seen[1], mask, bias, kernel, rows, keys)
         if recompute and torch.is_grad_enabled():
-            out: Tensor = checkpoint(_part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
+            out: Tensor = checkpoint(compute_part, *given, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
             return out
-        return _part(*given)
+        return compute_part(*given)
 
     parts = collected(part, tiles) if recompute else [part(*tile) for tile in tiles]
     return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
 
 
-def collected(compute: Callable[[slice, Index], Tensor], tiles: list[tuple[slice, Index]]) -> list[Tensor]:
+def collected(compute: Callable[[slice, Index], Tensor], tiles: Tiles) -> list[Tensor]:
     """``compute`` of every tile, (B, H, n, w).
 
     The results get their memory before the tiles do theirs. Behind the large temporary tensors of a tile they would
@@ -74,9 +186,7 @@ def collected(compute: Callable[[slice, Index], Tensor], tiles: list[tuple[slice
     return [first, *(out.copy_(compute(*tile)) for out, tile in zip(room, tiles[1:], strict=True))]
 
 
-def folded(
-    q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, kernel: Kernel, tiles: list[tuple[slice, Index]]
-) -> Tensor:
+def folded(q: Tensor, k: Tensor, v: Tensor, mask: BoundMask, kernel: Kernel, tiles: Tiles) -> Tensor:
     """`tiled` for a mask that `BoundMask.folds`: rows a step apart are an item of their own, all in one call.
 
     Takes what `tiled` takes, but a bias.
@@ -105,7 +215,7 @@ def folded(
     return torch.cat(parts, 2).unflatten(0, (B, step)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 
-def fitting_tiles(mask: BoundMask, *, one_residue: bool) -> list[tuple[slice, Index]] | None:
+def fitting_tiles(mask: BoundMask, *, one_residue: bool) -> Tiles | None:
     """The tiles of a mask under which a query can reach few keys alone; None where they would not save enough.
 
     Args:
@@ -117,13 +227,13 @@ def fitting_tiles(mask: BoundMask, *, one_residue: bool) -> list[tuple[slice, In
     back, ahead = mask.mask.band
     step = mask.mask.stride
     reach = 0 if back is None or ahead is None else (back + ahead + 1) // step
-    tiles = mask.tiles(max(ROWS, reach // 4), one_residue=one_residue)
-    least = CALL if len(tiles) > 1 else 0  # one call is what the whole would be too
+    tiles = mask.tiles(max(TILE_QUERIES, reach // 4), one_residue=one_residue)
+    least = KERNEL_CALL_WEIGHTS if len(tiles) > 1 else 0  # one call is what the whole would be too
     spent = sum(max(least, count(rows) * count(keys) * (step if one_residue else 1)) for rows, keys in tiles)
-    return tiles if 1.5 * spent <= mask.queries * mask.keys else None
+    return tiles if MIN_SAVING * spent <= mask.queries * mask.keys else None
 
 
-def triangular(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) -> Tensor:
+def causal_chunks(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) -> Tensor:
     """Causal attention in a few parts: the keys ahead of a part are left out, where a kernel would not notice."""
     N = q.shape[2]
     done = []
@@ -131,67 +241,10 @@ def triangular(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, parts: int = 4) 
         # A part's own triangle, aligned at its end.
         permitted = torch.ones(rows.stop - rows.start, rows.stop, dtype=torch.bool, device=q.device).tril(rows.start)
         done.append(kernel(q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], permitted))
-    return _joined(done, 2)
+    return joined(done, 2)
 
 
-def itemwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rest: BoundMask | None,
-    bias: Bias | None,
-    keys: list[slice],
-    kernel: Kernel,
-    *,
-    queries: bool = False,
-) -> Tensor:
-    """An item at a time, with its real keys alone.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, M, d).
-        v: (B, H, M, d).
-        rest: what else the mask says.
-        bias: four axes, broadcastable to (B, H, N, M).
-        keys: the real keys of every item.
-        kernel: computes a part.
-        queries: whether these are its real queries too, N = M; the rows of the others are zero.
-    """
-    N, done = q.shape[2], []
-    # Split, not sliced: the gradient of a slice is as large as the whole.
-    for b, (own, Q, K, V) in enumerate(zip(keys, q.split(1), k.split(1), v.split(1), strict=True)):
-        rows = own if queries else slice(0, N)
-        part = Q[:, :, rows], K[:, :, own], V[:, :, own], rest, bias, kernel, rows, own, slice(b, b + 1)
-        out = _part(*part)
-        done.append(F.pad(out, (0, 0, rows.start, N - rows.stop)) if queries else out)
-    return _joined(done, 0)
-
-
-def segmentwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rest: BoundMask | None,
-    bias: Bias | None,
-    segments: list[slice],
-    kernel: Kernel,
-) -> Tensor:
-    """Packed sequences, one after the other.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, N, d).
-        v: (B, H, N, d).
-        rest: what else the mask says.
-        bias: four axes, broadcastable to (B, H, N, N).
-        segments: the rows of every sequence.
-        kernel: computes a part.
-    """
-    done = [_part(q[:, :, own], k[:, :, own], v[:, :, own], rest, bias, kernel, own, own) for own in segments]
-    return _joined(done, 2)
-
-
-def _part(
+def compute_part(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -212,19 +265,9 @@ def _part(
     return kernel(q, k, v, additive(permitted, added, q.dtype))
 
 
-def _joined(parts: list[Tensor], axis: int) -> Tensor:
+def joined(parts: list[Tensor], axis: int) -> Tensor:
     """The parts in one tensor, laid out as the kernels lay out theirs, (B, N, H, d): joining heads is then free."""
     return torch.cat([part.transpose(1, 2) for part in parts], {0: 0, 2: 1}[axis]).transpose(1, 2)
-
-
-def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask and a bias as the one tensor that the fused kernel takes."""
-    if bias is None:
-        return permitted
-    matrix = written(bias).to(dtype)
-    if torch.onnx.is_in_onnx_export():  # its second pass would take another kernel for a bias that asks for a gradient
-        matrix = matrix.detach()
-    return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
 def of_items(tensor: Tensor, items: slice) -> Tensor:

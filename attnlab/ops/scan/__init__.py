@@ -1,4 +1,5 @@
 """Linear recurrences over keys and values, in three forms that give the same numbers."""
 
 from attnlab.ops.scan.linear import linear_scan as linear_scan
+from attnlab.ops.scan.normalized import NormalizedScan as NormalizedScan
 from attnlab.ops.scan.scan_map import ScanMap as ScanMap

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnlab.utils.tracing import may_read
+from attnlab.utils.tracing import can_inspect_device
 
 FORMS = ("auto", "chunked", "parallel", "recurrent")
 
@@ -78,7 +78,7 @@ def _check_decay(log_decay: Tensor, q: Tensor) -> None:
             f"log_decay must have shape (heads,) = {(H,)}, (batch, heads, steps) = {(B, H, N)} or "
             f"(batch, heads, steps, key width) = {(B, H, N, d)}, not {tuple(log_decay.shape)}"
         )
-    if may_read(log_decay.device) and bool((log_decay > 0).any()):
+    if can_inspect_device(log_decay.device) and bool((log_decay > 0).any()):
         raise ValueError(
             f"log_decay must be at most 0, a decay of at most 1, not {log_decay.max().item():.4g}; "
             "give the logarithm, as F.logsigmoid does"

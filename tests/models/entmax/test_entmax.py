@@ -14,9 +14,9 @@ from torch import Tensor
 
 from attnlab import KVCache, check_attention, explain_path, masks
 from attnlab.models.entmax import EntmaxAttention
-from attnlab.models.entmax.entmax import entmax
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.pruning import prune_heads
+from attnlab.ops.entmax import entmax
 
 B, N, M, H, D = 2, 11, 7, 3, 21
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnlab import masks
 from attnlab.models.entmax import EntmaxAttention
-from attnlab.models.entmax.entmax import entmax
+from attnlab.ops.entmax import entmax
 
 ORACLES = {"test_values": ("entmax", "entmax_bisect"), "test_the_layer": ("entmax", "entmax_bisect")}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnlab import KVCache, check_attention, masks
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.sigmoid import SigmoidAttention
-from attnlab.models.sigmoid.sigmoid import sigmoids
+from attnlab.models.sigmoid.sigmoid import sigmoid_weights
 from attnlab.nn.pruning import prune_heads
 
 B, N, H, D, d = 2, 7, 3, 12, 4
@@ -85,7 +85,7 @@ def test_low_precision_counts_any_number_of_keys(dtype: torch.dtype, keys: int, 
     scores = torch.tensor([[2.0, 7.0]]).repeat(1, keys)[None, None, :, :keys].to(dtype)
     permitted = torch.ones(1, 1, 1, keys, dtype=torch.bool) if masked else None
     expected = torch.sigmoid(scores.double() - math.log(keys))
-    torch.testing.assert_close(sigmoids(scores, permitted).double(), expected, rtol=0.004, atol=1e-7)
+    torch.testing.assert_close(sigmoid_weights(scores, permitted).double(), expected, rtol=0.004, atol=1e-7)
 
 
 def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

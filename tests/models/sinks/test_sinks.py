@@ -129,8 +129,8 @@ def test_steps_are_the_whole() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"sink": "one"}, "^sink is 'learned' or 'zero', not 'one'$"),
-        ({"sink": 0}, "^sink is 'learned' or 'zero', not 0$"),
+        ({"sink": "one"}, "^sink must be 'learned' or 'zero', not 'one'$"),
+        ({"sink": 0}, "^sink must be 'learned' or 'zero', not 0$"),
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Read a .parquet file from stdin to its end: a process of its own, since polars aborts its process at some damage.
+"""Reads a .parquet file from stdin in a separate process, because polars aborts its process for some damaged files.
 
-Run as a script with the most bytes that the content may take. It prints ``begun``, then the size where that is larger
-(and leaves with `TOO_LARGE`), or what is wrong (`MALFORMED`). It imports nothing of attnlab, so that it starts fast.
+A script whose argument is the largest allowed size of the content in bytes. It prints ``begun``, then the size if it is
+too large (and exits with `TOO_LARGE`), or the error (`MALFORMED`). It does not import attnlab, to start quickly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def probe(content: bytes, most: int) -> int:
         if size <= most:
             _limit_memory(2 * most + 2 * len(content) + 2**30)
             frame = pl.read_parquet(io.BytesIO(content))
-            # A text that the file holds once, for all of its rows, is one for each of them when it is used.
+            # The file may store a string once for all rows, but each row needs it when it is used.
             size = int(frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)).estimated_size())
         if size > most:
             print(size)
@@ -36,7 +36,7 @@ def probe(content: bytes, most: int) -> int:
 
 
 def _limit_memory(most: int) -> None:
-    """End this process where it takes more: a list of a billion zeros is a few bytes in a file."""
+    """Limit the memory of this process: a list of a billion zeros is a few bytes in a file."""
     try:
         import resource
     except ImportError:  # Windows
@@ -46,7 +46,7 @@ def _limit_memory(most: int) -> None:
 
 
 def _width(dtype: Any) -> int:
-    """The bytes that a value takes at least."""
+    """The minimum size of a value in bytes."""
     import polars as pl
 
     if dtype == pl.Null or dtype == pl.Boolean:

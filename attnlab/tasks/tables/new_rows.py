@@ -1,4 +1,4 @@
-"""The columns that a network was trained on, read from another file; and what is refused in any file."""
+"""The columns of a trained network, read from another file, and checks of their values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.tasks._cells import ColumnValues, Layout
-from attnlab.tasks._columns import blocks, is_plain
 from attnlab.tasks._split import listed
-from attnlab.tasks._table_file import TableFile
-from attnlab.tasks._target import Place
-from attnlab.tasks._values import DATES, LARGEST, dates, gaps, numbers, words
+from attnlab.tasks.tables.cells import ColumnValues, Layout
+from attnlab.tasks.tables.columns import blocks, is_plain
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.target import Locate
+from attnlab.tasks.tables.values import DATES, LARGEST, dates, missing_rows, numbers, words
 from attnlab.utils.errors import UserError
 
 
@@ -21,26 +21,26 @@ def column_values(layout: Layout, file: TableFile) -> ColumnValues:
     """The columns that ``layout`` names.
 
     Raises:
-        UserError: for a column that is not there, or a value of another kind, with its row.
+        UserError: for a missing column, or a value of another kind, with its row.
     """
     frame = file.frame
-    there = set(frame.columns)
-    lacking = [name for name in layout.names if name not in there]
+    present = set(frame.columns)
+    lacking = [name for name in layout.names if name not in present]
     if lacking:
         raise UserError(f"{file.path} lacks the column {listed(lacking)}; it has {listed(frame.columns)}")
     values: ColumnValues = {}
-    wanted = [frame[name] for name in layout.numbers.names]
-    for column in wanted:
+    numeric = [frame[name] for name in layout.numbers.names]
+    for column in numeric:
         if not (is_plain(column) or column.dtype in (pl.String, pl.Null)):
             raise UserError(f"{column.name} in {file.path} holds no numbers; the network was trained on numbers")
-    for group in blocks(wanted):
-        found = numbers(group, file.decimal)
+    for group in blocks(numeric):
+        parsed = numbers(group, file.decimal)
         for i, column in enumerate(group):
-            values[column.name] = found.numbers[i]
-            if found.other[i].any():
-                values[column.name] = _truths(column, found.numbers[i], found.other[i], file.place)
+            values[column.name] = parsed.numbers[i]
+            if parsed.other[i].any():
+                values[column.name] = _with_booleans(column, parsed.numbers[i], parsed.other[i], file.locate)
     for date in layout.dates:
-        values[date.name] = _dates(frame[date.name], date.form, file.place)
+        values[date.name] = _dates(frame[date.name], date.form, file.locate)
     for name in (part.name for group in (layout.categories, layout.texts) for part in group):
         if frame[name].dtype.is_nested() or frame[name].dtype == pl.Binary:
             raise UserError(f"{name} in {file.path} holds no text; the network was trained on text")
@@ -48,21 +48,21 @@ def column_values(layout: Layout, file: TableFile) -> ColumnValues:
     return values
 
 
-def refuse_gaps(values: ColumnValues, place: Place, why: str) -> None:
+def refuse_gaps(values: ColumnValues, locate: Locate, why: str) -> None:
     """Refuse missing values.
 
     Raises:
         UserError: for the first, with its column and row.
     """
     for name, column in values.items():
-        missing = gaps(column)
+        missing = missing_rows(column)
         if missing.any():
             row = int(missing.argmax())
-            raise UserError(f"{name} is missing in {place(row)}, {why}; fill it in, or leave the row out")
+            raise UserError(f"{name} is missing in {locate(row)}, {why}; fill it in, or leave the row out")
 
 
-def refuse_large(values: ColumnValues, place: Place) -> None:
-    """Refuse numbers that float32 cannot hold.
+def refuse_large(values: ColumnValues, locate: Locate) -> None:
+    """Refuse numbers that float32 cannot represent.
 
     Raises:
         UserError: for the first, with its column and row.
@@ -74,28 +74,28 @@ def refuse_large(values: ColumnValues, place: Place) -> None:
         if large.any():
             row = int(large.argmax())
             raise UserError(
-                f"{name} is {column[row]:g} in {place(row)}; a network computes in float32, up to {LARGEST:.2g}: give "
+                f"{name} is {column[row]:g} in {locate(row)}; a network computes in float32, up to {LARGEST:.2g}: give "
                 f"the column in a larger unit, or leave it out with --ignore {name}"
             )
 
 
-def _truths(column: pl.Series, found: NDArray[np.float64], other: NDArray[np.bool_], place: Place) -> Any:
-    """Numbers among which truth values may be words, as in a CSV file of what was Boolean in training."""
+def _with_booleans(column: pl.Series, found: NDArray[np.float64], other: NDArray[np.bool_], locate: Locate) -> Any:
+    """Numbers in which true and false are 1 and 0, as in a CSV file with a column that was Boolean in training."""
     low = column.str.strip_chars().str.to_lowercase()
     truths = [(low == word).fill_null(False).to_numpy() for word in ("false", "true")]
     bad = other & ~truths[0] & ~truths[1]
     if bad.any():
         row = int(bad.argmax())
-        raise UserError(f"{column.name} is {column[row][:40]!r} in {place(row)}; the network was trained on numbers")
+        raise UserError(f"{column.name} is {column[row][:40]!r} in {locate(row)}; the network was trained on numbers")
     return np.select([truths[0], truths[1]], [0.0, 1.0], found)
 
 
-def _dates(column: pl.Series, form: str, place: Place) -> NDArray[np.float64]:
-    """Dates as in training, or in another form whose day and month cannot be confused."""
+def _dates(column: pl.Series, form: str, locate: Locate) -> NDArray[np.float64]:
+    """Dates in the format of training, or in another unambiguous format."""
     if column.dtype == pl.Null:
         column = column.cast(pl.String)
     if column.dtype not in (pl.String, pl.Date, pl.Datetime):
-        raise UserError(f"{column.name} is {column.drop_nulls()[0]} in {place(0)}; the network was trained on dates")
+        raise UserError(f"{column.name} is {column.drop_nulls()[0]} in {locate(0)}; the network was trained on dates")
     found, _, other = dates(column, form)
     for another in DATES if other.any() else ():
         if "/" not in another or another.startswith("%Y"):
@@ -104,5 +104,5 @@ def _dates(column: pl.Series, form: str, place: Place) -> NDArray[np.float64]:
             other = other & more.other
     if other.any():
         row = int(other.argmax())
-        raise UserError(f"{column.name} is {column[row][:40]!r} in {place(row)}; the network was trained on dates")
+        raise UserError(f"{column.name} is {column[row][:40]!r} in {locate(row)}; the network was trained on dates")
     return found

@@ -1,4 +1,4 @@
-"""Byte n-grams and compressors: how far a text can be predicted without a network."""
+"""Baselines for text: byte n-grams and compressors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ Codes = NDArray[np.int64]
 
 ORDER = 5
 """The longest context of the n-gram, in bytes."""
-MOST_TRAIN, MOST_VALIDATION, MOST_TEST = 2**22, 2**18, 2**20
-"""Bytes that the baselines see, so that they take seconds with a long text too."""
+MAX_TRAIN, MAX_VALIDATION, MAX_TEST = 2**22, 2**18, 2**20
+"""Bytes that the baselines use, to limit their time."""
 
 
 def baselines(train: bytes, validation: bytes, test: bytes) -> list[Baseline]:
-    """Bits per byte of the test text by a byte n-gram and by two compressors that know the training text.
+    """Bits per byte of the test text by a byte n-gram and by two compressors that have compressed the training text.
 
-    The n-gram is interpolated (Witten and Bell 1991) and chooses its order on the validation text. A compressor's
-    number is what the test text adds to the compressed training text; zlib can look back 32 KiB only. Of long texts
-    they see the last 4 MiB to train on and the first MiB to test on, which their names say.
+    The n-gram is interpolated (Witten and Bell 1991), and its order is selected on the validation text. The value of a
+    compressor is what the test text adds to the size of the compressed training text; the window of zlib is only
+    32 KiB. Of long texts, the last 4 MiB of the training text and the first MiB of the test text are used, as their
+    names state.
     """
-    bounds = [f"{len(train[-MOST_TRAIN:]) >> 20} MiB of training text"] if len(train) > MOST_TRAIN else []
-    bounds += [f"{MOST_TEST >> 20} MiB of test text"] if len(test) > MOST_TEST else []
+    bounds = [f"{len(train[-MAX_TRAIN:]) >> 20} MiB of training text"] if len(train) > MAX_TRAIN else []
+    bounds += [f"{MAX_TEST >> 20} MiB of test text"] if len(test) > MAX_TEST else []
     name = f" ({', '.join(bounds)})" if bounds else ""
-    train, validation, test = train[-MOST_TRAIN:], validation[:MOST_VALIDATION], test[:MOST_TEST]
+    train, validation, test = train[-MAX_TRAIN:], validation[:MAX_VALIDATION], test[:MAX_TEST]
     on_validation, on_test = ngram_bits(train, [validation, test], ORDER).T
     order = int(on_validation[1:].argmin()) + 1
     bits = {
@@ -41,16 +42,16 @@ def baselines(train: bytes, validation: bytes, test: bytes) -> list[Baseline]:
 
 
 def ngram_bits(train: bytes, texts: Sequence[bytes], highest: int) -> NDArray[np.float64]:
-    """(highest + 1, texts): bits per byte of each text by contexts of up to 0, 1, 2 ... bytes.
+    """(highest + 1, texts): bits per byte of each text with contexts of up to 0, 1, 2 ... bytes.
 
-    The probability after a context c that was seen n times with t different followers is
+    The probability after a context that occurred n times with t different next bytes is
     (count + t * p_shorter) / (n + t); the shortest is uniform over 256 (Witten and Bell 1991).
     """
-    chances = [np.full(len(text), 1 / 256) for text in texts]
+    probabilities = [np.full(len(text), 1 / 256) for text in texts]
     bits = np.zeros((highest + 1, len(texts)))
     for size in range(highest + 1):
         tables = _tables(train, size) if size < len(train) else None
-        for column, (text, p) in enumerate(zip(texts, chances, strict=True)):
+        for column, (text, p) in enumerate(zip(texts, probabilities, strict=True)):
             if tables is not None and size < len(text):
                 followed, in_all, different = tables
                 contexts, pairs = _codes(text, size)
@@ -61,18 +62,18 @@ def ngram_bits(train: bytes, texts: Sequence[bytes], highest: int) -> NDArray[np
 
 
 class _Table:
-    """How often every key stood there: sorted keys, and their numbers."""
+    """Counts of keys: sorted keys and their counts; 0 for other keys."""
 
     def __init__(self, keys: Codes, counts: Codes) -> None:
         self.keys, self.counts = keys, counts
 
-    def __getitem__(self, wanted: Codes) -> Codes:
-        at = np.searchsorted(self.keys, wanted).clip(max=max(0, len(self.keys) - 1))
-        return np.where(self.keys[at] == wanted, self.counts[at], 0)
+    def __getitem__(self, queries: Codes) -> Codes:
+        index = np.searchsorted(self.keys, queries).clip(max=max(0, len(self.keys) - 1))
+        return np.where(self.keys[index] == queries, self.counts[index], 0)
 
 
 def _tables(text: bytes, size: int) -> tuple[_Table, _Table, _Table]:
-    """Of contexts of ``size`` bytes: each with its follower, each in all, and the different followers of each."""
+    """Counts of contexts of ``size`` bytes with their next byte, of contexts, and of different next bytes."""
     pairs, counts = np.unique(_codes(text, size)[1], return_counts=True)
     contexts, first = np.unique(pairs >> 8, return_index=True)
     in_all = np.add.reduceat(counts, first)
@@ -81,7 +82,7 @@ def _tables(text: bytes, size: int) -> tuple[_Table, _Table, _Table]:
 
 
 def _codes(text: bytes, size: int) -> tuple[Codes, Codes]:
-    """Every context of ``size`` bytes as one number, and the same with the byte that follows."""
+    """Every context of ``size`` bytes as one integer, and the same with the next byte."""
     values = np.frombuffer(text, np.uint8).astype(np.int64)
     count = len(values) - size
     contexts = np.zeros(count, np.int64)

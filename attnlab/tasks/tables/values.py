@@ -1,4 +1,4 @@
-"""The values of a column as float64: numbers, and dates in days. All rows are read, never a prefix."""
+"""Columns as float64: numbers, and dates in days. All rows are read, never a prefix."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import polars as pl
 from numpy.typing import NDArray
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
-"""What stands for a missing value, in any case, with white space around it or not."""
+"""Strings for a missing value, in any case, with or without surrounding white space."""
 UNKNOWN = ("?", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
-"""What stands for a missing value among numbers and dates only."""
+"""Strings for a missing value only among numbers and dates."""
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest magnitude that a network can read."""
-MANY = 20
-"""More different values than this are not a handful of codes."""
+"""The largest magnitude in float32."""
+MAX_CODES = 20
+"""A column of more different values is not a set of codes."""
 MOSTLY = 0.9
-"""Where this part of a column is numbers or dates, the rest is an error in the data."""
+"""If this fraction of a column is numbers or dates, other values are errors in the data."""
 
 _THOUSANDS = {
     mark: rf"[1-9]\d{{0,2}}(?:{group}\d{{3}})+(?:{point}\d*)?"
     for mark, group, point in ((".", ",", r"\."), (",", r"\.", ","))
 }
-"""Numbers with separated thousands, by the decimal mark."""
+"""Numbers with thousands separators, by the decimal mark."""
 UNITS = "%$€£¥"
-"""What may stand before or after all numbers of a column."""
+"""Units that may precede or follow all numbers of a column."""
 _DIGITS_AND_UNITS = rf"^[+-]?\s?[{UNITS}]?\s?[\d.,]+\s?[{UNITS}]?$"
 
 _YEAR_FIRST = r"\d{4}{0}\d{1,2}{0}\d{1,2}"
@@ -44,17 +44,17 @@ DATES = {
     "%b %d, %Y": r"[A-Za-z]{3} \d{1,2}, \d{4}",
     "%B %d, %Y": r"[A-Za-z]{4,9} \d{1,2}, \d{4}",
 }
-"""The formats of dates that are read, each with its pattern; a time and a zone may follow."""
+"""The supported date formats with their patterns; a time and a zone may follow."""
 _TIME = r"(?:[T ]+(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?\s*(Z|UTC|[+-]\d{2}:?\d{2})?)?"
 
 
 class Values(NamedTuple):
-    """What was read from columns.
+    """The values of columns.
 
     Args:
         numbers: float64, NaN where there is no number; infinite where it is too large for float64.
         missing: where a value is missing.
-        other: where a value is there and could not be read.
+        other: where a value is neither missing nor a number.
     """
 
     numbers: NDArray[np.float64]
@@ -63,7 +63,7 @@ class Values(NamedTuple):
 
 
 def is_missing(text: pl.Series) -> pl.Series:
-    """Where a column of strings has no value, with no null in the answer."""
+    """Where a column of strings has no value; the result has no nulls."""
     return text.str.strip_chars().str.to_lowercase().is_in(MISSING).fill_null(True)
 
 
@@ -76,18 +76,18 @@ def words(column: pl.Series) -> pl.Series:
 def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
     """Columns as numbers, each (columns, rows).
 
-    The columns are all strings, or all numbers, Booleans or durations. `UNKNOWN` is missing where every other value of
-    its column is a number; numbers that are not finite are missing, but for a text such as 1e999. Thousands may be
-    separated, and all numbers of a column may have the same unit out of % $ € £ ¥.
+    The columns are all strings, or all numbers, Booleans or durations. `UNKNOWN` is missing if every other value of its
+    column is a number. Numbers that are not finite are missing, except strings such as 1e999. Numbers may have
+    thousands separators, and all numbers of a column may have the same unit out of % $ € £ ¥.
     """
     rows = len(columns[0])
-    together = pl.concat(columns, rechunk=True)
-    if together.dtype != pl.String:
-        found = as_float(together).reshape(len(columns), rows)
+    joined = pl.concat(columns, rechunk=True)
+    if joined.dtype != pl.String:
+        found = as_float(joined).reshape(len(columns), rows)
         infinite = ~np.isfinite(found)
         found[infinite] = np.nan
         return Values(found, infinite, np.zeros_like(infinite))
-    text = together.str.strip_chars()
+    text = joined.str.strip_chars()
     low = text.str.to_lowercase()
     missing, unknown = (
         low.is_in(which).fill_null(which is MISSING).to_numpy().reshape(len(columns), rows)
@@ -95,13 +95,13 @@ def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
     )
     found = as_float(text.str.replace(",", ".", literal=True) if decimal == "," else text).reshape(len(columns), rows)
     found[missing | unknown] = np.nan
-    points = np.zeros_like(missing)  # where there is a point that is no decimal mark
+    points = np.zeros_like(missing)  # where a point is not the decimal mark
     if decimal == ",":
         points = text.str.contains(".", literal=True).fill_null(False).to_numpy().reshape(found.shape)
     unread = points | (np.isnan(found) & ~missing & ~unknown)
     unread[unread] = text.filter(pl.Series(unread.ravel())).str.contains(_DIGITS_AND_UNITS).to_numpy()
     for i in np.flatnonzero(unread.any(axis=1)).tolist():
-        read = _written_out(text.slice(i * rows, rows), decimal)
+        read = _formatted_numbers(text.slice(i * rows, rows), decimal)
         if not (points[i] & np.isnan(read)).any():
             found[i] = np.where(points[i] | np.isnan(found[i]), read, found[i])
     other = ~(missing | unknown) & np.isnan(found)
@@ -110,13 +110,13 @@ def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
     return Values(found, missing | among_numbers, other | (unknown & ~among_numbers))
 
 
-def _written_out(text: pl.Series, decimal: str) -> NDArray[np.float64]:
-    """Numbers with separated thousands or a unit such as % or $, and NaN elsewhere; everywhere where units differ."""
+def _formatted_numbers(text: pl.Series, decimal: str) -> NDArray[np.float64]:
+    """Numbers with thousands separators or a unit such as % or $, and NaN elsewhere; all NaN if the units differ."""
     unit, plain = f"([{UNITS}]?)", rf"\d+(?:\{decimal}\d*)?|\{decimal}\d+"
     parts = text.str.extract_groups(rf"^([+-]?)\s?{unit}\s?(?:({_THOUSANDS[decimal]})|({plain}))\s?{unit}$")
     sign, before, thousands, digits, after = parts.struct.unnest().get_columns()
-    there = thousands.is_not_null() | digits.is_not_null()
-    if (before + after).filter(there).n_unique() > 1:
+    valid = thousands.is_not_null() | digits.is_not_null()
+    if (before + after).filter(valid).n_unique() > 1:
         return np.full(len(text), np.nan)
     group, point = (",", ".") if decimal == "." else (".", ",")
     whole = thousands.str.replace_all(group, "", literal=True)
@@ -124,7 +124,7 @@ def _written_out(text: pl.Series, decimal: str) -> NDArray[np.float64]:
 
 
 def as_float(column: pl.Series) -> NDArray[np.float64]:
-    """A column as float64, NaN where that cannot be; a copy."""
+    """A column as a float64 copy, NaN where the conversion fails."""
     if column.dtype == pl.Duration:
         column = column.cast(pl.Duration("us"))
     if column.dtype.is_temporal():
@@ -133,18 +133,18 @@ def as_float(column: pl.Series) -> NDArray[np.float64]:
 
 
 def dates(column: pl.Series, form: str) -> Values:
-    """A column as days since 1970, (rows, 2): in UTC, and as the clock on the wall shows it.
+    """A column as days since 1970, (rows, 2): in UTC and in local time.
 
     Args:
         column: strings, dates or date-times.
-        form: how the dates are written, one of `DATES`.
+        form: the format, one of `DATES`.
     """
     if column.dtype == pl.Date:
         days = as_float(column)
         return Values(np.stack([days, days], axis=1), np.isnan(days), np.zeros(len(days), bool))
     if column.dtype != pl.String:
-        wall = column.dt.replace_time_zone(None)
-        both = [as_float(c.dt.cast_time_unit("us")) / 86_400e6 for c in (column, wall)]
+        local = column.dt.replace_time_zone(None)
+        both = [as_float(c.dt.cast_time_unit("us")) / 86_400e6 for c in (column, local)]
         return Values(np.stack(both, axis=1), np.isnan(both[0]), np.zeros(len(column), bool))
     text = column.str.strip_chars()
     parts = text.str.extract_groups(f"^({DATES[form]}){_TIME}$").struct.unnest().get_columns()
@@ -155,16 +155,16 @@ def dates(column: pl.Series, form: str) -> Values:
     zone = parts[4].str.extract_groups(r"^([+-])(\d{2}):?(\d{2})$").struct.unnest().get_columns()
     ahead = np.nan_to_num(as_float(zone[1])) / 24 + np.nan_to_num(as_float(zone[2])) / 1440
     days = clock - np.where((zone[0] == "-").fill_null(False).to_numpy(), -ahead, ahead)
-    gone = (is_missing(column) | text.str.to_lowercase().is_in(UNKNOWN).fill_null(True)).to_numpy()
-    return Values(np.stack([days, clock], axis=1), gone, ~gone & np.isnan(days))
+    missing = (is_missing(column) | text.str.to_lowercase().is_in(UNKNOWN).fill_null(True)).to_numpy()
+    return Values(np.stack([days, clock], axis=1), missing, ~missing & np.isnan(days))
 
 
 def date_formats(example: str) -> list[str]:
-    """The formats that one value may be written in."""
+    """The formats that match a value."""
     return [form for form, pattern in DATES.items() if re.fullmatch(pattern + _TIME, example.strip())]
 
 
-def gaps(values: NDArray[np.float64] | pl.Series) -> NDArray[np.bool_]:
+def missing_rows(values: NDArray[np.float64] | pl.Series) -> NDArray[np.bool_]:
     """(rows,), where a column has no value."""
     if isinstance(values, pl.Series):
         return values.is_null().to_numpy()

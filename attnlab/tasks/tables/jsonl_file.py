@@ -1,4 +1,4 @@
-"""A JSON object a line."""
+"""JSON Lines files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from attnlab.files.data import detect_encoding, open_data
-from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,21 +19,21 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def read_jsonl(path: Path) -> TableFile:
-    """Read a file with a JSON object in every line; a key that a line lacks is null there.
+    """Read a file with one JSON object per line; missing keys become null.
 
-    A column of numbers, truth values or texts has that type. Whole numbers beyond 64 bits, and values of mixed types,
-    are text; lists and objects are their JSON text in a list.
+    A column of numbers, Booleans or strings has that type. Integers beyond 64 bits and values of mixed types become
+    strings; lists and objects become their JSON text in a list.
 
     Raises:
         MalformedError: with the line.
-        UserError: for a file that is binary, or takes too much memory.
+        UserError: for a file that is binary or needs too much memory.
     """
     import polars as pl
 
     encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
-    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
+    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer)
     with open_data(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
         try:
             for number, line in enumerate(text, 1):
@@ -48,9 +48,9 @@ def read_jsonl(path: Path) -> TableFile:
                     column.append(value)
                 lines.append(number)
         except UnicodeError:
-            raise MalformedError("its first bytes name an encoding that it is not in; save it as UTF-8") from None
+            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
     if not lines:
-        raise MalformedError("it holds empty lines alone")
+        raise MalformedError("it holds only empty lines")
     check_names(list(columns))
     check_cells(path, len(lines), len(columns))
     series = []
@@ -65,27 +65,27 @@ def _parsed(decoder: json.JSONDecoder, line: str, number: int) -> dict[str, Any]
     try:
         value = decoder.decode(line)
     except json.JSONDecodeError as error:
-        raise MalformedError(f"line {number} is no JSON ({error.msg})") from None
+        raise MalformedError(f"line {number} is not valid JSON ({error.msg})") from None
     except RecursionError:
         raise MalformedError(f"line {number} is nested too deeply") from None
     except ValueError as error:
         raise MalformedError(f"line {number}: {error}") from None
     if not isinstance(value, dict):
-        raise MalformedError(f"line {number} is no JSON object")
+        raise MalformedError(f"line {number} is not a JSON object")
     return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{shown(name)} is there twice; rename one")
-        found[name] = value
-    return found
+        if name in values:
+            raise ValueError(f"{shown(name)} occurs twice; rename one")
+        values[name] = value
+    return values
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > 4_000:  # more than Python converts
+def _integer(digits: str) -> int:
+    if len(digits) > 4_000:  # the limit of Python's conversion
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
 
@@ -128,5 +128,5 @@ def _refuse_surrogate(name: str, texts: list[str | None], lines: list[int]) -> N
         try:
             (text or "").encode()
         except UnicodeEncodeError:
-            raise MalformedError(f"line {line}: {shown(name)} is no Unicode text ({shown(text or '')})") from None
-    raise AssertionError("every text can be encoded")
+            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
+    raise AssertionError("all strings are valid Unicode")

@@ -1,4 +1,4 @@
-"""Comma-separated values and their relatives: other separators, decimal commas, other encodings, no header."""
+"""CSV files, also with other separators, decimal commas, other encodings, or no header."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attnlab.files.data import detect_encoding, open_data
-from attnlab.tasks._table_file import MalformedError, TableFile, check_cells, check_names, shown
-from attnlab.tasks._values import UNITS
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks.tables.values import UNITS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 1_000, 1_000_000
 _CHUNK_CELLS = 8_000_000
-"""Fields that are Python strings at one time."""
+"""Fields that are Python strings at once."""
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 _COMMA_NUMBER = re.compile(r"\s*[+-]?\d*,\d+\s*")
 _BETWEEN = "\x1f"
-"""Joins the fields of a column, so that one search sees them all."""
+"""Joins the fields of a column for a single search."""
 
 
 def _in_a_field(pattern: str) -> re.Pattern[str]:
@@ -41,11 +41,11 @@ _POINTS = _in_a_field(r"\d*\.\d+")
 
 
 def read_csv(path: Path, *, header: bool) -> TableFile:
-    """Read a file of separated values; every field stays text, and an empty one is null.
+    """Read a CSV file; every field is a string, and an empty one is null.
 
     Raises:
         MalformedError: with the line.
-        UserError: for a file that is binary, or takes too much memory.
+        UserError: for a file that is binary or needs too much memory.
     """
     encoding = detect_encoding(path)
     with (
@@ -60,7 +60,7 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
         records = Records(itertools.chain(start, lines), separator)
         first = next(records, None)
         if first is None:
-            raise MalformedError("it holds empty lines alone")
+            raise MalformedError("it holds only empty lines")
         if header:
             names, body = [name.strip(" \t") for name in first], records
             check_names(names)
@@ -74,17 +74,17 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
     if header and looks_like_data(first, frame, decimal):
         line = shown(separator.join(first))
         raise MalformedError(
-            f"its first line ({line}) looks like the others, not like names; add a line of names, or give --no_header"
+            f"its first line ({line}) looks like data, not like column names; add a line of names, or give --no_header"
         )
     summary_lines = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
     summary_lines += ["numbers with decimal commas"] if decimal == "," else []
     summary_lines += [f"read as {encoding.label}"] if encoding.label else []
-    summary_lines += ["no header, so the columns are called column_1, column_2 ..."] if not header else []
+    summary_lines += ["no header, so the columns are named column_1, column_2 ..."] if not header else []
     return TableFile(frame, path, decimal, tuple(summary_lines), np.array(reader.lines, np.int64))
 
 
 class Records:
-    """The records of a file, blank lines left out; after each, ``line`` is where it began, counted from 1."""
+    """The records of a file without blank lines; ``line`` is the first line of the last record, counted from 1."""
 
     def __init__(self, lines: Iterable[str], separator: str) -> None:
         self.line = 0
@@ -106,17 +106,17 @@ class Records:
         except csv.Error as error:
             reason = str(error)
             if "unexpected end of data" in reason:
-                reason = "a quotation mark opens here and is never closed"
+                reason = "a quotation mark is opened here and never closed"
             raise MalformedError(f"line {self.line}: {reason}") from None
 
     def again(self, record: list[str]) -> Records:
-        """Give the last record once more."""
+        """Yield a record again."""
         self._again.append(record)
         return self
 
 
 class _Columns:
-    """Records into columns of text, a chunk at a time."""
+    """Converts records to columns of strings, in chunks."""
 
     def __init__(self, path: Path, names: Sequence[str], separator: str) -> None:
         self.path, self.names, self.separator = path, names, separator
@@ -125,7 +125,7 @@ class _Columns:
 
     @property
     def decimal(self) -> Literal[".", ","]:
-        """A comma where numbers have one that does not separate thousands, and of quoted fields none has a point."""
+        """A comma if numbers have one that is not a thousands separator, and no quoted field has a point."""
         by_semicolon = self.separator == ";" and self._commas and not self._points
         sure = self._no_thousands and not (self.separator == "," and self._points)
         return "," if sure or by_semicolon else "."
@@ -135,13 +135,13 @@ class _Columns:
 
         width, frames = len(self.names), []
         most = _CHUNK_CELLS // width * width
-        fields: list[str] = []  # one flat list: many small ones would keep the garbage collector busy
+        fields: list[str] = []  # one flat list: many small ones would slow down the garbage collector
         for record in records:
             if len(record) != width:
                 if len(record) == 1 and not record[0].strip():
                     continue
                 count = "1 field" if len(record) == 1 else f"{len(record):,} fields"
-                raise MalformedError(f"line {records.line} has {count}, the header {width:,}")
+                raise MalformedError(f"line {records.line} has {count}, but the header has {width:,}")
             fields += record
             self.lines.append(records.line)
             if len(fields) > most:
@@ -158,11 +158,11 @@ class _Columns:
         for i, name in enumerate(self.names):
             column = fields[i :: len(self.names)]
             if not self._no_thousands or self.separator == ",":
-                self._look_for_decimals(column)
+                self._detect_decimals(column)
             series.append(pl.Series(name, [field or None for field in column], dtype=pl.String))
         return pl.DataFrame(series)
 
-    def _look_for_decimals(self, column: Sequence[str]) -> None:
+    def _detect_decimals(self, column: Sequence[str]) -> None:
         joined = _BETWEEN.join(column)
         if "," in joined:
             self._commas = self._commas or _COMMAS.search(joined) is not None
@@ -171,14 +171,14 @@ class _Columns:
 
 
 def find_separator(start: Sequence[str], usual: str, *, cut: bool = False) -> str:
-    """What separates the fields: the character that gives every record as many fields as the header has.
+    """The separator: the character with which every record has as many fields as the header.
 
-    Where several do, the one that leaves the fewest of the others inside fields (a decimal comma is none), and of
-    equals the one with the most fields. Where none does, the one that gives the header the most.
+    Among several, the one that leaves the fewest other separators inside fields (except decimal commas), and then the
+    one with the most fields. If there is none, the one that gives the header the most fields.
 
     Args:
         start: the first lines.
-        usual: the separator that the file's ending stands for; it wins a tie.
+        usual: the separator of the file's suffix; preferred in a tie.
         cut: whether the last record may be incomplete.
     """
     best, score = usual, (False, 0.0, 1)
@@ -199,16 +199,16 @@ def find_separator(start: Sequence[str], usual: str, *, cut: bool = False) -> st
 
 
 def _clean(records: list[list[str]], separator: str) -> float:
-    """The share of fields without another separator inside."""
+    """The fraction of fields without another separator."""
     others = re.compile("[" + "".join(s for s in SEPARATORS if s != separator) + "]")
     fields = [field for record in records for field in record]
     return sum(1 for f in fields if not others.search(f) or _COMMA_NUMBER.fullmatch(f)) / len(fields)
 
 
 def looks_like_data(first: Sequence[str], frame: pl.DataFrame, decimal: str) -> bool:
-    """Whether a first line is like those below it: a number over numbers, and over other columns one of their values.
+    """Whether the first line is data: a number above numbers, or one of the values of every other column.
 
-    Columns called 0, 1, 2 ... in order are names, as pandas writes them.
+    0, 1, 2 ... in order are names, as written by pandas.
     """
     if len(first) > 2 and list(first) == [str(i) for i in range(len(first))]:
         return False
@@ -235,7 +235,7 @@ def _lines(text: Iterable[str]) -> Iterator[str]:
     try:
         yield from text
     except UnicodeError:
-        raise MalformedError("its first bytes name an encoding that it is not in; save it as UTF-8") from None
+        raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
 
 
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
@@ -251,7 +251,7 @@ def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
 
 
 class _any_field_size:  # noqa: N801
-    """Lift the csv module's limit of 131,072 characters a field meanwhile."""
+    """Lifts the csv module's limit of 131,072 characters per field."""
 
     def __enter__(self) -> None:
         self._before = csv.field_size_limit(2**31 - 1)

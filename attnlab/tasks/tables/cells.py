@@ -1,8 +1,8 @@
-"""The columns of a table as cells: a code for what stands there, and a value where it is a number.
+"""The rows of a table as sequences of cells: a code, and a value if the cell is a number.
 
-Axes: B rows, N cells. Every number is a cell with a code of its own; so is every part of a date, such as its weekday.
-A category is a cell with a code for each of its values. A text is as many cells as it has bytes, 256 codes for each
-column of text; texts come last, and what is left of the longest row is padding.
+Axes: B rows, N cells. A number is a cell with its own code; so is every part of a date, such as its weekday.
+A category is a cell with one code per value. A text is one cell per byte, with 256 codes per column; texts come last,
+and shorter rows are padded.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pydantic import BaseModel, Field, model_validator
 
 from attnlab.network import Inputs
 from attnlab.tasks._baselines import Features
-from attnlab.tasks._columns import Column
 from attnlab.tasks._split import Rows
-from attnlab.tasks._supervised import standardize, standards
-from attnlab.tasks._target import Place
+from attnlab.tasks._standardize import mean_and_std, standardize
+from attnlab.tasks.tables.columns import Column
+from attnlab.tasks.tables.target import Locate
 from attnlab.utils.errors import UserError
 
-LONGEST = 256
-"""Bytes of a text that are read, without ``--seq_length``."""
+MAX_TEXT_BYTES = 256
+"""Default limit of the bytes of a text (``--seq_length``)."""
 
 DATE_PARTS = ("days", "month_sin", "month_cos", "weekday_sin", "weekday_cos", "hour_sin", "hour_cos")
 
 
 class Recorded(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
-    """What stands in a run's record; anything else is refused."""
+    """Part of a run's record; unknown fields are refused."""
 
 
 class Numbers(Recorded):
-    """Number columns, and parts of dates, by their names, means and spreads in the training rows."""
+    """Number columns, or parts of dates: names, and means and standard deviations over the training rows."""
 
     names: list[str]
     means: list[float]
@@ -43,14 +43,14 @@ class Numbers(Recorded):
     @model_validator(mode="after")
     def _one_each(self) -> Numbers:
         if not len(self.names) == len(self.means) == len(self.spreads):
-            raise ValueError("names, means and spreads must be equally many")
+            raise ValueError("names, means and spreads must have equal lengths")
         if not all(spread > 0 for spread in self.spreads):
             raise ValueError("spreads must be above 0")
         return self
 
 
 class Date(Recorded):
-    """A column of dates: how they are written, and the parts that vary."""
+    """A column of dates: its format, and the parts that vary."""
 
     name: str
     form: str
@@ -58,9 +58,9 @@ class Date(Recorded):
 
 
 class Category(Recorded):
-    """A column of categories, and its values in the order of their codes.
+    """A column of categories, with its values in the order of their codes.
 
-    Code 0 is for all others, and 1 for a missing value.
+    Code 0 means any other value, and 1 a missing value.
     """
 
     name: str
@@ -68,14 +68,14 @@ class Category(Recorded):
 
 
 class Text(Recorded):
-    """A column of texts, and how many bytes of them are read at most."""
+    """A column of texts, and the largest number of bytes that are read."""
 
     name: str
     bytes: int = Field(ge=1)
 
 
 class Layout(Recorded):
-    """How rows are encoded: the columns in the order of their codes."""
+    """The encoding of rows: the columns in the order of their codes."""
 
     numbers: Numbers
     dates: list[Date]
@@ -91,12 +91,12 @@ class Layout(Recorded):
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read."""
+        """The names of all columns."""
         return [*self.numbers.names, *(c.name for group in (self.dates, self.categories, self.texts) for c in group)]
 
     @property
     def inputs(self) -> Inputs:
-        """What the network reads."""
+        """The inputs of the network."""
         numbers = len(self.numbers.names) + sum(len(date.parts.names) for date in self.dates)
         size = numbers + sum(2 + len(category.levels) for category in self.categories) + 256 * len(self.texts)
         return Inputs("cells", size, numbers)
@@ -122,25 +122,25 @@ def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layou
     """The layout of columns, with the statistics of the training rows.
 
     Args:
-        columns: those to predict from.
-        train: the numbers of the training rows.
-        seq_length: bytes of each text that are read; None for `LONGEST`.
+        columns: the inputs.
+        train: the indices of the training rows.
+        seq_length: limit of the bytes of each text; None for `MAX_TEXT_BYTES`.
     """
     names = [column.name for column in columns if column.kind == "number"]
     matrix = _stacked([column.values[train] for column in columns if column.kind == "number"], len(train))
-    means, spreads = standards(matrix)
+    means, spreads = mean_and_std(matrix)
     dates = []
     for column in columns:
         if column.kind == "date":
             parts = date_parts(_array(column.values)[train])
             varying = np.fmin.reduce(parts, axis=0) != np.fmax.reduce(parts, axis=0)
             varying[0] = True
-            mean, spread = standards(parts[:, varying])
+            mean, spread = mean_and_std(parts[:, varying])
             kept = [name for name, varies in zip(DATE_PARTS, varying, strict=True) if varies]
             about = Numbers(names=kept, means=mean.tolist(), spreads=spread.tolist())
             dates.append(Date(name=column.name, form=column.form, parts=about))
     categories = [
-        Category(name=column.name, levels=_repeat_kv(_series(column.values)[train]))
+        Category(name=column.name, levels=_repeated(_series(column.values)[train]))
         for column in columns
         if column.kind == "category"
     ]
@@ -148,30 +148,30 @@ def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layou
     for column in columns:
         if column.kind == "text":
             longest = int(_series(column.values).str.len_bytes().max() or 1)  # type: ignore[arg-type]
-            texts.append(Text(name=column.name, bytes=max(1, min(longest, seq_length or LONGEST))))
+            texts.append(Text(name=column.name, bytes=max(1, min(longest, seq_length or MAX_TEXT_BYTES))))
     numbers = Numbers(names=names, means=means.tolist(), spreads=spreads.tolist())
     return Layout(numbers=numbers, dates=dates, categories=categories, texts=texts)
 
 
-def encode(layout: Layout, values: ColumnValues, rows: int, place: Place) -> Cells:
+def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> Cells:
     """Rows as cells.
 
     Args:
-        layout: how.
-        values: the columns that it names.
+        layout: the encoding.
+        values: its columns.
         rows: B.
-        place: names a row in messages.
+        locate: names a row in messages.
 
     Raises:
-        UserError: for a number too far from the training rows to compute with, with its row and column.
+        UserError: for a number too far from the training rows for float32, with its row and column.
     """
     matrix, names, means, spreads = number_matrix(layout, values, rows)
 
     def refuse(row: int, column: int) -> UserError:
         times = abs(matrix[row, column] - means[column]) / spreads[column]
         return UserError(
-            f"{names[column]} is {matrix[row, column]:g} in {place(row)}, {times:.0e} times the spread of the training "
-            "rows away from their mean; correct it, or leave the row out"
+            f"{names[column]} is {matrix[row, column]:g} in {locate(row)}, {times:.0e} times the spread of the "
+            "training rows away from their mean; correct it, or leave the row out"
         )
 
     first = matrix.shape[1] + len(layout.categories)
@@ -197,7 +197,7 @@ def encode(layout: Layout, values: ColumnValues, rows: int, place: Place) -> Cel
 def number_matrix(
     layout: Layout, values: ColumnValues, rows: int
 ) -> tuple[NDArray[np.float64], list[str], NDArray[np.float64], NDArray[np.float64]]:
-    """The numbers and the parts of dates (B, numbers), NaN where missing; their names, means and spreads."""
+    """The numbers and parts of dates (B, numbers), NaN where missing; their names, means and standard deviations."""
     columns = [_array(values[name]) for name in layout.numbers.names]
     names, means, spreads = list(layout.numbers.names), list(layout.numbers.means), list(layout.numbers.spreads)
     for date in layout.dates:
@@ -210,19 +210,19 @@ def number_matrix(
 
 
 def date_parts(days: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`DATE_PARTS` (B, 7) of days since 1970 (B, 2), in UTC and on the wall clock; NaN where missing."""
-    wall = days[:, 1]
-    day = np.floor(np.nan_to_num(wall))
+    """`DATE_PARTS` (B, 7) of days since 1970 (B, 2) in UTC and local time; NaN where missing."""
+    local = days[:, 1]
+    day = np.floor(np.nan_to_num(local))
     month = day.astype(np.int64).astype("datetime64[D]").astype("datetime64[M]").astype(np.int64) % 12
-    turns = (month / 12, (day + 3) % 7 / 7, wall - np.floor(wall))  # 1970-01-01 was a Thursday
-    waves = [wave(2 * np.pi * turn) for turn in turns for wave in (np.sin, np.cos)]
+    phases = (month / 12, (day + 3) % 7 / 7, local - np.floor(local))  # 1970-01-01 was a Thursday
+    waves = [wave(2 * np.pi * phase) for phase in phases for wave in (np.sin, np.cos)]
     parts = np.stack([days[:, 0], *waves], axis=1)
     parts[np.isnan(days[:, 0])] = np.nan
     return parts
 
 
 def category_codes(category: Category, values: ColumnValues) -> Rows:
-    """(B,): 0 for values that are not among the levels, 1 for missing ones, 2 and up for the levels."""
+    """(B,) codes: 0 for unknown values, 1 for missing ones, and from 2 on for the levels."""
     text = _series(values[category.name])
     level = text.cast(pl.Enum(category.levels), strict=False).to_physical().cast(pl.Int64)
     codes = (level + 2).fill_null(0).to_numpy().copy()
@@ -231,22 +231,22 @@ def category_codes(category: Category, values: ColumnValues) -> Rows:
 
 
 def row_keys(columns: Sequence[Column], seq_length: int | None) -> NDArray[np.float64]:
-    """Numbers (B, columns) that are equal where two rows are: of a text, what is read of it counts."""
+    """Keys (B, columns) that are equal for equal rows; texts are compared up to the limit of their bytes."""
     keys = []
     for column in columns:
         values = column.values
         if isinstance(values, pl.Series):
-            read = values.str.head(seq_length or LONGEST) if column.kind == "text" else values
+            read = values.str.head(seq_length or MAX_TEXT_BYTES) if column.kind == "text" else values
             keys.append(read.rank("dense").cast(pl.Float64).to_numpy())
         else:
             keys.append(values if values.ndim == 1 else values[:, 0])
-    found = np.column_stack(keys)
-    found[np.isnan(found)] = -np.inf
-    return found
+    matrix = np.column_stack(keys)
+    matrix[np.isnan(matrix)] = -np.inf
+    return matrix
 
 
 def baseline_features(layout: Layout, values: ColumnValues, rows: int) -> Features:
-    """What the baselines see: standardized numbers, categories one-hot, and the words of texts weighted by rarity."""
+    """The features of the baselines: standardized numbers, one-hot categories and the tf-idf of texts."""
 
     def features(train: Rows, test: Rows) -> tuple[Any, Any]:
         from scipy.sparse import csr_matrix, hstack
@@ -264,16 +264,16 @@ def baseline_features(layout: Layout, values: ColumnValues, rows: int) -> Featur
                 blocks.append(encoder.transform(codes[part]))
         for text in layout.texts:
             words = _series(values[text.name]).fill_null("")
-            for blocks, found in zip(both, _word_weights(words[train].to_list(), words[test].to_list()), strict=False):
-                blocks.append(found)
+            for blocks, features in zip(both, _tfidf(words[train].to_list(), words[test].to_list()), strict=False):
+                blocks.append(features)
         joined = tuple(hstack(blocks, format="csr") for blocks in both)
         return joined[0], joined[1]
 
     return features
 
 
-def _word_weights(train: list[str], test: list[str]) -> tuple[Any, ...]:
-    """Term frequencies by inverse document frequency, of words or, where there is no white space, of characters."""
+def _tfidf(train: list[str], test: list[str]) -> tuple[Any, ...]:
+    """tf-idf features of words, or of characters if the texts have no white space."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     prose = sum(len(text.split()) > 1 for text in train) * 2 >= len(train)
@@ -285,14 +285,14 @@ def _word_weights(train: list[str], test: list[str]) -> tuple[Any, ...]:
 
 
 def _bytes(text: pl.Series, most: int) -> list[bytes]:
-    """The first bytes of every text; a zero byte for an empty one."""
+    """The first bytes of every text; a zero byte for an empty text."""
     return [word.encode()[:most] or b"\0" for word in text.fill_null("").to_list()]
 
 
-def _repeat_kv(text: pl.Series) -> list[str]:
+def _repeated(text: pl.Series) -> list[str]:
     """The values that occur more than once, sorted."""
-    there = text.drop_nulls()
-    return sorted(there.filter(there.is_duplicated()).unique().to_list())
+    present = text.drop_nulls()
+    return sorted(present.filter(present.is_duplicated()).unique().to_list())
 
 
 def _stacked(columns: Sequence[Any], rows: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A text and its units: lines, paragraphs, or none; together they are its bytes, each once and in order."""
+"""A text and its units, lines or paragraphs, whose concatenation is the text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 from attnlab.files.data import check_size, open_data
-from attnlab.tasks._requests import check_file
-from attnlab.tasks._split import FEWEST, TEST, shuffled
+from attnlab.tasks._options import check_file
+from attnlab.tasks._split import MIN_ROWS, TEST, shuffled
 from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 Unit = Literal["lines", "paragraphs", "position"]
 
 SUFFIXES = (".txt",)
-LONG_LINE = 50
-"""Bytes; the lines of prose are longer than this, those of code and verse shorter."""
-MOST_LINES = 40
-"""Lines of a paragraph on average; blocks of more are not paragraphs of prose."""
+MIN_PROSE_LINE = 50
+"""Bytes; the median line of prose is longer than this, that of code and verse shorter."""
+MAX_PARAGRAPH_LINES = 40
+"""Lines per paragraph of prose on average."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Corpus:
     """A text to train on.
 
     Args:
-        source: what to call it.
-        units: what is dealt to the three parts, as slices of the text with the white space behind them; for
+        source: its name.
+        units: the slices of the text that are assigned to the three parts, with the white space after them; for
             ``position`` the whole text is one.
-        unit: what they are.
+        unit: the kind of the units.
         why: the reason for this unit.
     """
 
@@ -45,7 +45,7 @@ class Corpus:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the bytes of the text."""
+        """The SHA-256 of the text."""
         digest = hashlib.sha256()
         for unit in self.units:
             digest.update(unit)
@@ -53,23 +53,21 @@ class Corpus:
 
     @property
     def summary_lines(self) -> tuple[str, ...]:
-        """What was understood, a line each."""
+        """The size and the split of the text, one line each."""
         size = sum(map(len, self.units))
         how = {"position": "at two positions", "lines": "by lines", "paragraphs": "by paragraphs"}[self.unit]
         count = f" in {len(self.units):,} {self.unit}" if self.unit != "position" else ""
         summary_lines = [f"{self.source}: {size:,} bytes{count}, sha256 {self.sha256[:16]}", f"split {how}: {self.why}"]
         repeats = len(self.units) - len({unit.strip() for unit in self.units})
         if self.unit == "paragraphs" and repeats:
-            summary_lines.append(
-                f"{repeats:,} of the paragraphs repeat another; all copies of one are in the same part"
-            )
+            summary_lines.append(f"{repeats:,} of the paragraphs repeat another; all copies are in the same part")
         return tuple(summary_lines)
 
     def parts(self, config: TaskConfig) -> tuple[bytes, bytes, bytes]:
         """The training, validation and test text; every byte of the corpus is in one of them.
 
-        Lines and paragraphs are drawn by the seed and stay in their order; copies of a paragraph stay together.
-        A text that is split by position ends with the test text, with the validation text before it.
+        Lines and paragraphs are assigned at random and keep their order; copies of a paragraph stay together.
+        A text that is split by position ends with the validation text and then the test text.
 
         Raises:
             UserError: for fewer than ten units.
@@ -92,34 +90,34 @@ class Corpus:
 
 
 def corpus(text: bytes, source: str, split_by: Unit | None) -> Corpus:
-    """A text and its units; without ``split_by`` these are chosen by what the text looks like."""
+    """A text and its units; without ``split_by`` they are chosen by the properties of the text."""
     blocks, lines = paragraphs(text), text.splitlines(keepends=True)
     if split_by is None:
         unit, why = _choose(blocks, lines)
     else:
-        unit, why = split_by, "as --split_by asks"
+        unit, why = split_by, "as set by --split_by"
     return Corpus(source, {"paragraphs": blocks, "lines": lines, "position": [text]}[unit], unit, why)
 
 
 def _choose(blocks: list[bytes], lines: list[bytes]) -> tuple[Unit, str]:
-    """What the units of a text are, and why."""
+    """The units of a text, and the reason."""
     size = sum(map(len, lines))
     lengths = sorted(len(line.strip()) for line in lines if line.strip())
     middle = lengths[len(lengths) // 2]
     single = sum(len(block.strip().splitlines()) == 1 for block in blocks)
-    prose = 2 * single > len(blocks) or (middle >= LONG_LINE and len(lengths) <= MOST_LINES * len(blocks))
+    prose = 2 * single > len(blocks) or (middle >= MIN_PROSE_LINE and len(lengths) <= MAX_PARAGRAPH_LINES * len(blocks))
     different = len({block.strip() for block in blocks})
-    if different >= FEWEST and prose and 2 * max(map(len, blocks)) <= size:
+    if different >= MIN_ROWS and prose and 2 * max(map(len, blocks)) <= size:
         return "paragraphs", "blank lines separate its paragraphs"
-    if len(lengths) < FEWEST:
+    if len(lengths) < MIN_ROWS:
         return "position", f"it has only {len(lengths)} {'line' if len(lengths) == 1 else 'lines'}"
     if 2 * lengths[-1] > size:
         return "position", "one line is more than half of it"
-    return "lines", "it is made of lines, not of paragraphs of prose"
+    return "lines", "it consists of lines, not of paragraphs of prose"
 
 
 def paragraphs(text: bytes) -> list[bytes]:
-    """The paragraphs of a text, each with the blank lines behind it; those before the first belong to it."""
+    """The paragraphs of a text, each with the blank lines after it; leading blank lines belong to the first."""
     units: list[list[bytes]] = [[]]
     begun = ended = False
     for line in text.splitlines(keepends=True):
@@ -134,7 +132,7 @@ def paragraphs(text: bytes) -> list[bytes]:
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a text file, as they are.
+    """The bytes of a text file.
 
     Raises:
         UserError: for a file that is missing, empty, larger than memory allows, or binary (it holds a NUL byte).
@@ -147,32 +145,32 @@ def read_text(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"--data {path} cannot be read: {error.strerror}") from None
     if b"\0" in text:
-        raise UserError(f"{path} is binary: byte {text.index(0):,} is NUL; give plain text, in UTF-8 best")
+        raise UserError(f"{path} is binary: byte {text.index(0):,} is NUL; give plain text, preferably in UTF-8")
     if not text.strip():
-        raise UserError(f"{path} holds nothing but white space; put some text into it")
+        raise UserError(f"{path} holds only white space; give a file with text")
     return text
 
 
 @functools.cache
 def standard_library() -> tuple[bytes, ...]:
-    """The paragraphs of the English inside Python, each once; nothing is imported.
+    """The different paragraphs of the English that ships with Python; nothing is imported.
 
-    They are those of pydoc's topics, then of the docstrings of the standard library.
+    They come from pydoc's topics, then from the docstrings of the standard library.
     """
     from pydoc_data.topics import topics
 
     texts = [topics[name] for name in sorted(topics)]
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root).parts
-        if not {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(inside):
+        parts = path.relative_to(root).parts
+        if not {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(parts):
             texts += docstrings(path)
     stripped = [paragraph.strip() for paragraph in "\n\n".join(texts).encode().split(b"\n\n")]
     return tuple(dict.fromkeys(paragraph for paragraph in stripped if paragraph))
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """The docstrings of a source file, without their indentation; none of a file that cannot be parsed."""
+    """The docstrings of a source file, without their indentation; none if the file cannot be parsed."""
     try:
         tree = ast.parse(path.read_text("utf-8"))
     except (SyntaxError, ValueError):

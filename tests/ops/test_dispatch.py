@@ -292,8 +292,10 @@ def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
 
 
 def test_a_row_dropped_twice_is_dropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.softmax.DROPPED", 1)  # nothing is kept: all is computed again backward
-    monkeypatch.setattr("attnlab.ops.softmax.TILE", B * H * N * 50)  # 50 rows at a time
+    monkeypatch.setattr(
+        "attnlab.ops.backends.tiles.MAX_DROPOUT_WEIGHTS", 1
+    )  # nothing is kept: all is computed again backward
+    monkeypatch.setattr("attnlab.ops.backends.tiles.MATRIX_TILE_VALUES", B * H * N * 50)  # 50 rows at a time
     q, k, _ = tensors()
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N).clone().requires_grad_()
     torch.manual_seed(0)

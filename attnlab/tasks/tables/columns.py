@@ -1,4 +1,4 @@
-"""What the columns of a table are: numbers, dates, categories, texts or identifiers; decided on all rows."""
+"""The kinds of the columns of a table: numbers, dates, categories, texts or identifiers; decided on all rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from attnlab.tasks._split import listed
-from attnlab.tasks._table_file import TableFile
-from attnlab.tasks._values import MANY, MOSTLY, Values, date_formats, dates, gaps, numbers
 from attnlab.tasks.base import ColumnUse, TaskConfig
+from attnlab.tasks.tables.file import TableFile
+from attnlab.tasks.tables.values import MAX_CODES, MOSTLY, Values, date_formats, dates, missing_rows, numbers
 from attnlab.utils.errors import UserError, nearest
 
-MOST_LEVELS = 10_000
-MOST_LEVEL_BYTES = 1_000_000
-"""Categories whose different values are longer in all are texts."""
-CELLS = 5_000_000
+MAX_LEVELS = 10_000
+MAX_LEVEL_BYTES = 1_000_000
+"""A column whose different values have more bytes in total is a text."""
+BLOCK_CELLS = 5_000_000
 """Cells that are parsed at once."""
 
 _ID_NAMES = {"id", "ids", "index", "idx", "key", "uuid", "guid", "row", "rowid"}
@@ -33,11 +33,11 @@ class Column:
 
     Args:
         name: its name in the file.
-        kind: what it is; ``mixed`` has an error in it, and ``none`` cannot be used; ``why`` says so.
-        why: the reason, as it is shown.
+        kind: ``mixed`` contains an error, and ``none`` cannot be used; ``why`` gives the details.
+        why: the reason for the kind, for display.
         values: (rows,) float64 of a ``number``, (rows, 2) of a ``date`` (see `dates`), NaN where missing; strings of
             the others, null where missing.
-        form: how the dates are written.
+        form: the date format.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Column:
 
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """(rows,), where there is no value."""
-        return gaps(self.values)
+        """(rows,), where a value is missing."""
+        return missing_rows(self.values)
 
     def take(self, rows: NDArray[np.int64]) -> Column:
         """Some of the rows."""
@@ -57,7 +57,7 @@ class Column:
 
 
 class Choice(NamedTuple):
-    """The columns to predict from, and what was made of every column."""
+    """The columns to predict from, and the use of every column."""
 
     used: list[Column]
     uses: tuple[ColumnUse, ...]
@@ -68,23 +68,23 @@ def read_columns(file: TableFile) -> list[Column]:
     frame = file.frame
     plain = [c for c in frame if is_plain(c)]
     text = [c for c in frame if c.dtype == pl.String]
-    found: dict[str, Column] = {}
+    known: dict[str, Column] = {}
     for group in (plain, text):
         for columns in blocks(group):
             values = numbers(columns, file.decimal)
-            found |= {column.name: column for column in _numeric(columns, values)}
+            known |= {column.name: column for column in _numeric(columns, values)}
             for i, column in enumerate(columns):
-                if column.name not in found:
-                    found[column.name] = _of_strings(column, values.other[i], values.missing[i], file)
-    return [found.get(c.name) or _of_others(c) for c in frame]
+                if column.name not in known:
+                    known[column.name] = _of_strings(column, values.other[i], values.missing[i], file)
+    return [known.get(c.name) or _of_others(c) for c in frame]
 
 
 def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice:
     """The columns to predict from.
 
     Raises:
-        UserError: ``--features`` or ``--ignore`` that name no column, or the target; a column that has to be used and
-            cannot be; no column at all.
+        UserError: for ``--features`` or ``--ignore`` with the target or an unknown column, a required column that
+            cannot be used, or no usable column.
     """
     by_name = {column.name: column for column in columns}
     named, ignored = dict.fromkeys(config.features or ()), dict.fromkeys(config.ignore)
@@ -92,8 +92,8 @@ def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice
     _check_names("ignore", list(ignored), by_name, target, config)
     both = [name for name in named if name in ignored]
     if both:
-        raise UserError(f"{listed(both)} is in --features and in --ignore; leave it out of one of them")
-    wanted: dict[str, Column] = {}
+        raise UserError(f"{listed(both)} is in --features and in --ignore; remove it from one of them")
+    used: dict[str, Column] = {}
     reasons: dict[str, str] = {}
     for column in columns:
         name = column.name
@@ -102,71 +102,71 @@ def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice
         if name in ignored or (named and name not in named):
             reasons[name] = "in --ignore" if name in ignored else "not in --features"
         elif _same(column, by_name[target]):
-            reasons[name] = f"equal to the target {target} in every row, so it would give the answer away"
+            reasons[name] = f"equal to the target {target} in every row, so it would leak the target"
         elif column.kind == "id":
             reasons[name] = column.why
             if named:
-                wanted[name] = _as_feature(column)
+                used[name] = _as_feature(column)
         elif column.kind == "none":
             reasons[name] = column.why
         elif column.kind == "mixed":
             raise UserError(column.why)
         else:
-            wanted[name] = column
-    unusable = [name for name in named if name not in wanted]
+            used[name] = column
+    unusable = [name for name in named if name not in used]
     if unusable:
         raise UserError(f"--features {unusable[0]} cannot be used: {reasons[unusable[0]]}")
-    if not wanted:  # identifiers may be all that there is, such as sequences of DNA
+    if not used:  # all columns may be identifiers, such as DNA sequences
         left = [c for c in columns if c.kind == "id" and c.name in reasons and reasons[c.name] == c.why]
-        wanted = {c.name: _as_feature(c, "; used because there is nothing else") for c in left}
-    if not wanted:
-        said = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
-        raise UserError(f"{config.data} has no column to predict {target} from{said}")
+        used = {c.name: _as_feature(c, "; used because there are no other columns") for c in left}
+    if not used:
+        details = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
+        raise UserError(f"{config.data} has no column to predict {target} from{details}")
     uses = (
         ColumnUse(c.name, c.kind, c.why)
-        if (c := wanted.get(column.name))
+        if (c := used.get(column.name))
         else ColumnUse(column.name, "left out", reasons.get(column.name, ""))
         for column in columns
         if column.name != target
     )
-    return Choice(list(wanted.values()), tuple(uses))
+    return Choice(list(used.values()), tuple(uses))
 
 
 def is_plain(column: pl.Series) -> bool:
-    """Whether a column holds what is a number as it is."""
+    """Whether a column has a numeric type."""
     return column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Duration, pl.Time)
 
 
 def blocks(columns: Sequence[pl.Series]) -> Iterator[list[pl.Series]]:
-    """Columns of one type, so many at once that their cells fit in memory."""
+    """Groups of columns of one type, each small enough to parse at once."""
     by_type: dict[pl.DataType, list[pl.Series]] = {}
     for column in columns:
         by_type.setdefault(column.dtype, []).append(column)
     for group in by_type.values():
-        step = max(1, CELLS // max(1, len(group[0])))
+        step = max(1, BLOCK_CELLS // max(1, len(group[0])))
         yield from (group[i : i + step] for i in range(0, len(group), step))
 
 
 def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
-    """Those of ``columns`` that hold numbers, or no value at all."""
+    """The columns that hold numbers, or no value at all."""
     low, high = (reduce(values.numbers, axis=1) for reduce in (np.fmin.reduce, np.fmax.reduce))
     missing = values.missing.sum(axis=1)
     numeric = np.logical_not(values.other.any(axis=1))
-    with np.errstate(invalid="ignore", over="ignore"):  # texts such as 1e999 are infinite here
+    with np.errstate(invalid="ignore", over="ignore"):  # strings such as 1e999 are infinite
         steps = np.diff(values.numbers, axis=1)
-        counting = np.logical_and.reduce(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)
+        consecutive = np.logical_and.reduce(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)
     for i, column in enumerate(columns):
         if not numeric[i]:
             continue
         numbers, name = values.numbers[i], column.name
         if missing[i] == len(numbers):
-            yield Column(name, "none", "without any value", numbers)
+            yield Column(name, "none", "no value in any row", numbers)
         elif low[i] == high[i]:
             yield Column(name, "none", f"the same value in every row ({low[i]:.9g})", numbers)
-        elif counting[i]:
-            yield Column(name, "id", "whole numbers that count up one by one", numbers)
+        elif consecutive[i]:
+            yield Column(name, "id", "consecutive integers", numbers)
         elif _names_an_id(name) and _all_different(numbers):
-            yield Column(name, "id", "whole numbers, all different, under the name of an identifier", numbers)
+            yield Column(name, "id", "different integers in a column named like an identifier", numbers)
         else:
             yield Column(name, "number", f"{low[i]:.9g} to {high[i]:.9g}{_gaps(missing[i])}", numbers)
 
@@ -174,38 +174,38 @@ def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
 def _of_strings(column: pl.Series, other: NDArray[np.bool_], missing: NDArray[np.bool_], file: TableFile) -> Column:
     """A column of strings that are not all numbers."""
     name, text = column.name, column.set(pl.Series(missing), None)
-    there = text.drop_nulls()
-    levels = there.unique()
-    distinct, total = len(levels), len(there)
+    present = text.drop_nulls()
+    levels = present.unique()
+    distinct, total = len(levels), len(present)
     gaps = _gaps(len(text) - total)
     if distinct == 1:
-        return Column(name, "none", f"the same value in every row ({there[0][:40]!r})", text)
-    found = _date(column, text, file)
-    if found is not None:
-        return found
-    if distinct > MANY and other.sum() <= (1 - MOSTLY) * total:
+        return Column(name, "none", f"the same value in every row ({present[0][:40]!r})", text)
+    date = _date(column, text, file)
+    if date is not None:
+        return date
+    if distinct > MAX_CODES and other.sum() <= (1 - MOSTLY) * total:
         return Column(name, "mixed", _mixed(name, "numbers", text, other, file), text)
-    if distinct * 2 <= total and distinct <= MOST_LEVELS and levels.str.len_bytes().sum() <= MOST_LEVEL_BYTES:
+    if distinct * 2 <= total and distinct <= MAX_LEVELS and levels.str.len_bytes().sum() <= MAX_LEVEL_BYTES:
         return Column(name, "category", f"{distinct:,} different values{gaps}", text)
-    if there.str.contains(r"\s").sum() * 2 >= total:
+    if present.str.contains(r"\s").sum() * 2 >= total:
         return Column(name, "text", f"{distinct:,} different texts{gaps}", text)
     return Column(name, "id", f"{distinct:,} different values in {total:,} rows, without white space", text)
 
 
 def _date(column: pl.Series, text: pl.Series, file: TableFile) -> Column | None:
-    """A column of strings as dates, where it holds dates."""
+    """A column of strings as dates, if it holds dates."""
     examples = text.drop_nulls()
     forms = sorted({form for example in examples.head(5) if len(example) < 50 for form in date_formats(example)})
     if not forms:
         return None
     read = [(form, dates(column, form)) for form in forms]
-    right = [(form, values) for form, values in read if not values.other.any()]
-    if len(right) > 1:
+    complete = [(form, values) for form, values in read if not values.other.any()]
+    if len(complete) > 1:
         example = examples[0]
-        why = f"dates such as {example}, whose day and month cannot be told apart; write them as 2024-01-31"
+        why = f"dates such as {example}, whose day and month are ambiguous; write them as 2024-01-31"
         return Column(column.name, "none", why, text)
-    if right:
-        form, values = right[0]
+    if complete:
+        form, values = complete[0]
         return Column(column.name, "date", _span(values), values.numbers, form)
     form, values = min(read, key=lambda pair: int(pair[1].other.sum()))
     if values.other.sum() <= (1 - MOSTLY) * len(examples):
@@ -215,30 +215,30 @@ def _date(column: pl.Series, text: pl.Series, file: TableFile) -> Column | None:
 
 def _of_others(column: pl.Series) -> Column:
     """A column that holds neither numbers nor strings."""
-    nothing = pl.Series(column.name, [None] * len(column), dtype=pl.String)
+    empty = pl.Series(column.name, [None] * len(column), dtype=pl.String)
     if column.null_count() == len(column):
-        return Column(column.name, "none", "without any value", nothing)
+        return Column(column.name, "none", "no value in any row", empty)
     if column.dtype in (pl.Date, pl.Datetime):
         values = dates(column, "%Y-%m-%d")
         if column.n_unique() - (column.null_count() > 0) == 1:
-            return Column(column.name, "none", f"the same value in every row ({column.drop_nulls()[0]})", nothing)
+            return Column(column.name, "none", f"the same value in every row ({column.drop_nulls()[0]})", empty)
         return Column(column.name, "date", _span(values), values.numbers, "%Y-%m-%d")
-    return Column(column.name, "none", "neither numbers, dates nor text", nothing)
+    return Column(column.name, "none", "neither numbers, dates nor text", empty)
 
 
 def _as_feature(column: Column, why: str = "; used because --features names it") -> Column:
-    """An identifier, used all the same."""
+    """An identifier as a feature."""
     kind: Literal["text", "number"] = "text" if isinstance(column.values, pl.Series) else "number"
     return replace(column, kind=kind, why=column.why + why)
 
 
 def _same(column: Column, target: Column) -> bool:
-    """Whether two columns hold the same in every row."""
+    """Whether two columns are equal in every row."""
     one, other = column.values, target.values
     if isinstance(one, pl.Series) or isinstance(other, pl.Series):
         return isinstance(one, pl.Series) and isinstance(other, pl.Series) and _equal_strings(one, other)
     if one.shape != other.shape or (one.ndim == 1 and one[0] != other[0] and one[0] == one[0]):
-        return False  # the first row alone says so, for most of 100,000 columns
+        return False  # the first row decides for most columns
     return bool(np.array_equal(one, other, equal_nan=True))
 
 
@@ -250,16 +250,16 @@ def _check_names(option: str, names: list[str], known: dict[str, Column], target
     for name in names:
         if name not in known:
             near = nearest(name, known)
-            hint = f"did you mean {near}?" if near else f"there are {listed(list(known), 20)}"
+            hint = f"did you mean {near}?" if near else f"choose from {listed(list(known), 20)}"
             raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
         if name == target:
-            raise UserError(f"{name} is the --target, so it cannot be in --{option}; leave it out there")
+            raise UserError(f"{name} is the --target, so it cannot be in --{option}; remove it there")
 
 
 def _mixed(name: str, what: str, text: pl.Series, other: NDArray[np.bool_], file: TableFile) -> str:
     row = int(other.argmax())
     return (
-        f"{name} holds {what}, but {str(text[row])[:40]!r} in {file.place(row)}; correct it, write it as an empty "
+        f"{name} holds {what}, but {str(text[row])[:40]!r} in {file.locate(row)}; correct it, write it as an empty "
         f"value if it is missing, or leave the column out with --ignore {name}"
     )
 
@@ -275,8 +275,8 @@ def _names_an_id(name: str) -> bool:
 
 
 def _all_different(values: NDArray[np.float64]) -> bool:
-    there = values[np.isfinite(values)]
-    return bool((there % 1 == 0).all()) and len(np.unique(there)) == len(there)
+    finite = values[np.isfinite(values)]
+    return bool((finite % 1 == 0).all()) and len(np.unique(finite)) == len(finite)
 
 
 def _gaps(count: int) -> str:

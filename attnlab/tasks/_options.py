@@ -1,0 +1,69 @@
+"""Checks of a task's options and of the user's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attnlab.files.data import open_data
+from attnlab.tasks.base import TaskConfig
+from attnlab.utils.errors import UserError
+
+_NO_COLUMNS = "{task} has no columns, so --{name} {value} has no effect; leave it out"
+_REFUSALS = {
+    "data": "{task} has its own data and cannot read {value}; leave out --task to select the task that can",
+    "target": _NO_COLUMNS,
+    "target_type": _NO_COLUMNS,
+    "features": _NO_COLUMNS,
+    "ignore": _NO_COLUMNS,
+    "missing": _NO_COLUMNS,
+    "header": "{task} has no columns, so --no_header has no effect; leave it out",
+    "split_by": "--split_by {value} is for text, which {task} is not; leave it out",
+    "seq_length": "the data of {task} determine the sequence length, so leave out --seq_length {value}",
+}
+_DEFAULTS = TaskConfig()
+
+
+def check_options(config: TaskConfig, task: str, *options: str) -> None:
+    """Refuse options that the task would ignore.
+
+    Raises:
+        UserError: for an option with another value than its default, except ``options``, the seed and the fractions.
+    """
+    for name, refusal in _REFUSALS.items():
+        value = getattr(config, name)
+        if value != getattr(_DEFAULTS, name) and name not in options:
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(refusal.format(task=task, name=name, value=shown))
+
+
+def check_length(config: TaskConfig, task: str, default: int, low: int, high: int) -> int:
+    """The sequence length: ``seq_length`` or ``default``.
+
+    Raises:
+        UserError: for a length that is not from ``low`` to ``high``.
+    """
+    length = default if config.seq_length is None else config.seq_length
+    if not low <= length <= high:
+        raise UserError(f"--seq_length for {task} must be from {low:,} to {high:,}, not {length:,}")
+    return length
+
+
+def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
+    """Check that the user's file can be read.
+
+    Raises:
+        UserError: for a file that is missing, not regular (a folder, a pipe, a device), empty, unreadable, or with a
+            suffix that the task does not read.
+    """
+    try:
+        with open_data(path) as file:
+            empty = not file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"--data {path} does not exist; check the name") from None
+    except OSError as error:
+        raise UserError(f"--data {path} cannot be read: {error.strerror}") from None
+    if path.suffix.lower() not in suffixes:
+        known = " ".join(suffixes) or "no files"
+        raise UserError(f"{task} reads {known}, not {path.name}; give such a file, or leave out --task")
+    if empty:
+        raise UserError(f"--data {path} is empty; give a file with data")

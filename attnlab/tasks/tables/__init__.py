@@ -1,0 +1,1 @@
+"""Tables: reading files, column types, and rows as sequences of cells."""

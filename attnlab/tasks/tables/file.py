@@ -1,0 +1,83 @@
+"""The content of the user's table file, before the types of its columns are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlab.files.data import check_size
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_COLUMNS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table and the properties of its file.
+
+    Args:
+        frame: all columns of a .csv are strings, with null for an empty field; other files have typed columns, possibly
+            nested. Categories are strings, and decimals are float64.
+        path: the file.
+        decimal: the decimal mark of numbers in strings.
+        summary_lines: unusual properties of the file, such as the separator, one line each.
+        lines: (rows,) the first line of each row, counted from 1; None for files without lines.
+    """
+
+    frame: pl.DataFrame
+    path: Path
+    decimal: Literal[".", ","] = "."
+    summary_lines: tuple[str, ...] = ()
+    lines: NDArray[np.int64] | None = None
+
+    def locate(self, row: int) -> str:
+        """The location of a row, counted from 0, for messages: ``row 7 of t.csv (line 9)``."""
+        line = "" if self.lines is None else f" (line {self.lines[row]:,})"
+        return f"row {row + 1:,} of {self.path}{line}"
+
+
+class MalformedError(Exception):
+    """An error in a file, with its line."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse column names that are empty, repeated, not valid Unicode, or too many.
+
+    Raises:
+        MalformedError: for the first such name.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise MalformedError(f"it has {len(names):,} columns; at most {MAX_COLUMNS:,} are read")
+    seen: set[str] = set()
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise MalformedError(f"column {number:,} has no name; give it one, or remove it")
+        if name in seen:
+            raise MalformedError(f"two columns are called {shown(name)}; rename one")
+        seen.add(name)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise MalformedError(f"the name of column {number:,} is not valid Unicode ({shown(name)})") from None
+
+
+def shown(text: str, most: int = 60) -> str:
+    """A text from the file as part of a one-line message."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def check_cells(path: Path, rows: int, columns: int) -> None:
+    """Refuse a table that does not fit into memory.
+
+    Raises:
+        UserError: with the bytes that it needs.
+    """
+    check_size(path, rows * columns * 16)  # polars stores a short string in 16 bytes

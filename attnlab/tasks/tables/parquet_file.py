@@ -1,0 +1,73 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from attnlab.files.data import check_size, memory_limit, open_data
+from attnlab.tasks.tables import parquet_probe
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_names
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def read_parquet(path: Path) -> TableFile:
+    """Read a .parquet file, after a test in another process.
+
+    Raises:
+        MalformedError: for a damaged file.
+        UserError: for a file that needs too much memory.
+    """
+    import polars as pl
+
+    try:
+        with open_data(path) as file:
+            _probe(path, file)
+            file.seek(0)
+            check_names(list(pl.read_parquet_schema(file)))
+            file.seek(0)
+            frame = pl.read_parquet(file)
+            return TableFile(frame.with_columns(*_plain_types(frame)), path)
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise MalformedError(str(error).split("\n")[0][:200]) from None
+
+
+def _probe(path: Path, file: BinaryIO) -> None:
+    """Check in another process that polars can read a file and that its content fits into memory."""
+    command = [sys.executable, "-P", parquet_probe.__file__, str(memory_limit())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+    try:
+        process = subprocess.run(
+            command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, check=False
+        )
+    except OSError:
+        return
+    begun, _, output = process.stdout.decode("utf-8", "replace").strip().partition("\n")
+    if begun != "begun":
+        return  # Python, or polars, could not be started there
+    if process.returncode == parquet_probe.TOO_LARGE:
+        check_size(path, int(output))
+    elif process.returncode:
+        raise MalformedError(output or "it is damaged, or its content does not fit into memory")
+
+
+def _plain_types(frame: pl.DataFrame) -> list[pl.Expr]:
+    """Casts of categorical, decimal and unusual numeric types to strings or floats."""
+    import polars as pl
+
+    casts = []
+    for name, dtype in frame.schema.items():
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            casts.append(pl.col(name).cast(pl.String))
+        elif isinstance(dtype, pl.Decimal):
+            casts.append(pl.col(name).cast(pl.Float64))
+        elif str(dtype) in ("Int128", "UInt128"):
+            casts.append(pl.col(name).cast(pl.String))
+        elif str(dtype) == "Float16":
+            casts.append(pl.col(name).cast(pl.Float32))
+    return casts

@@ -1,0 +1,1 @@
+"""Texts: corpora and their baselines."""

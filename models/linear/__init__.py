@@ -1,0 +1,3 @@
+"""Linear attention (Katharopoulos et al. 2020)."""
+
+from .linear import LinearAttention as LinearAttention

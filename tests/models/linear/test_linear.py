@@ -1,0 +1,167 @@
+"""Linear attention: the worked example, the three ways to compute it, segments, the state, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnlab import masks
+from attnlab.models.linear import LinearAttention
+from attnlab.models.linear.reference import reference
+from attnlab.nn.attention import UnsupportedError
+from attnlab.nn.cache import KVCache
+from attnlab.ops.scan import NormalizedScan
+
+B, N, H, D, d = 2, 11, 3, 15, 5
+FEATURES = pytest.mark.parametrize("feature_map", ["elu", "relu", "softmax"])
+CAUSAL = pytest.mark.parametrize("causal", [False, True])
+
+
+def made(**options: Any) -> LinearAttention:
+    torch.manual_seed(0)
+    layer = LinearAttention(D, H, **options).double().eval()
+    for name in ("qkv", "output"):
+        torch.nn.init.normal_(layer.get_submodule(name).bias)
+    return layer
+
+
+def tokens(length: int = N, batch: int = B) -> Tensor:
+    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def three_tokens(causal: bool) -> Tensor:
+    """The worked example: φ(q) = 1, φ(k) = 1, 2, 4, and the values 21, 42, 63."""
+    layer = LinearAttention(4, 4, causal=causal, bias=False)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.qkv.weight[4, 0] = layer.qkv.weight[8, 1] = layer.output.weight[0, 0] = 1
+        return layer(torch.tensor([[[0.0, 21, 0, 0], [1, 42, 0, 0], [3, 63, 0, 0]]]))[0, :, 0]
+
+
+def test_the_worked_example() -> None:
+    assert three_tokens(causal=True).tolist() == pytest.approx([21, 35, 51])
+    assert three_tokens(causal=False).tolist() == pytest.approx([51, 51, 51])
+
+
+@FEATURES
+@CAUSAL
+def test_a_loop_over_states(feature_map: str, causal: bool) -> None:
+    layer, x = made(feature_map=feature_map, causal=causal), tokens()
+    phi = {"elu": lambda t: torch.nn.functional.elu(t) + 1, "relu": torch.relu, "softmax": lambda t: t.softmax(-1)}
+    out = torch.zeros(B, N, D, dtype=torch.float64)
+    for b in range(B):
+        for h in range(H):
+            q, k, v = (part[b].split(d, -1)[h] for part in layer.qkv(x).chunk(3, -1))
+            q, k = phi[feature_map](q), phi[feature_map](k)
+            state, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+            states = []
+            for j in range(N):
+                state, total = state + torch.outer(k[j], v[j]), total + k[j]
+                states.append((state, total))
+            for i in range(N):
+                S, z = states[i] if causal else states[-1]
+                below = q[i] @ z
+                out[b, i, h * d : h * d + d] = q[i] @ S / below if below else 0
+    close(layer(x), layer.output(out))
+
+
+@CAUSAL
+@pytest.mark.parametrize("padded", [False, True])
+def test_interleaved_documents(causal: bool, padded: bool) -> None:
+    """A document may be interrupted by another: its tokens are still one sequence."""
+    layer, x = made(causal=causal), tokens()
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2, 0, 0, 2, 2, 1], [5, 5, 5, 3, 3, 3, 3, 9, 9, 9, 5]])
+    mask = masks.documents(ids)
+    if padded:
+        mask = mask & masks.padding(torch.tensor([N, N - 3]))
+    allowed = (mask & masks.causal() if causal else mask).materialize(N).expand(B, H, N, N)
+    close(layer(x, mask=mask), reference(layer, x, allowed))
+    close(layer.apply_weights(layer.attention_weights(x, mask=mask), x, mask=mask), layer(x, mask=mask))
+
+
+def test_two_document_masks_must_agree() -> None:
+    layer, x = made(), tokens()
+    first, second = torch.arange(N) // 4, torch.arange(N) // 3
+    mask = masks.documents(first) & masks.documents(second)
+    close(layer(x, mask=mask), reference(layer, x, mask.materialize(N).expand(B, H, N, N)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_decoding_continues_a_padded_batch(side: str) -> None:
+    layer, x = made(causal=True), tokens()
+    mask = masks.padding(torch.tensor([N, N - 4]), side=side, max_length=N)
+    expected, cache = layer(x, mask=mask), layer.make_cache(N)
+    with torch.no_grad():
+        steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
+    close(torch.cat(steps, 1), expected)
+
+
+def test_the_state_does_not_grow() -> None:
+    layer, sizes = made(causal=True), []
+    cache = layer.make_cache(1)
+    with torch.no_grad():
+        for length in (1, 7, 70):
+            layer(tokens(length), cache=cache)
+            sizes.append(cache.bytes)
+    assert sizes == [B * H * d * (d + 1) * 8] * 3
+    assert cache.num_seen == 78
+
+
+def test_every_weight_is_positive_and_rows_sum_to_one() -> None:
+    weights = made(causal=True).attention_weights(tokens())
+    close(weights.sum(-1), torch.ones(B, H, N, dtype=torch.float64))
+    assert (weights.tril() > 0).sum() == B * H * N * (N + 1) / 2
+
+
+def test_rows_without_features_are_zero() -> None:
+    layer, x = made(feature_map="relu"), tokens()
+    with torch.no_grad():
+        layer.qkv.weight.zero_()
+        layer.qkv.bias.fill_(-1.0)
+    close(layer(x), layer.output.bias.expand(B, N, D))
+    layer(x.requires_grad_()).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_bfloat16_error_does_not_grow_with_the_length() -> None:
+    layer = made(causal=True).float()
+    x = tokens(2053).float()
+    error = (layer.bfloat16()(x.bfloat16()).float() - layer.float()(x)).abs().amax(-1)
+    assert error[:, -200:].mean() < 2 * error[:, :200].mean()
+
+
+REFUSED = {
+    "a window": lambda: made()(tokens(), mask=masks.sliding_window(3)),
+    "a matrix": lambda: made()(tokens(), mask=torch.ones(N, N, dtype=torch.bool)),
+    "a bias": lambda: made()(tokens(), attn_bias=torch.zeros(N, N)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_masks_and_biases_of_single_pairs_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="LinearAttention does not support"):
+        REFUSED[name]()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    layer, x = made(causal=True), tokens()
+    with pytest.raises(ValueError, match="feature_map must be one of elu, relu, softmax, not 'cos'"):
+        LinearAttention(D, H, feature_map="cos")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cache must be a RecurrentState"):
+        layer(x, cache=KVCache(N))
+    with pytest.raises(ValueError, match="decode each document with its own cache"), torch.no_grad():
+        layer(x, mask=masks.documents(torch.zeros(N, dtype=torch.long)), cache=layer.make_cache(N))
+    with pytest.raises(ValueError, match="has no attention weights to drop"):
+        layer.attention_map(x).apply(torch.ones(1, 1, N, 1), dropout=0.1)
+    q, k = torch.rand(2, 1, 1, 7, 3).unbind(0)
+    mask = masks.documents(torch.zeros(7, dtype=torch.long)).bind(5, 7)
+    with pytest.raises(ValueError, match="as many queries as keys in linear attention, not 5 and 7"):
+        NormalizedScan(q[:, :, :5], k, mask)

@@ -1,0 +1,123 @@
+"""Exported networks, and checks of the paths that are written to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small import experiment, same, started
+
+import attnlab
+from attnlab.files.atomic import UNFINISHED
+from attnlab.training.checkpoint import check_output
+from attnlab.training.folder import check_save_path
+from attnlab.training.listing import Damaged, find
+from attnlab.training.runs import Run
+from attnlab.utils.errors import UserError
+
+
+def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
+    for name in ("b", "a", f"{UNFINISHED}c"):
+        started(tmp_path / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    found = find(tmp_path)
+    assert [(run.path.name, type(run)) for run in found] == [("a", Run), ("b", Run), ("broken", Damaged)]
+    assert isinstance(found[2], Damaged)
+    assert "was not written by attnlab, or altered" in found[2].reason
+    assert find(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pt", "models/deep/x.safetensors"])
+def test_an_exported_network_is_the_same(
+    name: str, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_save_path(Path(name))
+    assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
+    Run.open(done).export(Path(name))
+    network, x = attnlab.load(name), experiment().task_data.test
+    assert same(network, attnlab.load(done))
+    assert not network.training
+    assert torch.equal(network(x.x, x.lengths), attnlab.load(done)(x.x, x.lengths))
+
+
+def test_paths_that_a_network_cannot_be_saved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder.pth").mkdir()
+    Path("link.pth").symlink_to("file/x.pth")
+    before = sorted(tmp_path.rglob("*"))
+    for name, message in {
+        "x": "must end in .safetensors, .pth or .pt",
+        "x.bin": "must end in .safetensors, .pth or .pt",
+        "x.PTH": "must end in .safetensors, .pth or .pt",
+        "folder.pth": "is a folder; name a file in it",
+        "file/x.pth": "cannot write --save_path file/x.pth: Not a directory",
+        "file/deep/x.pth": "cannot write --save_path file/deep/x.pth: Not a directory",
+        "/proc/x.pth": "cannot write --save_path /proc/x.pth: ",
+        "link.pth": "cannot write --save_path link.pth: Not a directory",
+        f"{'x' * 300}.pth": "File name too long",
+        f"{'x' * 300}/x.pth": "File name too long",
+        f"new/{'x' * 300}/x.pth": "File name too long",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            check_save_path(Path(name))
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_paths_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").touch(0o400)
+    (tmp_path / "locked").mkdir(0o500)
+    for name in ("x.pth", "locked/x.pth", "locked/new/x.pth"):
+        with pytest.raises(UserError, match=r"Permission denied"):
+            check_save_path(tmp_path / name)
+
+
+def test_an_export_through_a_link_arrives_at_its_end(done: Path, tmp_path: Path) -> None:
+    link, target = tmp_path / "x.pth", tmp_path / "not there yet" / "deep" / "y.pth"
+    link.symlink_to(target)
+    check_save_path(link)
+    Run.open(done).export(link)
+    assert link.is_symlink()
+    assert same(attnlab.load(target), attnlab.load(done))
+
+
+def test_a_file_is_saved_over_our_own_only(done: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--save_path .*mine\.safetensors exists; give another name, or --overwrite"):
+        check_save_path(mine)
+    check_save_path(mine, overwrite=True)
+    for name in ("ours.safetensors", "ours.pth"):
+        Run.open(done).export(tmp_path / name)
+        check_save_path(tmp_path / name)
+        with pytest.raises(UserError, match=r"is a file of the run in"):
+            check_save_path(done / "model.safetensors", overwrite=True)
+    torch.save({"state_dict": {}}, tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match=r"theirs\.pth exists"):
+        check_save_path(tmp_path / "theirs.pth")
+
+
+def test_an_output_replaces_nothing_unasked_and_its_input_never(tmp_path: Path) -> None:
+    read, other = tmp_path / "data.csv", tmp_path / "other.csv"
+    for path in (read, other):
+        path.write_text("a\n", encoding="utf-8")
+    (tmp_path / "link.csv").symlink_to(read)
+    (tmp_path / "hard.csv").hardlink_to(read)
+    check_output(tmp_path / "new.csv", inputs=[read])
+    check_output(other, inputs=[read], overwrite=True)
+    with pytest.raises(UserError, match=r"--output .*other\.csv exists; give another name, or --overwrite"):
+        check_output(other, inputs=[read])
+    for name in ("data.csv", "link.csv", "hard.csv"):
+        with pytest.raises(UserError, match=r"is the file that is read; give another name"):
+            check_output(tmp_path / name, inputs=[read], overwrite=True)
+    with pytest.raises(UserError, match=r"is a folder"):
+        check_output(tmp_path, inputs=[])
