@@ -15,6 +15,7 @@ import attnlab
 from attnlab.catalog.source import Option, read_class
 from attnlab.nn.card import Card
 from attnlab.utils.errors import UnknownNameError, UserError
+from attnlab.utils.extras import install_advice
 
 if TYPE_CHECKING:
     from attnlab.nn.attention import Attention
@@ -94,6 +95,8 @@ def load(name: str) -> type[Attention]:
     try:
         module = import_module(f"attnlab.models.{name}")
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and install_advice(error.name):
+            raise  # a dependency of attnlab, not a fault of the mechanism
         raise UserError(f"models/{name} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, described.class_name, None)
     if found is None:

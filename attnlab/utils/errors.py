@@ -1,7 +1,7 @@
-"""What went wrong because of what was asked: one clear line, never a traceback.
+"""Errors that the user can correct.
 
-Every message says what was given, what was expected and what to do. The command line prints it after
-``error:`` and leaves with code 2.
+The message is one line that says what was given, what was expected and what to do. The command line prints it after
+``error:`` and exits with code 2.
 """
 
 from __future__ import annotations
@@ -9,26 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
-AS_NEAR = 0.15
-"""How much less like it the second name may be."""
+SIMILARITY_MARGIN = 0.15
+"""How much less similar than the first suggestion the second may be."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message is one line that says how."""
+    """A mistake that the user can correct; the message is one line that says how."""
 
 
 class UnknownNameError(UserError):
-    """A name that does not exist, with the nearest that do."""
+    """A name that does not exist; the message suggests the nearest ones."""
 
-    def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = list(known)
-        near = nearest(given, known)
+        near = nearest(name, known)
         hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {given!r}; {hint}")
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """The one or two names that ``given`` may have meant, joined by *or*; empty where none is near."""
-    near = get_close_matches(given.lower(), list(known), n=2, cutoff=0.6)
-    likeness = [SequenceMatcher(None, name, given.lower()).ratio() for name in near]
-    return " or ".join(n for n, like in zip(near, likeness, strict=True) if like >= likeness[0] - AS_NEAR)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one or two known names that are most similar, joined by *or*; empty if none is."""
+    lower = {candidate.lower(): candidate for candidate in known}
+    near = get_close_matches(name.lower(), list(lower), n=2, cutoff=0.6)
+    ratios = [SequenceMatcher(None, candidate, name.lower()).ratio() for candidate in near]
+    return " or ".join(
+        lower[n] for n, ratio in zip(near, ratios, strict=True) if ratio >= ratios[0] - SIMILARITY_MARGIN
+    )

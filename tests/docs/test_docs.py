@@ -40,10 +40,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python main.py --task text --steps 20 --run_dir runs/english",
         "the page shows no output",
     ),
-    "attnlab check": ("attnlab check --only 'keeps the shape'", "the tests of the contract run the whole suite"),
+    "attnlab check": ("attnlab check --only output_shape", "the tests of the contract run the whole suite"),
     "attnlab check multihead --args num_heads=4": ("attnlab check multihead --fast --args num_heads=4", "the same"),
     "attnlab check my_package.my_module:MyAttention": (None, "the reader's own layer"),
-    '@promise("keeps the shape", needs=())': (None, "would register the check for every later test"),
+    '@check("output_shape", needs=())': (None, "would register the check for every later test"),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 

@@ -92,7 +92,7 @@ def test_a_saved_network_with_old_names_loads(tmp_path: Path) -> None:
     x = torch.arange(5)[None]
     assert torch.equal(attnlab.load(file)(x), made(x))
     save_tensors(file, {f"{key}.x": t for key, t in made.state_dict().items()}, about)
-    with pytest.raises(UserError, match="does not fit the network that it describes"):
+    with pytest.raises(UserError, match="does not match the network that it describes"):
         attnlab.load(file)
 
 
