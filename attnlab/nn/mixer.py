@@ -240,7 +240,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         """
         raise UnsupportedError(
             f"{type(self).__name__} cannot be used as the self_attn of a PyTorch layer as it is; wrap it: "
-            "attnlab.integrations.pytorch.TorchAttention(layer)"
+            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=...)"
         )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
