@@ -1,1 +1,1 @@
-"""The conformance suite on the attention layers of others: ``python -m peers`` makes docs/peers.md."""
+"""The conformance suite on the attention layers of other libraries: ``python -m peers`` generates docs/peers.md."""

@@ -1,4 +1,4 @@
-"""The peers, and what each of their layers is held to."""
+"""The packages, their layers and the failures that are expected of each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from peers.peer import Layer, Peer
 PADDED = ("causal", "padding", "dropout")
 PADDED_WITH_WEIGHTS = (*PADDED, "weights", "probabilities")
 
-KEPT_BY_DROPOUT = "dropout is right on average"
-STRIDES = "takes any strides"
-DTYPE = "keeps the dtype"
-AUTOCAST = "runs under bfloat16 autocast"
-FUTURE, FUTURE_MASKED = "causal hears no future", "causal hears no future under a mask"
-MASKED, PADDING, ABSENT = "masked keys are never heard", "padding is never heard", "padding is as if absent"
-PACKED = "packed sequences are each alone"
-WEIGHTS_MASKED, WEIGHTS_DROPPED = "weights are zero where masked", "weights hold no dropout"
-PICKLE = "pickle round trip"
+DROPOUT_MEAN = "dropout_is_unbiased"
+STRIDES = "non_contiguous_input"
+DTYPE = "output_dtype"
+AUTOCAST = "bfloat16_autocast"
+FUTURE, FUTURE_MASKED = "no_future_leakage", "no_future_leakage_with_mask"
+MASKED, PADDING, INVARIANCE = "no_masked_key_leakage", "no_padding_leakage", "padding_invariance"
+PACKED = "packed_sequences_are_independent"
+WEIGHTS_MASKED, WEIGHTS_DROPPED = "masked_weights_are_zero", "weights_exclude_dropout"
+PICKLE = "pickle_round_trip"
 
-RAISES_IN_HALF = "its documentation says nothing of bfloat16, and it raises"
-SHOWN_AFTER_DROPOUT = "they are those “used to compute the weighted average”, dropout and all"
-NO_KEY_IN_WEIGHTS = "only in a row without a key, of which its documentation says nothing"
+NO_BFLOAT16 = "its documentation does not mention bfloat16, and it raises"
+AFTER_DROPOUT = "they are those “used to compute the weighted average”, including dropout"
+FULLY_MASKED_ONLY = "only in a fully masked row, which its documentation does not mention"
 
-HUGGING = {WEIGHTS_MASKED: NO_KEY_IN_WEIGHTS, WEIGHTS_DROPPED: SHOWN_AFTER_DROPOUT}
+HUGGING_FACE = {WEIGHTS_MASKED: FULLY_MASKED_ONLY, WEIGHTS_DROPPED: AFTER_DROPOUT}
 
 PEERS = (
     Peer(
@@ -29,19 +29,23 @@ PEERS = (
         adapter="pytorch",
         module="torch",
         home="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
-        asked="`batch_first=True`. A mask says True for a position that “is not allowed to attend”; causal is an "
-        "`attn_mask` too, as `is_causal` “provides a hint that `attn_mask` is the causal mask”. Weights by "
-        "`average_attn_weights=False`. The second row gives padding as `key_padding_mask`.",
+        usage="`batch_first=True`. A mask is True for a position that “is not allowed to attend”; causal is an "
+        "`attn_mask` too, because `is_causal` “provides a hint that `attn_mask` is the causal mask”. Attention weights "
+        "with `average_attn_weights=False`. The second row passes padding as `key_padding_mask`.",
         layers=(
             Layer(
                 "MultiheadAttention",
-                unclaimed={WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"},
-                broken={WEIGHTS_MASKED: "torch_weights_make_nan"},
+                undocumented={
+                    WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"
+                },
+                failing={WEIGHTS_MASKED: "torch_weights_make_nan"},
             ),
             Layer(
                 "PaddedMultiheadAttention",
-                claims=PADDED_WITH_WEIGHTS,
-                unclaimed={WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"},
+                capabilities=PADDED_WITH_WEIGHTS,
+                undocumented={
+                    WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"
+                },
             ),
         ),
         known={
@@ -54,9 +58,8 @@ PEERS = (
         adapter="keras",
         module="keras",
         home="https://keras.io/api/layers/attention_layers/multi_head_attention/",
-        asked="On PyTorch. `attention_mask` is (B, T, S), “1 indicates attention and 0 indicates no attention”; "
-        "`use_causal_mask`, `training` and `return_attention_scores` as its page has them. The weights are named, and "
-        "drawn by Keras' own generator, which is seeded.",
+        usage="On PyTorch. `attention_mask` is (B, T, S), “1 indicates attention and 0 indicates no attention”; "
+        "`use_causal_mask`, `training` and `return_attention_scores` as on its page. The generator of Keras is seeded.",
         layers=(Layer("MultiHeadAttention"),),
     ),
     Peer(
@@ -64,23 +67,23 @@ PEERS = (
         adapter="transformers",
         module="transformers",
         home="https://huggingface.co/docs/transformers/attention_interface",
-        asked="Layers out of their models, with what these give them: the additive 4-D mask, in decoders with the "
-        'future in it, and the cosines and sines of the places. Weights by `attn_implementation="eager"`.',
+        usage="Layers of models, with the arguments that the models pass: the additive 4-D mask, which is causal in "
+        'decoders, and the cosines and sines of the positions. Attention weights with `attn_implementation="eager"`.',
         layers=(
-            Layer("BertEager", unclaimed=HUGGING),
+            Layer("BertEager", undocumented=HUGGING_FACE),
             Layer("BertSdpa"),
             Layer(
                 "Gpt2",
-                unclaimed={
-                    **HUGGING,
-                    STRIDES: "inside of its model tokens always lie one after another; others raise",
+                undocumented={
+                    **HUGGING_FACE,
+                    STRIDES: "inside of its model tokens are always contiguous; others raise",
                 },
             ),
-            Layer("Llama", unclaimed=HUGGING),
-            Layer("Mistral", unclaimed=HUGGING),
+            Layer("Llama", undocumented=HUGGING_FACE),
+            Layer("Mistral", undocumented=HUGGING_FACE),
         ),
         beside={
-            "transformers_mra_zeros": "The page of the model does not speak of a kernel or a device; its code says "
+            "transformers_mra_zeros": "The page of the model does not mention a kernel or a device; its code returns "
             "zeros where the kernel could not be loaded.",
         },
     ),
@@ -89,12 +92,12 @@ PEERS = (
         adapter="x_transformers",
         module="x_transformers",
         home="https://github.com/lucidrains/x-transformers",
-        asked="Its `Attention`, with options of its constructor, which its page shows with the prefix `attn_` (all but "
-        "`sigmoid`, `orthog_projected_values` and `data_dependent_alibi`). Any mask is an `attn_mask`, "
-        "padding a `mask` of the real tokens.",
+        usage="Its `Attention`, with options of its constructor, which its page lists with the prefix `attn_` (all but "
+        "`sigmoid`, `orthog_projected_values` and `data_dependent_alibi`). Any mask is passed as "
+        "`attn_mask`, padding as a `mask` of the real tokens.",
         layers=(
-            Layer("AttentionWithWeights", unclaimed={WEIGHTS_MASKED: NO_KEY_IN_WEIGHTS}),
-            Layer("Attention", {"flash": True}, unclaimed={PICKLE: "its page says nothing of it, and it raises"}),
+            Layer("AttentionWithWeights", undocumented={WEIGHTS_MASKED: FULLY_MASKED_ONLY}),
+            Layer("Attention", {"flash": True}, undocumented={PICKLE: "its page does not mention it, and it raises"}),
             Layer("Attention", {"kv_heads": 1}),
             Layer("Attention", {"sigmoid": True}),
             Layer("Attention", {"qk_norm": True}),
@@ -103,26 +106,27 @@ PEERS = (
             Layer(
                 "Attention",
                 {"sparse_topk": 2},
-                broken=dict.fromkeys(("keeps the shape", ABSENT, PACKED), "x_transformers_topk_of_few"),
+                failing=dict.fromkeys(("output_shape", INVARIANCE, PACKED), "x_transformers_topk_of_few"),
             ),
             Layer(
                 "Attention",
                 {"orthog_projected_values": True},
-                broken=dict.fromkeys(
-                    (FUTURE, FUTURE_MASKED, MASKED, PADDING, ABSENT, PACKED), "x_transformers_orthogonal_future"
+                failing=dict.fromkeys(
+                    (FUTURE, FUTURE_MASKED, MASKED, PADDING, INVARIANCE, PACKED),
+                    "x_transformers_orthogonal_future",
                 ),
             ),
-            Layer("PaddedAttention", claims=PADDED, broken={DTYPE: "x_transformers_mask_changes_dtype"}),
+            Layer("PaddedAttention", capabilities=PADDED, failing={DTYPE: "x_transformers_mask_changes_dtype"}),
             Layer(
                 "PaddedAttention",
                 {"num_mem_kv": 3},
-                claims=PADDED,
-                broken={DTYPE: "x_transformers_mask_changes_dtype"},
+                capabilities=PADDED,
+                failing={DTYPE: "x_transformers_mask_changes_dtype"},
             ),
         ),
         beside={
-            "x_transformers_cached_alibi": "Its generation takes the cache where `can_cache_kv` is True. All other "
-            "options that were tried decode as the full pass does; `selective` says itself that it cannot.",
+            "x_transformers_cached_alibi": "Its generation uses the cache where `can_cache_kv` is True. All other "
+            "options that were tried match the full pass; `selective` is documented as unable to.",
         },
     ),
     Peer(
@@ -130,14 +134,14 @@ PEERS = (
         adapter="local_attention",
         module="local_attention",
         home="https://github.com/lucidrains/local-attention",
-        asked="`LocalMHA`, the layer of its `LocalTransformer`, in windows of four tokens. It “auto pads both inputs "
+        usage="`LocalMHA`, the layer of its `LocalTransformer`, in windows of four tokens. It “auto pads both inputs "
         "and mask, then truncates output appropriately”; `dropout` is “post-attention dropout”.",
         layers=(
             Layer(
                 "LocalMHA",
-                claims=PADDED,
-                unclaimed={DTYPE: RAISES_IN_HALF},
-                broken={ABSENT: "local_attention_autopad", KEPT_BY_DROPOUT: "local_attention_dropout"},
+                capabilities=PADDED,
+                undocumented={DTYPE: NO_BFLOAT16},
+                failing={INVARIANCE: "local_attention_autopad", DROPOUT_MEAN: "local_attention_dropout"},
             ),
         ),
     ),
@@ -146,19 +150,19 @@ PEERS = (
         adapter="performer_pytorch",
         module="performer_pytorch",
         home="https://github.com/lucidrains/performer-pytorch",
-        asked="Its “standalone self-attention layer”; `causal` is “auto-regressive or not”, a `mask` is True for a "
+        usage="Its “standalone self-attention layer”; `causal` is “auto-regressive or not”, a `mask` is True for a "
         "real token.",
         layers=(
             Layer(
                 "SelfAttention",
-                claims=PADDED,
-                unclaimed={
-                    "gradients match finite differences": "the largest exponent, by which all are divided, is "
+                capabilities=PADDED,
+                undocumented={
+                    "gradients_match_finite_differences": "the largest exponent, by which all are divided, is "
                     "detached on purpose, and a small number added; its page says nothing of gradients"
                 },
-                broken={
+                failing={
                     **dict.fromkeys((FUTURE, FUTURE_MASKED), "performer_pytorch_future"),
-                    **dict.fromkeys((PADDING, ABSENT), "performer_pytorch_padding"),
+                    **dict.fromkeys((PADDING, INVARIANCE), "performer_pytorch_padding"),
                 },
             ),
         ),
@@ -168,22 +172,22 @@ PEERS = (
         adapter="memory_efficient_attention_pytorch",
         module="memory_efficient_attention_pytorch",
         home="https://github.com/lucidrains/memory-efficient-attention-pytorch",
-        asked="Its `Attention`, which “will take care of masking, causal masking”; in buckets, and with "
-        "`memory_efficient` “turned off to test against normal attention”; `dropout` stands in its constructor.",
+        usage="Its `Attention`, which “will take care of masking, causal masking”; in buckets, and with "
+        "`memory_efficient` “turned off to test against normal attention”; `dropout` is an option of its constructor.",
         layers=(
             Layer(
                 "Attention",
                 {"memory_efficient": True},
-                claims=PADDED,
-                unclaimed={
-                    KEPT_BY_DROPOUT: "it drops before the weights are made one in sum; its page has no word on it"
+                capabilities=PADDED,
+                undocumented={
+                    DROPOUT_MEAN: "it applies dropout before the weights are normalized; its page does not mention it"
                 },
             ),
             Layer(
                 "Attention",
                 {"memory_efficient": False},
-                claims=PADDED,
-                broken={KEPT_BY_DROPOUT: "memory_efficient_attention_pytorch_dropout"},
+                capabilities=PADDED,
+                failing={DROPOUT_MEAN: "memory_efficient_attention_pytorch_dropout"},
             ),
         ),
     ),
@@ -192,16 +196,16 @@ PEERS = (
         adapter="nystrom_attention",
         module="nystrom_attention",
         home="https://github.com/lucidrains/nystrom-attention",
-        asked="`attn(x, mask=mask)`, with four landmarks.",
+        usage="`attn(x, mask=mask)`, with four landmarks.",
         layers=(
             Layer(
                 "NystromAttention",
-                claims=("padding", "dropout"),
-                unclaimed={
-                    DTYPE: RAISES_IN_HALF,
-                    ABSENT: "an approximation: the landmarks of a longer sequence are others",
+                capabilities=("padding", "dropout"),
+                undocumented={
+                    DTYPE: NO_BFLOAT16,
+                    INVARIANCE: "an approximation: a longer sequence has other landmarks",
                 },
-                broken={"other batch items are never heard": "nystrom_attention_other_items"},
+                failing={"no_batch_leakage": "nystrom_attention_other_items"},
             ),
         ),
         known={
@@ -214,8 +218,7 @@ PEERS = (
         adapter="native_sparse_attention_pytorch",
         module="native_sparse_attention_pytorch",
         home="https://github.com/lucidrains/native-sparse-attention-pytorch",
-        asked="Its `SparseAttention` with the sizes of its page. It is causal where `causal=True` says so, and not by "
-        "default.",
+        usage="Its `SparseAttention` with the sizes of its page. It is causal with `causal=True`, not by default.",
         layers=(Layer("SparseAttention"),),
     ),
     Peer(
@@ -223,7 +226,7 @@ PEERS = (
         adapter="linformer",
         module="linformer",
         home="https://github.com/lucidrains/linformer",
-        asked="Its `LinformerSelfAttention`, for up to `seq_len` tokens. It takes no mask and is never causal.",
+        usage="Its `LinformerSelfAttention`, for up to `seq_len` tokens. It takes no mask and is never causal.",
         layers=(Layer("LinformerSelfAttention"),),
     ),
     Peer(
@@ -231,14 +234,17 @@ PEERS = (
         adapter="attnhut",
         module="attnhut",
         home="https://github.com/egmaminta/attnhut",
-        asked="“If True, a position only attends to itself and the past”, it says of `causal`, and of `attn_mask` "
+        usage="`causal`: “If True, a position only attends to itself and the past”. `attn_mask`: "
         "“additive or boolean mask broadcastable to (batch, num_heads, seq, seq)”.",
         layers=(
             *(
-                Layer(kind, broken=dict.fromkeys((FUTURE_MASKED, ABSENT, PACKED), "attnhut_mask_drops_causal"))
+                Layer(
+                    kind,
+                    failing=dict.fromkeys((FUTURE_MASKED, INVARIANCE, PACKED), "attnhut_mask_drops_causal"),
+                )
                 for kind in ("StandardAttention", "GroupedQueryAttention", "MultiHeadLatentAttention")
             ),
-            Layer("BigBirdAttention", claims=("causal", "padding")),
+            Layer("BigBirdAttention", capabilities=("causal", "padding")),
             Layer("DifferentialAttention"),
             Layer("DeepSeekSparseAttention"),
             Layer("DeltaAttention"),
@@ -246,7 +252,7 @@ PEERS = (
             Layer("HeavilyCompressedAttention"),
             Layer(
                 "MiniMaxSparseAttention",
-                unclaimed={AUTOCAST: "its documentation says nothing of mixed precision, and it raises"},
+                undocumented={AUTOCAST: "its documentation does not mention mixed precision, and it raises"},
             ),
         ),
     ),
@@ -255,30 +261,30 @@ PEERS = (
         adapter="fightingcv_attention",
         module="fightingcv_attention",
         home="https://github.com/xmu-xiaoma666/External-Attention-pytorch",
-        asked="Those of its layers that take a sequence, with the calls of its page; of the mask the docstring says "
+        usage="Those of its layers that take a sequence, called as on its page. The docstring of the mask: "
         "“True indicates masking”.",
         layers=(
             Layer("ScaledDotProductAttention"),
             Layer("SimplifiedAttention"),
             Layer(
                 "MUSEAttention",
-                broken=dict.fromkeys(
+                failing=dict.fromkeys(
                     (
                         STRIDES,
-                        "other batch items are never heard",
-                        "gradients match finite differences",
-                        "dropout is off in eval",
-                        KEPT_BY_DROPOUT,
-                        "deepcopy is the same, apart",
+                        "no_batch_leakage",
+                        "gradients_match_finite_differences",
+                        "no_dropout_in_eval",
+                        DROPOUT_MEAN,
+                        "deepcopy_is_independent",
                         PICKLE,
                     ),
                     "fightingcv_attention_muse_drifts",
                 ),
             ),
-            Layer("UFOAttention", broken={KEPT_BY_DROPOUT: "fightingcv_attention_ufo_dropout"}),
+            Layer("UFOAttention", failing={DROPOUT_MEAN: "fightingcv_attention_ufo_dropout"}),
             Layer(
                 "ExternalAttention",
-                unclaimed={"extreme scores stay finite": "its page says nothing of how large a token may be"},
+                undocumented={"extreme_scores_stay_finite": "its page does not mention how large a token may be"},
             ),
             Layer("MobileViTv2Attention"),
         ),

@@ -1,4 +1,4 @@
-"""What is known of a peer beforehand: its layers, what they claim, and what of the rest is theirs to keep."""
+"""The description of a package and its layers: how they are called, and which failures are expected."""
 
 from __future__ import annotations
 
@@ -9,76 +9,76 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-EMPTY = "its documentation says nothing of an empty batch or sequence, and it raises"
-NO_KEY = "its documentation says nothing of a token that may look at nothing"
+EMPTY = "its documentation does not mention an empty batch or sequence, and it raises"
+FULLY_MASKED = "its documentation does not mention a fully masked row"
 COMMON = {
-    "takes an empty batch or sequence": EMPTY,
-    "empty rows give zeros": NO_KEY,
-    "empty rows give finite gradients": NO_KEY,
+    "empty_input": EMPTY,
+    "fully_masked_rows_are_zero": FULLY_MASKED,
+    "fully_masked_rows_have_finite_gradients": FULLY_MASKED,
 }
-"""Why no peer that fails in these is said to break them."""
+"""Checks whose failure counts for no package, and the reason."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as one asks for it.
+    """A layer of a package.
 
     Args:
         kind: the class in the adapter.
         options: of its constructor.
-        claims: what it claims, where the signatures of the adapter say too little.
-        unclaimed: a promise that it does not keep, and why that is none of its own.
-        broken: a promise that it breaks, and the reproduction that shows it.
+        capabilities: those that the signatures of the adapter do not show.
+        undocumented: checks that it fails without contradicting its documentation, and the reason.
+        failing: checks that it fails, and the reproduction that shows it.
     """
 
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
-    claims: tuple[str, ...] = ()
-    unclaimed: dict[str, str] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    undocumented: dict[str, str] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """As the page shows it."""
+        """The name on the page."""
         return f"{self.kind}({', '.join(f'{name}={value}' for name, value in self.options.items())})".replace("()", "")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A package of others.
+    """A package.
 
     Args:
-        package: as pip names it.
+        package: the name that pip uses.
         adapter: the module in ``peers.adapters``.
-        module: what is imported of it.
-        home: where its documentation is.
-        asked: how the adapter asks, and the words of the documentation that it follows.
-        layers: what is checked.
-        known: what is said elsewhere about a reproduction.
-        beside: reproductions of what the suite does not ask, and a line on each.
+        module: the name that it is imported by.
+        home: the address of its documentation.
+        usage: how the adapter calls it, with quotations from the documentation.
+        layers: the layers that are checked.
+        known: where a reproduction is reported elsewhere.
+        beside: reproductions of errors that no check covers, and a line on each.
     """
 
     package: str
     adapter: str
     module: str
     home: str
-    asked: str
+    usage: str
     layers: tuple[Layer, ...]
     known: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
 
     @property
     def installed(self) -> str | None:
-        """Its version here, None where it is not there."""
+        """The installed version, None if there is none."""
         return version(self.package).partition("+")[0] if find_spec(self.module) else None
 
     def target(self, layer: Layer) -> Any:
-        """What `check_attention` takes."""
+        """The target for `check_attention`."""
         return partial(getattr(import_module(f"peers.adapters.{self.adapter}"), layer.kind), **layer.options)
 
     def command(self, layer: Layer) -> str:
-        """The line that repeats a row."""
+        """The command that repeats a row."""
         words = ["attnlab check", f"peers.adapters.{self.adapter}:{layer.kind}", "--fast"]
         if layer.options:
             words += ["--args", *(f"{name}={value}" for name, value in layer.options.items())]
-        return " ".join([*words, *(["--claims", *layer.claims] if layer.claims else [])])
+        return " ".join([*words, *(["--capabilities", *layer.capabilities] if layer.capabilities else [])])

@@ -1,4 +1,4 @@
-"""Run the suite on a peer, and keep what it found."""
+"""Run the suite on a package and record the outcomes."""
 
 from __future__ import annotations
 
@@ -20,127 +20,135 @@ HERE = Path(__file__).parent
 RESULTS, REPRODUCTIONS = HERE / "results", HERE / "reproductions"
 
 
-class OutOfStep(Exception):  # noqa: N818  reads as what it says
-    """The catalog or a reproduction does not agree with what was found; the message is a line that says where."""
+class CatalogMismatchError(Exception):
+    """The catalog or a reproduction disagrees with the outcomes; the message names it in one line."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One promise of one layer; ``why`` says why it is not claimed, or which reproduction shows that it is broken.
+    """The outcome of one check: ``pass``, ``fail``, ``undocumented`` or ``not applicable``.
 
-    A promise that is not claimed was either asked and not kept (``unclaimed``), or cannot be asked (``not asked``).
+    ``undocumented`` is a failure that does not contradict the documentation. ``reason`` explains it, or names the
+    reproduction that shows a failure.
     """
 
-    promise: str
+    check: str
     outcome: str
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one version of a package: the outcomes of each layer, and what the reproductions say."""
+    """The outcomes of every layer in one version of a package, and the messages of the reproductions."""
 
     package: str
     version: str
     torch: str
     layers: dict[str, list[Outcome]]
-    said: dict[str, str]
+    messages: dict[str, str]
 
 
-NOT_YET = (
-    "a causal prefix is computed alone",
-    "NaN in padding reaches nothing",
-    "items of a large batch are computed alone",
-    "weights are per head",
-    "training without dropout = eval",
-    "eval calls change no later output",
-    "eval does not depend on the global seed",
-    "causal with a context of another length raises",
-    "a bias broadcasts",
-    "an integer mask raises or is read as Boolean",
-    "leaves the meta device",
-    "reset_parameters sets every parameter",
-    "constructors take device= and dtype=",
-    "a growing cache = the full pass",
-    "a failed call leaves the cache unchanged",
-    "second derivatives are right or raise",
-    "higher derivatives under sdpa_kernel(MATH)",
-    "low precision matches float64",
-    "low-precision error does not grow with length",
-    "submodules are called",
-    "dynamic quantization runs",
-    "pruned layers train",
+NOT_RECORDED = (
+    "causal_prefix_invariance",
+    "nan_in_padding_is_ignored",
+    "batch_invariance",
+    "weights_are_per_head",
+    "training_matches_eval_without_dropout",
+    "eval_is_stateless",
+    "eval_ignores_global_seed",
+    "causal_context_length_mismatch_raises",
+    "attn_bias_broadcasts",
+    "integer_mask_raises_or_is_boolean",
+    "meta_device_initialization",
+    "reset_parameters_sets_all",
+    "device_and_dtype_arguments",
+    "growing_cache_matches_full_pass",
+    "failed_call_keeps_cache",
+    "second_derivatives_exact_or_raise",
+    "higher_derivatives_with_math_backend",
+    "low_precision_accuracy",
+    "low_precision_error_growth",
+    "submodules_are_called",
+    "dynamic_quantization",
+    "pruning",
     "traceable",
 )
-"""Checks that are newer than the recorded results; to be asked when all packages are looked at again."""
+"""Checks that are newer than the recorded results."""
 
 
 def run(peer: Peer) -> Result:
-    """Hold every layer of a peer that is installed to its promises.
+    """Run the suite on every layer of an installed package.
 
     Raises:
-        OutOfStep: for a failure that the catalog does not know, or one that it knows and that is not there.
+        CatalogMismatchError: a failure is not in the catalog, or one in the catalog does not occur.
     """
     layers = {}
     for layer in peer.layers:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # theirs to mend
-            target = peer.target(layer)
-            report = check_attention(target, claims=layer.claims or None, fast=True, skip=NOT_YET, raises=False)
+            warnings.simplefilter("ignore")  # the package's own
+            report = check_attention(
+                peer.target(layer),
+                capabilities=layer.capabilities or None,
+                fast=True,
+                skip=NOT_RECORDED,
+                raises=False,
+            )
         layers[layer.name] = outcomes(layer, report)
-    shown = {outcome.why for found in layers.values() for outcome in found if outcome.outcome == "broken"}
-    said = {name: reproduce(name) for name in sorted({*shown, *peer.beside})}
-    return Result(peer.package, peer.installed or "", torch.__version__.partition("+")[0], layers, said)
+    shown = {outcome.reason for row in layers.values() for outcome in row if outcome.outcome == "fail"}
+    messages = {name: reproduce(name) for name in sorted({*shown, *peer.beside})}
+    return Result(peer.package, peer.installed or "", torch.__version__.partition("+")[0], layers, messages)
 
 
 def outcomes(layer: Layer, report: Report) -> list[Outcome]:
-    """What a report means for a layer, by what the catalog knows of it."""
-    found = []
+    """The outcomes of a report; the catalog separates failures from undocumented behaviour."""
+    rows = []
     for row in report.rows:
         if row.outcome == "pass":
-            found.append(Outcome(row.promise, "kept"))
-        elif row.outcome == "not claimed":
-            found.append(Outcome(row.promise, "not asked", row.detail))
-        elif row.promise in layer.broken:
-            found.append(Outcome(row.promise, "broken", layer.broken[row.promise]))
+            rows.append(Outcome(row.check, "pass"))
+        elif row.outcome == "not applicable":
+            rows.append(Outcome(row.check, "not applicable", row.detail))
+        elif row.check in layer.failing:
+            rows.append(Outcome(row.check, "fail", layer.failing[row.check]))
         else:
-            why = layer.unclaimed.get(row.promise) or COMMON.get(row.promise)
-            if why is None:
-                raise OutOfStep(f"{layer.name} fails in {row.promise!r} ({row.detail}); say in peers/catalog.py why")
-            found.append(Outcome(row.promise, "unclaimed", why))
-    failed = {row.promise for row in report.failed}
-    for promise in {*layer.broken, *layer.unclaimed} - failed:
-        raise OutOfStep(f"{layer.name} does not fail in {promise!r} any longer; take it out of peers/catalog.py")
-    return found
+            reason = layer.undocumented.get(row.check) or COMMON.get(row.check)
+            if reason is None:
+                raise CatalogMismatchError(
+                    f"{layer.name} fails {row.check} ({row.detail}); add the reason to peers/catalog.py"
+                )
+            rows.append(Outcome(row.check, "undocumented", reason))
+    failed = {row.check for row in report.failed}
+    for check in {*layer.failing, *layer.undocumented} - failed:
+        raise CatalogMismatchError(f"{layer.name} no longer fails {check}; remove it from peers/catalog.py")
+    return rows
 
 
 def reproduce(name: str) -> str:
-    """What a reproduction says in the AssertionError that it ends with.
+    """The message of the AssertionError that a reproduction ends with.
 
     Raises:
-        OutOfStep: where it ends otherwise.
+        CatalogMismatchError: it ends without an AssertionError.
     """
     file = REPRODUCTIONS / f"{name}.py"
     done = subprocess.run([sys.executable, "-W", "ignore", str(file)], capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1:] or [""]
-    kind, _, said = last[0].partition(": ")
+    kind, _, message = last[0].partition(": ")
     if kind != "AssertionError":
-        raise OutOfStep(f"{file.name} shows nothing any longer: {last[0] or 'it ends without an error'}")
-    return said
+        raise CatalogMismatchError(f"{file.name} no longer fails: {last[0] or 'it ends without an error'}")
+    return message
 
 
-def keep(result: Result) -> None:
-    """Write it where the page is made from."""
+def write(result: Result) -> None:
+    """Write the results from which the page is generated."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False)
     (RESULTS / f"{result.package}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read(package: str) -> Result | None:
-    """What was found last, None where nothing was."""
+    """The recorded results, None if there are none."""
     file = RESULTS / f"{package}.json"
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    layers = {name: [Outcome(**outcome) for outcome in outcomes] for name, outcomes in found.pop("layers").items()}
-    return Result(layers=layers, **found)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    layers = {name: [Outcome(**outcome) for outcome in outcomes] for name, outcomes in content.pop("layers").items()}
+    return Result(layers=layers, **content)

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells standard error that it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs its start and stop to standard error
 
 
 def peak(work: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """The most bytes that PyTorch's allocator holds during ``work``, beyond what it held before.
+    """The largest number of bytes that PyTorch's allocator holds during ``work``, minus those it held before.
 
-    On a CPU the highest running total of the allocations and releases that PyTorch's profiler sees: exact, and the
-    same in every run, unlike the resident memory of the process. What the matrix library packs for itself, a few
-    megabytes, is not seen. On a GPU the allocator's own maximum.
+    On a CPU the maximum of the running total of allocations that PyTorch's profiler records: exact, and the
+    same in every run, unlike the resident memory of the process. Packing buffers of the matrix library, a few
+    megabytes, are not included. On a GPU the allocator's own maximum.
 
     Raises:
-        ValueError: for a device whose allocations cannot be counted.
+        ValueError: the allocations of the device cannot be counted.
     """
     kind = torch.device(device).type
     if kind == "cuda":

@@ -1,30 +1,30 @@
-"""What a layer may claim, and how a check says that it cannot be held to a promise, or broke on the way."""
+"""The capabilities that a check may require, and the exceptions by which a check ends early."""
 
 from __future__ import annotations
 
-CLAIMS = {
+CAPABILITIES = {
     "causal": "it cannot be causal",
     "padding": "it takes no padding mask",
-    "segments": "it takes no mask of packed documents",
+    "segments": "it takes no mask of packed sequences",
     "arbitrary_mask": "it does not take every mask",
     "attn_bias": "it takes no bias",
     "context": "it takes no context",
     "cache": "it takes no cache",
-    "weights": "it shows no weights",
-    "equivariant": "it does not claim to know no order",
-    "probabilities": "its weights are no probabilities",
-    "mix": "it has no mix(weights, x)",
+    "weights": "it does not return attention weights",
+    "equivariant": "it is not declared permutation-equivariant",
+    "probabilities": "its attention weights are not probabilities",
+    "apply_weights": "it has no apply_weights(weights, x)",
     "dropout": "it has no dropout",
-    "reference": "there is no reference to compare with",
-    "export": "it does not claim to be exported",
+    "reference": "it has no reference implementation",
+    "export": "it is not declared exportable",
     "contract": "it is no attnlab.Attention",
 }
-"""What a layer may claim, and what is said of one that does not. The first nine are a card's capabilities."""
+"""Each capability and the reason that is reported where a layer lacks it. The first nine are those of a card."""
 
 
-class NotClaimed(Exception):  # noqa: N818  an outcome, not an error
-    """Raised inside a check: this layer cannot be asked for that; the message says why."""
+class NotApplicable(Exception):  # noqa: N818  an outcome, not an error
+    """Raised inside a check that cannot be run on this layer; the message is the reason."""
 
 
-class Broken(Exception):  # noqa: N818  an outcome, not an error
-    """Raised inside a check: the layer raised, or gave what cannot be measured; the message says what."""
+class CheckFailed(Exception):  # noqa: N818  an outcome, not an error
+    """Raised inside a check where the layer raised or returned something that cannot be measured."""

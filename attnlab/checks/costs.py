@@ -1,4 +1,4 @@
-"""What a card says of a cost, as a number: ``n·(w + g)·d + n·d²`` for one layer at one length."""
+"""The value of a cost formula of a card, such as ``n·(w + g)·d + n·d²``, for one layer at one length."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ OPERATORS: dict[type, Callable[[float, float], float]] = {
 
 
 def letters(mechanism: type[SequenceMixer]) -> dict[str, str]:
-    """The letters of a card and the options that they stand for, as the mechanism's docstring names them: ``w`` for
-    ``window: w, how many keys ...``.
+    """The letters in the formulas of a card and the options that they stand for, as the docstring of the mechanism
+    defines them: ``w`` for ``window: w, the number of keys ...``.
     """
-    args = inspect.getdoc(mechanism) or ""
-    found = re.findall(r"^ +(\w+): (\w+), ", args.partition("\nArgs:\n")[2], flags=re.MULTILINE)
-    return {letter: option for option, letter in found if len(letter.partition("_")[0]) == 1}
+    doc = inspect.getdoc(mechanism) or ""
+    pairs = re.findall(r"^ +(\w+): (\w+), ", doc.partition("\nArgs:\n")[2], flags=re.MULTILINE)
+    return {letter: option for option, letter in pairs if len(letter.partition("_")[0]) == 1}
 
 
-def said(cost: str, layer: SequenceMixer, length: int) -> float:
-    """The number that ``cost`` is for this layer at this length; n, d and h are the same everywhere.
+def evaluate(cost: str, layer: SequenceMixer, length: int) -> float:
+    """The value of ``cost`` for this layer; n is the length, d the width and h the number of heads.
 
     Raises:
-        ValueError: for a letter that the docstring does not explain.
+        ValueError: the docstring does not define a letter.
     """
     values: dict[str, Any] = {"n": length, "d": layer.embed_dim, "h": layer.num_heads}
     for letter, option in letters(type(layer)).items():
@@ -45,8 +45,8 @@ def said(cost: str, layer: SequenceMixer, length: int) -> float:
 
 
 def exponent(cost: str, layer: SequenceMixer, lengths: tuple[int, ...]) -> float:
-    """The power of the length with which it grows from the first length to the last."""
-    first, last = (said(cost, layer, n) for n in (lengths[0], lengths[-1]))
+    """The exponent of the length with which the cost grows from the first length to the last."""
+    first, last = (evaluate(cost, layer, n) for n in (lengths[0], lengths[-1]))
     return math.log(last / first) / math.log(lengths[-1] / lengths[0])
 
 
@@ -57,4 +57,4 @@ def _number(node: ast.expr, values: Mapping[str, Any], cost: str) -> float:
         return node.value
     if isinstance(node, ast.Name) and isinstance(value := values.get(node.id), int | float):
         return value
-    raise ValueError(f"{cost!r}: {ast.unparse(node)} is neither n, d, h nor a letter that the docstring explains")
+    raise ValueError(f"{cost!r}: {ast.unparse(node)} is neither n, d, h nor a letter that the docstring defines")

@@ -1,4 +1,4 @@
-"""What the checks measure with.
+"""Measurements that the checks share: differences, gradients and leaks.
 
 Axes: B batch, N length, D embed_dim.
 """
@@ -12,142 +12,159 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnlab.checks.capabilities import Broken, NotClaimed
-from attnlab.checks.layer import EXACT as EXACT
-from attnlab.checks.layer import Subject, first_line
-from attnlab.checks.registry import Measure
+from attnlab.checks.capabilities import CheckFailed, NotApplicable
+from attnlab.checks.layer_under_test import EXACT as EXACT
+from attnlab.checks.layer_under_test import LayerUnderTest, first_line
+from attnlab.checks.registry import Measurement
 from attnlab.masks import Mask
 
 T = TypeVar("T")
 
-SHOUT = 1e3
-"""What is forbidden is replaced by noise this loud: a leak of one part in 10¹² is heard."""
+NOISE_SCALE = 1e3
+"""The scale of the noise that replaces forbidden tokens: a leak of one part in 10¹² is measured."""
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest number expected where that is above one; nan for NaN.
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected value where that is above 1; NaN if there is a NaN.
 
     Raises:
-        ValueError: for different shapes.
+        ValueError: the shapes differ.
     """
-    if found.shape != expected.shape:
-        raise ValueError(f"the shape is {tuple(found.shape)}, not {tuple(expected.shape)}")
-    if found.numel() == 0:
+    if actual.shape != expected.shape:
+        raise ValueError(f"the shape is {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    if actual.numel() == 0:
         return 0.0
     scale = max(1.0, expected.abs().max().item())
-    return (found - expected).abs().max().item() / scale
+    return (actual - expected).abs().max().item() / scale
+
+
+def differences(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest `difference` between two lists of tensors; NaN if there is a NaN."""
+    values = [difference(a, b) for a, b in zip(actual, expected, strict=True)]
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def not_finite(*tensors: Tensor | None) -> int:
-    """How many numbers are NaN or infinite."""
+    """The number of values that are NaN or infinite."""
     return sum(int((~t.isfinite()).sum()) for t in tensors if t is not None)
 
 
-def worst(measured: Iterable[tuple[float, str]], limit: float) -> Measure:
-    """The largest of several numbers, or NaN where one is; and where the first was measured that is too large."""
+def largest(measured: Iterable[tuple[float, str]], limit: float) -> Measurement:
+    """The largest of several values, or NaN if one is NaN; the detail is that of the first value above the limit."""
     value, detail = 0.0, ""
     for number, where in measured:
         if not number <= limit:
             detail = detail or where
         if math.isnan(number):
-            return Measure(number, limit, detail)
+            return Measurement(number, limit, detail)
         value = max(value, number)
-    return Measure(value, limit, detail)
+    return Measurement(value, limit, detail)
 
 
-def worst_way(subject: Subject, measure: Callable[[bool, Mask | None], float], limit: float) -> Measure:
-    """The largest of what ``measure(causality, mask)`` gives over every way to ask the layer."""
-    return worst(
-        ((attempt(measure, causality, mask), said(causality, mask)) for causality, mask in subject.ways()), limit
+def largest_over_configurations(
+    case: LayerUnderTest, measure: Callable[[bool, Mask | None], float], limit: float
+) -> Measurement:
+    """The largest ``measure(is_causal, mask)`` over every configuration of the layer."""
+    return largest(
+        ((attempt(measure, is_causal, mask), describe(is_causal, mask)) for is_causal, mask in case.configurations()),
+        limit,
     )
 
 
-def attempt(measure: Callable[[bool, Mask | None], T], causality: bool, mask: Mask | None) -> T:
-    """``measure(causality, mask)``.
+def attempt(measure: Callable[[bool, Mask | None], T], is_causal: bool, mask: Mask | None) -> T:
+    """``measure(is_causal, mask)``.
 
     Raises:
-        Broken: where it raises, with what was asked.
+        CheckFailed: it raised; the message includes the configuration.
+    """
+    with_context = describe(is_causal, mask)
+    return calling(lambda: measure(is_causal, mask), with_context)
+
+
+def calling(run: Callable[[], T], where: str) -> T:
+    """``run()``.
+
+    Raises:
+        CheckFailed: it raised; the message ends with ``where``.
     """
     try:
-        return measure(causality, mask)
-    except (NotClaimed, Broken):
+        return run()
+    except (NotApplicable, CheckFailed):
         raise
     except Exception as error:
-        raise Broken(f"{first_line(error)} ({said(causality, mask)})") from error
+        raise CheckFailed(f"{first_line(error)} ({where})") from error
 
 
-def said(causality: bool, mask: Mask | None) -> str:
-    """How a layer was asked."""
-    asked = [*(["causal=True"] if causality else []), *([f"mask={mask}"] if mask is not None else [])]
-    return " and ".join(asked) or "asked plainly"
+def describe(is_causal: bool, mask: Mask | None) -> str:
+    """A configuration in words."""
+    parts = [*(["causal=True"] if is_causal else []), *([f"mask={mask}"] if mask is not None else [])]
+    return " and ".join(parts) or "no mask"
 
 
-def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradient of a number in each leaf, None where it is not heard; the graph is kept.
+def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a scalar in each leaf, zeros where it does not depend on it; the graph is kept.
 
-    A layer that computes its steps anew with ``torch.utils.checkpoint`` may know ``backward()`` alone.
+    A layer that uses a reentrant ``torch.utils.checkpoint`` supports ``backward()`` only, which is then used.
     """
     try:
-        return list(torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True))
+        slopes = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
-    kept = [leaf.grad for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
-    output.backward(retain_graph=True)
-    found = [leaf.grad for leaf in leaves]
-    for leaf, before in zip(leaves, kept, strict=True):
-        leaf.grad = before
-    return found
+        saved = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        output.backward(retain_graph=True)
+        slopes = tuple(leaf.grad for leaf in leaves)
+        for leaf, grad in zip(leaves, saved, strict=True):
+            leaf.grad = grad
+    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)]
 
 
 def gradient(output: Tensor, leaf: Tensor) -> Tensor:
-    """The gradient of a number in one leaf, zeros where it is not heard."""
-    (found,) = gradients(output, [leaf])
-    return torch.zeros_like(leaf) if found is None else found
+    """The gradient of a scalar in one leaf, zeros where it does not depend on it."""
+    return gradients(output, [leaf])[0]
 
 
-def hearing(run: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
-    """How much output i of every item hears of every token, (B, N), for i = N - 1 down to 0, by the gradient."""
+def input_sensitivity(run: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+    """The gradient of output i of every item in every other token, (B, N), for i = N - 1 down to 0."""
     x = x.detach().requires_grad_()
     out, direction = run(x), _random(x.shape[-1:], x)
     for i in reversed(range(x.shape[1])):
-        heard = gradient((out[:, i] @ direction).sum(), x).abs().amax(-1)
-        yield heard.index_fill(1, torch.tensor(i, device=x.device), 0.0)
+        sensitivity = gradient((out[:, i] @ direction).sum(), x).abs().amax(-1)
+        yield sensitivity.index_fill(1, torch.tensor(i, device=x.device), 0.0)
 
 
 def leaks(
     run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Iterable[int]
 ) -> Iterator[tuple[float, str]]:
-    """How much of what is forbidden reaches each output: by gradient, and by replacing it with loud noise.
+    """The dependence of each output on forbidden tokens: by gradient, and by replacing them with large noise.
 
-    The noise finds what has no gradient: a rank, a choice, a detached statistic.
+    The noise detects what has no gradient, such as a rank, a choice or a detached statistic.
 
     Args:
         run: (B, N, D) to the same.
         x: the tokens.
-        forbidden: Boolean (B, N, N): output i of an item must not hear of token j. A token's own query is no leak.
-        rows: the outputs to try.
+        forbidden: Boolean (B, N, N), the tokens j that output i of an item must not depend on; j = i is ignored.
+        rows: the outputs to measure.
     """
-    own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-    forbidden = forbidden & ~own
-    direction, noise = _random(x.shape[-1:], x), SHOUT * _random(x.shape, x)
+    forbidden = forbidden & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    direction, noise = _random(x.shape[-1:], x), NOISE_SCALE * _random(x.shape, x)
     x = x.detach().requires_grad_()
     out = run(x)
     for i in rows:
         slope = gradient((out[:, i] @ direction).sum(), x)
         through = slope.abs().amax(-1) * forbidden[:, i]
-        # With gradients, as above: without them a layer may draw its dropout in another way.
+        # Gradients stay enabled: without them a layer may draw its dropout differently.
         changed = run(torch.where(forbidden[:, i, :, None], noise, x).detach()).detach()
         value = max(through.max().item(), difference(changed[:, i], out[:, i]))
         if not_finite(out[:, i], slope):
             yield math.nan, f"output {i} or its gradient is not finite"
         elif bool(through.any()):
             item, token = divmod(int(through.argmax()), x.shape[1])
-            yield value, f"output {i} hears token {token} of item {item}"
+            yield value, f"output {i} depends on token {token} of item {item}"
         else:
-            yield value, f"output {i} changes with the tokens that it may not look at"
+            yield value, f"output {i} changes with tokens that are masked for it"
 
 
 def batched_leaks(
@@ -159,18 +176,18 @@ def batched_leaks(
         run: (B, N, D) to the same, for any B.
         x: one sequence, (1, N, D).
         forbidden: Boolean (1, N, N): the tokens that each output must not depend on.
-        rows: the outputs to try.
+        rows: the outputs to measure.
 
     Returns:
         The largest leak, NaN where an output or a gradient is not finite, and where it was measured.
     """
     index, item = torch.tensor(rows, device=x.device), torch.arange(len(rows), device=x.device)
     masked = forbidden[0, index].index_put((item, index), torch.tensor(False, device=x.device))
-    direction, noise = _random(x.shape[-1:], x), SHOUT * _random(x.shape, x)
+    direction, noise = _random(x.shape[-1:], x), NOISE_SCALE * _random(x.shape, x)
     tokens = x.detach().repeat(len(rows), 1, 1).requires_grad_()
     out = run(tokens)[item, index]
     slope = gradient((out @ direction).sum(), tokens)
-    # With gradients, as above: without them a layer may draw its dropout in another way.
+    # Gradients stay enabled: without them a layer may draw its dropout differently.
     changed = run(torch.where(masked.unsqueeze(-1), noise, tokens).detach())[item, index].detach()
     if not_finite(out, slope):
         return math.nan, "an output or its gradient is not finite"
@@ -181,7 +198,7 @@ def batched_leaks(
 
 
 def seeded(run: Callable[[Tensor], Tensor], seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """``run`` with the same random numbers in every call, so that dropout drops the same."""
+    """``run`` with the same seed in every call, so that the same values are dropped."""
 
     def seeded_run(x: Tensor) -> Tensor:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a promise is, and where all of them are known: a function of a layer that measures one number."""
+"""The registry of checks: functions of a layer under test that return one measured value."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from attnlab.checks.capabilities import CLAIMS
+from attnlab.checks.capabilities import CAPABILITIES
 from attnlab.utils.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from attnlab.checks.layer import Subject
+    from attnlab.checks.layer_under_test import LayerUnderTest
 
 
 @dataclass(frozen=True)
-class Measure:
-    """The number that a check measured, and the largest that keeps the promise; NaN never does.
+class Measurement:
+    """A measured value and the largest value that passes; NaN fails.
 
-    ``detail`` says where it was measured, for whoever reads of a failure.
+    ``detail`` describes where the value was measured and is shown with a failure.
     """
 
     value: float
@@ -27,60 +27,61 @@ class Measure:
     detail: str = ""
 
     @property
-    def kept(self) -> bool:
-        """Whether the promise is kept."""
+    def passed(self) -> bool:
+        """Whether the value is within the limit."""
         return self.value <= self.limit
 
 
+Measure = Callable[["LayerUnderTest"], Measurement]
+
+
 @dataclass(frozen=True)
-class Promise:
-    """A named check: what a layer must claim to be held to it, and how it is measured."""
+class Check:
+    """A named check: the capabilities it needs, and the function that measures the layer."""
 
     name: str
     needs: tuple[str, ...]
     slow: bool
     doc: str
-    measure: Callable[[Subject], Measure]
+    measure: Measure
 
 
-_KNOWN: dict[str, Promise] = {}
+_REGISTERED: dict[str, Check] = {}
 
-_FIRST = ("shapes", "leaks", "rows", "maps", "order", "reference", "gradients", "determinism")
-"""The families that a table begins with; the others follow."""
+_FIRST = ("shapes", "leakage", "fully_masked", "weights", "equivariance", "reference", "gradients", "determinism")
+"""The families at the top of a report; the others follow in alphabetical order."""
 
 
-def promise(
-    name: str, *, needs: tuple[str, ...] = (), slow: bool = False
-) -> Callable[[Callable[[Subject], Measure]], Callable[[Subject], Measure]]:
-    """Make a function a promise of every attention layer.
+def check(name: str, *, needs: tuple[str, ...] = (), slow: bool = False) -> Callable[[Measure], Measure]:
+    """Register a function as a check of every attention layer.
 
     Args:
-        name: as the table shows it.
-        needs: the claims (see `CLAIMS`) without which a layer is not held to it.
-        slow: takes seconds; left out by ``fast``.
+        name: an identifier, unique among the checks.
+        needs: the capabilities (see `CAPABILITIES`) without which the check is not applicable.
+        slow: takes seconds; skipped by ``fast``.
 
     Raises:
-        ValueError: for a name that is taken.
-        UnknownNameError: for a claim that does not exist.
+        ValueError: the name is taken.
+        UnknownNameError: a capability does not exist.
     """
-    for claim in needs:
-        if claim not in CLAIMS:
-            raise UnknownNameError("claim", claim, CLAIMS)
+    for capability in needs:
+        if capability not in CAPABILITIES:
+            raise UnknownNameError("capability", capability, CAPABILITIES)
 
-    def register(measure: Callable[[Subject], Measure]) -> Callable[[Subject], Measure]:
-        if name in _KNOWN:
-            raise ValueError(f"there is a promise {name!r} already; give this one its own name")
-        _KNOWN[name] = Promise(name, needs, slow, (measure.__doc__ or "").strip(), measure)
+    def register(measure: Measure) -> Measure:
+        if name in _REGISTERED:
+            raise ValueError(f"a check named {name!r} exists already; choose another name")
+        _REGISTERED[name] = Check(name, needs, slow, (measure.__doc__ or "").strip(), measure)
         return measure
 
     return register
 
 
-def every_promise() -> dict[str, Promise]:
-    """Every promise by its name: file by file, the slow ones last."""
+def all_checks() -> dict[str, Check]:
+    """Every check by name: family by family, the slow ones last."""
     from attnlab.checks import families
 
-    found = {module.name for module in pkgutil.iter_modules(families.__path__)}
-    for name in [*_FIRST, *sorted(found - set(_FIRST))]:
+    modules = {module.name for module in pkgutil.iter_modules(families.__path__)}
+    for name in [*_FIRST, *sorted(modules - set(_FIRST))]:
         import_module(f"{families.__name__}.{name}")
-    return dict(sorted(_KNOWN.items(), key=lambda item: item[1].slow))
+    return dict(sorted(_REGISTERED.items(), key=lambda item: item[1].slow))

@@ -1,36 +1,41 @@
-"""What was found: a row a promise."""
+"""The report of a run of the suite: one row per check."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Outcome = Literal["pass", "fail", "not claimed"]
+Outcome = Literal["pass", "fail", "not applicable"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One promise: kept, broken, or not claimed.
+    """The outcome of one check.
 
-    ``measured`` is None where nothing was: the promise is not claimed, or the layer raised. ``detail`` says where
-    the number was measured, what was raised, or why the promise is not claimed.
+    ``measured`` is None where nothing was measured: the check is not applicable, or the layer raised. ``detail``
+    describes where the value was measured, what was raised, or why the check is not applicable.
     """
 
-    promise: str
+    check: str
     outcome: Outcome
     measured: float | None = None
     limit: float | None = None
     detail: str = ""
 
+    @property
+    def value(self) -> str:
+        """The measured value and its limit as text, empty where nothing was measured."""
+        return "" if self.measured is None else f"{self.measured:.2g} (at most {self.limit:.2g})"
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a layer kept of what it promises; printed, it shows every row.
+    """The outcomes of all checks of one layer; printed, it shows one line per check.
 
-    ``left_out`` counts the promises that were not looked at, as ``fast``, ``only`` and ``skip`` had it.
+    ``left_out`` counts the checks that were not run because of ``fast``, ``only`` or ``skip``.
     """
 
     name: str
@@ -39,72 +44,58 @@ class Report:
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """The broken promises."""
+        """The rows of the failed checks."""
         return tuple(row for row in self.rows if row.outcome == "fail")
 
     @property
-    def summary(self) -> str:
-        """How many were kept, broken and not claimed."""
-        count = Counter(row.outcome for row in self.rows)
-        more = f", {self.left_out} left out" if self.left_out else ""
-        return f"{self.name}: {count['pass']} pass, {count['fail']} fail, {count['not claimed']} not claimed{more}"
-
-    @property
     def passed(self) -> bool:
-        """Whether no promise is broken."""
+        """Whether no check failed."""
         return not self.failed
 
-    def __getitem__(self, promise: str) -> Row:
-        """The row of a promise."""
-        return next(row for row in self.rows if row.promise == promise)
+    @property
+    def summary(self) -> str:
+        """The number of checks per outcome, in one line."""
+        count = Counter(row.outcome for row in self.rows)
+        skipped = f", {self.left_out} skipped" if self.left_out else ""
+        outcomes = ", ".join(f"{count[outcome]} {outcome}" for outcome in ("pass", "fail", "not applicable"))
+        return f"{self.name}: {outcomes}{skipped}"
+
+    def __getitem__(self, check: str) -> Row:
+        """The row of a check."""
+        return next(row for row in self.rows if row.check == check)
 
     def raise_for_failures(self) -> None:
-        """Raise an AssertionError that lists the broken promises, if there are any."""
+        """Raise an AssertionError that lists the failed checks, if there are any."""
         if self.failed:
-            held = sum(row.outcome != "not claimed" for row in self.rows)
+            applicable = sum(row.outcome != "not applicable" for row in self.rows)
             lines = "\n  ".join(self.explain("fail"))
-            raise AssertionError(f"{self.name} breaks {len(self.failed)} of {held} promises:\n  {lines}")
+            raise AssertionError(f"{self.name} fails {len(self.failed)} of {applicable} checks:\n  {lines}")
 
     def explain(self, outcome: Outcome) -> list[str]:
-        """A line a promise with this outcome; those that have the same to say share one."""
+        """One line per check with this outcome; checks with the same explanation share a line."""
         lines: dict[str, list[str]] = {}
         for row in self.rows:
             if row.outcome == outcome:
-                measured = "" if row.measured is None else f"{number(row.measured)}, at most {number(row.limit)}: "
-                lines.setdefault(f"{measured}{row.detail}", []).append(row.promise)
-        return [f"{'; '.join(names)}: {said}" for said, names in lines.items()]
-
-    def to_json(self) -> str:
-        """The report as JSON; a number that is not finite is written as a string."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+                text = ": ".join(part for part in (row.value, row.detail) if part)
+                lines.setdefault(text, []).append(row.check)
+        return [f"{', '.join(names)}: {text}" for text, names in lines.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
-        rows = [
-            {
-                "promise": row.promise,
-                "outcome": row.outcome,
-                "measured": _plain(row.measured),
-                "limit": row.limit,
-                "detail": row.detail,
-            }
-            for row in self.rows
-        ]
-        return {"name": self.name, "passed": self.passed, "left_out": self.left_out, "promises": rows}
+        """The report as plain values, ready for JSON; values that are not finite become strings."""
+        rows = [asdict(row) for row in self.rows]
+        for row in rows:
+            if row["measured"] is not None and not math.isfinite(row["measured"]):
+                row["measured"] = str(row["measured"])
+        return {"name": self.name, "passed": self.passed, "left_out": self.left_out, "checks": rows}
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
+        details = {"fail": 1, "not applicable": 1}
         lines = [self.summary]
         for row in self.rows:
-            said = "" if row.outcome == "pass" else row.detail
-            line = f"{row.promise:<36} {row.outcome:<11} {number(row.measured):>8} {number(row.limit):>6}  {said}"
-            lines.append(line.rstrip())
+            text = row.detail if row.outcome in details else ""
+            lines.append(f"{row.check:<39}  {row.outcome:<14}  {row.value}  {text}".rstrip())
         return "\n".join(lines)
-
-
-def number(value: float | None) -> str:
-    """A measured number, short."""
-    return "" if value is None else f"{value:.2g}"
-
-
-def _plain(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else str(value)

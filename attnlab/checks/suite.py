@@ -1,15 +1,17 @@
-"""Hold a layer to its promises."""
+"""Run the conformance suite on a layer."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
-from attnlab.checks.capabilities import CLAIMS, Broken, NotClaimed
-from attnlab.checks.layer import SEED, Call, Subject, first_line
-from attnlab.checks.registry import Promise, every_promise
+from attnlab.checks.capabilities import CAPABILITIES, CheckFailed, NotApplicable
+from attnlab.checks.layer_under_test import SEED, Call, LayerUnderTest, first_line
+from attnlab.checks.registry import Check, all_checks
+from attnlab.checks.renamed import OLD_NAMES
 from attnlab.checks.report import Report, Row
 from attnlab.utils.errors import UserError, nearest
 
@@ -21,93 +23,105 @@ def check_attention(
     call: Call | None = None,
     weights: Call | None = None,
     reference: Callable[..., Tensor] | None = None,
-    claims: Collection[str] | None = None,
+    capabilities: Collection[str] | None = None,
     device: torch.device | str = "cpu",
     fast: bool = False,
     only: Collection[str] = (),
     skip: Collection[str] = (),
     raises: bool = True,
     progress: Callable[[str], None] | None = None,
+    claims: Collection[str] | None = None,
 ) -> Report:
-    """Hold an attention layer to every promise that it claims.
+    """Run every applicable check on an attention layer.
 
-    It may be any module that takes (B, N, D) and gives the same shape. For an `attnlab.Attention` the card says what
-    it claims; for another its signatures do: a ``causal`` in the constructor, a ``mask`` in ``forward``, a method
-    ``weights`` (B, H, N, N). What such a layer gets as mask is Boolean (B, N, N), True means *may look*.
+    The layer may be any module that maps (B, N, D) to the same shape. The capabilities of an `attnlab.Attention` are
+    those of its card. Those of another layer are read from its signatures: ``causal`` in the constructor, ``mask`` in
+    ``forward``, a method ``attention_weights`` (B, H, N, N). Its masks are Boolean (B, N, N); True means *attend*.
 
     Args:
         target: a class or function that makes a fresh layer, or a layer, of which copies are checked. A class can be
-            built causal, and with dropout; a layer is checked as it was made.
-        embed_dim: D; read off the constructor or the layer where not given.
-        call: ``(layer, x, mask) -> out`` for a layer that is asked in another way.
-        weights: ``(layer, x, mask) -> (B, H, N, N)`` for one whose weights are.
-        reference: ``(layer, x, mask=, bias=, context=) -> out``, the layer's formula in plain lines, to which it is
-            compared; the mask is Boolean (B, H, N, M). ``reference.py`` beside the class is found without.
-        claims: what it claims instead (see `attnlab.checks.registry.CLAIMS`).
+            built with ``causal`` and ``dropout``; a layer is checked as it is.
+        embed_dim: D; read from the constructor or the layer by default.
+        call: ``(layer, x, mask) -> out``, for a layer with another calling convention.
+        weights: ``(layer, x, mask) -> (B, H, N, N)``, for a layer that returns its attention weights another way.
+        reference: ``(layer, x, mask=, attn_bias=, context=) -> out``, a reference implementation to compare with; the
+            mask is Boolean (B, H, N, M). By default ``reference.py`` beside the class, if there is one.
+        capabilities: overrides the inferred capabilities (see `attnlab.checks.capabilities.CAPABILITIES`).
         device: where to run.
-        fast: leave out the slow promises, which compile, or measure the peak memory of long sequences.
-        only: the names of the promises to check; all without it.
-        skip: the names of promises to leave out.
-        raises: raise when a promise is broken; without it, look at the report.
-        progress: called with the name of each promise before it is checked.
+        fast: skip the slow checks, which compile, export or measure the peak memory of long sequences.
+        only: the names of the checks to run; all by default.
+        skip: the names of checks to skip.
+        raises: raise if a check fails; if False, only return the report.
+        progress: called with the name of each check before it runs.
+        claims: the former name of ``capabilities``; deprecated.
 
     Returns:
-        A `Report`, a row a promise: kept, broken, or not claimed, and the number measured.
+        A `Report` with one row per check: the outcome and the measured value.
 
     Raises:
-        AssertionError: promises are broken; the message lists them, each with its number and where it was measured.
-        UnknownNameError: a claim that does not exist.
-        UserError: a target that is no layer and makes none, or one that cannot be built, asked with tokens alone,
-            moved to the device, or whose width is not known; an unknown promise.
+        AssertionError: a check failed; the message lists every failure with its value and where it was measured.
+        UnknownNameError: a capability does not exist.
+        UserError: the target is no layer and makes none, or it cannot be built, called with x alone, or moved to the
+            device, or its width is unknown; a check does not exist.
     """
-    __tracebackhide__ = True  # in pytest the message says it all
-    known = every_promise()
-    for name in (*only, *skip):
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near}?" if near else "attnlab check shows them all"
-            raise UserError(f"unknown promise {name!r}; {hint}")
+    __tracebackhide__ = True  # pytest shows the message alone
+    if claims is not None:
+        warnings.warn("claims= is deprecated; use capabilities=", DeprecationWarning, stacklevel=2)
+        capabilities = claims
+    known = all_checks()
+    only, skip = ([_current_name(name, known) for name in names] for names in (only, skip))
     chosen = [
-        promise
-        for name, promise in known.items()
-        if (not only or name in only) and name not in skip and not (fast and promise.slow)
+        check
+        for name, check in known.items()
+        if (not only or name in only) and name not in skip and not (fast and check.slow)
     ]
     rows = []
-    # Whoever calls this finds torch's generators as they were.
+    # The state of torch's generators is restored afterwards.
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
-        subject = Subject(
+        case = LayerUnderTest(
             target,
             embed_dim=embed_dim,
             call=call,
             weights=weights,
             reference=reference,
-            claims=claims,
+            capabilities=capabilities,
             device=device,
         )
-        for promise in chosen:
+        for check in chosen:
             if progress:
-                progress(promise.name)
-            rows.append(check(promise, subject))
-    report = Report(subject.name, tuple(rows), left_out=len(known) - len(rows))
+                progress(check.name)
+            rows.append(run_check(check, case))
+    report = Report(case.name, tuple(rows), left_out=len(known) - len(rows))
     if raises:
         report.raise_for_failures()
     return report
 
 
-def check(promise: Promise, subject: Subject) -> Row:
-    """Hold a layer to one promise. Whatever the layer raises is a failure of it, never of the suite."""
-    for claim in promise.needs:
-        if claim not in subject.claims:
-            return Row(promise.name, "not claimed", detail=CLAIMS[claim])
+def run_check(check: Check, case: LayerUnderTest) -> Row:
+    """Run one check. An exception that the layer raises is a failure of the layer."""
+    for capability in check.needs:
+        if capability not in case.capabilities:
+            return Row(check.name, "not applicable", detail=CAPABILITIES[capability])
     try:
         torch.manual_seed(SEED)
-        measure = promise.measure(subject)
-    except NotClaimed as reason:
-        return Row(promise.name, "not claimed", detail=str(reason))
-    except Broken as error:
-        return Row(promise.name, "fail", detail=str(error))
+        result = check.measure(case)
+    except NotApplicable as reason:
+        return Row(check.name, "not applicable", detail=str(reason))
+    except CheckFailed as error:
+        return Row(check.name, "fail", detail=str(error))
     except Exception as error:
-        return Row(promise.name, "fail", detail=first_line(error))
-    return Row(
-        promise.name, "pass" if measure.kept else "fail", float(measure.value), float(measure.limit), measure.detail
-    )
+        return Row(check.name, "fail", detail=first_line(error))
+    outcome = "pass" if result.passed else "fail"
+    return Row(check.name, outcome, float(result.value), float(result.limit), result.detail)
+
+
+def _current_name(name: str, known: Collection[str]) -> str:
+    """The name of a check; an old name is accepted with a warning."""
+    if name in known:
+        return name
+    if name in OLD_NAMES:
+        warnings.warn(f"the check {name!r} is now {OLD_NAMES[name]!r}", DeprecationWarning, stacklevel=3)
+        return OLD_NAMES[name]
+    near = nearest(name, known)
+    hint = f"did you mean {near}?" if near else "attnlab check lists all checks"
+    raise UserError(f"unknown check {name!r}; {hint}")

@@ -22,9 +22,9 @@ from attnlab.training.settings import (
     Data,
     Hardware,
     Model,
+    OptionalStr,
     Settings,
     Training,
-    Word,
     check,
     current_names,
     defaults,
@@ -49,17 +49,17 @@ RENAMED = {"clip": "grad_clip"}
 class Output:
     """What is saved and printed."""
 
-    run_dir: Word = None
+    run_dir: OptionalStr = None
     """The folder of the run; runs/TASK-MODEL-NNN by default."""
-    save_path: Word = None
+    save_path: OptionalStr = None
     """Also save the trained network to this file: .safetensors, .pth or .pt."""
     overwrite: bool = False
     """Replace the run in --run_dir and the file in --save_path."""
-    resume: Word = None
+    resume: OptionalStr = None
     """Resume the run in this folder; a larger --epochs or --steps extends it."""
     checkpoint_seconds: float = 10.0
     """Seconds between checkpoints."""
-    config: Word = None
+    config: OptionalStr = None
     """Read settings from a .json or .toml file; flags override it."""
     interactive: bool = False
     """Ask for every setting that is not given as a flag."""
@@ -110,7 +110,7 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     output: Output = parsed.output
     for group in (settings.data, settings.training, output):
         for f in dataclasses.fields(group):
-            if f.type == "Word" and peek(arguments, f.name) == "None":  # tyro reads this word as the value None
+            if f.type == "OptionalStr" and peek(arguments, f.name) == "None":  # tyro reads this word as the value None
                 setattr(group, f.name, "None")
     for name, values in lists.items():
         setattr(settings.data, name, values)
@@ -149,7 +149,7 @@ def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[st
     Raises:
         UserError: for a flag without a value.
     """
-    names = {f.name for f in dataclasses.fields(Data) if f.type == "Words"}
+    names = {f.name for f in dataclasses.fields(Data) if f.type == "OptionalStrs"}
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
     values: list[str] | None = None  # of the flag that is being read

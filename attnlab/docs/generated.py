@@ -101,8 +101,7 @@ def overview(entries: Sequence[registry.Entry]) -> str:
 
 def badge(entry: registry.Entry) -> str:
     """One line for the top of a lesson: checks passed and distance to an independent implementation."""
-    recorded = trust.read(entry.folder)
-    line = trust.badge(recorded, len(recorded.promises) - recorded.kept)
+    line = trust.badge(trust.read(entry.folder))
     return line or f"Not checked yet: run `attnlab check {entry.name} --record`."
 
 

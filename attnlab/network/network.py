@@ -1,6 +1,6 @@
-"""What is trained: an embedding, blocks of [mechanism, MLP], and a readout.
+"""The network that is trained: an embedding, blocks of attention and MLP, and an output layer.
 
-Axes: B batch, N length, D embed_dim, F features a token.
+Axes: B batch, N length, D embed_dim, F features per token.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
 from attnlab.positions import make_absolute
 from attnlab.utils.errors import UserError
+from attnlab.utils.tracing import can_inspect_values
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 class Inputs(NamedTuple):
-    """What goes in.
+    """The inputs of a network.
 
-    ``tokens``: (B, N) out of ``size`` kinds; ``vectors``: (B, N, ``size``); ``cells``: (B, N, 2), a code out of
-    ``size`` and a value, which counts where the code is below ``numbers``.
+    ``tokens``: (B, N) integers below ``size``; ``vectors``: (B, N, ``size``); ``cells``: (B, N, 2), a code below
+    ``size`` and a value, which is used if the code is below ``numbers``.
     """
 
     kind: Literal["tokens", "vectors", "cells"]
@@ -46,10 +47,10 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What comes out.
+    """The outputs of a network.
 
-    ``classes``: (B, slots, size) scores, one choice a slot for the whole sequence; ``tokens``: (B, N, size) scores,
-    one choice a position; ``values``: (B, slots) numbers (``size`` is 1).
+    ``classes``: (B, slots, size) logits, one class per slot for the whole sequence; ``tokens``: (B, N, size) logits,
+    one class per position; ``values``: (B, slots) numbers (``size`` is 1).
     """
 
     kind: Literal["classes", "tokens", "values"]
@@ -64,30 +65,27 @@ class Network(
     license="mit",
     tags=["attention", "attnlab"],
 ):
-    """A small transformer around one mechanism.
+    """A small pre-norm transformer with one attention mechanism.
 
     Args:
         model: the mechanism's name (a folder of ``models/``).
-        inputs: what goes in, an `Inputs`.
-        outputs: what comes out, an `Outputs`.
-        length: the longest sequence that is trained on; learned positions end here.
+        inputs: an `Inputs`.
+        outputs: an `Outputs`.
+        length: the longest sequence in training; the limit of learned positions.
         embed_dim: D.
         layers: the number of blocks.
-        options: the mechanism's own options (``num_heads`` ...).
-        causal: whether the mechanism may only look back; needed to predict the next token.
+        options: of the mechanism (``num_heads`` ...).
+        causal: whether tokens attend only to earlier tokens; needed to predict the next token.
         dropout: on attention weights, embeddings and residual branches, in training only.
-        mlp: whether a block has an MLP of width 4·D after the mechanism.
-        pool: how one vector stands for the sequence: the ``mean`` of the real tokens, or the ``last`` of them.
-        heads: which heads are left in a layer, of those that its mechanism is made with, by the layer's number; all
-            where it is not named (see `keep_heads`).
-        position_embedding: what is added to each token for its place: ``learned`` (up to ``length``), ``sinusoidal``
-            or ``none``; the last two have no end.
+        mlp: whether a block has an MLP of width 4·D after its attention layer.
+        pool: the pooling of a sequence to one vector: the ``mean`` of the real tokens, or the ``last`` of them.
+        heads: the heads that pruning left in a layer, by layer; all heads in other layers (see `keep_heads`).
+        position_embedding: ``learned`` (up to ``length``), ``sinusoidal`` or ``none``; the last two are unlimited.
 
     Raises:
-        UserError: an unknown mechanism.
-        TypeError: an option that the mechanism does not have, or that JSON, and so a checkpoint, cannot hold;
-            ``heads`` for a mechanism without.
-        ValueError: an option's value that it refuses, a layer, a head or a position embedding that is not there.
+        UserError: for an unknown mechanism.
+        TypeError: for an unknown option, one that is not a JSON value, or ``heads`` for a mechanism without heads.
+        ValueError: for an invalid value of an option, or an unknown layer, head or position embedding.
     """
 
     def __init__(
@@ -140,11 +138,11 @@ class Network(
         """A network saved by ``save_pretrained``, from a folder or the Hub; see `PyTorchModelHubMixin`.
 
         Raises:
-            UserError: a config.json or model.safetensors that is damaged, or do not fit each other; nothing is
-                allocated then.
+            UserError: for a config.json or model.safetensors that is damaged, or that do not match each other; they
+                are checked before memory is allocated.
         """
         config = Path(pretrained_model_name_or_path) / "config.json"
-        if os.path.lexists(config):  # a pipe too, which would be waited for
+        if os.path.lexists(config):  # also for a pipe, which would block
             try:
                 parse_json(read_bytes(config, JSON_BYTES, follow=True))
             except ValueError as error:
@@ -156,7 +154,7 @@ class Network(
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
     ) -> Network:
-        """Called by `from_pretrained` with the arguments of the constructor and those of ``hf_hub_download``."""
+        """Called by `from_pretrained` with the constructor arguments and those of ``hf_hub_download``."""
         from attnlab.network.received import check_description, fill
 
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
@@ -178,33 +176,33 @@ class Network(
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, caches: Sequence[DecodingCache] | None = None
     ) -> Tensor:
-        """Read a batch.
+        """Compute the outputs of a batch.
 
         Args:
-            x: (B, N) whole numbers, (B, N, F) numbers or (B, N, 2) cells, as `inputs` says.
-            lengths: (B,), how many tokens of each are real; the rest is padding on the right, and whatever stands
-                there (NaN, -100) has no effect. None: all are real.
-            caches: what was read before (see `caches`); ``x`` goes on from there. For outputs a token, without lengths.
-                A call that raises leaves them unchanged.
+            x: (B, N) integers, (B, N, F) vectors or (B, N, 2) cells, depending on ``inputs``.
+            lengths: (B,) the numbers of real tokens; the others are padding on the right, whose content (NaN, -100)
+                has no effect. None if there is no padding.
+            caches: the caches of earlier tokens (see `caches`), which ``x`` continues; only for outputs of kind
+                ``tokens`` without lengths. A call that raises leaves them unchanged.
 
         Returns:
-            What `outputs` says.
+            Logits or values, see `Outputs`.
 
         Raises:
-            ValueError: a sequence longer than `limit`; lengths that are not one a sequence, or (on the
-                CPU, where looking costs nothing) not from 1 to N; caches that could not give what the full pass gives.
+            ValueError: for a sequence longer than `limit`, lengths of another shape or (on the CPU) not from 1 to N, or
+                unsupported caches.
         """
         first = caches[0].num_seen if caches else 0
         if caches is not None and (lengths is not None or self.outputs.kind != "tokens"):
-            raise ValueError("caches are for networks that answer for every token, and for sequences without lengths")
+            raise ValueError("caches are for networks with one output per token, and for sequences without lengths")
         mask = None
         if lengths is not None:
             self._check_lengths(lengths, x)
             mask = padding(lengths, mask_queries=True)
-            x = _blanked(x, lengths)  # a weight of zero would still carry a NaN over
-        x = self.embed(x).to(self.norm.weight.dtype)  # what the blocks add to stays precise under autocast
+            x = _zero_padding(x, lengths)  # zero times NaN would be NaN
+        x = self.embed(x).to(self.norm.weight.dtype)  # keeps the residual stream in float32 under autocast
         x = self.drop(self.position_embedding(x, first=first))
-        with unchanged_on_error(*(caches or ())):  # a later block may fail after the caches of the earlier ones grew
+        with unchanged_on_error(*(caches or ())):  # a later block may fail after earlier caches grew
             for i, block in enumerate(self.blocks):
                 x = block(x, mask, None if caches is None else caches[i])
         x = self.norm(x)
@@ -220,36 +218,35 @@ class Network(
 
     @property
     def limit(self) -> int | None:
-        """The longest sequence that it can read; None where there is no end."""
+        """The longest supported sequence; None if unlimited."""
         return self.position_embedding.limit
 
     def mechanisms(self) -> list[SequenceMixer]:
-        """The attention layers, first to last: their ``weights`` show what was learned."""
+        """The attention layers, first to last."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
     def caches(self) -> list[KVCache | RecurrentState] | None:
-        """An empty cache for every block, with which to read on up to `limit`; None where a mechanism has none."""
+        """An empty cache for every block, up to `limit` tokens; None if the mechanism has no cache."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
         return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
 
     def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
-        """A copy with these heads alone, which is saved and loaded like any other.
+        """A copy with only these heads, which can be saved and loaded.
 
         Args:
-            heads: which stay in a layer, by the layer's number, both counted from 0 as they are now; a layer that is
-                not named keeps all.
+            heads: the heads to keep by layer, both counted from 0 in this network; other layers keep all heads.
 
         Raises:
-            ValueError: for a layer that is not there, and what `MultiHeadBase.keep_heads` refuses.
-            TypeError: for a mechanism without heads, and the same.
+            ValueError: for an unknown layer, or heads that `MultiHeadBase.keep_heads` refuses.
+            TypeError: for a mechanism without heads, and as `MultiHeadBase.keep_heads`.
         """
         network = copy.deepcopy(self)
         config: Any = self._hub_mixin_config
         left = {int(layer): list(kept) for layer, kept in (config.get("heads") or {}).items()}
         for layer, kept in heads.items():
             block, kept = network._block(layer), list(kept)
-            first = left.get(layer, range(as_multihead(block.attention).num_heads))  # their numbers when it was made
+            first = left.get(layer, range(as_multihead(block.attention).num_heads))  # indices before any pruning
             block.attention = as_multihead(block.attention).keep_heads(kept)
             left[layer] = [first[head] for head in sorted(kept)]
         network._hub_mixin_config = {**config, "heads": {str(layer): left[layer] for layer in sorted(left)}}
@@ -262,8 +259,10 @@ class Network(
     @staticmethod
     def _check_lengths(lengths: Tensor, x: Tensor) -> None:
         if lengths.shape != x.shape[:1]:
-            raise ValueError(f"lengths must have shape ({x.shape[0]},), one a sequence, not {tuple(lengths.shape)}")
-        if lengths.is_cpu and lengths.numel() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
+            raise ValueError(f"lengths must have shape ({x.shape[0]},), one per sequence, not {tuple(lengths.shape)}")
+        if not (can_inspect_values(lengths) and lengths.numel()):
+            return
+        if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
             raise ValueError(
                 f"lengths must be from 1 to {x.shape[1]}, the length of the batch, "
                 f"not {int(lengths.min())} to {int(lengths.max())}"
@@ -274,43 +273,43 @@ class Network(
             return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
         if lengths is None:
             return x.mean(1)
-        return _blanked(x, lengths).sum(1) / lengths.unsqueeze(-1)
+        return _zero_padding(x, lengths).sum(1) / lengths.unsqueeze(-1)
 
 
 def _must_be_json(options: dict[str, Any]) -> None:
-    """Refuse an option that would be lost when the network is saved."""
+    """Refuse options that cannot be saved."""
     for name, value in options.items():
         try:
             json.dumps(value)
         except TypeError:
             raise TypeError(
-                f"a network's options are saved as JSON, and {name} is a {type(value).__name__}; write it in words or "
-                "numbers"
+                f"a network's options are saved as JSON, but {name} is a {type(value).__name__}; use a string, a "
+                "number or a list"
             ) from None
 
 
-def _blanked(x: Tensor, lengths: Tensor) -> Tensor:
+def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """``x`` (B, N, ...) with zeros in the padding."""
     padded = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     return x.masked_fill(padded.view(*padded.shape, *[1] * (x.dim() - 2)), 0)
 
 
 class Cells(nn.Module):
-    """Embeds cells: a vector for the code and, where the cell is a number, its value times another vector.
+    """Embeds cells: a vector per code, plus, for numbers, the value times a second vector.
 
     Args:
-        size: how many codes there are; codes are read from floating-point numbers, so 2^24 at most.
-        numbers: the codes below this are those of numbers.
+        size: the number of codes, at most 2^24 because they are stored in float32.
+        numbers: the number of codes, from 0, that are numbers.
         embed_dim: D.
 
     Raises:
-        ValueError: for more codes than float32 tells apart, or more numbers than codes.
+        ValueError: for more than 2^24 codes, or more numbers than codes.
     """
 
     def __init__(self, size: int, numbers: int, embed_dim: int) -> None:
         super().__init__()
         if not 0 <= numbers <= size <= 2**24:
-            raise ValueError(f"cells have at most 2^24 codes, and no more numbers than codes; not {size} and {numbers}")
+            raise ValueError(f"cells have at most 2^24 codes, and at most as many numbers; not {size} and {numbers}")
         self.numbers = numbers
         self.codes = nn.Embedding(size, embed_dim)
         self.values = nn.Embedding(numbers, embed_dim) if numbers else None

@@ -1,4 +1,4 @@
-"""Networks out of files by others: ranges first, then shapes on the meta device, and memory last."""
+"""Validation of network files: first ranges, then shapes on the meta device, and memory last."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from attnlab.utils.validation import first_error
 
 N = TypeVar("N", bound=nn.Module)
 
-HEADS = 65_536
-"""The most heads, and the widest head: some mechanisms make a number for each in Python."""
+MAX_HEADS = 65_536
+"""Limit of heads and head dimensions: some mechanisms create Python objects for each."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -33,23 +33,23 @@ OptionValue = (
     | Annotated[int, Field(ge=-(10**12), le=10**12)]
     | Number
     | Annotated[str, Field(max_length=1_000)]
-    | Annotated[list[Annotated[int, Field(ge=-(10**12), le=10**12)]], Field(max_length=HEADS)]
+    | Annotated[list[Annotated[int, Field(ge=-(10**12), le=10**12)]], Field(max_length=MAX_HEADS)]
 )
 
 
 def _bounded(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
-        if type(value) is int and ("head" in name or "dim" in name) and value > HEADS:
-            raise ValueError(f"{name} is {value}; at most {HEADS:,} is read")
+        if type(value) is int and ("head" in name or "dim" in name) and value > MAX_HEADS:
+            raise ValueError(f"{name} is {value}; the limit is {MAX_HEADS:,}")
     return options
 
 
 Options = Annotated[dict[Name, OptionValue], Field(max_length=100), AfterValidator(_bounded)]
-"""The options of a mechanism, as JSON has them."""
+"""The options of a mechanism, as JSON values."""
 
 
 class Description(BaseModel):
-    """The arguments of `Network`, in ranges in which building it on the meta device takes no time and no memory."""
+    """The arguments of `Network`, in ranges in which building it on the meta device is cheap."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
@@ -76,7 +76,7 @@ class Description(BaseModel):
         Annotated[
             dict[
                 Annotated[str, Field(pattern=r"^[0-9]{1,4}$")],
-                Annotated[list[Annotated[int, Field(ge=0, lt=HEADS)]], Field(max_length=HEADS)],
+                Annotated[list[Annotated[int, Field(ge=0, lt=MAX_HEADS)]], Field(max_length=MAX_HEADS)],
             ],
             Field(max_length=1_000),
         ]
@@ -86,16 +86,16 @@ class Description(BaseModel):
 
 
 def check_description(described: Any, shapes: Mapping[str, Shape], make: Callable[..., nn.Module], source: str) -> None:
-    """Refuse a description that its tensors do not fit, before memory is taken for the network.
+    """Refuse a description that does not match its tensors, before memory is allocated.
 
     Args:
-        described: the arguments of `Network`, as JSON has them.
-        shapes: of the tensors that belong to it.
+        described: the arguments of `Network`, as JSON values.
+        shapes: of its tensors.
         make: builds the network from its description.
         source: the file, for the message.
 
     Raises:
-        UserError: a number out of range, an option of another type, or a tensor that is missing, left over, or of
+        UserError: for a number out of range, an option of another type, or a tensor that is missing, unexpected, or of
             another shape or dtype.
     """
     try:
@@ -108,32 +108,32 @@ def check_description(described: Any, shapes: Mapping[str, Shape], make: Callabl
     try:
         with torch.device("meta"):
             made = make(**described)
-        wanted, shapes = made.state_dict(), current_state(made, shapes)
+        expected, shapes = made.state_dict(), current_state(made, shapes)
     except UserError:
         raise
-    except Exception as error:  # a constructor that is given anything fails in many ways
+    except Exception as error:  # constructors fail in many ways for arbitrary arguments
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source} does not fit the network that it describes: {reason}") from None
-    for name in sorted(wanted.keys() ^ shapes.keys()):
-        missing = "lacks" if name in wanted else "has more than"
-        raise UserError(f"{source} does not fit the network that it describes: it {missing} {name!r:.80}; restore it")
+        raise UserError(f"{source} does not match the network that it describes: {reason}") from None
+    for name in sorted(expected.keys() ^ shapes.keys()):
+        missing = "lacks" if name in expected else "has more than"
+        raise UserError(f"{source} does not match the network that it describes: it {missing} {name!r:.80}; restore it")
     floats = {shape.dtype for shape in shapes.values() if shape.dtype.is_floating_point}
     if len(floats) > 1:
-        raise UserError(f"{source} mixes weights of {' and '.join(sorted(map(str, floats)))}; restore it")
-    for name, tensor in wanted.items():
+        raise UserError(f"{source} mixes parameters of {' and '.join(sorted(map(str, floats)))}; restore it")
+    for name, tensor in expected.items():
         dtype, size = shapes[name]
         if size != tuple(tensor.shape) or (dtype.is_floating_point, dtype in FLOATS or dtype) != (
             tensor.dtype.is_floating_point,
             tensor.dtype in FLOATS or tensor.dtype,
         ):
             raise UserError(
-                f"{source} does not fit the network that it describes: {name!r} is {dtype} {size}, expected "
+                f"{source} does not match the network that it describes: {name!r} is {dtype} {size}, expected "
                 f"{tensor.dtype} {tuple(tensor.shape)}; restore it"
             )
 
 
 def fill(network: N, tensors: dict[str, torch.Tensor]) -> N:
-    """Give a network the tensors that `check_description` accepted, in their dtype; returned in eval mode."""
+    """Load the tensors that `check_description` accepted, in their dtype; returns the network in eval mode."""
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS), torch.float32)
     network.to(dtype).load_state_dict(tensors)
     return network.eval()

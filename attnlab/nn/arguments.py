@@ -142,8 +142,9 @@ def explain_unknown_arguments(name: str, positional: tuple[Any, ...], keywords: 
     """
     if positional:
         return TypeError(
-            f"{name} takes one positional argument, x; call layer(x) for self-attention in place of "
-            "layer(query, key, value), and layer(x, context=y) to attend to another sequence"
+            f"{name} takes one positional argument, x: layer(x) in place of layer(query, key, value), "
+            "layer(x, context=y) to attend to another sequence; in a PyTorch layer use "
+            "attnlab.integrations.pytorch.TorchMHAAdapter"
         )
     keyword = next(iter(keywords))
     if keyword in REPLACEMENTS:
@@ -153,28 +154,32 @@ def explain_unknown_arguments(name: str, positional: tuple[Any, ...], keywords: 
     return TypeError(f"{name} has no argument {keyword}=; {hint}")
 
 
-def explain_input(layer: nn.Module, x: Any, error: Exception) -> None:
-    """Explain ``error`` if it comes from the dtype or the device of ``x``; called only after a failure.
+def explain_input(layer: nn.Module, x: Any, context: Any, error: Exception) -> None:
+    """Explain ``error`` if it comes from the dtype or the device of the input; called only after a failure.
 
     Raises:
         TypeError: for another dtype than the parameters.
         ValueError: for another device than the parameters.
     """
     parameter = next((p for p in layer.parameters() if p.is_floating_point()), None)
-    if parameter is None or not isinstance(x, Tensor):
+    if parameter is None:
         return
-    if x.device != parameter.device:
-        hint = "allocate the layer with to_empty()" if parameter.is_meta else f"use x.to({str(parameter.device)!r})"
-        raise ValueError(
-            f"x is on {x.device}, the parameters of {type(layer).__name__} on {parameter.device}; {hint}"
-        ) from error
-    if not x.is_floating_point():
-        raise TypeError(
-            f"x must hold float tokens (batch, length, embed_dim), not {x.dtype}; embed indices first, or convert "
-            f"x with x.to({parameter.dtype})"
-        ) from error
-    if x.dtype != parameter.dtype and autocast_dtype(x.device) is None:
-        raise TypeError(
-            f"x is {x.dtype}, the parameters of {type(layer).__name__} are {parameter.dtype}; convert x with "
-            f"x.to({parameter.dtype}), or the layer with layer.to({x.dtype})"
-        ) from error
+    name, dtype = type(layer).__name__, parameter.dtype
+    for what, tensor in (("x", x), ("context", context)):
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device != parameter.device:
+            hint = "allocate the layer with to_empty()" if parameter.is_meta else f"use {what}.to('{parameter.device}')"
+            raise ValueError(
+                f"{what} is on {tensor.device}, the parameters of {name} on {parameter.device}; {hint}"
+            ) from error
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{what} must hold float tokens (batch, length, embed_dim), not {tensor.dtype}; embed indices first, "
+                f"or convert it with {what}.to({dtype})"
+            ) from error
+        if tensor.dtype != dtype and autocast_dtype(tensor.device) is None:
+            raise TypeError(
+                f"{what} is {tensor.dtype}, the parameters of {name} are {dtype}; convert it with "
+                f"{what}.to({dtype}), or the layer with layer.to({tensor.dtype})"
+            ) from error

@@ -28,7 +28,7 @@ from attnlab.nn.arguments import (
     join_or,
 )
 from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, restore, snapshot
-from attnlab.nn.card import Card, UnsupportedError
+from attnlab.nn.card import CAPABILITIES, Card, UnsupportedError
 from attnlab.nn.projections import rename_keys, reset_children
 from attnlab.ops.bias import four_axes
 from attnlab.ops.packing import packed
@@ -76,6 +76,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     supports_packing: ClassVar[bool] = False
     """Whether ``_forward`` treats several sequences in one row (a ``documents`` mask) independently, so that a padded
     batch may be packed into one row. The output must depend only on the tokens and the mask."""
+
+    batch_first: ClassVar[bool] = True
+    in_proj_bias: ClassVar[None] = None
+    """Read by `nn.TransformerEncoderLayer` before it calls `forward`, which then names the adapter to use."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     """The new name of each submodule or parameter that state dicts of earlier versions hold under an old name."""
@@ -178,7 +182,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         except BaseException as error:
             restore(cache, before)
             if isinstance(error, RuntimeError | TypeError):
-                explain_input(self, x, error)
+                explain_input(self, x, context, error)
             raise
         return out if context is None or context.shape[1] else zeros_in_graph(out)
 
@@ -208,7 +212,13 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         return RecurrentState()
 
     def supports(self, capability: str) -> bool:
-        """Whether the mechanism has this capability (see `attnlab.nn.card.CAPABILITIES`)."""
+        """Whether the mechanism has this capability.
+
+        Raises:
+            ValueError: for a name that is not in `attnlab.nn.card.CAPABILITIES`.
+        """
+        if capability not in CAPABILITIES:
+            raise ValueError(f"{capability!r} is not a capability; there are {', '.join(CAPABILITIES)}")
         return capability in self.card.supports
 
     def reset_parameters(self) -> None:
@@ -230,18 +240,6 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, causal={self.causal}, dropout={self.dropout}"
-
-    @property
-    def batch_first(self) -> bool:
-        """Not available: `nn.TransformerEncoderLayer` reads it from an `nn.MultiheadAttention`.
-
-        Raises:
-            UnsupportedError: always, with what to use instead.
-        """
-        raise UnsupportedError(
-            f"{type(self).__name__} cannot be used as the self_attn of a PyTorch layer as it is; wrap it: "
-            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=...)"
-        )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
 

@@ -26,14 +26,14 @@ def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next((d for d in ("cuda:0", "mps") if d in devices), "cpu"))
     try:
-        found = torch.device(name)
+        resolved = torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}; available: auto, {', '.join(devices)}") from None
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda:0")
-    if str(found) not in devices:
+    if resolved.type == "cuda" and resolved.index is None:
+        resolved = torch.device("cuda:0")
+    if str(resolved) not in devices:
         raise UserError(f"device {name!r} is not available; available: auto, {', '.join(devices)}")
-    return found
+    return resolved
 
 
 def available() -> list[str]:
@@ -66,10 +66,10 @@ def prepare(hardware: Hardware) -> torch.device:
     Raises:
         UserError: for a device that is not available, or a precision that it does not support.
     """
-    found = device(hardware.device)
-    if hardware.precision == "float64" and found.type == "mps":
+    resolved = device(hardware.device)
+    if hardware.precision == "float64" and resolved.type == "mps":
         raise UserError("mps has no float64; use --precision float32 or --device cpu")
-    return found
+    return resolved
 
 
 def warnings(hardware: Hardware, on: torch.device) -> list[str]:

@@ -54,11 +54,11 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
     if path.is_dir():
         Run.open(path).load_model()  # refuses files put together from two runs
     source, about = load_network(weights_file(path))
-    theirs, ours = source.to_config(), network.to_config()
-    if theirs["model"] != ours["model"]:
+    old, new = source.to_config(), network.to_config()
+    if old["model"] != new["model"]:
         raise UserError(
-            f"--init_from {path} holds a {theirs['model']} network, but the run trains {ours['model']}; give --model "
-            f"{theirs['model']}, or the parameters of a {ours['model']} network"
+            f"--init_from {path} holds a {old['model']} network, but the run trains {new['model']}; give --model "
+            f"{old['model']}, or the parameters of a {new['model']} network"
         )
     lines = [f"starts from the parameters of {shown(path)}"]
     learned = about.get("encoding", {})
@@ -74,24 +74,24 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
         fresh += (EMBEDDING,)
         lines.append("the embedding is new: the columns of the tables, or their categories, differ")
     weights = {name: w for name, w in source.state_dict().items() if not name.startswith(fresh)}
-    own = {name: w for name, w in network.state_dict().items() if not name.startswith(fresh)}
+    target = {name: w for name, w in network.state_dict().items() if not name.startswith(fresh)}
     differing = [
-        f"{name} is {_shape(weights, name)} there and {_shape(own, name)} here"
-        for name in dict.fromkeys([*own, *weights])
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
+        f"{name} is {_shape(weights, name)} there and {_shape(target, name)} here"
+        for name in dict.fromkeys([*target, *weights])
+        if name not in target or name not in weights or target[name].shape != weights[name].shape
     ]
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"--init_from {path} does not fit this network: {'; '.join(differing[:3])}{more}; use the "
+            f"--init_from {path} does not match this network: {'; '.join(differing[:3])}{more}; use the "
             "embed_dim, layers and options that it was trained with"
         )
     network.load_state_dict(weights, strict=not fresh)
-    options, others = ours.get("options") or {}, theirs.get("options") or {}
+    options, old_options = new.get("options") or {}, old.get("options") or {}
     lines += [
-        f"{name} was {others.get(name)} there and is {options.get(name)} here"
-        for name in sorted(options.keys() | others.keys())
-        if options.get(name) != others.get(name)
+        f"{name} was {old_options.get(name)} there and is {options.get(name)} here"
+        for name in sorted(options.keys() | old_options.keys())
+        if options.get(name) != old_options.get(name)
     ]
     return sha256, lines
 

@@ -26,9 +26,9 @@ from attnlab.catalog.source import REQUIRED, Option
 from attnlab.files.data import open_data
 from attnlab.utils.errors import UnknownNameError, UserError
 
-Whole = Annotated[int | None, arg(metavar="INT")]
-Word = Annotated[str | None, arg(metavar="STR")]
-Words = Annotated[list[str] | None, arg(metavar="STR ...")]
+OptionalInt = Annotated[int | None, arg(metavar="INT")]
+OptionalStr = Annotated[str | None, arg(metavar="STR")]
+OptionalStrs = Annotated[list[str] | None, arg(metavar="STR ...")]
 
 
 @dataclass
@@ -57,15 +57,15 @@ class Data:
 
     task: str = "digits"
     """The task (attnlab tasks lists them); with --data, the task that reads such files by default."""
-    data: Word = None
+    data: OptionalStr = None
     """Your own file: .txt, .csv, .parquet, .jsonl, or .npz with x and y."""
-    target: Word = None
+    target: OptionalStr = None
     """The column of --data to predict."""
     target_type: Annotated[Literal["class", "number"] | None, arg(metavar="{class,number}")] = None
     """Whether the target is a class or a number; by default decided by its values."""
-    features: Words = None
+    features: OptionalStrs = None
     """The columns to predict from, separated by spaces; by default all that can be used."""
-    ignore: Words = None
+    ignore: OptionalStrs = None
     """Columns to leave out, separated by spaces."""
     missing: Literal["mean", "error", "drop"] = "mean"
     """Missing values: mean fills them in, error refuses them, drop removes their rows."""
@@ -75,7 +75,7 @@ class Data:
     """The unit in which a text is split into training, validation and test data; by default decided by the text."""
     header: bool = True
     """Whether the first line of a table names its columns; otherwise they are column_1, column_2 ..."""
-    seq_length: Whole = None
+    seq_length: OptionalInt = None
     """Tokens per sequence; the default depends on the task."""
     val_fraction: float = 0.1
     """Fraction of the training data used for validation."""
@@ -85,9 +85,9 @@ class Data:
 class Training:
     """Training: AdamW with linear warm-up and cosine decay to zero."""
 
-    epochs: Whole = 60
+    epochs: OptionalInt = 60
     """Passes over the training data; or give --steps."""
-    steps: Whole = None
+    steps: OptionalInt = None
     """Optimizer steps, in place of --epochs."""
     batch_size: int = 32
     """Sequences per step."""
@@ -97,20 +97,20 @@ class Training:
     """Fraction of all steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
     """AdamW weight decay of the weight matrices of linear layers; other parameters do not decay."""
-    grad_clip: Annotated[float, arg(aliases=["--clip"])] = 1.0
+    grad_clip: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    patience: Whole = None
+    patience: OptionalInt = None
     """Stop after this many evaluations without improvement; by default never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
     """The validation metric that selects the best network: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
     the default depends on the task."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
     """balanced: weight each class by the inverse of its frequency in the training data."""
-    evaluate_every: Whole = None
+    evaluate_every: OptionalInt = None
     """Steps between evaluations; by default evaluation takes about a tenth of the run."""
-    validation_examples: Whole = None
+    validation_examples: OptionalInt = None
     """Validation examples per evaluation; by default as many as fit in a tenth of the run."""
-    init_from: Word = None
+    init_from: OptionalStr = None
     """Start from the parameters of this run, or of a file written by --save_path."""
     seed: int = 0
     """Random seed of the split, the initial parameters, the order of the examples and dropout."""
@@ -124,7 +124,7 @@ class Hardware:
     """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest that is available."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """bfloat16 and float16 compute in mixed precision (autocast)."""
-    threads: Whole = None
+    threads: OptionalInt = None
     """CPU threads; by default one for a small network, which is faster, and PyTorch's default for a large one."""
     compile: bool = False
     """Compile the network with torch.compile: faster for large networks only."""
@@ -326,11 +326,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary of pairs; a repeated name is an error, because one value would be ignored."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is set twice")
-    return found
+    return values
 
 
 def field_types(group: type) -> dict[str, Any]:

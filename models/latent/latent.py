@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -168,9 +167,8 @@ class LatentAttention(Attention):
         q_C, q_R = Q.split([self.head_dim, self.rope_head_dim], -1)
         q = torch.cat([q_C @ W_UK, q_R], -1)  # (B, h, N, d_c + d_r)
         shared = latents.unsqueeze(1)  # one key and value head for all query heads
-        weights = SoftmaxMap(q, shared, mask, bias, scale=1 / math.sqrt(Q.shape[-1]))  # of the width d_k + d_r
-        heads = weights.apply(shared, dropout=dropout)[..., : self.kv_latent_dim]
-        return self._merge_heads(heads @ W_UV.mT)
+        attention = SoftmaxMap(q, shared, mask, bias, scale=Q.shape[-1] ** -0.5)  # the scale of the expanded form
+        return self._merge_heads(attention.apply(shared, dropout=dropout)[..., : self.kv_latent_dim] @ W_UV.mT)
 
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
         """Whether `_attend_absorbed` takes fewer multiplications per head than `_expand_kv` and attention."""

@@ -93,9 +93,12 @@ class MultiAttention(MultiHeadBase):
                 (N, B, D) to (B, N, D); `attnlab.integrations.pytorch.from_torch` does that by itself.
 
         Raises:
+            TypeError: for another layer.
             ValueError: for what `nn.MultiheadAttention` can do and this cannot: another width of keys or values
                 (kdim, vdim), add_bias_kv, add_zero_attn; for a layer with ``batch_first=False``, without confirmation.
         """
+        if not isinstance(layer, nn.MultiheadAttention):
+            raise TypeError(f"from_torch converts an nn.MultiheadAttention, not a {type(layer).__name__}")
         if layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn:
             raise ValueError(
                 "only an nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn can be converted"

@@ -1,4 +1,4 @@
-"""A token that may look at nothing has a number as output, and NaN once the weights are asked for."""
+"""A fully masked row has a finite output, and NaN if the attention weights are returned."""
 
 import torch
 

@@ -12,7 +12,7 @@ import torch
 
 from attnlab.catalog import registry
 from attnlab.checks import allocations
-from attnlab.checks.costs import exponent, said
+from attnlab.checks.costs import evaluate, exponent
 from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
 from benchmarks import machine, page, picture, report, results
@@ -325,18 +325,18 @@ def test_every_letter_of_a_card_is_an_option_that_the_docstring_explains(name: s
     make = registry.load(name)
     layer = make(24)
     for cost in (make.card.time, make.card.memory):
-        assert said(cost, layer, 2048) > said(cost, layer, 1024) > 0
+        assert evaluate(cost, layer, 2048) > evaluate(cost, layer, 1024) > 0
 
 
 def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
     layer = SlidingWindowAttention(24, 3, window_size=5)
-    assert said("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
+    assert evaluate("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
     assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
     assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)
     with pytest.raises(ValueError, match=r"'n·z': z is neither n, d, h nor a letter"):
-        said("n·z", layer, 7)
+        evaluate("n·z", layer, 7)
     with pytest.raises(ValueError, match="is neither n, d, h nor"):
-        said("print(n)", layer, 7)
+        evaluate("print(n)", layer, 7)
 
 
 def test_the_gpu_rows_compare_outputs_and_name_what_is_missing() -> None:

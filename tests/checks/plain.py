@@ -1,4 +1,4 @@
-"""Attention written out in eager PyTorch that keeps the whole contract: the layer that faulty layers are made of."""
+"""Multi-head attention in eager PyTorch that fulfils the whole contract: the base of the faulty layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnlab.nn.cache import KVCache
 
 
 class Plain(Attention):
-    """Multi-head attention, one submodule per projection, all weights materialized."""
+    """One submodule per projection, attention weights materialized, and one method per step to override."""
 
     card = Card(
         title="",
@@ -64,8 +64,7 @@ class Plain(Attention):
 
     def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         source = x if context is None else context
-        q, k, v = self.query(x), self.key(source), self.value(source)
-        return self.split(q), self.split(k), self.split(v)
+        return self.split(self.query(x)), self.split(self.key(source)), self.split(self.value(source))
 
     def split(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -76,12 +75,22 @@ class Plain(Attention):
     def normalize(self, scores: Tensor, mask: BoundMask | None) -> Tensor:
         if mask is None:
             return scores.softmax(-1)
-        permitted = mask.tensor()
-        return scores.masked_fill(~permitted, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~permitted, 0.0)
+        allowed = mask.tensor()
+        return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)
+
+    def drop(self, weights: Tensor) -> Tensor:
+        return F.dropout(weights, self.dropout, self.training)
 
     def attend(self, weights: Tensor, v: Tensor) -> Tensor:
-        heads = F.dropout(weights, self.dropout, self.training) @ v
-        return self.output(heads.transpose(1, 2).flatten(2))
+        return self.output((self.drop(weights) @ v).transpose(1, 2).flatten(2))
+
+    def before(self, x: Tensor, mask: BoundMask | None, cache: KVCache | None) -> Tensor:
+        """Change the tokens."""
+        return x
+
+    def after(self, out: Tensor, x: Tensor, mask: BoundMask | None, cache: KVCache | None) -> Tensor:
+        """Change the output."""
+        return out
 
     def _forward(  # type: ignore[override]
         self,
@@ -91,11 +100,13 @@ class Plain(Attention):
         context: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        q, k, v = self.project(x, context)
+        tokens = self.before(x, mask, cache)
+        q, k, v = self.project(tokens, context)
         if cache is not None:
             k, v = cache.update(k, v)
         scores = self.scores(q, k)
-        return self.attend(self.normalize(scores if attn_bias is None else scores + attn_bias, mask), v)
+        weights = self.normalize(scores if attn_bias is None else scores + attn_bias, mask)
+        return self.after(self.attend(weights, v), x, mask, cache)
 
     def _attention_weights(  # type: ignore[override]
         self, x: Tensor, mask: BoundMask | None, attn_bias: Tensor | None = None, context: Tensor | None = None

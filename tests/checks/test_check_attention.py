@@ -1,4 +1,4 @@
-"""What `check_attention` makes of a layer: ours, a stranger's, a class, a function, an instance."""
+"""`check_attention` on layers of attnlab and of other libraries, on classes, functions and instances."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import strangers
+import third_party
 import torch
 from plain import Plain
 from torch import Tensor, nn
@@ -18,19 +18,20 @@ from torch.utils.checkpoint import checkpoint
 
 import attnlab
 from attnlab.checks import (
-    Broken,
-    Measure,
-    NotClaimed,
-    Promise,
+    Check,
+    CheckFailed,
+    LayerUnderTest,
+    Measurement,
+    NotApplicable,
     Report,
     Row,
-    Subject,
+    all_checks,
+    check,
     check_attention,
-    every_promise,
-    promise,
 )
-from attnlab.checks.capabilities import CLAIMS
-from attnlab.checks.suite import check
+from attnlab.checks.capabilities import CAPABILITIES
+from attnlab.checks.renamed import OLD_NAMES
+from attnlab.checks.suite import run_check
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
@@ -39,93 +40,76 @@ from attnlab.utils.errors import UnknownNameError, UserError
 
 
 def outcomes(report: Report, outcome: str) -> set[str]:
-    return {row.promise for row in report.rows if row.outcome == outcome}
+    return {row.check for row in report.rows if row.outcome == outcome}
 
 
-# Strangers
+# Third-party layers
 
 
-def test_a_sound_stranger_keeps_all_that_its_signatures_say() -> None:
-    report = check_attention(strangers.Sound, fast=True)
-    assert {"causal hears no future under a mask", "weights sum to one", "dropout is right on average"} <= outcomes(
-        report, "pass"
-    )
-    assert report["what is not claimed raises"].detail == "it is no attnlab.Attention"
+def test_third_party_layer_has_the_capabilities_of_its_signatures() -> None:
+    report = check_attention(third_party.Correct, fast=True)
+    assert {"no_future_leakage_with_mask", "weights_sum_to_one", "dropout_is_unbiased"} <= outcomes(report, "pass")
+    assert report["unsupported_arguments_raise"].detail == "it is no attnlab.Attention"
 
 
-def test_a_careless_stranger_is_told_where() -> None:
+def test_failures_are_listed_with_value_and_location() -> None:
     with pytest.raises(AssertionError) as caught:
-        check_attention(strangers.Careless, fast=True)
+        check_attention(third_party.Tutorial, fast=True)
     message = str(caught.value)
-    assert message.startswith("Careless breaks 5 of 29 promises:\n")
-    assert "causal hears no future under a mask: " in message
-    assert "output 0 hears token 2 of item 1 (causal=True and mask=padding([7, 4]))" in message
+    assert message.startswith("Tutorial fails 5 of 29 checks:\n")
+    assert re.search(r"no_future_leakage_with_mask: 2.2e\+03 \(at most 1e-09\): output 0 depends on token 2", message)
+    assert "of item 1 (causal=True and mask=padding([7, 4]))" in message
 
 
-def test_an_instance_is_copied_and_checked_as_it_was_made() -> None:
-    layer = strangers.Sound(16, causal=True)
+def test_instance_is_copied_and_checked_as_it_is() -> None:
+    layer = third_party.Correct(16, causal=True)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     report = check_attention(layer, embed_dim=16, fast=True)
-    assert report["causal hears no future"].outcome == "pass"
+    assert report["no_future_leakage"].outcome == "pass"
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
     assert layer.training
     assert next(layer.parameters()).dtype == torch.float32
 
 
-def test_an_instance_that_was_made_without_causal_cannot_be_asked_for_it() -> None:
+def test_options_of_an_instance_are_fixed() -> None:
     report = check_attention(SelfAttention(12), fast=True)
-    row = report["causal hears no future"]
-    assert (row.outcome, row.detail) == ("not claimed", "it comes with causal=False")
-    assert report["dropout is off in eval"].detail == "it comes with dropout=0"
+    row = report["no_future_leakage"]
+    assert (row.outcome, row.detail) == ("not applicable", "it is built with causal=False")
+    assert report["no_dropout_in_eval"].detail == "it is built with dropout=0"
+    row = check_attention(SelfAttention(12, causal=True), only=["permutation_equivariance"]).rows[0]
+    assert (row.outcome, row.detail) == ("not applicable", "it is built with causal=True")
 
 
-def test_a_causal_instance_knows_an_order() -> None:
-    row = check_attention(SelfAttention(12, causal=True), fast=True)["permuted in, permuted out"]
-    assert (row.outcome, row.detail) == ("not claimed", "it comes with causal=True")
-
-
-def test_a_function_and_claims_for_what_no_signature_says() -> None:
+def test_capabilities_can_be_declared() -> None:
     report = check_attention(
-        lambda: strangers.AlwaysCausal({"n": 16}), embed_dim=16, claims={"causal"}, fast=True, raises=False
+        lambda: third_party.AlwaysCausal({"n": 16}), embed_dim=16, capabilities={"causal"}, fast=True, raises=False
     )
-    assert report["causal hears no future"].outcome == "pass"
+    assert report["no_future_leakage"].outcome == "pass"
 
 
-def test_another_way_to_be_asked() -> None:
-    report = check_attention(strangers.FaceHugger, call=strangers.ask_face_hugger, claims={"padding"}, fast=True)
-    assert report["padding is never heard"].outcome == "pass"
-    assert report["masked keys are never heard"].outcome == "not claimed"
+def test_call_adapts_another_calling_convention() -> None:
+    report = check_attention(
+        third_party.HuggingFaceStyle,
+        call=third_party.call_hugging_face_style,
+        capabilities={"padding"},
+        fast=True,
+    )
+    assert report["no_padding_leakage"].outcome == "pass"
+    assert report["no_masked_key_leakage"].outcome == "not applicable"
 
 
-def test_multihead_attention_of_torch() -> None:
-    def call(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        return layer(x, x, x, attn_mask=_forbidden(layer, mask), need_weights=False)[0]
-
-    def weights(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        return layer(x, x, x, attn_mask=_forbidden(layer, mask), average_attn_weights=False)[1]
-
-    make = partial(nn.MultiheadAttention, batch_first=True)
-    report = check_attention(make, call=call, weights=weights, fast=True, raises=False)
-    assert {"masked keys are never heard", "gradients match finite differences"} <= outcomes(report, "pass")
-    assert {"empty rows give zeros", "weights hold no dropout"} <= outcomes(report, "fail")
-
-
-def _forbidden(layer: Any, mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else (~mask).repeat_interleave(layer.num_heads, 0)
-
-
-def test_a_reference_of_ones_own() -> None:
+def test_reference_can_be_passed() -> None:
     def reference(layer: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = layer.qkv(x).chunk(3, -1)
         scores = q @ k.mT / q.shape[-1]  # not its root
         return (scores if mask is None else scores.masked_fill(~mask[:, 0], -1e300)).softmax(-1) @ v
 
-    only = ["fast path = reference, outputs"]
-    report = check_attention(strangers.Careless, reference=reference, only=only, raises=False)
+    only = ["matches_reference_outputs"]
+    report = check_attention(third_party.Tutorial, reference=reference, only=only, raises=False)
     assert report.rows[0].outcome == "fail"
 
 
-class Frozen(strangers.Sound):
+class Frozen(third_party.Correct):
     """Has a parameter that is not trained."""
 
     def __init__(self, dim: int) -> None:
@@ -133,53 +117,51 @@ class Frozen(strangers.Sound):
         self.out.requires_grad_(False)
 
 
-def test_a_parameter_that_is_not_trained_needs_no_gradient() -> None:
+def test_frozen_parameter_needs_no_gradient() -> None:
     check_attention(Frozen, fast=True)
 
 
-class Recomputing(strangers.Sound):
-    """Keeps nothing for the backward pass, in the way that knows ``backward()`` alone."""
+class Checkpointed(third_party.Correct):
+    """Uses a reentrant checkpoint, which supports ``backward()`` only."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return checkpoint(super().forward, x, mask, use_reentrant=True) if x.requires_grad else super().forward(x, mask)
 
 
-def test_a_layer_that_computes_its_steps_anew_is_asked_by_backward() -> None:
-    report = check_attention(Recomputing, fast=True, raises=False)
-    assert report["gradients match finite differences"].outcome == "pass"
-    # A reentrant checkpoint does not record a graph of the gradient, and does not say so.
-    assert outcomes(report, "fail") == {"second derivatives are right or raise"}
+def test_reentrant_checkpoint_is_differentiated_by_backward() -> None:
+    report = check_attention(Checkpointed, fast=True, raises=False)
+    assert report["gradients_match_finite_differences"].outcome == "pass"
+    # A reentrant checkpoint records no graph of the gradient, and does not raise.
+    assert outcomes(report, "fail") == {"second_derivatives_exact_or_raise"}
 
 
-class Rounding(strangers.Sound):
-    """Takes its softmax in float32, as many do, whatever it is given."""
+class Float32Softmax(third_party.Correct):
+    """Rounds its attention weights to float32."""
 
     def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return (
-            super().attention_weights(x, mask).float().double()
-            if x.dtype == torch.float64
-            else super().attention_weights(x, mask)
-        )
+        weights = super().attention_weights(x, mask)
+        return weights.float().double() if x.dtype == torch.float64 else weights
 
 
-class Steep(Rounding):
-    """Says a slope that is too large by a part in twenty."""
+class WrongGradient(Float32Softmax):
+    """Its gradient is 5 % too large."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         out = super().forward(x, mask)
         return 1.05 * out - 0.05 * out.detach()
 
 
-def test_a_softmax_in_float32_is_held_to_what_float32_gives() -> None:
-    report = check_attention(Rounding, fast=True)
-    assert report["gradients match finite differences"].limit == 1e-2
-    assert report["packed sequences are each alone"].limit == 1e-5
-    assert check_attention(strangers.Sound, only=["takes any strides"])["takes any strides"].limit == 1e-10
-    assert not check_attention(Steep, only=["gradients match finite differences"], raises=False).passed
+def test_float32_softmax_has_wider_tolerances() -> None:
+    report = check_attention(Float32Softmax, fast=True)
+    assert report["gradients_match_finite_differences"].limit == 1e-2
+    assert report["packed_sequences_are_independent"].limit == 1e-5
+    only = ["non_contiguous_input"]
+    assert check_attention(third_party.Correct, only=only).rows[0].limit == 1e-10
+    assert not check_attention(WrongGradient, only=["gradients_match_finite_differences"], raises=False).passed
 
 
-class Usual(nn.Module):
-    """A token that may look at nothing looks at everything, as where a mask is a large negative number."""
+class UniformMaskedRows(nn.Module):
+    """A fully masked row attends to all keys, as where a mask is a large negative score."""
 
     def __init__(self, dim: int, causal: bool = False) -> None:
         super().__init__()
@@ -187,22 +169,22 @@ class Usual(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
-        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if self.causal else torch.tensor(True)
-        seen = seen if mask is None else seen & mask
+        allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if self.causal else torch.tensor(True)
+        allowed = allowed if mask is None else allowed & mask
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) @ v
+        return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("claims", [{"causal", "mask"}, {"causal", "padding"}])
-@pytest.mark.parametrize("make", [Usual, Usual(12, causal=True)])
-def test_what_a_stranger_says_where_there_is_nothing_to_look_at_counts_once(make: Any, claims: set[str]) -> None:
-    report = check_attention(make, embed_dim=12, claims=claims, fast=True, raises=False)
-    assert outcomes(report, "fail") - {"takes an empty batch or sequence"} == {"empty rows give zeros"}
-    assert report["causal hears no future under a mask"].outcome == "pass"
+@pytest.mark.parametrize("capabilities", [{"causal", "mask"}, {"causal", "padding"}])
+@pytest.mark.parametrize("make", [UniformMaskedRows, UniformMaskedRows(12, causal=True)])
+def test_fully_masked_rows_of_third_party_layers_fail_one_check(make: Any, capabilities: set[str]) -> None:
+    report = check_attention(make, embed_dim=12, capabilities=capabilities, fast=True, raises=False)
+    assert outcomes(report, "fail") - {"empty_input"} == {"fully_masked_rows_are_zero"}
+    assert report["no_future_leakage_with_mask"].outcome == "pass"
 
 
-class Keeping(strangers.Sound):
-    """Keeps a seed among its parameters, drawn when it is made with dropout; and sees its tokens as one long row."""
+class IntegerParameter(third_party.Correct):
+    """Has an integer parameter, drawn if there is dropout; flattens its tokens by ``view``."""
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
         if dropout:
@@ -215,15 +197,15 @@ class Keeping(strangers.Sound):
         return super().forward(x.view(-1, x.shape[-1]).view(x.shape), mask)
 
 
-def test_an_odd_habit_counts_once() -> None:
-    assert outcomes(check_attention(Keeping, fast=True, raises=False), "fail") == {"takes any strides"}
+def test_integer_parameter_and_view_fail_one_check() -> None:
+    assert outcomes(check_attention(IntegerParameter, fast=True, raises=False), "fail") == {"non_contiguous_input"}
 
 
-# Ours
+# Layers of attnlab
 
 
-class Running(Attention):
-    """The mean of the values so far: no map of softmax, always causal, no mask."""
+class RunningMean(Attention):
+    """The mean of the values so far: another operator than softmax, without a mask."""
 
     card = Card(
         title="",
@@ -246,9 +228,8 @@ class Running(Attention):
         self.value, self.output = (nn.Linear(embed_dim, embed_dim, **options) for _ in range(2))
 
     def _attention_weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        seen = torch.ones(x.shape[1], x.shape[1]).to(x)
-        seen = seen if mask is None else mask.tensor()[0, 0].to(x)
-        return 2 * (seen / seen.sum(-1, keepdim=True)).expand(len(x), 1, -1, -1)
+        allowed = torch.ones(x.shape[1], x.shape[1]).to(x) if mask is None else mask.tensor()[0, 0].to(x)
+        return 2 * (allowed / allowed.sum(-1, keepdim=True)).expand(len(x), 1, -1, -1)
 
     def _apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
         return self.output(weights.squeeze(1) @ self.value(x))
@@ -258,210 +239,218 @@ class Running(Attention):
         return self._apply_weights(weights, x)
 
 
-def test_a_mechanism_is_held_to_its_card() -> None:
-    report = check_attention(Running, fast=True)
-    assert report["weights make the output"].outcome == "pass"
-    assert report["weights sum to one"].detail == "its weights are no probabilities"
-    assert report["masked keys are never heard"].detail == "it does not take every mask"
-    assert report["fast path = reference, outputs"].detail == "there is no reference to compare with"
-    assert report["what is not claimed raises"].outcome == "pass"
+def test_capabilities_of_a_mechanism_are_those_of_its_card() -> None:
+    report = check_attention(RunningMean, fast=True)
+    assert report["weights_reproduce_output"].outcome == "pass"
+    assert report["weights_sum_to_one"].detail == "its attention weights are not probabilities"
+    assert report["no_masked_key_leakage"].detail == "it does not take every mask"
+    assert report["matches_reference_outputs"].detail == "it has no reference implementation"
+    assert report["unsupported_arguments_raise"].outcome == "pass"
 
 
-def test_options_go_in_with_partial() -> None:
-    subject = Subject(partial(MultiAttention, num_heads=4, embed_dim=8))
-    assert (subject.embed_dim, subject.num_heads, subject.name) == (8, 4, "MultiAttention")
+def test_plain_attention_passes_the_contract() -> None:
+    assert "submodules_are_called" in outcomes(check_attention(Plain, fast=True), "pass")
 
 
-def test_a_width_is_found_that_fits_the_heads() -> None:
-    assert Subject(partial(MultiAttention, num_heads=8)).embed_dim == 24
-    assert Subject(MultiAttention, embed_dim=40).embed_dim == 40
+def test_options_are_bound_by_partial() -> None:
+    case = LayerUnderTest(partial(MultiAttention, num_heads=4, embed_dim=8))
+    assert (case.embed_dim, case.num_heads, case.name) == (8, 4, "MultiAttention")
 
 
-def test_a_class_that_passes_its_options_on_takes_them() -> None:
-    class Mine(MultiAttention):
+def test_width_fits_the_number_of_heads() -> None:
+    assert LayerUnderTest(partial(MultiAttention, num_heads=8)).embed_dim == 24
+    assert LayerUnderTest(MultiAttention, embed_dim=40).embed_dim == 40
+
+
+def test_keyword_arguments_are_passed_to_the_base_class() -> None:
+    class Derived(MultiAttention):
         def __init__(self, *args: Any, colour: str = "red", **options: Any) -> None:
             super().__init__(*args, **options)
 
-    assert Subject(Mine).causal_choices == (False, True)
-    assert Subject(partial(Mine, num_heads=2)).num_heads == 2
+    assert LayerUnderTest(Derived).causal_choices == (False, True)
+    assert LayerUnderTest(partial(Derived, num_heads=2)).num_heads == 2
+    assert LayerUnderTest(Derived).reference is LayerUnderTest(MultiAttention).reference
+    assert LayerUnderTest(RunningMean).reference is None
 
 
-def test_an_instance_whose_dropout_is_a_module() -> None:
-    layer = strangers.Sound(16)
+def test_dropout_of_an_instance_may_be_a_module() -> None:
+    layer = third_party.Correct(16)
     layer.dropout = nn.Dropout(0.1)
-    assert Subject(layer, embed_dim=16).dropout == 0.1
+    assert LayerUnderTest(layer, embed_dim=16).dropout == 0.1
 
 
-def test_a_layer_that_cannot_be_copied_is_refused_and_a_class_of_such_fails() -> None:
-    class Stuck(SelfAttention):
+def test_layer_that_cannot_be_copied() -> None:
+    class Uncopyable(SelfAttention):
         def __deepcopy__(self, memo: Any) -> Any:
-            raise RuntimeError("stuck")
+            raise RuntimeError("no copy")
 
-    with pytest.raises(UserError, match="Stuck cannot be copied: RuntimeError: stuck"):
-        check_attention(Stuck(12))
-    row = check_attention(Stuck, only=["deepcopy is the same, apart"], raises=False).rows[0]
-    assert (row.outcome, row.detail) == ("fail", "RuntimeError: stuck")
-
-
-def test_a_folder_s_reference_serves_those_that_extend_its_class() -> None:
-    class Mine(MultiAttention):
-        pass
-
-    assert Subject(Mine).reference is Subject(MultiAttention).reference
-    assert Subject(Running).reference is None
+    with pytest.raises(UserError, match="Uncopyable cannot be copied: RuntimeError: no copy"):
+        check_attention(Uncopyable(12))
+    row = check_attention(Uncopyable, only=["deepcopy_is_independent"], raises=False).rows[0]
+    assert (row.outcome, row.detail) == ("fail", "RuntimeError: no copy")
 
 
-# The answer
+# The report
 
 
-def test_the_report_prints_every_row_and_is_json() -> None:
-    report = check_attention(strangers.Careless, fast=True, raises=False)
+def test_report_as_text_and_json() -> None:
+    report = check_attention(third_party.Tutorial, fast=True, raises=False)
     assert not report.passed
     assert len(str(report).splitlines()) == 1 + len(report.rows)
-    assert re.search(r"empty rows give zeros +fail +nan +0", str(report))
-    found = json.loads(report.to_json())
-    assert found["passed"] is False
-    assert found["left_out"] == 4
-    row = next(row for row in found["promises"] if row["promise"] == "empty rows give zeros")
+    assert re.search(r"fully_masked_rows_are_zero +fail +nan \(at most 0\)", str(report))
+    content = json.loads(report.to_json())
+    assert content["passed"] is False
+    assert content["left_out"] == 4
+    row = next(row for row in content["checks"] if row["check"] == "fully_masked_rows_are_zero")
     assert (row["outcome"], row["measured"], row["limit"]) == ("fail", "nan", 0.0)
 
 
-def test_a_passing_report_has_nothing_to_raise() -> None:
-    Report("it", (Row("p", "pass", 0.0, 1.0),)).raise_for_failures()
+def test_passing_report_raises_nothing() -> None:
+    Report("layer", (Row("p", "pass", 0.0, 1.0),)).raise_for_failures()
 
 
-def test_failures_that_say_the_same_share_a_line() -> None:
-    rows = (Row("one", "fail", detail="it breaks"), Row("two", "fail", detail="it breaks"))
-    assert Report("it", rows).explain("fail") == ["one; two: it breaks"]
+def test_failures_with_the_same_explanation_share_a_line() -> None:
+    rows = (Row("one", "fail", detail="it raises"), Row("two", "fail", detail="it raises"))
+    assert Report("layer", rows).explain("fail") == ["one, two: it raises"]
 
 
-def test_only_and_skip_and_progress() -> None:
-    seen: list[str] = []
-    only = ["keeps the shape", "keeps the dtype"]
-    report = check_attention(SelfAttention, only=only, skip=["keeps the dtype"], progress=seen.append)
-    assert seen == ["keeps the shape"] == [row.promise for row in report.rows]
-    assert report.left_out == len(every_promise()) - 1
+def test_only_skip_and_progress() -> None:
+    names: list[str] = []
+    only = ["output_shape", "output_dtype"]
+    report = check_attention(SelfAttention, only=only, skip=["output_dtype"], progress=names.append)
+    assert names == ["output_shape"] == [row.check for row in report.rows]
+    assert report.left_out == len(all_checks()) - 1
 
 
-def test_torch_s_generator_is_left_as_it_was() -> None:
+def test_global_generator_is_restored() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    check_attention(SelfAttention, only=["dropout is right on average"])
+    check_attention(SelfAttention, only=["dropout_is_unbiased"])
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_it_works_where_gradients_are_off() -> None:
+def test_checks_run_under_no_grad() -> None:
     with torch.no_grad():
-        check_attention(SelfAttention, only=["gradients match finite differences", "causal hears no future"])
+        check_attention(SelfAttention, only=["gradients_match_finite_differences", "no_future_leakage"])
 
 
-def test_the_same_numbers_every_time() -> None:
-    first, second = (check_attention(SelfAttention, fast=True) for _ in range(2))
+def test_results_are_reproducible() -> None:
+    only = ["gradients_match_finite_differences", "dropout_is_unbiased", "no_batch_leakage", "low_precision_accuracy"]
+    first, second = (check_attention(SelfAttention, only=only) for _ in range(2))
     assert first == second
 
 
-# What is refused
+# Old names
+
+
+def test_old_names_are_accepted_with_a_warning() -> None:
+    assert set(OLD_NAMES.values()) <= set(all_checks())
+    with pytest.warns(DeprecationWarning, match="the check 'keeps the shape' is now 'output_shape'"):
+        report = check_attention(SelfAttention, only=["keeps the shape"])
+    assert [row.check for row in report.rows] == ["output_shape"]
+    with pytest.warns(DeprecationWarning, match="claims= is deprecated; use capabilities="):
+        check_attention(third_party.Correct, only=["output_shape"], claims={"padding"})
+
+
+# Errors
 
 
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        (3, {}, "a layer is needed, or a class or function that makes one, not 3"),
+        (3, {}, "expected a layer, or a class or function that makes one, got 3"),
         (lambda: 3, {}, "<lambda> makes a int, not an nn.Module"),
-        (strangers.Broken, {}, "Broken cannot be built: TypeError: .*'config'; give its options, or a function"),
+        (
+            third_party.NeedsConfig,
+            {},
+            "NeedsConfig cannot be built: TypeError: .*'config'; pass its options, or a",
+        ),
         (partial(MultiAttention, num_heads=5), {"embed_dim": 12}, r"cannot be built: ValueError: embed_dim \(12\)"),
-        (strangers.Sound(16), {}, "the width of the tokens that Sound takes is not known; give embed_dim"),
-        (nn.MultiheadAttention(8, 2), {}, "does not take tokens alone .*; say how to ask it with call="),
+        (third_party.Correct(16), {}, "the width of the tokens of Correct is not known; pass embed_dim"),
+        (nn.MultiheadAttention(8, 2), {}, "cannot be called with x alone .*; pass call="),
         (SelfAttention, {"device": "nowhere"}, "SelfAttention cannot run on nowhere"),
-        (SelfAttention, {"only": ["keeps the shap"]}, "did you mean keeps the shape"),
-        (SelfAttention, {"skip": ["xyzzy"]}, "unknown promise 'xyzzy'; attnlab check shows them all"),
-        (SelfAttention, {"claims": ["casual"]}, "unknown claim 'casual'; did you mean causal?"),
+        (SelfAttention, {"only": ["output_shap"]}, "did you mean output_shape"),
+        (SelfAttention, {"skip": ["xyzzy"]}, "unknown check 'xyzzy'; attnlab check lists all checks"),
+        (SelfAttention, {"capabilities": ["casual"]}, "unknown capability 'casual'; did you mean causal?"),
     ],
 )
-def test_what_cannot_be_checked_is_refused_in_a_line(target: Any, options: dict[str, Any], message: str) -> None:
+def test_invalid_target_or_option_raises_one_line(target: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         check_attention(target, **options)
     assert "\n" not in str(caught.value)
 
 
-# Promises
+# Checks
 
 
-def one(measure: Any) -> Row:
-    return check(Promise("p", (), slow=False, doc="", measure=measure), Subject(SelfAttention))
+def run(measure: Any) -> Row:
+    return run_check(Check("p", (), slow=False, doc="", measure=measure), LayerUnderTest(SelfAttention))
 
 
 def raises(error: Exception) -> Any:
-    def measure(subject: Subject) -> Measure:
+    def measure(case: LayerUnderTest) -> Measurement:
         raise error
 
     return measure
 
 
-def test_an_exception_is_a_failure_in_one_line() -> None:
-    row = one(raises(RuntimeError("the first line\nthe second")))
+def test_exception_is_a_failure_in_one_line() -> None:
+    row = run(raises(RuntimeError("the first line\nthe second")))
     assert (row.outcome, row.measured, row.detail) == ("fail", None, "RuntimeError: the first line")
-    assert one(raises(ValueError())).detail == "ValueError"
-    assert one(raises(Broken("as said"))) == Row("p", "fail", detail="as said")
-    assert one(raises(NotClaimed("why"))) == Row("p", "not claimed", detail="why")
+    assert run(raises(ValueError())).detail == "ValueError"
+    assert run(raises(CheckFailed("reason"))) == Row("p", "fail", detail="reason")
+    assert run(raises(NotApplicable("reason"))) == Row("p", "not applicable", detail="reason")
 
 
 @pytest.mark.parametrize(("value", "outcome"), [(1.0, "pass"), (1.1, "fail"), (float("nan"), "fail")])
-def test_a_number_is_held_to_its_limit(value: float, outcome: str) -> None:
-    assert one(lambda subject: Measure(value, 1.0)).outcome == outcome
+def test_value_is_compared_with_its_limit(value: float, outcome: str) -> None:
+    assert run(lambda case: Measurement(value, 1.0)).outcome == outcome
 
 
-def test_a_promise_is_a_function_with_a_name_of_its_own() -> None:
-    every_promise()  # registers them, if this test comes first
-    with pytest.raises(ValueError, match="there is a promise 'keeps the shape' already"):
-        promise("keeps the shape")(lambda subject: Measure(0, 0))
-    with pytest.raises(UnknownNameError, match="unknown claim 'maks'; did you mean mask"):
-        promise("new", needs=("maks",))
+def test_registration_rejects_duplicates_and_unknown_capabilities() -> None:
+    all_checks()  # registers them, if this test comes first
+    with pytest.raises(ValueError, match="a check named 'output_shape' exists already"):
+        check("output_shape")(lambda case: Measurement(0, 0))
+    with pytest.raises(UnknownNameError, match="unknown capability 'pading'; did you mean padding"):
+        check("new", needs=("pading",))
 
 
-def test_every_promise_says_what_it_measures() -> None:
-    assert all(found.doc for found in every_promise().values())
-
-
-def test_the_slow_promises_come_last() -> None:
-    slow = [found.slow for found in every_promise().values()]
+def test_checks_are_identifiers_with_documentation_and_slow_ones_come_last() -> None:
+    checks = all_checks().values()
+    assert all(item.doc and item.name.isidentifier() and item.name.islower() for item in checks)
+    slow = [item.slow for item in checks]
     assert slow == sorted(slow)
     assert any(slow)
 
 
-def test_eager_attention_keeps_every_promise_of_the_contract() -> None:
-    report = check_attention(Plain, fast=True)
-    assert "submodules are called" in outcomes(report, "pass")
-
-
-class Deciding(strangers.Sound):
+class Branching(third_party.Correct):
     """Branches on a value of its tokens, which `torch.export` cannot trace."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().forward(x if x.sum() > 0 else x + 0, mask)
 
 
-def test_a_layer_that_branches_on_values_fails_export_only_where_it_claims_it() -> None:
-    only = ["torch.export = eager", "ONNX = eager", "traceable"]
-    report = check_attention(Deciding, only=only)
-    assert outcomes(report, "not claimed") == set(only)
-    assert report["traceable"].detail == "it does not claim to be exported"
-    claimed = check_attention(Deciding, only=only[:1], claims={"mask", "export"}, raises=False)
-    assert outcomes(claimed, "fail") == {"torch.export = eager"}
+def test_branching_layer_fails_export_only_if_declared_exportable() -> None:
+    only = ["export_matches_eager", "onnx_matches_eager", "traceable"]
+    report = check_attention(Branching, only=only)
+    assert outcomes(report, "not applicable") == set(only)
+    assert report["traceable"].detail == "it is not declared exportable"
+    declared = check_attention(Branching, only=only[:1], capabilities={"mask", "export"}, raises=False)
+    assert outcomes(declared, "fail") == {"export_matches_eager"}
 
 
 @pytest.mark.slow
-def test_a_layer_that_branches_on_values_compiles_in_several_graphs() -> None:
-    check_attention(Deciding, only=["torch.compile = eager"])
+def test_branching_layer_compiles_in_several_graphs() -> None:
+    check_attention(Branching, only=["compile_matches_eager"])
 
 
-def test_the_page_shows_every_promise_and_every_claim() -> None:
+def test_page_lists_every_check_and_every_capability() -> None:
     page = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8").splitlines()
-    for found in every_promise().values():
-        assert f"| {found.name} | {' '.join(found.doc.split())} | {', '.join(found.needs)} |" in page
-    assert [claim for claim in CLAIMS if not any(line.startswith(f"| `{claim}` |") for line in page)] == []
+    for item in all_checks().values():
+        assert f"| `{item.name}` | {' '.join(item.doc.split())} | {', '.join(item.needs)} |" in page
+    assert [name for name in CAPABILITIES if not any(line.startswith(f"| `{name}` |") for line in page)] == []
 
 
-def test_the_package_offers_it() -> None:
+def test_package_exports_check_attention() -> None:
     assert attnlab.check_attention is check_attention

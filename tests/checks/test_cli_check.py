@@ -1,4 +1,4 @@
-"""`attnlab check`, as a stranger meets it."""
+"""The command `attnlab check`."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def test_a_table_a_mechanism(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--only", "keeps the shape", "context may be another sequence"]) == 0
+def test_one_table_per_mechanism(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--only", "output_shape", "cross_attention"]) == 0
     out = capsys.readouterr().out
     for name in registry.names():
-        assert f"\n{name}\npromise" in f"\n{out}"
-    assert "not claimed  context may be another sequence: it takes no context" in out
-    assert "selfhead: 1 pass, 0 fail, 1 not claimed, " in out
+        assert f"\n{name}\ncheck" in f"\n{out}"
+    assert "not applicable  cross_attention: it takes no context" in out
+    assert "selfhead: 1 pass, 0 fail, 1 not applicable, " in out
 
 
-def test_a_broken_promise_is_exit_1_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "strangers:Careless", "--fast"]) == 1
+def test_failure_exits_with_1_and_is_located(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "third_party:Tutorial", "--fast"]) == 1
     out = capsys.readouterr().out
-    assert re.search("causal hears no future under a mask +fail ", out)
-    assert "output 0 hears token 2 of item 1" in " ".join(out.split())
+    assert re.search("no_future_leakage_with_mask +fail ", out)
+    assert "output 0 depends on token 2 of item 1" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_narrow_and_without_colours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_terminal_without_colours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["check", "selfhead", "--fast"]) == 0
     out = capsys.readouterr().out
@@ -50,41 +50,50 @@ def test_narrow_and_without_colours(capsys: pytest.CaptureFixture[str], monkeypa
     assert "\x1b" not in out
 
 
-def test_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "strangers:Sound", "--only", "keeps the shape", "--json"]) == 0
+def test_json_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "third_party:Correct", "--only", "output_shape", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
-    assert (found["name"], found["passed"]) == ("strangers:Sound", True)
-    assert found["promises"][0]["promise"] == "keeps the shape"
+    assert (found["name"], found["passed"]) == ("third_party:Correct", True)
+    assert found["checks"][0]["check"] == "output_shape"
 
 
 def test_options_of_the_constructor(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--args", "embed_dim=16", "num_heads=4", "bias=False"]
-    assert main(["check", "multihead", *options, "--only", "keeps the shape"]) == 0
-    assert main(["check", "strangers:Sound", "--args", "dim=8", "--only", "keeps the shape"]) == 0
+    assert main(["check", "multihead", *options, "--only", "output_shape"]) == 0
+    assert main(["check", "third_party:Correct", "--args", "dim=8", "--only", "output_shape"]) == 0
 
 
-def test_another_way_to_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    how = ["--call", "strangers:ask_face_hugger", "--claims", "padding"]
-    assert main(["check", "strangers:FaceHugger", *how, "--fast"]) == 0
+def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "selfhead", "--only", "keeps the shape"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"output_shape +pass +0 \(at most 0\)", captured.out)
+    assert captured.err.startswith("note: the check 'keeps the shape' is now output_shape")
+    former = ["--call", "third_party:call_hugging_face_style", "--claims", "padding", "--only", "no_padding_leakage"]
+    assert main(["check", "third_party:HuggingFaceStyle", *former]) == 0
+
+
+def test_call_and_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--call", "third_party:call_hugging_face_style", "--capabilities", "padding"]
+    assert main(["check", "third_party:HuggingFaceStyle", *how, "--fast"]) == 0
     assert "it does not take every mask" in " ".join(capsys.readouterr().out.split())
 
 
-def test_one_that_cannot_be_imported_does_not_close_the_door(
+def test_other_mechanisms_are_checked_if_one_cannot_be_imported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = registry.load
 
     def broken(name: str) -> type[Attention]:
         if name == "multihead":
-            raise UserError("models/multihead cannot be imported: SyntaxError: as found")
+            raise UserError("models/multihead cannot be imported: SyntaxError: invalid syntax")
         return load(name)
 
     monkeypatch.setattr(registry, "load", broken)
-    assert main(["check", "--only", "keeps the shape"]) == 1
-    said = capsys.readouterr()
-    assert "selfhead: 1 pass" in said.out
-    assert "multihead cannot be checked: models/multihead cannot be imported: SyntaxError" in said.err
-    assert main(["check", "--only", "keeps the shape", "--json"]) == 1
+    assert main(["check", "--only", "output_shape"]) == 1
+    captured = capsys.readouterr()
+    assert "selfhead: 1 pass" in captured.out
+    assert "multihead cannot be checked: models/multihead cannot be imported: SyntaxError" in captured.err
+    assert main(["check", "--only", "output_shape", "--json"]) == 1
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert found["multihead"]["passed"] is False
     assert "SyntaxError" in found["multihead"]["error"]
@@ -92,8 +101,8 @@ def test_one_that_cannot_be_imported_does_not_close_the_door(
 
 
 @pytest.mark.parametrize("positions", ["none", "rotary(rotary_fraction=0.5)", "alibi"])
-def test_a_choice_and_words_of_its_own_are_options(positions: str, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--args", f"positions={positions}", "--only", "fast path = reference, outputs", "--json"]
+def test_positions_are_options(positions: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--args", f"positions={positions}", "--only", "matches_reference_outputs", "--json"]
     assert main(["check", "multihead", *asked]) == 0
     assert json.loads(capsys.readouterr().out)[0]["passed"]
 
@@ -101,42 +110,42 @@ def test_a_choice_and_words_of_its_own_are_options(positions: str, capsys: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["multihead", "--args", "bias=none"], "--args takes values as Python writes them: bias=None"),
+        (["multihead", "--args", "bias=none"], "--args takes Python literals: bias=None"),
         (["multihead", "--args", "positions=rotary("], "positions is none, rotary, alibi or t5, or one of these with"),
         (
             ["multihead", "--args", "positions=None"],
-            "positions must be a str or an attnlab.positions.Positions, not None",
+            "positions must be a str or an attnlab.positions.Positions",
         ),
         (["multihed"], "unknown model 'multihed'; did you mean multihead?"),
-        (["strangers.Sound"], "'strangers.Sound' names no class; write MODULE:CLASS"),
-        (["strangers:"], "'strangers:' is not MODULE:CLASS"),
-        (["strangers.py:Sound"], "give the module, not its file: strangers:Sound"),
-        (["stranger:Sound"], "there is no module stranger, neither in"),
-        (["strangers:Soun"], "unknown name in strangers 'Soun'; did you mean Sound?"),
-        (["strangers:number"], "a layer is needed, or a class or function that makes one, not 3"),
-        (["strangers:Broken"], "Broken cannot be built: TypeError"),
-        (["strangers:layer"], "the width of the tokens that Sound takes is not known; give embed_dim"),
-        (["strangers:layer", "--args", "dim=3"], "strangers:layer is no class or function, so --args"),
-        (["strangers:Sound", "--args", "dim"], "--args takes NAME=VALUE, such as embed_dim=64, not 'dim'"),
-        (["strangers:Sound", "--args", "causal=true"], "--args takes values as Python writes them: causal=True"),
-        (["strangers:Sound", "--args", "colour=red"], "unexpected keyword argument 'colour'"),
-        (["--args", "num_heads=4"], "--args are one layer's options; name it"),
+        (["third_party.Correct"], "'third_party.Correct' names no class; write MODULE:CLASS"),
+        (["third_party:"], "'third_party:' is not MODULE:CLASS"),
+        (["third_party.py:Correct"], "give the module, not its file: third_party:Correct"),
+        (["third_part:Correct"], "there is no module third_part, neither in"),
+        (["third_party:Correc"], "unknown name in third_party 'Correc'; did you mean Correct?"),
+        (["third_party:number"], "expected a layer, or a class or function that makes one, got 3"),
+        (["third_party:NeedsConfig"], "NeedsConfig cannot be built: TypeError"),
+        (["third_party:layer"], "the width of the tokens of Correct is not known; pass embed_dim"),
+        (["third_party:layer", "--args", "dim=3"], "third_party:layer is no class or function, so it takes no --args"),
+        (["third_party:Correct", "--args", "dim"], "--args takes NAME=VALUE, such as embed_dim=64, not 'dim'"),
+        (["third_party:Correct", "--args", "causal=true"], "--args takes Python literals: causal=True"),
+        (["third_party:Correct", "--args", "colour=red"], "unexpected keyword argument 'colour'"),
+        (["--args", "num_heads=4"], "--args needs one layer; name it"),
         (["multihead", "--fsat"], "unknown option --fsat; did you mean --fast?"),
-        (["multihead", "--only", "dropout is of in eval"], "did you mean dropout is off in eval?"),
+        (["multihead", "--only", "no_dropout_in_evl"], "did you mean no_dropout_in_eval?"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(
+def test_mistake_is_one_line_and_exits_with_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
-def test_a_module_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "needs_another.py").write_text("import not_there_at_all\n", encoding="utf-8")
     (tmp_path / "divides.py").write_text("1 / 0\n", encoding="utf-8")
@@ -151,7 +160,7 @@ def test_a_module_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
         assert reason in ran.stderr
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = (
         "import sys\nfrom attnlab.cli import main\ntry:\n    main(['check', '--help'])\n"
         "except SystemExit:\n    assert 'torch' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""The suite runs on any device: every tensor that a check makes is on the device of the layer."""
+"""The suite runs on any device: every tensor that a check creates is on the device of the layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = sorted(Path(attnlab.checks.__file__).parent.rglob("*.py"))
 
 
 def without_device(source: str) -> list[str]:
-    """The calls of tensor factories that name no device and are not moved with ``.to``."""
+    """The calls of tensor factories without ``device=`` and without ``.to``."""
     tree = ast.parse(source)
     moved = {
         id(node.func.value)
@@ -38,20 +38,20 @@ def without_device(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_check_makes_its_tensors_on_the_device_of_the_layer(file: Path) -> None:
+def test_checks_create_tensors_on_the_device_of_the_layer(file: Path) -> None:
     assert without_device(file.read_text(encoding="utf-8")) == []
 
 
-def test_a_tensor_without_a_device_is_found() -> None:
+def test_tensor_without_device_is_detected() -> None:
     assert without_device("torch.ones(3)\ntorch.ones(3).to(x)\ntorch.ones(3, device=d)") == ["torch.ones(3)"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", registry.names())
-def test_every_mechanism_keeps_its_promises_on_a_gpu(name: str) -> None:
+def test_every_mechanism_passes_on_a_gpu(name: str) -> None:
     check_attention(registry.load(name), device="cuda", fast=True)
 
 
 @pytest.mark.gpu
-def test_the_command_runs_on_a_gpu() -> None:
-    assert main(["check", "multihead", "--device", "cuda", "--only", "keeps the shape"]) == 0
+def test_command_runs_on_a_gpu() -> None:
+    assert main(["check", "multihead", "--device", "cuda", "--only", "output_shape"]) == 0

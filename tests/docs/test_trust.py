@@ -1,4 +1,4 @@
-"""What was found of a mechanism is kept beside it, read again, and shown."""
+"""The recorded evidence of a mechanism: written, read again, and shown in lessons and on the page."""
 
 from __future__ import annotations
 
@@ -13,53 +13,56 @@ from attnlab.utils.errors import UserError
 
 NEAR = trust.Parity("Their Layer", "theirs", "1.2", 3e-7, 2e-15)
 FAR = trust.Parity("Another", "others", "0.1", None, 4e-7)
+CHECKS = {"output_shape": "pass", "traceable": "not applicable"}
 
 
-def test_what_is_recorded_is_read_again_and_one_part_leaves_the_other(tmp_path: Path) -> None:
+def test_recording_one_part_keeps_the_other(tmp_path: Path) -> None:
     assert trust.read(tmp_path) == trust.Trust()
-    trust.record(tmp_path, promises={"keeps the shape": "pass", "packs": "not claimed"})
+    trust.record(tmp_path, checks=CHECKS)
     trust.record(tmp_path, parity=[FAR, NEAR])
-    found = trust.read(tmp_path)
-    assert dict(found.promises) == {"keeps the shape": "pass", "packs": "not claimed"}
-    assert (found.parity, found.kept, found.nearest) == ((FAR, NEAR), 1, NEAR)
+    evidence = trust.read(tmp_path)
+    assert dict(evidence.checks) == CHECKS
+    assert (evidence.parity, evidence.passed, evidence.nearest) == ((FAR, NEAR), 1, NEAR)
 
 
-def test_the_badge_and_the_page_say_it(tmp_path: Path) -> None:
-    assert trust.badge(trust.Trust(), 0) == ""
-    for name in ("one", "two", "nothing"):
-        (tmp_path / name).mkdir()
-    trust.record(tmp_path / "two", promises={"keeps the shape": "pass"})
-    trust.record(tmp_path / "one", promises={"keeps the shape": "pass", "packs": "not claimed"}, parity=[FAR, NEAR])
-    assert trust.badge(trust.read(tmp_path / "one"), 1) == (
-        "**Proved**: keeps each of the 1 promises that it makes (1 it does not make); 2e-15 from Their Layer of theirs "
-        "1.2 in float64. [All promises and oracles](../../docs/trust.md)."
+def test_badge_and_page(tmp_path: Path) -> None:
+    assert trust.badge(trust.Trust()) == ""
+    folders = {name: tmp_path / name for name in ("one", "two", "empty")}
+    for folder in folders.values():
+        folder.mkdir()
+    trust.record(folders["two"], checks={"output_shape": "pass"})
+    trust.record(folders["one"], checks=CHECKS, parity=[FAR, NEAR])
+    assert trust.badge(trust.read(folders["one"])) == (
+        "**Verified**: passes all 1 applicable checks (1 are not applicable); differs by 2e-15 from Their Layer "
+        "(theirs 1.2) in float64. [All checks and implementations](../../docs/trust.md)."
     )
-    page = trust.page(
-        {name: tmp_path / name for name in ("one", "two", "nothing")}, {"one": ("n^1.00", "n^0.98")}
-    ).splitlines()
+    page = trust.page(folders, {"one": ("n^1.00", "n^0.98")}).splitlines()
     assert "| 1 | [one](../models/one/README.md) | 1 | 1 | 4e-7 | – | Another, others 0.1 | n^1.00 | n^0.98 |" in page
     assert "|  |  |  |  | 2e-15 | 3e-7 | Their Layer, theirs 1.2 |  |  |" in page
-    assert "| packs | – | ? |" in page
-    assert "| keeps the shape | ✓ | ✓ |" in page
-    assert not any("nothing" in line for line in page)
+    assert "| traceable | – | ? |" in page
+    assert "| output_shape | ✓ | ✓ |" in page
+    assert not any("empty" in line for line in page)
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / trust.FILE).write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"trust.json cannot be read .*record it anew with: attnlab check"):
+    with pytest.raises(UserError, match=r"trust.json cannot be read .*record it again with: attnlab check"):
         trust.read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (["multihead", "--fast"], "--record keeps all promises of a mechanism as it comes; leave out --fast"),
-        (["multihead", "--only", "keeps the shape"], "leave out --only"),
-        (["torch.nn:Linear"], "--record keeps what a mechanism in models/ promises, not 'torch.nn:Linear'"),
+        (
+            ["multihead", "--fast"],
+            "--record needs all checks with the default options; leave out --fast",
+        ),
+        (["multihead", "--only", "output_shape"], "leave out --only"),
+        (["torch.nn:Linear"], "--record saves the outcomes of a mechanism in models/, not of 'torch.nn:Linear'"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_partial_run_is_not_recorded(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = (registry.folder() / "multihead" / trust.FILE).read_bytes()
     assert main(["check", *words, "--record"]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert (registry.folder() / "multihead" / trust.FILE).read_bytes() == before

@@ -1,4 +1,4 @@
-"""The network around a mechanism: its shapes, its padding, and that it comes back from disk as it went."""
+"""The network: shapes, padding, caches, and saving and loading."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_shapes(inputs: Inputs, outputs: str) -> None:
 
 
 @pytest.mark.parametrize("model", registry.names())
-def test_every_mechanism_takes_a_step(model: str) -> None:
+def test_every_mechanism_trains_one_step(model: str) -> None:
     net = network(model=model).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = [p.clone() for p in net.parameters()]
@@ -71,7 +71,7 @@ def test_padding_has_no_effect(inputs: Inputs, outputs: str, pool: str) -> None:
 
 
 @pytest.mark.parametrize(("inputs", "noise"), [(VECTORS, torch.nan), (VECTORS, 1e30), (TOKENS, -100)])
-def test_whatever_stands_in_the_padding_does_not_arrive(inputs: Inputs, noise: float) -> None:
+def test_padding_content_has_no_effect(inputs: Inputs, noise: float) -> None:
     net, x = network(inputs), batch(inputs)
     lengths = torch.tensor([2, 5, 7])
     clean = net(x, lengths)
@@ -80,12 +80,12 @@ def test_whatever_stands_in_the_padding_does_not_arrive(inputs: Inputs, noise: f
 
 
 @pytest.mark.parametrize("pool", ["mean", "last"])
-def test_full_lengths_are_as_none(pool: str) -> None:
+def test_full_lengths_equal_none(pool: str) -> None:
     net, x = network(pool=pool), batch()
     torch.testing.assert_close(net(x, torch.full((B,), N)), net(x))
 
 
-def test_causal_reads_no_future() -> None:
+def test_causal_network_does_not_leak() -> None:
     net, x = network(outputs=OUTPUTS["tokens"][0], causal=True), batch()
     before = net(x)
     x[:, 4:] = (x[:, 4:] + 1) % KINDS
@@ -97,20 +97,20 @@ def test_causal_reads_no_future() -> None:
 @pytest.mark.parametrize(
     ("lengths", "says"),
     [
-        (torch.tensor([2, 5]), r"lengths must have shape \(3,\), one a sequence, not \(2,\)"),
+        (torch.tensor([2, 5]), r"lengths must have shape \(3,\), one per sequence, not \(2,\)"),
         (torch.tensor([[2], [5], [7]]), r"not \(3, 1\)"),
         (torch.tensor([2, 5, 8]), "lengths must be from 1 to 7, the length of the batch, not 2 to 8"),
         (torch.tensor([0, 5, 7]), "not 0 to 7"),
-        (torch.tensor([2.0, 5.0, 7.0]), "takes whole numbers"),
+        (torch.tensor([2.0, 5.0, 7.0]), "integers?"),
     ],
 )
 @pytest.mark.parametrize("pool", ["mean", "last"])
-def test_lengths_that_do_not_fit_are_refused(lengths: Tensor, says: str, pool: str) -> None:
+def test_invalid_lengths_are_refused(lengths: Tensor, says: str, pool: str) -> None:
     with pytest.raises(ValueError, match=says):
         network(pool=pool)(batch(), lengths)
 
 
-def test_a_sequence_that_is_too_long_is_refused() -> None:
+def test_too_long_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="the sequence has 8 tokens, but there are learned positions for 7 alone"):
         network()(batch(length=N + 1))
     assert network()(batch(length=1)).shape == (B, 1, 13)
@@ -118,7 +118,7 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
 
 @pytest.mark.parametrize("inputs", [TOKENS, VECTORS], ids=["tokens", "vectors"])
 @pytest.mark.parametrize("name", ["sinusoidal", "none"])
-def test_without_a_table_nothing_is_too_long(inputs: Inputs, name: str) -> None:
+def test_no_limit_without_learned_positions(inputs: Inputs, name: str) -> None:
     net = network(inputs, OUTPUTS["tokens"][0], position_embedding=name)
     assert (net.limit, network().limit) == (None, N)
     lengths = torch.tensor([2, 50, 61])
@@ -127,7 +127,7 @@ def test_without_a_table_nothing_is_too_long(inputs: Inputs, name: str) -> None:
         torch.testing.assert_close(together[i : i + 1, :n], net(batch(inputs, 61)[i : i + 1, :n]))
 
 
-def test_what_is_added_tells_the_places() -> None:
+def test_position_embeddings_distinguish_positions() -> None:
     x = torch.zeros(1, N, dtype=torch.long)
     kinds = ("learned", "sinusoidal", "none")
     told = {
@@ -138,7 +138,7 @@ def test_what_is_added_tells_the_places() -> None:
     assert not any("position" in key for key in network(position_embedding="sinusoidal").state_dict())
 
 
-def test_what_is_added_stays_precise_under_autocast() -> None:
+def test_residual_stream_stays_float32_under_autocast() -> None:
     for name in ("learned", "sinusoidal", "none"):
         net, seen = network(VECTORS, position_embedding=name), []
         net.blocks[0].norm1.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0].dtype))
@@ -147,16 +147,16 @@ def test_what_is_added_stays_precise_under_autocast() -> None:
         assert seen == [torch.float32]
 
 
-def test_what_cannot_be_saved_is_no_option() -> None:
+def test_options_must_be_json() -> None:
     from attnlab.positions import Rotary
 
-    with pytest.raises(TypeError, match="options are saved as JSON, and positions is a Rotary; write it in words"):
+    with pytest.raises(TypeError, match="options are saved as JSON, but positions is a Rotary; use a string"):
         network(model="multihead", options={"num_heads": 2, "positions": Rotary(8)})
     with pytest.raises(ValueError, match="absolute positions are learned, sinusoidal or none, not 'waves'"):
         network(position_embedding="waves")
 
 
-def test_what_the_mechanism_does_not_have_is_refused() -> None:
+def test_missing_capabilities_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean selfhead"):
         network(model="selfhed")
     with pytest.raises(TypeError, match="num_heads"):
@@ -165,7 +165,7 @@ def test_what_the_mechanism_does_not_have_is_refused() -> None:
         network(model="multihead", options={"num_heads": 3})
 
 
-def test_its_mechanisms_are_given_out() -> None:
+def test_mechanisms() -> None:
     net = network(model="multihead", layers=3, options={"num_heads": 4}, causal=True, dropout=0.25)
     found = net.mechanisms()
     assert len(found) == 3
@@ -180,7 +180,7 @@ def test_residual_outputs_start_smaller_with_depth() -> None:
 
 
 @pytest.mark.parametrize("inputs", [TOKENS, VECTORS], ids=["tokens", "vectors"])
-def test_it_comes_back_from_disk_as_it_went(tmp_path: Path, inputs: Inputs) -> None:
+def test_save_and_load_round_trip(tmp_path: Path, inputs: Inputs) -> None:
     options = {"num_heads": 4, "positions": "rotary(base=500)"}
     made = {"options": options, "causal": True, "pool": "last", "position_embedding": "sinusoidal"}
     net = network(inputs, OUTPUTS["slots"][0], model="multihead", **made)
@@ -193,7 +193,7 @@ def test_it_comes_back_from_disk_as_it_went(tmp_path: Path, inputs: Inputs) -> N
 
 @pytest.mark.parametrize("name", ["sinusoidal", "none"])
 @torch.no_grad()
-def test_caches_without_a_table_have_no_end(name: str) -> None:
+def test_caches_without_learned_positions_are_unlimited(name: str) -> None:
     net = network(
         outputs=OUTPUTS["tokens"][0], model="multihead", options={"num_heads": 4}, causal=True, position_embedding=name
     )
@@ -204,7 +204,7 @@ def test_caches_without_a_table_have_no_end(name: str) -> None:
 
 
 @torch.no_grad()
-def test_caches_read_on_where_they_stopped() -> None:
+def test_caches_continue() -> None:
     torch.manual_seed(0)
     network = Network("multihead", ("tokens", 7), ("tokens", 7), 23, embed_dim=16, causal=True).double().eval()
     x, caches = torch.randint(7, (3, 23)), network.caches()
@@ -215,8 +215,8 @@ def test_caches_read_on_where_they_stopped() -> None:
         network(x[:, :1], caches=caches)
 
 
-def test_caches_where_they_cannot_be() -> None:
+def test_unsupported_caches() -> None:
     assert Network("multihead", ("tokens", 7), ("tokens", 7), 23, embed_dim=16).caches() is None
     pooled = Network("multihead", ("tokens", 7), ("classes", 7), 23, embed_dim=16, causal=True)
-    with pytest.raises(ValueError, match="answer for every token"):
+    with pytest.raises(ValueError, match="one output per token"):
         pooled(torch.zeros(2, 3, dtype=torch.long), caches=pooled.caches())

@@ -1,4 +1,4 @@
-"""Cells: a code, and a value that counts where the code is that of a number."""
+"""Embedding of cells: a code and a value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def network(**about: object) -> Network:
     return Network("multihead", inputs, Outputs("classes", 3), N, embed_dim=D, **about).eval()  # type: ignore[arg-type]
 
 
-def test_a_number_is_its_code_plus_its_value_times_a_vector() -> None:
+def test_number_cell_embedding() -> None:
     cells, x = Cells(SIZE, NUMBERS, D), batch()
     out = cells(x)
     for b in range(B):
@@ -67,7 +67,7 @@ def test_precision(dtype: torch.dtype) -> None:
         assert torch.allclose(out.float(), net(x), atol=0.05)
 
 
-def test_every_weight_is_trained() -> None:
+def test_every_parameter_is_trained() -> None:
     net, x = network().train(), batch()
     x[0, :, 0] = torch.arange(N)
     net(x).square().sum().backward()
@@ -76,7 +76,7 @@ def test_every_weight_is_trained() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_a_saved_network_reads_the_same(tmp_path: object) -> None:
+def test_saved_network_gives_the_same_output(tmp_path: object) -> None:
     net, x = network(), batch()
     net.save_pretrained(tmp_path)
     back = Network.from_pretrained(tmp_path).eval()
@@ -84,13 +84,13 @@ def test_a_saved_network_reads_the_same(tmp_path: object) -> None:
     assert torch.equal(net(x), back(x))
 
 
-def test_inputs_of_two_fields_are_those_of_older_files() -> None:
+def test_inputs_with_two_fields() -> None:
     assert Inputs(*["tokens", 7]) == Inputs("tokens", 7, 0)
     assert Network("multihead", ("vectors", 3), ("classes", 2), N, embed_dim=D).inputs == ("vectors", 3, 0)
 
 
 @pytest.mark.parametrize(("size", "numbers"), [(2**24 + 1, 3), (3, 4), (3, -1)])
-def test_codes_that_float32_cannot_tell_apart(size: int, numbers: int) -> None:
+def test_too_many_codes_for_float32(size: int, numbers: int) -> None:
     with (
         torch.device("meta"),
         pytest.raises(ValueError, match="at most 2\\^24 codes"),

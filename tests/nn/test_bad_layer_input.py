@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import supporting
 from torch import Tensor
 
 from attnlab import KVCache
@@ -19,6 +20,7 @@ from attnlab.nn.attention import Attention
 B, N, D = 2, 5, 24
 
 every = pytest.mark.parametrize("name", registry.names())
+any_mask = pytest.mark.parametrize("name", supporting("arbitrary_mask"))
 
 
 def layer(name: str, **options: Any) -> Attention:
@@ -77,7 +79,7 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@every
+@any_mask
 @pytest.mark.parametrize("look_back", [False, True])
 @pytest.mark.parametrize("case", MASKS)
 def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None:
@@ -88,7 +90,7 @@ def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None
             ask(x(), mask=make())
 
 
-@every
+@any_mask
 @pytest.mark.parametrize("long", [5, 211])
 def test_a_mask_may_be_moved(name: str, long: int) -> None:
     attend, given = layer(name), x(long)
@@ -109,7 +111,7 @@ BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "elsewhere": (
         lambda: torch.zeros(N, N, device="meta"),
         ValueError,
-        "bias lies on meta, the tokens on cpu; move it",
+        "bias is on meta, x on cpu; move it",
     ),
 }
 
@@ -118,14 +120,14 @@ BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 @pytest.mark.parametrize("case", BIASES)
 def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
     make, error, says = BIASES[case]
-    if not layer(name).supports("bias"):
+    if not layer(name).supports("attn_bias"):
         pytest.skip("it takes no bias")
     for ask in (layer(name), layer(name, causal=True).attention_weights):
         with pytest.raises(error, match=re.escape(says)):
             ask(x(), attn_bias=make())
 
 
-@every
+@any_mask
 def test_causal_with_a_context_of_another_length(name: str) -> None:
     """Asked for by mask=causal() on a layer that is not causal: the last query is aligned with the last key."""
     attend = layer(name)
@@ -157,7 +159,7 @@ def test_a_context_that_does_not_fit(name: str) -> None:
         for ask in (attend, attend.attention_weights):
             with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
                 ask(x(), context=context)
-    with pytest.raises(ValueError, match="context lies on meta, the tokens on cpu; move it"):
+    with pytest.raises(ValueError, match="context is on meta, x on cpu; move it"):
         attend(x(), context=x().to("meta"))
 
 
@@ -185,7 +187,7 @@ def test_a_cache_that_does_not_fit_stays_as_it_was(name: str, case: str) -> None
     own = layer(name, causal=True)
     if not own.supports("cache"):
         pytest.skip("it takes no cache")
-    if "bias" in case and not own.supports("bias"):
+    if "bias" in case and not own.supports("attn_bias"):
         pytest.skip("it takes no bias")
     asked, says = CACHES[case]
     cache, tokens = KVCache(7), x(7)

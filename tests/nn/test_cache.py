@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from mechanisms import supporting
 from torch import Tensor
 
 from attnlab import KVCache, check_attention
@@ -245,8 +246,8 @@ class Sums(SequenceMixer):
 
 
 def test_a_recurrence_is_held_to_the_same_promises() -> None:
-    report = check_attention(partial(Sums, causal=True), only=["steps with a cache = the full pass"])
-    assert report["steps with a cache = the full pass"].measured <= 1e-12  # type: ignore[operator]
+    report = check_attention(partial(Sums, causal=True), only=["cache_matches_full_pass"])
+    assert report["cache_matches_full_pass"].measured <= 1e-12  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -366,7 +367,7 @@ def test_a_state_that_does_not_continue_the_one_before() -> None:
     assert cache.num_seen == 2
 
 
-CACHED = [name for name in registry.names() if "cache" in registry.entry(name).card.supports]
+CACHED = supporting("cache")
 
 
 @pytest.mark.parametrize("name", CACHED)

@@ -76,7 +76,9 @@ def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -
         for context in contexts:
             keys = N if context is None else M
             for rule, mask in rules(B, keys).items():
-                if mask is not None and (not layer.supports("mask") or mask.num_heads not in (1, layer.num_heads)):
+                if mask is not None and (
+                    not layer.supports("arbitrary_mask") or mask.num_heads not in (1, layer.num_heads)
+                ):
                     continue
                 given = {"mask": mask} | ({} if context is None else {"context": context})
                 x = torch.randn(B, N, D, requires_grad=True)

@@ -121,15 +121,15 @@ def reference(
     return out * mask.any(-1).any(1).unsqueeze(-1)
 
 
-NOT_ONE = {"weights sum to one", "bias adds to the scores"}
+NOT_ONE = {"weights_sum_to_one", "attn_bias_adds_to_scores"}
 """A sink takes its share."""
 
 
 @pytest.mark.parametrize("kind", [Normed, Capped, Sunk, Gated])
 def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
     report = check_attention(kind, fast=True, reference=reference, skip=NOT_ONE if kind is Sunk else ())
-    assert report["fast path = reference, gradients"].outcome == "pass"
-    assert report["steps with a cache = the full pass"].outcome == "pass"
+    assert report["matches_reference_gradients"].outcome == "pass"
+    assert report["cache_matches_full_pass"].outcome == "pass"
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: 
     monkeypatch.setattr(
         "attnlab.checks.families.export.shutil.which", lambda command: None
     )  # traced, not written in C++
-    check_attention(kind, only=["torch.compile = eager", "torch.export = eager"])
+    check_attention(kind, only=["compile_matches_eager", "export_matches_eager"])
 
 
 @pytest.mark.parametrize(

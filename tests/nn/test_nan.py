@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mechanisms import supporting
 from torch import Tensor
 
 from attnlab.catalog import registry
@@ -69,9 +70,7 @@ def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype)
         torch.testing.assert_close(dirty, outs[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in registry.names() if registry.entry(name).card.supports.count("cache")]
-)
+@pytest.mark.parametrize("name", supporting("cache"))
 @torch.no_grad()
 def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
     mask = padding(LENGTHS, side="left", max_length=N)
@@ -84,7 +83,7 @@ def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
     torch.testing.assert_close(outs[1], outs[0])
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names() if "context" in registry.entry(n).card.supports])
+@pytest.mark.parametrize("name", supporting("context"))
 def test_padding_in_a_context_reaches_nothing(name: str) -> None:
     attend, x, context = layer(name).eval(), tokens(5), tokens()
     outs = []

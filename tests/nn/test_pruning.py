@@ -160,7 +160,7 @@ def test_a_packed_batch_is_each_of_its_items() -> None:
 @pytest.mark.parametrize("make", [multihead, grouped])
 def test_a_pruned_layer_keeps_its_promises(make: Any, positions: str) -> None:
     # the reference of grouped queries, in plain lines, knows no positions
-    plain = ("fast path = reference, outputs", "fast path = reference, gradients")
+    plain = ("matches_reference_outputs", "matches_reference_gradients")
     skip = plain if make is grouped and positions != "none" else ()
     torch.manual_seed(0)  # the roundoff depends on the weights
     check_attention(prune_heads(make(positions=positions), [1, 4]), fast=True, skip=skip)
@@ -422,7 +422,7 @@ def test_a_file_that_names_heads_which_are_not_there_is_refused(tmp_path: Path) 
     small = prune_heads(network(), {0: [1]})
     small._hub_mixin_config = {**small._hub_mixin_config, "heads": {"7": [0]}}
     save_network(tmp_path / "x.safetensors", small, {})
-    with pytest.raises(UserError, match="does not fit the network that it describes: there is no layer 7"):
+    with pytest.raises(UserError, match="does not match the network that it describes: there is no layer 7"):
         attnlab.load(tmp_path / "x.safetensors")
 
 

@@ -11,7 +11,7 @@ import torch
 
 import attnlab
 from attnlab.catalog import registry
-from attnlab.cli._flags import understand
+from attnlab.cli._flags import parse_train_args
 from attnlab.files.tensors import Shape
 from attnlab.models.differential import DifferentialAttention
 from attnlab.models.slidingwindow import SlidingWindowAttention
@@ -66,21 +66,21 @@ def test_new_names_are_options_and_old_names_are_not(name: str, old: str) -> Non
 
 @pytest.mark.parametrize("flag", [["--rotary_dim", "6"], ["--rotary-dim=6"]])
 def test_the_command_line_accepts_the_old_flag(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    read = [understand(["--model", "latent", *flag, "--steps", "3"]) for _ in range(2)][1]
+    read = [parse_train_args(["--model", "latent", *flag, "--steps", "3"]) for _ in range(2)][1]
     assert read.settings.model.options["rope_head_dim"] == 6
     assert read.given == {"model", "rope_head_dim", "steps"}
     assert capsys.readouterr().err.count("note: --rotary_dim is now called --rope_head_dim") <= 1
     with pytest.raises(UserError, match="rotary_dim is the old name of rope_head_dim"):
-        understand(["--model", "latent", *flag, "--rope_head_dim", "4"])
+        parse_train_args(["--model", "latent", *flag, "--rope_head_dim", "4"])
     with pytest.raises(UserError, match="multihead has no option rope_head_dim; models that have it: latent"):
-        understand(["--model", "multihead", "--rope_head_dim", "4"])
+        parse_train_args(["--model", "multihead", "--rope_head_dim", "4"])
 
 
 def test_the_settings_of_saved_runs_and_files_have_old_names(tmp_path: Path) -> None:
     assert defaults("chunked", "digits").updated({"chunk": 5}, "config.json").model.options["chunk_size"] == 5
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model": "strided", "form": "fixed"}), encoding="utf-8")
-    assert understand(["--config", str(config)]).settings.model.options["pattern"] == "fixed"
+    assert parse_train_args(["--config", str(config)]).settings.model.options["pattern"] == "fixed"
     with pytest.raises(UserError, match="setting"):
         Settings().updated({"chunk": 5}, "config.json")
 
@@ -92,7 +92,7 @@ def test_a_saved_network_with_old_names_loads(tmp_path: Path) -> None:
     x = torch.arange(5)[None]
     assert torch.equal(attnlab.load(file)(x), made(x))
     save_tensors(file, {f"{key}.x": t for key, t in made.state_dict().items()}, about)
-    with pytest.raises(UserError, match="does not fit the network that it describes"):
+    with pytest.raises(UserError, match="does not match the network that it describes"):
         attnlab.load(file)
 
 

@@ -31,9 +31,9 @@ with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], 
             layer = mechanism(embed_dim=24, **options)
             x = torch.randn(2, 5, 24)
             calls = [{}]
-            if "mask" in mechanism.card.supports:
+            if "arbitrary_mask" in mechanism.card.supports:
                 calls.append({"mask": padding(torch.tensor([3, 5]))})
-            if "bias" in mechanism.card.supports:
+            if "attn_bias" in mechanism.card.supports:
                 calls.append({"bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
                 calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x

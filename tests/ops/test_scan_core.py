@@ -92,10 +92,10 @@ class Recurrent(Attention):
 def test_a_recurrence_keeps_every_promise() -> None:
     report = check_attention(AlwaysCausal, fast=True)
     for promise in (
-        "a cache can be rolled back",
-        "steps with a cache = the full pass",
-        "the core is the map",
-        "weights make the output",
+        "cache_crop_and_reorder",
+        "cache_matches_full_pass",
+        "attention_map_matches_weights",
+        "weights_reproduce_output",
     ):
         assert report[promise].outcome == "pass", report[promise]
 

@@ -1,4 +1,4 @@
-"""The layers of others: the page is what was found, and each finding is shown by the package alone."""
+"""The suite on other libraries: the page shows the recorded results, and each failure has a reproduction."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from pathlib import Path
 
 import pytest
 
-from attnlab.checks import Report, Row, every_promise
+from attnlab.checks import Report, Row, all_checks
 from attnlab.cli import check
 from peers import page, results
 from peers.catalog import PEERS
 from peers.peer import Layer, Peer
-from peers.results import REPRODUCTIONS, OutOfStep, outcomes
+from peers.results import REPRODUCTIONS, CatalogMismatchError, outcomes
 
 FILES = sorted(REPRODUCTIONS.glob("*.py"))
 
 
 def owner(file: Path) -> Peer:
-    """The peer whose result a reproduction stands in."""
-    return next(peer for peer in PEERS if (found := results.read(peer.package)) and file.stem in found.said)
+    """The package whose result names a reproduction."""
+    return next(peer for peer in PEERS if (result := results.read(peer.package)) and file.stem in result.messages)
 
 
 def skip_unless_as_recorded(peer: Peer) -> results.Result:
     recorded = results.read(peer.package)
     assert recorded is not None
     if peer.installed != recorded.version:
-        pytest.skip(f"needs {peer.package}=={recorded.version}, here is {peer.installed}")
+        pytest.skip(f"needs {peer.package}=={recorded.version}, found {peer.installed}")
     return recorded
 
 
-# What is kept in this repository
+# The recorded results
 
 
-def test_the_page_is_what_the_results_make() -> None:
+def test_page_is_up_to_date() -> None:
     found = {peer.package: result for peer in PEERS if (result := results.read(peer.package))}
-    assert page.PAGE.read_text("utf-8") == page.page(found), "make it anew with: python -m peers page"
+    assert page.PAGE.read_text("utf-8") == page.page(found), "generate it with: python -m peers page"
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.package)
-def test_what_was_found_is_of_the_layers_and_promises_there_are(peer: Peer) -> None:
+def test_results_cover_all_layers_and_checks(peer: Peer) -> None:
     found = results.read(peer.package)
     assert found is not None
-    fast = [name for name, promise in every_promise().items() if not promise.slow and name not in results.NOT_YET]
-    assert {name: [o.promise for o in layer] for name, layer in found.layers.items()} == {
+    fast = [name for name, check in all_checks().items() if not check.slow and name not in results.NOT_RECORDED]
+    assert {name: [o.check for o in layer] for name, layer in found.layers.items()} == {
         layer.name: fast for layer in peer.layers
-    }, f"run it anew: python -m peers {peer.package}"
+    }, f"run it again: python -m peers {peer.package}"
     for layer in peer.layers:
-        broken = {o.promise: o.why for o in found.layers[layer.name] if o.outcome == "broken"}
-        assert broken == layer.broken
+        failing = {o.check: o.reason for o in found.layers[layer.name] if o.outcome == "fail"}
+        assert failing == layer.failing
 
 
-def test_every_reproduction_shows_a_finding() -> None:
-    said = [name for peer in PEERS if (found := results.read(peer.package)) for name in found.said]
-    assert sorted(said) == [file.stem for file in FILES]
+def test_every_reproduction_is_recorded() -> None:
+    names = [name for peer in PEERS if (result := results.read(peer.package)) for name in result.messages]
+    assert sorted(names) == [file.stem for file in FILES]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_reproduction_is_ten_lines_of_the_package_alone(file: Path) -> None:
+def test_reproduction_has_ten_lines_and_uses_the_package_alone(file: Path) -> None:
     text = file.read_text("utf-8")
     assert sum(bool(line.strip()) for line in text.splitlines()) <= 10
     imported = {
@@ -70,12 +70,12 @@ def test_a_reproduction_is_ten_lines_of_the_package_alone(file: Path) -> None:
     assert imported <= {"torch", owner(file).module}
 
 
-# Where a peer is installed
+# With the package installed
 
 
-@pytest.mark.filterwarnings("ignore")  # theirs to mend
+@pytest.mark.filterwarnings("ignore")  # the package's own
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_reproduction_still_shows_it(file: Path) -> None:
+def test_reproduction_fails(file: Path) -> None:
     skip_unless_as_recorded(owner(file))
     with pytest.raises(AssertionError):
         runpy.run_path(str(file))
@@ -83,63 +83,63 @@ def test_a_reproduction_still_shows_it(file: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.package)
-def test_the_suite_finds_what_is_recorded(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_are_as_recorded(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = skip_unless_as_recorded(peer)
-    monkeypatch.setattr(results, "reproduce", lambda name: recorded.said[name])
+    monkeypatch.setattr(results, "reproduce", lambda name: recorded.messages[name])
     assert results.run(peer).layers == recorded.layers
 
 
-def test_the_command_beside_a_row_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_of_a_row_runs(capsys: pytest.CaptureFixture[str]) -> None:
     torch = next(peer for peer in PEERS if peer.package == "torch")
     command = torch.command(torch.layers[1])
-    assert command.startswith("attnlab check peers.adapters.pytorch:PaddedMultiheadAttention --fast --claims ")
-    assert check.run([*command.split()[2:], "--only", "padding is never heard"]) == 0
+    assert command.startswith("attnlab check peers.adapters.pytorch:PaddedMultiheadAttention --fast --capabilities ")
+    assert check.run([*command.split()[2:], "--only", "no_padding_leakage"]) == 0
     assert "1 pass" in capsys.readouterr().out
 
 
-def test_a_command_gives_the_options_of_a_layer() -> None:
+def test_command_includes_the_options_of_a_layer() -> None:
     peer = next(peer for peer in PEERS if peer.package == "x-transformers")
-    assert peer.command(Layer("Attention", {"flash": True}, claims=("causal",))) == (
-        "attnlab check peers.adapters.x_transformers:Attention --fast --args flash=True --claims causal"
+    assert peer.command(Layer("Attention", {"flash": True}, capabilities=("causal",))) == (
+        "attnlab check peers.adapters.x_transformers:Attention --fast --args flash=True --capabilities causal"
     )
 
 
-# What a report means
+# Outcomes
 
-FAILED = Report("it", (Row("keeps the shape", "fail", detail="wrong"), Row("keeps the dtype", "pass")))
+FAILED = Report("it", (Row("output_shape", "fail", detail="wrong"), Row("output_dtype", "pass")))
 
 
-def test_a_failure_is_broken_where_there_is_a_reproduction_and_else_not_claimed_for_a_reason() -> None:
+def test_failure_has_a_reproduction_or_a_reason() -> None:
     for known, outcome in (
-        ({"broken": {"keeps the shape": "why"}}, "broken"),
-        ({"unclaimed": {"keeps the shape": "why"}}, "unclaimed"),
+        ({"failing": {"output_shape": "why"}}, "fail"),
+        ({"undocumented": {"output_shape": "why"}}, "undocumented"),
     ):
         first, second = outcomes(Layer("It", **known), FAILED)
-        assert (first.outcome, first.why, second.outcome) == (outcome, "why", "kept")
-    nothing = Report("it", (Row("empty rows give zeros", "fail"), Row("keeps the dtype", "not claimed", detail="no")))
-    assert [found.outcome for found in outcomes(Layer("It"), nothing)] == ["unclaimed", "not asked"]
+        assert (first.outcome, first.reason, second.outcome) == (outcome, "why", "pass")
+    nothing = Report("it", (Row("fully_masked_rows_are_zero", "fail"), Row("output_dtype", "not applicable")))
+    assert [found.outcome for found in outcomes(Layer("It"), nothing)] == ["undocumented", "not applicable"]
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Layer("It"), "It fails in 'keeps the shape' .wrong.; say in peers/catalog.py why"),
+        (Layer("It"), "It fails output_shape .wrong.; add the reason to peers/catalog.py"),
         (
-            Layer("It", broken={"keeps the shape": "x", "keeps the dtype": "y"}),
-            "It does not fail in 'keeps the dtype' any longer; take it out of peers/catalog.py",
+            Layer("It", failing={"output_shape": "x", "output_dtype": "y"}),
+            "It no longer fails output_dtype; remove it from peers/catalog.py",
         ),
     ],
 )
-def test_a_catalog_that_does_not_agree_is_refused(layer: Layer, message: str) -> None:
-    with pytest.raises(OutOfStep, match=message):
+def test_catalog_mismatch_raises(layer: Layer, message: str) -> None:
+    with pytest.raises(CatalogMismatchError, match=message):
         outcomes(layer, FAILED)
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "it ends without an error"), ("1 / 0", "ZeroDivisionError")])
-def test_a_reproduction_that_shows_nothing_is_refused(
+def test_reproduction_without_failure_raises(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "it.py").write_text(text, "utf-8")
     monkeypatch.setattr(results, "REPRODUCTIONS", tmp_path)
-    with pytest.raises(OutOfStep, match=message):
+    with pytest.raises(CatalogMismatchError, match=message):
         results.reproduce("it")

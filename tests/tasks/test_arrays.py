@@ -1,4 +1,4 @@
-"""The user's own arrays: understood, or refused in one line that says where."""
+"""Arrays are loaded, or refused in one line with the location."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_target_type(tmp_path: Path) -> None:
     assert arrays(tmp_path, {"target_type": "class"}, x=X, y=np.arange(37) % 3 + 0.5).encoding["labels"][0] == 0.5
 
 
-def test_more_without_answers(tmp_path: Path) -> None:
+def test_new_data_without_targets(tmp_path: Path) -> None:
     task_data, task = arrays(tmp_path, x=X, y=np.arange(37) % 3), tasks.load("arrays")
     about = (task_data.inputs, 5, task_data.encoding)
     np.savez(tmp_path / "less.npz", x=X[:3])
@@ -97,7 +97,7 @@ def test_bad_arrays(given: dict[str, Any], message: str, tmp_path: Path) -> None
         arrays(tmp_path, **given)
 
 
-def test_a_number_too_far_from_the_training_data(tmp_path: Path) -> None:
+def test_number_too_far_from_the_training_data_is_refused(tmp_path: Path) -> None:
     task_data = arrays(tmp_path, x=X, y=np.arange(37) % 3)
     np.savez(tmp_path / "far.npz", x=np.where(X[4, 1, 1] == X, 3e38, X))
     with pytest.raises(UserError, match=r"x\[4, 1, 1\] in .* is 3e\+38, too far"):

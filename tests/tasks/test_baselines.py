@@ -1,4 +1,4 @@
-"""Baselines: those of scikit-learn, on rows that hold every class; none of them can cost a run."""
+"""Baselines match scikit-learn, and a failing baseline does not fail a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_classes_agree_with_scikit_learn() -> None:
     )
 
 
-def test_quantities_agree_with_scikit_learn() -> None:
+def test_regression_metrics_agree_with_scikit_learn() -> None:
     y = X @ [1, 2, 3] + GENERATOR.normal(size=307) + 10**7
     train, test = PARTS.train, PARTS.test
     found = {b.name: b.values["rmse"] for b in regressors(flattened(X), y, PARTS)}
@@ -43,8 +43,8 @@ def test_quantities_agree_with_scikit_learn() -> None:
     assert found["3 nearest neighbours"] < found["mean"]
 
 
-def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The issue's 200,000 rows with 3 positives, with a smaller sample of fewer rows."""
+def test_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows with three positives, and a smaller sample."""
     monkeypatch.setattr(_baselines, "MAX_TRAIN", 101)
     rare = [int(i in (7, 1_003, 1_709)) for i in range(2_003)]
     task_data = table(csv(tmp_path, x=GENERATOR.normal(size=2_003), y=rare), "y")
@@ -55,7 +55,7 @@ def test_a_rare_class_is_in_the_sample(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(np.isfinite(list(values.values())).all() for values in found.values())
 
 
-def test_a_class_that_only_the_test_data_have() -> None:
+def test_class_only_in_the_test_data() -> None:
     y = np.zeros(307, int)
     y[::2], y[-1] = 1, 2
     found = classifiers(flattened(X), y, PARTS)
@@ -64,7 +64,7 @@ def test_a_class_that_only_the_test_data_have() -> None:
 
 
 @pytest.mark.parametrize("which", [classifiers, regressors])
-def test_a_method_that_fails_costs_nothing(which: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_baseline_does_not_fail_the_run(which: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError("out of memory")
 
@@ -79,7 +79,7 @@ def test_a_method_that_fails_costs_nothing(which: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("which", [classifiers, regressors])
-def test_features_that_fail_leave_the_trivial_baseline(which: Any) -> None:
+def test_failed_features_keep_the_trivial_baseline(which: Any) -> None:
     def features(*_: Any) -> Any:
         raise ValueError("no features")
 
@@ -88,7 +88,7 @@ def test_features_that_fail_leave_the_trivial_baseline(which: Any) -> None:
     assert [b.name.endswith("(failed: no features)") for b in found] == [True, True, False]
 
 
-def test_work_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_baselines, "MAX_TRAIN", 97)
     monkeypatch.setattr(_baselines, "MAX_DISTANCE_COST", 97 * 3 * 31)
     monkeypatch.setattr(_baselines, "MAX_REGRESSION_COST", 53 * 3 * 300 * 2)
@@ -100,7 +100,7 @@ def test_work_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_baselines_see_categories_and_words(tmp_path: Path) -> None:
+def test_baselines_use_categories_and_words(tmp_path: Path) -> None:
     count = 307
     colours = ["red", "green", "blue"]
     path = csv(

@@ -1,4 +1,4 @@
-"""What is made of a column, decided on all of its rows, and which columns are used."""
+"""The kinds of columns, decided on all rows, and the selection of columns."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_identifiers_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["width", "paid", "identity", "arrow", "monkey"])
-def test_names_that_only_contain_the_letters(name: str) -> None:
+def test_names_that_contain_id_are_not_identifiers(name: str) -> None:
     assert kind([5, 17, 3], name) == "number"
 
 
@@ -154,7 +154,7 @@ def test_two_texts_are_both_read(tmp_path: Path) -> None:
         assert all(any(int(code) in codes for code in row) for row in task_data.train.x[:, :, 0])
 
 
-def test_identifiers_are_used_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_identifiers_are_used_if_there_are_no_other_columns(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
     assert uses(task_data)["dna"] == "text"
     assert "no other columns" in whys(task_data)["dna"]
@@ -181,7 +181,7 @@ def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values"), [("number", NUMBERS), ("text", [f"of {i % 5} words" for i in range(COUNT)]), ("label", LABELS)]
 )
-def test_a_copy_of_the_target_is_left_out(name: str, values: list[Any], tmp_path: Path) -> None:
+def test_copy_of_the_target_is_left_out(name: str, values: list[Any], tmp_path: Path) -> None:
     path = csv(tmp_path, a=NUMBERS[::-1], leak=values, y=values)
     task_data = table(path, "y")
     assert uses(task_data) == {"a": "number", "leak": "left out", "y": "target"}
@@ -212,14 +212,14 @@ def test_features_and_ignore(tmp_path: Path) -> None:
         ({"features": ("beta",)}, "--features beta cannot be used: the same value in every row"),
     ],
 )
-def test_names_that_do_not_fit(asked: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_column_names_are_refused(asked: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = csv(tmp_path, alpha=NUMBERS, beta=[3] * COUNT, y=LABELS)
     with pytest.raises(UserError, match=message):
         table(path, "y", **asked)
 
 
 @pytest.mark.parametrize("value", ["3.5e38", "-1e39", "1e300", "1e999"])
-def test_numbers_that_float32_cannot_hold(value: str, tmp_path: Path) -> None:
+def test_numbers_beyond_float32_are_refused(value: str, tmp_path: Path) -> None:
     path = csv(tmp_path, a=[*NUMBERS[:200], value, *NUMBERS[201:]], y=LABELS)
     with pytest.raises(UserError, match=r"a is .* in row 201 of .*\(line 202\).*float32.*--ignore a"):
         table(path, "y")
@@ -264,7 +264,7 @@ def test_date_types_and_texts_agree(zone: str | None) -> None:
     assert dates(typed.dt.cast_time_unit("ns"), "%Y-%m-%d").numbers == pytest.approx(dates(text, "%Y-%m-%d").numbers)
 
 
-def test_other_forms_of_dates_are_read_later(tmp_path: Path) -> None:
+def test_other_date_formats_in_new_rows(tmp_path: Path) -> None:
     path = csv(tmp_path, when=[f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(COUNT)], y=LABELS)
     task_data = table(path, "y")
     task = tasks.load("table")
@@ -274,7 +274,7 @@ def test_other_forms_of_dates_are_read_later(tmp_path: Path) -> None:
 
 
 def test_very_many_columns(tmp_path: Path) -> None:
-    """Work that grows with the square of the columns would not end."""
+    """Quadratic time in the number of columns would not end."""
     width = 20_011
     values = np.random.default_rng(3).random((13, width))
     frame = pl.DataFrame(values, schema=[f"c{i}" for i in range(width)])
@@ -297,7 +297,7 @@ def test_very_many_columns(tmp_path: Path) -> None:
         (["3,14", "2,7", "1", "0.125"], [3.14, 2.7, 1, 0.125], ";"),
     ],
 )
-def test_numbers_as_people_write_them(written: list[str], read: list[float], separator: str, tmp_path: Path) -> None:
+def test_formatted_numbers(written: list[str], read: list[float], separator: str, tmp_path: Path) -> None:
     rows = [f'"{value}"{separator}{"ab"[i % 2]}' for i, value in enumerate(written * 5)]
     path = write("\n".join([f"x{separator}y", *rows]) + "\n", tmp_path / "t.csv")
     column = read_columns(read_table(path))[0]
@@ -309,14 +309,14 @@ def test_numbers_as_people_write_them(written: list[str], read: list[float], sep
     "written",
     [["$5", "€5", "$7", "€7"], ["5%", "6", "7%", "8"], ["1,23,4", "2,34,5", "1.2.3", "4"], ["1,5", "2,5", "1.5", "3"]],
 )
-def test_what_is_no_number(written: list[str], tmp_path: Path) -> None:
+def test_invalid_numbers(written: list[str], tmp_path: Path) -> None:
     path = write(
         "x,y\n" + "".join(f'"{value}",{"ab"[i % 2]}\n' for i, value in enumerate(written * 5)), tmp_path / "t.csv"
     )
     assert read_columns(read_table(path))[0].kind == "category"
 
 
-def test_a_wrong_word_among_amounts(tmp_path: Path) -> None:
+def test_wrong_string_among_amounts_is_refused(tmp_path: Path) -> None:
     amounts = [f'"${i * 997:,}"' for i in range(41)]
     path = write(
         "\n".join(["x,y", *(f"{a},{'ab'[i % 2]}" for i, a in enumerate([*amounts, "free"]))]), tmp_path / "t.csv"

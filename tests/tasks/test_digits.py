@@ -1,4 +1,4 @@
-"""The default task: real data, an honest split, honest baselines."""
+"""The digits task."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_split_is_stratified(task_data: TaskData) -> None:
         assert (share / share.sum() - 0.1).abs().max() < 0.015
 
 
-def test_the_baselines_are_those_of_scikit_learn(task_data: TaskData) -> None:
+def test_baselines_match_scikit_learn(task_data: TaskData) -> None:
     found = {b.name: b.values["accuracy"] for b in task_data.baselines()}
     assert found.keys() == {"3 nearest neighbours", "logistic regression", "majority class"}
     assert found["3 nearest neighbours"] > 0.96
@@ -45,7 +45,7 @@ def test_the_baselines_are_those_of_scikit_learn(task_data: TaskData) -> None:
     assert found["majority class"] == pytest.approx(0.1, abs=0.01)
 
 
-def test_it_says_that_it_does_not_rank_mechanisms() -> None:
+def test_caveat() -> None:
     assert "does not rank" in tasks.entry("digits").caveat
 
 
@@ -58,7 +58,7 @@ def test_pixels_out_of_range_are_refused(tmp_path: Path) -> None:
         digits.read(tmp_path / "wrong.npz", inputs, 8, {})
 
 
-def test_a_target_of_the_wrong_shape_is_refused(task_data: TaskData) -> None:
+def test_wrong_target_shape_is_refused(task_data: TaskData) -> None:
     flat = task_data.train._replace(y=task_data.train.y.flatten())
     with pytest.raises(ValueError, match="of kind classes need"):
         TaskData(flat, flat, flat, task_data.inputs, task_data.outputs, 8, "accuracy")

@@ -1,4 +1,4 @@
-"""The tasks that draw their examples: what is asked can be answered, and only so."""
+"""The tasks with random examples."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def test_the_seed_decides_everything(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_no_test_sequence_was_trained_on(name: str) -> None:
+def test_test_sequences_are_not_in_the_training_data(name: str) -> None:
     task_data = tasks.load(name).load(TaskConfig())
     trained = {row.tobytes() for row in task_data.train.x.numpy()}
     assert not any(row.tobytes() in trained for row in task_data.test.x.numpy())
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_network_beats_a_baseline_only_if_it_is_right_more_often(name: str) -> None:
+def test_ranking_by_accuracy(name: str) -> None:
     values = [b.values["accuracy"] for b in tasks.load(name).load(TaskConfig()).baselines()]
     assert all(0 < value < 0.6 for value in values)
     assert values == sorted(values, reverse=True)
 
 
-def test_multi_lookup_asks_for_what_stands_at_its_places() -> None:
+def test_multi_lookup_targets() -> None:
     task_data = tasks.load("multi_lookup").load(TaskConfig())
     x, y = task_data.test.x, task_data.test.y
     assert set(x[:, -1].tolist()) == set(range(SYMBOLS, SYMBOLS + QUESTIONS))
@@ -50,13 +50,13 @@ def test_multi_lookup_asks_for_what_stands_at_its_places() -> None:
 
 
 @pytest.mark.parametrize("N", [9, 13, 24, 47])
-def test_the_places_of_a_question_are_four_before_it(N: int) -> None:
+def test_positions_of_a_question(N: int) -> None:
     for asked in positions(N).tolist():
         assert len(set(asked)) == 4
         assert max(asked) < N - 1
 
 
-def test_every_key_is_asked_once_after_the_pairs() -> None:
+def test_every_key_is_queried_once() -> None:
     N, pairs = 64, 7
     x, y = mqar(np.random.default_rng(0), 53, N, pairs)
     for row, answers in zip(x, y, strict=True):
@@ -69,7 +69,7 @@ def test_every_key_is_asked_once_after_the_pairs() -> None:
         assert max(value) < VOCABULARY // 2 <= min(value.values())
 
 
-def test_near_questions_are_commoner() -> None:
+def test_short_distances_are_more_frequent() -> None:
     _, y = mqar(np.random.default_rng(0), 500, 64, 4)
     asked = (y != IGNORE).sum(0)
     assert asked[8:16].sum() > 2 * asked[48:64].sum()
@@ -92,6 +92,6 @@ def test_followers_by_hand() -> None:
         ("digits", TaskConfig(seq_length=4), "--seq_length 4"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, request_: TaskConfig, says: str) -> None:
+def test_mismatched_inputs_are_refused(name: str, request_: TaskConfig, says: str) -> None:
     with pytest.raises(UserError, match=says):
         tasks.load(name).load(request_)

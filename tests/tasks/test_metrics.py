@@ -55,6 +55,6 @@ def test_equal_values_have_no_r2() -> None:
     assert math.isnan(value_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))["r2"])
 
 
-def test_each_metric_is_described() -> None:
+def test_metrics_have_labels() -> None:
     assert set(METRICS) == {*CLASS_METRICS, *VALUE_METRICS, "bits_per_byte"}
     assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"rmse", "mae", "bits_per_byte"}

@@ -1,4 +1,4 @@
-"""Splits: equal rows stay together, every class is everywhere, and a sample keeps every class."""
+"""Splits keep equal rows together and every class in each part; samples keep every class."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_groups_stay_together(numbers: list[int], seed: int, val_fraction: float
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=10, max_size=97), st.integers(0, 5))
 def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -> None:
-    """Also where equal rows are of different classes."""
+    """Also if equal rows have different classes."""
     groups = groups_of_equal_rows(np.array(pairs)[:, :1])
     known, classes = np.unique([c for _, c in pairs], return_inverse=True)
     fewest = min(len({g for g, c in zip(groups, classes, strict=True) if c == kind}) for kind in range(len(known)))
@@ -54,13 +54,13 @@ def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -
     assert all(set(classes[part]) == set(range(len(known))) for part in parts)
 
 
-def test_copies_are_found_by_what_stands_there() -> None:
+def test_equal_rows_are_copies() -> None:
     numbers = np.array([[0.0, 1], [-0.0, 1], [1, 0], [np.inf, 2], [0, 1], [np.inf, 2]])
     assert groups_of_equal_rows(numbers).tolist() == [0, 0, 1, 2, 0, 2]
     assert groups_of_equal_rows(np.array([[True], [False], [True]])).tolist() == [0, 1, 0]
 
 
-def test_a_group_larger_than_the_test_part_is_trained_on() -> None:
+def test_group_larger_than_the_test_part_is_in_the_training_data() -> None:
     groups = np.array([0] * 50 + list(range(1, 51)))
     for seed in range(5):
         parts = shuffled(100, TaskConfig(seed=seed), groups=groups)
@@ -68,15 +68,15 @@ def test_a_group_larger_than_the_test_part_is_trained_on() -> None:
         assert len(parts.test) == 20
 
 
-def test_copies_of_a_class_count_once() -> None:
-    """Five copies of one row would be either trained on or tested, never both."""
+def test_copies_count_once_per_class() -> None:
+    """Five copies of one row are in one part."""
     classes = np.array([0] * 20 + [1] * 5)
     groups = np.array([*range(20), *[20] * 5])
     with pytest.raises(UserError, match=r"at least 3 different rows, .*fewer: rare \(1\)"):
         stratified(classes, ["common", "rare"], TaskConfig(), groups)
 
 
-def test_duplicate_rows_with_random_labels_cannot_be_learned_by_heart(tmp_path: Path) -> None:
+def test_duplicate_rows_cannot_be_memorized(tmp_path: Path) -> None:
     generator = np.random.default_rng(7)
     a, b = generator.integers(0, 7, 211), generator.integers(0, 11, 211)
     words = np.array(["red", "green", "blue"])[generator.integers(0, 3, 211)]
@@ -106,7 +106,7 @@ def test_duplicate_rows_of_a_regression_and_of_arrays(tmp_path: Path) -> None:
             assert "repeat an earlier row" in " ".join(task_data.summary_lines)
 
 
-def test_texts_that_are_read_alike_are_copies(tmp_path: Path) -> None:
+def test_texts_equal_up_to_the_limit_are_copies(tmp_path: Path) -> None:
     texts = [f"{i % 50:02} words and then {i}" for i in range(211)]
     train, validation, test = rows(table(csv(tmp_path, a=texts, y=["p", "q"] * 105 + ["p"]), "y", seq_length=8))
     assert not (train & test | train & validation | validation & test)
@@ -121,7 +121,7 @@ def test_a_sample_keeps_every_class(classes: list[int], count: int, seed: int) -
     assert (numbers == sample(np.array(classes), count, seed)).all()
 
 
-def test_a_sample_of_everything_else_is_random() -> None:
+def test_sample_is_random() -> None:
     classes = np.zeros(10_007, np.int64)
     numbers = sample(classes, 1_000, 3)
     assert abs(numbers.mean() - 5_000) < 400

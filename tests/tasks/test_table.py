@@ -1,4 +1,4 @@
-"""The user's own tables: all columns are used together, or refused in one line that says where."""
+"""Tables are loaded, or refused in one line with the location."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def mixed(count: int = 53) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
+def test_all_kinds_of_columns_together(suffix: str, tmp_path: Path) -> None:
     task_data = table(write(mixed(), tmp_path / f"t{suffix}"), "kind")
     assert uses(task_data) == {
         "row": "left out",
@@ -124,7 +124,7 @@ def test_all_kinds_are_used_together(suffix: str, tmp_path: Path) -> None:
     assert len(task_data.baselines()) == 3
 
 
-def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:
+def test_new_rows_are_encoded_as_in_training(tmp_path: Path) -> None:
     for frame, target in ((FRAME, "town"), (TEXTS, "stars"), (mixed(), "kind")):
         task_data = table(write(frame, tmp_path / "t.csv"), target)
         write(frame.drop(target), tmp_path / "more.csv")
@@ -135,7 +135,7 @@ def test_more_of_the_same_is_encoded_alike(tmp_path: Path) -> None:
         assert set.union(*rows(task_data)) == known
 
 
-def test_the_target_is_read_where_the_file_has_it(tmp_path: Path) -> None:
+def test_targets_are_read_if_present(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     write(FRAME.with_columns(town=pl.Series(["Lund", "Rome"] + ["Bern"] * 39)), tmp_path / "more.csv")
     assert more(tmp_path / "more.csv", task_data).y[:3, 0].tolist() == [2, UNSEEN, 0]
@@ -146,7 +146,7 @@ def test_the_target_is_read_where_the_file_has_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_to_evaluate_on_needs_every_target(tmp_path: Path) -> None:
+def test_evaluation_needs_every_target(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     gap = write(FRAME.with_columns(town=pl.Series([None, *FRAME["town"][1:]])), tmp_path / "gap.csv")
     assert more(gap, task_data).y[:, 0].tolist()[:2] == [UNSEEN, 2]
@@ -157,7 +157,7 @@ def test_a_file_to_evaluate_on_needs_every_target(tmp_path: Path) -> None:
     assert more(tmp_path / "t.csv", task_data, labelled=True).y.shape == (41, 1)
 
 
-def test_what_training_did_not_know(tmp_path: Path) -> None:
+def test_unknown_values(tmp_path: Path) -> None:
     task_data = table(write(mixed(), tmp_path / "t.csv"), "kind")
     row = mixed()[0]
     new = {
@@ -177,7 +177,7 @@ def test_what_training_did_not_know(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
-def test_gaps_are_refused_where_training_had_none(policy: str, tmp_path: Path) -> None:
+def test_missing_values_are_refused_if_training_had_none(policy: str, tmp_path: Path) -> None:
     whole = mixed().filter(pl.col("size").is_not_null(), pl.col("colour").is_not_null(), pl.col("title") != "")
     task_data = table(write(whole, tmp_path / "t.csv"), "kind", missing=policy)
     with pytest.raises(UserError, match=f"size is missing in row 8 of .*--missing {policy}"):
@@ -185,7 +185,7 @@ def test_gaps_are_refused_where_training_had_none(policy: str, tmp_path: Path) -
 
 
 def test_values_seen_once_share_the_code_of_unknown_ones(tmp_path: Path) -> None:
-    """Otherwise that code would never be trained."""
+    """Otherwise the code of unknown values would never be trained."""
     colours = ["red", "green"] * 20 + [f"colour {i}" for i in range(13)]
     task_data = table(write(mixed().with_columns(colour=pl.Series(colours)), tmp_path / "t.csv"), "kind")
     assert task_data.encoding["columns"]["categories"] == [{"name": "colour", "levels": ["green", "red"]}]
@@ -204,7 +204,7 @@ def test_missing_values(tmp_path: Path) -> None:
         table(empty, "y", missing="drop")
 
 
-def test_every_word_for_a_missing_value(tmp_path: Path) -> None:
+def test_missing_value_strings(tmp_path: Path) -> None:
     gaps = ["", "NA", "n/a", "NaN", "nan", "NULL", "null", "None", " ", "inf", "-Infinity", "?"]
     path = csv(tmp_path, a=[*gaps, *(i / 7 for i in range(31))], y=["p", "q", "r"] * 14 + ["p"])
     task_data = table(path, "y")
@@ -257,7 +257,7 @@ def test_columns_have_plain_types(suffix: str, tmp_path: Path) -> None:
     }
 
 
-def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_encoding_of_another_version_is_refused(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
     old = {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]}
     numbers = task_data.encoding["columns"]["numbers"]
@@ -293,13 +293,13 @@ def test_without_a_file(name: str) -> None:
         tasks.load(name).load(TaskConfig())
 
 
-def test_every_ending_has_one_task() -> None:
+def test_every_suffix_has_one_task() -> None:
     endings = [suffix for name in tasks.names() for suffix in tasks.entry(name).suffixes]
     assert sorted(endings) == [".csv", ".jsonl", ".npz", ".parquet", ".tsv", ".txt"]
 
 
-def test_a_recoded_target_is_named(tmp_path: Path) -> None:
-    """Such a column is used, since it may be a legitimate feature, and named, since the accuracy will be 1."""
+def test_leaking_column_is_named(tmp_path: Path) -> None:
+    """A leaking column is used, because it may be legitimate, and named."""
     rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
     (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
     task_data = tasks.load("table").load(TaskConfig(data=tmp_path / "t.csv", target="y"))

@@ -1,4 +1,4 @@
-"""Tables as they stand in their files: each kind of file that was read wrongly, or refused without a reason."""
+"""Reading of table files: CSV, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refused(folder: Path, content: bytes | str, suffix: str = ".csv", **how: Any
     return message
 
 
-def test_a_plain_file_is_text_and_nothing_is_said(tmp_path: Path) -> None:
+def test_plain_file_has_no_summary_lines(tmp_path: Path) -> None:
     table = read(tmp_path, "a,b\n01,\n1,x\n")
     assert table.frame.schema == {"a": pl.String, "b": pl.String}
     assert rows(table) == [("01", None), ("1", "x")]
@@ -101,7 +101,7 @@ def test_decimal_commas(content: str, decimal: str, tmp_path: Path) -> None:
     assert ("numbers with decimal commas" in table.summary_lines) == (decimal == ",")
 
 
-def test_a_comma_decides_in_the_last_row_too(tmp_path: Path) -> None:
+def test_decimal_comma_in_the_last_row(tmp_path: Path) -> None:
     assert read(tmp_path, "a;b\n" + "1;2\n" * 3_001 + "1;2,5\n").decimal == ","
 
 
@@ -111,13 +111,13 @@ def test_the_sample_may_end_within_a_record(tmp_path: Path) -> None:
     assert rows(table) == [("x\nz", "1")] * 1_009
 
 
-def test_the_ending_tsv_stands_for_tabs(tmp_path: Path) -> None:
+def test_tsv_prefers_tabs(tmp_path: Path) -> None:
     table = read(tmp_path, "a,x\tb\n1,5\t2\n", ".tsv")
     assert table.frame.columns == ["a,x", "b"]
     assert table.summary_lines == ("numbers with decimal commas",)
 
 
-def test_places_are_right_after_quoted_newlines_and_blank_lines(tmp_path: Path) -> None:
+def test_line_numbers_after_quoted_newlines_and_blank_lines(tmp_path: Path) -> None:
     table = read(tmp_path, 'a,b\n"x\r\ny\nz",1\n\n2,3\r\n"u\n",4\n')
     assert rows(table)[0] == ("x\r\ny\nz", "1")
     assert [table.locate(row).split("(")[1] for row in range(3)] == ["line 2)", "line 6)", "line 7)"]
@@ -140,7 +140,7 @@ def test_long_fields_and_the_limit_of_the_csv_module(tmp_path: Path) -> None:
         "-1e3\n2\n",
     ],
 )
-def test_a_missing_header_is_noticed(content: str, tmp_path: Path) -> None:
+def test_missing_header_is_detected(content: str, tmp_path: Path) -> None:
     message = refused(tmp_path, content)
     assert "add a line of names, or give --no_header" in message
     table = read(tmp_path, content, header=False)
@@ -153,7 +153,7 @@ def test_a_missing_header_is_noticed(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["0,1,2\n5,6,7\n", "a,1,2\nx,5,6\n", "2001,2002\nx,y\n", "a,b\n1,2\n", "1,b\n2,c\n"]
 )
-def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None:
+def test_numeric_column_names(content: str, tmp_path: Path) -> None:
     assert read(tmp_path, content).frame.columns == content.split("\n")[0].split(",")
 
 
@@ -180,7 +180,7 @@ def test_names_that_are_numbers_stay_names(content: str, tmp_path: Path) -> None
         (b"\xef\xbb\xbfa,b\n1,2\n\xe9,1\n", "line 3 of .* is no UTF-8 text"),
     ],
 )
-def test_csv_that_is_refused(content: str | bytes, says: str, tmp_path: Path) -> None:
+def test_invalid_csv_is_refused(content: str | bytes, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         read(tmp_path, content)
 
@@ -223,7 +223,7 @@ def test_json_values_beyond_the_usual(tmp_path: Path) -> None:
         ("\n\n", "holds only empty lines"),
     ],
 )
-def test_json_that_is_refused(content: str, says: str, tmp_path: Path) -> None:
+def test_invalid_json_lines_are_refused(content: str, says: str, tmp_path: Path) -> None:
     assert says in refused(tmp_path, content, ".jsonl")
 
 
@@ -268,7 +268,7 @@ def test_the_declared_size_of_parquet(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Categorical])
-def test_texts_that_a_parquet_file_holds_once_for_many_rows(
+def test_repeated_strings_of_parquet_count_per_row(
     dtype: pl.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.parquet"
@@ -288,7 +288,7 @@ def test_damaged_parquet(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("at", "value"), [(131, 27), (131, 30), (133, 17)])
-def test_damage_at_which_polars_panics_or_aborts(
+def test_damaged_parquet_that_aborts_polars(
     at: int, value: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "t.parquet"
@@ -301,7 +301,7 @@ def test_damage_at_which_polars_panics_or_aborts(
 
 
 @pytest.mark.parametrize("executable", [shutil.which("true") or "", "", "/no/python"])
-def test_without_another_process_parquet_is_read_all_the_same(
+def test_parquet_is_read_if_the_probe_cannot_start(
     executable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
@@ -313,7 +313,7 @@ def test_no_header_is_for_csv(tmp_path: Path) -> None:
     assert "--no_header is for .csv" in refused(tmp_path, '{"a": 1}\n', ".jsonl", header=False)
 
 
-def test_a_hundred_thousand_columns(tmp_path: Path) -> None:
+def test_hundred_thousand_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(100_003)]
     table = read(tmp_path, f"{','.join(names)}\n" + f"{','.join(['1.5'] * len(names))}\n" * 3)
     assert table.frame.columns == names
@@ -344,7 +344,7 @@ def test_only_regular_files_are_opened(suffix: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs sockets in the file system")
-def test_a_socket_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("t.csv")

@@ -1,4 +1,4 @@
-"""What is predicted: labels stay what they are, quantities are exact, and what cannot be learned is refused."""
+"""Targets: labels are kept, numbers are exact, and constant targets are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_labels_of_jsonl(answers: list[Any], labels: list[Any], tmp_path: Path) 
     assert more(csv(tmp_path, x=X, y=cycle("other")), task_data, labelled=True).y.unique().tolist() == [UNSEEN]
 
 
-def test_whole_numbers_of_a_csv_are_those_of_parquet(tmp_path: Path) -> None:
+def test_integers_of_csv_match_parquet(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, x=X, y=cycle(0, 1)), "y")
     frame = pl.DataFrame({"x": X, "y": pl.Series(cycle(1.0, 0.0))})
     assert more(write(frame, tmp_path / "t.parquet"), task_data).y[:2, 0].tolist() == [1, 0]
@@ -105,13 +105,13 @@ def test_target_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answers", [["0.1"] * COUNT, ["1e9"] * COUNT, ["3", "3.0"] * 33 + ["3"]])
-def test_a_constant_quantity(answers: list[str], tmp_path: Path) -> None:
+def test_constant_regression_target(answers: list[str], tmp_path: Path) -> None:
     """The standard deviation of COUNT times 0.1 is not 0 in floating point."""
     with pytest.raises(UserError, match=r"y is .* in every row"):
         table(csv(tmp_path, x=X, y=answers), "y", target_type="number")
 
 
-def test_a_quantity_that_is_constant_in_training(tmp_path: Path) -> None:
+def test_target_constant_in_the_training_rows(tmp_path: Path) -> None:
     x = [0.5] * 60 + [float(i) for i in range(1, 8)]  # the repeated row is larger than the test part: it is trained on
     y = [0.1] * 60 + [0.1] * 6 + [0.7]
     messages = set()
@@ -123,7 +123,7 @@ def test_a_quantity_that_is_constant_in_training(tmp_path: Path) -> None:
     assert messages == {"every training row has the same y (0.1): nothing to learn"}
 
 
-def test_whole_numbers_above_2_to_the_64(tmp_path: Path) -> None:
+def test_integers_above_64_bits(tmp_path: Path) -> None:
     huge = [2**64 + i * 10**7 for i in range(COUNT)]
     task_data = table(csv(tmp_path, x=X, y=huge), "y")
     assert task_data.metric == "rmse"
@@ -133,14 +133,14 @@ def test_whole_numbers_above_2_to_the_64(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["1e39", "-4e38", "1e999"])
-def test_quantities_that_float32_cannot_hold(value: str, tmp_path: Path) -> None:
+def test_targets_beyond_float32_are_refused(value: str, tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=[*X[:40], value, *X[41:]])
     with pytest.raises(UserError, match=r"y is .* in row 41 of .*\(line 42\).*float32"):
         table(path, "y")
 
 
-def test_a_quantity_too_far_from_the_others(tmp_path: Path) -> None:
-    """Wherever the row falls: squared in float32 it would be infinite."""
+def test_target_too_far_from_the_others_is_refused(tmp_path: Path) -> None:
+    """In any part of the split: its square would overflow in float32."""
     path = csv(tmp_path, x=X, y=[*X[:40], 1e37, *X[41:]])
     refused, trained = 0, 0
     for seed in range(12):
@@ -166,7 +166,7 @@ def test_missing_targets(tmp_path: Path) -> None:
     assert task_data.encoding["labels"] == ["a", "b"]
 
 
-def test_errors_in_a_quantity(tmp_path: Path) -> None:
+def test_invalid_regression_targets(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=[*X[:40], "4o", *X[41:]])
     with pytest.raises(UserError, match=r"y holds numbers, but '4o' in row 41 .*--target_type class"):
         table(path, "y")
@@ -175,7 +175,7 @@ def test_errors_in_a_quantity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[[1]] * COUNT, [{"a": 1}] * COUNT])
-def test_a_target_that_is_neither(values: list[Any], tmp_path: Path) -> None:
+def test_target_of_another_type_is_refused(values: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="y holds neither numbers nor strings"):
         table(jsonl(tmp_path, values), "y")
 
@@ -188,13 +188,13 @@ def test_the_majority_is_recorded(tmp_path: Path) -> None:
     assert task_data.encoding["target"] == "y"
 
 
-def test_predictions_are_printed_as_labels_came(tmp_path: Path) -> None:
+def test_predictions_use_the_labels_of_the_file(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
     answers = tasks.load("table").decode(task_data.outputs, torch.eye(3)[:, None], task_data.test, task_data.encoding)
     assert answers["prediction"] == ["001", "01", "1"]
 
 
-def test_a_class_that_is_called_none(tmp_path: Path) -> None:
+def test_class_named_none(tmp_path: Path) -> None:
     path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
     with pytest.raises(UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"):
         table(path, "y")

@@ -1,4 +1,4 @@
-"""Bytes of text: each kept, none added, no paragraph in two parts, and baselines that see the same text."""
+"""Text: bytes are kept, no paragraph is in two parts, and baselines use the same text."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_order_of_the_text_is_kept_within_a_part() -> None:
 
 
 def slow_bits(train: bytes, test: bytes, order: int) -> float:
-    """Interpolated n-gram, from dictionaries."""
+    """A reference implementation of the interpolated n-gram."""
     followers: dict[bytes, Counter[int]] = defaultdict(Counter)
     for size in range(order + 1):
         for i in range(size, len(train)):
@@ -156,15 +156,15 @@ def slow_bits(train: bytes, test: bytes, order: int) -> float:
 
 
 @given(st.binary(min_size=2, max_size=300), st.binary(min_size=1, max_size=60), st.integers(0, 4))
-def test_ngram_is_the_slow_formula(train: bytes, test: bytes, order: int) -> None:
+def test_ngram_matches_the_formula(train: bytes, test: bytes, order: int) -> None:
     bits = ngram_bits(train, [test, train], order)
     assert bits.shape == (order + 1, 2)
     assert bits[order, 0] == pytest.approx(slow_bits(train, test, order))
     assert bits[0, 1] == pytest.approx(slow_bits(train, train, 0))
 
 
-def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines joined by blank lines would be easier to predict: every second byte would be known."""
+def test_only_the_bytes_of_the_file_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added blank lines would make the text easier to predict."""
     monkeypatch.setattr(text_baselines, "ORDER", 3)
     text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
     (tmp_path / "x.txt").write_bytes(text)
@@ -178,7 +178,7 @@ def test_what_is_measured_are_the_bytes_of_the_file_alone(tmp_path: Path, monkey
     assert asked == test[1 : 1 + len(asked)]
 
 
-def test_the_cost_of_baselines_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_of_baselines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation, test = prose(97), prose(53)[::-1], prose(31)
     plain = {b.name for b in baselines(train, validation, test)}
     assert plain == {next(n for n in plain if "gram" in n), "lzma", "zlib"}
@@ -196,13 +196,13 @@ def test_the_cost_of_baselines_is_bounded_and_said(monkeypatch: pytest.MonkeyPat
     assert all("of training text" in b.name and "of test text" in b.name for b in bounded)
 
 
-def test_targets_are_the_bytes_that_follow() -> None:
+def test_targets_are_the_next_bytes() -> None:
     split = windows(bytes(range(100)), 7)
     assert torch.equal(split.y, split.x + 1)
     assert torch.equal(split.x.flatten(), torch.arange(98))
 
 
-def test_the_default_is_pythons_own_english() -> None:
+def test_default_text_is_the_documentation_of_python() -> None:
     task_data = tasks.load("text").load(TaskConfig())
     splits = (task_data.train, task_data.validation, task_data.test)
     train, validation, test = (split.x.to(torch.uint8).numpy().tobytes() for split in splits)
@@ -225,7 +225,7 @@ def test_baselines_and_bits(file: Path) -> None:
 
 
 class Counting:
-    """Predicts that byte b + 1 follows byte b, for certain; notes what it is asked."""
+    """Predicts byte b + 1 after byte b with certainty, and records its inputs."""
 
     def __init__(self) -> None:
         self.qkv_sizes: list[int] = []
@@ -256,7 +256,7 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 97), st.integers(1, 13))
-def test_line_windows_ask_for_every_byte_once(size: int, length: int) -> None:
+def test_line_windows_score_every_byte_once(size: int, length: int) -> None:
     found = list(line_windows(5, size, length))
     assert [j for window in found for j in range(window.first_scored, window.stop)] == list(range(size))
     for window in found:
@@ -264,7 +264,7 @@ def test_line_windows_ask_for_every_byte_once(size: int, length: int) -> None:
         assert window.start == 0 or window.first_scored - window.start >= length // 2
 
 
-def test_lines_are_scored_as_the_network_alone_scores_them(tmp_path: Path) -> None:
+def test_line_scores_match_the_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Network("multihead", ("tokens", 256), ("tokens", 256), 11, embed_dim=16, causal=True).eval()
     lines = [b"a short one", b"x", b"yz", b"a line that is longer than the network can read at once", b"last"]
@@ -282,7 +282,7 @@ def test_lines_are_scored_as_the_network_alone_scores_them(tmp_path: Path) -> No
             assert cost == pytest.approx(bits / (len(line) - 1), rel=1e-5)
 
 
-def test_more_text_is_read_in_windows_of_all_its_bytes(tmp_path: Path) -> None:
+def test_new_text_is_cut_into_windows(tmp_path: Path) -> None:
     text = tasks.load("text")
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two\n" * 3)
     split = text.read_labelled(tmp_path / "x.txt", Inputs("tokens", 256), 7, {})
@@ -297,7 +297,7 @@ def test_more_text_is_read_in_windows_of_all_its_bytes(tmp_path: Path) -> None:
         text.read_labelled(tmp_path / "x.txt", Inputs("tokens", 256), 7, {})
 
 
-def test_a_file_without_targets_is_not_evaluated(tmp_path: Path) -> None:
+def test_evaluation_needs_targets(tmp_path: Path) -> None:
     import numpy as np
 
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 5), int))
@@ -330,7 +330,7 @@ def test_split_by_is_for_text() -> None:
         tasks.load("digits").load(TaskConfig(split_by="lines"))
 
 
-def test_the_documentation_can_be_split_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation_can_be_split_by_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: tuple(prose(23).split(b"\n\n")))
     task_data = tasks.load("text").load(TaskConfig(split_by="position", seq_length=5))
     assert bytes(task_data.train.x.flatten().tolist()) == prose(23)[: task_data.train.x.numel()]

@@ -1,4 +1,4 @@
-"""Checkpoints: back as they went, refused when damaged, and never half written."""
+"""Checkpoints: round trip, refusal of damaged files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of a whole file of each kind."""
+    """The bytes of a valid file of each kind."""
     folder, found = tmp_path_factory.mktemp("written"), {}
     for suffix in SUFFIXES:
         save_tensors(folder / f"a{suffix}", tensors(), ABOUT)
@@ -59,7 +59,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_back_as_it_went(suffix: str, tmp_path: Path) -> None:
+def test_round_trip(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     given_tensors = tensors()
     save_tensors(path, given_tensors, ABOUT)
@@ -69,7 +69,7 @@ def test_back_as_it_went(suffix: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_others_can_read_it(tmp_path: Path) -> None:
+def test_safetensors_is_readable_by_others(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     save_tensors(tmp_path / "a.safetensors", tensors(), ABOUT)
@@ -80,7 +80,7 @@ def test_others_can_read_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(data=st.data())
-def test_a_cut_file_is_refused(suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
+def test_truncated_file_is_refused(suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
     whole = written[suffix]
     path = scratch / f"cut{suffix}"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -92,10 +92,8 @@ def test_a_cut_file_is_refused(suffix: str, written: dict[str, bytes], scratch: 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(data=st.data())
-def test_no_altered_byte_alters_what_is_read(
-    suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject
-) -> None:
-    """A byte that carries nothing (the padding of a zip, white space in a header) may change; what is read may not."""
+def test_altered_bytes_are_detected(suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
+    """Unused bytes (padding of a zip, white space in a header) may change; the content may not."""
     altered = bytearray(written[suffix])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
     path = scratch / f"altered{suffix}"
@@ -108,7 +106,7 @@ def test_no_altered_byte_alters_what_is_read(
     assert about == ABOUT
 
 
-def test_every_byte_of_the_numbers_counts(written: dict[str, bytes], tmp_path: Path) -> None:
+def test_rows_that_differ_in_one_byte_are_different(written: dict[str, bytes], tmp_path: Path) -> None:
     whole = written[".safetensors"]
     header = 8 + int.from_bytes(whole[:8], "little")
     path = tmp_path / "a.safetensors"
@@ -121,7 +119,7 @@ def test_every_byte_of_the_numbers_counts(written: dict[str, bytes], tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_put_together_from_two_is_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_checkpoints_are_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"a{suffix}"
     monkeypatch.setattr(checkpoint, "_checksum", lambda *_: "0" * 64)
     save_tensors(path, tensors(), ABOUT)
@@ -131,7 +129,7 @@ def test_put_together_from_two_is_refused(suffix: str, tmp_path: Path, monkeypat
 
 
 class Bomb:
-    """Pickled, it makes a folder when it is read."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,7 +140,7 @@ class Bomb:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 @pytest.mark.parametrize("place", ["beside the weights", "in place of all", "a bare pickle"])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(suffix: str, place: str, tmp_path: Path) -> None:
+def test_pickle_with_code_is_refused_and_not_executed(suffix: str, place: str, tmp_path: Path) -> None:
     path, trace = tmp_path / f"bomb{suffix}", tmp_path / "it ran"
     if place == "a bare pickle":
         path.write_bytes(pickle.dumps({"state_dict": Bomb(trace), KEY: "{}"}))
@@ -150,7 +148,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(suffix: str, place:
         bomb = Bomb(trace)
         torch.save(bomb if place == "in place of all" else {"state_dict": tensors(), KEY: "{}", "more": bomb}, path)
     with pytest.raises(
-        UserError, match=r"can be read safely: it (would run \S*mkdir|holds more than tensors).*; do not trust"
+        UserError,
+        match=r"cannot be read safely as a checkpoint: it (would run \S*mkdir|holds more than tensors).*; do not trust",
     ):
         load_tensors(path)
     assert not trace.exists()
@@ -166,7 +165,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(suffix: str, place:
     [{}, {"state_dict": {}}, {KEY: "{}"}, [1, 2], torch.zeros(3), {"state_dict": 3, KEY: "{}"}, {"a": torch.ones(2)}],
     ids=repr,
 )
-def test_what_others_wrote_is_refused(content: Any, tmp_path: Path) -> None:
+def test_foreign_checkpoints_are_refused(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "theirs.pth"
     torch.save(content, path)
     with pytest.raises(UserError, match=r"theirs\.pth") as caught:
@@ -186,7 +185,7 @@ def test_safetensors_of_others_are_refused(metadata: dict[str, str] | None, tmp_
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_no_file_at_all(suffix: str, tmp_path: Path) -> None:
+def test_missing_file_is_refused(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     for name in (f"missing{suffix}", f"folder{suffix}"):
         with pytest.raises(UserError, match=r"there is no checkpoint"):
@@ -197,7 +196,7 @@ def test_no_file_at_all(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("a bug")])
-def test_a_failing_write_leaves_the_earlier_file_and_nothing_else(failure: BaseException, tmp_path: Path) -> None:
+def test_failed_write_keeps_the_earlier_file(failure: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text(path, "earlier")
 
@@ -216,12 +215,12 @@ def test_a_failing_write_leaves_the_earlier_file_and_nothing_else(failure: BaseE
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_first_write_that_fails_promises_no_earlier_file(tmp_path: Path) -> None:
+def test_failed_first_write_mentions_no_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*: No such file or directory$"):
         write_text(tmp_path / "no folder" / "a.json", "text")
 
 
-def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+def test_file_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a.json", "text")
@@ -230,7 +229,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "a.json", tmp_path / "a.json"
     target.write_text("earlier", encoding="utf-8")
@@ -263,7 +262,7 @@ except UserError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_full_disk_leaves_the_earlier_checkpoint_whole(suffix: str, tmp_path: Path) -> None:
+def test_full_disk_keeps_the_earlier_checkpoint(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     ran = subprocess.run([sys.executable, "-c", DISK_FULL, str(path)], capture_output=True, text=True, check=True)
     assert ran.stdout == f"cannot write {path}: File too large; the earlier file is whole\n"

@@ -18,7 +18,7 @@ from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
 
-def test_runs_are_found_by_name_and_others_passed_over(tmp_path: Path) -> None:
+def test_find_runs(tmp_path: Path) -> None:
     for name in ("b", "a", f"{UNFINISHED}c"):
         started(tmp_path / name)
     (tmp_path / "broken").mkdir()
@@ -46,7 +46,7 @@ def test_an_exported_network_is_the_same(
     assert torch.equal(network(x.x, x.lengths), attnlab.load(done)(x.x, x.lengths))
 
 
-def test_paths_that_a_network_cannot_be_saved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_save_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("folder.pth").mkdir()
@@ -81,7 +81,7 @@ def test_paths_without_permission(tmp_path: Path) -> None:
             check_save_path(tmp_path / name)
 
 
-def test_an_export_through_a_link_arrives_at_its_end(done: Path, tmp_path: Path) -> None:
+def test_export_follows_a_link(done: Path, tmp_path: Path) -> None:
     link, target = tmp_path / "x.pth", tmp_path / "not there yet" / "deep" / "y.pth"
     link.symlink_to(target)
     check_save_path(link)
@@ -90,7 +90,7 @@ def test_an_export_through_a_link_arrives_at_its_end(done: Path, tmp_path: Path)
     assert same(attnlab.load(target), attnlab.load(done))
 
 
-def test_a_file_is_saved_over_our_own_only(done: Path, tmp_path: Path) -> None:
+def test_save_path_replaces_only_attnlab_files(done: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.safetensors"
     mine.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"--save_path .*mine\.safetensors exists; give another name, or --overwrite"):
@@ -106,7 +106,7 @@ def test_a_file_is_saved_over_our_own_only(done: Path, tmp_path: Path) -> None:
         check_save_path(tmp_path / "theirs.pth")
 
 
-def test_an_output_replaces_nothing_unasked_and_its_input_never(tmp_path: Path) -> None:
+def test_output_replaces_neither_existing_files_nor_inputs(tmp_path: Path) -> None:
     read, other = tmp_path / "data.csv", tmp_path / "other.csv"
     for path in (read, other):
         path.write_text("a\n", encoding="utf-8")
@@ -117,7 +117,7 @@ def test_an_output_replaces_nothing_unasked_and_its_input_never(tmp_path: Path) 
     with pytest.raises(UserError, match=r"--output .*other\.csv exists; give another name, or --overwrite"):
         check_output(other, inputs=[read])
     for name in ("data.csv", "link.csv", "hard.csv"):
-        with pytest.raises(UserError, match=r"is the file that is read; give another name"):
+        with pytest.raises(UserError, match=r"is an input file; give another name"):
             check_output(tmp_path / name, inputs=[read], overwrite=True)
     with pytest.raises(UserError, match=r"is a folder"):
         check_output(tmp_path, inputs=[])

@@ -1,4 +1,4 @@
-"""A run that is trained for longer than it was started for."""
+"""Extension of runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from attnlab.utils.errors import UserError
 STEPS, LONGER = 23, 41
 
 
-def resumed(path: Path, callback: Any = None, **said: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
-    return train.train(experiment(**said), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
+def resumed(path: Path, callback: Any = None, **changes: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
+    return train.train(experiment(**changes), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def config(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 23 steps with its result; only to be read."""
+    """A run of 23 steps with its result, read-only."""
     path = tmp_path_factory.mktemp("finished") / "run"
     ready = experiment()
     train.train(ready, train.start(ready, path), checkpoint_seconds=0)
@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that may be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
@@ -59,7 +59,7 @@ def test_a_finished_run_is_extended(copied: Path) -> None:
     assert after.config["extended"] == [{"from_step": STEPS, "steps_before": STEPS, "steps": LONGER}]
 
 
-def test_the_learning_rate_goes_along_the_new_total_from_the_present_step_on(copied: Path) -> None:
+def test_learning_rate_follows_the_extended_schedule(copied: Path) -> None:
     kept = Run.open(copied).metrics()
     resumed(copied, steps=LONGER)
     lines = Run.open(copied).metrics()
@@ -69,7 +69,7 @@ def test_the_learning_rate_goes_along_the_new_total_from_the_present_step_on(cop
         assert line["learning_rate"] == lr_at(line["step"] - 1, LONGER, how.learning_rate, how.warmup)
 
 
-def test_a_stopped_run_is_extended_where_it_stopped(tmp_path: Path) -> None:
+def test_stopped_run_is_extended_from_its_last_step(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         small_trainer(tmp_path / "run").fit(stop_at(11))
     assert stopped_at(Run.open(tmp_path / "run")) == 10
@@ -78,14 +78,14 @@ def test_a_stopped_run_is_extended_where_it_stopped(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").config["extended"][0]["from_step"] == 10
 
 
-def test_a_run_that_has_not_begun_is_extended_to_the_run_that_was_started_with_as_many(tmp_path: Path) -> None:
+def test_extension_before_the_first_checkpoint_equals_a_longer_run(tmp_path: Path) -> None:
     for name, steps in (("short", STEPS), ("long", LONGER)):
         train.start(experiment(steps=steps), tmp_path / name)
         resumed(tmp_path / name, steps=LONGER)
     assert same(Run.open(tmp_path / "short").load_model(), Run.open(tmp_path / "long").load_model())
 
 
-def test_an_extended_run_resumes_bit_for_bit(copied: Path, tmp_path: Path) -> None:
+def test_extended_run_resumes_bit_for_bit(copied: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(copied, tmp_path / "whole"))
     resumed(whole, steps=LONGER)
     for at in (26, 31):
@@ -123,7 +123,7 @@ def test_twice_extended(finished: Path, tmp_path: Path) -> None:
     assert run.result() is not None
 
 
-def test_killed_before_the_config_is_there_the_earlier_result_counts(
+def test_extension_killed_before_writing_the_config_keeps_the_result(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p.name: p.read_bytes() for p in copied.iterdir()}
@@ -141,7 +141,7 @@ def test_killed_before_the_config_is_there_the_earlier_result_counts(
     assert outcome.step == LONGER
 
 
-def test_killed_after_the_config_is_there_the_run_resumes(copied: Path, tmp_path: Path) -> None:
+def test_extension_killed_after_writing_the_config_resumes(copied: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(copied, tmp_path / "whole"))
     resumed(whole, steps=LONGER)
     extend(Run.open(copied), settings(steps=LONGER))  # and no more: the process is gone
@@ -169,7 +169,7 @@ def test_epochs_are_extended_by_epochs(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").config["extended"] == [{"from_step": 10, "epochs_before": 2, "epochs": 3}]
 
 
-def test_a_shorter_training_is_refused_with_what_was_done(finished: Path, tmp_path: Path) -> None:
+def test_shorter_training_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"trained for steps=23 and has reached its end, step 23, so it cannot .* 22; give"
     ):
@@ -180,19 +180,19 @@ def test_a_shorter_training_is_refused_with_what_was_done(finished: Path, tmp_pa
         extends(Run.open(tmp_path / "run"), settings(steps=3))
 
 
-def test_a_run_out_of_patience_is_not_extended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_out_of_patience_is_not_extended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("attnlab.training.loop.evaluate", lambda *_, **__: (1.0, 0.3))
     small_trainer(tmp_path / "run", patience=3).fit()
     run = Run.open(tmp_path / "run")
     before = (tmp_path / "run/config.json").read_bytes()
-    with pytest.raises(UserError, match=r"its last 3 evaluations, up to step 4, were not better .* --init_from"):
+    with pytest.raises(UserError, match=r"its last 3 evaluations, up to step 4, did not improve.* --init_from"):
         check_extension(run)
     with pytest.raises(UserError, match=r"is out of patience"):
         extend(run, settings(steps=LONGER, patience=3))
     assert (tmp_path / "run/config.json").read_bytes() == before
 
 
-def test_patience_goes_on_counting(copied: Path) -> None:
+def test_patience_continues_after_a_resume(copied: Path) -> None:
     evals_since_best = load_tensors(copied / "state.safetensors")[1]["waited"]
     extend(Run.open(copied), settings(steps=LONGER))
     again = small_trainer(copied, steps=LONGER)
@@ -200,7 +200,7 @@ def test_patience_goes_on_counting(copied: Path) -> None:
     assert again.best == load_tensors(copied / "state.safetensors")[1]["best"]
 
 
-def test_a_config_of_an_extended_run_is_checked_like_any_other(copied: Path) -> None:
+def test_config_of_an_extended_run_is_validated(copied: Path) -> None:
     extend(Run.open(copied), settings(steps=LONGER))
     altered = {**config(copied), "id": "0" * 64}
     (copied / "config.json").write_text(json.dumps(altered), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Text written by a network whose next byte we know."""
+"""Text generation with a network of known predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnlab.utils.errors import UserError
 
 
 class Known(nn.Module):
-    """After byte b comes b + 1, or less likely b + 2; it sees ``limit`` bytes and keeps what it was shown."""
+    """Predicts b + 1, or less likely b + 2, after byte b; records its inputs of at most ``limit`` bytes."""
 
     def __init__(self, limit: int | None = 7) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ def written(network: Known, prompt: str, **how: float) -> str:
     return "".join(generate(network, prompt, **how))  # type: ignore[arg-type]
 
 
-def test_the_likeliest_byte_at_temperature_zero() -> None:
+def test_temperature_zero_takes_the_most_likely_byte() -> None:
     assert written(Known(), "abc", length=5, temperature=0) == "defgh"
     assert written(Known(), "abc", length=5, temperature=9, top_k=1) == "defgh"
 
 
-def test_top_k_and_temperature_choose_among_the_likely() -> None:
+def test_top_k_and_temperature() -> None:
     for text in (written(Known(), "a", length=13, temperature=5, top_k=2, seed=s) for s in range(3)):
         steps = {ord(b) - ord(a) for a, b in zip("a" + text, text, strict=False)}
         assert steps == {1, 2}
@@ -50,33 +50,33 @@ def test_top_k_and_temperature_choose_among_the_likely() -> None:
     assert len({ord(b) - ord(a) for a, b in zip("a" + hot, hot, strict=False)}) > 5
 
 
-def test_the_same_seed_writes_the_same() -> None:
+def test_same_seed_generates_the_same_text() -> None:
     texts = [written(Known(), "a", length=23, temperature=1, seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_prompts_that_are_no_text() -> None:
+def test_invalid_prompts_are_refused() -> None:
     network = Known()
     written(network, "a\udcff", length=1, temperature=0)  # a byte of the command line that is no UTF-8
     assert network.seen[0] == [ord("a"), 0xFF]
-    for prompt, says in (("", "the prompt is empty"), ("\ud800", "the prompt is no Unicode text")):
+    for prompt, says in (("", "the prompt is empty"), ("\ud800", "the prompt is not valid Unicode")):
         with pytest.raises(UserError, match=says):
             written(network, prompt, length=1)
 
 
-def test_it_sees_no_more_than_its_limit() -> None:
+def test_context_is_limited() -> None:
     network = Known(limit=7)
     written(network, "abcde", length=5, temperature=0)
     assert [bytes(window).decode() for window in network.seen] == ["abcde", "abcdef", "abcdefg", "bcdefgh", "cdefghi"]
 
 
-def test_without_a_limit_it_sees_all() -> None:
+def test_unlimited_context() -> None:
     network = Known(limit=None)
     written(network, "abcde", length=5, temperature=0)
     assert [bytes(window).decode() for window in network.seen] == ["abcdefghi"[:n] for n in range(5, 10)]
 
 
-def test_a_cache_writes_the_same_and_reads_each_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_generation_is_identical_and_processes_each_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, embed_dim=16, causal=True)
     read: list[int] = []
@@ -88,7 +88,7 @@ def test_a_cache_writes_the_same_and_reads_each_byte_once(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_without_a_table_the_cache_is_never_read_anew(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_kept_without_learned_positions(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     about = {"embed_dim": 16, "causal": True, "options": {"positions": positions, "num_heads": 4}}
     network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, position_embedding="sinusoidal", **about)
@@ -100,7 +100,7 @@ def test_without_a_table_the_cache_is_never_read_anew(positions: str, monkeypatc
     assert with_cache == "".join(generate(network, "abc", length=90, temperature=1, seed=3))
 
 
-def test_characters_of_several_bytes_come_out_whole() -> None:
+def test_multibyte_characters_are_complete() -> None:
     pieces = list(generate(Known(), "\N{LATIN SMALL LETTER I WITH ACUTE}", length=3, temperature=0))  # type: ignore[arg-type]
     assert "".join(pieces) == "\N{REPLACEMENT CHARACTER}" * 3, "bytes AE AF B0 begin no character"
     first = "\N{LATIN CAPITAL LETTER A WITH DIAERESIS}".encode()[0]  # C3; the next byte, C4, begins another

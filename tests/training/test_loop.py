@@ -1,4 +1,4 @@
-"""The loop: the seed decides everything, and where a run was cut decides nothing."""
+"""The training loop: results depend on the seed and not on interruptions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> Non
     assert same(Run.open(tmp_path / "one").load_model(), Run.open(tmp_path / "two").load_model())
 
 
-@pytest.mark.parametrize("said", [{}, {"dropout": 0.0}])
-def test_another_seed_gives_others(said: dict[str, Any]) -> None:
-    """Also from the same first weights: the order of the data differs."""
-    one, two = trainer(seed=0, **said), trainer(seed=1, **said)
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.0}])
+def test_another_seed_gives_another_result(changes: dict[str, Any]) -> None:
+    """Also with the same initial parameters, because the order of the data differs."""
+    one, two = trainer(seed=0, **changes), trainer(seed=1, **changes)
     assert not same(one.network, two.network)
     two.network.load_state_dict(one.network.state_dict())
     one.fit()
@@ -45,7 +45,7 @@ def test_another_seed_gives_others(said: dict[str, Any]) -> None:
     assert not same(one.network, two.network)
 
 
-def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
+def test_run_folder_and_callback_do_not_change_the_result(tmp_path: Path) -> None:
     seen: list[Progress] = []
     watched, alone = trainer(tmp_path / "run"), trainer()
     watched.fit(seen.append)
@@ -56,7 +56,7 @@ def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "changes",
     [
         {},
         {"dropout": 0.5},
@@ -69,16 +69,14 @@ def test_a_folder_and_a_watcher_change_nothing(tmp_path: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "even"])
-def test_killed_again_and_again_it_ends_as_if_it_never_had_been(
-    said: dict[str, Any], padded: bool, tmp_path: Path
-) -> None:
+def test_repeatedly_killed_run_is_identical(changes: dict[str, Any], padded: bool, tmp_path: Path) -> None:
     asked = task_data(padded=padded)
-    whole = trainer(tmp_path / "whole", asked, **said)
+    whole = trainer(tmp_path / "whole", asked, **changes)
     expected = whole.fit()
-    moments = random.Random(str(said) + str(padded))
+    moments = random.Random(str(changes) + str(padded))
     path, kills = tmp_path / "cut", 0
     while True:
-        cut = trainer(path, asked, **said)
+        cut = trainer(path, asked, **changes)
         torch.manual_seed(moments.randrange(1000))  # what a new process has drawn by then
         cut.restore()
         try:
@@ -93,8 +91,8 @@ def test_killed_again_and_again_it_ends_as_if_it_never_had_been(
     assert untimed(Run.open(path).metrics()) == untimed(Run.open(tmp_path / "whole").metrics())
 
 
-def test_a_checkpoint_is_not_a_turn_of_the_road(tmp_path: Path) -> None:
-    """However often checkpoints are written, the weights and the sums in metrics.jsonl are the same."""
+def test_checkpoints_do_not_change_the_result(tmp_path: Path) -> None:
+    """The frequency of checkpoints does not change the parameters or metrics.jsonl."""
     often, seldom = trainer(tmp_path / "often"), trainer(tmp_path / "seldom")
     seldom.checkpoint_seconds = math.inf
     often.fit()
@@ -107,7 +105,7 @@ def test_a_checkpoint_is_not_a_turn_of_the_road(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "steps", "evaluated"),
+    ("changes", "steps", "evaluated"),
     [
         ({"epochs": 3}, 15, list(range(1, 16))),  # ⌈37 / 8⌉ = 5 steps an epoch
         ({"epochs": 41, "evaluate_every": 5}, 205, [5 * i for i in range(1, 42)]),
@@ -118,16 +116,16 @@ def test_a_checkpoint_is_not_a_turn_of_the_road(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_steps_and_looks_at_the_validation_data(
-    said: dict[str, Any], steps: int, evaluated: list[int], tmp_path: Path
+def test_schedule_of_steps_and_evaluations(
+    changes: dict[str, Any], steps: int, evaluated: list[int], tmp_path: Path
 ) -> None:
-    made = trainer(tmp_path / "run", **said)
+    made = trainer(tmp_path / "run", **changes)
     outcome = made.fit()
     assert (outcome.how, outcome.step, made.steps) == ("finished", steps, steps)
     assert [line["step"] for line in Run.open(tmp_path / "run").metrics()] == evaluated
 
 
-def test_an_epoch_sees_every_example_once_and_the_next_in_another_order() -> None:
+def test_epochs_are_permutations() -> None:
     made = trainer(epochs=2)
     orders = []
     for _ in range(2):
@@ -140,7 +138,7 @@ def test_an_epoch_sees_every_example_once_and_the_next_in_another_order() -> Non
     assert orders[0] != orders[1]
 
 
-def test_the_rate_at_its_corners() -> None:
+def test_learning_rate_at_the_corners() -> None:
     assert lr_at(0, 100, 2.0, 0.1) == pytest.approx(0.2)  # not zero: the first step would be wasted
     assert lr_at(9, 100, 2.0, 0.1) == pytest.approx(2.0)
     assert lr_at(10, 100, 2.0, 0.1) == pytest.approx(2.0)
@@ -154,7 +152,7 @@ def test_the_rate_at_its_corners() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
-def test_every_step_has_a_rate_above_zero(steps: int, warmup: float) -> None:
+def test_learning_rate_is_positive(steps: int, warmup: float) -> None:
     rates = [lr_at(step, steps, 3.0, warmup) for step in range(steps)]
     assert all(0 < rate <= 3.0 for rate in rates)
     assert max(rates) == 3.0
@@ -167,7 +165,7 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 1e-4])
-def test_the_gradient_is_cut_to_its_norm(grad_clip: float) -> None:
+def test_gradient_clipping(grad_clip: float) -> None:
     made = trainer(grad_clip=grad_clip, dropout=0.0)
     made.training_step()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in made.parameters if p.grad is not None))
@@ -190,19 +188,19 @@ def test_it_learns() -> None:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
-    """Let the validation metric be these numbers, one an evaluation."""
+    """Replace the validation metric by these values, one per evaluation."""
     left = iter(metrics)
     monkeypatch.setattr("attnlab.training.loop.evaluate", lambda *_, **__: (1.0, next(left)))
 
 
-def test_patience_counts_looks_without_a_better_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_patience_counts_evaluations_without_improvement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scripted(monkeypatch, [0.1, 0.3, 0.2, 0.25, 0.1, 0.9])
     outcome = trainer(tmp_path / "run", patience=3).fit()
     assert (outcome.how, outcome.step, outcome.best, outcome.best_step) == ("early", 5, 0.3, 2)
     assert load_tensors(tmp_path / "run/model.safetensors")[1]["step"] == 2
 
 
-def test_of_equals_the_later_is_kept_but_the_count_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_later_of_equal_networks_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scripted(monkeypatch, [0.3, 0.2, 0.3, 0.2, 0.9])
     outcome = trainer(tmp_path / "run", patience=3).fit()
     assert (outcome.how, outcome.step, outcome.best_step) == ("early", 4, 3)
@@ -215,14 +213,12 @@ def test_patience_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (outcome.how, outcome.step) == ("early", 6)
 
 
-def test_patience_that_ends_at_the_last_step_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_at_the_last_step_counts_as_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.3, 0.2, 0.2])
     assert trainer(steps=3, patience=2).fit().how == "finished"
 
 
-def test_a_run_out_of_patience_goes_no_further_when_it_is_resumed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_run_out_of_patience_does_not_continue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scripted(monkeypatch, [0.3, 0.2, 0.2])
     trainer(tmp_path / "run", patience=2).fit()
     again = trainer(tmp_path / "run", patience=2)
@@ -230,14 +226,14 @@ def test_a_run_out_of_patience_goes_no_further_when_it_is_resumed(
 
 
 def poisoned(row: int) -> TaskData:
-    """One example of the training data is no number."""
+    """One training example is NaN."""
     asked = task_data()
     asked.train.x[row] = math.nan
     return asked
 
 
 @pytest.mark.parametrize("looks", ["at every step", "seldom"])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
+def test_nonfinite_loss_stops_the_run_and_names_the_step(
     looks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = trainer(tmp_path / "run", poisoned(29), epochs=30)
@@ -249,7 +245,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
         made.fit()
 
 
-def test_the_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path / "run")
     training_step = made.training_step
 
@@ -273,8 +269,8 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert same(Run.open(tmp_path / "run").load_model(), Run.open(tmp_path / "whole").load_model())
 
 
-def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is that of the weights before the step: the step itself may have spoilt them."""
+def test_nonfinite_parameters_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is computed before the step, which may have made the parameters NaN."""
     made = trainer(tmp_path / "run")
     training_step = made.training_step
 
@@ -286,7 +282,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch:
         return loss
 
     monkeypatch.setattr(made, "training_step", spoiling)
-    with pytest.raises(UserError, match=r"a weight became infinite or no number at step 5"):
+    with pytest.raises(UserError, match=r"a parameter became NaN or infinite at step 5"):
         made.fit()
     for name in ("model", "state"):
         tensors, _ = load_tensors(tmp_path / f"run/{name}.safetensors")
@@ -294,9 +290,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
-    which: signal.Signals, tmp_path: Path
-) -> None:
+def test_signal_saves_and_the_resumed_run_is_identical(which: signal.Signals, tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole")
     whole.fit()
     before = signal.getsignal(which)
@@ -315,14 +309,14 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where pytest runs in the background and a shell has it ignored."""
+    """SIGINT raises KeyboardInterrupt, even if a shell started pytest with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_second_ctrl_c_does_what_it_always_did() -> None:
+def test_second_ctrl_c_has_its_previous_effect() -> None:
     with signals() as asked:
         signal.raise_signal(signal.SIGINT)  # to this thread, now
         assert asked == [signal.SIGINT]
@@ -330,7 +324,7 @@ def test_a_second_ctrl_c_does_what_it_always_did() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
+def test_signal_at_the_last_step_is_ignored(tmp_path: Path) -> None:
     outcome = trainer(tmp_path / "run").fit(
         lambda seen: signal.raise_signal(signal.SIGINT) if seen.step == seen.steps else None
     )
@@ -340,7 +334,7 @@ def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
 # What must leave no trace
 
 
-def test_looking_leaves_the_random_numbers_and_the_weights_alone() -> None:
+def test_evaluation_does_not_change_the_network_or_the_random_state() -> None:
     made = trainer(dropout=0.5)
     before = {name: t.clone() for name, t in made.network.state_dict().items()}
     state = torch.get_rng_state()
@@ -354,7 +348,7 @@ def test_looking_leaves_the_random_numbers_and_the_weights_alone() -> None:
     assert not made.network.training
 
 
-def test_the_rehearsal_touches_nothing(tmp_path: Path) -> None:
+def test_estimate_changes_nothing(tmp_path: Path) -> None:
     ready = experiment(dropout=0.5)
     before = {name: t.clone() for name, t in ready.network.state_dict().items()}
     data = [None if t is None else t.clone() for t in ready.task_data.train]
@@ -371,7 +365,7 @@ def test_the_rehearsal_touches_nothing(tmp_path: Path) -> None:
         assert one is None or (two is not None and torch.equal(one, two))
 
 
-def test_the_test_data_are_not_looked_at_while_training(tmp_path: Path) -> None:
+def test_test_data_are_not_used_in_training(tmp_path: Path) -> None:
     asked = task_data()
     blank = replace(asked, test=asked.test._replace(x=torch.full_like(asked.test.x, math.nan)))
     one, two = trainer(tmp_path / "one", asked), trainer(tmp_path / "two", blank)
@@ -381,7 +375,7 @@ def test_the_test_data_are_not_looked_at_while_training(tmp_path: Path) -> None:
     assert untimed(Run.open(tmp_path / "one").metrics()) == untimed(Run.open(tmp_path / "two").metrics())
 
 
-def test_the_training_loss_in_the_log_is_the_mean_since_the_last_look(tmp_path: Path) -> None:
+def test_logged_training_loss_is_the_mean_since_the_last_evaluation(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run", steps=50, evaluate_every=2)
     losses, training_step = [], made.training_step
 

@@ -1,4 +1,4 @@
-"""Losses and metrics, against numbers worked out by hand."""
+"""Losses and metrics against values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnlab.training.report import number
 
 
 class Echo(nn.Module):
-    """A network that answers with what it is given."""
+    """A network that returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_bits_per_byte_are_the_cross_entropy_to_base_two() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte"])
-def test_what_is_not_asked_does_not_count(metric: str) -> None:
+def test_ignored_targets_do_not_count(metric: str) -> None:
     x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     y = torch.full((3, 5), IGNORE)
     y[0, 1], y[2, 4] = 3, int(x[2, 4].argmax())
@@ -76,7 +76,7 @@ def test_root_mean_squared_error_in_the_users_unit() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte", "rmse"])
 def test_the_size_of_a_batch_does_not_change_the_result(metric: str) -> None:
-    """Also where the last batch is smaller, and asks for less."""
+    """Also if the last batch is smaller and has fewer targets."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(7, 5, 3, generator=generator), torch.randint(3, (7, 5), generator=generator)
     y[5:, 1:] = IGNORE
@@ -87,7 +87,7 @@ def test_the_size_of_a_batch_does_not_change_the_result(metric: str) -> None:
         assert judged(metric, x, y, batch_size=size) == pytest.approx(whole)
 
 
-def test_nothing_asked_at_all() -> None:
+def test_no_targets() -> None:
     assert judged("accuracy", torch.randn(2, 3, 5), torch.full((2, 3), IGNORE)) == (0.0, 0.0)
 
 
@@ -104,7 +104,7 @@ def test_which_is_better(metric: str, good: float, bad: float) -> None:
         assert not objective.better(math.nan, old)
 
 
-def test_an_objective_is_what_its_problem_asks_for() -> None:
+def test_objective_of_a_task() -> None:
     asked = TaskData(
         *(Split(torch.zeros(1, N, F), torch.zeros(1, 1)) for _ in range(3)),
         inputs=Inputs("vectors", F),
@@ -116,7 +116,7 @@ def test_an_objective_is_what_its_problem_asks_for() -> None:
     assert Objective.of(asked) == Objective("rmse", 2.5)
 
 
-def test_dropout_is_off_while_judging_and_predicting() -> None:
+def test_dropout_is_off_in_evaluation_and_prediction() -> None:
     echo: Any = Echo().train()
     split = Split(torch.randn(3, 1, 5), torch.zeros(3, 1, dtype=torch.long))
     evaluate(echo, split, Objective("accuracy"), batch_size=2)
@@ -125,9 +125,9 @@ def test_dropout_is_off_while_judging_and_predicting() -> None:
     assert not any(echo.modes)
 
 
-def test_a_prediction_a_row_in_order() -> None:
+def test_one_prediction_per_row_in_order() -> None:
     asked = task_data()
-    network = experiment(asked).network
+    network = experiment(asked).network.eval()
     found = predict(network, asked.test, batch_size=4)
     assert found.shape == (len(asked.test.x), 1, CLASSES)
     lengths = asked.test.lengths
@@ -137,11 +137,11 @@ def test_a_prediction_a_row_in_order() -> None:
         torch.testing.assert_close(found[row], alone[0])
 
 
-def test_no_example_is_no_prediction() -> None:
+def test_no_examples_give_no_predictions() -> None:
     network = experiment().network
     assert predict(network, Split(torch.empty(0, N, F), torch.empty(0)), batch_size=4).shape == (0, 1, CLASSES)
 
 
-def test_numbers_keep_their_digits() -> None:
+def test_numbers_keep_their_precision() -> None:
     assert [number("rmse", value) for value in (0.207, 12.3456, 1234.5)] == ["0.2070", "12.35", "1234"]
     assert number("accuracy", 1.0) == "1.000"

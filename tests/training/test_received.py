@@ -1,4 +1,4 @@
-"""Run folders and networks that somebody else sent: refused in one line, or read right; nothing else happens."""
+"""Received run folders and networks are refused in one line, or read correctly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROWS, N, F, CLASSES = 61, 5, 3, 2
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run on a small file of arrays, without baselines; only to be read."""
+    """A finished run on a small file of arrays without baselines, read-only."""
     folder = tmp_path_factory.mktemp("sent")
     x = np.random.default_rng(0).normal(size=(ROWS, N, F)).astype(np.float32)
     np.savez(folder / "data.npz", x=x, y=np.array(["no", "yes"])[(x[:, 0, 0] > 0).astype(int)])
@@ -55,7 +55,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def copied(sent: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that may be changed."""
     return Path(shutil.copytree(sent, tmp_path / "run"))
 
 
@@ -75,7 +75,7 @@ def go_on(path: Path) -> None:
 
 
 def uses(path: Path, data: Path, trainer: Trainer | None = None) -> dict[str, Callable[[], Any]]:
-    """Everything that reads a run; with a trainer of that run also its `restore`."""
+    """Every function that reads a run; with a trainer also its `restore`."""
     return {
         **({} if trainer is None else {"restore": trainer.restore}),
         "list": lambda: [error(run.reason) for run in find(path.parent) if isinstance(run, Damaged)],
@@ -94,7 +94,7 @@ def error(reason: str) -> None:
 
 
 def refusals(uses: dict[str, Callable[[], Any]], *which: str) -> dict[str, str]:
-    """The one-line refusals of the uses of a run; any other exception is let through."""
+    """The one-line refusals by these functions; other exceptions are raised."""
     refused = {}
     for name in which:
         try:
@@ -105,7 +105,7 @@ def refusals(uses: dict[str, Callable[[], Any]], *which: str) -> dict[str, str]:
     return refused
 
 
-def test_a_run_that_was_not_altered_is_not_refused(copied: Path) -> None:
+def test_unaltered_run_is_accepted(copied: Path) -> None:
     every = uses(copied, data_of(copied))
     assert refusals(every, *every) == {}
     assert [type(run) for run in find(copied.parent)] == [Run]
@@ -133,7 +133,7 @@ WRONG: tuple[Any, ...] = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value; of a list its first element."""
+    """The path of every entry of a JSON value; of a list its first element."""
     if at:
         yield at
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
@@ -142,7 +142,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def altered(value: Any, at: tuple[Any, ...], wrong: Any) -> Any:
-    """A copy of a JSON value with something else at a place."""
+    """A copy of a JSON value with another value at a path."""
     value = copy.deepcopy(value)
     inner = value
     for key in at[:-1]:
@@ -155,7 +155,7 @@ def altered(value: Any, at: tuple[Any, ...], wrong: Any) -> Any:
 
 
 def write_config(path: Path, config: dict[str, Any], *, alone: bool = False) -> None:
-    """Write a config under its checksum, and unless ``alone`` name it in the checkpoints, as an attacker would."""
+    """Write a config with its checksum, and unless ``alone`` put its id into the checkpoints, as an attacker would."""
     config = {key: value for key, value in config.items() if key != "sha256"}
     config["sha256"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -165,7 +165,7 @@ def write_config(path: Path, config: dict[str, Any], *, alone: bool = False) -> 
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: Any) -> None:
-    """Write what `save_tensors` would refuse to, under its checksum."""
+    """Write an invalid checkpoint with a valid checksum."""
     if isinstance(about, dict):
         about = {**about, "sha256": checkpoint._checksum(tensors, about)}
     path.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ GATES = {
     "metrics.jsonl": ("list", ("finish",)),
     "result.json": ("list", ()),
 }
-"""What reads a file first, and what is tried then where it was not refused."""
+"""The first reader of each file, and the functions tried if it does not refuse."""
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -236,12 +236,12 @@ def test_every_altered_field_is_refused_or_read_right(name: str, copied: Path, m
     assert read < tried / 2
 
 
-def test_an_encoding_of_other_types_is_said(copied: Path) -> None:
+def test_invalid_encoding_is_refused(copied: Path) -> None:
     tensors, about = load_tensors(copied / "model.safetensors")
     data = data_of(copied)
     for encoding in ({}, {**about["encoding"], "labels": [1]}, {**about["encoding"], "shift": "x"}):
         write_checkpoint(copied / "sent.safetensors", tensors, {**about, "encoding": encoding})
-        with pytest.raises(UserError, match=r"sent\.safetensors has an encoding that does not fit its task"):
+        with pytest.raises(UserError, match=r"sent\.safetensors has an encoding that does not match its task"):
             predict_file(copied / "sent.safetensors", data)
 
 
@@ -272,7 +272,7 @@ TENSORS: dict[str, Callable[[dict[str, Tensor], str], Any]] = {
 
 @pytest.mark.parametrize("wrong", TENSORS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_altered_weights_are_refused(wrong: str, suffix: str, copied: Path) -> None:
+def test_altered_parameters_are_refused(wrong: str, suffix: str, copied: Path) -> None:
     tensors, about = load_tensors(copied / "model.safetensors")
     TENSORS[wrong](tensors, "readout.weight")
     about["sha256"] = checkpoint._checksum(tensors, about)
@@ -306,7 +306,7 @@ def test_an_altered_state_is_refused(wrong: str, name: str, copied: Path) -> Non
 
 
 def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: Path) -> None:
-    """A report that is a link to a .pth file of site-packages, and a setting that is a line of code."""
+    """A report that links to a .pth file in site-packages, and a setting with a line of code."""
     (tmp_path / "site-packages").mkdir()
     pth = tmp_path / "site-packages" / "sent.pth"
     pth.write_text("", encoding="utf-8")
@@ -331,8 +331,8 @@ def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: P
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
 @pytest.mark.parametrize("name", RUN_FILES[:5])
-def test_a_file_of_a_run_that_is_none_is_refused(kind: str, name: str, copied: Path) -> None:
-    """Nothing is read or written through a link, and a pipe is not waited for."""
+def test_irregular_run_files_are_refused(kind: str, name: str, copied: Path) -> None:
+    """Links are not followed, and a pipe does not block."""
     outside = copied.parent / "outside"
     shutil.copy(copied / name, outside)
     before = outside.read_bytes()
@@ -353,7 +353,7 @@ def test_a_file_of_a_run_that_is_none_is_refused(kind: str, name: str, copied: P
 
 @pytest.mark.parametrize("name", RUN_FILES[5:7])
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
-def test_what_is_written_replaces_a_link(kind: str, name: str, copied: Path) -> None:
+def test_writing_replaces_links(kind: str, name: str, copied: Path) -> None:
     outside = copied.parent / "outside"
     outside.write_text("untouched", encoding="utf-8")
     for written in {name, "result.json"}:
@@ -369,7 +369,7 @@ def test_what_is_written_replaces_a_link(kind: str, name: str, copied: Path) -> 
     assert Run.open(copied).result() is not None
 
 
-def test_a_line_is_not_appended_to_a_file_with_another_name(copied: Path) -> None:
+def test_hard_linked_metrics_are_not_appended_to(copied: Path) -> None:
     outside = copied.parent / "outside"
     outside.hardlink_to(copied / "metrics.jsonl")
     before, run = outside.read_bytes(), Run.open(copied)
@@ -390,7 +390,7 @@ def test_the_folder_itself_may_be_a_link(copied: Path, tmp_path: Path) -> None:
 
 
 def bomb(path: Path, **described: Any) -> Path:
-    """The network file of a small run whose description says something else."""
+    """The network file of a small run with another description."""
     tensors, about = load_tensors(path / "model.safetensors")
     write_checkpoint(path / "bomb.safetensors", tensors, {**about, "network": {**about["network"], **described}})
     return path / "bomb.safetensors"
@@ -418,7 +418,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("which", BOMBS)
-def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
+def test_network_larger_than_its_file_is_refused_before_allocation(
     which: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bomb(copied, **BOMBS[which])
@@ -435,14 +435,14 @@ def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
         predict_file(path, Path("not read"))
 
 
-def test_a_large_number_that_takes_no_memory_is_no_bomb(copied: Path) -> None:
+def test_large_number_without_memory_cost_is_accepted(copied: Path) -> None:
     options = {"num_heads": 2, "window": 10**12}
     path = bomb(copied, model="slidingwindow", options=options)
     x = torch.ones(1, N, F)
     assert torch.allclose(attnlab.load(path)(x), attnlab.load(copied)(x), atol=1e-5)
 
 
-def test_a_folder_from_the_hub_passes_the_same_gate(copied: Path, tmp_path: Path) -> None:
+def test_hub_folder_is_validated(copied: Path, tmp_path: Path) -> None:
     attnlab.load(copied).save_pretrained(tmp_path / "hub")
     assert same(Network.from_pretrained(tmp_path / "hub"), attnlab.load(copied))
     config = json.loads((tmp_path / "hub/config.json").read_text("utf-8"))
@@ -460,7 +460,7 @@ def test_a_folder_from_the_hub_passes_the_same_gate(copied: Path, tmp_path: Path
         Network.from_pretrained(tmp_path / "hub")
 
 
-def test_an_archive_is_not_unpacked_to_find_out_whose_it_is(tmp_path: Path) -> None:
+def test_archive_is_not_unpacked_to_identify_it(tmp_path: Path) -> None:
     path = tmp_path / "sent.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"state_dict attnlab" + bytes(2**25))
@@ -468,7 +468,7 @@ def test_an_archive_is_not_unpacked_to_find_out_whose_it_is(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("which", ["expanded", "overlapping", "deflated", "sparse", "bytearray", "meta"])
-def test_a_pth_larger_than_its_file_is_refused(which: str, tmp_path: Path) -> None:
+def test_pth_larger_than_its_file_is_refused(which: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     tensor = torch.ones(1)
     bombs = {
@@ -513,7 +513,7 @@ def test_headers_out_of_bounds_are_refused(content: bytes, message: str, tmp_pat
         load_tensors(tmp_path / "bomb.safetensors")
 
 
-def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_not_written(tmp_path: Path) -> None:
     for tensors in ({"a": torch.zeros(2, dtype=torch.complex64)}, {"a": torch.zeros(2).to(torch.float8_e5m2)}):
         with pytest.raises(ValueError, match=r"a checkpoint cannot hold"):
             save_tensors(tmp_path / "a.safetensors", tensors, {})
@@ -553,8 +553,8 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_not_taken_for_bombs_nor_for_copies(copied: Path, tmp_path: Path) -> None:
-    """300 MB beyond what the imports take: no gigabytes for a bomb, no copy of a tensor of 200 MB."""
+def test_memory_use_is_bounded(copied: Path, tmp_path: Path) -> None:
+    """300 MB beyond the imports suffice: no gigabytes for a bomb, and no copy of a tensor of 200 MB."""
     torch.save({"state_dict": {"w": torch.ones(1).expand(10**9)}, KEY: "{}"}, tmp_path / "bomb.pth")
     names = [bomb(copied, inputs=["tokens", 10**8]), tmp_path / "bomb.pth", tmp_path / "large.pth"]
     names.append(tmp_path / "large.safetensors")

@@ -1,4 +1,4 @@
-"""Every number of a result is recomputed with scikit-learn in float64 from the saved network and the test data."""
+"""Every value of a result is recomputed with scikit-learn in float64 from the saved network."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def arrays(path: Path, *, regression: bool) -> Path:
     return path / "data.npz"
 
 
-def finished(path: Path, data: Path, **said: Any) -> tuple[Experiment, Run, dict[str, Any]]:
-    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **said}
+def finished(path: Path, data: Path, **changes: Any) -> tuple[Experiment, Run, dict[str, Any]]:
+    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **changes}
     settings = defaults("multihead", "arrays").updated(values, "the test")
     experiment = prepare(settings)
     run = train.start(experiment, path / "run")
@@ -116,7 +116,7 @@ def test_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_baselines(regression: bool, tmp_path: Path) -> None:
-    """Recomputed on the network's own examples: the nearest neighbours, the linear model, the trivial answer."""
+    """The nearest neighbours, the linear model and the trivial baseline, recomputed."""
     experiment, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
     train_x, test_x = (
         part.x.double().flatten(1).numpy() for part in (experiment.task_data.train, experiment.task_data.test)
@@ -156,8 +156,8 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     for row in rows:
         row["price"] = 3 * (row["size"] - 1.7e9) + 1e6
     pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
-    said = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
-    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **said}, "the test")
+    changes = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
+    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **changes}, "the test")
     experiment = prepare(settings)
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
@@ -174,7 +174,7 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     assert result["test"] == result["metrics"]["mae"]
 
 
-def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
+def test_evaluation_without_the_original_data(tmp_path: Path) -> None:
     data = arrays(tmp_path, regression=False)
     _, run, _ = finished(tmp_path, data)
     x, y = np.load(data)["x"], np.load(data)["y"]
@@ -196,7 +196,7 @@ def test_new_data_are_scored_where_the_original_is_gone(tmp_path: Path) -> None:
     assert predict_file(run.path, tmp_path / "new.npz").scored == 2
 
 
-def test_accuracy_that_misleads_is_named() -> None:
+def test_misleading_accuracy_warning() -> None:
     y = np.array([0] * 986 + [1] * 14)
     (note,) = imbalance(y, ["ok", "fraud"])
     assert "986 of 1,000 test examples are of class ok" in note
@@ -204,14 +204,14 @@ def test_accuracy_that_misleads_is_named() -> None:
     assert imbalance(np.array([0, 1, 1, 0]), ["ok", "fraud"]) == []
 
 
-def test_a_class_that_is_never_predicted() -> None:
-    matrix = confusion(np.array([0, 0, 0]), np.array([0, 0, 1]), 3)
-    assert matrix.tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
-    assert [each["precision"] for each in per_class(matrix, ["a", "b", "c"])] == [2 / 3, 0, 0]
-    assert [each["recall"] for each in per_class(matrix, ["a", "b", "c"])] == [1, 0, 0]
+def test_class_that_is_never_predicted() -> None:
+    predicted, y = np.array([0, 0, 0]), np.array([0, 0, 1])
+    assert confusion(predicted, y, 3).tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [each["precision"] for each in per_class(predicted, y, ["a", "b", "c"])] == [2 / 3, 0, 0]
+    assert [each["recall"] for each in per_class(predicted, y, ["a", "b", "c"])] == [1, 0, 0]
 
 
-def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
+def test_balanced_class_weights_match_scikit_learn() -> None:
     asked = small.task_data()
     y = asked.train.y[:, 0].numpy()
     counts = np.bincount(y, minlength=small.CLASSES)
@@ -226,7 +226,7 @@ def test_balanced_classes_weigh_as_in_scikit_learn() -> None:
     assert float(objective.loss(scores, target)) == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-5)
 
 
-def test_a_metric_that_does_not_fit_is_refused() -> None:
+def test_undefined_metric_is_refused() -> None:
     asked = small.task_data()
     assert with_metric(asked, "roc_auc").metric == "roc_auc"
     with pytest.raises(UserError, match=r"--metric rmse cannot be computed here; choose from accuracy, balanced"):
@@ -234,7 +234,7 @@ def test_a_metric_that_does_not_fit_is_refused() -> None:
     assert "f1" in metrics_of(asked)
 
 
-def test_baselines_that_fail_cost_no_run(tmp_path: Path) -> None:
+def test_failing_baselines_do_not_fail_the_run(tmp_path: Path) -> None:
     def failing() -> list[Any]:
         raise ValueError("this solver needs samples of at least 2 classes")
 

@@ -24,7 +24,7 @@ from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
 
-def test_without_a_name_the_next_free_number_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_run_dir_is_the_next_free_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [str(started(None).path) for _ in range(2)] == ["runs/digits-multihead-001", "runs/digits-multihead-002"]
     shutil.rmtree("runs/digits-multihead-001")
@@ -34,7 +34,7 @@ def test_without_a_name_the_next_free_number_is_taken(tmp_path: Path, monkeypatc
     assert not list(tmp_path.glob(f"runs/{UNFINISHED}*"))
 
 
-def test_a_new_run_is_whole_from_the_start(tmp_path: Path) -> None:
+def test_new_run_is_complete_from_the_start(tmp_path: Path) -> None:
     run = started(tmp_path / "a" / "b" / "run", dropout=0.25)
     assert Run.open(tmp_path / "a/b/run") == run
     assert run.settings.model.dropout == 0.25
@@ -43,7 +43,7 @@ def test_a_new_run_is_whole_from_the_start(tmp_path: Path) -> None:
     assert not run.began
 
 
-def test_an_earlier_run_is_never_overwritten_unasked(copied: Path) -> None:
+def test_existing_run_is_not_overwritten(copied: Path) -> None:
     before = files(copied)
     with pytest.raises(UserError, match=r"exists; give another --run_dir, --resume .*copied, or --overwrite"):
         started(copied)
@@ -51,7 +51,7 @@ def test_an_earlier_run_is_never_overwritten_unasked(copied: Path) -> None:
     assert [p.name for p in copied.parent.iterdir()] == ["copied"]
 
 
-def test_overwrite_leaves_nothing_of_the_earlier_run(copied: Path) -> None:
+def test_overwrite_removes_the_earlier_run(copied: Path) -> None:
     (copied / f"{UNFINISHED}half").touch()
     started(copied, overwrite=True, dropout=0.25)
     assert [p.name for p in copied.iterdir()] == ["config.json"]
@@ -89,7 +89,7 @@ def test_overwrite_replaces_runs_only(there: str, tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_overwrite_takes_an_empty_folder_and_a_damaged_run(tmp_path: Path, copied: Path) -> None:
+def test_overwrite_accepts_empty_folders_and_damaged_runs(tmp_path: Path, copied: Path) -> None:
     (tmp_path / "empty").mkdir()
     started(tmp_path / "empty", overwrite=True)
     config = json.loads((copied / "config.json").read_text("utf-8"))
@@ -98,14 +98,14 @@ def test_overwrite_takes_an_empty_folder_and_a_damaged_run(tmp_path: Path, copie
     assert Run.open(copied).config["format"] == runs.FORMAT
 
 
-def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_impossible_run_dir_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot make a run folder in .*file"):
         started(tmp_path / "file" / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_a_kill_left_half_made_is_swept_away_an_hour_later(tmp_path: Path) -> None:
+def test_unfinished_folders_are_removed_after_an_hour(tmp_path: Path) -> None:
     old, young = tmp_path / f"{UNFINISHED}old", tmp_path / f"{UNFINISHED}young"
     for left in (old, young):
         left.mkdir()
@@ -116,7 +116,7 @@ def test_what_a_kill_left_half_made_is_swept_away_an_hour_later(tmp_path: Path) 
     assert young.exists(), "someone may be making it"
 
 
-def test_two_cannot_train_in_one_folder(copied: Path) -> None:
+def test_folder_is_locked(copied: Path) -> None:
     one, two = Run.open(copied), Run.open(copied)
     (copied / f"{UNFINISHED}of one").touch()
     with one.alone():
@@ -134,7 +134,7 @@ def test_two_cannot_train_in_one_folder(copied: Path) -> None:
         pass
 
 
-def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
+def test_folder_is_unlocked_after_an_error(copied: Path) -> None:
     with pytest.raises(KilledError), Run.open(copied).alone():
         raise KilledError
     with Run.open(copied).alone():
@@ -142,7 +142,7 @@ def test_a_folder_is_free_again_after_an_error(copied: Path) -> None:
 
 
 def killed_at(change: int, action: Callable[[], Any]) -> bool:
-    """Whether a process that does something was killed before its so-manyth change of the file system."""
+    """Run an action in a process that is killed before its n-th change of the file system; whether it was killed."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -165,7 +165,7 @@ def killed_at(change: int, action: Callable[[], Any]) -> bool:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.parametrize("read", ["open", "find", "create"])
-def test_an_overwrite_that_was_killed_leaves_one_of_the_two_runs(read: str, done: Path, tmp_path: Path) -> None:
+def test_killed_overwrite_leaves_one_of_the_two_runs(read: str, done: Path, tmp_path: Path) -> None:
     before, ready, outcomes = files(done), experiment(dropout=0.25), []
     for change in range(1, 100):
         path = Path(shutil.copytree(done, tmp_path / str(change) / "run"))
@@ -186,7 +186,7 @@ def test_an_overwrite_that_was_killed_leaves_one_of_the_two_runs(read: str, done
     assert [p.name for p in path.parent.iterdir() if p.name != "another"] == ["run"]
 
 
-def test_a_failing_overwrite_leaves_the_earlier_run(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_overwrite_keeps_the_earlier_run(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, rename = files(copied), Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -201,7 +201,7 @@ def test_a_failing_overwrite_leaves_the_earlier_run(copied: Path, monkeypatch: p
     assert [p.name for p in copied.parent.iterdir()] == ["copied"]
 
 
-def test_an_earlier_run_is_not_taken_from_a_process_that_replaces_it(copied: Path) -> None:
+def test_run_being_replaced_is_not_restored(copied: Path) -> None:
     earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
     held = lock(earlier)
     assert find(copied.parent) == []
@@ -213,7 +213,7 @@ def test_an_earlier_run_is_not_taken_from_a_process_that_replaces_it(copied: Pat
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "another folder", "a file"])
-def test_an_earlier_run_is_removed_only_where_another_run_took_its_place(there: str, copied: Path) -> None:
+def test_earlier_run_is_removed_only_if_a_run_replaced_it(there: str, copied: Path) -> None:
     before = files(copied)
     earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
     os.utime(earlier, (0, 0))
@@ -227,8 +227,8 @@ def test_an_earlier_run_is_removed_only_where_another_run_took_its_place(there: 
     assert files(earlier if there in ("another folder", "a file") else copied) == before
 
 
-def test_a_link_that_looks_unfinished_is_not_followed(copied: Path, tmp_path: Path) -> None:
-    """A folder from somebody else, with a link to a run of the user."""
+def test_sweep_does_not_follow_links(copied: Path, tmp_path: Path) -> None:
+    """A received folder with a link to a run of the user."""
     before = files(copied)
     (tmp_path / "sent").mkdir()
     link = tmp_path / "sent" / f"{UNFINISHED}old"
@@ -238,7 +238,7 @@ def test_a_link_that_looks_unfinished_is_not_followed(copied: Path, tmp_path: Pa
     assert files(copied) == before
 
 
-def test_a_working_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
     ready, path = experiment(), tmp_path / "run"
     train.start(ready, path)
@@ -256,7 +256,7 @@ def test_a_working_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
-def test_a_folder_that_vanishes_is_made_again_under_another_name(
+def test_removed_folder_is_recovered_under_another_name(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)

@@ -29,7 +29,7 @@ from attnlab.utils.errors import UserError
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_config_that_is_not_ours(text: str, message: str, copied: Path) -> None:
+def test_foreign_config_is_refused(text: str, message: str, copied: Path) -> None:
     (copied / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         Run.open(copied)
@@ -57,13 +57,13 @@ def test_a_checkpoint_of_another_run(name: str, copied: Path, tmp_path: Path) ->
             attnlab.load(copied)
 
 
-def test_a_network_in_place_of_the_state(copied: Path) -> None:
+def test_network_in_place_of_the_state_is_refused(copied: Path) -> None:
     shutil.copy(copied / "model.safetensors", copied / "state.safetensors")
-    with pytest.raises(UserError, match=r"state.safetensors holds a network alone"):
+    with pytest.raises(UserError, match=r"state.safetensors holds only a network"):
         trainer(copied)
 
 
-def test_a_network_that_does_not_fit_what_it_says(copied: Path, tmp_path: Path) -> None:
+def test_wrong_network_description_is_refused(copied: Path, tmp_path: Path) -> None:
     tensors, about = load_tensors(copied / "model.safetensors")
     for wrong in ({"embed_dim": 16}, {"model": "multihed"}, {"colour": 1}, {"options": {"num_heads": 3}}):
         path = tmp_path / "wrong.safetensors"
@@ -74,21 +74,21 @@ def test_a_network_that_does_not_fit_what_it_says(copied: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("left", ["model.safetensors", "metrics.jsonl"])
-def test_a_run_that_began_and_lost_its_state_does_not_begin_again(left: str, copied: Path) -> None:
+def test_missing_state_is_refused(left: str, copied: Path) -> None:
     for file in copied.iterdir():
         if file.name not in ("config.json", left):
             file.unlink()
-    with pytest.raises(UserError, match=r"has lost its state\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks its state\.safetensors"):
         trainer(copied)
 
 
-def test_a_run_that_lost_its_network_does_not_go_on(copied: Path) -> None:
+def test_missing_network_is_refused(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"there is no checkpoint .*model.safetensors"):
         trainer(copied)
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(copied: Path) -> None:
+def test_incomplete_last_line_is_ignored(copied: Path) -> None:
     file, whole = copied / "metrics.jsonl", Run.open(copied).metrics()
     with file.open("a", encoding="utf-8") as open_file:
         open_file.write('{"step": 24, "epo')
@@ -99,7 +99,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["no json\n", "[1]\n", "3\n", '{"epoch": 1}\n', '{"step": "1"}\n', "\n", "\xff\n"])
-def test_a_line_that_was_damaged_is_said(line: str, copied: Path) -> None:
+def test_damaged_line_is_refused(line: str, copied: Path) -> None:
     file = copied / "metrics.jsonl"
     file.write_bytes(line.encode("latin-1") + file.read_bytes())
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
@@ -107,27 +107,27 @@ def test_a_line_that_was_damaged_is_said(line: str, copied: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"test": 1}'])
-def test_a_result_that_was_damaged_is_said(text: str, copied: Path) -> None:
+def test_damaged_result_is_refused(text: str, copied: Path) -> None:
     (copied / "result.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"result\.json is damaged: .*; remove it, and --resume"):
         Run.open(copied).result()
 
 
-def test_a_run_of_other_data_does_not_go_on(tmp_path: Path) -> None:
+def test_changed_data_are_refused(tmp_path: Path) -> None:
     data = tmp_path / "mine.txt"
     data.write_text("one", encoding="utf-8")
     ready = experiment(data=str(data))
     run = train.start(ready, tmp_path / "run")
     runs.check_data(run)
     data.write_text("two", encoding="utf-8")
-    with pytest.raises(UserError, match=r"mine\.txt was altered since .*run was started; put the old file back"):
+    with pytest.raises(UserError, match=r"mine\.txt was altered since .*run was started; restore the old file"):
         runs.check_data(run)
     data.unlink()
-    with pytest.raises(UserError, match=r"was trained on .*mine\.txt, which is not there any more; put it back"):
+    with pytest.raises(UserError, match=r"was trained on .*mine\.txt, which no longer exists; restore it"):
         runs.check_data(run)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_at_its_beginning(tmp_path: Path) -> None:
+def test_run_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     started(tmp_path / "cut")
     cut, whole = trainer(tmp_path / "cut"), trainer(tmp_path / "whole")
     cut.fit()

@@ -1,4 +1,4 @@
-"""A run goes on, and is evaluated, on the data that it was trained on, or not at all."""
+"""A run is resumed and evaluated only on the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def test_another_corpus_is_refused(command: Any, run: Run, monkeypatch: pytest.M
     monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
     command(run)
     monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(2))
-    with pytest.raises(UserError, match=r"^this Python's documentation differs .* \(other sha256\); use the version"):
+    with pytest.raises(UserError, match=r"^this Python's documentation differs .* \(in sha256\); use the version"):
         command(run)
 
 
-def test_another_unit_is_another_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extension_in_another_unit_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
     task_data = load_task_data(run.settings)
     check_same_data(run, task_data)
     task_data.encoding["split_by"] = "lines"
-    with pytest.raises(UserError, match=r"\(other split_by\)"):
+    with pytest.raises(UserError, match=r"\(in split_by\)"):
         check_same_data(run, task_data)
 
 
-def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
+def test_changed_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
-    said = {**SETTINGS, "data": str(tmp_path / "x.txt")}
-    experiment = prepare(defaults("multihead", "text").updated(said, "the test"))
+    changes = {**SETTINGS, "data": str(tmp_path / "x.txt")}
+    experiment = prepare(defaults("multihead", "text").updated(changes, "the test"))
     run = train.start(experiment, tmp_path / "run")
     run.config["encoding"]["split_by"] = "position"
-    with pytest.raises(UserError, match=r"x\.txt is understood otherwise .*\(other split_by\); use the version"):
+    with pytest.raises(UserError, match=r"x\.txt is encoded differently .*\(in split_by\); use the version"):
         check_same_data(run, experiment.task_data)
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_understood_otherwise(tmp_path: Path) -> None:
         ({"a": ["1"]}, {"a": [1]}, False),
     ],
 )
-def test_values_are_the_same_up_to_rounding(a: Any, b: Any, same: bool) -> None:
+def test_same_values_up_to_rounding(a: Any, b: Any, same: bool) -> None:
     assert same_values(a, b) is same
 
 

@@ -1,4 +1,4 @@
-"""Settings: every number within its range, every name known, and back from a file as they went."""
+"""Settings: ranges, names, types and files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "
 
 
 def changed(name: str, value: Any) -> Settings:
-    """The default settings with one of them put past `Settings.updated`, as the command line does."""
+    """The default settings with one value set without validation, as the command line does."""
     settings = Settings()
     (group,) = [g for g in (settings.model, settings.data, settings.training, settings.hardware) if hasattr(g, name)]
     setattr(group, name, value)
@@ -48,29 +48,29 @@ def refused(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_both_ends_of_a_range_are_in_it_and_no_more(name: str) -> None:
+def test_range_limits(name: str) -> None:
     low, high = RANGES[name]
     check(changed(name, low))
     check(changed(name, high))
     tiny = 1 if name in WHOLE else 1e-9 * max(1.0, high)
     for beyond in (low - tiny, high + tiny):
-        said = refused(changed(name, beyond))
-        assert said.startswith(f"{name} must be from ")
-        assert "\n" not in said
+        error = refused(changed(name, beyond))
+        assert error.startswith(f"{name} must be from ")
+        assert "\n" not in error
 
 
 @pytest.mark.parametrize("name", sorted(set(RANGES) - WHOLE))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_what_is_no_sensible_number_is_refused(name: str, value: float) -> None:
+def test_nonfinite_and_huge_values_are_refused(name: str, value: float) -> None:
     assert refused(changed(name, value)).startswith(f"{name} must be from ")
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize("value", [-1, 10**30, -(10**400), 10**400])
-def test_absurd_whole_numbers_are_refused_in_a_short_line(name: str, value: int) -> None:
-    said = refused(changed(name, value))
-    assert said.startswith(f"{name} must be from ")
-    assert len(said) < 150
+def test_huge_integers_are_refused_in_a_short_line(name: str, value: int) -> None:
+    error = refused(changed(name, value))
+    assert error.startswith(f"{name} must be from ")
+    assert len(error) < 150
 
 
 def test_every_number_has_a_range() -> None:
@@ -102,7 +102,7 @@ def test_epochs_or_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("values", "message"),
     [
         ({"embed_dim": "64"}, "embed_dim must be a valid integer, not '64' (in a file)"),
         ({"embed_dim": 64.0}, "embed_dim must be a valid integer, not 64.0 (in a file)"),
@@ -121,18 +121,18 @@ def test_epochs_or_steps() -> None:
         ({"quiet": True}, "unknown setting 'quiet'; "),
     ],
 )
-def test_a_value_of_another_type_or_an_unknown_name_is_refused(said: dict[str, Any], message: str) -> None:
+def test_wrong_types_and_unknown_names_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Settings().updated(said, "a file")
+        Settings().updated(values, "a file")
     assert message in str(caught.value)
 
 
-def test_a_whole_number_is_a_number() -> None:
+def test_integer_is_accepted_for_float() -> None:
     rate = Settings().updated({"learning_rate": 1}, "a file").training.learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 
-def test_names_that_do_not_exist_suggest_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown model 'multihed'; did you mean multihead"):
         defaults("multihed", "digits")
     with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits"):
@@ -141,7 +141,7 @@ def test_names_that_do_not_exist_suggest_the_nearest() -> None:
 
 @pytest.mark.parametrize("model", registry.names())
 @pytest.mark.parametrize("task", tasks.names())
-def test_settings_come_back_as_they_went(model: str, task: str) -> None:
+def test_settings_round_trip(model: str, task: str) -> None:
     settings = defaults(model, task)
     flat = settings.flat()
     assert set(settings.model.options) == {option.name for option in mechanism_options(model)}
@@ -166,27 +166,27 @@ def test_settings_come_back_as_they_went(model: str, task: str) -> None:
         },
     )
 )
-def test_whatever_is_allowed_survives_a_file(said: dict[str, Any]) -> None:
-    settings = Settings().updated(said, "the test")
+def test_valid_settings_survive_a_file(values: dict[str, Any]) -> None:
+    settings = Settings().updated(values, "the test")
     check(settings)
     again = Settings().updated(json.loads(json.dumps(settings.flat())), "a file")
     assert again.flat() == settings.flat()
 
 
-def test_updating_leaves_the_first_as_it_was() -> None:
+def test_updated_does_not_change_the_original() -> None:
     first = defaults("multihead", "digits")
     before = first.flat()
     first.updated({"num_heads": 2, "embed_dim": 8, "steps": 3}, "the test")
     assert first.flat() == before
 
 
-def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) -> None:
-    said = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
+def test_config_formats(tmp_path: Path) -> None:
+    values = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
     toml, plain, run = tmp_path / "a.toml", tmp_path / "a.json", tmp_path / "config.json"
     toml.write_text("# mine\nembed-dim = 32\nnum_heads = 4\nlearning_rate = 1e-2\nmlp = false\n", encoding="utf-8")
-    plain.write_text("\ufeff" + json.dumps(said), encoding="utf-8")
-    run.write_text(json.dumps({"format": 1, "settings": said}), encoding="utf-8")
-    assert read_config(toml) == read_config(plain) == read_config(run) == said
+    plain.write_text("\ufeff" + json.dumps(values), encoding="utf-8")
+    run.write_text(json.dumps({"format": 1, "settings": values}), encoding="utf-8")
+    assert read_config(toml) == read_config(plain) == read_config(run) == values
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_settings_file_as_toml_as_json_and_as_a_run_writes_it(tmp_path: Path) 
         ("a.json", '{"embed_dim": ' + "9" * 5000 + "}", "is malformed: "),
     ],
 )
-def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_malformed_config_is_refused_in_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -214,7 +214,7 @@ def test_a_settings_file_that_cannot_be_read_is_one_line(name: str, text: str, m
         read_config(tmp_path / "missing.toml")
 
 
-def test_a_settings_file_that_is_no_text(tmp_path: Path) -> None:
+def test_binary_config_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"is malformed: "):
@@ -243,7 +243,7 @@ def option(annotation: str) -> Option:
         ("attnlab.Positions | str", str, Choices()),
     ],
 )
-def test_of_a_type_words_say_what_they_can(annotation: str, kind: Any, choices: Choices) -> None:
+def test_option_types_and_choices(annotation: str, kind: Any, choices: Choices) -> None:
     assert option_type(option(annotation), "mine") == kind
     assert choices_of(option(annotation), "mine") == choices
 
@@ -251,12 +251,12 @@ def test_of_a_type_words_say_what_they_can(annotation: str, kind: Any, choices: 
 @pytest.mark.parametrize(
     "annotation", ["Tensor", "Tensor | None", "Tensor | Mask", "__import__('os')", "dict[str, int]"]
 )
-def test_what_no_words_can_say_is_no_option(annotation: str) -> None:
+def test_unsupported_option_types(annotation: str) -> None:
     with pytest.raises(UserError, match=r"models/mine has an option of type .*, which cannot be a flag; use int"):
         option_type(option(annotation), "mine")
 
 
-def test_positions_in_a_file_are_words() -> None:
+def test_positions_in_a_config_are_strings() -> None:
     words = "rotary(base=500000)"
     assert Settings().updated({"positions": words}, "a file").model.options["positions"] == words
     with pytest.raises(UserError, match="positions must be 'none', 'rotary', 'alibi' or 't5' or a valid string, not 3"):
@@ -266,7 +266,7 @@ def test_positions_in_a_file_are_words() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_no_config(tmp_path: Path) -> None:
+def test_pipe_as_config_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"--config .*a\.json is a pipe; write its content to a file first"):
         read_config(tmp_path / "a.json")
@@ -275,7 +275,7 @@ def test_a_pipe_is_no_config(tmp_path: Path) -> None:
         read_config(tmp_path / "b.toml")
 
 
-def test_a_file_that_is_too_large_for_settings_is_not_read(tmp_path: Path) -> None:
+def test_oversized_config_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(2**34)  # a hole: no byte of it is on the disk
     with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):

@@ -13,7 +13,7 @@ from attnlab.training.signals import raising_signals, signals
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_the_result_is_computed_stops_and_is_resumed(
+def test_signal_during_evaluation_stops_and_resumes(
     which: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
@@ -32,7 +32,7 @@ def test_a_signal_while_the_result_is_computed_stops_and_is_resumed(
     assert result == run.result()
 
 
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with signals() as asked, raising_signals():

@@ -1,4 +1,4 @@
-"""A whole run from settings to result: what is refused, judged, loaded and predicted."""
+"""A whole run from settings to result and predictions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ import torch
 import attnlab
 from attnlab import tasks
 from attnlab.network import Network
-from attnlab.training import train
+from attnlab.training import assessment, hardware, train
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.inference import predict_file
-from attnlab.training.objective import predict
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 from attnlab.utils.errors import UserError
 
 
-def settings(task: str = "digits", **said: Any) -> Settings:
+def settings(task: str = "digits", **changes: Any) -> Settings:
     tiny = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 7, "threads": 1}
-    return defaults("multihead", task).updated({**tiny, **said}, "the test")
+    return defaults("multihead", task).updated({**tiny, **changes}, "the test")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_every_task_without_a_file_can_be_prepared() -> None:
             assert torch.isfinite(scores).all()
 
 
-def test_the_positions_that_are_asked_for_are_built() -> None:
+def test_position_embedding_option() -> None:
     asked = {"position_embedding": "sinusoidal", "positions": "rotary(base=500)"}
     network = small.experiment(**asked).network
     assert network.position_embedding.name == "sinusoidal"
@@ -55,7 +54,7 @@ def test_the_positions_that_are_asked_for_are_built() -> None:
     assert small.experiment().network.position_embedding.name == "learned"
 
 
-def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
+def test_initialization_depends_only_on_the_seed() -> None:
     first = prepare(settings())
     torch.randn(97)
     assert small.same(first.network, prepare(settings()).network)
@@ -63,17 +62,17 @@ def test_the_seed_decides_the_first_weights_whatever_was_drawn_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         ({"num_heads": 3}, r"multihead: embed_dim \(8\) must be divisible by num_heads \(3\)"),
-        ({"task": "text", "causal": False}, r"text asks for what comes next, so the model must not look ahead"),
-        ({"device": "cuda:99"}, r"there are here: auto, cpu"),
+        ({"task": "text", "causal": False}, r"text predicts the next token, so the network must be causal"),
+        ({"device": "cuda:99"}, r"available: auto, cpu"),
         ({"embed_dim": 65536, "layers": 999}, r"parameters need .* reduce --embed_dim or --layers"),
     ],
 )
-def test_what_cannot_be_trained(said: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(settings(said.pop("task", "digits"), **said))
+        prepare(settings(changes.pop("task", "digits"), **changes))
 
 
 def test_the_result_is_of_the_best_network_on_the_test_data(
@@ -92,24 +91,24 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 def test_the_test_data_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     experiment = prepare(settings())
     splits = []
-    predict = train.predict
+    predict = assessment.predict
 
     def watched(network: Network, split: Any, **more: Any) -> Any:
         splits.append(split is experiment.task_data.test)
         return predict(network, split, **more)
 
-    monkeypatch.setattr(train, "predict", watched)
+    monkeypatch.setattr(assessment, "predict", watched)
     train.train(experiment, train.start(experiment, tmp_path / "run"))
     assert splits == [True]
 
 
-def test_it_is_judged_again_to_the_same_numbers(done: tuple[Experiment, Run, dict[str, Any]]) -> None:
+def test_evaluate_run_gives_the_same_values(done: tuple[Experiment, Run, dict[str, Any]]) -> None:
     _, run, result = done
     again = train.evaluate_run(Run.open(run.path))
     assert small.without_times(again) == small.without_times(result)
 
 
-def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
+def test_float64_network_stays_float64(tmp_path: Path) -> None:
     experiment = prepare(settings(precision="float64"))
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
@@ -121,7 +120,7 @@ def test_a_network_in_double_precision_stays_so(tmp_path: Path) -> None:
     assert len(predict_file(run.path, tmp_path / "new.npz").columns["prediction"]) == 3
 
 
-def test_mixed_precision_trains_weights_of_full_precision(tmp_path: Path) -> None:
+def test_mixed_precision_keeps_float32_parameters(tmp_path: Path) -> None:
     experiment = prepare(settings(precision="bfloat16"))
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
@@ -144,7 +143,7 @@ def test_predictions_are_those_of_the_network(done: tuple[Experiment, Run, dict[
     [{"y": np.zeros(3)}, {"x": np.zeros((3, 8))}, {"x": np.zeros((3, 8, 7))}, {"x": np.zeros((3, 99, 8))},
      {"x": np.full((3, 8, 8), np.nan)}, {"x": np.array([None, {}])}],
 )  # fmt: skip
-def test_data_that_do_not_fit_are_refused(
+def test_mismatched_data_are_refused(
     arrays: dict[str, Any], done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "new.npz", **arrays)
@@ -152,7 +151,7 @@ def test_data_that_do_not_fit_are_refused(
         predict_file(done[1].path, tmp_path / "new.npz")
 
 
-def test_a_network_goes_to_a_hub_folder_and_back(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
+def test_hub_folder_round_trip(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
     network = attnlab.load(done[1].path)
     network.save_pretrained(tmp_path / "hub")
     back = Network.from_pretrained(tmp_path / "hub")
@@ -160,18 +159,18 @@ def test_a_network_goes_to_a_hub_folder_and_back(done: tuple[Experiment, Run, di
     assert torch.equal(back(x), network(x))
 
 
-def test_no_network_worth_keeping_is_no_result(tmp_path: Path) -> None:
+def test_no_result_without_a_network(tmp_path: Path) -> None:
     experiment = small.experiment()
     run = train.start(experiment, tmp_path / "run")
     trainer = small.trainer(tmp_path / "run")
     outcome = trainer.fit()
-    with pytest.raises(UserError, match=r"no evaluation gave a number, so .*run holds no network"):
+    with pytest.raises(UserError, match=r"no evaluation gave a finite metric, so .*run holds no network"):
         train.evaluate_test(experiment, run, replace(outcome, best=None))
     assert run.result() is None
 
 
-def test_where_it_computes_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(machine, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
+    monkeypatch.setattr(hardware, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
     assert prepare(settings()).device == torch.device("cpu")
     assert len(asked) == 1

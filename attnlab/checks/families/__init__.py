@@ -1,1 +1,1 @@
-"""The promises: one file a family, found by their presence."""
+"""The checks, one module per family; every module here is imported."""

@@ -1,95 +1,96 @@
-"""Decoding step by step gives what the full pass gives."""
+"""Incremental decoding with a cache matches the full pass.
+
+Axes: B batch, N length, D embed_dim.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnlab.checks.layer import B, N, Subject
-from attnlab.checks.probes import difference, said, worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.layer_under_test import B, LayerUnderTest, N
+from attnlab.checks.probes import describe, difference, largest
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.nn.cache import INITIAL_LENGTH, DecodingCache, KVCache, RecurrentState
+from attnlab.nn.mixer import SequenceMixer
 
-SAME = 1e-12
+TOLERANCE = 1e-12
 """In float64."""
 
-SINGLE = 1e-4
-"""In float32."""
+FLOAT32_TOLERANCE = 1e-4
 
 SPLITS = ((1,) * N, (N - 2, 1, 1), (3, N - 3), (2, 0, N - 3, 1))
 LONG = 151
 BATCH = 11
 GROWING = (3, INITIAL_LENGTH - 4, 1, 1, 1, INITIAL_LENGTH - 2, 1, 1, 2 * INITIAL_LENGTH - 2, 1, 1, 1)
-"""Pieces that end before, at and behind multiples of the tokens that a cache makes room for at first."""
-REACH = 5
+"""Pieces that end before, at and after multiples of the initial capacity of a cache."""
+
+WINDOW = 5
 
 
-@promise("steps with a cache = the full pass", needs=("contract", "cache"))
-def steps(subject: Subject) -> Measure:
-    """The difference between a sequence at once and in several pieces, under every mask and at a longer length."""
+@check("cache_matches_full_pass", needs=("contract", "cache"))
+def steps(case: LayerUnderTest) -> Measurement:
+    """The difference between decoding a sequence in pieces and the full pass, for every mask and at 151 tokens."""
 
     @torch.no_grad()
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         for length, splits in ((N, SPLITS), (LONG, ((LONG - 70, 1, 68, 1),))):
-            x = subject.tokens(length=length)
-            layer, masks = _looking_back(subject, x)
+            x = case.tokens(length=length)
+            layer, masks = _causal_layer(case, x)
             for mask in masks:
-                whole = subject(layer, x, mask)
+                full = case(layer, x, mask)
                 for split in splits:
-                    found = _in_steps(subject, x, mask, split, _new_cache(layer, length))
-                    yield difference(found, whole), f"in pieces of {split} ({said(True, mask)})"
-            split = splits[-1]
-            cache = _new_cache(layer, length)
-            trained = subject.build(True, train=True)
-            found = torch.cat([_step(trained, part, masks[0], cache, length) for part in x.split(list(split), 1)], 1)
-            yield difference(found, subject(layer, x, masks[0])), f"in pieces of {split}, in training without dropout"
-            single, y = subject.build(True, dtype=torch.float32), x.float()
-            cache = _new_cache(layer, length)
-            found = torch.cat([_step(single, part, masks[0], cache, length) for part in y.split(list(split), 1)], 1)
-            far = difference(found, subject(single, y, masks[0]))
-            yield far if not far <= SINGLE else 0.0, f"in pieces of {split}, in float32"
-            if "attn_bias" in subject.claims:
-                bias = subject.random(B, subject.num_heads, length, length, seed=2)
-                whole = subject(layer, x, masks[0], attn_bias=bias)
-                found = _in_steps(subject, x, masks[0], splits[0], _new_cache(layer, length), bias)
-                yield difference(found, whole), f"in pieces of {splits[0]}, with a bias"
+                    where = f"in pieces of {split} ({describe(True, mask)})"
+                    yield difference(_decode(layer, x, mask, split), full), where
+            split, mask = splits[-1], masks[0]
+            trained = case.build(True, train=True)
+            where = f"in pieces of {split}, in training without dropout"
+            yield difference(_decode(trained, x, mask, split), case(layer, x, mask)), where
+            single, y = case.build(True, dtype=torch.float32), x.float()
+            error = difference(_decode(single, y, mask, split), case(single, y, mask))
+            yield error if not error <= FLOAT32_TOLERANCE else 0.0, f"in pieces of {split}, in float32"
+            if "attn_bias" in case.capabilities:
+                bias = case.random(B, case.num_heads, length, length, seed=2)
+                full = case(layer, x, mask, attn_bias=bias)
+                where = f"in pieces of {splits[0]}, with a bias"
+                yield difference(_decode(layer, x, mask, splits[0], bias=bias), full), where
 
-    return worst(measured(), SAME)
+    return largest(measure(), TOLERANCE)
 
 
-@promise("a growing cache = the full pass", needs=("contract", "cache"))
-def growing(subject: Subject) -> Measure:
-    """The difference where the memory of a cache is exceeded, and enlarged, several times; with 2 and 11 items."""
+@check("growing_cache_matches_full_pass", needs=("contract", "cache"))
+def growing(case: LayerUnderTest) -> Measurement:
+    """The difference from the full pass while the cache grows beyond its capacity several times; 2 and 11 items."""
 
     @torch.no_grad()
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         for batch, split in ((B, GROWING), (BATCH, (INITIAL_LENGTH, 1, 1, INITIAL_LENGTH, 1))):
-            x = subject.tokens(batch, sum(split))
-            layer, masks = _looking_back(subject, x)
+            x = case.tokens(batch, sum(split))
+            layer, masks = _causal_layer(case, x)
             for mask in masks[:2]:
-                cache, whole = _new_cache(layer, 2 * x.shape[1]), subject(layer, x, mask)
-                found = torch.cat([_step(layer, part, mask, cache, x.shape[1]) for part in x.split(list(split), 1)], 1)
-                late = (found - whole).abs().amax((0, 2)).argmax()
-                yield difference(found, whole), f"token {int(late)} of {x.shape[1]}, {batch} items ({said(True, mask)})"
+                full, out = case(layer, x, mask), _decode(layer, x, mask, split, layer.make_cache(2 * x.shape[1]))
+                position = int((out - full).abs().amax((0, 2)).argmax())
+                where = f"token {position} of {x.shape[1]}, {batch} items ({describe(True, mask)})"
+                yield difference(out, full), where
 
-    return worst(measured(), SAME)
+    return largest(measure(), TOLERANCE)
 
 
-@promise("a failed call leaves the cache unchanged", needs=("contract", "cache"))
-def failed_call(subject: Subject) -> Measure:
-    """The difference in later steps after calls that raised; 1 where one did not raise, or changed what is cached."""
+@check("failed_call_keeps_cache", needs=("contract", "cache"))
+def failed_call(case: LayerUnderTest) -> Measurement:
+    """The difference in later steps after calls that raised; 1 if a call does not raise, or changes the cache."""
 
     @torch.no_grad()
-    def measured() -> Iterator[tuple[float, str]]:
-        x = subject.tokens()
-        layer, (mask, *_) = _looking_back(subject, x)
-        whole, cache = subject(layer, x, mask), _new_cache(layer, N)
+    def measure() -> Iterator[tuple[float, str]]:
+        x = case.tokens()
+        layer, (mask, *_) = _causal_layer(case, x)
+        full, cache = case(layer, x, mask), layer.make_cache(N)
         _step(layer, x[:, :4], mask, cache)
-        single, tracked = subject.build(True, dtype=torch.float32), x[:, :1].clone().requires_grad_()
-        before = cache.num_seen, cache.start, cache.bytes
+        single, tracked = case.build(True, dtype=torch.float32), x[:, :1].clone().requires_grad_()
+        before = _contents(cache)
         failing: dict[str, Callable[[DecodingCache], Tensor]] = {
             "another batch": lambda cache: _step(layer, x[:1, :1], mask, cache),
             "another width": lambda cache: _step(layer, x[:, :1, 1:], mask, cache),
@@ -105,48 +106,48 @@ def failed_call(subject: Subject) -> Measure:
             try:
                 call(used)
             except Exception:
-                if (used.num_seen, used.start, used.bytes) != before:
+                if _contents(used) != before:
                     yield 1.0, f"{name} raises and changes the cache"
                     continue
-                yield difference(_step(layer, x[:, 4:], mask, used), whole[:, 4:]), f"a step after {name} raised"
+                yield difference(_step(layer, x[:, 4:], mask, used), full[:, 4:]), f"a step after {name} raised"
             else:
                 yield 1.0, f"{name} does not raise"
 
-    return worst(measured(), SAME)
+    return largest(measure(), TOLERANCE)
 
 
-@promise("a windowed cache = the full pass", needs=("contract", "cache", "arbitrary_mask"))
-def ring(subject: Subject) -> Measure:
-    """The difference where the cache lets go of what the mask's window has passed, over many times its memory."""
+@check("windowed_cache_matches_full_pass", needs=("contract", "cache", "arbitrary_mask"))
+def windowed(case: LayerUnderTest) -> Measurement:
+    """The difference from the full pass where the cache discards keys outside of a sliding window."""
 
     @torch.no_grad()
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         length = 5 * 67
-        x = subject.tokens(length=length)
-        layer, _ = _looking_back(subject, x)
+        x = case.tokens(length=length)
+        layer, _ = _causal_layer(case, x)
         for other in (None, padding(torch.tensor([9, 40], device=x.device), side="left", max_length=50)):
-            mask = causal() & sliding_window(REACH) if other is None else causal() & sliding_window(REACH) & other
-            cache = _new_cache(layer, length, window=REACH)
-            found = _in_steps(subject, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
-            yield difference(found, subject(layer, x, mask)), f"{said(True, mask)}"
-            yield float(cache.start == 0), "the cache kept everything"
+            mask = causal() & sliding_window(WINDOW) if other is None else causal() & sliding_window(WINDOW) & other
+            cache = layer.make_cache(length, window=WINDOW)
+            out = _decode(layer, x, mask, (50, 1, 1, 31, *[1] * (length - 83)), cache)
+            yield difference(out, case(layer, x, mask)), describe(True, mask)
+            yield float(cache.start == 0), "the cache discarded nothing"
 
-    return worst(measured(), SAME)
+    return largest(measure(), TOLERANCE)
 
 
-@promise("a cache can be rolled back", needs=("contract", "cache"))
-def edited(subject: Subject) -> Measure:
-    """The difference after tokens were taken back, and items exchanged, as in speculative decoding and beam search.
+@check("cache_crop_and_reorder", needs=("contract", "cache"))
+def crop_and_reorder(case: LayerUnderTest) -> Measurement:
+    """The difference from the full pass after ``crop`` and ``reorder``, as in speculative decoding and beam search.
 
-    And between two sequences that are decoded in turns, each with a cache.
+    Also between two sequences that are decoded in turns, each with its own cache.
     """
 
     @torch.no_grad()
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         for length in (N, INITIAL_LENGTH + N):
-            x, other = subject.tokens(length=length), subject.tokens(length=length, seed=21)
-            layer, (mask, *_) = _looking_back(subject, x)
-            whole, cache, seen = subject(layer, x, mask), _new_cache(layer, length), length - 4
+            x, other = case.tokens(length=length), case.tokens(length=length, seed=21)
+            layer, (mask, *_) = _causal_layer(case, x)
+            full, cache, seen = case(layer, x, mask), layer.make_cache(length), length - 4
             _step(layer, x[:, :2], mask, cache)
             _step(layer, x[:, 2:seen], mask, cache)
             before = cache.copy()
@@ -154,60 +155,60 @@ def edited(subject: Subject) -> Measure:
             if isinstance(cache, KVCache):
                 cache.crop(seen)
             else:
-                cache = before  # a state cannot be cropped; decoding resumes from a copy
+                cache = before  # a recurrent state cannot be cropped; decoding resumes from a copy
             step, where = slice(seen, seen + 2), f"of {length} tokens"
-            yield difference(_step(layer, x[:, step], mask, cache), whole[:, step]), f"after crop() {where}"
+            yield difference(_step(layer, x[:, step], mask, cache), full[:, step]), f"after crop {where}"
             items, rest = torch.tensor([1, 1, 0], device=x.device), slice(seen + 2, length)
             cache.reorder(items)
-            found = _step(layer, x[items, rest], mask, cache)
-            yield difference(found, whole[items, rest]), f"after reorder([1, 1, 0]) {where}"
-        x, other = subject.tokens(), subject.tokens(seed=21)
-        layer, (mask, *_) = _looking_back(subject, x)
-        first, second = _new_cache(layer, N), _new_cache(layer, N)
-        steps = []
+            out = _step(layer, x[items, rest], mask, cache)
+            yield difference(out, full[items, rest]), f"after reorder([1, 1, 0]) {where}"
+        sequences = case.tokens(), case.tokens(seed=21)
+        layer, (mask, *_) = _causal_layer(case, sequences[0])
+        caches = layer.make_cache(N), layer.make_cache(N)
+        steps: list[list[Tensor]] = [[], []]
         for i in range(N):
-            token = slice(i, i + 1)
-            steps.append((_step(layer, x[:, token], mask, first), _step(layer, other[:, token], mask, second)))
-        both = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
-        for found, tokens in zip(both, (x, other), strict=True):
-            yield difference(found, subject(layer, tokens, mask)), "two caches filled in turns"
+            for outs, x, cache in zip(steps, sequences, caches, strict=True):
+                outs.append(_step(layer, x[:, i : i + 1], mask, cache))
+        for outs, x in zip(steps, sequences, strict=True):
+            yield difference(torch.cat(outs, 1), case(layer, x, mask)), "two caches used in turns"
 
-    return worst(measured(), SAME)
-
-
-def _looking_back(subject: Subject, x: Tensor) -> tuple[torch.nn.Module, list[Mask | None]]:
-    """A layer that cannot look ahead, and the masks to ask it with."""
-    layer = subject.build(True)
-    plain: Mask | None = None if getattr(layer, "causal", False) else causal()
-    masks = subject.masks(len(x), x.shape[1])
-    return layer, [plain, *(mask if plain is None else plain & mask for mask in masks)]
+    return largest(measure(), TOLERANCE)
 
 
-def _in_steps(
-    subject: Subject,
+def _causal_layer(case: LayerUnderTest, x: Tensor) -> tuple[SequenceMixer, list[Mask | None]]:
+    """A causal layer and the masks to call it with; they include ``causal`` if the layer has no such option."""
+    layer = case.build(True)
+    assert isinstance(layer, SequenceMixer)
+    base: Mask | None = None if getattr(layer, "causal", False) else causal()
+    masks = case.masks(len(x), x.shape[1])
+    return layer, [base, *(mask if base is None else base & mask for mask in masks)]
+
+
+def _contents(cache: DecodingCache) -> tuple[int, int, int]:
+    return cache.num_seen, getattr(cache, "start", 0), cache.bytes
+
+
+def _decode(
+    layer: nn.Module,
     x: Tensor,
     mask: Mask | None,
     split: Sequence[int],
-    cache: DecodingCache,
+    cache: DecodingCache | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    (layer, _), rows = _looking_back(subject, x), []
+    """The outputs for pieces of these lengths, with one cache."""
+    cache, outs = layer.make_cache(x.shape[1]) if cache is None else cache, []
     for part in x.split(list(split), 1):
-        first, seen = cache.num_seen, cache.num_seen + part.shape[1]
-        given = {} if bias is None else {"attn_bias": bias[..., first:seen, :seen]}
-        rows.append(_step(layer, part, mask, cache, x.shape[1], **given))
-    return torch.cat(rows, 1)
-
-
-def _new_cache(layer: torch.nn.Module, length: int, **options: int) -> DecodingCache:
-    """The cache that a layer makes; a `KVCache` for a third-party layer."""
-    return getattr(layer, "make_cache", KVCache)(length, **options)
+        start, stop = cache.num_seen, cache.num_seen + part.shape[1]
+        extra = {} if bias is None else {"attn_bias": bias[..., start:stop, :stop]}
+        outs.append(_step(layer, part, mask, cache, x.shape[1], **extra))
+    return torch.cat(outs, 1)
 
 
 def _step(
-    layer: torch.nn.Module, x: Tensor, mask: Mask | None, cache: DecodingCache, total: int = N, **given: Tensor
+    layer: nn.Module, x: Tensor, mask: Mask | None, cache: DecodingCache, length: int = N, **extra: Tensor
 ) -> Tensor:
-    if mask is not None and not mask.by_position:  # a given matrix: the rows and columns that the step is about
-        matrix, seen = mask.materialize(total, device=x.device), cache.num_seen + x.shape[1]
-        return layer(x, mask=matrix[..., cache.num_seen : seen, :seen], cache=cache, **given)
-    return layer(x, mask=mask, cache=cache, **given)
+    if mask is not None and not mask.by_position:  # an explicit matrix: pass the rows and columns of this step
+        matrix, seen = mask.materialize(length, device=x.device), cache.num_seen + x.shape[1]
+        return layer(x, mask=matrix[..., cache.num_seen : seen, :seen], cache=cache, **extra)
+    return layer(x, mask=mask, cache=cache, **extra)

@@ -1,4 +1,4 @@
-"""Derivatives of a higher order, and in forward mode: right, or an error; never silently wrong."""
+"""Second derivatives and forward mode are exact or raise; they are never silently wrong."""
 
 from __future__ import annotations
 
@@ -10,197 +10,175 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnlab.checks.capabilities import Broken, NotClaimed
-from attnlab.checks.layer import EXACT, N, Subject, first_line
-from attnlab.checks.probes import difference, gradients, said, worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.capabilities import NotApplicable
+from attnlab.checks.layer_under_test import EXACT, LayerUnderTest, N
+from attnlab.checks.probes import calling, describe, difference, gradients, largest, seeded
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask, causal, padding, sliding_window
 
 STEP = 1e-7
 """Small: the second derivative of a piecewise map, such as entmax, jumps where a weight becomes zero."""
 
-CLOSE = 1e-5
-"""How far a derivative may lie from the difference that such a step gives."""
+TOLERANCE = 1e-5
+"""The tolerance between a derivative and a finite difference with that step."""
 
 ELEMENTS = 2**15
-"""Queries times keys times heads from which on a layer may keep its dropout in another way."""
+"""Queries times keys times heads above which a backend may store its dropout differently."""
+
+Case = tuple[str, nn.Module, Tensor, Mask | None]
+"""A description, a layer, its input and a mask."""
 
 
-@promise("second derivatives are right or raise")
-def second_order(subject: Subject) -> Measure:
+@check("second_derivatives_exact_or_raise")
+def second_order(case: LayerUnderTest) -> Measurement:
     """The difference between a Hessian-vector product and finite differences of the gradient, in float64.
 
-    In tokens and parameters, by ``autograd.grad`` and by ``backward(create_graph=True)``; an error counts as right.
+    In tokens and parameters, by ``autograd.grad`` and by ``backward(create_graph=True)``; an error passes.
     """
-    _require_float64(subject)
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for how, layer, x, mask in _cases(subject):
+    def measure() -> Iterator[tuple[float, str]]:
+        for where, layer, x, mask in _cases(case):
             leaves = _leaves(layer, x)
             expected = None
-            for way, product in _PRODUCTS.items():
+            for method, product in _PRODUCTS.items():
                 try:
-                    found = product(subject, layer, leaves, mask)
+                    actual = product(case, layer, leaves, mask)
                 except RuntimeError:
                     continue
-                expected = expected or _finite_differences(subject, layer, leaves, mask)
-                for (name, true), ours in zip(expected.items(), found, strict=True):
-                    yield difference(ours, true), f"the second derivative in {name} by {way} ({how})"
+                expected = expected or _finite_differences(case, layer, leaves, mask)
+                for name, slope in zip(leaves, actual, strict=True):
+                    yield difference(slope, expected[name]), f"the second derivative in {name} by {method} ({where})"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the deprecations of torch's own derivatives are not the layer's
-        return worst(measured(), CLOSE)
+    return _largest(case, measure)
 
 
-@promise("higher derivatives under sdpa_kernel(MATH)", needs=("contract",))
-def under_math(subject: Subject) -> Measure:
+@check("higher_derivatives_with_math_backend", needs=("contract",))
+def with_math_backend(case: LayerUnderTest) -> Measurement:
     """The difference between derivatives under ``sdpa_kernel(SDPBackend.MATH)`` and finite differences, in float64.
 
-    Hessian-vector products as above, and forward mode by `torch.func.jvp` and `torch.autograd.forward_ad`.
+    Hessian-vector products, and forward mode by `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
-    _require_float64(subject)
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for how, layer, x, mask in _cases(subject):
-            leaves = _leaves(layer, x)
-            with sdpa_kernel(SDPBackend.MATH):  # which draws its dropout in a way of its own
-                expected = _finite_differences(subject, layer, leaves, mask)
-            for way, product in _PRODUCTS.items():
-                try:
-                    with sdpa_kernel(SDPBackend.MATH):
-                        found = product(subject, layer, leaves, mask)
-                except Exception as error:
-                    raise Broken(f"{first_line(error)} (the second derivative by {way}, {how})") from error
-                for (name, true), ours in zip(expected.items(), found, strict=True):
-                    yield difference(ours, true), f"the second derivative in {name} by {way} ({how})"
-            direction = _direction(subject, x, 0)
-            run = _seeded(subject, layer, mask)
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                expected_output = run(x)
-                true = (run(x + STEP * direction) - run(x - STEP * direction)) / (2 * STEP)
-            for way, jvp in (("torch.func.jvp", _by_func), ("forward_ad", _by_forward_ad)):
-                try:
-                    with sdpa_kernel(SDPBackend.MATH):
-                        output, tangent = jvp(run, x.detach(), direction)
-                except Exception as error:
-                    raise Broken(f"{first_line(error)} ({way}, {how})") from error
-                changed = difference(output, expected_output)
-                if "dropout" in how and changed > CLOSE:
-                    continue  # it has drawn another dropout
-                yield max(changed, difference(tangent, true)), f"{way} ({how})"
+    def measure() -> Iterator[tuple[float, str]]:
+        for where, layer, x, mask in _cases(case):
+            with sdpa_kernel(SDPBackend.MATH):
+                leaves = _leaves(layer, x)
+                expected = _finite_differences(case, layer, leaves, mask)
+                for method, product in _PRODUCTS.items():
+                    message = f"the second derivative by {method}, {where}"
+                    actual = calling(lambda: product(case, layer, leaves, mask), message)  # noqa: B023
+                    for name, slope in zip(leaves, actual, strict=True):
+                        detail = f"the second derivative in {name} by {method} ({where})"
+                        yield difference(slope, expected[name]), detail
+                direction, run = _direction(case, x, 0), _seeded(case, layer, mask)
+                with torch.no_grad():
+                    output = run(x)
+                    slope = (run(x + STEP * direction) - run(x - STEP * direction)) / (2 * STEP)
+                for method, jvp in (("torch.func.jvp", _jvp), ("forward_ad", _forward_ad)):
+                    primal, tangent = calling(lambda: jvp(run, x.detach(), direction), f"{method}, {where}")  # noqa: B023
+                    changed = difference(primal, output)
+                    if "dropout" in where and changed > TOLERANCE:
+                        continue  # other values were dropped
+                    yield max(changed, difference(tangent, slope)), f"{method} ({where})"
 
+    return _largest(case, measure)
+
+
+def _largest(case: LayerUnderTest, measure: Callable[[], Iterator[tuple[float, str]]]) -> Measurement:
+    if case.exact != EXACT:
+        raise NotApplicable("it rounds to float32, which is too coarse for finite differences of gradients")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the deprecations of torch's own derivatives are not the layer's
-        return worst(measured(), CLOSE)
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        return largest(measure(), TOLERANCE)
 
 
-def _require_float64(subject: Subject) -> None:
-    if subject.exact != EXACT:
-        raise NotClaimed("it rounds to float32, too coarse for a difference of gradients")
-
-
-def _cases(subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor, Mask | None]]:
-    """The plain, the masked and the dropout path, at few tokens and at as many as change the path."""
+def _cases(case: LayerUnderTest) -> Iterator[Case]:
+    """Calls without a mask, with masks and with dropout, at 7 tokens and at enough tokens for another backend."""
     long = N
-    while subject.num_heads * long * long < ELEMENTS:
+    while case.num_heads * long * long < ELEMENTS:
         long += 1
-    with_dropout = "dropout" in subject.claims and subject.can_choose("dropout")
     for length in (N, long):
         batch = 2 if length == N else 1
         masks: list[Mask | None] = [None]
-        if "padding" in subject.claims:
-            masks.append(padding(torch.tensor([length, length - 3][-batch:], device=subject.device)))
-        if "arbitrary_mask" in subject.claims and length == N:
+        if "padding" in case.capabilities:
+            masks.append(padding(torch.tensor([length, length - 3][-batch:], device=case.device)))
+        if "arbitrary_mask" in case.capabilities and length == N:
             masks += [sliding_window(3), causal() & sliding_window(3)]
-        for causality in subject.causal_choices:
-            for dropout in (0.0, subject.dropout) if with_dropout else (None,):
-                options = {} if dropout is None else {"dropout": dropout}
-                layer = subject.build(causality, train=True, **options)
+        for is_causal in case.causal_choices:
+            with_dropout = case.dropout_options
+            for options in [{"dropout": 0.0}, with_dropout] if with_dropout else [{}]:
+                layer, dropout = case.build(is_causal, train=True, **options), options.get("dropout")
                 for mask in masks if not dropout or length == N else masks[:1]:
-                    more = f"{length} tokens" + (f", dropout={dropout}" if dropout else "")
-                    yield f"{more}, {said(causality, mask)}", layer, subject.tokens(batch, length), mask
+                    where = f"{length} tokens" + (f", dropout={dropout}" if dropout else "")
+                    yield f"{where}, {describe(is_causal, mask)}", layer, case.tokens(batch, length), mask
 
 
 def _leaves(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"x": x.requires_grad_(), **{name: p for name, p in layer.named_parameters() if p.requires_grad}}
 
 
-def _direction(subject: Subject, leaf: Tensor, number: int) -> Tensor:
-    return subject.random(*leaf.shape, seed=40 + number)
+def _direction(case: LayerUnderTest, leaf: Tensor, number: int) -> Tensor:
+    return case.random(*leaf.shape, seed=40 + number)
 
 
-def _seeded(subject: Subject, layer: nn.Module, mask: Mask | None) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        torch.manual_seed(0)  # the same dropout in every call
-        return subject(layer, x, mask)
-
-    return run
+def _seeded(case: LayerUnderTest, layer: nn.Module, mask: Mask | None) -> Callable[[Tensor], Tensor]:
+    return seeded(lambda x: case(layer, x, mask))
 
 
-def _value(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> Tensor:
-    return _seeded(subject, layer, mask)(x).tanh().sum()
+def _value(case: LayerUnderTest, layer: nn.Module, x: Tensor, mask: Mask | None) -> Tensor:
+    return _seeded(case, layer, mask)(x).tanh().sum()
 
 
-def _slopes(subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
-    tensors = list(leaves.values())
-    found = gradients(_value(subject, layer, leaves["x"], mask), tensors)
-    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(tensors, found, strict=True)]
-
-
-def _by_grad(subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
+def _by_grad(case: LayerUnderTest, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
     """The Hessian times a direction in all leaves, by ``autograd.grad``."""
     tensors = list(leaves.values())
-    value = _value(subject, layer, leaves["x"], mask)
+    value = _value(case, layer, leaves["x"], mask)
     slopes = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
-    return _gradients_of(_along(subject, slopes), tensors)
+    return _slopes_along(case, slopes, tensors)
 
 
-def _by_backward(subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
+def _by_backward(case: LayerUnderTest, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
     """The same by ``backward(create_graph=True)``."""
     tensors = list(leaves.values())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the reference cycle it warns of is broken below
-        _value(subject, layer, leaves["x"], mask).backward(create_graph=True)
+        warnings.simplefilter("ignore")  # it warns of a reference cycle, which is broken below
+        _value(case, layer, leaves["x"], mask).backward(create_graph=True)
     slopes = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in tensors]
     for leaf in tensors:
         leaf.grad = None
-    return _gradients_of(_along(subject, slopes), tensors)
+    return _slopes_along(case, slopes, tensors)
 
 
-def _along(subject: Subject, slopes: Sequence[Tensor]) -> Tensor:
-    """The sum of all gradients along a direction each."""
-    along = torch.zeros((), dtype=torch.float64, device=subject.device)
+def _slopes_along(case: LayerUnderTest, slopes: Sequence[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """The gradients of the sum of ``slopes``, each along its direction."""
+    along = torch.zeros((), dtype=torch.float64, device=case.device)
     for number, slope in enumerate(slopes):
-        along = along + (slope * _direction(subject, slope, number)).sum()
-    return along
-
-
-def _gradients_of(along: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+        along = along + (slope * _direction(case, slope, number)).sum()
     if not along.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in tensors]
-    return list(torch.autograd.grad(along, tensors, allow_unused=True, materialize_grads=True))
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return list(torch.autograd.grad(along, leaves, allow_unused=True, materialize_grads=True))
 
 
 def _finite_differences(
-    subject: Subject, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None
+    case: LayerUnderTest, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None
 ) -> dict[str, Tensor]:
-    """The change of the gradient along the same direction, over the step."""
-    found = []
+    """The change of the gradients along the same direction, divided by the step."""
+    slopes = []
     for step in (STEP, -2 * STEP, STEP):
         with torch.no_grad():
             for number, leaf in enumerate(leaves.values()):
-                leaf += step * _direction(subject, leaf, number)
-        found.append(_slopes(subject, layer, leaves, mask))
-    above, below, _ = found
+                leaf += step * _direction(case, leaf, number)
+        slopes.append(gradients(_value(case, layer, leaves["x"], mask), list(leaves.values())))
+    above, below, _ = slopes
     return {name: (up - down) / (2 * STEP) for name, up, down in zip(leaves, above, below, strict=True)}
 
 
-def _by_func(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = torch.func.jvp(run, (x,), (direction,))  # type: ignore[assignment]
-    return found
+def _jvp(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.func.jvp(run, (x,), (direction,))  # type: ignore[assignment]
+    return result
 
 
-def _by_forward_ad(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_ad(run: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     with forward_ad.dual_level():
         out = forward_ad.unpack_dual(run(forward_ad.make_dual(x, direction)))
         return out.primal, torch.zeros_like(out.primal) if out.tangent is None else out.tangent

@@ -1,4 +1,4 @@
-"""The same question, the same answer: dropout only in training, seeds that hold, copies that are copies."""
+"""Equal calls give equal outputs: dropout in training only, seeds, copies, and no state across calls."""
 
 from __future__ import annotations
 
@@ -10,203 +10,192 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from attnlab.checks.capabilities import NotClaimed
-from attnlab.checks.layer import SEED, N, Subject
-from attnlab.checks.probes import EXACT, SHOUT, difference, gradient, gradients, said, worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.capabilities import NotApplicable
+from attnlab.checks.layer_under_test import SEED, LayerUnderTest, N
+from attnlab.checks.probes import EXACT, NOISE_SCALE, describe, difference, differences, gradients, largest
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask
 
 SAMPLES = {N: 4096, 64: 256}
-"""How many outputs are drawn, by length."""
+"""The number of outputs that are drawn for each length."""
 
 BLOCK = 64
 CALLS = 9
-"""So many calls that a layer which changes after the first few is found."""
-
-SEEDS = (SEED, SEED + 1)
+"""Enough calls to detect a layer that changes after the first few."""
 
 
-@promise("dropout is off in eval", needs=("dropout",))
-def off_in_eval(subject: Subject) -> Measure:
-    """The difference between two answers in eval, and from the same layer without dropout."""
-    layer, x = subject.layer(dropout=subject.dropout), subject.tokens()
-    first, second = subject(layer, x), subject(layer, x)
-    found = difference(second, first)
-    if subject.can_choose("dropout"):
-        without = subject.layer(dropout=0.0)
-        without.load_state_dict(layer.state_dict(), strict=False)  # who draws for dropout when made draws others else
-        found = max(found, difference(first, subject(without, x)))
-    return Measure(found, subject.exact, "in eval, against asking again and against dropout=0")
+@check("no_dropout_in_eval", needs=("dropout",))
+def no_dropout_in_eval(case: LayerUnderTest) -> Measurement:
+    """The difference between two outputs in eval mode, and from the same layer built with dropout=0."""
+    layer, x = case.layer(dropout=case.dropout), case.tokens()
+    first, second = case(layer, x), case(layer, x)
+    value = difference(second, first)
+    if case.can_choose("dropout"):
+        without = case.layer(dropout=0.0)
+        without.load_state_dict(layer.state_dict(), strict=False)  # a layer may draw a seed only with dropout
+        value = max(value, difference(first, case(without, x)))
+    return Measurement(value, case.exact, "in eval mode, between two calls and from dropout=0")
 
 
-@promise("dropout is right on average", needs=("dropout",))
-def right_on_average(subject: Subject) -> Measure:
-    """How many standard errors the mean of many outputs in training is from the output in eval.
+@check("dropout_is_unbiased", needs=("dropout",))
+def dropout_is_unbiased(case: LayerUnderTest) -> Measurement:
+    """The distance between the mean output in training and the output in eval mode, in standard errors.
 
-    4096 of 7 tokens and 256 of 64.
+    The mean is over 4,096 outputs of 7 tokens, and over 256 outputs of 64 tokens.
     """
-    if not getattr(subject.layer(), "linear_in_weights", True):
-        raise NotClaimed("its output is not linear in its weights")
+    if not getattr(case.layer(), "linear_in_weights", True):
+        raise NotApplicable("its output is not linear in its weights")
 
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         for length, count in SAMPLES.items():
-            layer, x = subject.layer(dropout=subject.dropout), subject.tokens(1, length)
-            expected = subject(layer, x)
+            layer, x = case.layer(dropout=case.dropout), case.tokens(1, length)
+            expected = case(layer, x)
             torch.manual_seed(SEED)
             with torch.no_grad():
-                samples = subject(layer.train(), x.repeat(count, 1, 1))
+                samples = case(layer.train(), x.repeat(count, 1, 1))
             spread = samples.std(0)
             if not bool((spread > EXACT).any()):
-                yield float("inf"), f"nothing is ever dropped in training, at {length} tokens"
+                yield float("inf"), f"nothing is dropped in training, at {length} tokens"
             errors = (samples.mean(0) - expected[0]).abs() / (spread / count**0.5 + EXACT)
-            yield errors.max().item(), f"the mean in training of {length} tokens, with dropout={subject.dropout}"
+            yield errors.max().item(), f"the mean in training of {length} tokens, with dropout={case.dropout}"
 
-    return worst(measured(), 5)
+    return largest(measure(), 5)
 
 
-@promise("same seed, same result")
-def same_seed(subject: Subject) -> Measure:
-    """The difference between two layers that were made, and asked in training, with the same seed."""
-    x, outs = subject.tokens(), []
+@check("seed_reproducibility")
+def seed_reproducibility(case: LayerUnderTest) -> Measurement:
+    """The difference between two layers that are built, and called in training, with the same seed."""
+    x, outs = case.tokens(), []
     for _ in range(2):
-        chosen = "dropout" in subject.claims and subject.can_choose("dropout")
-        layer = subject.layer(train=True, dropout=subject.dropout) if chosen else subject.layer(train=True)
+        layer = case.layer(train=True, **case.dropout_options)
         torch.manual_seed(SEED)
-        outs.append(subject(layer, x))
-    return Measure(difference(outs[1], outs[0]), 0, "two layers made and asked in training with one seed")
+        outs.append(case(layer, x))
+    return Measurement(difference(outs[1], outs[0]), 0, "two layers built and called in training with one seed")
 
 
-@promise("state_dict round trip")
-def state_dict(subject: Subject) -> Measure:
-    """The difference after the weights were saved and loaded, strictly, into a layer with others."""
-    layer, other, x = subject.layer(), subject.layer(seed=SEED + 1), subject.tokens()
+@check("state_dict_round_trip")
+def state_dict_round_trip(case: LayerUnderTest) -> Measurement:
+    """The difference after a state_dict was saved and loaded, strictly, into a layer with other parameters."""
+    layer, other, x = case.layer(), case.layer(seed=SEED + 1), case.tokens()
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True, map_location=subject.device))
-    return Measure(difference(subject(other, x), subject(layer, x)), 0, "a layer that loaded what another saved")
+    other.load_state_dict(torch.load(file, weights_only=True, map_location=case.device))
+    return Measurement(difference(case(other, x), case(layer, x)), 0, "a layer that loaded the state_dict of another")
 
 
-@promise("deepcopy is the same, apart")
-def deep_copy(subject: Subject) -> Measure:
-    """The difference of a copy from its original, also after the copy was changed."""
-    layer, x = subject.layer(), subject.tokens()
-    before = subject(layer, x)
+@check("deepcopy_is_independent")
+def deepcopy_is_independent(case: LayerUnderTest) -> Measurement:
+    """The difference between a layer and its deepcopy, and the change of the layer when its copy is modified."""
+    layer, x = case.layer(), case.tokens()
+    before = case(layer, x)
     copied = deepcopy(layer)
-    same = difference(subject(copied, x), before)
+    copy_error = difference(case(copied, x), before)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.add_(1.0)
-    apart = difference(subject(layer, x), before)
-    return Measure(max(same, apart), 0, "the copy differs" if same else "the original changes with its copy")
+    change = difference(case(layer, x), before)
+    detail = "the copy differs" if copy_error else "the original changes with its copy"
+    return Measurement(max(copy_error, change), 0, detail)
 
 
-@promise("pickle round trip")
-def pickled(subject: Subject) -> Measure:
-    """The difference after the whole layer was pickled and unpickled, once it has been used."""
-    layer, x = subject.layer(), subject.tokens()
-    before = subject(layer, x)
-    return Measure(difference(subject(pickle.loads(pickle.dumps(layer)), x), before), 0, "a layer unpickled")
+@check("pickle_round_trip")
+def pickle_round_trip(case: LayerUnderTest) -> Measurement:
+    """The difference after a layer that was called was pickled and unpickled."""
+    layer, x = case.layer(), case.tokens()
+    before = case(layer, x)
+    return Measurement(difference(case(pickle.loads(pickle.dumps(layer)), x), before), 0, "an unpickled layer")
 
 
-@promise("training without dropout = eval", needs=("dropout",))
-def training_is_eval(subject: Subject) -> Measure:
-    """The difference between training and eval, outputs and gradients, in a layer built with dropout=0."""
-    if not subject.can_choose("dropout"):
-        raise NotClaimed("its dropout cannot be chosen")
+@check("training_matches_eval_without_dropout", needs=("dropout",))
+def training_matches_eval(case: LayerUnderTest) -> Measurement:
+    """The difference between training and eval mode, in outputs and gradients, of a layer built with dropout=0."""
+    if not case.can_choose("dropout"):
+        raise NotApplicable("its dropout cannot be chosen")
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for causality in subject.causal_choices:
-            layer = subject.build(causality, dropout=0.0)
+    def measure() -> Iterator[tuple[float, str]]:
+        for is_causal in case.causal_choices:
+            layer = case.build(is_causal, dropout=0.0)
             for length in (N, BLOCK):
-                x = subject.tokens(length=length).requires_grad_()
-                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
-                    outs = [subject(layer.train(train), x, mask) for train in (False, True)]
-                    slopes = [gradient(out.square().sum(), x) for out in outs]
-                    where = f"{length} tokens in training ({said(causality, mask)})"
-                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
-                for extra in subject.extras(causality, length=length)[1:]:
-                    leaves = [x, *(value.requires_grad_() for value in extra.values())]
-                    outs = [subject(layer.train(train), x, **extra) for train in (False, True)]
-                    slopes = [torch.cat([g.flatten() for g in grads(out, leaves)]) for out in outs]
-                    where = f"{length} tokens in training with {' and '.join(extra)}"
-                    yield max(difference(*reversed(outs)), difference(*reversed(slopes))), where
+                masks = (None, *case.masks(length=length, is_causal=is_causal)[: None if length == N else 1])
+                calls = [(mask, {}) for mask in masks]
+                calls += [(None, extra) for extra in case.extras(is_causal, length=length)[1:]]
+                for mask, extra in calls:
+                    x = case.tokens(length=length)
+                    leaves = [leaf.requires_grad_() for leaf in (x, *extra.values())]
+                    results = []
+                    for train in (True, False):
+                        out = case(layer.train(train), x, mask, **extra)
+                        results.append([out, *gradients(out.square().sum(), leaves)])
+                    where = " and ".join([describe(is_causal, mask), *extra])
+                    yield differences(*results), f"{length} tokens in training ({where})"
 
-    return worst(measured(), subject.exact)
-
-
-def grads(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """The gradients of the sum of squares of an output, zeros where it does not depend on a leaf."""
-    found = gradients(out.square().sum(), leaves)
-    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found, strict=True)]
+    return largest(measure(), case.exact)
 
 
-@promise("eval calls change no later output")
-def eval_keeps_no_state(subject: Subject) -> Measure:
-    """The difference between a fresh layer and one that was called before in eval; how much its state_dict changed.
+@check("eval_is_stateless")
+def eval_is_stateless(case: LayerUnderTest) -> Measurement:
+    """The difference between a new layer and one that was called before in eval mode; changes of its state_dict count.
 
-    Called with other tokens, batches and lengths, with masks, for its weights, and in inference mode.
+    The earlier calls use other tokens, batches, lengths and masks, read the attention weights, and run in inference
+    mode.
     """
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for causality in subject.causal_choices:
-            used = subject.build(causality)
+    def measure() -> Iterator[tuple[float, str]]:
+        for is_causal in case.causal_choices:
+            used = case.build(is_causal)
             before = {name: value.clone() for name, value in used.state_dict().items()}
             lengths = (N, BLOCK, BLOCK + 3)
-            ways: list[tuple[int, Mask | None]] = [
+            calls: list[tuple[int, Mask | None]] = [
                 *((length, None) for length in lengths),
-                *((N, m) for m in subject.masks(causality=causality)),
+                *((N, mask) for mask in case.masks(is_causal=is_causal)),
             ]
-            expected = [subject(subject.build(causality), subject.tokens(length=n), mask) for n, mask in ways]
+            expected = [case(case.build(is_causal), case.tokens(length=n), mask) for n, mask in calls]
             with torch.inference_mode():
                 for length in reversed(lengths):
-                    subject(used, subject.tokens(length=length, seed=1))
+                    case(used, case.tokens(length=length, seed=1))
             with torch.no_grad():
                 for length in (1, *lengths, *(2,) * CALLS):
-                    subject(used, SHOUT * subject.tokens(batch=3, length=length, seed=2))
-            for other in subject.masks(causality=causality):
-                subject(used, subject.tokens(seed=3), other)
-                if "weights" in subject.claims:
-                    subject.attention_weights(used, subject.tokens(seed=3), other)
-            for (length, mask), wanted in zip(ways, expected, strict=True):
-                x = subject.tokens(length=length).requires_grad_()
-                out = subject(used, x, mask)
-                out.sum().backward()
-                yield difference(out, wanted), f"{length} tokens after other calls ({said(causality, mask)})"
+                    case(used, NOISE_SCALE * case.tokens(batch=3, length=length, seed=2))
+            for other in case.masks(is_causal=is_causal):
+                case(used, case.tokens(seed=3), other)
+                if "weights" in case.capabilities:
+                    case.attention_weights(used, case.tokens(seed=3), other)
+            for (length, mask), out in zip(calls, expected, strict=True):
+                again = case(used, case.tokens(length=length).requires_grad_(), mask)
+                again.sum().backward()
+                yield difference(again, out), f"{length} tokens after other calls ({describe(is_causal, mask)})"
             for name, value in used.state_dict().items():
-                yield float(not torch.equal(value, before[name])), f"calls in eval change {name} of its state_dict"
+                yield float(not torch.equal(value, before[name])), f"calls in eval mode change {name} of the state_dict"
 
-    return worst(measured(), 0)
+    return largest(measure(), 0)
 
 
-@promise("eval does not depend on the global seed")
-def eval_ignores_the_seed(subject: Subject) -> Measure:
-    """The difference between outputs, and weights, in eval under other seeds of torch, NumPy and Python."""
-    options = {"dropout": subject.dropout} if "dropout" in subject.claims and subject.can_choose("dropout") else {}
+@check("eval_ignores_global_seed")
+def eval_ignores_global_seed(case: LayerUnderTest) -> Measurement:
+    """The change of outputs and attention weights in eval mode under other seeds of torch, NumPy and Python."""
     states = np.random.get_state(), random.getstate()
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for causality in subject.causal_choices:
-            layer = subject.build(causality, **options)
+    def measure() -> Iterator[tuple[float, str]]:
+        for is_causal in case.causal_choices:
+            layer = case.build(is_causal, **case.dropout_options)
             for length in (N, BLOCK):
-                x = subject.tokens(length=length)
-                for mask in (None, *subject.masks(length=length, causality=causality)[: None if length == N else 1]):
-                    found = []
-                    for seed in SEEDS:
+                x = case.tokens(length=length)
+                for mask in (None, *case.masks(length=length, is_causal=is_causal)[: None if length == N else 1]):
+                    results = []
+                    for seed in (SEED, SEED + 1):
                         torch.manual_seed(seed)
                         np.random.seed(seed)
                         random.seed(seed)
-                        found.append(subject(layer, x, mask))
-                        if "weights" in subject.claims and length == N:
-                            found.append(subject.attention_weights(layer, x, mask))
-                    half = len(found) // 2
-                    where = f"{length} tokens in eval under another seed ({said(causality, mask)})"
-                    yield max(map(difference, found[:half], found[half:])), where
+                        outs = [case(layer, x, mask)]
+                        if "weights" in case.capabilities and length == N:
+                            outs.append(case.attention_weights(layer, x, mask))
+                        results.append(outs)
+                    yield differences(*results), f"{length} tokens under another seed ({describe(is_causal, mask)})"
 
     try:
-        return worst(measured(), 0)
+        return largest(measure(), 0)
     finally:
         np.random.set_state(states[0])
         random.setstate(states[1])

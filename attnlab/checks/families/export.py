@@ -1,4 +1,4 @@
-"""Outside of eager Python it answers the same: compiled and exported, whatever the batch and the length."""
+"""Compiled and exported layers match eager mode, for any batch size and length."""
 
 from __future__ import annotations
 
@@ -13,125 +13,134 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.checks.capabilities import Broken, NotClaimed
-from attnlab.checks.layer import B, N, Subject, as_matrix, first_line
-from attnlab.checks.probes import difference, said, worst
-from attnlab.checks.registry import Measure, promise
-from attnlab.masks import padding
+from attnlab.checks.capabilities import CheckFailed, NotApplicable
+from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
+from attnlab.checks.probes import calling, describe, difference, gradient, largest
+from attnlab.checks.registry import Measurement, check
+from attnlab.masks import from_attention_mask, padding
 from attnlab.utils.extras import MissingExtraError, need
 
-SAME = 1e-9
-"""Compiled sums run in another order than eager ones."""
+TOLERANCE = 1e-9
+"""Compiled sums are accumulated in another order."""
 
 LENGTHS = (N, N + 4, 2 * N + 3)
 
 SIZES = ((B, N), (B - 1, N + 4), (B + 3, 2 * N + 3), (B, 2))
-"""Items and tokens that are asked of what was exported with the first."""
+"""Items and tokens of the calls of a program that was exported with the first."""
 
 
-@promise("torch.compile = eager", slow=True)
-def compiled(subject: Subject) -> Measure:
-    """The difference in outputs and gradients, in one graph for every length; in several, where export is not claimed.
+@check("compile_matches_eager", slow=True)
+def compiled(case: LayerUnderTest) -> Measurement:
+    """The difference between torch.compile and eager mode, in outputs and gradients.
 
-    By inductor on an accelerator, or where there is a C++ compiler for it; else by aot_eager.
+    One graph for every length; several where the layer is not declared exportable. By inductor on an accelerator or
+    with a C++ compiler, else by aot_eager.
     """
-    compilers = subject.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
-    backend = "inductor" if compilers else "aot_eager"
+    has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
+    backend = "inductor" if has_compiler else "aot_eager"
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for asked, masked, how in _asked(subject):
+    def measure() -> Iterator[tuple[float, str]]:
+        for module, masked, where in _modules(case):
             torch.compiler.reset()
-            whole = "export" in subject.claims
-            fast = torch.compile(asked, fullgraph=whole, dynamic=True, backend=backend)
+            fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
             for length in LENGTHS:
-                arguments = _arguments(subject, length, masked)
+                arguments = _arguments(case, length, masked)
                 x = arguments[0].requires_grad_()
-                outs = [_attempt(fast, arguments, how), asked(*arguments)]
-                slopes = [torch.autograd.grad(out.square().sum(), x)[0] for out in outs]
-                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({how})"
+                outs = calling(lambda: fast(*arguments), where), module(*arguments)  # noqa: B023
+                slopes = [gradient(out.square().sum(), x) for out in outs]
+                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where})"
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own deprecations are not the layer's
-        found = worst(measured(), SAME)
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        result = largest(measure(), TOLERANCE)
     torch.compiler.reset()
-    return Measure(found.value, SAME, f"{found.detail} by {backend}".strip())
+    return Measurement(result.value, TOLERANCE, f"{result.detail} by {backend}".strip())
 
 
-@promise("torch.export = eager", needs=("export",), slow=True)
-def exported(subject: Subject) -> Measure:
-    """The difference in outputs, at other batches and lengths than those with which it was exported."""
+@check("export_matches_eager", needs=("export",), slow=True)
+def exported(case: LayerUnderTest) -> Measurement:
+    """The difference between torch.export and eager mode, at other batch sizes and lengths than the exported ones."""
 
-    def convert(asked: _Asked, masked: bool, how: str) -> Callable[..., Tensor]:
-        program = _converted(torch.export.export, asked, _arguments(subject, N, masked), how)
-        return program.module()
+    def convert(module: _Module, masked: bool, where: str) -> Callable[..., Tensor]:
+        return _export(torch.export.export, module, _arguments(case, N, masked), where).module()
 
-    return _worst_size(subject, convert)
+    return _largest_over_sizes(case, convert)
 
 
-@promise("ONNX = eager", needs=("export",), slow=True)
-def onnx(subject: Subject) -> Measure:
-    """The same, exported to ONNX and run in onnxruntime on the CPU."""
+@check("onnx_matches_eager", needs=("export",), slow=True)
+def onnx(case: LayerUnderTest) -> Measurement:
+    """The same, exported to ONNX and run by onnxruntime on the CPU."""
     try:
         need("export", "it")
     except MissingExtraError as error:
-        raise NotClaimed(str(error)) from None
+        raise NotApplicable(str(error)) from None
     onnxruntime = import_module("onnxruntime")
 
-    def convert(asked: _Asked, masked: bool, how: str) -> Callable[..., Tensor]:
+    def convert(module: _Module, masked: bool, where: str) -> Callable[..., Tensor]:
         with _quiet("torch.onnx"):
-            program = _converted(torch.onnx.export, asked, _arguments(subject, N, masked), how, verbose=False)
+            program = _export(torch.onnx.export, module, _arguments(case, N, masked), where, verbose=False)
         session = onnxruntime.InferenceSession(
             program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
         )
-        names = [given.name for given in session.get_inputs()]
+        names = [argument.name for argument in session.get_inputs()]
 
         def run(*arguments: Tensor) -> Tensor:
-            given = {name: value.numpy(force=True) for name, value in zip(names, arguments, strict=True)}
-            return torch.as_tensor(session.run(None, given)[0], device=subject.device)
+            inputs = {name: value.numpy(force=True) for name, value in zip(names, arguments, strict=True)}
+            return torch.as_tensor(session.run(None, inputs)[0], device=case.device)
 
         return run
 
-    return _worst_size(subject, convert)
+    return _largest_over_sizes(case, convert)
 
 
-def _worst_size(subject: Subject, convert: Callable[[_Asked, bool, str], Callable[..., Tensor]]) -> Measure:
-    """The largest difference between what ``convert`` makes of the layer and the layer, at every size."""
+def _largest_over_sizes(
+    case: LayerUnderTest, convert: Callable[[_Module, bool, str], Callable[..., Tensor]]
+) -> Measurement:
+    """The largest difference between the converted layer and the layer, over all sizes."""
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for asked, masked, how in _asked(subject):
-            program = convert(asked.eval(), masked, how)
+    def measure() -> Iterator[tuple[float, str]]:
+        for module, masked, where in _modules(case):
+            program = convert(module.eval(), masked, where)
             for batch, length in SIZES:
-                arguments = _arguments(subject, length, masked, batch)
-                found = difference(_attempt(program, arguments, how), asked(*arguments))
-                yield found, f"{batch} items of {length} tokens, exported with {B} of {N} ({how})"
+                arguments = _arguments(case, length, masked, batch)
+                out = calling(lambda: program(*arguments), where)  # noqa: B023
+                detail = f"{batch} items of {length} tokens, exported with {B} of {N} ({where})"
+                yield difference(out, module(*arguments)), detail
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own deprecations are not the layer's
-        return worst(measured(), SAME)
+        warnings.simplefilter("ignore")  # the exporters' own deprecations
+        return largest(measure(), TOLERANCE)
 
 
-def _converted(
-    export: Callable[..., Any], asked: _Asked, arguments: tuple[Tensor, ...], how: str, **options: Any
+def _export(
+    export: Callable[..., Any], module: _Module, arguments: tuple[Tensor, ...], where: str, **options: Any
 ) -> Any:
-    """What ``export`` makes of the layer, for any batch and any length.
+    """The program that ``export`` makes of the layer, for any batch size and length.
 
     Raises:
-        Broken: where it cannot, with the first reason of all.
+        CheckFailed: it raises; the message is that of the innermost cause.
     """
     batch, length = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("length", min=2, max=4096)
-    shapes = ({0: batch, 1: length}, {0: batch, 1: length, 2: length})[: len(arguments)]
+    shapes: list[dict[int, Any]] = [{0: batch, 1: length} for _ in arguments]
+    if arguments[-1].dtype == torch.bool and arguments[-1].dim() == 3:
+        shapes[-1][2] = length
     try:
-        return export(asked, arguments, dynamic_shapes=shapes, **options)
+        return export(
+            module,
+            arguments,
+            dynamic_shapes=tuple(shapes),
+            **options,
+        )
     except Exception as error:
         reason: BaseException = error
         while reason.__cause__ is not None:
             reason = reason.__cause__
-        raise Broken(f"{first_line(reason)} ({how})") from error
+        raise CheckFailed(f"{first_line(reason)} ({where})") from error
 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without the warnings that this logger would print."""
+    """Suppress the warnings of this logger."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -141,38 +150,30 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-class _Asked(nn.Module):
-    """A layer, asked as its subject asks it."""
+class _Module(nn.Module):
+    """A layer as a module of (x, mask), with the calling convention of the case."""
 
-    def __init__(self, subject: Subject, causality: bool) -> None:
+    def __init__(self, case: LayerUnderTest, is_causal: bool) -> None:
         super().__init__()
-        self.subject, self.layer = subject, subject.build(causality)
+        self.case, self.layer = case, case.build(is_causal)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.subject(self.layer, x, mask)
+        return self.case(self.layer, x, from_attention_mask(mask) if mask is not None and mask.dim() == 2 else mask)
 
 
-def _asked(subject: Subject) -> list[tuple[_Asked, bool, str]]:
-    """The layer plainly, causal where it can be, and with a mask: whether, and how to say so."""
-    ways = [(causality, False) for causality in subject.causal_choices]
-    if "padding" in subject.claims:
-        ways.append((subject.causal_choices[-1], True))
-    return [
-        (_Asked(subject, causality), masked, said(causality, None) + (" and a mask" if masked else ""))
-        for causality, masked in ways
-    ]
+def _modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
+    """The layer without a mask, causal where it can be, and with a mask."""
+    configurations = [(is_causal, False) for is_causal in case.causal_choices]
+    if "padding" in case.capabilities:
+        configurations.append((case.causal_choices[-1], True))
+    for is_causal, masked in configurations:
+        yield _Module(case, is_causal), masked, describe(is_causal, None) + (" with a mask" if masked else "")
 
 
-def _arguments(subject: Subject, length: int, masked: bool, batch: int = B) -> tuple[Tensor, ...]:
-    x = subject.tokens(batch, length)
+def _arguments(case: LayerUnderTest, length: int, masked: bool, batch: int = B) -> tuple[Tensor, ...]:
+    x = case.tokens(batch, length)
     if not masked:
         return (x,)
     lengths = (length - 4 * torch.arange(batch, device=x.device)).clamp(min=1)
-    return x, as_matrix(padding(lengths), x, x).contiguous()
-
-
-def _attempt(run: Callable[..., Tensor], arguments: tuple[Tensor, ...], how: str) -> Tensor:
-    try:
-        return run(*arguments)
-    except Exception as error:
-        raise Broken(f"{first_line(error)} ({how})") from error
+    matrix = as_matrix(padding(lengths), x, x).contiguous()
+    return x, matrix if "arbitrary_mask" in case.capabilities or not case.is_ours else matrix[:, 0]

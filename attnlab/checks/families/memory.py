@@ -1,4 +1,4 @@
-"""Memory grows with the length as the card says, whatever the mask, in eval and in training."""
+"""Peak memory grows with the length as the card states, for every kind of mask, in eval mode and in training."""
 
 from __future__ import annotations
 
@@ -9,90 +9,95 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.checks.allocations import peak
-from attnlab.checks.capabilities import Broken, NotClaimed
+from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.costs import exponent
-from attnlab.checks.layer import Subject, first_line
-from attnlab.checks.probes import worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.layer_under_test import LayerUnderTest
+from attnlab.checks.probes import calling, largest
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask, padding, sliding_window
-from attnlab.nn.attention import SequenceMixer
+from attnlab.nn.mixer import SequenceMixer
 
 LENGTHS = (1024, 2048, 4096)
-"""The last one only where the growth between the first two is too large: a scratch buffer may not be full yet."""
+"""The last length is measured only if the growth between the first two is too large: a scratch buffer may not be full
+yet."""
 
-ABOVE = 0.15
-"""How far the measured exponent may lie above the card's."""
+TOLERANCE = 0.15
+"""How far the measured exponent may be above that of the card."""
 
 WINDOW = 32
 
-CASES: dict[str, tuple[set[str], Callable[[int, torch.device], Mask | None]]] = {
-    "plain": (set(), lambda length, device: None),
+MakeMask = Callable[[int, torch.device], Mask | None]
+
+CASES: dict[str, tuple[set[str], MakeMask]] = {
+    "no mask": (set(), lambda length, device: None),
     "causal": ({"causal"}, lambda length, device: None),
-    "padding": ({"padding"}, lambda length, device: _padded(length, device)),
-    "causal and padding": ({"causal", "padding"}, lambda length, device: _padded(length, device)),
+    "padding": ({"padding"}, lambda length, device: _padding(length, device)),
+    "causal and padding": ({"causal", "padding"}, lambda length, device: _padding(length, device)),
     "window": ({"arbitrary_mask"}, lambda length, device: sliding_window(WINDOW)),
-    "window and padding": ({"arbitrary_mask"}, lambda length, device: sliding_window(WINDOW) & _padded(length, device)),
+    "window and padding": (
+        {"arbitrary_mask"},
+        lambda length, device: sliding_window(WINDOW) & _padding(length, device),
+    ),
     "dropout": ({"dropout"}, lambda length, device: None),
     "window and dropout": ({"arbitrary_mask", "dropout"}, lambda length, device: sliding_window(WINDOW)),
 }
-"""What a layer must claim for each case, and the mask for a length."""
+"""For each case the capabilities that it needs, and the mask for a length."""
 
 
-@promise("memory grows as the card says", needs=("contract",), slow=True)
-def memory_growth(subject: Subject) -> Measure:
-    """The exponent of peak memory in the length, beyond the card's, in eval and in training, in float32.
+@check("memory_scaling", needs=("contract",), slow=True)
+def memory_scaling(case: LayerUnderTest) -> Measurement:
+    """How far the exponent of peak memory in the length is above that of the card, in float32.
 
-    Plain, causal, with padding, a window, dropout and combinations; the allocator's events are counted, so that a
-    tensor of N² entries is found whatever the machine; workspaces inside of a kernel are not seen.
+    Without a mask, causal, with padding, a window, dropout and combinations, in eval mode and in training. The events
+    of the allocator are counted, so that a tensor of N² values is found on any machine; workspaces inside of a kernel
+    are not included.
     """
-    if subject.device.type not in ("cpu", "cuda"):
-        raise NotClaimed(f"allocations on {subject.device.type} cannot be counted")
+    if case.device.type not in ("cpu", "cuda"):
+        raise NotApplicable(f"allocations on {case.device.type} cannot be counted")
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for case, (needs, make_mask) in CASES.items():
-            if not needs <= {*subject.claims}:
+    def measure() -> Iterator[tuple[float, str]]:
+        for name, (needs, make_mask) in CASES.items():
+            if not needs <= {*case.capabilities}:
                 continue
-            options = {"dropout": subject.dropout} if "dropout" in needs and subject.can_choose("dropout") else {}
-            causality = True if "causal" in needs else subject.causal_choices[0]
+            options = case.dropout_options if "dropout" in needs else {}
+            is_causal = True if "causal" in needs else case.causal_choices[0]
             for train in (False, True):
-                layer = subject.build(causality, dtype=torch.float32, train=train, **options)
+                layer = case.build(is_causal, dtype=torch.float32, train=train, **options)
                 assert isinstance(layer, SequenceMixer)
                 allowed = exponent(layer.card.memory, layer, LENGTHS)
-                *_, grown = growth(subject, layer, make_mask, allowed)
-                yield grown - allowed, f"{case}, {'training' if train else 'eval'}: N^{grown:.2f}, not N^{allowed:.2f}"
+                *_, grown = growth(case, layer, make_mask, allowed)
+                mode = "training" if train else "eval"
+                yield grown - allowed, f"{name}, {mode}: N^{grown:.2f}, not N^{allowed:.2f}"
 
-    return worst(measured(), ABOVE)
+    return largest(measure(), TOLERANCE)
 
 
-def growth(
-    subject: Subject, layer: nn.Module, make_mask: Callable[[int, torch.device], Mask | None], allowed: float
-) -> Iterator[float]:
-    """The exponent of peak memory from each length to the next, until one is not above what is allowed."""
+def growth(case: LayerUnderTest, layer: nn.Module, make_mask: MakeMask, allowed: float) -> Iterator[float]:
+    """The exponent of peak memory from each length to the next, until one is within the tolerance."""
     before = None
     for length in LENGTHS:
-        x = subject.tokens(1, length, dtype=torch.float32)
-        mask = make_mask(length, subject.device)
-        try:
-            held = peak(lambda: _run(subject, layer, x, mask), subject.device)  # noqa: B023
-        except Exception as error:
-            raise Broken(f"{first_line(error)} ({length} tokens, mask={mask})") from error
+        x, mask = case.tokens(1, length, dtype=torch.float32), make_mask(length, case.device)
+        held = calling(
+            lambda: peak(lambda: _run(case, layer, x, mask), case.device),  # noqa: B023
+            f"{length} tokens, mask={mask}",
+        )
         if before is not None:
             grown = math.log2(held / before)
             yield grown
-            if grown <= allowed + ABOVE:
+            if grown <= allowed + TOLERANCE:
                 return
         before = held
 
 
-def _run(subject: Subject, layer: nn.Module, x: Tensor, mask: Mask | None) -> None:
+def _run(case: LayerUnderTest, layer: nn.Module, x: Tensor, mask: Mask | None) -> None:
     if not layer.training:
         with torch.inference_mode():
-            subject(layer, x, mask)
+            case(layer, x, mask)
         return
-    subject(layer, x.requires_grad_(), mask).sum().backward()
+    case(layer, x.requires_grad_(), mask).sum().backward()
     x.grad = None
     layer.zero_grad()
 
 
-def _padded(length: int, device: torch.device) -> Mask:
+def _padding(length: int, device: torch.device) -> Mask:
     return padding(torch.tensor([length - 5], device=device))

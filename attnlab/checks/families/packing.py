@@ -1,4 +1,4 @@
-"""Sequences packed in one row, or padded in a batch, know nothing of each other."""
+"""Packed and padded sequences do not depend on each other."""
 
 from __future__ import annotations
 
@@ -6,54 +6,79 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.checks.layer import Subject
-from attnlab.checks.probes import EXACT, difference, worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.layer_under_test import B, LayerUnderTest, N
+from attnlab.checks.probes import EXACT, difference, gradient, largest
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import from_cu_seqlens, padding
 
 PACKED = ((3, 4), (67, 1, 83))
-"""Lengths of sequences in one row: short, and long enough for what fast paths do with long ones."""
+"""Lengths of the sequences in one row: short, and long enough for the backends of long sequences."""
 
 PADDED = ((7, 4), (151, 90))
 
+SHIFTS = (1, 4, 131)
+"""Numbers of padding tokens: a few, and enough for the backends of long sequences."""
 
-@promise("packed sequences are each alone", needs=("segments",))
-def packed(subject: Subject) -> Measure:
-    """The difference between sequences in one row under a mask of documents, and each by itself."""
-    subject.require_no_origin()
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for causality in subject.causal_choices:
-            layer = subject.build(causality)
+@check("packed_sequences_are_independent", needs=("segments",))
+def packed(case: LayerUnderTest) -> Measurement:
+    """The difference between sequences packed in one row under a segment mask and each sequence alone."""
+    case.require_relative_pattern()
+
+    def measure() -> Iterator[tuple[float, str]]:
+        for is_causal in case.causal_choices:
+            layer = case.build(is_causal)
             for lengths in PACKED:
-                x = subject.tokens(length=sum(lengths))
+                x = case.tokens(length=sum(lengths))
                 ends = torch.tensor([0, *lengths], device=x.device).cumsum(0)
-                together = subject(layer, x, from_cu_seqlens(ends)).split(list(lengths), 1)
-                for found, own in zip(together, x.split(list(lengths), 1), strict=True):
-                    yield difference(found, subject(layer, own.contiguous())), f"{own.shape[1]} of {lengths} tokens"
+                together = case(layer, x, from_cu_seqlens(ends)).split(list(lengths), 1)
+                for out, sequence in zip(together, x.split(list(lengths), 1), strict=True):
+                    where = f"{sequence.shape[1]} of {lengths} tokens"
+                    yield difference(out, case(layer, sequence.contiguous())), where
 
-    return worst(measured(), subject.exact)
+    return largest(measure(), case.exact)
 
 
-@promise("packed padding changes nothing", needs=("contract", "padding"))
-def left_out(subject: Subject) -> Measure:
-    """``padding(mask_queries=True)`` leaves outputs and gradients of real tokens unchanged; a padded row is zero."""
+@check("padding_with_masked_queries", needs=("contract", "padding"))
+def masked_queries(case: LayerUnderTest) -> Measurement:
+    """The change of real tokens, outputs and gradients, when padded queries are masked too; padded rows are zero."""
 
-    def measured() -> Iterator[tuple[float, str]]:
-        for causality in subject.causal_choices:
-            layer = subject.build(causality)
+    def measure() -> Iterator[tuple[float, str]]:
+        for is_causal in case.causal_choices:
+            layer = case.build(is_causal)
             for lengths in PADDED:
-                x = subject.tokens(length=lengths[0]).requires_grad_()
+                x = case.tokens(length=lengths[0]).requires_grad_()
+                counts = torch.tensor(lengths, device=x.device)
+                position = torch.arange(lengths[0], device=x.device)
                 for side in ("right", "left"):
-                    given = {"side": side, "max_length": lengths[0]}
-                    counts = torch.tensor(lengths, device=x.device)
-                    place = torch.arange(lengths[0], device=x.device)
-                    real = (place < counts[:, None]) if side == "right" else (place >= lengths[0] - counts[:, None])
-                    alone = subject(layer, x, padding(counts, **given, mask_queries=True))  # type: ignore[arg-type]
-                    usual = subject(layer, x, padding(counts, **given))  # type: ignore[arg-type]
+                    real = position < counts[:, None] if side == "right" else position >= lengths[0] - counts[:, None]
+                    masked, usual = (
+                        case(layer, x, padding(counts, side=side, max_length=lengths[0], mask_queries=queries))  # type: ignore[arg-type]
+                        for queries in (True, False)
+                    )
                     where = f"{lengths} tokens, padded on the {side}"
-                    yield alone[~real].abs().sum().item(), f"a padded row is not zero ({where})"
-                    slopes = [torch.autograd.grad(out[real].square().sum(), x)[0] for out in (alone, usual)]
-                    yield max(difference(alone[real], usual[real]), difference(*slopes)), where
+                    yield masked[~real].abs().sum().item(), f"a padded row is not zero ({where})"
+                    slopes = [gradient(out[real].square().sum(), x) for out in (masked, usual)]
+                    yield max(difference(masked[real], usual[real]), difference(*slopes)), where
 
-    return worst(measured(), EXACT)
+    return largest(measure(), EXACT)
+
+
+@check("left_padding_invariance", needs=("contract", "padding"))
+def left_padding(case: LayerUnderTest) -> Measurement:
+    """The difference between a sequence alone and the same sequence behind padding, in outputs and gradients."""
+    case.require_relative_pattern()
+
+    def measure() -> Iterator[tuple[float, str]]:
+        lengths = torch.full((B,), N, device=case.device)
+        for is_causal in case.causal_choices:
+            layer, x = case.build(is_causal), case.tokens().requires_grad_()
+            alone = case(layer, x)
+            slope = gradient(alone.square().sum(), x)
+            for shift in SHIFTS:
+                padded = torch.cat([case.tokens(length=shift, seed=31), x], 1)
+                out = case(layer, padded, padding(lengths, side="left", max_length=shift + N))[:, shift:]
+                changed = max(difference(out, alone), difference(gradient(out.square().sum(), x), slope))
+                yield changed, f"{N} tokens behind {shift} of padding"
+
+    return largest(measure(), EXACT)

@@ -1,86 +1,86 @@
-"""What goes in comes out: the shape, the dtype, whatever the strides, and nothing for nothing."""
+"""The shape, the dtype and the memory layout of inputs and outputs."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from attnlab.checks.layer import B, N, Subject
-from attnlab.checks.probes import attempt, difference, gradient, not_finite, said, worst_way
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.layer_under_test import B, LayerUnderTest, N
+from attnlab.checks.probes import attempt, describe, difference, gradient, largest_over_configurations, not_finite
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask
 
 
-@promise("keeps the shape")
-def keeps_the_shape(subject: Subject) -> Measure:
-    """One item or two; one token, an odd or an even number: how many outputs have another shape or are not finite."""
-    return _reshaped(subject, [(1, 1), (B, 1), (1, N), (B, N), (B, N + 1)])
+@check("output_shape")
+def output_shape(case: LayerUnderTest) -> Measurement:
+    """The number of outputs with a wrong shape or NaN or infinite values, for 1 and 2 items of 1, 7 and 8 tokens."""
+    return _count_wrong(case, [(1, 1), (B, 1), (1, N), (B, N), (B, N + 1)])
 
 
-@promise("takes an empty batch or sequence")
-def takes_nothing(subject: Subject) -> Measure:
-    """B=0 and N=0: how many outputs have another shape."""
-    return _reshaped(subject, [(0, N), (B, 0)])
+@check("empty_input")
+def empty_input(case: LayerUnderTest) -> Measurement:
+    """The number of outputs with a wrong shape for an empty batch and an empty sequence."""
+    return _count_wrong(case, [(0, N), (B, 0)])
 
 
-def _reshaped(subject: Subject, sizes: list[tuple[int, int]]) -> Measure:
+def _count_wrong(case: LayerUnderTest, sizes: list[tuple[int, int]]) -> Measurement:
     wrong, detail = 0, ""
     for batch, length in sizes:
-        x = subject.tokens(batch, length)
+        x = case.tokens(batch, length)
 
-        def asked(causality: bool, mask: Mask | None, x: torch.Tensor = x) -> torch.Tensor:
-            return subject(subject.build(causality), x, mask)
+        def call(is_causal: bool, mask: Mask | None, x: Tensor = x) -> Tensor:
+            return case(case.build(is_causal), x, mask)
 
-        for causality, mask in subject.ways(batch, length):
-            out = attempt(asked, causality, mask)
+        for is_causal, mask in case.configurations(batch, length):
+            out = attempt(call, is_causal, mask)
             if out.shape != x.shape or not_finite(out):
-                gives = "NaN" if out.shape == x.shape else str(tuple(out.shape))
-                wrong, detail = wrong + 1, detail or f"{tuple(x.shape)} gives {gives} ({said(causality, mask)})"
-    return Measure(wrong, 0, detail)
+                result = "NaN" if out.shape == x.shape else str(tuple(out.shape))
+                wrong, detail = wrong + 1, detail or f"{tuple(x.shape)} gives {result} ({describe(is_causal, mask)})"
+    return Measurement(wrong, 0, detail)
 
 
-@promise("keeps the dtype")
-def keeps_the_dtype(subject: Subject) -> Measure:
-    """float64, float32 and bfloat16: how many outputs have another dtype or are not finite."""
+@check("output_dtype")
+def output_dtype(case: LayerUnderTest) -> Measurement:
+    """The number of outputs with a wrong dtype or values that are not finite, in float64, float32 and bfloat16."""
     wrong, detail = 0, ""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        layer, x = subject.layer(dtype=dtype), subject.tokens(dtype=dtype)
-        for mask in (None, *subject.masks()):
-            out = subject(layer, x, mask)
+        layer, x = case.layer(dtype=dtype), case.tokens(dtype=dtype)
+        for mask in (None, *case.masks()):
+            out = case(layer, x, mask)
             if out.dtype != dtype or not_finite(out):
                 wrong, detail = wrong + 1, f"{dtype} gives {'NaN' if out.dtype == dtype else out.dtype}"
-    return Measure(wrong, 0, detail)
+    return Measurement(wrong, 0, detail)
 
 
-@promise("runs under bfloat16 autocast")
-def autocasts(subject: Subject) -> Measure:
-    """The difference from float32, outputs and gradients."""
+@check("bfloat16_autocast")
+def bfloat16_autocast(case: LayerUnderTest) -> Measurement:
+    """The difference between bfloat16 autocast and float32, in outputs and gradients."""
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        layer = subject.build(causality, dtype=torch.float32)
-        x = subject.tokens(dtype=torch.float32).requires_grad_()
-        expected = subject(layer, x, mask)
+    def measure(is_causal: bool, mask: Mask | None) -> float:
+        layer = case.build(is_causal, dtype=torch.float32)
+        x = case.tokens(dtype=torch.float32).requires_grad_()
+        expected = case(layer, x, mask)
         slope = gradient(expected.square().sum(), x)
-        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
-            out = subject(layer, x, mask).float()
-        found = gradient(out.square().sum(), x)
-        return max(difference(out, expected), difference(found, slope))
+        with torch.autocast(case.device.type, dtype=torch.bfloat16):
+            out = case(layer, x, mask).float()
+        return max(difference(out, expected), difference(gradient(out.square().sum(), x), slope))
 
-    return worst_way(subject, measured, limit=0.1)
+    return largest_over_configurations(case, measure, limit=0.1)
 
 
-@promise("takes any strides")
-def takes_any_strides(subject: Subject) -> Measure:
-    """Tokens that do not lie one after another in memory: the difference from a contiguous copy."""
-    x = subject.tokens()
-    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
-    spread = x.repeat_interleave(2, dim=-1)[..., ::2]
-    repeated = x[:1].expand(B, -1, -1)
+@check("non_contiguous_input")
+def non_contiguous_input(case: LayerUnderTest) -> Measurement:
+    """The difference between tokens with other strides and a contiguous copy of them."""
+    x = case.tokens()
+    batch_second = x.transpose(0, 1).contiguous().transpose(0, 1)
+    every_second = x.repeat_interleave(2, dim=-1)[..., ::2]
+    expanded = x[:1].expand(B, -1, -1)
 
-    def measured(causality: bool, mask: Mask | None) -> float:
-        layer = subject.build(causality)
+    def measure(is_causal: bool, mask: Mask | None) -> float:
+        layer = case.build(is_causal)
         return max(
-            difference(subject(layer, given, mask), subject(layer, given.contiguous(), mask))
-            for given in (turned, spread, repeated)
+            difference(case(layer, tokens, mask), case(layer, tokens.contiguous(), mask))
+            for tokens in (batch_second, every_second, expanded)
         )
 
-    return worst_way(subject, measured, limit=subject.exact)
+    return largest_over_configurations(case, measure, limit=case.exact)

@@ -1,4 +1,4 @@
-"""No value is read in Python: a forward pass runs on tensors that hold none, and is traced."""
+"""The forward pass reads no value in Python: it runs on fake and meta tensors, and it can be traced."""
 
 from __future__ import annotations
 
@@ -11,78 +11,73 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnlab.checks.capabilities import Broken
-from attnlab.checks.layer import N, Subject, first_line
-from attnlab.checks.probes import difference, said, worst
-from attnlab.checks.registry import Measure, promise
+from attnlab.checks.layer_under_test import LayerUnderTest, N
+from attnlab.checks.probes import calling, describe, difference, largest
+from attnlab.checks.registry import Measurement, check
 from attnlab.masks import Mask, causal, padding, sliding_window
 
-SAME = 1e-9
+TOLERANCE = 1e-9
 LENGTH = 67
 
 MakeMask = Callable[[torch.device], Mask | None]
 
 
-@promise("traceable", needs=("export",))
-def traceable(subject: Subject) -> Measure:
-    """How many outputs under FakeTensorMode and on the meta device differ in shape, dtype or device; make_fx = eager.
+@check("traceable", needs=("export",))
+def traceable(case: LayerUnderTest) -> Measurement:
+    """The number of outputs on fake and meta tensors with a wrong shape, dtype or device; the error of make_fx graphs.
 
-    Causal and under masks, in eval and in training.
+    Causal and with masks, in eval mode and in training.
     """
 
-    def measured() -> Iterator[tuple[float, str]]:
+    def measure() -> Iterator[tuple[float, str]]:
         for length in (N, LENGTH):
-            for causality in subject.causal_choices:
-                for make_mask in _masks(subject, length):
-                    mask, x = make_mask(subject.device), subject.tokens(length=length)
-                    for how, trace in _TRACES.items():
-                        plain = mask is None and causality == subject.causal_choices[-1]
-                        if trace is not _fake and (length != N or (how == "make_fx, fake" and not plain)):
-                            continue  # seconds more, for what the others show
+            for is_causal in case.causal_choices:
+                for make_mask in _masks(case, length):
+                    mask, x = make_mask(case.device), case.tokens(length=length)
+                    plain = mask is None and is_causal == case.causal_choices[-1]
+                    for name, trace in _TRACES.items():
+                        if trace is not _fake and (length != N or (name == "make_fx, fake" and not plain)):
+                            continue  # takes seconds and detects what the others detect
                         for train in ((False, True) if plain else (True,)) if trace is _fake else (False,):
-                            layer = subject.build(causality, train=train)
-                            where = f"{how}, {length} tokens ({said(causality, mask)})"
-                            try:
-                                yield trace(subject, layer, x, make_mask), where
-                            except Exception as error:
-                                raise Broken(f"{first_line(error)} ({where})") from error
+                            layer = case.build(is_causal, train=train)
+                            where = f"{name}, {length} tokens ({describe(is_causal, mask)})"
+                            yield calling(lambda: trace(case, layer, x, make_mask), where), where  # noqa: B023
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's own deprecations are not the layer's
-        return worst(measured(), SAME)
+        warnings.simplefilter("ignore")  # the tracer's own deprecations
+        return largest(measure(), TOLERANCE)
 
 
-def _masks(subject: Subject, length: int) -> list[MakeMask]:
-    """Functions that make a mask on a device, called where the tensors of the mask must be fake as well."""
+def _masks(case: LayerUnderTest, length: int) -> list[MakeMask]:
+    """Functions that make a mask on a device; under FakeTensorMode the tensors of the mask are fake as well."""
     makers: list[MakeMask] = [lambda device: None]
-    if "padding" in subject.claims:
+    if "padding" in case.capabilities:
         makers.append(lambda device: padding(torch.tensor([length, length - 3], device=device)))
-    if "arbitrary_mask" in subject.claims:
+    if "arbitrary_mask" in case.capabilities:
         makers.append(lambda device: causal() & sliding_window(5))
     return makers
 
 
-def _fake(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
+def _fake(case: LayerUnderTest, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in layer.state_dict().items()}
-        inputs = mode.from_tensor(x)
         with nn.utils.stateless._reparametrize_module(layer, state):
-            out = subject(layer, inputs, make_mask(x.device))
+            out = case(layer, mode.from_tensor(x), make_mask(x.device))
     return float(out.shape != x.shape or out.dtype != x.dtype or out.device != x.device)
 
 
-def _meta(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
+def _meta(case: LayerUnderTest, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
     inputs = x.to("meta")
-    out = subject(layer.to("meta"), inputs, make_mask(inputs.device))
+    out = case(layer.to("meta"), inputs, make_mask(inputs.device))
     return float(out.shape != x.shape or out.dtype != x.dtype or not out.is_meta)
 
 
-def _graph(mode: Literal["real", "fake"]) -> Callable[[Subject, nn.Module, Tensor, MakeMask], float]:
-    def trace(subject: Subject, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
+def _graph(mode: Literal["real", "fake"]) -> Callable[[LayerUnderTest, nn.Module, Tensor, MakeMask], float]:
+    def trace(case: LayerUnderTest, layer: nn.Module, x: Tensor, make_mask: MakeMask) -> float:
         mask = make_mask(x.device)
-        graph = make_fx(lambda x: subject(layer, x, mask), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+        graph = make_fx(lambda x: case(layer, x, mask), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
         other = 2 * x.flip(0)
-        return difference(graph(other), subject(layer, other, mask))
+        return difference(graph(other), case(layer, other, mask))
 
     return trace
 

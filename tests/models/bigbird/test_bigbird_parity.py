@@ -115,7 +115,7 @@ def test_transformers(
     for head, drawn_blocks in enumerate(seen[0]):
         for row, own in enumerate(drawn_blocks.tolist()):
             linked[0, head, row + 1, own] = True
-    layer.pattern = lambda length: masks.block_sparse(block, linked)  # type: ignore[method-assign]
+    layer.attention_pattern = lambda length: masks.block_sparse(block, linked)  # type: ignore[method-assign]
     layer.output = torch.nn.Identity()  # type: ignore[assignment]
     ours = layer(x, mask=masks.padding(lengths) if padded else None)
     kept = real.bool()

@@ -1,7 +1,7 @@
-"""Chunked attention against the text attention of Llama 4 in transformers 5.24, under the chunked mask it makes.
+"""Chunked attention against the text attention of Llama 4 in transformers 5.24, with its chunked mask.
 
-Their mask counts chunks from the first real token of each item, ours from the first position; the same where padding
-stands on the right.
+Their mask counts chunks from the first real token of each item, ours from the first position. Both agree where the
+padding is on the right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attnlab.models.chunked import ChunkedAttention
 
 ORACLES = {"test_llama4": ("transformers", "Llama4TextAttention")}
 
-TOLERANCE = 1e-5  # in float64 too: the softmax in their layer is always of float32
+TOLERANCE = 1e-5  # in float64 too, since their softmax is always float32
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
@@ -30,7 +30,7 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 
 
 def llama4(H: int, D: int, chunk: int, positions: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Their layer and its configuration, without the norm of queries and keys."""
+    """Their layer, without the norm of queries and keys, and its configuration."""
     pytest.importorskip("transformers")
     from transformers import Llama4TextConfig
     from transformers.models.llama4.modeling_llama4 import Llama4TextAttention
@@ -76,17 +76,17 @@ def test_llama4(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: i
 
     layer = ours_of(theirs, H, D, chunk, positions, dtype)
     a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
-    places = torch.arange(N).unsqueeze(0)
+    position_ids = torch.arange(N).unsqueeze(0)
     lengths = torch.tensor([N - 2, N, N - 1][:B])
     real = (torch.arange(N) < lengths[:, None]) if padded else torch.ones(B, N, dtype=torch.bool)
-    given = create_chunked_causal_mask(config, a, real.long(), None, places, allow_is_causal_skip=False)
-    turns = Llama4TextRotaryEmbedding(config)(a, places)
-    wanted = theirs(a, turns, given)[0][real]
+    their_mask = create_chunked_causal_mask(config, a, real.long(), None, position_ids, allow_is_causal_skip=False)
+    cos_sin = Llama4TextRotaryEmbedding(config)(a, position_ids)
+    expected = theirs(a, cos_sin, their_mask)[0][real]
     ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
-    same(ours, wanted)
-    wave = tokens(*ours.shape, dtype=dtype)
-    (wanted * wave).sum().backward()
-    (ours * wave).sum().backward()
+    same(ours, expected)
+    direction = tokens(*ours.shape, dtype=dtype)
+    (expected * direction).sum().backward()
+    (ours * direction).sum().backward()
     same(b.grad, a.grad)
     for name in ("weight", "bias"):
         parts = [getattr(getattr(theirs, f"{part}_proj"), name).grad for part in "qkv"]
@@ -94,13 +94,13 @@ def test_llama4(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: i
         same(getattr(layer.output, name).grad, getattr(theirs.o_proj, name).grad)
 
 
-def test_padding_on_the_left_moves_their_chunks_and_not_ours() -> None:
+def test_left_padding_moves_only_their_chunks() -> None:
     _, config = llama4(1, 2, 3, "none", torch.float32)
     from transformers.masking_utils import create_chunked_causal_mask
 
     real = torch.arange(8) >= 2
-    given = create_chunked_causal_mask(config, torch.zeros(1, 8, 2), real.long()[None], None, None)
-    theirs = (given[0, 0] == 0)[2:, 2:]
+    their_mask = create_chunked_causal_mask(config, torch.zeros(1, 8, 2), real.long()[None], None, None)
+    theirs = (their_mask[0, 0] == 0)[2:, 2:]
     assert torch.equal(theirs, (masks.causal() & masks.block_local(3)).materialize(6))
     padding = masks.padding(torch.tensor([6]), side="left", max_length=8)
     ours = (masks.causal() & masks.block_local(3) & padding).materialize(8)[0, 0, 2:, 2:]

@@ -1,4 +1,4 @@
-"""Differential attention: its options, what it is without the second map, and each of its two queries by itself."""
+"""Differential attention: the difference of the two softmaxes, positions of each query, pruning and the options."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from attnlab.positions import Rotary
 B, N, H, D, d = 2, 7, 3, 30, 5
 
 
-def made(D: int = D, H: int = H, **options: Any) -> DifferentialAttention:
-    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
+def make(D: int = D, **options: Any) -> DifferentialAttention:
+    """A layer whose parameters differ from their initial values, which would hide errors."""
     torch.manual_seed(0)
     layer = DifferentialAttention(D, H, **options).double().eval()
     with torch.no_grad():
@@ -29,82 +29,85 @@ def made(D: int = D, H: int = H, **options: Any) -> DifferentialAttention:
     return layer
 
 
-def tokens(length: int = N, width: int = D) -> Tensor:
-    return torch.randn(B, length, width, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+def tokens(width: int = D) -> Tensor:
+    return torch.randn(B, N, width, generator=torch.Generator().manual_seed(N), dtype=torch.float64)
 
 
-def test_four_vectors_and_the_gains_are_all_that_is_new() -> None:
+def queries_and_keys(layer: DifferentialAttention) -> list[Tensor]:
+    """Views of the parameters of ``qkv`` that have the axes (Q, K, V), head, softmax, channel."""
+    return [t.unflatten(0, (3, H, 2, layer.head_dim // 2))[:2] for t in (layer.qkv.weight, layer.qkv.bias)]
+
+
+def test_the_number_of_parameters() -> None:
     count = sum(parameter.numel() for parameter in DifferentialAttention(D, H).parameters())
-    assert count == 4 * D * (D + 1) + 4 * d + 2 * d
+    assert count == 4 * D * (D + 1) + 4 * d + 2 * d, "four vectors for λ and the gains in addition to multi-head"
 
 
-def test_without_the_second_map_the_first_is_left() -> None:
-    layer, x = made(lambda_init=0.0, causal=True), tokens()
+def test_lambda_zero_leaves_the_first_softmax() -> None:
+    layer, x = make(lambda_init=0.0, causal=True), tokens()
     with torch.no_grad():
-        layer.lambda_qk.zero_()  # exp(0) - exp(0)
+        layer.lambda_qk.zero_()  # λ = exp(0) - exp(0)
     Q, K, _ = (part.unflatten(-1, (H, 2, d))[..., 0, :].transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
-    bound = masks.causal().bind(N, N, shape=(B, H))
-    torch.testing.assert_close(layer.attention_weights(x), softmax_weights(Q, K, bound))
+    expected = softmax_weights(Q, K, masks.causal().bind(N, N, shape=(B, H)))
+    torch.testing.assert_close(layer.attention_weights(x), expected)
 
 
-def test_two_maps_that_are_equal_leave_one_less_lambda() -> None:
-    layer, x = made(), tokens()
+def test_rows_of_two_equal_softmaxes_sum_to_one_minus_lambda() -> None:
+    layer, x = make(), tokens()
     with torch.no_grad():
-        for tensor in (layer.qkv.weight, layer.qkv.bias):
-            pairs = tensor.unflatten(0, (3, H, 2, d))
-            pairs[:2, :, 1] = pairs[:2, :, 0]
+        for pairs in queries_and_keys(layer):
+            pairs[:, :, 1] = pairs[:, :, 0]
     q1, k1, q2, k2 = layer.lambda_qk.detach()
-    left = 1 - (torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + layer.lambda_init)
-    torch.testing.assert_close(layer.attention_weights(x).sum(-1), left.expand(B, H, N))
+    expected = 1 - (torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + layer.lambda_init)
+    torch.testing.assert_close(layer.attention_weights(x).sum(-1), expected.expand(B, H, N))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
-def test_positions_keep_every_promise(positions: str) -> None:
-    # Where both maps nearly agree, the norm blows up what bfloat16 left of them: that one holds for some weights only.
-    skip = ["runs under bfloat16 autocast", "low precision matches float64"]
+def test_conformance_with_positions(positions: str) -> None:
+    # Where both softmaxes nearly agree, the norm amplifies the rounding of bfloat16.
+    skip = ["bfloat16_autocast", "low_precision_accuracy"]
     check_attention(partial(DifferentialAttention, num_heads=2, positions=positions), fast=True, skip=skip)
 
 
-def test_each_query_is_turned_by_itself() -> None:
-    layer, x = made(24, positions="rotary", causal=True), tokens(width=24)
+def test_each_query_is_rotated_separately() -> None:
+    layer, x = make(24, positions="rotary", causal=True), tokens(24)
     assert isinstance(layer.positions, Rotary)
-    assert layer.positions.width == 4  # d, not 2d
+    assert layer.positions.width == 4, "d, not 2d"
     cache = KVCache(N)
     with torch.no_grad():
         steps = torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1)
     torch.testing.assert_close(steps, layer(x))
     before = layer.attention_map(x)
-    with torch.no_grad():  # the two maps change their places in every head
-        for tensor in (layer.qkv.weight, layer.qkv.bias):
-            pairs = tensor.unflatten(0, (3, H, 2, 4))
-            pairs[:2] = pairs[:2].flip(2)
+    with torch.no_grad():
+        for pairs in queries_and_keys(layer):
+            pairs.copy_(pairs.flip(2))  # the two softmaxes of each head are swapped
     after = layer.attention_map(x)
     assert isinstance(before, Difference)
     assert isinstance(after, Difference)
-    torch.testing.assert_close(after.second.materialize(), before.start.attention_weights())
+    torch.testing.assert_close(after.second.materialize(), before.first.materialize())
 
 
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi", "t5"])
-def test_a_head_that_goes_is_a_head_that_says_nothing(positions: Any) -> None:
-    layer, x = made(24, positions=positions), tokens(width=24)
-    small = prune_heads(layer, [1])
-    torch.testing.assert_close(small.attention_weights(x), layer.attention_weights(x)[:, [0, 2]])
+def test_pruning_a_head_equals_zeroing_its_output(positions: Any) -> None:
+    layer, x = make(24, positions=positions), tokens(24)
+    pruned = prune_heads(layer, [1])
+    torch.testing.assert_close(pruned.attention_weights(x), layer.attention_weights(x)[:, [0, 2]])
     with torch.no_grad():
         layer.output.weight[:, 8:16] = 0
-    torch.testing.assert_close(small(x), layer(x))
+    torch.testing.assert_close(pruned(x), layer(x))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"num_heads": 6}, r"^embed_dim / num_heads \(5\) must be even: each head has two queries$"),
         ({"lambda_init": 1.0}, "^lambda_init must be at least 0 and below 1, not 1.0$"),
         ({"lambda_init": -0.1}, "^lambda_init must be at least 0 and below 1, not -0.1$"),
         ({"lambda_init": float("nan")}, "^lambda_init must be at least 0 and below 1, not nan$"),
-        ({"positions": "rotary"}, "^rotary positions need an even head_dim, not 5"),
-        ({"positions": Rotary(10)}, "^these rotary positions are for heads of width 10, not 5$"),
+        ({"positions": "rotary"}, "even"),
+        ({"positions": Rotary(10)}, "10, not 5"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DifferentialAttention(D, **{"num_heads": H, **options})

@@ -1,4 +1,4 @@
-"""Forgetting attention: open gates forget nothing, and both ways to write the decay agree."""
+"""Forgetting attention: open gates, the forms of the decay, precision, memory, derivatives and pruning."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from attnlab.ops.decayed import DecayedMap
 B, N, H, D = 2, 11, 3, 12
 
 
-def made(**options: Any) -> ForgettingAttention:
-    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
+def make(**options: Any) -> ForgettingAttention:
+    """A layer with gates near 1/2 whose parameters differ from their initial values, which would hide errors."""
     torch.manual_seed(0)
-    layer = ForgettingAttention(D, H, **options).double().eval()
+    layer = ForgettingAttention(D, H, **{"forget_bias_init": 0.0, **options}).double().eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter) / 3)
@@ -38,15 +38,24 @@ def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_a_gate_a_head_is_all_that_is_new() -> None:
+def test_the_number_of_parameters() -> None:
     count = sum(parameter.numel() for parameter in ForgettingAttention(D, H).parameters())
-    assert count == 4 * D * (D + 1) + H * (D + 1)
+    assert count == 4 * D * (D + 1) + H * (D + 1), "one gate per head in addition to multi-head attention"
+
+
+def test_gates_start_open_and_are_reset() -> None:
+    for options, expected in (({}, 4.0), ({"forget_bias_init": -1.5}, -1.5)):
+        layer = ForgettingAttention(D, H, **options)
+        assert layer.forget.bias.tolist() == [expected] * H
+        torch.nn.init.zeros_(layer.forget.bias)
+        layer.reset_parameters()
+        assert layer.forget.bias.tolist() == [expected] * H
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("positions", ["none", "rotary"])
-def test_open_gates_forget_nothing(causal: bool, positions: Any) -> None:
-    layer = made(causal=causal, positions=positions)
+def test_open_gates_give_multi_head_attention(causal: bool, positions: Any) -> None:
+    layer = make(causal=causal, positions=positions)
     multi = MultiAttention(D, H, causal=causal, positions=positions).double().eval()
     with torch.no_grad():
         layer.forget.bias.fill_(60)
@@ -55,7 +64,7 @@ def test_open_gates_forget_nothing(causal: bool, positions: Any) -> None:
     same(layer.attention_weights(tokens()), multi.attention_weights(tokens()))
 
 
-def test_rotary_positions_keep_every_promise() -> None:
+def test_conformance_with_rotary_positions() -> None:
     check_attention(partial(ForgettingAttention, num_heads=2, positions="rotary"), fast=True)
 
 
@@ -70,45 +79,45 @@ def test_rotary_positions_keep_every_promise() -> None:
     ],
     ids=str,
 )
-def test_the_number_in_the_key_and_the_matrix_agree(mask: masks.Mask, positions: Any) -> None:
-    layer, x = made(positions=positions), tokens()
-    written = masks.from_tensor(mask.materialize(N).expand(B, 1, N, N))
+def test_the_contiguous_form_equals_the_form_for_any_mask(mask: masks.Mask, positions: Any) -> None:
+    layer, x = make(positions=positions), tokens()
+    matrix = masks.from_tensor(mask.materialize(N).expand(B, 1, N, N))
     bound = mask.bind(N, N, shape=(B, H))
     assert bound.is_causal_and_contiguous
-    assert not written.bind(N, N, shape=(B, H)).is_causal_and_contiguous
-    same(layer(x, mask=mask), layer(x, mask=written))
-    same(layer.attention_weights(x, mask=mask), layer.attention_weights(x, mask=written))
+    assert not matrix.bind(N, N, shape=(B, H)).is_causal_and_contiguous
+    same(layer(x, mask=mask), layer(x, mask=matrix))
+    same(layer.attention_weights(x, mask=mask), layer.attention_weights(x, mask=matrix))
 
 
 @pytest.mark.parametrize("positions", ["none", "rotary"])
 @pytest.mark.parametrize("cuts", [[N], [1] * N, [4, 1, 6]])
-@pytest.mark.parametrize("broken", [True, False])
-def test_steps_are_the_whole(cuts: list[int], positions: Any, broken: bool) -> None:
-    layer, x, cache = made(causal=True, positions=positions), tokens(), KVCache(N)
-    seen = torch.rand(N, N, generator=torch.Generator().manual_seed(0)) < 0.6
-    at, steps = 0, []
+@pytest.mark.parametrize("gaps", [True, False])
+def test_cached_steps_match_the_full_pass(cuts: list[int], positions: Any, gaps: bool) -> None:
+    layer, x, cache = make(causal=True, positions=positions), tokens(), KVCache(N)
+    allowed = torch.rand(N, N, generator=torch.Generator().manual_seed(0)) < 0.6
+    start, steps = 0, []
     with torch.no_grad():
         for part in x.split(cuts, 1):
-            rows = seen[at : at + part.shape[1], : at + part.shape[1]]
-            steps.append(layer(part, mask=rows if broken else None, cache=cache))
-            at += part.shape[1]
-    same(torch.cat(steps, 1), layer(x, mask=seen if broken else None))
+            end = start + part.shape[1]
+            steps.append(layer(part, mask=allowed[start:end, :end] if gaps else None, cache=cache))
+            start = end
+    same(torch.cat(steps, 1), layer(x, mask=allowed if gaps else None))
 
 
-def test_padding_on_the_left_is_not_there() -> None:
-    layer, x = made(causal=True), tokens()
+def test_left_padding_changes_nothing() -> None:
+    layer, x = make(causal=True), tokens()
     padded = torch.cat([torch.full((B, 3, D), 7.0, dtype=torch.float64), x], 1)
     mask = masks.padding(torch.tensor([N, N]), side="left", max_length=N + 3)
     same(layer(padded, mask=mask)[:, 3:], layer(x))
 
 
-def test_what_may_not_be_seen_makes_nobody_forget() -> None:
-    layer, x = made(), tokens()
-    hole = torch.ones(N, N, dtype=torch.bool).tril()
-    hole[:, 4] = False
+def test_gates_of_masked_keys_are_left_out() -> None:
+    layer, x = make(), tokens()
+    mask = torch.ones(N, N, dtype=torch.bool).tril()
+    mask[:, 4] = False
     without = torch.cat([x[:, :4], x[:, 5:]], 1)
     rows = [i for i in range(N) if i != 4]
-    same(layer(x, mask=hole)[:, rows], layer(without, mask=masks.causal()))
+    same(layer(x, mask=mask)[:, rows], layer(without, mask=masks.causal()))
 
 
 LOW = {
@@ -119,12 +128,12 @@ LOW = {
 }
 
 
-def relative(measured: Tensor, exact: Tensor) -> float:
+def relative_error(measured: Tensor, exact: Tensor) -> float:
     return ((measured.double() - exact).norm() / exact.norm()).item()
 
 
 def results(layer: ForgettingAttention, x: Tensor, mask: masks.Mask | None) -> list[Tensor]:
-    """The output, and the gradients of the tokens and of the gates' weights."""
+    """The output, and the gradients of the tokens and of W_f."""
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     tokens = x.clone().requires_grad_()
     out = layer(tokens, mask=mask)
@@ -132,29 +141,30 @@ def results(layer: ForgettingAttention, x: Tensor, mask: masks.Mask | None) -> l
 
 
 @pytest.mark.parametrize("length", [67, 1031])
-@pytest.mark.parametrize("rule", [None, masks.sliding_window(89)], ids=["causal", "not causal"])
+@pytest.mark.parametrize("mask", [None, masks.sliding_window(89)], ids=["causal", "not causal"])
 @pytest.mark.parametrize("precision", LOW)
-def test_error_is_independent_of_the_length(precision: str, rule: masks.Mask | None, length: int) -> None:
+def test_the_error_does_not_grow_with_the_length(precision: str, mask: masks.Mask | None, length: int) -> None:
     dtype, autocast, limit = LOW[precision]
     torch.manual_seed(0)
-    layer = ForgettingAttention(D, H, causal=rule is None).double()
+    layer = ForgettingAttention(D, H, forget_bias_init=0.0, causal=mask is None).double()
     x = torch.randn(1, length, D, dtype=torch.float64)
-    exact = results(layer, x, rule)
+    exact = results(layer, x, mask)
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-        measured = results(layer.to(dtype), x.to(dtype), rule)
-    for name, ours, true in zip(("out", "tokens", "gates"), measured, exact, strict=True):
-        assert relative(ours, true) < limit, name
+        measured = results(layer.to(dtype), x.to(dtype), mask)
+    for name, ours, expected in zip(("output", "tokens", "W_f"), measured, exact, strict=True):
+        assert relative_error(ours, expected) < limit, name
 
 
 def test_cached_steps_keep_gates_in_float32() -> None:
     torch.manual_seed(0)
-    layer, x = ForgettingAttention(D, H, causal=True).double(), torch.randn(1, 331, D, dtype=torch.float64)
+    layer = ForgettingAttention(D, H, forget_bias_init=0.0, causal=True).double()
+    x = torch.randn(1, 331, D, dtype=torch.float64)
     with torch.no_grad():
         exact = layer(x)
         layer.bfloat16()
         cache = KVCache(331)
         steps = torch.cat([layer(part, cache=cache) for part in x.bfloat16().split([300, *[1] * 31], 1)], 1)
-    assert relative(steps[:, 300:], exact[:, 300:]) < 0.015
+    assert relative_error(steps[:, 300:], exact[:, 300:]) < 0.015
 
 
 TILED = {
@@ -163,55 +173,54 @@ TILED = {
     "right padding": masks.causal() & masks.padding(torch.tensor([7, 11])),
     "left padding": masks.causal() & masks.padding(torch.tensor([7, 11]), side="left", max_length=N),
     "documents": masks.causal() & masks.documents(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 3])),
-    "documents of items": masks.causal() & masks.documents(torch.arange(N) // torch.tensor([[3], [4]])),
-    "everything": None,
-    "both sides": masks.sliding_window(3) & masks.padding(torch.tensor([7, 11])),
-    "holes": masks.from_tensor(torch.rand(N, N, generator=torch.Generator().manual_seed(0)) < 0.6),
-    "behind": masks.causal() & ~masks.sliding_window(2),
-    "heads": masks.per_head([masks.sliding_window(2), masks.sliding_window(4) & masks.causal(), masks.causal()]),
+    "documents per item": masks.causal() & masks.documents(torch.arange(N) // torch.tensor([[3], [4]])),
+    "no mask": None,
+    "window and padding": masks.sliding_window(3) & masks.padding(torch.tensor([7, 11])),
+    "gaps": masks.from_tensor(torch.rand(N, N, generator=torch.Generator().manual_seed(0)) < 0.6),
+    "distant keys": masks.causal() & ~masks.sliding_window(2),
+    "per head": masks.per_head([masks.sliding_window(2), masks.sliding_window(4) & masks.causal(), masks.causal()]),
 }
 
 
-@pytest.mark.parametrize("numbers", [2**5, 2**9, 2**21])
+@pytest.mark.parametrize("tile", [2**5, 2**9, 2**21])
 @pytest.mark.parametrize("name", TILED)
-def test_tiles_are_the_formula(name: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", numbers)
-    layer, x, mask = made(), tokens().requires_grad_(), TILED[name]
-    permitted = None if mask is None else mask.materialize(N).expand(B, H, N, N)
-    out, expected = layer(x, mask=mask), reference(layer, x, permitted)
+def test_tiles_match_the_reference(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", tile)
+    layer, x, mask = make(), tokens().requires_grad_(), TILED[name]
+    allowed = None if mask is None else mask.materialize(N).expand(B, H, N, N)
+    out, expected = layer(x, mask=mask), reference(layer, x, allowed)
     same(out, expected)
-    wanted = [x, *layer.parameters()]
+    inputs = [x, *layer.parameters()]
     direction = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
-    ours, true = (torch.autograd.grad((result * direction).sum(), wanted) for result in (out, expected))
-    for one, other in zip(ours, true, strict=True):
-        same(one, other)
+    for pair in zip(*(torch.autograd.grad((y * direction).sum(), inputs) for y in (out, expected)), strict=True):
+        same(*pair)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_no_matrix_of_all_rows_is_kept(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_full_matrix_is_stored(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**16)
-    cells, decay = [], DecayedMap._decay
+    tiles, decay = [], DecayedMap._decay
 
-    def recorded(self: DecayedMap, *given: Any) -> Tensor:
-        part = decay(self, *given)
-        assert not part.requires_grad or torch.is_grad_enabled()
-        cells.append(part.numel())
-        return part
+    def recording(self: DecayedMap, *args: Any) -> Tensor:
+        tile = decay(self, *args)
+        assert not tile.requires_grad or torch.is_grad_enabled()
+        tiles.append(tile.numel())
+        return tile
 
-    monkeypatch.setattr(DecayedMap, "_decay", recorded)
-    layer, kept = ForgettingAttention(D, H, causal=causal), [0]
+    monkeypatch.setattr(DecayedMap, "_decay", recording)
+    layer, saved = ForgettingAttention(D, H, causal=causal), [0]
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.untyped_storage().nbytes()) or t, lambda t: t
+        lambda t: saved.append(t.untyped_storage().nbytes()) or t, lambda t: t
     ):
         layer(torch.randn(1, 521, D)).sum()
-    assert max(cells) <= 2**16
-    assert max(kept) <= 8 * 521 * 2 * D, "of the tiles nothing is kept for the backward pass"
+    assert max(tiles) <= 2**16
+    assert max(saved) <= 8 * 521 * 2 * D, "tiles are not saved for the backward pass"
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**7)  # several tiles
-    layer, x = made(causal=causal), tokens(5).requires_grad_()
+    layer, x = make(causal=causal), tokens(5).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), x)
     if causal:
@@ -220,33 +229,33 @@ def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pyte
             gradient.square().sum().backward()
 
 
-def test_a_compiler_makes_one_graph() -> None:
-    layer, x = made(causal=True), tokens().requires_grad_()
+def test_torch_compile_makes_one_graph() -> None:
+    layer, x = make(causal=True), tokens().requires_grad_()
     graph = torch.compile(layer, fullgraph=True, backend="aot_eager")
     same(graph(x), layer(x))
     same(*(torch.autograd.grad(call(x).square().sum(), x)[0] for call in (graph, layer)))
 
 
-def test_a_learned_bias_has_its_gradient() -> None:
-    layer, x, bias = made(causal=True), tokens(), torch.randn(1, H, N, N, dtype=torch.float64, requires_grad=True)
-    permitted = masks.causal().materialize(N).expand(B, H, N, N)
-    ours, true = layer(x, attn_bias=bias), reference(layer, x, permitted, bias.expand(B, -1, -1, -1))
-    same(ours, true)
-    same(*(torch.autograd.grad(out.square().sum(), bias)[0] for out in (ours, true)))
+def test_the_gradient_of_a_learned_bias() -> None:
+    layer, x, bias = make(causal=True), tokens(), torch.randn(1, H, N, N, dtype=torch.float64, requires_grad=True)
+    allowed = masks.causal().materialize(N).expand(B, H, N, N)
+    outs = layer(x, attn_bias=bias), reference(layer, x, allowed, bias.expand(B, -1, -1, -1))
+    same(*outs)
+    same(*(torch.autograd.grad(out.square().sum(), bias)[0] for out in outs))
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+@pytest.mark.parametrize("pruned_heads", [[0], [1], [0, 2]])
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_head_that_goes_takes_its_gate(gone: list[int], causal: bool) -> None:
-    layer, x = made(causal=causal), tokens()
-    small = prune_heads(layer, gone)
-    left = [head for head in range(H) if head not in gone]
-    assert small.forget.out_features == len(left)
-    same(small.attention_weights(x), layer.attention_weights(x)[:, left])
+def test_pruning_a_head_removes_its_gate(pruned_heads: list[int], causal: bool) -> None:
+    layer, x = make(causal=causal), tokens()
+    pruned = prune_heads(layer, pruned_heads)
+    kept = [head for head in range(H) if head not in pruned_heads]
+    assert pruned.forget.out_features == len(kept)
+    same(pruned.attention_weights(x), layer.attention_weights(x)[:, kept])
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
         ({"positions": "rotary", "num_heads": 4}, "^rotary positions need an even head_dim, not 3"),
@@ -254,6 +263,6 @@ def test_a_head_that_goes_takes_its_gate(gone: list[int], causal: bool) -> None:
         ({"positions": "alibi"}, "^ForgettingAttention takes positions none or rotary, not alibi"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ForgettingAttention(D, **{"num_heads": H, **options})

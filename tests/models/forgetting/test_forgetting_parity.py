@@ -1,6 +1,6 @@
-"""Forgetting attention against the naive form in flash-linear-attention 0.6, with the log gates as they are.
+"""Forgetting attention against the naive form of flash-linear-attention 0.6.
 
-Theirs computes in float32, causal only. The rest is held against a loop in float64 (`models/forgetting/reference.py`).
+Theirs computes in float32 and is always causal. All else is compared with `models/forgetting/reference.py` in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ORACLES = {"test_fla": ("fla-core", "naive forgetting attention")}
 
 @pytest.fixture(scope="module")
 def naive() -> Any:
-    """Their function, by its file: the package itself imports with Triton alone."""
+    """Their function, loaded from its file because importing the package needs Triton."""
     pytest.importorskip("einops")
     package = importlib.util.find_spec("fla")
     if package is None or not package.submodule_search_locations:
@@ -46,20 +46,20 @@ def test_fla(naive: Any, dtype: torch.dtype, window: int | None, folded: bool, B
     x = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype)
     a, b = (x.clone().requires_grad_() for _ in range(2))
     mask = None if window is None else masks.sliding_window(window)
-    if not folded:  # a matrix says nothing of ranges, and the decay is written down
+    if not folded:  # for any mask, by rows
         mask = masks.from_tensor((masks.causal() if mask is None else mask).materialize(N))
 
     Q, K, V = (part.unflatten(-1, (H, d)) for part in layer.qkv(a).chunk(3, -1))
     gates = torch.nn.functional.logsigmoid(layer.forget(a))
-    wanted = layer.output(naive(Q, K, V, gates, window_size=window).flatten(2).to(dtype))
+    expected = layer.output(naive(Q, K, V, gates, window_size=window).flatten(2).to(dtype))
     ours = layer(b, mask=mask)
 
     def same(found: Tensor, true: Tensor) -> None:
         torch.testing.assert_close(found, true, rtol=0, atol=1e-5)
 
-    same(ours, wanted)
-    wave = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype) / N
+    same(ours, expected)
+    direction = torch.randn(B, N, H * d, dtype=torch.float64).to(dtype) / N
     parameters = list(layer.parameters())
-    true = torch.autograd.grad((wanted * wave).sum(), [a, *parameters])
-    for found, gradient in zip(torch.autograd.grad((ours * wave).sum(), [b, *parameters]), true, strict=True):
+    true = torch.autograd.grad((expected * direction).sum(), [a, *parameters])
+    for found, gradient in zip(torch.autograd.grad((ours * direction).sum(), [b, *parameters]), true, strict=True):
         same(found, gradient)

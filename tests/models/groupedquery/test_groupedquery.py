@@ -171,10 +171,10 @@ def test_it_shows_what_is_shared() -> None:
         ({"num_kv_heads": 7}, ValueError, r"^num_kv_heads \(7\) must divide num_heads \(6\)"),
         ({"num_kv_heads": 0}, ValueError, "^num_kv_heads must be at least 1, not 0$"),
         ({"num_kv_heads": -2}, ValueError, "^num_kv_heads must be at least 1, not -2$"),
-        ({"num_kv_heads": 2.0}, TypeError, "^num_kv_heads must be a whole number, not 2.0$"),
-        ({"num_kv_heads": True}, TypeError, "^num_kv_heads must be a whole number, not True$"),
+        ({"num_kv_heads": 2.0}, TypeError, "^num_kv_heads must be an integer, not 2.0$"),
+        ({"num_kv_heads": True}, TypeError, "^num_kv_heads must be an integer, not True$"),
         ({"head_dim": 0}, ValueError, "^head_dim must be at least 1, not 0$"),
-        ({"head_dim": 1.5}, TypeError, "^head_dim must be a whole number, not 1.5$"),
+        ({"head_dim": 1.5}, TypeError, "^head_dim must be an integer, not 1.5$"),
         ({"num_heads": 4}, ValueError, r"^embed_dim \(66\) must be divisible by num_heads \(4\)"),
     ],
 )

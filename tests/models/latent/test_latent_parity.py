@@ -1,6 +1,6 @@
 """Latent attention against DeepSeek-V3's in transformers 5.24.
 
-Its norms are of float32 always; in float64 to the end they are exchanged for PyTorch's.
+Their norms are always float32; for the comparisons in float64 they are replaced by those of PyTorch.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ YARN = {"scaling": "yarn", "factor": 4, "original": 16}
 
 
 def yarn(mscale: float) -> dict[str, Any]:
-    """DeepSeek's settings: with both numbers alike, cosines and sines are not scaled, and the whole score is."""
+    """The settings of DeepSeek: with both values equal, the whole score is scaled, not the cosines and sines."""
     settings = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
     return {"rope_parameters": {**settings, "mscale": mscale, "mscale_all_dim": mscale}}
 
 
 def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any] | None = None, **options: Any) -> LatentAttention:
-    c, words = theirs.config, {"layout": "interleaved" if interleaved else "half"}
+    c, rope = theirs.config, {"layout": "interleaved" if interleaved else "half"}
     layer = LatentAttention(
         c.hidden_size,
         c.num_attention_heads,
@@ -71,7 +71,7 @@ def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any] | None = No
         head_dim=c.qk_nope_head_dim,
         rope_head_dim=c.qk_rope_head_dim,
         causal=True,
-        positions=f"rotary({', '.join(f'{name}={value}' for name, value in {**words, **(settings or {})}.items())})",
+        positions=f"rotary({', '.join(f'{name}={value}' for name, value in {**rope, **(settings or {})}.items())})",
         **options,
     ).to(theirs.o_proj.weight.dtype)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any] | None = No
 
 
 def pairs(layer: LatentAttention, theirs: Any, of: str = "data") -> list[tuple[Tensor, Any]]:
-    """Our parameters, and what of theirs each is."""
+    """Our parameters, each with the function that reads the same tensor from their layer."""
     H, d_k = layer.num_heads, layer.head_dim
 
     def up(peer: Any) -> Tensor:  # a head's keys and then its values; ours are the keys of all heads first
@@ -104,31 +104,31 @@ def pairs(layer: LatentAttention, theirs: Any, of: str = "data") -> list[tuple[T
     ]
 
 
-def turns_of(rotary: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin_of(rotary: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = rotary(x.double(), torch.arange(x.shape[1]).unsqueeze(0))
     return cos.to(x.dtype), sin.to(x.dtype)
 
 
-def exact_turns(d_r: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Theirs are of float32."""
+def exact_cos_sin(d_r: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines and sines in float64; theirs are float32."""
     angles = torch.arange(x.shape[1])[:, None] * 10000.0 ** (-torch.arange(0, d_r, 2, dtype=torch.float64) / d_r)
     angles = torch.cat([angles, angles], -1).unsqueeze(0)
     return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
-def compare(theirs: Any, layer: LatentAttention, B: int, N: int, padded: bool, turns: Any, atol: float) -> None:
+def compare(theirs: Any, layer: LatentAttention, B: int, N: int, padded: bool, cos_sin: Any, atol: float) -> None:
     dtype = layer.kv_down.weight.dtype
     a, b = (tokens(B, N, layer.embed_dim, dtype=dtype).requires_grad_() for _ in range(2))
     lengths = lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]
-    permitted = real[:, None, None, :] & torch.ones(N, N, dtype=torch.bool).tril()
-    blocked = torch.zeros(permitted.shape, dtype=dtype).masked_fill(~permitted, torch.finfo(dtype).min)
-    wanted = theirs(a, turns(a), blocked)[0][real]
+    allowed = real[:, None, None, :] & torch.ones(N, N, dtype=torch.bool).tril()
+    blocked = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    expected = theirs(a, cos_sin(a), blocked)[0][real]
     ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=atol)
-    wave = tokens(*ours.shape, dtype=dtype)
-    (wanted * wave).sum().backward()
-    (ours * wave).sum().backward()
+    torch.testing.assert_close(ours, expected, rtol=0, atol=atol)
+    direction = tokens(*ours.shape, dtype=dtype)
+    (expected * direction).sum().backward()
+    (ours * direction).sum().backward()
     torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=atol)
     for own, part in pairs(layer, theirs, "grad"):
         scale = 1 + part(theirs).abs()
@@ -142,17 +142,17 @@ def test_deepseek(
     B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, padded: bool
 ) -> None:
     theirs, rotary = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, torch.float32)
-    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: turns_of(rotary, x), 1e-5)
+    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: cos_sin_of(rotary, x), 1e-5)
 
 
 @SIZES
 @INTERLEAVED
 @pytest.mark.parametrize("padded", [True, False])
-def test_in_float64_to_the_end(
+def test_deepseek_in_float64(
     B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, padded: bool
 ) -> None:
     theirs = with_exact_norms(deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, torch.float64)[0])
-    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: exact_turns(d_r, x), 1e-10)
+    compare(theirs, ours_of(theirs, interleaved), B, N, padded, lambda x: exact_cos_sin(d_r, x), 1e-10)
 
 
 def with_exact_norms(theirs: Any) -> Any:
@@ -175,20 +175,20 @@ def test_yarn_scales_the_whole_score(
     layer = ours_of(theirs, interleaved, YARN)
     assert layer.positions.attention_factor > 1.1
 
-    def turns(x: Tensor) -> tuple[Tensor, Tensor]:
+    def cos_sin(x: Tensor) -> tuple[Tensor, Tensor]:
         """Theirs, of float32; in float64 from our frequencies, to which theirs are rounded."""
         if dtype == torch.float32:
-            return turns_of(rotary, x)
+            return cos_sin_of(rotary, x)
         theta = torch.tensor(layer.positions.frequencies, dtype=torch.float64)
         torch.testing.assert_close(rotary.inv_freq.double(), theta, rtol=1e-6, atol=0)
         angles = torch.outer(torch.arange(x.shape[1]).double(), theta).repeat(1, 2).unsqueeze(0)
         return angles.cos(), angles.sin()
 
-    compare(theirs, layer, B, N, False, turns, 1e-5 if dtype == torch.float32 else 1e-10)
+    compare(theirs, layer, B, N, False, cos_sin, 1e-5 if dtype == torch.float32 else 1e-10)
 
 
 @INTERLEAVED
-def test_yarn_in_steps_is_yarn_at_once(interleaved: bool) -> None:
+def test_cached_steps_with_yarn_match_the_full_pass(interleaved: bool) -> None:
     theirs, _ = deepseek(3, 5, 4, 7, None, 11, interleaved, torch.float64, **yarn(1.0))
     layer, x, cache = ours_of(theirs, interleaved, YARN), tokens(2, 29, 11, dtype=torch.float64), KVCache(29)
     with torch.no_grad():
@@ -197,16 +197,16 @@ def test_yarn_in_steps_is_yarn_at_once(interleaved: bool) -> None:
 
 
 @SIZES
-def test_step_by_step_with_their_cache(
+def test_cached_steps_match_theirs(
     B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int
 ) -> None:
     theirs, rotary = deepseek(H, d_k, d_r, d_c, d_q, D, True, torch.float32)
     from transformers import DynamicCache
 
     layer, x = ours_of(theirs, True).eval(), tokens(B, N, D, dtype=torch.float32)
-    (cos, sin), kept, own = turns_of(rotary, x), DynamicCache(), KVCache(N)
+    (cos, sin), kept, own = cos_sin_of(rotary, x), DynamicCache(), KVCache(N)
     with torch.no_grad():
         for at in range(N):
             here = slice(at, at + 1)
-            wanted = theirs(x[:, here], (cos[:, here], sin[:, here]), None, cache=kept)[0]
-            torch.testing.assert_close(layer(x[:, here], cache=own), wanted, rtol=0, atol=1e-5)
+            expected = theirs(x[:, here], (cos[:, here], sin[:, here]), None, cache=kept)[0]
+            torch.testing.assert_close(layer(x[:, here], cache=own), expected, rtol=0, atol=1e-5)

@@ -1,7 +1,7 @@
 """Longformer against its attention in transformers 5.24, and against brute force.
 
-Theirs looks both ways only, has a softmax of float32 always, and counts its window on both sides without the token
-itself: ``attention_window`` is 2(w - 1). Its length is a multiple of that window.
+Theirs is always bidirectional with a float32 softmax, and its ``attention_window`` counts both sides without the token
+itself, 2(w - 1). The length must be a multiple of it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def test_brute_force(
         torch.nn.init.normal_(projection.bias)
     x, lengths = tokens(B, N, H * d, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]
-    permitted = matrix(lambda h, i, j: abs(i - j) < window or i < g or j < g, H, N, causal, real)
-    near, everywhere = (attended(*heads_of(qkv, x, H), permitted) for qkv in (layer.qkv, layer.qkv_global))
-    theirs = layer.output(torch.cat([everywhere[:, :, :g], near[:, :, g:]], 2).transpose(1, 2).flatten(2))
+    allowed = matrix(lambda h, i, j: abs(i - j) < window or i < g or j < g, H, N, causal, real)
+    local, global_ = (attended(*heads_of(qkv, x, H), allowed) for qkv in (layer.qkv, layer.qkv_global))
+    theirs = layer.output(torch.cat([global_[:, :, :g], local[:, :, g:]], 2).transpose(1, 2).flatten(2))
     ours = layer(x, mask=masks.padding(lengths) if padded else None)
-    seen = permitted.any(-1).any(1)
-    same_with_gradients(ours[seen], theirs[seen], [x, *layer.parameters()], TOLERANCE[dtype])
+    rows = allowed.any(-1).any(1)
+    same_with_gradients(ours[rows], theirs[rows], [x, *layer.parameters()], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -71,19 +71,19 @@ def test_transformers(dtype: torch.dtype, padded: bool, B: int, N: int, H: int, 
             own.bias.copy_(torch.cat([part.bias.normal_() for part in parts]))
     layer.output = torch.nn.Identity()  # type: ignore[assignment]
     lengths = lengths_of(B, N, padded)
-    place = torch.arange(N)
-    real, top = place < lengths[:, None], (place < g).expand(B, N)
-    given = torch.where(real, torch.where(top, 10000.0, 0.0), -10000.0).to(dtype)
+    position = torch.arange(N)
+    real, is_global = position < lengths[:, None], (position < g).expand(B, N)
+    their_mask = torch.where(real, torch.where(is_global, 10000.0, 0.0), -10000.0).to(dtype)
     a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
-    theirs = peer(a, given, ~real, top & real, True)[0][real]
+    theirs = peer(a, their_mask, ~real, is_global & real, True)[0][real]
     ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    wave = tokens(*ours.shape, dtype=dtype)
-    (theirs * wave).sum().backward()
-    (ours * wave).sum().backward()
+    direction = tokens(*ours.shape, dtype=dtype)
+    (theirs * direction).sum().backward()
+    (ours * direction).sum().backward()
     torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=1e-5)
     for own, suffix in ((layer.qkv, ""), (layer.qkv_global, "_global")):
         parts = [getattr(peer, f"{part}{suffix}") for part in ("query", "key", "value")]
-        wanted = torch.cat([part.weight.grad for part in parts])
-        scale = 1 + wanted.abs()
-        torch.testing.assert_close(own.weight.grad / scale, wanted / scale, rtol=0, atol=1e-5)
+        expected = torch.cat([part.weight.grad for part in parts])
+        scale = 1 + expected.abs()
+        torch.testing.assert_close(own.weight.grad / scale, expected / scale, rtol=0, atol=1e-5)

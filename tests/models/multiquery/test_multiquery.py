@@ -101,7 +101,7 @@ def test_positions_keep_every_promise(positions: str) -> None:
     [
         ({"num_heads": 5}, ValueError, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
         ({"head_dim": 0}, ValueError, "^head_dim must be at least 1, not 0$"),
-        ({"head_dim": 1.5}, TypeError, "^head_dim must be a whole number, not 1.5$"),
+        ({"head_dim": 1.5}, TypeError, "^head_dim must be an integer, not 1.5$"),
         ({"num_kv_heads": 2}, TypeError, "unexpected keyword argument 'num_kv_heads'$"),
     ],
 )

@@ -64,7 +64,7 @@ def compared(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any 
     wanted, maps = theirs(a, bias, blocked, position_embeddings=turns, output_attentions=True)
     ours_given = {
         "mask": masks.padding(lengths) if padded else None,
-        "bias": None if bias is None else bias.reshape(B, H, 1, N).expand(B, H, N, N) / d**0.5,
+        "attn_bias": None if bias is None else bias.reshape(B, H, 1, N).expand(B, H, N, N) / d**0.5,
     }
     wanted, ours = wanted[real], layer(b, **ours_given)[real]
 

@@ -1,7 +1,7 @@
 """Sliding-window attention against local-attention 1.11 and the attention of Mistral in transformers 5.24.
 
-local-attention counts its window otherwise: with ``exact_windowsize`` a token looks ``window_size`` back, itself not
-counted, so that it looks at one key more. transformers counts as we do.
+With ``exact_windowsize``, local-attention does not count the token itself, so its window has one key more than ours.
+transformers counts as we do.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_local_attention(
     lengths = torch.tensor([N - 4, N, N - 1][:B])
     mask = masks.padding(lengths) if padded else None
     seen = torch.ones(B, N, dtype=torch.bool)
-    if padded:  # where nothing may be seen, theirs is the average of all
+    if padded:  # fully masked rows are the mean of all values in theirs
         rule = masks.sliding_window(size + 1) & masks.padding(lengths)
         seen = (rule & masks.causal() if causal else rule).materialize(N).any(-1)[:, 0]
 
@@ -58,19 +58,19 @@ def test_local_attention(
     Q, K, V = (part.unflatten(-1, (H, d)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
     real = torch.arange(N) < lengths[:, None] if padded else torch.ones(B, N, dtype=torch.bool)
     heads = theirs(Q, K, V, mask=real)
-    wanted = layer.output(heads.transpose(1, 2).flatten(2))[seen]
-    same(ours, wanted, TOLERANCE[dtype])
-    wave = tokens(*ours.shape, dtype=dtype)
+    expected = layer.output(heads.transpose(1, 2).flatten(2))[seen]
+    same(ours, expected, TOLERANCE[dtype])
+    direction = tokens(*ours.shape, dtype=dtype)
     for mine, other in zip(
-        torch.autograd.grad((ours * wave).sum(), parameters),
-        torch.autograd.grad((wanted * wave).sum(), parameters),
+        torch.autograd.grad((ours * direction).sum(), parameters),
+        torch.autograd.grad((expected * direction).sum(), parameters),
         strict=True,
     ):
         same(mine / (1 + other.abs()), other / (1 + other.abs()), TOLERANCE[dtype])
 
 
 def mistral(N: int, H: int, D: int, window: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Their layer and its configuration; the softmax in it is always of float32, and NaN where nothing may be seen."""
+    """Their layer, whose softmax is always float32 and NaN in fully masked rows, and its configuration."""
     transformers = pytest.importorskip("transformers")
     from transformers.models.mistral.modeling_mistral import MistralAttention
 
@@ -101,20 +101,20 @@ def test_mistral(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: 
         layer.qkv.weight.copy_(torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight]))
         layer.output.weight.copy_(theirs.o_proj.weight)
     a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
-    places = torch.arange(N).unsqueeze(0)
+    position_ids = torch.arange(N).unsqueeze(0)
     if positions == "none":
-        turns = (torch.ones(1, N, D // H, dtype=dtype), torch.zeros(1, N, D // H, dtype=dtype))
+        cos_sin = (torch.ones(1, N, D // H, dtype=dtype), torch.zeros(1, N, D // H, dtype=dtype))
     else:
-        turns = MistralRotaryEmbedding(config)(a, places)
+        cos_sin = MistralRotaryEmbedding(config)(a, position_ids)
     lengths = torch.tensor([N - 2, N, N - 1][:B])
     real = (torch.arange(N) < lengths[:, None]) if padded else torch.ones(B, N, dtype=torch.bool)
-    given = create_sliding_window_causal_mask(config, a, real.long(), None, places, allow_is_causal_skip=False)
-    wanted = theirs(a, turns, given)[0][real]
+    blocked = create_sliding_window_causal_mask(config, a, real.long(), None, position_ids, allow_is_causal_skip=False)
+    expected = theirs(a, cos_sin, blocked)[0][real]
     ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
-    same(ours, wanted, 1e-5)
-    wave = tokens(*ours.shape, dtype=dtype)
-    (wanted * wave).sum().backward()
-    (ours * wave).sum().backward()
+    same(ours, expected, 1e-5)
+    direction = tokens(*ours.shape, dtype=dtype)
+    (expected * direction).sum().backward()
+    (ours * direction).sum().backward()
     same(b.grad, a.grad, 1e-5)
     weights = [theirs.q_proj.weight.grad, theirs.k_proj.weight.grad, theirs.v_proj.weight.grad]
     same(layer.qkv.weight.grad, torch.cat(weights), 1e-5)

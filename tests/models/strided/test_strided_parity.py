@@ -1,4 +1,4 @@
-"""Strided and fixed sparse attention against brute force: PyTorch's attention under the sets A of the paper."""
+"""Strided and fixed sparse attention against PyTorch's attention under the sets A of the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def strided(h: int, heads: int, i: int, j: int, stride: int, summary: int) -> bool:
-    """A^(1) = {i - l, ..., i} and A^(2) = {j : (i - j) mod l = 0}, both ways where not causal."""
+    """A^(1) = {i - l, ..., i} and A^(2) = {j : (i - j) mod l = 0}, in both directions if not causal."""
     return abs(i - j) <= stride if h < (heads + 1) // 2 else (i - j) % stride == 0
 
 
@@ -48,8 +48,8 @@ def test_brute_force(
     x, lengths = tokens(B, N, H * d, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]
     rule = {"strided": strided, "fixed": fixed}[pattern]
-    permitted = matrix(lambda h, i, j: rule(h, H, i, j, stride, summary), H, N, causal, real)
-    theirs = layer.output(attended(*heads_of(layer.qkv, x, H), permitted).transpose(1, 2).flatten(2))
+    allowed = matrix(lambda h, i, j: rule(h, H, i, j, stride, summary), H, N, causal, real)
+    theirs = layer.output(attended(*heads_of(layer.qkv, x, H), allowed).transpose(1, 2).flatten(2))
     ours = layer(x, mask=masks.padding(lengths) if padded else None)
-    seen = permitted.any(-1).any(1)
-    same_with_gradients(ours[seen], theirs[seen], [x, *layer.parameters()], TOLERANCE[dtype])
+    rows = allowed.any(-1).any(1)
+    same_with_gradients(ours[rows], theirs[rows], [x, *layer.parameters()], TOLERANCE[dtype])

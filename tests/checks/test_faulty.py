@@ -1,0 +1,28 @@
+"""Every check can fail: each faulty layer fails the checks that it is registered for."""
+
+from __future__ import annotations
+
+import pytest
+from faulty import FAULTY
+
+from attnlab.checks import all_checks, check_attention
+from attnlab.nn.attention import Attention
+
+CASES = [
+    pytest.param(
+        check, layer, id=f"{check}-{layer.__name__}", marks=[pytest.mark.slow] if all_checks()[check].slow else []
+    )
+    for check, layer in FAULTY
+]
+
+
+@pytest.mark.parametrize(("check", "layer"), CASES)
+def test_faulty_layer_fails_its_check(check: str, layer: type[Attention]) -> None:
+    row = check_attention(layer, only=[check], raises=False)[check]
+    assert row.outcome == "fail"
+    assert row.detail, "the detail of a failure describes where it was measured"
+
+
+def test_every_check_has_a_faulty_layer() -> None:
+    assert set(all_checks()) == {check for check, _ in FAULTY}
+    assert len(FAULTY) >= 90

@@ -1,0 +1,53 @@
+"""A command line called from a test, and what it done."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from attnlab.cli import main
+
+
+class CommandResult(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*words: str) -> CommandResult:
+    """``attnlab WORDS``, in this process; what goes to the two outputs is neither shown nor a terminal."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(words)
+        except SystemExit as left:  # --help leaves at once
+            code = left.code if isinstance(left.code, int) else 0
+    return CommandResult(code, out.getvalue(), err.getvalue())
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder and what is in it; an empty folder stands for itself."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def error_of(*words: str) -> str:
+    """The one line with which a command is refused; nothing may change in the current folder."""
+    before = contents_of(Path())
+    done = call(*words)
+    assert done.code == 2, done
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.endswith("\n")
+    assert done.err.count("\n") == 1, done.err
+    assert contents_of(Path()) == before
+    return done.err.removeprefix("error: ").rstrip("\n")
+
+
+def write_files(folder: Path, contents: dict[str, str | bytes]) -> None:
+    """Write files."""
+    for name, content in contents.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
