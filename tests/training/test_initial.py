@@ -184,6 +184,6 @@ def test_other_parameters_than_recorded_are_refused(
     trainer(tmp_path / "other", seed=7).fit()
     shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
     with pytest.raises(
-        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")
+        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was created")
     ):
         check_weights(run)
