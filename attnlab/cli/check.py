@@ -115,7 +115,11 @@ def _targets(target: str, args: dict[str, Any]) -> Iterator[tuple[str, Callable[
         raise UserError(f"{target!r} names no class; write MODULE:CLASS, such as my_package.my_module:MyAttention")
     else:
         for name in [target] if target else registry.names():
-            yield name, lambda name=name: partial(registry.load(name), **args)
+            yield name, partial(_mechanism, name, args)
+
+
+def _mechanism(name: str, args: dict[str, Any]) -> Callable[..., nn.Module]:
+    return partial(registry.load(name), **args)
 
 
 def _third_party(target: str, args: dict[str, Any]) -> nn.Module | Callable[..., nn.Module]:

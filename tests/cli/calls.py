@@ -1,4 +1,4 @@
-"""A command line called from a test, and what it said."""
+"""A command line called from a test, and what it done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from attnlab.cli import main
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command did."""
 
     code: int
@@ -18,7 +18,7 @@ class Said(NamedTuple):
     err: str
 
 
-def call(*words: str) -> Said:
+def call(*words: str) -> CommandResult:
     """``attnlab WORDS``, in this process; what goes to the two outputs is neither shown nor a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -26,28 +26,28 @@ def call(*words: str) -> Said:
             code = main(words)
         except SystemExit as left:  # --help leaves at once
             code = left.code if isinstance(left.code, int) else 0
-    return Said(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
-def below(folder: Path) -> dict[str, bytes]:
+def contents_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder and what is in it; an empty folder stands for itself."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
-def refused(*words: str) -> str:
+def error_of(*words: str) -> str:
     """The one line with which a command is refused; nothing may change in the current folder."""
-    before = below(Path())
-    said = call(*words)
-    assert said.code == 2, said
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.endswith("\n")
-    assert said.err.count("\n") == 1, said.err
-    assert below(Path()) == before
-    return said.err.removeprefix("error: ").rstrip("\n")
+    before = contents_of(Path())
+    done = call(*words)
+    assert done.code == 2, done
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.endswith("\n")
+    assert done.err.count("\n") == 1, done.err
+    assert contents_of(Path()) == before
+    return done.err.removeprefix("error: ").rstrip("\n")
 
 
-def files(folder: Path, contents: dict[str, str | bytes]) -> None:
+def write_files(folder: Path, contents: dict[str, str | bytes]) -> None:
     """Write files."""
     for name, content in contents.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
