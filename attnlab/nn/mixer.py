@@ -77,6 +77,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     """Whether ``_forward`` treats several sequences in one row (a ``documents`` mask) independently, so that a padded
     batch may be packed into one row. The output must depend only on the tokens and the mask."""
 
+    batch_first: ClassVar[bool] = True
+    in_proj_bias: ClassVar[None] = None
+    """Read by `nn.TransformerEncoderLayer` before it calls `forward`, which then names the adapter to use."""
+
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     """The new name of each submodule or parameter that state dicts of earlier versions hold under an old name."""
 
@@ -236,18 +240,6 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, causal={self.causal}, dropout={self.dropout}"
-
-    @property
-    def batch_first(self) -> bool:
-        """Not available: `nn.TransformerEncoderLayer` reads it from an `nn.MultiheadAttention`.
-
-        Raises:
-            UnsupportedError: always, with what to use instead.
-        """
-        raise UnsupportedError(
-            f"{type(self).__name__} has another interface than nn.MultiheadAttention; wrap it in "
-            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=True)"
-        )
 
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
 

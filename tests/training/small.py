@@ -43,25 +43,25 @@ def task_data(*, padded: bool = True) -> TaskData:
     )
 
 
-def settings(**said: Any) -> Settings:
+def settings(**changes: Any) -> Settings:
     """Small settings: 23 steps in batches of 8, with dropout, and an evaluation after each step."""
     small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "batch_size": 8, "steps": 23, "dropout": 0.1}
     small["evaluate_every"] = 1
-    if "epochs" in said:
+    if "epochs" in changes:
         small.pop("steps")
-    return defaults("multihead", "digits").updated({**small, **said}, "the test")
+    return defaults("multihead", "digits").updated({**small, **changes}, "the test")
 
 
-def experiment(dataset: TaskData | None = None, **said: Any) -> Experiment:
+def experiment(dataset: TaskData | None = None, **changes: Any) -> Experiment:
     """A new network, initialized by the seed."""
-    dataset, chosen = dataset or task_data(), settings(**said)
+    dataset, chosen = dataset or task_data(), settings(**changes)
     torch.manual_seed(chosen.training.seed)
     return Experiment(chosen, dataset, build(chosen, dataset), torch.device("cpu"))
 
 
-def trainer(path: Path | None = None, dataset: TaskData | None = None, **said: Any) -> Trainer:
+def trainer(path: Path | None = None, dataset: TaskData | None = None, **changes: Any) -> Trainer:
     """A trainer with a run folder at ``path``, resumed if it exists; without ``path`` nothing is written."""
-    ready = experiment(dataset, **said)
+    ready = experiment(dataset, **changes)
     run = None
     if path is not None:
         run = Run.open(path) if path.exists() else train.start(ready, path)
@@ -71,9 +71,9 @@ def trainer(path: Path | None = None, dataset: TaskData | None = None, **said: A
     return made
 
 
-def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
+def started(path: Path | None, *, overwrite: bool = False, **changes: Any) -> Run:
     """A new run that has not been trained."""
-    return train.start(experiment(**said), path, overwrite=overwrite)
+    return train.start(experiment(**changes), path, overwrite=overwrite)
 
 
 def files(folder: Path) -> dict[str, bytes]:

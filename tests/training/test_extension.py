@@ -1,4 +1,4 @@
-"""A run that is trained for longer than it was started for."""
+"""Extension of runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from attnlab.utils.errors import UserError
 STEPS, LONGER = 23, 41
 
 
-def resumed(path: Path, callback: Any = None, **said: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
-    return train.train(experiment(**said), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
+def resumed(path: Path, callback: Any = None, **changes: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
+    return train.train(experiment(**changes), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def config(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 23 steps with its result; only to be read."""
+    """A run of 23 steps with its result, read-only."""
     path = tmp_path_factory.mktemp("finished") / "run"
     ready = experiment()
     train.train(ready, train.start(ready, path), checkpoint_seconds=0)
@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that may be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 

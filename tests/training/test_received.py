@@ -1,4 +1,4 @@
-"""Run folders and networks that somebody else sent: refused in one line, or read right; nothing else happens."""
+"""Received run folders and networks are refused in one line, or read correctly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROWS, N, F, CLASSES = 61, 5, 3, 2
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run on a small file of arrays, without baselines; only to be read."""
+    """A finished run on a small file of arrays without baselines, read-only."""
     folder = tmp_path_factory.mktemp("sent")
     x = np.random.default_rng(0).normal(size=(ROWS, N, F)).astype(np.float32)
     np.savez(folder / "data.npz", x=x, y=np.array(["no", "yes"])[(x[:, 0, 0] > 0).astype(int)])
@@ -55,7 +55,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def copied(sent: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that may be changed."""
     return Path(shutil.copytree(sent, tmp_path / "run"))
 
 
@@ -75,7 +75,7 @@ def go_on(path: Path) -> None:
 
 
 def uses(path: Path, data: Path, trainer: Trainer | None = None) -> dict[str, Callable[[], Any]]:
-    """Everything that reads a run; with a trainer of that run also its `restore`."""
+    """Every function that reads a run; with a trainer also its `restore`."""
     return {
         **({} if trainer is None else {"restore": trainer.restore}),
         "list": lambda: [error(run.reason) for run in find(path.parent) if isinstance(run, Damaged)],
@@ -94,7 +94,7 @@ def error(reason: str) -> None:
 
 
 def refusals(uses: dict[str, Callable[[], Any]], *which: str) -> dict[str, str]:
-    """The one-line refusals of the uses of a run; any other exception is let through."""
+    """The one-line refusals by these functions; other exceptions are raised."""
     refused = {}
     for name in which:
         try:
@@ -133,7 +133,7 @@ WRONG: tuple[Any, ...] = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value; of a list its first element."""
+    """The path of every entry of a JSON value; of a list its first element."""
     if at:
         yield at
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
@@ -142,7 +142,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def altered(value: Any, at: tuple[Any, ...], wrong: Any) -> Any:
-    """A copy of a JSON value with something else at a place."""
+    """A copy of a JSON value with another value at a path."""
     value = copy.deepcopy(value)
     inner = value
     for key in at[:-1]:
@@ -155,7 +155,7 @@ def altered(value: Any, at: tuple[Any, ...], wrong: Any) -> Any:
 
 
 def write_config(path: Path, config: dict[str, Any], *, alone: bool = False) -> None:
-    """Write a config under its checksum, and unless ``alone`` name it in the checkpoints, as an attacker would."""
+    """Write a config with its checksum, and unless ``alone`` put its id into the checkpoints, as an attacker would."""
     config = {key: value for key, value in config.items() if key != "sha256"}
     config["sha256"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -165,7 +165,7 @@ def write_config(path: Path, config: dict[str, Any], *, alone: bool = False) -> 
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: Any) -> None:
-    """Write what `save_tensors` would refuse to, under its checksum."""
+    """Write an invalid checkpoint with a valid checksum."""
     if isinstance(about, dict):
         about = {**about, "sha256": checkpoint._checksum(tensors, about)}
     path.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ GATES = {
     "metrics.jsonl": ("list", ("finish",)),
     "result.json": ("list", ()),
 }
-"""What reads a file first, and what is tried then where it was not refused."""
+"""The first reader of each file, and the functions tried if it does not refuse."""
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -306,7 +306,7 @@ def test_an_altered_state_is_refused(wrong: str, name: str, copied: Path) -> Non
 
 
 def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: Path) -> None:
-    """A report that is a link to a .pth file of site-packages, and a setting that is a line of code."""
+    """A report that links to a .pth file in site-packages, and a setting with a line of code."""
     (tmp_path / "site-packages").mkdir()
     pth = tmp_path / "site-packages" / "sent.pth"
     pth.write_text("", encoding="utf-8")
@@ -332,7 +332,7 @@ def test_code_does_not_leave_the_folder_through_a_link(copied: Path, tmp_path: P
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
 @pytest.mark.parametrize("name", RUN_FILES[:5])
 def test_irregular_run_files_are_refused(kind: str, name: str, copied: Path) -> None:
-    """Nothing is read or written through a link, and a pipe is not waited for."""
+    """Links are not followed, and a pipe does not block."""
     outside = copied.parent / "outside"
     shutil.copy(copied / name, outside)
     before = outside.read_bytes()
@@ -390,7 +390,7 @@ def test_the_folder_itself_may_be_a_link(copied: Path, tmp_path: Path) -> None:
 
 
 def bomb(path: Path, **described: Any) -> Path:
-    """The network file of a small run whose description says something else."""
+    """The network file of a small run with another description."""
     tensors, about = load_tensors(path / "model.safetensors")
     write_checkpoint(path / "bomb.safetensors", tensors, {**about, "network": {**about["network"], **described}})
     return path / "bomb.safetensors"
@@ -554,7 +554,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_use_is_bounded(copied: Path, tmp_path: Path) -> None:
-    """300 MB beyond what the imports take: no gigabytes for a bomb, no copy of a tensor of 200 MB."""
+    """300 MB beyond the imports suffice: no gigabytes for a bomb, and no copy of a tensor of 200 MB."""
     torch.save({"state_dict": {"w": torch.ones(1).expand(10**9)}, KEY: "{}"}, tmp_path / "bomb.pth")
     names = [bomb(copied, inputs=["tokens", 10**8]), tmp_path / "bomb.pth", tmp_path / "large.pth"]
     names.append(tmp_path / "large.safetensors")
