@@ -1,4 +1,4 @@
-"""What each head of a run is worth, from the command line."""
+"""``attnlab heads``."""
 
 from __future__ import annotations
 

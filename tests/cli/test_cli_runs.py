@@ -1,4 +1,4 @@
-"""Runs listed, compared, extended and started from other weights, on the command line."""
+"""``attnlab runs``, and ``attnlab train`` with ``--resume`` and ``--init_from``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is typed, a command does what was asked or says in one line why not: no traceback, no hang."""
+"""For any arguments a command succeeds or prints a one-line error: no traceback, no hang."""
 
 from __future__ import annotations
 

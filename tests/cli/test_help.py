@@ -1,4 +1,4 @@
-"""What can be said without torch is said at once; and what the help promises is there."""
+"""Help and light commands do not import torch, and the flags do what the help describes."""
 
 from __future__ import annotations
 
