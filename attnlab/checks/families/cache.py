@@ -197,7 +197,10 @@ def _decode(
     bias: Tensor | None = None,
 ) -> Tensor:
     """The outputs for pieces of these lengths, with one cache."""
-    cache, outs = layer.make_cache(x.shape[1]) if cache is None else cache, []
+    outs = []
+    if cache is None:
+        assert isinstance(layer, SequenceMixer)
+        cache = layer.make_cache(x.shape[1])
     for part in x.split(list(split), 1):
         start, stop = cache.num_seen, cache.num_seen + part.shape[1]
         extra = {} if bias is None else {"attn_bias": bias[..., start:stop, :stop]}

@@ -107,14 +107,15 @@ class NormalizedScan(AttentionMap):
                 runs = row.unique_consecutive()
                 if len(runs.unique()) < len(runs):
                     raise ValueError(
-                        "with a cache, a document must not be interrupted by another one; decode each with its own cache"
+                        "with a cache, a document must not be interrupted by another one; "
+                        "decode each document with its own cache"
                     )
         return F.pad(ids.diff(dim=-1) != 0, (1, 0), value=True)[:, ids.shape[1] - self.shape[2] :]
 
     def _resets(self, first: Tensor) -> Tensor:
         """The logarithm of the decay, (B, H, N): -inf at the first token of a segment."""
         decay = torch.zeros_like(first, dtype=self.q.dtype).masked_fill(first, -torch.inf)
-        return decay.unsqueeze(1).expand(-1, self.q.shape[1], -1)
+        return decay.unsqueeze(1).expand(*self.q.shape[:2], -1)
 
     def _add_segments(self, ids: Tensor) -> None:
         if self.shape[2] != self.shape[3]:
