@@ -31,7 +31,7 @@ class MultiAttention(MultiHeadBase):
 
     card = Card(
         title="Multi-head attention",
-        summary="several heads side by side: each looks at its own places",
+        summary="several heads in parallel, each with its own attention weights",
         paper="Attention Is All You Need",
         authors="Vaswani et al.",
         year=2017,
@@ -40,8 +40,8 @@ class MultiAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps over slices of the width",
-        use_case="the default; tasks that read several places at once",
+        representation="h softmax attention matrices over slices of the width",
+        use_case="the default; tasks that read several positions at once",
         supports=(
             "causal",
             "padding",

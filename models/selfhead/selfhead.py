@@ -27,7 +27,7 @@ class SelfAttention(Attention):
 
     card = Card(
         title="Self-attention",
-        summary="one head: every token looks at every other, with one set of weights",
+        summary="one head: each token attends to all tokens, with one matrix of attention weights",
         paper="Attention Is All You Need",
         authors="Vaswani et al.",
         year=2017,
@@ -36,8 +36,8 @@ class SelfAttention(Attention):
         heads="1",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="one softmax map",
-        use_case="learning how attention works; tasks that read one place at a time",
+        representation="one softmax attention matrix",
+        use_case="learning how attention works; tasks that read one position at a time",
         supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )
