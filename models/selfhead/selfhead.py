@@ -18,11 +18,11 @@ class SelfAttention(Attention):
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        embed_dim: D, the width of the tokens, in and out.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
