@@ -57,11 +57,11 @@ class _Entmax(torch.autograd.Function):
             z = z.double()
         # Finite, so that a fully masked row does not become -inf minus -inf.
         largest = z.amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
-        z = z.sub_(largest).mul_(alpha - 1)
+        z.sub_(largest).mul_(alpha - 1)
         shift = _bisect(z, alpha) if alpha > 2 else _solve(z, alpha, 4 * torch.finfo(z.dtype).eps)
         weights = _power(z, shift, alpha)
         total = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-        return weights.div_(total).to(scores.dtype)
+        return weights.mul_(total.reciprocal()).to(scores.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, float], output: Tensor) -> None:
@@ -100,8 +100,8 @@ def _times_jacobian(
 def _solve(z: Float[Tensor, "... M"], alpha: float, tolerance: float) -> Float[Tensor, "... 1"]:
     """τ + 1 for α ≤ 2, by Newton's method on the p-norm ``‖[z - τ]₊‖_p = 1`` with p = 1 / (α - 1).
 
-    The norm is convex and decreasing in τ, so each step from any point ends at or below the root, and the product of
-    the residual and the slope falls by a factor of 4 per step: ``bits / 2 + log2 M`` steps are enough.
+    The norm is convex and decreasing in τ, so steps from the left never pass the root, and the product of residual and
+    slope falls by a factor of 4 per step: ``bits / 2 + log2 M`` steps are enough.
     """
     shift = torch.zeros_like(z[..., :1])
     if not can_inspect_values(z):
@@ -111,7 +111,7 @@ def _solve(z: Float[Tensor, "... M"], alpha: float, tolerance: float) -> Float[T
     M = z.shape[-1]
     if M >= 4 * BLOCK:  # the root for a subset of the keys is at or below the root for all of them
         largest = z[..., : M // BLOCK * BLOCK].unflatten(-1, (BLOCK, -1)).amax(-2)
-        shift = _solve(largest, alpha, 2**-6).clamp_(min=0.0)
+        shift = _solve(largest, alpha, 2**-6)
     for _ in range(30 + M.bit_length()):
         step = _newton_step(z, shift, alpha)
         shift = shift + step
@@ -121,15 +121,17 @@ def _solve(z: Float[Tensor, "... M"], alpha: float, tolerance: float) -> Float[T
 
 
 def _newton_step(z: Float[Tensor, "... M"], shift: Float[Tensor, "... 1"], alpha: float) -> Float[Tensor, "... 1"]:
+    """The step to the right; 0 where the sum is below 1, such as in a fully masked row."""
     tiny = torch.finfo(z.dtype).tiny
     if alpha == 1.5:
         excess = (z - (shift - 1)).relu_()
         norm = torch.linalg.vector_norm(excess, dim=-1, keepdim=True)
-        return norm * (norm - 1) / excess.sum(-1, keepdim=True).clamp_(min=tiny)
+        return (norm * (norm - 1) / excess.sum(-1, keepdim=True).clamp_(min=tiny)).clamp_(min=0)
     weights = _power(z, shift, alpha)
     total = weights.sum(-1, keepdim=True).clamp_(min=tiny)
     slope = weights.sign() if alpha == 2 else weights ** (2 - alpha)
-    return torch.expm1((1 - alpha) * total.log()).neg_() * total / slope.sum(-1, keepdim=True).clamp_(min=tiny)
+    step = -torch.expm1((1 - alpha) * total.log()) * total / slope.sum(-1, keepdim=True).clamp_(min=tiny)
+    return step.clamp_(min=0)
 
 
 def _bisect(z: Float[Tensor, "... M"], alpha: float) -> Float[Tensor, "... 1"]:

@@ -24,7 +24,7 @@ from attnlab.ops.bias import Bias, cut, of_rows
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.utils.tracing import can_inspect_values
 
-MAX_TILE_VALUES = 2**19
+MAX_TILE_VALUES = 2**20
 """Numbers that are materialized at a time."""
 
 MIN_TILE_VALUES = 2**16

@@ -125,7 +125,7 @@ def can_separate(Q: Tensor, K: Tensor) -> bool:
     """Whether `separated_scores` applies: no gradient is needed and all values are in range."""
     if torch.is_grad_enabled() or Q.dtype not in (torch.float32, torch.float64) or not can_inspect_values(Q):
         return False
-    return bool(Q.numel() and K.numel() and max(Q.abs().max(), K.abs().max()) <= MAX_SEPARATED)
+    return all(x.numel() > 0 and bool(x.abs().max() <= MAX_SEPARATED) for x in (Q, K))
 
 
 def separated_scores(

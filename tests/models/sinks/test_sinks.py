@@ -1,4 +1,4 @@
-"""Attention with sinks: multi-head attention where they are shallow, and what a deep one swallows."""
+"""Attention with sinks: multi-head attention in the limit, the share of the sink, and the options."""
 
 from __future__ import annotations
 
@@ -7,133 +7,96 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from comparison import assert_pruning_is_exact, assert_same, perturbed, random
 
-from attnlab import KVCache, check_attention, masks
+from attnlab import check_attention, masks
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.sinks import SinkAttention
-from attnlab.nn.pruning import prune_heads
 
 B, N, H, D, d = 2, 7, 3, 12, 4
 
 
-def made(**options: Any) -> SinkAttention:
-    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
-    torch.manual_seed(0)
-    layer = SinkAttention(D, H, **options).double().eval()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) / 3)
-    return layer
+def layer_of(**options: Any) -> SinkAttention:
+    return perturbed(SinkAttention(D, H, **options))
 
 
-def tokens(length: int = N) -> Tensor:
-    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+def multihead_like(layer: SinkAttention, **options: Any) -> MultiAttention:
+    multihead = MultiAttention(D, H, causal=layer.causal, **options).double().eval()
+    multihead.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "sink"})
+    return multihead
 
 
-def same(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("sink", "trained"), [("learned", H), ("zero", 0)])
+def test_one_logit_per_head_is_added_to_multi_head_attention(sink: Any, trained: int) -> None:
+    layer = SinkAttention(D, H, sink=sink)
+    assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == 4 * D * (D + 1) + trained
+    assert layer.sink.tolist() == [0.0] * H
 
 
-def multihead(layer: SinkAttention, **options: Any) -> MultiAttention:
-    multi = MultiAttention(D, H, causal=layer.causal, **options).double().eval()
-    multi.load_state_dict({name: part for name, part in layer.state_dict().items() if name != "sink"})
-    return multi
-
-
-def test_one_logit_a_head_is_all_that_is_new() -> None:
-    learned, zero = SinkAttention(D, H), SinkAttention(D, H, sink="zero")
-    assert sum(p.numel() for p in learned.parameters()) == 4 * D * (D + 1) + H
-    assert sum(p.numel() for p in zero.parameters() if p.requires_grad) == 4 * D * (D + 1)
-    assert learned.sink.tolist() == zero.sink.tolist() == [0.0] * H
-
-
-@pytest.mark.parametrize("depth", [-800.0, float("-inf")])
+@pytest.mark.parametrize("logit", [-800.0, float("-inf")])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_without_its_sinks_it_is_multi_head_attention(depth: float, causal: bool, positions: Any) -> None:
-    layer, x, mask = made(causal=causal, positions=positions), tokens(), masks.padding(torch.tensor([4, 7]))
+def test_with_very_low_sinks_it_is_multi_head_attention(logit: float, causal: bool, positions: Any) -> None:
+    layer, x, mask = layer_of(causal=causal, positions=positions), random(B, N, D), masks.padding(torch.tensor([4, 7]))
     with torch.no_grad():
-        layer.sink.fill_(depth)
-    multi = multihead(layer, positions=positions)
-    same(layer(x, mask=mask), multi(x, mask=mask))
-    same(layer.attention_weights(x), multi.attention_weights(x))
+        layer.sink.fill_(logit)
+    multihead = multihead_like(layer, positions=positions)
+    assert_same(layer(x, mask=mask), multihead(x, mask=mask))
+    assert_same(layer.attention_weights(x), multihead.attention_weights(x))
 
 
-def test_a_sink_of_zero_is_a_token_of_zeros() -> None:
-    layer, x = made(sink="zero"), tokens()
+def test_a_sink_of_zero_equals_a_zero_key_and_value() -> None:
+    layer, x = layer_of(sink="zero"), random(B, N, D)
     Q, K, V = (part.unflatten(-1, (H, d)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
     K, V = (torch.nn.functional.pad(part, (0, 0, 1, 0)) for part in (K, V))
     heads = torch.nn.functional.scaled_dot_product_attention(Q, K, V)
-    same(layer(x), layer.output(heads.transpose(1, 2).flatten(2)))
+    assert_same(layer(x), layer.output(heads.transpose(1, 2).flatten(2)))
 
 
-def test_what_is_missing_from_a_row_is_the_share_of_the_sink() -> None:
-    layer, x = made(causal=True), tokens()
-    multi = multihead(layer)
+def test_the_sink_takes_a_share_of_each_row() -> None:
+    layer, x = layer_of(causal=True), random(B, N, D)
     Q, K, _ = (part.unflatten(-1, (H, d)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
     scores = (Q @ K.mT / d**0.5).masked_fill(~masks.causal().materialize(N), -torch.inf)
-    kept = torch.sigmoid(scores.logsumexp(-1) - layer.sink[:, None])
-    same(layer.attention_weights(x).sum(-1), kept)
-    same(layer.attention_weights(x), kept.unsqueeze(-1) * multi.attention_weights(x))
+    rest = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - layer.sink[:, None, None])
+    assert_same(layer.attention_weights(x), rest * multihead_like(layer).attention_weights(x))
 
 
-def test_a_deep_sink_swallows_all() -> None:
-    layer, x = made(), tokens()
+def test_a_very_high_sink_takes_all_attention() -> None:
+    layer = layer_of()
     with torch.no_grad():
         layer.sink.fill_(800)
-    same(layer(x), layer.output.bias.expand(B, N, D))
-
-
-def test_the_sinks_are_trained_and_the_fixed_one_is_not() -> None:
-    for sink, moves in (("learned", True), ("zero", False)):
-        layer = made(sink=sink)
-        layer(tokens()).square().sum().backward()
-        assert (layer.sink.grad is not None) is moves
-    learned = made()
-    learned(tokens()).square().sum().backward()
-    assert (learned.sink.grad != 0).all()
+    assert_same(layer(random(B, N, D)), layer.output.bias.expand(B, N, D))
 
 
 @pytest.mark.parametrize("sink", ["learned", "zero"])
-@pytest.mark.parametrize("gone", [[0], [2, 1]])
+def test_only_learned_sinks_receive_gradients(sink: Any) -> None:
+    layer = layer_of(sink=sink)
+    layer(random(B, N, D)).square().sum().backward()
+    if sink == "learned":
+        assert (layer.sink.grad != 0).all()
+    else:
+        assert layer.sink.grad is None
+
+
+@pytest.mark.parametrize("sink", ["learned", "zero"])
+@pytest.mark.parametrize("pruned", [[0], [2, 1]])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_pruning_is_exact(sink: Any, gone: list[int], positions: Any) -> None:
-    layer, x = made(sink=sink, causal=True, positions=positions), tokens()
-    small = prune_heads(layer, gone)
-    assert small.sink.shape == (H - len(gone),)
+def test_pruning_is_exact(sink: Any, pruned: list[int], positions: Any) -> None:
+    layer = layer_of(sink=sink, causal=True, positions=positions)
+    small = assert_pruning_is_exact(layer, pruned, random(B, N, D))
+    assert small.sink.shape == (H - len(pruned),)
     assert small.sink.requires_grad is layer.sink.requires_grad
-    with torch.no_grad():
-        for head in gone:
-            layer.output.weight[:, head * d : (head + 1) * d] = 0
-    same(small(x), layer(x))
-
-
-@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
-@pytest.mark.parametrize("sink", ["learned", "zero"])
-def test_positions_keep_every_promise(positions: str, sink: str) -> None:
-    check_attention(partial(SinkAttention, num_heads=2, positions=positions, sink=sink), fast=True)
-
-
-def test_the_fixed_sink_keeps_every_promise() -> None:
-    check_attention(partial(SinkAttention, num_heads=2, sink="zero"), fast=True)
-
-
-def test_steps_are_the_whole() -> None:
-    layer, x, cache = made(causal=True, positions="rotary"), tokens(), KVCache(N)
-    with torch.no_grad():
-        same(torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1), layer(x))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"sink": "one"}, "^sink must be 'learned' or 'zero', not 'one'$"),
-        ({"sink": 0}, "^sink must be 'learned' or 'zero', not 0$"),
-        ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
-    ],
+    ("positions", "sink"),
+    [(p, s) for p in ("none", "rotary", "alibi", "t5") for s in ("learned", "zero")][1:],  # the first is the default
 )
-def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        SinkAttention(D, **{"num_heads": H, **options})
+def test_conformance_with_options(positions: str, sink: str) -> None:
+    check_attention(partial(SinkAttention, num_heads=2, positions=positions, sink=sink), fast=True)
+
+
+@pytest.mark.parametrize("sink", ["one", 0])
+def test_invalid_sinks_raise(sink: Any) -> None:
+    with pytest.raises(ValueError, match=f"^sink must be 'learned' or 'zero', not {sink!r}$"):
+        SinkAttention(D, H, sink=sink)

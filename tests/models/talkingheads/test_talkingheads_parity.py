@@ -1,7 +1,6 @@
-"""Talking-heads attention against x-transformers 2.31, with talking before and after the softmax.
+"""Talking-heads attention against x-transformers 2.31, with mixtures before and after the softmax.
 
-Theirs adds what is heard before the softmax to the head's own scores, so its first matrix is P_l less the identity.
-It computes in float64 once it is given a softmax that does.
+x-transformers adds the mixture before the softmax to the scores, so its first matrix is P_l minus the identity.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from comparison import TOLERANCE, assert_same, padding_lengths, random
 
 from attnlab import masks
 from attnlab.models.talkingheads import TalkingHeadsAttention
 
 ORACLES = {"test_": ("x-transformers", "Attention, talking heads")}
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -35,35 +32,30 @@ def test_x_transformers(dtype: torch.dtype, causal: bool, padded: bool, B: int, 
         causal=causal,
         pre_talking_heads=True,
         post_talking_heads=True,
-        custom_attn_fn=partial(torch.softmax, dim=-1),  # its own one is of float32, always
+        custom_attn_fn=partial(torch.softmax, dim=-1),  # the default softmax is always float32
     ).to(dtype)
     before, after = theirs.attend.pre_softmax_talking_heads, theirs.attend.post_softmax_talking_heads
+    projections = [theirs.to_q, theirs.to_k, theirs.to_v]
     layer = TalkingHeadsAttention(D, H, causal=causal, bias=False).to(dtype)
     with torch.no_grad():
-        for talk in (before, after):
-            torch.nn.init.normal_(talk.weight)
-        layer.qkv.weight.copy_(torch.cat([theirs.to_q.weight, theirs.to_k.weight, theirs.to_v.weight]))
+        for mixture in (before, after):
+            torch.nn.init.normal_(mixture.weight)
+        layer.qkv.weight.copy_(torch.cat([part.weight for part in projections]))
         layer.output.weight.copy_(theirs.to_out.weight)
         layer.scores.copy_(before.weight[:, :, 0, 0] + torch.eye(H))
         layer.mixture.copy_(after.weight[:, :, 0, 0])
 
-    x = torch.randn(B, N, D, dtype=torch.float64).to(dtype)
-    a, b = (x.clone().requires_grad_() for _ in range(2))
-    lengths = torch.tensor([N - 2, N, N - 1][:B])
-    real = torch.arange(N) < lengths[:, None] if padded else torch.ones(B, N, dtype=torch.bool)
-    wanted = theirs(a, mask=real if padded else None)
-    wanted = (wanted[0] if isinstance(wanted, tuple) else wanted)[real]
+    a, b = (random(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
+    lengths, real = padding_lengths(B, N, padded)
+    expected = theirs(a, mask=real if padded else None)
+    expected = (expected[0] if isinstance(expected, tuple) else expected)[real]
     ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
-
-    def same(found: Tensor, true: Tensor) -> None:
-        torch.testing.assert_close(found, true, rtol=0, atol=TOLERANCE[dtype])
-
-    same(ours, wanted)
-    wave = torch.randn(ours.shape, dtype=torch.float64).to(dtype) / N
-    (wanted * wave).sum().backward()
-    (ours * wave).sum().backward()
-    same(b.grad, a.grad)
-    same(layer.qkv.weight.grad, torch.cat([part.weight.grad for part in (theirs.to_q, theirs.to_k, theirs.to_v)]))
-    same(layer.output.weight.grad, theirs.to_out.weight.grad)
-    same(layer.scores.grad, before.weight.grad[:, :, 0, 0])
-    same(layer.mixture.grad, after.weight.grad[:, :, 0, 0])
+    W_Q, W_K, W_V = (part.weight for part in projections)
+    leaves = [a, W_Q, W_K, W_V, theirs.to_out.weight, before.weight, after.weight]
+    direction = random(*ours.shape, dtype=dtype) / N
+    x_grad, *qkv, output, scores, mixture = torch.autograd.grad((expected * direction).sum(), leaves)
+    true = [x_grad, torch.cat(qkv), output, scores[:, :, 0, 0], mixture[:, :, 0, 0]]
+    parameters = [layer.qkv.weight, layer.output.weight, layer.scores, layer.mixture]
+    found = torch.autograd.grad((ours * direction).sum(), [b, *parameters])
+    for actual, wanted in zip((ours, *found), (expected, *true), strict=True):
+        assert_same(actual, wanted, TOLERANCE[dtype])
