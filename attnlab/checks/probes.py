@@ -106,6 +106,7 @@ def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 
     A layer that uses a reentrant ``torch.utils.checkpoint`` supports ``backward()`` only, which is then used.
     """
+    slopes: Sequence[Tensor | None]
     try:
         slopes = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
@@ -115,7 +116,7 @@ def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
         for leaf in leaves:
             leaf.grad = None
         output.backward(retain_graph=True)
-        slopes = tuple(leaf.grad for leaf in leaves)
+        slopes = [leaf.grad for leaf in leaves]
         for leaf, grad in zip(leaves, saved, strict=True):
             leaf.grad = grad
     return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)]

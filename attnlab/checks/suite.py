@@ -12,7 +12,7 @@ from attnlab.checks.capabilities import CAPABILITIES, CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import SEED, Call, LayerUnderTest, first_line
 from attnlab.checks.registry import Check, all_checks
 from attnlab.checks.renamed import OLD_NAMES
-from attnlab.checks.report import Report, Row
+from attnlab.checks.report import Outcome, Report, Row
 from attnlab.utils.errors import UserError, nearest
 
 
@@ -111,7 +111,7 @@ def run_check(check: Check, case: LayerUnderTest) -> Row:
         return Row(check.name, "fail", detail=str(error))
     except Exception as error:
         return Row(check.name, "fail", detail=first_line(error))
-    outcome = "pass" if result.passed else "fail"
+    outcome: Outcome = "pass" if result.passed else "fail"
     return Row(check.name, outcome, float(result.value), float(result.limit), result.detail)
 
 

@@ -68,7 +68,8 @@ def draw_attention(example: Example, file: Path) -> Path:
     rows, columns = (1, layers) if heads == 1 else (layers, heads)
     figure, axes = drawing.canvas(7.6, 4.0 * rows, rows=rows, columns=columns)
     weights = example.attention_weights.flatten(0, 1).tolist()
-    titles = [f"layer {i}, head {h}" if heads > 1 else f"layer {i}" for i in range(layers) for h in range(heads)]
+    names = [(f"layer {i + 1}", f", head {h + 1}") for i in range(layers) for h in range(heads)]
+    titles = [layer + (head if heads > 1 else "") for layer, head in names]
     drawing.draw_heat_maps(figure, axes, weights, list(example.text.replace(" ", "·")), titles)
     figure.suptitle(f"accuracy on new words: {example.accuracy:.1%}", fontsize=10, color=drawing.INK)
     return drawing.save(figure, file)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks.rule import Rule
-from attnlab.utils.tracing import autocast_dtype, can_inspect_device
+from attnlab.utils.tracing import autocast_dtype, can_inspect_device, can_inspect_values
 
 Index = slice | Tensor
 """Rows or columns: a slice, or their indices (n,)."""
@@ -73,6 +73,7 @@ class BoundMask:
         self._shape, self._device = shape, device
         self._tensor: Tensor | None = None
         self._masked_rows: Tensor | None = None
+        self._has_masked_rows = True
         self._real: list[Tensor] | None = None
 
     @property
@@ -153,6 +154,10 @@ class BoundMask:
             return out
         if self._masked_rows is None:
             self._masked_rows = self.fully_masked().unsqueeze(-1)
+            if can_inspect_values(out):
+                self._has_masked_rows = bool(self._masked_rows.any())
+        if not self._has_masked_rows:
+            return out
         return out.masked_fill(self._masked_rows, 0.0)
 
     def zero_padding(self, x: Tensor) -> Tensor:
@@ -170,10 +175,16 @@ class BoundMask:
                     item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
                     real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
                     self._real.append(real.unsqueeze(-1))
+        if not self._real:
+            return x
+        # The product of an input, a parameter and a query stays finite.
+        limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
+        if x.numel() and can_inspect_values(x):  # one pass over x is faster than the four below
+            low, high = torch.aminmax(x.detach())
+            if -limit < low and high < limit:
+                return x
         for real in self._real:
-            # The product of an input, a parameter and a query stays finite.
-            limit = torch.finfo(autocast_dtype(x.device) or x.dtype).max ** (1 / 3)
-            x = x.masked_fill(~(real | (x.abs() < limit)), 0.0)
+            x = torch.where(real | (x.abs() < limit), x, 0.0)
         return x
 
     def key_range(self, queries: slice) -> slice:

@@ -77,6 +77,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     """Whether ``_forward`` treats several sequences in one row (a ``documents`` mask) independently, so that a padded
     batch may be packed into one row. The output must depend only on the tokens and the mask."""
 
+    batch_first: ClassVar[bool] = True
+    in_proj_bias: ClassVar[None] = None
+    """Read by `nn.TransformerEncoderLayer` before it calls `forward`, which then names the adapter to use."""
+
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     """The new name of each submodule or parameter that state dicts of earlier versions hold under an old name."""
 
@@ -237,18 +241,6 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         """Return the options that a printed network shows."""
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, causal={self.causal}, dropout={self.dropout}"
 
-    @property
-    def batch_first(self) -> bool:
-        """Not available: `nn.TransformerEncoderLayer` reads it from an `nn.MultiheadAttention`.
-
-        Raises:
-            UnsupportedError: always, with what to use instead.
-        """
-        raise UnsupportedError(
-            f"{type(self).__name__} has another interface than nn.MultiheadAttention; wrap it in "
-            "attnlab.integrations.pytorch.TorchMHAAdapter(layer, batch_first=True)"
-        )
-
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
 
     def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
@@ -348,8 +340,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         if rule is None:
             return None
         bound = rule.bind(queries, keys, shape=(x.shape[0], self.num_heads), first=start, device=x.device)
+        if key is None:  # the size below would restrict an exported length
+            return bound
         small = rule.batch_size * rule.num_heads * queries * keys <= MAX_KEPT_VALUES
-        if key is not None and small and not any(t.is_inference() for t in rule.tensors):  # these have no version
+        if small and not any(t.is_inference() for t in rule.tensors):  # these have no version
             vars(mask)[_KEPT] = key, list(map(_VERSION, rule.tensors)), bound
         return bound
 

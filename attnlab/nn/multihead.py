@@ -118,7 +118,7 @@ class MultiHeadBase(Attention):
         would miss adapters, hooks and quantization.
         """
         H, H_kv = self.num_heads, self.num_kv_heads
-        Q, K, V = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split([H, H_kv, H_kv], 1)
+        Q, K, V = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)
         if context is not None:
             _, K, V = self.qkv(context).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split([H, H_kv, H_kv], 1)
         return Q, K, V

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from attnlab.masks import BoundMask
 from attnlab.ops.bias import Bias
 from attnlab.ops.dispatch import Dispatch
-from attnlab.utils.tracing import can_inspect_values
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class AttentionCall:
         sink: (H,), a logit in every row that takes weight and has no value.
         softcap: the scores become ``softcap · tanh(score / softcap)`` before the bias.
         dropout: the probability of dropping a weight; 0 outside of training.
+        can_inspect: whether the choice of a backend may depend on the values of the mask: eagerly on a CPU.
     """
 
     q: Tensor
@@ -45,15 +44,10 @@ class AttentionCall:
     sink: Tensor | None = None
     softcap: float | None = None
     dropout: float = 0.0
+    can_inspect: bool = False
 
-    @cached_property
-    def can_inspect(self) -> bool:
-        """Whether the choice of a backend may depend on the values of the mask: eagerly on a CPU."""
-        return can_inspect_values(self.q)
-
-    @cached_property
-    def expanded(self) -> AttentionCall:
-        """The same call for kernels that need equal widths and one key head per query head.
+    def expand(self) -> AttentionCall:
+        """Return the same call for kernels that need equal widths and one key head per query head.
 
         Padding features of zeros change no score. Repeating the keys costs what one more query per head would. The mask
         is dropped where it allows every key.

@@ -24,6 +24,7 @@ from attnlab.ops.bias import Bias, cut, four_axes, of_heads
 from attnlab.ops.call import AttentionCall, Backend, num_groups, repeat_kv
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.ops.rowwise import RowwiseMap, scaled_dot_product
+from attnlab.utils.tracing import can_inspect_values
 
 MAX_SHARED_QUERIES = 16
 """Queries up to which the heads that share keys are computed as one head with more queries, without repeating keys."""
@@ -108,7 +109,7 @@ class SoftmaxMap(AttentionMap):
     ) -> None:
         if q.dim() == 3:  # the fused kernels need a head axis
             q, k = q.unsqueeze(1), k.unsqueeze(1)
-        super().__init__((*q.shape[:3], k.shape[2]), q)
+        self.shape, self._like = (*q.shape[:3], k.shape[2]), q
         self.q, self.k, self.mask = q, k, mask
         self.scale, self.sink, self.softcap = scale, sink, softcap
         self.bias = None if bias is None else four_axes(bias)
@@ -134,7 +135,18 @@ class SoftmaxMap(AttentionMap):
             k = repeat_kv(k, num_groups(self.q, k))
         if shape[0] != B or shape[1] != k.shape[1]:
             values = values.expand(B, k.shape[1], -1, -1)
-        call = AttentionCall(self.q, k, values, self.mask, self.bias, self.scale, self.sink, self.softcap, dropout)
+        call = AttentionCall(
+            self.q,
+            k,
+            values,
+            self.mask,
+            self.bias,
+            self.scale,
+            self.sink,
+            self.softcap,
+            dropout,
+            can_inspect_values(self.q),
+        )
         for backend in BACKENDS:
             plan = backend.applies(call)
             if plan is not None:
@@ -229,7 +241,7 @@ class SharedKeys:
         permitted = None if mask is None else folded(mask.tile(rows, keys))
         bias = None if call.bias is None else folded(cut(call.bias, rows, keys))
         q = call.q.unflatten(1, (heads, groups)).flatten(2, 3)
-        part = replace(call, q=q, k=call.k[:, :, keys], v=call.v[:, :, keys], mask=None).expanded
+        part = replace(call, q=q, k=call.k[:, :, keys], v=call.v[:, :, keys], mask=None).expand()
         out = Kernel(part.score_scale)(part.q, part.k, part.v, additive(permitted, bias, q.dtype))
         return unpad(out, width).unflatten(2, (groups, N)).flatten(1, 2)
 

@@ -1,8 +1,8 @@
-"""How place matters: a vector is added to each token, queries and keys are turned, or scores are changed by distance.
+"""Positional encodings: added to the tokens, rotations of queries and keys, or biases that depend on the distance.
 
-`Sinusoidal` and `Learned` are absolute: added once, before the first layer. `Rotary`, `ALiBi` and `T5Bias` work inside
-of every mechanism and are relative: what a token hears of another depends on how far apart they are alone, so that
-padding on the left, packing and a cache change nothing.
+`Sinusoidal` and `Learned` are absolute: a vector is added to each token, once, before the first layer. `Rotary`,
+`ALiBi` and `T5Bias` are relative and act in every layer: they depend only on the distance between query and key, so
+that padding on the left, packing and a cache do not change the result.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim, D embed_dim.
 """

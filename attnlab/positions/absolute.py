@@ -1,6 +1,6 @@
-"""Where a token stands, as a vector that is added to it before the first layer.
+"""Absolute positional encodings: a vector is added to each token before the first layer.
 
-Axes: B batch, N new tokens, L places in the table, D embed_dim.
+Axes: B batch, N new tokens, L positions in the table, D embed_dim.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from attnlab.positions.base import exact
 from attnlab.utils.errors import nearest
+from attnlab.utils.tracing import can_inspect_values
 
 ABSOLUTE = ("learned", "sinusoidal", "none")
 
 
 class AbsoluteEmbedding(nn.Module):
-    """Nothing is added: the base of the others.
+    """No absolute encoding, and the base class of the others.
 
     Args:
         embed_dim: D.
@@ -24,34 +25,32 @@ class AbsoluteEmbedding(nn.Module):
     name: str = "none"
 
     limit: int | None = None
-    """The places that there are; None where there is no end."""
+    """The number of positions; None if it is unlimited."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
 
     def forward(self, x: Tensor, *, first: int = 0, starts: Tensor | None = None) -> Tensor:
-        """Tell each token its place.
+        """Add the encoding to the tokens.
 
         Args:
             x: the new tokens, (B, N, D).
-            first: the position of the first of them: what a cache has seen already.
-            starts: (B,) whole numbers, where padding stands on the left: the position of each item's first real token,
-                which is place 0. The padding before it is given place 0 too.
+            first: the position of the first of them, the number of tokens in a cache.
+            starts: (B,) integers, for padding on the left: the position of the first real token of each item, which
+                counts as position 0. The padding before it counts as position 0 too.
 
         Returns:
             (B, N, D).
 
         Raises:
-            ValueError: another shape, a position below 0, or a place beyond the last that was learned.
-            TypeError: starts that are no whole numbers.
+            ValueError: for another shape, a negative position, or a position beyond the learned ones.
+            TypeError: for starts that are not integers.
         """
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"positions are added to x of shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}"
-            )
+            raise ValueError(f"x must have shape (batch, length, {self.embed_dim}), not {tuple(x.shape)}")
         if first < 0:
-            raise ValueError(f"first is a position, 0 or more, not {first}")
+            raise ValueError(f"first must be at least 0, not {first}")
         if starts is not None:
             self._check_starts(x, starts)
         return self._add(x, first, starts)
@@ -62,20 +61,20 @@ class AbsoluteEmbedding(nn.Module):
     @staticmethod
     def _check_starts(x: Tensor, starts: Tensor) -> None:
         if starts.is_floating_point() or starts.is_complex() or starts.dtype == torch.bool:
-            raise TypeError(f"starts are positions, whole numbers, not {starts.dtype}")
+            raise TypeError(f"starts must be integers, not {starts.dtype}")
         if starts.shape != x.shape[:1]:
-            raise ValueError(f"starts must have shape ({x.shape[0]},), one an item, not {tuple(starts.shape)}")
+            raise ValueError(f"starts must have shape (batch,) = ({x.shape[0]},), not {tuple(starts.shape)}")
         if starts.device != x.device:
-            raise ValueError(f"starts lie on {starts.device}, the tokens on {x.device}; move them with starts.to(...)")
-        if starts.is_cpu and not torch.compiler.is_compiling() and bool((starts < 0).any()):  # looking costs nothing
-            raise ValueError(f"starts are positions, 0 or more, not {int(starts.min())}")
+            raise ValueError(f"starts is on {starts.device}, x on {x.device}; move it with starts.to(...)")
+        if can_inspect_values(starts) and bool((starts < 0).any()):
+            raise ValueError(f"starts must be at least 0, not {int(starts.min())}")
 
 
 class Sinusoidal(AbsoluteEmbedding):
-    """Waves of D/2 lengths, a sine and a cosine of each; there is no last place.
+    """Sines and cosines of D/2 wavelengths; the number of positions is unlimited.
 
-    ``x[m, 2i] += sin(m · 10000^(-2i/D))`` and ``x[m, 2i + 1] += cos(m · 10000^(-2i/D))``; where D is odd, the slowest
-    wave has no cosine.
+    ``x[m, 2i] += sin(m · 10000^(-2i/D))`` and ``x[m, 2i + 1] += cos(m · 10000^(-2i/D))``; if D is odd, the
+    longest wave has no cosine.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
 
@@ -86,31 +85,31 @@ class Sinusoidal(AbsoluteEmbedding):
     name = "sinusoidal"
 
     def _add(self, x: Tensor, first: int, starts: Tensor | None) -> Tensor:
-        # Angles in float64: in float32 place 100,000 is off by a hundredth of a turn.
+        # In float32, the angle at position 100,000 would be off by a hundredth of a turn.
         dtype = exact(x.device)
-        places = _places(x, first, starts).to(dtype)
+        positions = _positions(x, first, starts).to(dtype)
         channels = torch.arange(0, self.embed_dim, 2, device=x.device, dtype=dtype)
-        angles = places[..., None] * 10_000.0 ** (-channels / self.embed_dim)
+        angles = positions[..., None] * 10_000.0 ** (-channels / self.embed_dim)
         waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., : self.embed_dim]
         return x + waves.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """What a printed network shows."""
+        """Return the options that a printed network shows."""
         return f"{self.embed_dim}"
 
 
 class Learned(AbsoluteEmbedding):
-    """A table of one learned vector a place.
+    """A table with one learned vector per position.
 
-    Source: Gehring et al. 2017, arXiv:1705.03122, section 3.1; Vaswani et al. 2017, section 3.5, found it no better
-    and no worse than waves.
+    Source: Gehring et al. 2017, arXiv:1705.03122, section 3.1; Vaswani et al. 2017, section 3.5, found it as good as
+    sinusoids.
 
     Args:
-        length: L, the places in the table.
+        length: L, the number of positions.
         embed_dim: D.
 
     Raises:
-        ValueError: for a table without a place.
+        ValueError: for a length below 1.
     """
 
     name = "learned"
@@ -118,7 +117,7 @@ class Learned(AbsoluteEmbedding):
     def __init__(self, length: int, embed_dim: int) -> None:
         super().__init__(embed_dim)
         if length < 1:
-            raise ValueError(f"a table of positions has at least one place, not {length}")
+            raise ValueError(f"length must be at least 1, not {length}")
         self.limit = length
         self.table = nn.Parameter(torch.randn(length, embed_dim))
 
@@ -127,28 +126,28 @@ class Learned(AbsoluteEmbedding):
         if starts is None:
             self._check_end(end)
             return x + self.table[first:end]
-        places = _places(x, first, starts)
-        if end > limit and places.numel():  # padding on the left may stand where no place is
-            self._check_end(int(places.max()) + 1)
-        return x + self.table[places]
+        positions = _positions(x, first, starts)
+        if end > limit and positions.numel():  # left padding may exceed the table
+            self._check_end(int(positions.max()) + 1)
+        return x + self.table[positions]
 
     def _check_end(self, end: int) -> None:
         if end > len(self.table):
             raise ValueError(
-                f"the sequence has {end} tokens, but there are learned positions for {len(self.table)} alone; cut it, "
-                "or build with sinusoidal or no absolute positions, which have no end"
+                f"the sequence has {end} tokens, but there are only {len(self.table)} learned positions; truncate it, "
+                "or use sinusoidal or no absolute positions, which are unlimited"
             )
 
     def extra_repr(self) -> str:
-        """What a printed network shows."""
+        """Return the options that a printed network shows."""
         return f"{len(self.table)}, {self.embed_dim}"
 
 
 def make_absolute(name: str, *, length: int, embed_dim: int) -> AbsoluteEmbedding:
-    """The absolute positions of this name: learned (up to ``length``), sinusoidal or none.
+    """Return the absolute encoding of this name: learned (up to ``length``), sinusoidal or none.
 
     Raises:
-        ValueError: for a name that does not exist.
+        ValueError: for an unknown name.
     """
     if name == "learned":
         return Learned(length, embed_dim)
@@ -158,11 +157,11 @@ def make_absolute(name: str, *, length: int, embed_dim: int) -> AbsoluteEmbeddin
         return AbsoluteEmbedding(embed_dim)
     near = nearest(str(name), ABSOLUTE)
     raise ValueError(
-        f"absolute positions are learned, sinusoidal or none, not {name!r}" + (near and f"; did you mean {near}?")
+        f"absolute positions must be learned, sinusoidal or none, not {name!r}" + (near and f"; did you mean {near}?")
     )
 
 
-def _places(x: Tensor, first: int, starts: Tensor | None) -> Tensor:
-    """The place of every token, (N,) or (B, N)."""
-    places = torch.arange(first, first + x.shape[1], device=x.device)
-    return places if starts is None else (places - starts[:, None]).clamp(min=0)
+def _positions(x: Tensor, first: int, starts: Tensor | None) -> Tensor:
+    """The position of each token, (N,) or (B, N)."""
+    positions = torch.arange(first, first + x.shape[1], device=x.device)
+    return positions if starts is None else (positions - starts[:, None]).clamp(min=0)

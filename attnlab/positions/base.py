@@ -1,4 +1,4 @@
-"""What positions inside of a mechanism can do, and the ones that do nothing."""
+"""The base class of relative positional encodings."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ class Positions(nn.Module):
         self._constants: dict[torch.device, Tensor] = {}
 
     def reset_parameters(self) -> None:
-        """Draw what is learned anew."""
+        """Initialize learned parameters again."""
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Refuse a layer that these positions were not made for.
+        """Check that this encoding fits a layer.
 
         Raises:
-            ValueError: with what they were made for.
+            ValueError: if it was made for another number of heads, another width or another causality.
         """
 
     def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
-        """Queries or keys (..., N, d) turned by their place; ``first`` is the position of the first."""
+        """Return queries or keys (..., N, d) rotated by their positions; ``first`` is the position of the first."""
         return x
 
     def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias | None:
-        """What is added to the scores, the queries aligned with the keys at the end; None for nothing."""
+        """Return the bias that is added to the scores, the queries aligned with the keys at the end; None for none."""
         return None
 
     def keep_heads(self, heads: list[int]) -> None:
-        """Leave what belongs to these heads, in place."""
+        """Keep the parameters of these heads, in place."""
 
     def _constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
-        """``values`` as a tensor on ``device``, in the type of `exact`.
+        """Return ``values`` as a tensor on ``device``, in the dtype of `exact`.
 
-        What follows from the options alone is no buffer: nothing has to be loaded, moved or materialized from the meta
-        device. One copy per device is kept, because copying from the host would make a GPU wait on every call.
+        Constants are not buffers, so that nothing has to be loaded, moved or materialized from the meta device. One
+        copy per device is kept, because a copy from the host in every call would synchronize a GPU.
         """
         if not can_keep_tensors():
             return torch.tensor(values, dtype=exact(device), device=device)
@@ -59,19 +59,19 @@ class Positions(nn.Module):
 
 
 def exact(device: torch.device) -> torch.dtype:
-    """The type to compute angles and slopes in: float64, which Apple's GPUs lack."""
+    """The dtype of angles and slopes: float64, or float32 on Apple GPUs, which have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def checked_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
-    """Refuse what is no number from ``low`` to ``high``.
+    """Check that ``value`` is a number from ``low`` to ``high``.
 
     Raises:
-        TypeError: for what is no number, or no whole one where one is needed.
-        ValueError: for one outside of the range, NaN among them.
+        TypeError: if it is not a number, or not an integer where ``whole`` is set.
+        ValueError: if it is out of range or NaN.
     """
-    kind = "a whole number" if whole else "a number"
+    kind = "an integer" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"{name} is {kind}, not {value!r}")
+        raise TypeError(f"{name} must be {kind}, not {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} is {kind} from {low:g} to {high:g}, not {value:g}")
+        raise ValueError(f"{name} must be {kind} from {low:g} to {high:g}, not {value:g}")

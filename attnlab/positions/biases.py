@@ -1,4 +1,4 @@
-"""Scores that are changed by distance: ALiBi's fixed slopes, T5's learned table."""
+"""Biases that depend on the distance: the fixed slopes of ALiBi, and the learned table of T5."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from attnlab.positions.base import Positions, checked_number
 
 
 class ALiBi(Positions):
-    """Attention with linear biases: a score is lowered in proportion to the distance, in each head by another slope.
+    """Attention with linear biases: the score decreases linearly with the distance, with one slope per head.
 
-    Source: Press et al. 2021, "Train Short, Test Long", arXiv:2108.12409, section 3; without ``causal`` the distance
-    is taken on both sides alike.
+    Source: Press et al. 2021, "Train Short, Test Long", arXiv:2108.12409, section 3; without ``causal``, later
+    keys get the same bias as earlier ones.
 
     Args:
-        num_heads: H; slopes are 2^(-8/H), 2^(-16/H), ...; where H is no power of two, the paper's code interleaves.
+        num_heads: H; the slopes are 2^(-8/H), 2^(-16/H), ..., and as in the code of the paper if H is not a power of
+            two.
     """
 
     name = "alibi"
@@ -28,7 +29,7 @@ class ALiBi(Positions):
         self.slopes = tuple(_slopes(num_heads))
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Refuse another number of heads."""
+        """Check the number of heads."""
         if num_heads != len(self.slopes):
             raise ValueError(f"these ALiBi slopes are for {len(self.slopes)} heads, not {num_heads}")
 
@@ -38,26 +39,26 @@ class ALiBi(Positions):
         return RelativeBias(-self._constant(self.slopes, device)[:, None] * far, queries, keys)
 
     def keep_heads(self, heads: list[int]) -> None:
-        """The slopes that these heads have, not those of a layer that was made with as many."""
+        """Keep the slopes of these heads; a new layer of that many heads would have other slopes."""
         self.slopes = tuple(self.slopes[head] for head in heads)
         self._constants.clear()
 
 
 class T5Bias(Positions):
-    """A learned number for each head and each of a few ranges of distance, exact when near and coarse when far.
+    """A learned bias per head and range of distances; ranges are single distances near the query, wider far from it.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
 
     Args:
         num_heads: H.
-        causal: whether the keys ahead need no ranges of their own.
-        num_buckets: how many ranges; without ``causal`` half of them are for the keys ahead.
-        max_distance: from this distance on all are one range.
-        device: where the table is made.
-        dtype: of the table.
+        causal: whether there are no ranges for later keys.
+        num_buckets: the number of ranges; without ``causal``, half of them are for later keys.
+        max_distance: the distance from which on all distances share one range.
+        device: the device of the table.
+        dtype: the dtype of the table.
 
     Raises:
-        TypeError: for a count that is no whole number.
+        TypeError: for a count that is not an integer.
         ValueError: for too few or an odd number of ranges, or a max_distance distance within the exact ones.
     """
 
@@ -76,7 +77,7 @@ class T5Bias(Positions):
         super().__init__()
         checked_number("num_buckets", num_buckets, 2 if causal else 4, 65_536, whole=True)
         if num_buckets % 2:
-            raise ValueError(f"num_buckets must be even, half of them are for what is near; not {num_buckets}")
+            raise ValueError(f"num_buckets must be even, half of them for near keys, not {num_buckets}")
         checked_number(
             "max_distance", max_distance, (num_buckets if causal else num_buckets // 2) // 2 + 1, 1e9, whole=True
         )
@@ -85,31 +86,31 @@ class T5Bias(Positions):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table anew."""
+        """Initialize the table again."""
         nn.init.normal_(self.table.weight, std=0.1)
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Refuse another number of heads, and keys ahead that have no ranges."""
+        """Check the number of heads, and that later keys have ranges."""
         if num_heads != self.table.embedding_dim:
             raise ValueError(f"this T5 bias is for {self.table.embedding_dim} heads, not {num_heads}")
         if self.causal and not causal:
             raise ValueError(
-                "this T5 bias has no ranges for keys ahead; make it with causal=False, or the layer causal"
+                "this T5 bias has no ranges for later keys; build it with causal=False, or the layer with causal=True"
             )
 
     def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias:
-        """The numbers of the ranges; gradients reach the table."""
+        """Return the bias; it is differentiable with respect to the table."""
         learned: Tensor = self.table(self.ranges(_distances(queries, keys, device)))
         return RelativeBias(learned.T, queries, keys)
 
     def keep_heads(self, heads: list[int]) -> None:
-        """The columns of these heads."""
+        """Keep the columns of these heads."""
         weight = self.table.weight
         self.table.weight = nn.Parameter(weight.detach()[:, heads], weight.requires_grad)
         self.table.embedding_dim = len(heads)
 
     def ranges(self, distances: Tensor) -> Tensor:
-        """The range of every distance (key minus query)."""
+        """Return the index of the range for each distance (key minus query)."""
         count, start = self.num_buckets, torch.zeros_like(distances)
         if not self.causal:
             count //= 2
@@ -121,12 +122,12 @@ class T5Bias(Positions):
         return start + torch.where(far < near, far, (near + coarse.long()).clamp(max=count - 1))
 
     def extra_repr(self) -> str:
-        """What a printed network shows."""
+        """Return the options that a printed network shows."""
         return f"causal={self.causal}, num_buckets={self.num_buckets}, max_distance={self.max_distance}"
 
 
 def _distances(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Every distance there is, key minus query, ascending: (N + M - 1,)."""
+    """All distances, key minus query, ascending: (N + M - 1,)."""
     return torch.arange(-keys, queries, device=device)[1:]
 
 

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by their place, so that scores follow from distance."""
+"""Rotary positions: queries and keys are rotated by their positions, so that scores depend on the distance."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 from attnlab.positions.base import Positions, checked_number, exact
 
 FAST, SLOW = 32, 1
-"""Turns within the trained length above which yarn leaves a pair as it is, and below which it divides it in full."""
+"""Full rotations within the trained length: above FAST, yarn keeps a frequency; below SLOW, it divides it fully."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How rotary positions are stretched to sequences ``factor`` times as long as those that were trained on.
+    """How rotary positions are scaled to sequences ``factor`` times as long as those in training.
 
     Args:
-        kind: ``linear`` divides every position (Chen et al. 2023, arXiv:2306.15595); ``ntk`` widens the base, so that
-            near places stay apart (bloc97 2023); ``yarn`` divides the slow turns, leaves the fast ones, and sharpens
-            the scores (Peng et al. 2023, arXiv:2309.00071, section 3; between slow and fast by the pair's index, as
-            in the authors' code and the models trained with it).
+        kind: ``linear`` divides every position (Chen et al. 2023, arXiv:2306.15595); ``ntk`` increases the base, which
+            keeps high frequencies (bloc97 2023); ``yarn`` divides low frequencies, keeps high ones, and multiplies
+            the scores by a temperature (Peng et al. 2023, arXiv:2309.00071, section 3; interpolated by the index of the
+            pair, as in the code of the authors).
         factor: at least 1.
-        original_max_length: the length that was trained on, for yarn.
+        original_max_length: the length of sequences in training, for yarn.
 
     Raises:
-        TypeError: a factor or a length that is no number.
+        TypeError: for a factor or a length that is not a number.
         ValueError: for an unknown kind, a factor below 1, yarn without ``original_max_length`` or another kind with it.
     """
 
@@ -38,10 +38,10 @@ class Scaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "ntk", "yarn"):
-            raise ValueError(f"scaling is linear, ntk or yarn, not {self.kind!r}")
+            raise ValueError(f"scaling must be linear, ntk or yarn, not {self.kind!r}")
         checked_number("the scaling's factor", self.factor, 1, 1e9)
         if self.kind == "yarn" and self.original_max_length is None:
-            raise ValueError("yarn needs original_max_length=, the length that was trained on")
+            raise ValueError("yarn needs original_max_length=, the length in training")
         if self.kind != "yarn" and self.original_max_length is not None:
             raise ValueError(
                 f"original_max_length= is for yarn; {self.kind} scaling does not need the length that was trained on"
@@ -51,22 +51,22 @@ class Scaling:
 
 
 class Rotary(Positions):
-    """Rotary positions: pairs of numbers are turned by an angle that grows with the place.
+    """Rotary positions: pairs of features are rotated by an angle proportional to the position.
 
     Source: Su et al. 2021, "RoFormer", arXiv:2104.09864, section 3.2.
 
     Args:
         head_dim: d.
-        base: the slowest pair turns once in about 2π · base places.
+        base: the longest wavelength is about 2π · base positions.
         rotary_fraction: the fraction of d that is rotated, from the first feature on (partial rotary, as in
             GPT-NeoX), rounded.
-        layout: which numbers make a pair: ``half`` (i and i + r/2, as in Llama), ``interleaved`` (2i and 2i + 1, as in
+        layout: which features form a pair: ``half`` (i and i + r/2, as in Llama), ``interleaved`` (2i and 2i + 1, as in
             the paper).
-        scaling: for sequences longer than those that were trained on.
+        scaling: for sequences longer than those in training.
 
     Raises:
-        TypeError: a base or a rotary_fraction that is no number.
-        ValueError: for a turned width that is odd or empty, a base that is not above 1, or no such layout.
+        TypeError: for a base or a rotary_fraction that is not a number.
+        ValueError: for an odd number of rotated features or none, a base of at most 1, or an unknown layout.
     """
 
     name = "rotary"
@@ -88,31 +88,31 @@ class Rotary(Positions):
             what = "an even head_dim" if rotary_fraction == 1 else "an even number of rotated features, at least 2"
             raise ValueError(f"rotary positions need {what}, not {width}; choose num_heads so that it is even")
         if layout not in ("half", "interleaved"):
-            raise ValueError(f"layout is half or interleaved, not {layout!r}")
+            raise ValueError(f"layout must be half or interleaved, not {layout!r}")
         self.head_dim, self.width, self.layout, self.base, self.scaling = head_dim, width, layout, base, scaling
         self.frequencies = _frequencies(width, base, scaling)
         """θ of every pair, in radians per position."""
         self.attention_factor = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Refuse heads of another width."""
+        """Check the width of the heads."""
         if head_dim != self.head_dim:
             raise ValueError(f"these rotary positions are for heads of width {self.head_dim}, not {head_dim}")
 
     def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
-        """Each pair (a, b) at place m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
-        # Angles in float64: in float32 place 100,000 is off by a hundredth of a turn.
-        places = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
-        angles = torch.outer(places, self._constant(self.frequencies, x.device))
+        """Each pair (a, b) at position m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
+        # In float32, the angle at position 100,000 would be off by a hundredth of a turn.
+        positions = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
+        angles = torch.outer(positions, self._constant(self.frequencies, x.device))
         cos, sin = ((t * self.attention_factor).to(x.dtype) for t in (angles.cos(), angles.sin()))
-        turned, rest = x[..., : self.width], x[..., self.width :]
-        a, b = turned.chunk(2, -1) if self.layout == "half" else (turned[..., ::2], turned[..., 1::2])
+        rotated, rest = x[..., : self.width], x[..., self.width :]
+        a, b = rotated.chunk(2, -1) if self.layout == "half" else (rotated[..., ::2], rotated[..., 1::2])
         pair = (a * cos - b * sin, a * sin + b * cos)
-        turned = torch.cat(pair, -1) if self.layout == "half" else torch.stack(pair, -1).flatten(-2)
-        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+        rotated = torch.cat(pair, -1) if self.layout == "half" else torch.stack(pair, -1).flatten(-2)
+        return torch.cat([rotated, rest], -1) if rest.shape[-1] else rotated
 
     def extra_repr(self) -> str:
-        """What a printed network shows."""
+        """Return the options that a printed network shows."""
         scaling = "" if self.scaling is None else f", scaling={self.scaling}"
         return f"width={self.width} of {self.head_dim}, base={self.base:g}, layout={self.layout!r}{scaling}"
 
@@ -127,7 +127,7 @@ def _frequencies(width: int, base: float, scaling: Scaling | None) -> tuple[floa
     if scaling.kind == "linear":
         return tuple(t / scaling.factor for t in theta)
     assert scaling.original_max_length is not None
-    # The pairs that turn so often within the length that was trained on.
+    # The index of the pair that makes so many rotations within the trained length.
     fast, slow = (
         width * math.log(scaling.original_max_length / (turns * 2 * math.pi)) / (2 * math.log(base))
         for turns in (FAST, SLOW)

@@ -22,14 +22,14 @@ def mean_and_std(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float
     mean, spread = np.zeros(flat.shape[1]), np.ones(flat.shape[1])
     for part in _blocks(len(x), flat.shape[1]):
         values = flat[:, part].astype(np.float64)
-        there = ~np.isnan(values)
-        counts = np.maximum(there.sum(axis=0), 1)
+        present = ~np.isnan(values)
+        counts = np.maximum(present.sum(axis=0), 1)
         low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
-        middle = np.where(there.any(axis=0), low / 2 + high / 2, 0)  # a sum of values far from zero loses precision
-        away = np.where(there, values - middle, 0)
+        middle = np.where(present.any(axis=0), low / 2 + high / 2, 0)  # a sum of values far from zero loses precision
+        away = np.where(present, values - middle, 0)
         shift = away.sum(axis=0) / counts
         mean[part] = middle + shift
-        away = np.where(there, away - shift, 0)
+        away = np.where(present, away - shift, 0)
         largest = np.abs(away).max(axis=0, initial=0)
         varies = (low < high) & (largest > 0)
         scale = np.where(varies, largest, 1)  # squares of tiny values would underflow

@@ -26,7 +26,7 @@ class Encoded:
     """All rows as network inputs, standardized by the training rows.
 
     Args:
-        x: (B, N), (B, N, F) or cells (B, N, 2), as ``inputs`` says.
+        x: (B, N), (B, N, F) or cells (B, N, 2), depending on ``inputs``.
         inputs: the kind and size of ``x``.
         length: the longest possible sequence.
         lengths: (B,), if some of ``x`` is padding.

@@ -35,7 +35,7 @@ class Digits(Task):
     its test set, as scikit-learn ships it.
     """
 
-    summary = "which digit is on the scan: 1,797 real ones, a token is a row of pixels"
+    summary = "recognize the digit of 1,797 real scans; a token is a row of pixels"
     own_data = "the digits of this scikit-learn"
     caveat = "digits does not rank mechanisms: the baselines without attention are about as good"
 

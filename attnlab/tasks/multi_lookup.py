@@ -44,9 +44,9 @@ class MultiLookup(Task):
 
         def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
             x = generator.integers(0, SYMBOLS, (count, N))
-            asked = generator.integers(0, QUESTIONS, count)
-            x[:, -1] = SYMBOLS + asked
-            return x, np.take_along_axis(x, where[asked], axis=1)
+            questions = generator.integers(0, QUESTIONS, count)
+            x[:, -1] = SYMBOLS + questions
+            return x, np.take_along_axis(x, where[questions], axis=1)
 
         train, validation, test = draw_splits(config, TRAIN, draw)
         return TaskData(

@@ -97,7 +97,7 @@ class Training:
     """Fraction of all steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
     """AdamW weight decay of the weight matrices of linear layers; other parameters do not decay."""
-    grad_clip: Annotated[float, arg(aliases=["--clip"])] = 1.0
+    grad_clip: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     patience: OptionalInt = None
     """Stop after this many evaluations without improvement; by default never."""

@@ -161,7 +161,7 @@ def _decoding(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator
 
     def step() -> Tensor:
         out: Tensor = ours(x[:, -1:], cache=cache)
-        cache.rollback(1)
+        cache.crop(N - 1)
         return out
 
     def step_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:

@@ -71,7 +71,7 @@ def rotate(x: Tensor, positions: Positions) -> Tensor:
     r, m = positions.width, torch.arange(x.shape[2]).double()
     theta = positions.base ** (-torch.arange(0, r, 2).double() / r)
     if positions.scaling is not None:
-        theta = torch.tensor(positions.frequencies).double()
+        theta = torch.tensor(positions.frequencies, dtype=torch.float64)
     cos, sin = (positions.attention_factor * f(torch.outer(m, theta)).to(x) for f in (torch.cos, torch.sin))
     half = positions.layout == "half"
     first, second = (slice(r // 2), slice(r // 2, r)) if half else (slice(0, r, 2), slice(1, r, 2))
@@ -84,7 +84,7 @@ def position_bias(positions: Positions, Q: Tensor, K: Tensor) -> Tensor:
     """What ALiBi or T5 add to the scores, (H, N, M); 0 for other positions."""
     offset = torch.arange(K.shape[2]) - torch.arange(Q.shape[2])[:, None]  # j - i
     if isinstance(positions, ALiBi):
-        return -torch.tensor(positions.slopes).to(Q)[:, None, None] * offset.abs()
+        return -torch.tensor(positions.slopes, dtype=Q.dtype)[:, None, None] * offset.abs()
     if isinstance(positions, T5Bias):
         buckets = torch.tensor([[t5_bucket(j, positions) for j in row] for row in offset.tolist()])
         return positions.table.weight[buckets].permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Networks of which it is known what each head does; distinct primes where axes could swap."""
+"""Networks with a known role of each head; axes have distinct prime sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAIN, VALIDATION, TEST = 61, 47, 13
 
 
 def network(model: str = "multihead", kind: str = "classes", **options: Any) -> Network:
-    """Two layers of four heads, in float64, their parameters off where they start."""
+    """Two layers of four heads in float64, with perturbed parameters."""
     torch.manual_seed(0)
     options = options if model == "selfhead" else {"num_heads": H, **options}
     outputs = Outputs(kind, 1 if kind == "values" else CLASSES)  # type: ignore[arg-type]
@@ -29,27 +29,27 @@ def network(model: str = "multihead", kind: str = "classes", **options: Any) -> 
 
 
 def columns(net: Network, layer: int) -> Tensor:
-    """The columns of W_O, a head each, to be changed in place: (D, H, d)."""
+    """The columns of W_O by head, (D, H, d), to be changed in place."""
     attention: Any = net.mechanisms()[layer]
     return attention.output.weight.detach().unflatten(1, (attention.num_heads, attention.head_dim))
 
 
-def silence(net: Network, heads: Sequence[tuple[int, int]]) -> Network:
-    """Heads that are computed and say nothing."""
+def zero_heads(net: Network, heads: Sequence[tuple[int, int]]) -> Network:
+    """Zero the output of these heads."""
     for layer, head in heads:
         columns(net, layer)[:, head] = 0
     return net
 
 
 def only(net: Network, layer: int, head: int) -> Network:
-    """All heads but one say nothing, and that one is loud."""
-    silence(net, [(i, h) for i in range(2) for h in range(H) if (i, h) != (layer, head)])
+    """Zero the output of all heads but one, and scale that one up."""
+    zero_heads(net, [(i, h) for i in range(2) for h in range(H) if (i, h) != (layer, head)])
     columns(net, layer)[:, head] *= 30
     return net
 
 
 def task_data(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> TaskData:
-    """What the network itself answers, so that it is right whole."""
+    """Data whose targets are the network's own predictions."""
     kind = net.outputs.kind
 
     def draw(count: int, seed: int) -> Split:
@@ -69,12 +69,12 @@ def task_data(net: Network, metric: Any = "accuracy", *, padded: bool = True) ->
     )  # fmt: skip
 
 
-def noisy(asked: TaskData) -> TaskData:
-    """The same with other answers to train on, so that the loss has a slope."""
-    train = asked.train
+def noisy(data: TaskData) -> TaskData:
+    """The same with other training targets, so that the loss has a gradient."""
+    train = data.train
     y = (
         train.y + 1.0
         if train.y.is_floating_point()
         else torch.where(train.y == IGNORE, IGNORE, (train.y + 1) % CLASSES)
     )
-    return replace(asked, train=train._replace(y=y))
+    return replace(data, train=train._replace(y=y))

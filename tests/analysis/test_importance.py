@@ -1,4 +1,4 @@
-"""Importance is the slope of the loss along a gate, an example at a time; what can be pruned follows from it."""
+"""Importance is the gradient of the loss with respect to a gate; it determines the pruning order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import CLASSES, D, H, N, columns, network, noisy, only, silence, task_data
+from planted import CLASSES, D, H, N, columns, network, noisy, only, task_data, zero_heads
 from torch import Tensor
 
 from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
@@ -21,7 +21,7 @@ METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 
 
 def by_differences(net: Network, split: Split, objective: Objective, step: float = 1e-5) -> list[Tensor]:
-    """The truth: each example alone, each gate a little above and below one."""
+    """Reference values by finite differences for each example and gate."""
     found = []
     for layer in net.mechanisms():
         worth = []
@@ -46,9 +46,9 @@ def by_differences(net: Network, split: Split, objective: Objective, step: float
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_importance_is_the_gradient_of_a_gate(model: str, kind: str, padded: bool) -> None:
     net = network(model, kind, positions="t5")
-    asked = noisy(task_data(net, METRICS[kind], padded=padded))
-    split = Split(*(None if part is None else part[:11] for part in asked.train))
-    objective = Objective.of(asked)
+    data = noisy(task_data(net, METRICS[kind], padded=padded))
+    split = Split(*(None if part is None else part[:11] for part in data.train))
+    objective = Objective.of(data)
     truth = by_differences(net, split, objective)
     for batch_size in (3, 128):
         found = importance(net, split, objective, batch_size=batch_size, normalised=False)
@@ -60,11 +60,11 @@ def test_importance_is_the_gradient_of_a_gate(model: str, kind: str, padded: boo
 
 def test_gradients_of_opposite_sign_do_not_cancel() -> None:
     net = network(kind="values")
-    asked = task_data(net, "rmse")
+    data = task_data(net, "rmse")
     split = Split(
-        asked.train.x[:1].repeat(2, 1, 1),
-        asked.train.y[:1].repeat(2, 1) + torch.tensor([[1.0], [-1.0]]).double(),
-        None if asked.train.lengths is None else asked.train.lengths[:1].repeat(2),
+        data.train.x[:1].repeat(2, 1, 1),
+        data.train.y[:1].repeat(2, 1) + torch.tensor([[1.0], [-1.0]]).double(),
+        None if data.train.lengths is None else data.train.lengths[:1].repeat(2),
     )
     found = importance(net, split, Objective("rmse"), normalised=False)
     assert min(float(worth.min()) for worth in found) > 1e-3
@@ -83,7 +83,7 @@ def test_long_padded_batches_are_not_packed() -> None:
 
 
 def test_zeroed_head_has_no_importance() -> None:
-    net = silence(network(), [(0, 1), (1, 3)])
+    net = zero_heads(network(), [(0, 1), (1, 3)])
     found = importance(net, noisy(task_data(net)).train, Objective("accuracy"))
     for layer, head in ((0, 1), (1, 3)):
         assert found[layer][head] == 0

@@ -1,4 +1,4 @@
-"""Networks compared on the same examples: the metric is the one that training reports, the interval a paired one."""
+"""Paired comparison of networks on the same examples."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 @pytest.mark.parametrize("kind", METRICS)
 def test_metric_matches_evaluate(kind: str) -> None:
     net = network(kind=kind).train()
-    asked = noisy(task_data(net, METRICS[kind]))
-    objective = Objective(asked.metric, unit=7.0)
-    sums = per_example_metric(net, asked.train, objective, batch_size=11)
+    data = noisy(task_data(net, METRICS[kind]))
+    objective = Objective(data.metric, unit=7.0)
+    sums = per_example_metric(net, data.train, objective, batch_size=11)
     assert net.training
-    _, metric = evaluate(net, asked.train, objective, batch_size=13)
+    _, metric = evaluate(net, data.train, objective, batch_size=13)
     change = paired_bootstrap(sums, [sums], objective)[0]
     assert change.metric == pytest.approx(metric)
     assert (change.change, change.low, change.high) == (0, 0, 0)
@@ -31,15 +31,15 @@ def test_intervals_of_a_paired_difference() -> None:
     generator = torch.Generator().manual_seed(0)
     first = (torch.rand(401, 1, generator=generator) < 0.9).double()
     flips = (torch.rand(401, 1, generator=generator) < 0.2).double()
-    asked = torch.ones(401, 1, dtype=torch.float64)
+    data = torch.ones(401, 1, dtype=torch.float64)
     other = first * (1 - flips)
-    change = paired_bootstrap(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
+    change = paired_bootstrap(torch.cat([first, data], 1), [torch.cat([other, data], 1)], Objective("accuracy"))[0]
     moves = other - first
     error = float(moves.std()) / math.sqrt(401)
     assert change.change == pytest.approx(float(moves.mean()))
     assert change.low == pytest.approx(change.change - 1.96 * error, abs=0.3 * error)
     assert change.high == pytest.approx(change.change + 1.96 * error, abs=0.3 * error)
-    again = paired_bootstrap(torch.cat([first, asked], 1), [torch.cat([other, asked], 1)], Objective("accuracy"))[0]
+    again = paired_bootstrap(torch.cat([first, data], 1), [torch.cat([other, data], 1)], Objective("accuracy"))[0]
     assert again == change
 
 

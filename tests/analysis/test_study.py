@@ -1,4 +1,4 @@
-"""What each head is worth, on networks of which it is known."""
+"""Head studies of networks with known roles of the heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, silence, task_data
+from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, task_data, zero_heads
 
 from attnlab.analysis.bootstrap import per_example_metric
 from attnlab.analysis.heads import study, without
@@ -34,7 +34,7 @@ def test_only_active_head_is_found_and_pruned_last() -> None:
 
 
 def test_zeroed_head_has_no_effect_and_is_pruned_first() -> None:
-    net = silence(network(), [(0, 3)])
+    net = zero_heads(network(), [(0, 3)])
     found = study(net, noisy(task_data(net)))
     head = found.heads[3]
     assert (head.layer, head.head, head.importance) == (0, 3, 0)
@@ -46,12 +46,12 @@ def test_zeroed_head_has_no_effect_and_is_pruned_first() -> None:
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_curve_matches_pruning(model: str) -> None:
     net = network(model)
-    asked = noisy(task_data(net))
-    found = study(net, asked)
+    data = noisy(task_data(net))
+    found = study(net, data)
     for step in found.curve:
         pruned = prune_heads(net, found.plan(1 - step.left / len(found.heads)))
         assert sum(layer.num_heads for layer in pruned.mechanisms()) == step.left
-        _, metric = evaluate(pruned, asked.validation, Objective("accuracy"), batch_size=128)
+        _, metric = evaluate(pruned, data.validation, Objective("accuracy"), batch_size=128)
         assert metric == pytest.approx(step.reached.metric)
     assert min(step.reached.metric for step in found.curve) < 0.95, "there is something to be wrong about"
 
@@ -82,24 +82,24 @@ def test_mean_ablation_of_a_constant_head_has_no_effect() -> None:
         attention = net.mechanisms()[1]
         values = attention.qkv.weight.unflatten(0, (3, H, -1))[2]
         values[2] = 0  # its values are their bias alone
-    asked = noisy(task_data(net))
-    assert study(net, asked, ablation="mean").heads[6].without.change == 0
-    assert study(net, asked, ablation="zero").heads[6].without.change < -0.1
+    data = noisy(task_data(net))
+    assert study(net, data, ablation="mean").heads[6].without.change == 0
+    assert study(net, data, ablation="zero").heads[6].without.change < -0.1
 
 
 def test_study_does_not_use_the_test_data() -> None:
     net = network()
-    asked = task_data(net)
-    hidden = Split(torch.full_like(asked.test.x, float("nan")), asked.test.y, asked.test.lengths)
-    assert study(net, asked) == study(net, replace(asked, test=hidden))
+    data = task_data(net)
+    hidden = Split(torch.full_like(data.test.x, float("nan")), data.test.y, data.test.lengths)
+    assert study(net, data) == study(net, replace(data, test=hidden))
 
 
 def test_training_sample_depends_on_the_seed() -> None:
     net = network()
-    asked = noisy(task_data(net))
-    few, other = (study(net, asked, examples=7, seed=seed) for seed in (0, 1))
+    data = noisy(task_data(net))
+    few, other = (study(net, data, examples=7, seed=seed) for seed in (0, 1))
     assert few.training_examples == 7
-    assert few == study(net, asked, examples=7, seed=0)
+    assert few == study(net, data, examples=7, seed=0)
     assert [head.importance for head in few.heads] != [head.importance for head in other.heads]
     assert [head.without.metric for head in few.heads] == [head.without.metric for head in other.heads]
 
@@ -118,15 +118,15 @@ def test_invalid_studies_are_refused() -> None:
     with pytest.raises(ValueError, match="ablation must be 'zero' or 'mean', not 'noise'"):
         study(net, task_data(net), ablation="noise")  # type: ignore[arg-type]
     alone = network("selfhead")
-    with pytest.raises(UnsupportedError, match="SelfAttention has no heads"):
+    with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
         study(alone, task_data(alone))
 
 
 def test_study_does_not_change_the_network() -> None:
     net = network().train()
-    asked = task_data(net.eval())
+    data = task_data(net.eval())
     net.train()
-    before = per_example_metric(net, asked.validation, Objective("accuracy"))
-    study(net, asked, ablation="mean")
+    before = per_example_metric(net, data.validation, Objective("accuracy"))
+    study(net, data, ablation="mean")
     assert net.training
-    assert torch.equal(per_example_metric(net, asked.validation, Objective("accuracy")), before)
+    assert torch.equal(per_example_metric(net, data.validation, Objective("accuracy")), before)

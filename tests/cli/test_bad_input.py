@@ -1,4 +1,4 @@
-"""What cannot be is refused in one line, with exit code 2, before anything is written."""
+"""Invalid input is an error of one line with exit code 2, before anything is written."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from answers import below, call, files, refused
+from calls import call, contents_of, error_of, write_files
 
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
+from attnlab.training.settings import RANGES
 
 SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
 
@@ -34,61 +35,48 @@ FLAGS = {
     "--embed_dim nan": "--embed_dim must be an integer, not 'nan'",
     "--embed_dim 6.5": "--embed_dim must be an integer, not '6.5'",
     "--embed_dim 99999999999": "embed_dim must be from 1 to 65,536, not 99999999999",
-    "--layers 0": "layers must be from 1 to 1,000, not 0",
     "--learning_rate nan": "learning_rate must be from 1e-12 to 100, not nan",
     "--learning_rate inf": "learning_rate must be from 1e-12 to 100, not inf",
     "--learning_rate 0": "learning_rate must be from 1e-12 to 100, not 0.0",
     "--learning_rate fast": "--learning_rate must be a number, not 'fast'",
-    "--epochs 0": "epochs must be from 1 to 10,000,000, not 0",
-    "--steps -3": "steps must be from 1 to 100,000,000, not -3",
     "--epochs 3 --steps 3": "--epochs and --steps both set the length of the run; give one of them",
-    "--batch_size 0": "batch_size must be from 1 to 10,000,000, not 0",
-    "--dropout 1": "dropout must be from 0 to 0.99, not 1.0",
-    "--dropout -0.1": "dropout must be from 0 to 0.99, not -0.1",
-    "--warmup 2": "warmup must be from 0 to 1, not 2.0",
-    "--weight_decay -1": "weight_decay must be from 0 to 100, not -1.0",
-    "--grad_clip -1": "grad_clip must be from 0 to 1,000,000, not -1.0",
-    "--patience 0": "patience must be from 1 to 1,000,000, not 0",
-    "--seed -1": "seed must be from 0 to 999,999,999, not -1",
-    "--val_fraction 1": "val_fraction must be from 0.001 to 0.9, not 1.0",
-    "--threads 0": "threads must be from 1 to 4,096, not 0",
     "--checkpoint_seconds nan": "checkpoint_seconds must be 0 or more, not nan",
     "--position_embedding waves": "--position_embedding must be one of learned, sinusoidal, none, not 'waves'",
     "--positions=rotery": "not 'rotery'; did you mean rotary",
     "--positions=rotary(": "not 'rotary('",
     "--positions=rotary(500)": "settings are NAME=VALUE, such as rotary(base=500000); not 'rotary(500)'",
     "--positions=rotary(bse=500)": "rotary has no setting bse; did you mean base?",
-    "--positions=t5(buckets=3)": "buckets is a whole number from 4 to 65536, not 3",
+    "--positions=t5(buckets=3)": "buckets must be an integer from 4 to 65536, not 3",
     "--embed_dim 6 --num_heads 2 --positions=rotary": "rotary positions need an even head_dim, not 3",
     "--precision float8": "--precision must be one of float32, bfloat16, float16, float64, not 'float8'",
-    # what the machine does not have
+    # devices and memory
     "--device cuda:77": "device 'cuda:77' is not available; available: auto, cpu",
     "--device gpu": "unknown device 'gpu'; available: auto, cpu",
     "--embed_dim 65536 --layers 1000": "parameters need",
-    # what a task does not do
-    "--seq_length 5": "the data of digits say how long a sequence is, not --seq_length 5; leave it out",
+    # tasks
+    "--seq_length 5": "the data of digits determine the sequence length, so leave out --seq_length 5",
     "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
-    "--task text --no_causal": "text asks for what comes next, so the model must not look ahead: leave out --no_causal",
+    "--task text --no_causal": "text predicts the next token, so the network must be causal: leave out --no_causal",
     "--target b": "digits has no columns, so --target b has no effect; leave it out",
-    # the user's own data
+    # user files
     "--data not_there.csv --target b": "--data not_there.csv does not exist; check the name",
     "--data empty.csv --target b": "--data empty.csv is empty",
     "--data head.csv --target b": "head.csv has no rows below its header; add some",
-    "--data ragged.csv --target b": "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
-    "--data bad.jsonl --target b": "bad.jsonl cannot be read as a table: line 2 is no JSON",
+    "--data ragged.csv --target b": "ragged.csv cannot be read as a table: line 3 has 1 field, but the header has 2",
+    "--data bad.jsonl --target b": "bad.jsonl cannot be read as a table: line 2 is not valid JSON",
     "--data bad.parquet --target b": "bad.parquet cannot be read as a table",
     "--data bad.npz": "bad.npz is no readable .npz file",
     "--data binary.txt": "binary.txt is binary: byte 0 is NUL",
     "--data empty.txt": "--data empty.txt is empty",
     "--data archive.zip": "no task reads .zip (archive.zip); give one of .csv, .jsonl, .npz, .parquet, .tsv, .txt",
     "--data .": "no task reads files without a suffix (.)",
-    "--data good.csv": "give the column of good.csv to predict with --target; there are a, b",
+    "--data good.csv": "give the column of good.csv to predict with --target; choose from a, b",
     "--data good.csv --target c": "good.csv has no column c; --target must be one of a, b",
     "--data one_class.csv --target b": "every row is of one class (x), so there is nothing to learn",
     "--task text --data good.csv": "text reads .txt, not good.csv",
-    "--task digits --data good.csv": "digits has its own data, so it cannot read good.csv",
+    "--task digits --data good.csv": "digits has its own data and cannot read good.csv",
     "--task table": "table needs your own file",
-    # where the result goes
+    # outputs
     "--save_path x.bin": "--save_path x.bin must end in .safetensors, .pth or .pt",
     "--save_path good.csv/x.pth": "cannot write --save_path good.csv/x.pth: Not a directory",
     "--run_dir good.csv/x": "cannot make --run_dir good.csv/x: Not a directory",
@@ -134,8 +122,8 @@ COMMANDS = {
 
 @pytest.fixture
 def mine(empty_folder: Path) -> Path:
-    """A folder with files of all kinds."""
-    files(
+    """A folder with valid and invalid files."""
+    write_files(
         empty_folder,
         {
             "good.csv": "a,b\n" + "".join(f"{i % 7},{'xy'[i % 7 > 3]}\n" for i in range(89)),
@@ -158,29 +146,36 @@ def mine(empty_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("line", FLAGS)
-def test_a_training_that_cannot_be(line: str, mine: Path) -> None:
-    assert FLAGS[line] in refused("train", *line.split())
+def test_invalid_training(line: str, mine: Path) -> None:
+    assert FLAGS[line] in error_of("train", *line.split())
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_setting_outside_its_range(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low - 1, high * 10 + 1):
+        assert f"{name} must be from {low:,.9g} to {high:,.9g}, not {value}" in error_of("train", f"--{name}={value}")
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_that_cannot_be(line: str, mine: Path) -> None:
-    assert COMMANDS[line] in refused(*line.split())
+def test_invalid_commands(line: str, mine: Path) -> None:
+    assert COMMANDS[line] in error_of(*line.split())
 
 
-def test_a_word_that_is_no_text() -> None:
-    assert "is not valid UTF-8" in refused("train", "--data", "m\udcffine.csv")
+def test_an_argument_that_is_not_utf_8() -> None:
+    assert "is not valid UTF-8" in error_of("train", "--data", "m\udcffine.csv")
 
 
-def test_a_name_of_several_lines_stays_in_one() -> None:
-    assert refused("train", "--data", "a\nb.csv", "--target", "c").count("\n") == 0
+def test_an_error_is_one_line() -> None:
+    assert error_of("train", "--data", "a\nb.csv", "--target", "c").count("\n") == 0
 
 
-def test_an_option_of_a_file_that_the_model_lacks(mine: Path) -> None:
-    files(mine, {"s.toml": 'model = "selfhead"\nnum_heads = 2\n'})
-    assert "selfhead has no option num_heads; models that have it: " in refused("train", "--config", "s.toml")
+def test_a_config_option_that_the_model_lacks(mine: Path) -> None:
+    write_files(mine, {"s.toml": 'model = "selfhead"\nnum_heads = 2\n'})
+    assert "selfhead has no option num_heads; models that have it: " in error_of("train", "--config", "s.toml")
 
 
-# A run that is there
+# An existing run
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +190,13 @@ def run(trained: Path) -> Path:
     return Path(shutil.copytree(trained, "run"))
 
 
-def test_a_run_is_never_overwritten_unasked(run: Path) -> None:
-    assert refused(*SMALL, "--run_dir", "run") == (
+def test_a_run_is_not_overwritten_by_default(run: Path) -> None:
+    assert error_of(*SMALL, "--run_dir", "run") == (
         "run exists; give another --run_dir, --resume run, or --overwrite to replace it"
     )
 
 
-def test_overwrite_replaces_it(run: Path) -> None:
+def test_overwrite_replaces_a_run(run: Path) -> None:
     assert call(*SMALL, "--quiet", "--seed", "1", "--run_dir", "run", "--overwrite").code == 0
     assert Run.open(run).settings.training.seed == 1
 
@@ -224,15 +219,15 @@ def test_overwrite_replaces_it(run: Path) -> None:
     ],
 )
 def test_resuming_with_a_changed_option(flags: str, message: str, run: Path) -> None:
-    assert message in refused("train", "--resume", "run", *flags.split())
+    assert message in error_of("train", "--resume", "run", *flags.split())
 
 
-def test_resuming_with_the_same_options_is_the_same(run: Path) -> None:
-    before = below(run)
-    said = call("train", "--resume", "run", "--embed_dim", "8", "--num_heads", "2")
-    assert said.code == 0
-    assert "run has already finished" in said.out
-    assert below(run) == before
+def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
+    before = contents_of(run)
+    done = call("train", "--resume", "run", "--embed_dim", "8", "--num_heads", "2")
+    assert done.code == 0
+    assert "run has already finished" in done.out
+    assert contents_of(run) == before
 
 
 def damaged(path: Path, how: str) -> None:
@@ -250,47 +245,47 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
 @pytest.mark.parametrize("command", ["evaluate run", "predict run --data x.npz"])
 def test_a_damaged_checkpoint(how: str, command: str, run: Path) -> None:
-    files(Path(), {"x.npz": b"not read"})
+    write_files(Path(), {"x.npz": b"not read"})
     damaged(run / "model.safetensors", how)
-    assert "model.safetensors" in refused(*command.split())
+    assert "model.safetensors" in error_of(*command.split())
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
 def test_a_damaged_state(how: str, run: Path) -> None:
     (run / "result.json").unlink()
     damaged(run / "state.safetensors", how)
-    before = below(run)
-    said = call("train", "--resume", "run", "--quiet")
-    assert said.code == 2
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert "state.safetensors" in said.err
-    assert {name: content for name, content in below(run).items() if name in before} == before
+    before = contents_of(run)
+    done = call("train", "--resume", "run", "--quiet")
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "state.safetensors" in done.err
+    assert {name: content for name, content in contents_of(run).items() if name in before} == before
 
 
-def test_a_pth_of_a_stranger_executes_nothing(empty_folder: Path) -> None:
+def test_a_pickle_is_not_executed(empty_folder: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (Path("trapped"),)
 
     torch.save({"weights": Trap()}, "x.pth")
-    files(empty_folder, {"d.npz": b"not read"})
-    assert "x.pth" in refused("predict", "x.pth", "--data", "d.npz")
+    write_files(empty_folder, {"d.npz": b"not read"})
+    assert "x.pth" in error_of("predict", "x.pth", "--data", "d.npz")
     assert not Path("trapped").exists()
 
 
-def test_generate_wants_a_network_of_text(run: Path) -> None:
-    assert "run was trained on digits, not on text" in refused("generate", "run")
+def test_generate_needs_a_network_trained_on_text(run: Path) -> None:
+    assert "run was trained on digits, not on text" in error_of("generate", "run")
 
 
-def test_data_that_do_not_fit_the_network(run: Path, mine: Path) -> None:
-    assert "good.csv" in refused("predict", "run", "--data", "good.csv")
+def test_data_that_do_not_match_the_network(run: Path, mine: Path) -> None:
+    assert "good.csv" in error_of("predict", "run", "--data", "good.csv")
 
 
-# While it trains
+# During training
 
 
-def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_loss_keeps_the_last_finite_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     training_step = Trainer.training_step
 
     def poisoned(trainer: Trainer) -> object:
@@ -301,20 +296,20 @@ def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(monkeypatch: pytes
 
     monkeypatch.setattr(Trainer, "training_step", poisoned)
     words = [*SMALL[:-1], "97", "--checkpoint_seconds", "0", "--run_dir", "run", "--quiet"]
-    said = call(*words)
-    assert said.code == 2
-    assert said.err.count("\n") == 1
-    assert "step 62" in said.err
+    done = call(*words)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "step 62" in done.err
     for name in ("model.safetensors", "state.safetensors"):
         tensors, _ = load_tensors(Path("run") / name)
         assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
-def test_memory_that_runs_out_says_what_to_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_what_to_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(_: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
 
     monkeypatch.setattr(Trainer, "training_step", exhausted)
-    said = call(*SMALL, "--quiet")
-    assert said.code == 2
-    assert said.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")
+    done = call(*SMALL, "--quiet")
+    assert done.code == 2
+    assert done.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")

@@ -1,4 +1,4 @@
-"""Runs listed, compared, extended and started from other weights, on the command line."""
+"""``attnlab runs``, and ``attnlab train`` with ``--resume`` and ``--init_from``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import below, call, files, refused
+from calls import call, contents_of, error_of, write_files
 
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.loop import Trainer
@@ -24,8 +24,8 @@ ROWS = "".join(f"{i % 7}.5,{i % 5},{'xyz'[i % 3]}\n" for i in range(89))
 
 
 def trained(*words: str, run: str) -> None:
-    said = call(*words, "--run_dir", run)
-    assert said.code == 0, said
+    done = call(*words, "--run_dir", run)
+    assert done.code == 0, done
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and four runs; only to be read."""
     folder = tmp_path_factory.mktemp("made")
     with contextlib.chdir(folder):  # the data are the same for all copies
-        files(folder, {"mine.csv": "a,b,way\n" + ROWS})
+        write_files(folder, {"mine.csv": "a,b,way\n" + ROWS})
         trained(*MINE, "--steps", "5", run="runs/one")
         trained(*MINE, "--steps", "5", "--seed", "3", "--learning_rate", "0.01", run="runs/two[lr=0.01]")
         trained(*SMALL, "--model", "selfhead", "--data", "mine.csv", "--target", "way", "--steps", "7", run="runs/self")
@@ -49,9 +49,9 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listed(*words: str) -> dict[str, dict[str, Any]]:
-    said = call("runs", *words, "--json")
-    assert (said.code, said.err) == (0, "")
-    return {Path(row["run"]).name: row for row in json.loads(said.out)}
+    done = call("runs", *words, "--json")
+    assert (done.code, done.err) == (0, "")
+    return {Path(row["run"]).name: row for row in json.loads(done.out)}
 
 
 @contextlib.contextmanager
@@ -74,15 +74,15 @@ def terminal(width: int, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[s
     """The lines of a command on a terminal of a width, without colours."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take its output for a terminal
-    said = call(*words)
-    assert said.code == 0, said
-    return re.sub(r"\x1b\[[0-9;]*m", "", said.out).splitlines()
+    done = call(*words)
+    assert done.code == 0, done
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.out).splitlines()
 
 
 # The listing
 
 
-def test_a_row_says_what_was_trained_on_what_and_how_it_ended(here: Path, made: Path) -> None:
+def test_a_row_shows_model_data_settings_and_status(here: Path, made: Path) -> None:
     rows = listed()
     assert list(rows) == ["one", "plateau", "self", "two[lr=0.01]"]
     assert {row["data"] for row in rows.values()} == {str(made / "mine.csv")}
@@ -122,11 +122,11 @@ def test_a_terminal_gets_lines_that_fit(width: int, here: Path, monkeypatch: pyt
         assert lines[:2] == ["runs/one", "  multihead on mine.csv, seed 0, step 5"]
 
 
-def test_the_step_is_the_one_that_the_stop_message_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_is_that_of_the_stop_message(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with stopped_at(11, monkeypatch):
-        said = call(*MINE, "--steps", "40", "--run_dir", "runs/cut")
-    assert said.code == 130
-    step = int(re.match(r"stopped at step (\d+) of 40;", said.err)[1])  # type: ignore[index]
+        done = call(*MINE, "--steps", "40", "--run_dir", "runs/cut")
+    assert done.code == 130
+    step = int(re.match(r"stopped at step (\d+) of 40;", done.err)[1])  # type: ignore[index]
     row = listed()["cut"]
     assert (row["status"], row["step"], row["test"]) == ("stopped", step, None)
     with Run.open(Path("runs/cut")).alone():
@@ -155,16 +155,16 @@ def test_a_damaged_run_does_not_hide_the_others(name: str, content: str | None, 
     assert rows["one"]["status"] == "damaged"
     assert reason in rows["one"]["reason"]
     assert [row["status"] for row in rows.values()][1:] == ["early", "finished", "finished"]
-    said = call("runs")
-    assert said.code == 0
-    assert re.search(r"^runs/one +damaged", said.out, re.MULTILINE)
-    assert f"damaged: runs/one{'/' if name in reason.split()[0] else ' '}{reason}" in said.out
+    done = call("runs")
+    assert done.code == 0
+    assert re.search(r"^runs/one +damaged", done.out, re.MULTILINE)
+    assert f"damaged: runs/one{'/' if name in reason.split()[0] else ' '}{reason}" in done.out
 
 
 def test_a_folder_without_runs(here: Path) -> None:
     Path("empty").mkdir()
     assert call("runs", "empty").out == "no runs in empty; attnlab train creates one\n"
-    assert "none is not a folder; give the folder that contains the runs" in refused("runs", "none")
+    assert "none is not a folder; give the folder that contains the runs" in error_of("runs", "none")
 
 
 # Comparing two
@@ -175,7 +175,7 @@ def compared(a: str, b: str) -> dict[str, Any]:
     return found
 
 
-def test_what_differs_between_two_runs(here: Path) -> None:
+def test_differences_between_two_runs(here: Path) -> None:
     found = compared("runs/one", "runs/two[lr=0.01]")
     assert found["settings"] == {"learning_rate": [1e-3, 0.01], "seed": [0, 3]}
     assert found["data"] == found["versions"] == {}
@@ -191,8 +191,8 @@ def test_what_differs_between_two_runs(here: Path) -> None:
     assert "embed_dim" not in out
 
 
-def test_options_that_one_model_lacks_and_data_that_differ(here: Path, made: Path) -> None:
-    files(here, {"other.csv": "a,b,way\n" + ROWS[: len(ROWS) // 2 * 2]})
+def test_differing_models_and_data(here: Path, made: Path) -> None:
+    write_files(here, {"other.csv": "a,b,way\n" + ROWS[: len(ROWS) // 2 * 2]})
     trained(*SMALL, "--model", "selfhead", "--data", "other.csv", "--target", "way", "--steps", "5", run="runs/third")
     found = compared("runs/one", "runs/third")
     assert found["settings"]["model"] == ["multihead", "selfhead"]
@@ -203,9 +203,9 @@ def test_options_that_one_model_lacks_and_data_that_differ(here: Path, made: Pat
     )
 
 
-def test_other_data_of_the_same_name_are_found_out(here: Path) -> None:
+def test_changed_data_of_the_same_name_differ(here: Path) -> None:
     trained(*MINE, "--steps", "5", run="runs/before")
-    files(here, {"mine.csv": "a,b,way\n" + ROWS + "1.5,2,x\n"})
+    write_files(here, {"mine.csv": "a,b,way\n" + ROWS + "1.5,2,x\n"})
     trained(*MINE, "--steps", "5", run="runs/later")
     found = compared("runs/before", "runs/later")
     assert found["settings"] == {}
@@ -230,9 +230,9 @@ def test_a_run_does_not_differ_from_itself(here: Path) -> None:
 def test_a_folder_called_diff_can_be_listed(here: Path) -> None:
     Path("runs").rename("diff")
     assert list(listed("./diff")) == ["one", "plateau", "self", "two[lr=0.01]"]
-    assert "to list a folder called diff, write ./diff" in refused("runs", "diff")
-    assert "B is missing" in refused("runs", "diff", "diff/one")
-    assert "none is no run folder" in refused("runs", "diff", "diff/one", "none")
+    assert "to list a folder called diff, write ./diff" in error_of("runs", "diff")
+    assert "B is missing" in error_of("runs", "diff", "diff/one")
+    assert "none is no run folder" in error_of("runs", "diff", "diff/one", "none")
 
 
 # A run from elsewhere, and how it ended
@@ -242,9 +242,9 @@ def test_a_run_trained_with_a_relative_path_is_evaluated_from_elsewhere(here: Pa
     elsewhere = here.parent / "elsewhere"
     elsewhere.mkdir()
     with contextlib.chdir(elsewhere):
-        said = call("evaluate", str(here / "runs/one"), "--json")
-        assert said.code == 0, said.err
-        assert json.loads(said.out)["test"] == listed(str(here / "runs"))["one"]["test"]
+        done = call("evaluate", str(here / "runs/one"), "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["test"] == listed(str(here / "runs"))["one"]["test"]
 
 
 def test_the_report_names_the_data_absolutely_and_quoted(here: Path) -> None:
@@ -254,17 +254,17 @@ def test_the_report_names_the_data_absolutely_and_quoted(here: Path) -> None:
     assert f"--data '{here / 'my data.csv'}'" in Path("spaced/report.md").read_text("utf-8")
     assert call("train", "--resume", "spaced", "--data", "my data.csv").code == 0, "the same file as before"
     Path("other.csv").write_text("a,b,way\n1,2,up\n", encoding="utf-8")
-    assert "other.csv was altered since" in refused("train", "--resume", "spaced", "--data", "other.csv")
+    assert "other.csv was altered since" in error_of("train", "--resume", "spaced", "--data", "other.csv")
 
 
-def test_evaluate_says_how_training_ended(here: Path) -> None:
+def test_evaluate_shows_how_training_ended(here: Path) -> None:
     assert "training finished)" in call("evaluate", "runs/one").out
     assert "training stopped early)" in call("evaluate", "runs/plateau").out
     assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "early"
     Path("runs/plateau/result.json").unlink()
-    said = call("evaluate", "runs/plateau")
-    assert "training has not finished)" in said.out
-    assert "seen once" not in said.out
+    done = call("evaluate", "runs/plateau")
+    assert "training has not finished)" in done.out
+    assert "seen once" not in done.out
     assert json.loads(call("evaluate", "runs/plateau", "--json").out)["ended"] == "unfinished"
 
 
@@ -272,22 +272,22 @@ def test_evaluate_says_how_training_ended(here: Path) -> None:
 
 
 def test_a_finished_run_is_extended(here: Path) -> None:
-    said = call("train", "--resume", "runs/one", "--steps", "9")
-    assert said.code == 0, said
-    assert "  extended  steps 5 to 9, from step 5 on; the learning rate rises again, from 0 to 0.0005\n" in said.out
+    done = call("train", "--resume", "runs/one", "--steps", "9")
+    assert done.code == 0, done
+    assert "  extended  steps 5 to 9, from step 5 on; the learning rate rises again, from 0 to 0.0005\n" in done.out
     assert listed()["one"]["step"] == 9
     again = call("train", "--resume", "runs/one", "--steps", "9")
     assert again.code == 0
     assert "runs/one has already finished" in again.out
 
 
-def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extended_run_can_be_stopped_and_resumed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree("runs/one", "runs/whole")
     assert call("train", "--resume", "runs/whole", "--steps", "29", "--quiet").code == 0
     with stopped_at(11, monkeypatch):
-        said = call("train", "--resume", "runs/one", "--steps", "29", "--quiet")
-    assert said.code == 130
-    assert re.match(r"stopped at step \d+ of 29; resume with: .* --resume runs/one", said.err)
+        done = call("train", "--resume", "runs/one", "--steps", "29", "--quiet")
+    assert done.code == 130
+    assert re.match(r"stopped at step \d+ of 29; resume with: .* --resume runs/one", done.err)
     assert listed()["one"]["status"] == "stopped"
     assert call("train", "--resume", "runs/one", "--quiet").code == 0
     one, whole = (load_tensors(Path(f"runs/{name}/model.safetensors"))[0] for name in ("one", "whole"))
@@ -305,15 +305,15 @@ def test_an_extended_run_that_is_stopped_goes_on(here: Path, monkeypatch: pytest
         ("runs/plateau --epochs 9", "is out of patience: its last 1 evaluations"),
     ],
 )
-def test_extensions_that_cannot_be(words: str, message: str, here: Path) -> None:
-    assert message in refused("train", "--resume", *words.split())
+def test_invalid_extensions(words: str, message: str, here: Path) -> None:
+    assert message in error_of("train", "--resume", *words.split())
 
 
-def test_a_run_starts_from_the_weights_of_another(here: Path) -> None:
+def test_a_run_starts_from_the_parameters_of_another(here: Path) -> None:
     words = [word for word in MINE if word != "--quiet"]
-    said = call(*words, "--steps", "5", "--init_from", "runs/one", "--run_dir", "runs/from")
-    assert said.code == 0, said
-    assert "starts from the parameters of runs/one" in said.out.split("step ")[0]
+    done = call(*words, "--steps", "5", "--init_from", "runs/one", "--run_dir", "runs/from")
+    assert done.code == 0, done
+    assert "starts from the parameters of runs/one" in done.out.split("step ")[0]
     run = Run.open(Path("runs/from"))
     assert run.config["settings"]["init_from"] == str(here / "runs/one")
     assert f"--init_from {here / 'runs/one'}" in Path("runs/from/report.md").read_text("utf-8")
@@ -325,18 +325,18 @@ def test_a_run_starts_from_the_weights_of_another(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--init_from", "runs/self"), "holds selfhead, and multihead is to be trained; give --model selfhead"),
+        (("--init_from", "runs/self"), "holds a selfhead network, but the run trains multihead; give --model selfhead"),
         (("--init_from", "none"), "none is not there; give a run, or a file written by --save_path"),
         (("--init_from", "mine.csv"), "mine.csv is truncated or not a checkpoint"),
         (("--init_from", "runs/one", "--layers", "2"), "blocks.1.norm1.weight is missing there and (8,) here"),
     ],
 )
-def test_weights_that_cannot_be_started_from(words: tuple[str, ...], message: str, here: Path) -> None:
-    assert message in refused(*MINE, "--steps", "5", *words)
+def test_invalid_initial_parameters(words: tuple[str, ...], message: str, here: Path) -> None:
+    assert message in error_of(*MINE, "--steps", "5", *words)
 
 
-def test_nothing_of_this_changes_what_it_looks_at(here: Path) -> None:
-    before = below(here)
+def test_listing_and_comparing_change_nothing(here: Path) -> None:
+    before = contents_of(here)
     for words in (("runs",), ("runs", "diff", "runs/one", "runs/self"), ("runs", "--json")):
         assert call(*words).code == 0
-    assert below(here) == before
+    assert contents_of(here) == before

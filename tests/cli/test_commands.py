@@ -1,4 +1,4 @@
-"""The commands as one types them one after another."""
+"""The commands in a typical order, and their output in unusual terminals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from answers import below, call, files
+from calls import call, contents_of, write_files
 
 import attnlab
 from attnlab import cli
@@ -29,8 +29,8 @@ DIGITS = (*SMALL, "--steps", "5")
 
 
 def test_train_evaluate_predict_runs() -> None:
-    said = call(*DIGITS)
-    assert (said.code, said.err) == (0, "")
+    done = call(*DIGITS)
+    assert (done.code, done.err) == (0, "")
     for words in (
         "task      digits: ",
         "1,295 train / 143 validation / 359 test",
@@ -47,15 +47,15 @@ def test_train_evaluate_predict_runs() -> None:
         "evaluate runs/digits-multihead-001",
         "predict runs/digits-multihead-001 --data FILE",
     ):
-        assert words in said.out
-    assert "\x1b" not in said.out, "no colours into a pipe"
+        assert words in done.out
+    assert "\x1b" not in done.out, "no colours into a pipe"
     here = Path("runs/digits-multihead-001")
     kept = {"config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "curve.png", "report.md"}
     assert kept < {p.name for p in here.iterdir()}
 
     result = Run.open(here).result()
     assert result is not None
-    before = below(Path())
+    before = contents_of(Path())
     again = json.loads(call("evaluate", str(here), "--json").out)
     times = [name for name in result if name.endswith("seconds")]
     assert again == {**result, **{name: again[name] for name in times}}
@@ -68,7 +68,7 @@ def test_train_evaluate_predict_runs() -> None:
         (str(here), result["test"], 5, "finished")
     ]
     assert f"accuracy {result['test']:.3f}" in call("runs").out
-    assert below(Path()) == before, "looking changes nothing"
+    assert contents_of(Path()) == before, "looking changes nothing"
 
     network = attnlab.load(here)
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_train_evaluate_predict_runs() -> None:
     assert [str(line["prediction"]) for line in lines] == [row["prediction"] for row in rows]
 
 
-def test_the_report_says_how_to_do_it_again() -> None:
+def test_the_command_in_the_report_reproduces_the_run() -> None:
     assert call(*DIGITS, "--quiet", "--seed", "3", "--run_dir", "a").code == 0
     report = Path("a/report.md").read_text("utf-8")
     command = report.split("```sh\n")[1].split("\n")[0]
@@ -90,14 +90,14 @@ def test_the_report_says_how_to_do_it_again() -> None:
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
 
 
-def test_json_stands_alone() -> None:
-    said = call(*DIGITS, "--json", "--run_dir", "run")
-    assert said.code == 0
-    assert json.loads(said.out) == Run.open(Path("run")).result()
-    assert said.err == ""
+def test_json_is_the_only_output() -> None:
+    done = call(*DIGITS, "--json", "--run_dir", "run")
+    assert done.code == 0
+    assert json.loads(done.out) == Run.open(Path("run")).result()
+    assert done.err == ""
 
 
-def test_quiet_prints_the_result_alone() -> None:
+def test_quiet_prints_only_the_result() -> None:
     out = call(*DIGITS, "--quiet").out
     assert "test accuracy" in out
     assert "step 5 of 5" not in out
@@ -106,9 +106,9 @@ def test_quiet_prints_the_result_alone() -> None:
 
 @pytest.mark.parametrize("path", ["x.pth", "models/x.safetensors"])
 def test_save_path(path: str) -> None:
-    said = call(*DIGITS, "--save_path", path, "--run_dir", "run")
-    assert said.code == 0
-    assert f"saved to {path}" in said.out
+    done = call(*DIGITS, "--save_path", path, "--run_dir", "run")
+    assert done.code == 0
+    assert f"saved to {path}" in done.out
     network = attnlab.load(path)
     assert isinstance(network, Network)
     for one, two in zip(network.parameters(), attnlab.load("run").parameters(), strict=True):
@@ -122,19 +122,19 @@ def test_a_finished_run_can_still_be_saved() -> None:
     assert Path("late.pth").is_file()
 
 
-def test_a_name_with_a_space_and_a_sign_can_be_pasted() -> None:
-    said = call(*DIGITS, "--run_dir", "my run; ü")
-    assert said.code == 0
-    command = next(line.strip() for line in said.out.splitlines() if " evaluate " in line)
+def test_printed_paths_are_quoted_for_the_shell() -> None:
+    done = call(*DIGITS, "--run_dir", "my run; ü")
+    assert done.code == 0
+    command = next(line.strip() for line in done.out.splitlines() if " evaluate " in line)
     assert command.endswith("evaluate 'my run; ü'")
 
 
 def test_text_is_generated() -> None:
-    files(Path(), {"mine.txt": "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(331))})
+    write_files(Path(), {"mine.txt": "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(331))})
     words = (*SMALL, "--data", "mine.txt", "--steps", "2", "--seq_length", "13", "--run_dir", "run")
-    said = call(*words)
-    assert said.code == 0, said.err
-    assert "generate run --prompt" in said.out
+    done = call(*words)
+    assert done.code == 0, done.err
+    assert "generate run --prompt" in done.out
     texts = [
         call("generate", "run", "--prompt", "the ", "--length", "23", "--seed", seed).out for seed in ("0", "0", "1")
     ]
@@ -146,32 +146,32 @@ def test_text_is_generated() -> None:
     assert greedy[0] == greedy[1]
 
 
-def test_a_table_is_understood_aloud_and_predicted() -> None:
+def test_train_and_predict_on_a_table() -> None:
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=(211, 3))
     lines = [f"{a:.3f},{b:.3f},{c:.3f},{'up' if a > 0 else 'down'}" for a, b, c in numbers]
-    files(Path(), {"mine.csv": "\n".join(["a,b,c,way", *lines]) + "\n", "new.csv": "c,b,a\n0,0,3\n0,0,-3\n"})
-    said = call(*SMALL, "--data", "mine.csv", "--target", "way", "--epochs", "30", "--run_dir", "run")
-    assert said.code == 0, said.err
-    assert "mine.csv: 211 rows" in said.out.split("step ")[0], "before training"
+    write_files(Path(), {"mine.csv": "\n".join(["a,b,c,way", *lines]) + "\n", "new.csv": "c,b,a\n0,0,3\n0,0,-3\n"})
+    done = call(*SMALL, "--data", "mine.csv", "--target", "way", "--epochs", "30", "--run_dir", "run")
+    assert done.code == 0, done.err
+    assert "mine.csv: 211 rows" in done.out.split("step ")[0], "before training"
     rows = list(csv.DictReader(io.StringIO(call("predict", "run", "--data", "new.csv").out)))
     assert [next(v for v in row.values() if v in ("up", "down")) for row in rows] == ["up", "down"]
 
 
-def test_data_that_moved_are_named_again() -> None:
+def test_data_that_moved_are_found_with_a_flag() -> None:
     rows = "".join(f"{i * 7 % 31},{'up' if i * 7 % 31 > 15 else 'down'}\n" for i in range(97))
-    files(Path(), {"mine.csv": "a,way\n" + rows, "other.csv": "a,way\n" + rows.replace("30,", "29,")})
+    write_files(Path(), {"mine.csv": "a,way\n" + rows, "other.csv": "a,way\n" + rows.replace("30,", "29,")})
     assert call(*SMALL, "--data", "mine.csv", "--target", "way", "--steps", "3", "--run_dir", "run").code == 0
     Path("mine.csv").rename("moved.csv")
-    said = call("train", "--resume", "run", "--steps", "5")
-    assert said.code == 2
-    assert "mine.csv, which no longer exists; restore it, or name its new place" in said.err
-    said = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
-    assert said.code == 2
-    assert "other.csv was altered since run was started" in said.err
-    said = call("train", "--resume", "run", "--steps", "5", "--data", "moved.csv")
-    assert said.code == 0, said.err
-    assert "step 5 of 5" in said.out
+    done = call("train", "--resume", "run", "--steps", "5")
+    assert done.code == 2
+    assert "mine.csv, which no longer exists; restore it, or give its new path with --data" in done.err
+    done = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
+    assert done.code == 2
+    assert "other.csv was altered since run was started" in done.err
+    done = call("train", "--resume", "run", "--steps", "5", "--data", "moved.csv")
+    assert done.code == 0, done.err
+    assert "step 5 of 5" in done.out
     result = Run.open(Path("run")).result()
     assert result is not None
     moved = json.loads(call("evaluate", "run", "--data", "moved.csv", "--json").out)
@@ -180,7 +180,7 @@ def test_data_that_moved_are_named_again() -> None:
     assert json.loads(call("evaluate", "run", "--data", "other.csv", "--json").out)["test_examples"] == 97
 
 
-# How it looks in other places
+# Pipes and terminals
 
 
 def started(*words: str, **environment: str) -> subprocess.Popen[str]:
@@ -193,7 +193,7 @@ def started(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     process = started("models", PYTHONUNBUFFERED="1")
     assert process.stdout is not None
     process.stdout.close()
@@ -203,7 +203,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.wait() == 141
 
 
-def test_a_terminal_without_utf_8_is_no_error() -> None:
+def test_a_terminal_without_utf_8_is_not_an_error() -> None:
     process = started("models", PYTHONIOENCODING="ascii")
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
@@ -220,7 +220,7 @@ def test_a_pipe_gets_utf_8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_an_output_that_is_full_is_said() -> None:
+def test_a_full_disk_is_reported() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
             [sys.executable, "-m", "attnlab", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
@@ -236,9 +236,9 @@ def test_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(map(len, call(*line.split()).out.splitlines())) <= width
 
 
-def test_commands_are_named_as_they_can_be_typed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_commands_work_in_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (program(), trainer()) == ("attnlab", "attnlab train")
-    files(Path(), {"main.py": ""})
+    write_files(Path(), {"main.py": ""})
     Path("models").mkdir()
     assert (program(), trainer()) == ("attnlab", "python main.py")
     monkeypatch.setenv("PATH", "/usr/bin")  # the environment is not activated

@@ -1,4 +1,4 @@
-"""What can be said without torch is said at once; and what the help promises is there."""
+"""Help and light commands do not import torch, and the flags do what the help describes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from answers import call, refused
+from calls import call, error_of
 
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli import commands
-from attnlab.cli._flags import given_flags, parse_train_args, peek
+from attnlab.cli._flags import given_flags, parse_train_args
 from attnlab.cli._format import command_line
+from attnlab.cli._parse import note_renamed
 from attnlab.training.report import options
 from attnlab.training.settings import mechanism_options
 
@@ -47,7 +48,7 @@ for line in sys.argv[1:]:
 """
 
 
-def test_what_needs_no_torch_does_not_import_it() -> None:
+def test_light_commands_do_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *LIGHT], capture_output=True, text=True, check=True)
     codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
     mistakes = LIGHT[-5:]
@@ -65,11 +66,11 @@ def test_main_py_help_does_not_import_torch() -> None:
 
 
 def test_help_shows_groups_defaults_and_an_example() -> None:
-    said = call("train", "--help")
-    assert said.code == 0
-    assert f"\n  attnlab train {EXAMPLE}\n" in said.out
+    done = call("train", "--help")
+    assert done.code == 0
+    assert f"\n  attnlab train {EXAMPLE}\n" in done.out
     for group in ("model options", "mechanism options", "data options", "training options", "output options"):
-        assert group in said.out
+        assert group in done.out
     flags = (
         "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
         "weight_decay dropout grad_clip seed device precision threads compile val_fraction patience save_path run_dir "
@@ -77,16 +78,16 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
         "class_weight evaluate_every validation_examples init_from"
     )
     for flag in flags.split():
-        assert f"--{flag}" in said.out, flag
-    words = " ".join(said.out.replace("│", " ").split())
+        assert f"--{flag}" in done.out, flag
+    words = " ".join(done.out.replace("│", " ").split())
     assert "(default: 0.001)" in words
     assert "(default: float32)" in words
 
 
 @pytest.mark.parametrize("name", registry.names())
 def test_help_has_every_option_of_the_mechanism(name: str) -> None:
-    said = call("train", "--model", name, "--help")
-    words = " ".join(said.out.replace("│", " ").replace("|", " ").split())
+    done = call("train", "--model", name, "--help")
+    words = " ".join(done.out.replace("│", " ").replace("|", " ").split())
     for option in mechanism_options(name):
         assert f"--{option.name}" in words
         assert " ".join(option.help.split()) in words
@@ -101,17 +102,17 @@ def test_help_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> 
             assert max(map(len, lines)) <= width, line
 
 
-def test_every_command_has_a_line_about_it() -> None:
-    said = call()
-    assert said.code == 0
+def test_every_command_has_a_summary() -> None:
+    done = call()
+    assert done.code == 0
     for name, summary in commands().items():
         assert summary.endswith(".")
-        assert f"  {name}" in said.out
-        assert summary in said.out
+        assert f"  {name}" in done.out
+        assert summary in done.out
         assert call(name, "--help").out.startswith(f"usage: attnlab {name}")
 
 
-def test_lists_say_what_there_is() -> None:
+def test_models_and_tasks_are_listed() -> None:
     assert set(json.loads(call("models", "--json").out)) == set(registry.names())
     assert [entry["name"] for entry in json.loads(call("tasks", "--json").out)] == tasks.names()
     models, listed = call("models").out, call("tasks").out
@@ -122,44 +123,33 @@ def test_lists_say_what_there_is() -> None:
     assert "from attnlab.models.multihead import MultiAttention" in about
 
 
-@pytest.mark.parametrize("spelled", ["--embed_dim 48", "--embed-dim 48", "--embed_dim=48", "--embed-dim=48"])
-def test_hyphens_and_underscores_are_one(spelled: str) -> None:
-    asked = parse_train_args(spelled.split())
-    assert asked.settings.model.embed_dim == 48
-    assert asked.given == {"embed_dim"}
-    assert given_flags(["--no-mlp", "--num-heads=2"]) == {"mlp", "num_heads"}
-    assert not parse_train_args(["--no-mlp"]).settings.model.mlp
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        *((spelled, {"embed_dim": 48}) for spelled in ("--embed_dim 48", "--embed-dim=48", "--embed_dim=48")),
+        ("--no-mlp", {"mlp": False}),
+        ("--model multihead --num-heads 2 --no_bias", {"num_heads": 2, "bias": False}),
+        ("--model selfhead --model=multihead --num_heads 2", {"model": "multihead", "num_heads": 2}),
+        ("--task multi_lookup", {"learning_rate": tasks.entry("multi_lookup").defaults["learning_rate"]}),
+        ("--task fetch --lr 0.5", {"task": "multi_lookup", "learning_rate": 0.5}),
+        ("--clip 2", {"grad_clip": 2.0}),
+        ("--steps 7", {"steps": 7, "epochs": None}),
+        ("--task text --epochs 7", {"steps": None, "epochs": 7}),
+    ],
+)
+def test_parsed_settings(line: str, expected: dict[str, object]) -> None:
+    args = parse_train_args(line.split())
+    assert expected.items() <= args.settings.flat().items()
+    assert args.given == given_flags(line.replace("--clip", "--grad_clip").split())
 
 
-def test_the_options_of_a_mechanism_are_flags() -> None:
-    own = parse_train_args(["--model", "multihead", "--num-heads", "2", "--no_bias"]).settings.model.options
-    assert own["num_heads"] == 2
-    assert own["bias"] is False
-
-
-def test_a_task_brings_its_own_defaults_and_flags_win() -> None:
-    assert (
-        parse_train_args(["--task", "multi_lookup"]).settings.training.learning_rate
-        == tasks.entry("multi_lookup").defaults["learning_rate"]
-    )
-    assert parse_train_args(["--task", "multi_lookup", "--learning_rate", "0.5"]).settings.training.learning_rate == 0.5
-
-
-def test_epochs_and_steps_replace_each_other() -> None:
-    training = parse_train_args(["--steps", "7"]).settings.training
-    assert (training.steps, training.epochs) == (7, None)
-    training = parse_train_args(["--task", "text", "--epochs", "7"]).settings.training
-    assert (training.steps, training.epochs) == (None, 7)
-
-
-def test_the_last_of_two_flags_counts() -> None:
-    assert peek(["--model", "selfhead", "--model=multihead"], "model") == "multihead"
-    assert (
-        parse_train_args(["--model", "selfhead", "--model", "multihead", "--num_heads", "2"]).settings.model.options[
-            "num_heads"
-        ]
-        == 2
-    )
+@pytest.mark.parametrize(("old", "new"), [("train --clip", "grad_clip"), ("heads x --instead", "ablation")])
+def test_a_renamed_flag_is_accepted_with_a_note(old: str, new: str) -> None:
+    note_renamed.cache_clear()  # once per process
+    done = call(*old.split(), "wrong")
+    note, error = done.err.splitlines()
+    assert note == f"note: {old.split()[-1]} is now called --{new}; the old name will be removed"
+    assert error.startswith(f"error: --{new} must be ")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +163,7 @@ def test_the_last_of_two_flags_counts() -> None:
         ("--ignore=--x --ignore=-y", ["--x", "-y"]),
     ],
 )
-def test_columns_are_words_and_a_repeated_flag_adds_to_them(line: str, names: list[str]) -> None:
+def test_lists_of_columns(line: str, names: list[str]) -> None:
     settings = parse_train_args(shlex.split(line)).settings
     assert settings.data.ignore == names
     assert settings.data.features is None
@@ -189,28 +179,28 @@ def test_columns_are_words_and_a_repeated_flag_adds_to_them(line: str, names: li
         "--metric f1 --class_weight balanced --evaluate_every 7 --validation_examples 11 --init_from './a b'",
     ],
 )
-def test_every_new_flag_is_reproduced(line: str) -> None:
+def test_the_printed_command_parses_to_the_same_arguments(line: str) -> None:
     asked = parse_train_args(shlex.split(line))
     again = parse_train_args(shlex.split(command_line(asked))[2:])
     assert (again.settings, again.output) == (asked.settings, asked.output)
     assert asked.settings != parse_train_args([]).settings
 
 
-def test_a_field_that_is_no_flag_is_not_proposed() -> None:
-    assert refused("train", "--options", "x").startswith("unknown option --options; ")
-    assert "did you mean --options" not in refused("train", "--options", "x")
+def test_a_field_that_is_not_a_flag_is_not_suggested() -> None:
+    assert error_of("train", "--options", "x").startswith("unknown option --options; ")
+    assert "did you mean --options" not in error_of("train", "--options", "x")
 
 
-def test_a_list_without_a_name_is_refused() -> None:
-    assert "--ignore needs at least one name; write one that starts with a hyphen as --ignore=NAME" in refused(
+def test_an_empty_list_is_an_error() -> None:
+    assert "--ignore needs at least one name; write one that starts with a hyphen as --ignore=NAME" in error_of(
         "train", "--ignore", "--seed", "3"
     )
 
 
 @pytest.mark.parametrize("ending", ["toml", "json"])
-def test_flags_win_over_a_file(ending: str, empty_folder: Path) -> None:
-    said = {"model": "multihead", "embed_dim": 48, "num_heads": 3, "steps": 7}
-    text = json.dumps(said) if ending == "json" else "".join(f"{k} = {json.dumps(v)}\n" for k, v in said.items())
+def test_flags_override_a_config_file(ending: str, empty_folder: Path) -> None:
+    done = {"model": "multihead", "embed_dim": 48, "num_heads": 3, "steps": 7}
+    text = json.dumps(done) if ending == "json" else "".join(f"{k} = {json.dumps(v)}\n" for k, v in done.items())
     Path(f"s.{ending}").write_text(text, encoding="utf-8")
     settings = parse_train_args(["--config", f"s.{ending}", "--num-heads", "6"]).settings
     assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.training.steps) == (48, 6, 7)

@@ -40,11 +40,11 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python main.py --task text --steps 20 --run_dir runs/english",
         "the page shows no output",
     ),
-    "attnlab check": ("attnlab check --only output_shape", "the tests of the contract run the whole of it"),
+    "attnlab check": ("attnlab check --only output_shape", "the tests of the contract run the whole suite"),
     "attnlab check multihead --args num_heads=4": ("attnlab check multihead --fast --args num_heads=4", "the same"),
     "attnlab check my_package.my_module:MyAttention": (None, "the reader's own layer"),
-    '@check("output_shape", needs=())': (None, "the registry has a check of that name"),
-    "python main.py --interactive": (None, "asks on a terminal; the tests of the command line answer it"),
+    '@check("output_shape", needs=())': (None, "would register the check for every later test"),
+    "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 
 # Pages that need an extra run where it is installed.

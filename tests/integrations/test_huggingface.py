@@ -1,4 +1,4 @@
-"""A model of transformers gives with our engine what it gives with its own: states, gradients, tokens."""
+"""Models of transformers give the same hidden states, gradients and tokens with our attention as with their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hub import DECODERS, FAMILIES, LONG, B, N, model, padded, tokens
 from torch import Tensor, nn
 
 from attnlab.integrations.huggingface import register
-from attnlab.integrations.huggingface.attention import Seen, attend, mask
+from attnlab.integrations.huggingface.attention import LazyMask, attention_forward, lazy_mask
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.utils.extras import MissingExtraError
 
@@ -69,7 +69,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("family", "side"), PATHS)
-def test_what_nobody_looks_at_is_left_out(family: str, side: str) -> None:
+def test_masked_blocks_are_skipped(family: str, side: str) -> None:
     made = model(family, "attnlab")
     with record_dispatch() as records:
         made(tokens(LONG), attention_mask=padded(side, LONG))
@@ -100,14 +100,14 @@ def test_generate_gives_the_same_tokens(family: str, way: str) -> None:
     assert found[0].shape == (B, N + given["max_new_tokens"])
 
 
-def test_decoding_reads_shared_keys_as_they_lie() -> None:
+def test_decoding_does_not_repeat_shared_keys() -> None:
     with record_dispatch() as records:
         model("Llama", "attnlab").generate(tokens(), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert {path.name for path in records[-2:]} == {"shared"}
 
 
 @pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama", "GptOss"])
-def test_output_attentions_gives_the_weights(family: str) -> None:
+def test_output_attentions_returns_the_attention_weights(family: str) -> None:
     real = padded("right")
     outs = [model(family, name)(tokens(), attention_mask=real, output_attentions=True) for name in ("eager", "attnlab")]
     assert len(outs[1].attentions) == 2
@@ -117,7 +117,7 @@ def test_output_attentions_gives_the_weights(family: str) -> None:
     assert model(family, "attnlab")(tokens()).attentions is None
 
 
-def test_a_matrix_is_taken_as_given() -> None:
+def test_a_mask_matrix() -> None:
     allowed = torch.rand(B, 1, N, N, generator=torch.Generator().manual_seed(1)) > 0.4
     allowed |= torch.eye(N, dtype=torch.bool)
     numbers = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
@@ -127,7 +127,7 @@ def test_a_matrix_is_taken_as_given() -> None:
         same(ours, eager, 1e-5)
 
 
-def test_packed_sequences_are_each_alone() -> None:
+def test_packed_sequences_are_independent() -> None:
     places = torch.cat([torch.arange(4), torch.arange(N - 4)]).expand(B, -1)
     given = {"position_ids": places, "use_cache": False}
     eager, ours = (states(model("Llama", name), None, **given) for name in ("eager", "attnlab"))
@@ -135,7 +135,7 @@ def test_packed_sequences_are_each_alone() -> None:
     assert (ours[0] - states(model("Llama", "attnlab"), None)[0])[:, 4:].abs().max() > 1e-3
 
 
-def test_a_decoder_that_is_told_to_look_both_ways() -> None:
+def test_a_decoder_with_bidirectional_attention() -> None:
     eager, ours = (states(model("Llama", name, is_causal=False), None) for name in ("eager", "attnlab"))
     same(ours, eager, 1e-5)
     assert (ours[0] - states(model("Llama", "attnlab"), None)[0]).abs().max() > 1e-3
@@ -143,7 +143,7 @@ def test_a_decoder_that_is_told_to_look_both_ways() -> None:
 
 @pytest.mark.parametrize("family", ["T5", "Bart"])
 def test_an_encoder_and_a_decoder(family: str) -> None:
-    """Cross-attention, and for T5 scores that are not scaled and numbers for every distance."""
+    """Cross-attention, and for T5 unscaled scores and a position bias."""
     import transformers
 
     sizes = {"T5": {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 3, "dropout_rate": 0.0}}
@@ -165,7 +165,7 @@ def test_an_encoder_and_a_decoder(family: str) -> None:
 HEADS = {"attention_heads": 3, "ffn_dim": 16}
 
 
-def test_training_drops_weights_and_eval_does_not() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     made = model("Bert", "attnlab", attention_probs_dropout_prob=0.4).train()
     torch.manual_seed(0)
     first, second = (made(tokens()).last_hidden_state for _ in range(2))
@@ -177,7 +177,7 @@ def test_training_drops_weights_and_eval_does_not() -> None:
 def test_dropout_is_right_on_average() -> None:
     torch.manual_seed(0)
     q, k = (torch.randn(B, 2, 67, 5) for _ in range(2))
-    out, _ = attend(nn.Module(), q, k, torch.ones(B, 2, 67, 5), None, dropout=0.25, is_causal=False)
+    out, _ = attention_forward(nn.Module(), q, k, torch.ones(B, 2, 67, 5), None, dropout=0.25, is_causal=False)
     assert out.std() > 1e-3
     assert abs(out.mean() - 1) < 5 * out[..., 0].std() / out[..., 0].numel() ** 0.5
 
@@ -203,13 +203,13 @@ def test_compiled_as_one_graph(family: str) -> None:
         assert ((found - expected) * shown.unsqueeze(-1)).abs().max() < 1e-5
 
 
-# Models that compute with their mask, and models that compute their attention themselves
+# Models that compute with their mask, and models with their own attention
 
 THEIR_OWN = ["Bloom", "Deberta", "Falcon", "Git", "GPTNeo", "MPNet", "Mpt", "OpenAIGPT", "XGLM", "XLNet"]
 
 
 @pytest.mark.parametrize("family", THEIR_OWN)
-def test_a_model_that_computes_its_attention_itself_is_refused_by_name(family: str) -> None:
+def test_a_model_with_its_own_attention_is_refused(family: str) -> None:
     import transformers
 
     config = getattr(transformers, f"{family}Config")()
@@ -221,7 +221,7 @@ def test_a_model_that_computes_its_attention_itself_is_refused_by_name(family: s
         kind._from_config(config, attn_implementation="eager")
 
 
-def test_a_part_that_computes_its_attention_itself_is_left_out_by_a_dict() -> None:
+def test_a_dict_excludes_a_part_with_its_own_attention() -> None:
     import transformers
 
     vision = {"hidden_size": 12, "output_channels": 8, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_dim": 16}
@@ -241,7 +241,7 @@ def test_a_part_that_computes_its_attention_itself_is_left_out_by_a_dict() -> No
     same(found[1], found[0], 1e-5)
 
 
-def test_a_subclass_made_in_a_notebook_is_judged_by_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subclass_defined_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))  # without a file, as __main__ there
@@ -288,10 +288,10 @@ def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(family: str, l
             assert isinstance(matrix, Tensor)
 
 
-def test_a_rule_is_a_matrix_where_a_model_computes_with_it() -> None:
+def test_a_lazy_mask_acts_as_a_matrix() -> None:
     real = padded("left").bool()
-    rule = mask(B, N, N, attention_mask=real, dtype=torch.float64)
-    assert isinstance(rule, Seen)
+    rule = lazy_mask(B, N, N, attention_mask=real, dtype=torch.float64)
+    assert isinstance(rule, LazyMask)
     permitted = torch.ones(N, N, dtype=torch.bool).tril() & real[:, None, None]
     matrix = torch.zeros(B, 1, N, N, dtype=torch.float64).masked_fill(~permitted, torch.finfo(torch.float64).min)
     assert (rule.shape, rule.ndim, rule.dtype) == (matrix.shape, 4, matrix.dtype)
@@ -302,7 +302,7 @@ def test_a_rule_is_a_matrix_where_a_model_computes_with_it() -> None:
         (torch.cat([rule, rule], -1), torch.cat([matrix, matrix], -1)),
         (torch.where(matrix < 0, rule, 1.0), torch.where(matrix < 0, matrix, 1.0)),
         (rule.to(torch.float32), matrix.to(torch.float32)),
-        (mask(B, N, N, allow_is_causal_skip=False, allow_is_bidirectional_skip=True)[:], torch.zeros(B, 1, N, N)),
+        (lazy_mask(B, N, N, allow_is_causal_skip=False, allow_is_bidirectional_skip=True)[:], torch.zeros(B, 1, N, N)),
     ):
         assert torch.equal(found, expected)
     assert rule.to("cpu") is rule
@@ -314,7 +314,7 @@ def test_a_rule_is_a_matrix_where_a_model_computes_with_it() -> None:
 # One layer by itself
 
 
-def test_without_a_mask_a_layer_says_itself_what_it_is() -> None:
+def test_without_a_mask_the_layer_decides_whether_it_is_causal() -> None:
     x = torch.randn(B, N, 12, generator=torch.Generator().manual_seed(0))
     layers = {name: model("GPT2", name).transformer.h[0].attn for name in ("sdpa", "attnlab")}
     theirs, ours = (layers[name](x)[0] for name in ("sdpa", "attnlab"))
@@ -329,27 +329,27 @@ def vectors(queries: int = N, keys: int = N) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(B, 6, queries, 4), torch.randn(B, 2, keys, 4), torch.randn(B, 2, keys, 3)
 
 
-def test_heads_that_share_keys_values_of_another_width_and_another_scale() -> None:
+def test_grouped_heads_another_value_width_and_scale() -> None:
     q, k, v = vectors()
-    out, weights = attend(nn.Module(), q, k, v, None, scaling=0.3, is_causal=False, output_attentions=True)
+    out, weights = attention_forward(nn.Module(), q, k, v, None, scaling=0.3, is_causal=False, output_attentions=True)
     expected = (q @ k.repeat_interleave(3, 1).mT * 0.3).softmax(-1)
     assert (weights - expected).abs().max() < 1e-6
     assert out.shape == (B, N, 6, 3)
     assert (out.transpose(1, 2) - expected @ v.repeat_interleave(3, 1)).abs().max() < 1e-6
 
 
-def test_a_row_that_may_look_at_nothing_is_zero() -> None:
-    seen = mask(B, N, N, attention_mask=padded("left").bool())
-    assert isinstance(seen, Seen)
-    out, _ = attend(nn.Module(), *vectors(), seen)
+def test_a_fully_masked_row_is_zero() -> None:
+    seen = lazy_mask(B, N, N, attention_mask=padded("left").bool())
+    assert isinstance(seen, LazyMask)
+    out, _ = attention_forward(nn.Module(), *vectors(), seen)
     assert (out[2, : N - 4] == 0).all()
     assert (out[2, N - 4 :] != 0).all()
 
 
 def test_a_compiled_step_gets_a_matrix() -> None:
-    """The place of its query is a tensor, so that one graph serves every step."""
+    """The position of its query is a tensor, so that one graph serves every step."""
     real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
-    matrix = mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
+    matrix = lazy_mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
     assert isinstance(matrix, Tensor)
     assert torch.equal(matrix == 0, (real & (torch.arange(N) <= 4))[:, None, None])
     assert matrix.unique().tolist() == [torch.finfo(torch.float32).min, 0]
@@ -359,12 +359,12 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.stack([k <= q, q == 3]).any()
 
-    matrix = mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
+    matrix = lazy_mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
     expected = torch.ones(N, N, dtype=torch.bool).tril()
     expected[3] = True
     assert isinstance(matrix, Tensor)
     assert torch.equal(matrix == 0, expected.expand(B, 1, N, N))
-    joined = torch.cat([matrix, mask(B, N, N)], -1)  # T5Gemma 2 does, and both must say it in the same way
+    joined = torch.cat([matrix, lazy_mask(B, N, N)], -1)  # as T5Gemma 2 does
     assert torch.equal(joined[..., N:] == 0, torch.ones(N, N, dtype=torch.bool).tril().expand(B, 1, N, N))
     assert joined.unique().tolist() == [torch.finfo(torch.float32).min, 0]
 
@@ -375,42 +375,42 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
         (
             {"cu_seq_lens_q": torch.tensor([0, 5])},
             TypeError,
-            "asks attention for cu_seq_lens_q, .*, or give position_ids",
+            "passes cu_seq_lens_q to attention, .*, or give position_ids",
         ),
-        ({"indices": torch.tensor([0])}, TypeError, "asks attention for indices, which attnlab does not know"),
-        ({"attention_mask": torch.ones(B, N)}, ValueError, r"shape \(3, 11\) where a layer wants \(batch, 1 or heads"),
+        ({"indices": torch.tensor([0])}, TypeError, "passes indices to attention, which attnlab does not support"),
+        ({"attention_mask": torch.ones(B, N)}, ValueError, r"shape \(3, 11\) but a layer takes \(batch, 1 or heads"),
         ({"attention_mask": torch.ones(B, 1, N, 5)}, ValueError, "the mask is 11 x 5"),
-        ({"sliding_window": 5, "is_causal": False}, ValueError, "not certain where a window of 5 lies"),
-        ({"s_aux": torch.zeros(6), "scaling": 0.5, "sinks": torch.zeros(6)}, TypeError, "for sinks"),
+        ({"sliding_window": 5, "is_causal": False}, ValueError, "a sliding window of 5 is ambiguous"),
+        ({"s_aux": torch.zeros(6), "scaling": 0.5, "sinks": torch.zeros(6)}, TypeError, "passes sinks to attention"),
     ],
 )
-def test_what_it_cannot_do_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_unsupported_input_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     asked = {"attention_mask": None, **given}
     with pytest.raises(error, match=message):
-        attend(nn.Module(), *vectors(), **asked)
+        attention_forward(nn.Module(), *vectors(), **asked)
 
 
 def test_causal_queries_among_more_keys_need_a_mask() -> None:
-    with pytest.raises(ValueError, match="not certain where 5 queries stand among 11 keys"):
-        attend(nn.Module(), *vectors(5, N), None, is_causal=True)
+    with pytest.raises(ValueError, match="the positions of 5 queries among 11 keys are ambiguous"):
+        attention_forward(nn.Module(), *vectors(5, N), None, is_causal=True)
     with pytest.raises(ValueError, match="the mask is for 11 queries and 11 keys, not for 5 and 11"):
-        attend(nn.Module(), *vectors(5, N), mask(B, N, N))
+        attention_forward(nn.Module(), *vectors(5, N), lazy_mask(B, N, N))
 
 
-def test_an_argument_that_is_none_asks_for_nothing() -> None:
-    attend(nn.Module(), *vectors(), None, cu_seq_lens_q=None, sinks=None, use_cache=True)
+def test_arguments_that_are_none_are_ignored() -> None:
+    attention_forward(nn.Module(), *vectors(), None, cu_seq_lens_q=None, sinks=None, use_cache=True)
 
 
 def test_a_window_without_a_mask() -> None:
     q, k, v = vectors()
-    out, _ = attend(nn.Module(), q, k, v, None, is_causal=True, sliding_window=3)
+    out, _ = attention_forward(nn.Module(), q, k, v, None, is_causal=True, sliding_window=3)
     place = torch.arange(N)
     seen = (place <= place[:, None]) & (place > place[:, None] - 3)
-    expected, _ = attend(nn.Module(), q, k, v, seen[None, None])
+    expected, _ = attention_forward(nn.Module(), q, k, v, seen[None, None])
     assert (out - expected).abs().max() < 1e-6
 
 
-def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("attnlab.integrations.huggingface")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)

@@ -1,4 +1,4 @@
-"""The network around a mechanism: its shapes, its padding, and that it comes back from disk as it went."""
+"""The network: shapes, padding, caches, and saving and loading."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_causal_network_does_not_leak() -> None:
         (torch.tensor([[2], [5], [7]]), r"not \(3, 1\)"),
         (torch.tensor([2, 5, 8]), "lengths must be from 1 to 7, the length of the batch, not 2 to 8"),
         (torch.tensor([0, 5, 7]), "not 0 to 7"),
-        (torch.tensor([2.0, 5.0, 7.0]), "takes whole numbers"),
+        (torch.tensor([2.0, 5.0, 7.0]), "integers?"),
     ],
 )
 @pytest.mark.parametrize("pool", ["mean", "last"])
@@ -111,7 +111,7 @@ def test_invalid_lengths_are_refused(lengths: Tensor, says: str, pool: str) -> N
 
 
 def test_too_long_sequence_is_refused() -> None:
-    with pytest.raises(ValueError, match="the sequence has 8 tokens, but there are learned positions for 7 alone"):
+    with pytest.raises(ValueError, match="the sequence has 8 tokens, but there are only 7 learned positions"):
         network()(batch(length=N + 1))
     assert network()(batch(length=1)).shape == (B, 1, 13)
 
@@ -150,9 +150,9 @@ def test_residual_stream_stays_float32_under_autocast() -> None:
 def test_options_must_be_json() -> None:
     from attnlab.positions import Rotary
 
-    with pytest.raises(TypeError, match="options are saved as JSON, and positions is a Rotary; write it in words"):
+    with pytest.raises(TypeError, match="options are saved as JSON, but positions is a Rotary; use a string"):
         network(model="multihead", options={"num_heads": 2, "positions": Rotary(8)})
-    with pytest.raises(ValueError, match="absolute positions are learned, sinusoidal or none, not 'waves'"):
+    with pytest.raises(ValueError, match="absolute positions must be learned, sinusoidal or none, not 'waves'"):
         network(position_embedding="waves")
 
 
@@ -211,7 +211,7 @@ def test_caches_continue() -> None:
     assert caches is not None
     parts = [network(part, caches=caches) for part in x.split([11, 1, 0, 5, 6], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), network(x))
-    with pytest.raises(ValueError, match="the sequence has 24 tokens, but there are learned positions for 23"):
+    with pytest.raises(ValueError, match="the sequence has 24 tokens, but there are only 23 learned positions"):
         network(x[:, :1], caches=caches)
 
 

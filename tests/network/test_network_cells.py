@@ -1,4 +1,4 @@
-"""Cells: a code, and a value that counts where the code is that of a number."""
+"""Embedding of cells: a code and a value."""
 
 from __future__ import annotations
 

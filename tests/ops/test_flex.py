@@ -51,7 +51,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "MIN_FLEX_LENGTH", 1)
     monkeypatch.setattr(flex, "MIN_MASKED_BLOCKS", -torch.inf)
     monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
-    monkeypatch.setattr("attnlab.ops.call.can_inspect_values", lambda q: False)
+    monkeypatch.setattr("attnlab.ops.softmax.can_inspect_values", lambda q: False)
 
 
 def tensors(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

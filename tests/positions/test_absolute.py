@@ -99,7 +99,7 @@ def test_padding_may_stand_where_no_place_is() -> None:
     learned, x = made("learned"), tokens(L + 5)
     starts = torch.tensor([5, 6, L + 4])
     assert torch.equal(learned(x, starts=starts)[0, 5:], learned(x[:, 5:])[0])
-    with pytest.raises(ValueError, match="the sequence has 24 tokens, but there are learned positions for 23 alone"):
+    with pytest.raises(ValueError, match="the sequence has 24 tokens, but there are only 23 learned positions"):
         learned(x, starts=torch.tensor([5, 4, 6]))
 
 
@@ -119,26 +119,38 @@ def test_they_are_exported_and_halved(name: str) -> None:
         (
             lambda: made("learned")(tokens(24)),
             ValueError,
-            "has 24 tokens, but there are learned positions for 23 alone",
+            "has 24 tokens, but there are only 23 learned positions",
         ),
         (lambda: made("learned")(tokens(1), first=23), ValueError, "has 24 tokens"),
-        (lambda: made("sinusoidal")(tokens(N, 12)), ValueError, r"x of shape \(batch, length, 10\), not \(3, 7, 12\)"),
+        (
+            lambda: made("sinusoidal")(tokens(N, 12)),
+            ValueError,
+            r"\(batch, length, 10\), not \(3, 7, 12\)",
+        ),
         (lambda: made("none")(tokens()[0]), ValueError, r"not \(7, 10\)"),
-        (lambda: made("sinusoidal")(tokens(), first=-1), ValueError, "first is a position, 0 or more, not -1"),
-        (lambda: made("learned")(tokens(), starts=torch.zeros(B)), TypeError, "whole numbers, not torch.float32"),
+        (lambda: made("sinusoidal")(tokens(), first=-1), ValueError, "first must be at least 0, not -1"),
+        (
+            lambda: made("learned")(tokens(), starts=torch.zeros(B)),
+            TypeError,
+            "must be integers, not torch.float32",
+        ),
         (lambda: made("learned")(tokens(), starts=torch.zeros(B).bool()), TypeError, "not torch.bool"),
         (
             lambda: made("none")(tokens(), starts=torch.zeros(2).long()),
             ValueError,
-            r"shape \(3,\), one an item, not \(2",
+            r"= \(3,\), not \(2",
         ),
-        (lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])), ValueError, "0 or more, not -2"),
+        (
+            lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])),
+            ValueError,
+            "must be at least 0, not -2",
+        ),
         (
             lambda: made("none")(tokens(), starts=torch.zeros(B, dtype=torch.long, device="meta")),
             ValueError,
-            "starts lie on meta, the tokens on cpu",
+            "starts is on meta, x on cpu",
         ),
-        (lambda: Learned(0, 10), ValueError, "at least one place, not 0"),
+        (lambda: Learned(0, 10), ValueError, "length must be at least 1, not 0"),
         (lambda: made("sinusoid"), ValueError, "learned, sinusoidal or none, not 'sinusoid'; did you mean sinusoidal?"),
     ],
 )

@@ -150,18 +150,18 @@ def test_printed_it_shows_its_settings() -> None:
         (lambda: Rotary(5), ValueError, "rotary positions need an even head_dim, not 5"),
         (lambda: Rotary(8, rotary_fraction=0.1), ValueError, "an even number of rotated features, at least 2, not 1"),
         (lambda: Rotary(8, rotary_fraction=0), ValueError, "not 0"),
-        (lambda: Rotary(8, rotary_fraction=1.5), ValueError, "rotary_fraction is a number from 0 to 1, not 1.5"),
-        (lambda: Rotary(8, base=math.nan), ValueError, "base is a number from 1.001 to 1e.30, not nan"),
+        (lambda: Rotary(8, rotary_fraction=1.5), ValueError, "rotary_fraction must be a number from 0 to 1, not 1.5"),
+        (lambda: Rotary(8, base=math.nan), ValueError, "base must be a number from 1.001 to 1e.30, not nan"),
         (lambda: Rotary(8, base=1), ValueError, "not 1"),
-        (lambda: Rotary(8, base="1e4"), TypeError, "base is a number, not '1e4'"),  # type: ignore[arg-type]
-        (lambda: Rotary(8, layout="whole"), ValueError, "layout is half or interleaved, not 'whole'"),  # type: ignore[arg-type]
-        (lambda: Scaling("linear", 0.5), ValueError, "factor is a number from 1 to 1e.09, not 0.5"),
-        (lambda: Scaling("linear", True), TypeError, "factor is a number, not True"),
+        (lambda: Rotary(8, base="1e4"), TypeError, "base must be a number, not '1e4'"),  # type: ignore[arg-type]
+        (lambda: Rotary(8, layout="whole"), ValueError, "layout must be half or interleaved, not 'whole'"),  # type: ignore[arg-type]
+        (lambda: Scaling("linear", 0.5), ValueError, "factor must be a number from 1 to 1e.09, not 0.5"),
+        (lambda: Scaling("linear", True), TypeError, "factor must be a number, not True"),
         (lambda: Scaling("yarn", 2.0), ValueError, "yarn needs original_max_length="),
         (
             lambda: Scaling("yarn", 2.0, original_max_length=2.5),
             TypeError,
-            "original_max_length is a whole number, not 2.5",
+            "original_max_length must be an integer, not 2.5",
         ),  # type: ignore[arg-type]
         (
             lambda: Scaling("ntk", 2.0, original_max_length=64),

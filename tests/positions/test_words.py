@@ -115,9 +115,9 @@ def test_aliases(old: str, new: str) -> None:
         ("alibi(slope=2)", ValueError, "alibi has no setting slope; it has no settings"),
         ("rotary(base=1+1)", ValueError, r"base takes a number or a word, not '1 \+ 1'"),
         ("rotary(base=open('x'))", ValueError, "base takes a number or a word, not "),
-        ("rotary(base=many)", TypeError, "base is a number, not 'many'"),
+        ("rotary(base=many)", TypeError, "base must be a number, not 'many'"),
         ("rotary(base=1e999)", ValueError, "not inf"),
-        ("rotary(layout=[1])", ValueError, r"layout is half or interleaved, not \[1\]"),
+        ("rotary(layout=[1])", ValueError, r"layout must be half or interleaved, not \[1\]"),
         (
             "rotary(factor=2, original_max_length=3)",
             ValueError,
@@ -125,13 +125,13 @@ def test_aliases(old: str, new: str) -> None:
         ),
         ("rotary(scaling=ntk)", ValueError, r"scaling=ntk in rotary\(...\) needs factor="),
         ("rotary(scaling=yarn, factor=2)", ValueError, "yarn needs original_max_length="),
-        ("rotary(scaling=none, factor=2)", ValueError, "scaling is linear, ntk or yarn, not 'none'"),
-        ("t5(num_buckets=2.5)", TypeError, "num_buckets is a whole number, not 2.5"),
+        ("rotary(scaling=none, factor=2)", ValueError, "scaling must be linear, ntk or yarn, not 'none'"),
+        ("t5(num_buckets=2.5)", TypeError, "num_buckets must be an integer, not 2.5"),
         (None, TypeError, "positions must be a str or an attnlab.positions.Positions, not NoneType"),
         (Rotary(10), ValueError, "for heads of width 10, not 8"),
         (ALiBi(2), ValueError, "these ALiBi slopes are for 2 heads, not 3"),
         (T5Bias(4), ValueError, "this T5 bias is for 4 heads, not 3"),
-        (T5Bias(3, causal=True), ValueError, "this T5 bias has no ranges for keys ahead"),
+        (T5Bias(3, causal=True), ValueError, "this T5 bias has no ranges for later keys"),
     ],
 )
 def test_what_cannot_be(words: str | Positions, error: type[Exception], says: str) -> None:

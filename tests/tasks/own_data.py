@@ -1,4 +1,4 @@
-"""What the tests of the user's own data share: files written and loaded in one line."""
+"""Helpers that write and load data files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnlab.tasks.base import Split, TaskConfig, TaskData
 
 
 def write(frame: pl.DataFrame | str, path: Path) -> Path:
-    """A file of rows, in the format that its name says."""
+    """A file of rows, in the format of its suffix."""
     if isinstance(frame, str):
         path.write_text(frame, "utf-8")
     else:
@@ -22,7 +22,7 @@ def write(frame: pl.DataFrame | str, path: Path) -> Path:
 
 
 def csv(tmp_path: Path, **columns: Any) -> Path:
-    """A CSV file of columns that are written as they are."""
+    """A CSV file of columns, unquoted."""
     return write(pl.DataFrame({name: list(map(str, values)) for name, values in columns.items()}), tmp_path / "t.csv")
 
 
@@ -31,7 +31,7 @@ def table(path: Path, target: str | None, **asked: Any) -> TaskData:
 
 
 def more(path: Path, task_data: TaskData, *, labelled: bool = False) -> Split:
-    """Another file, encoded as the rows of ``task_data``."""
+    """Another file, encoded like ``task_data``."""
     task: Any = tasks.load("table")
     read = task.read_labelled if labelled else task.read
     return read(path, task_data.inputs, task_data.length, task_data.encoding)
@@ -46,7 +46,7 @@ def whys(task_data: TaskData) -> dict[str, str]:
 
 
 def rows(task_data: TaskData) -> list[set[bytes]]:
-    """The rows of each part, padding left out."""
+    """The rows of each part without padding."""
     found = []
     for split in (task_data.train, task_data.validation, task_data.test):
         lengths = [split.x.shape[1]] * len(split.x) if split.lengths is None else split.lengths.tolist()

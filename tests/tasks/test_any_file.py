@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds, it is read, or refused in one line."""
+"""Arbitrary bytes are read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PIECES += [b"\xfe\xff", b"PAR1", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\x
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: list[bytes]) -> bytes:
-    """A whole file with a few bytes changed, taken out, put in, or cut off."""
+    """A valid file with a few bytes changed, removed, inserted or cut off."""
     content = bytearray(draw(st.sampled_from(whole)))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(content)))

@@ -1,4 +1,4 @@
-"""Any table loads, or is refused in one line; what was loaded can be predicted on and evaluated."""
+"""Any table loads, or is refused in one line; loaded tables can be predicted and evaluated."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TARGETS = ["levels", "few", "truths", "tame", "far", "words", "wild"]
 
 
 def frame_of(g: Generator) -> pl.DataFrame:
-    """The target y, and columns of one kind each: some with gaps, some with few values, some with a stray word."""
+    """A target and columns of one kind each: some with missing values, few values, or a stray string."""
     rows = int(g.integers(10, 61))
     columns = {}
     for name in ["y", *(str(g.choice([f"c{i}", f"id {i}"])) for i in range(g.integers(1, 5)))]:

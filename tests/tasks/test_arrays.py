@@ -1,4 +1,4 @@
-"""The user's own arrays: understood, or refused in one line that says where."""
+"""Arrays are loaded, or refused in one line with the location."""
 
 from __future__ import annotations
 

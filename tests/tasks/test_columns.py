@@ -1,4 +1,4 @@
-"""What is made of a column, decided on all of its rows, and which columns are used."""
+"""The kinds of columns, decided on all rows, and the selection of columns."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_other_date_formats_in_new_rows(tmp_path: Path) -> None:
 
 
 def test_very_many_columns(tmp_path: Path) -> None:
-    """Work that grows with the square of the columns would not end."""
+    """Quadratic time in the number of columns would not end."""
     width = 20_011
     values = np.random.default_rng(3).random((13, width))
     frame = pl.DataFrame(values, schema=[f"c{i}" for i in range(width)])

@@ -1,4 +1,4 @@
-"""The default task: real data, an honest split, honest baselines."""
+"""The digits task."""
 
 from __future__ import annotations
 

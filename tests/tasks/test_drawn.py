@@ -1,4 +1,4 @@
-"""The tasks that draw their examples: what is asked can be answered, and only so."""
+"""The tasks with random examples."""
 
 from __future__ import annotations
 

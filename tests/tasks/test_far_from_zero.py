@@ -1,4 +1,4 @@
-"""Quantities and features far from zero: standardized in float64, so that no offset changes what is learned."""
+"""Targets and features far from zero are standardized in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def x_values(task_data: TaskData) -> torch.Tensor:
 
 @pytest.mark.parametrize("offset", OFFSETS[1:])
 def test_features(offset: int, tmp_path: Path) -> None:
-    """A Unix time gives the inputs of the seconds since the first of them."""
+    """A Unix time gives the same inputs as the seconds since the first one."""
     steps = np.random.default_rng(3).choice(9_973, COUNT, replace=False) * 4096
     answers = ["ab"[i % 2] for i in range(COUNT)]
     near, far = (table(csv(tmp_path, x=steps + o, y=answers), "y") for o in (0, offset))
@@ -67,7 +67,7 @@ def test_float32_arrays_are_standardized(tmp_path: Path) -> None:
 
 
 def test_quantities(tmp_path: Path) -> None:
-    """Perfect scores give the targets back, each different, and the baselines' errors are those without the offset."""
+    """Perfect scores decode to the targets, and the offset does not change the baselines' errors."""
     problems = [table(csv(tmp_path, x=X, y=[f"{o + 5 * x:.6f}" for x in X]), "y") for o in (0, 10**9)]
     near, far = ({b.name: b.values["rmse"] for b in task_data.baselines()} for task_data in problems)
     assert far == pytest.approx(near, rel=1e-5)
@@ -82,7 +82,7 @@ def test_quantities(tmp_path: Path) -> None:
 
 
 def test_ridge_on_a_large_quantity(tmp_path: Path) -> None:
-    """In float32 the features and targets of this line lose what is to be learned: an error of 191 in place of 0.02."""
+    """In float32 the error would be 191 in place of 0.02."""
     x = np.arange(2_003) * 1_009 % 2_003 / 4
     task_data = table(csv(tmp_path, x=x, y=[f"{10**9 + 5 * value}" for value in x]), "y")
     ridge = {b.name: b.values["rmse"] for b in task_data.baselines()}["ridge regression"]

@@ -1,4 +1,4 @@
-"""Splits: equal rows stay together, every class is everywhere, and a sample keeps every class."""
+"""Splits keep equal rows together and every class in each part; samples keep every class."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_groups_stay_together(numbers: list[int], seed: int, val_fraction: float
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=10, max_size=97), st.integers(0, 5))
 def test_every_class_is_in_every_part(pairs: list[tuple[int, int]], seed: int) -> None:
-    """Also where equal rows are of different classes."""
+    """Also if equal rows have different classes."""
     groups = groups_of_equal_rows(np.array(pairs)[:, :1])
     known, classes = np.unique([c for _, c in pairs], return_inverse=True)
     fewest = min(len({g for g, c in zip(groups, classes, strict=True) if c == kind}) for kind in range(len(known)))
@@ -69,7 +69,7 @@ def test_group_larger_than_the_test_part_is_in_the_training_data() -> None:
 
 
 def test_copies_count_once_per_class() -> None:
-    """Five copies of one row would be either trained on or tested, never both."""
+    """Five copies of one row are in one part."""
     classes = np.array([0] * 20 + [1] * 5)
     groups = np.array([*range(20), *[20] * 5])
     with pytest.raises(UserError, match=r"at least 3 different rows, .*fewer: rare \(1\)"):

@@ -1,4 +1,4 @@
-"""The user's own tables: all columns are used together, or refused in one line that says where."""
+"""Tables are loaded, or refused in one line with the location."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_missing_values_are_refused_if_training_had_none(policy: str, tmp_path: 
 
 
 def test_values_seen_once_share_the_code_of_unknown_ones(tmp_path: Path) -> None:
-    """Otherwise that code would never be trained."""
+    """Otherwise the code of unknown values would never be trained."""
     colours = ["red", "green"] * 20 + [f"colour {i}" for i in range(13)]
     task_data = table(write(mixed().with_columns(colour=pl.Series(colours)), tmp_path / "t.csv"), "kind")
     assert task_data.encoding["columns"]["categories"] == [{"name": "colour", "levels": ["green", "red"]}]
@@ -299,7 +299,7 @@ def test_every_suffix_has_one_task() -> None:
 
 
 def test_leaking_column_is_named(tmp_path: Path) -> None:
-    """Such a column is used, since it may be a legitimate feature, and named, since the accuracy will be 1."""
+    """A leaking column is used, because it may be legitimate, and named."""
     rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
     (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
     task_data = tasks.load("table").load(TaskConfig(data=tmp_path / "t.csv", target="y"))

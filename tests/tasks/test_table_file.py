@@ -1,4 +1,4 @@
-"""Tables as they stand in their files: each kind of file that was read wrongly, or refused without a reason."""
+"""Reading of table files: CSV, JSON Lines and Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is predicted: labels stay what they are, quantities are exact, and what cannot be learned is refused."""
+"""Targets: labels are kept, numbers are exact, and constant targets are refused."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_targets_beyond_float32_are_refused(value: str, tmp_path: Path) -> None:
 
 
 def test_target_too_far_from_the_others_is_refused(tmp_path: Path) -> None:
-    """Wherever the row falls: squared in float32 it would be infinite."""
+    """In any part of the split: its square would overflow in float32."""
     path = csv(tmp_path, x=X, y=[*X[:40], 1e37, *X[41:]])
     refused, trained = 0, 0
     for seed in range(12):

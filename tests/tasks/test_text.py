@@ -1,4 +1,4 @@
-"""Bytes of text: each kept, none added, no paragraph in two parts, and baselines that see the same text."""
+"""Text: bytes are kept, no paragraph is in two parts, and baselines use the same text."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_order_of_the_text_is_kept_within_a_part() -> None:
 
 
 def slow_bits(train: bytes, test: bytes, order: int) -> float:
-    """Interpolated n-gram, from dictionaries."""
+    """A reference implementation of the interpolated n-gram."""
     followers: dict[bytes, Counter[int]] = defaultdict(Counter)
     for size in range(order + 1):
         for i in range(size, len(train)):
@@ -164,7 +164,7 @@ def test_ngram_matches_the_formula(train: bytes, test: bytes, order: int) -> Non
 
 
 def test_only_the_bytes_of_the_file_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines joined by blank lines would be easier to predict: every second byte would be known."""
+    """Added blank lines would make the text easier to predict."""
     monkeypatch.setattr(text_baselines, "ORDER", 3)
     text = b"".join(b"%d %s\n" % (i * 7919 % 97, WORDS[i * 31 % 13].encode()) for i in range(211))
     (tmp_path / "x.txt").write_bytes(text)
@@ -225,7 +225,7 @@ def test_baselines_and_bits(file: Path) -> None:
 
 
 class Counting:
-    """Predicts that byte b + 1 follows byte b, for certain; notes what it is asked."""
+    """Predicts byte b + 1 after byte b with certainty, and records its inputs."""
 
     def __init__(self) -> None:
         self.qkv_sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Real processes that are quick to start: a server imports torch once, and forks one for every command line."""
+"""Fast processes for tests: a server imports torch once and forks a process per command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Server:
-    """Starts command lines of attnlab as processes of their own."""
+    """Starts attnlab command lines as separate processes."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -23,7 +23,7 @@ class Server:
         )
 
     def start(self, arguments: list[str], folder: Path, **order: Any) -> int:
-        """Start ``attnlab ARGUMENTS`` in ``folder``; its output goes to files there. Returns the process's number.
+        """Start ``attnlab ARGUMENTS`` in ``folder``, with its output in files there; returns the process id.
 
         ``signal_at``: (step, signal), which it sends itself after that step. ``file_size``: the largest file that it
         may write once it has made that many steps: (step, bytes). ``kill_at``: (what, n), it kills itself before its
@@ -34,7 +34,7 @@ class Server:
         return int(self._hear())
 
     def running(self, process: int) -> bool:
-        """Whether the process is still there."""
+        """Whether the process is running."""
         self._say({"poll": process})
         return bool(json.loads(self._hear()) is None)
 
@@ -58,7 +58,7 @@ class Server:
 
 
 def serve() -> None:
-    """Answer a line for a line."""
+    """Answer each line of input with one line."""
 
     for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._format"):
         import_module(name)  # and all else that a run imports, before it is forked
@@ -88,7 +88,7 @@ def serve() -> None:
 
 
 def become(order: dict[str, Any]) -> None:
-    """Be the process that was ordered."""
+    """Run the requested command line in this process."""
     code = 70
     try:
         folder = Path(order["folder"])
@@ -114,7 +114,7 @@ def become(order: dict[str, Any]) -> None:
 
 
 def count_changes(what: str, number: int) -> dict[str, int]:
-    """Count changes of files and writes, and kill this process at the given one."""
+    """Count changes of files and writes, and kill this process at a given one."""
     from attnlab.files.atomic import UNFINISHED
 
     counted = {"change": 0, "write": 0}
@@ -137,7 +137,7 @@ def count_changes(what: str, number: int) -> dict[str, int]:
 
 
 def watch_steps(order: dict[str, Any]) -> None:
-    """Let something happen at a step."""
+    """Trigger a signal or a limit at a step."""
     from attnlab.training.loop import Trainer
 
     training_step = Trainer.training_step

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks.base import Baseline, Split, TaskData
-from attnlab.training import train
+from attnlab.training import checkpoint, train
+from attnlab.training.checkpoint import KEY
 from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
@@ -43,25 +46,25 @@ def task_data(*, padded: bool = True) -> TaskData:
     )
 
 
-def settings(**said: Any) -> Settings:
+def settings(**changes: Any) -> Settings:
     """Small settings: 23 steps in batches of 8, with dropout, and an evaluation after each step."""
     small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "batch_size": 8, "steps": 23, "dropout": 0.1}
     small["evaluate_every"] = 1
-    if "epochs" in said:
+    if "epochs" in changes:
         small.pop("steps")
-    return defaults("multihead", "digits").updated({**small, **said}, "the test")
+    return defaults("multihead", "digits").updated({**small, **changes}, "the test")
 
 
-def experiment(dataset: TaskData | None = None, **said: Any) -> Experiment:
+def experiment(dataset: TaskData | None = None, **changes: Any) -> Experiment:
     """A new network, initialized by the seed."""
-    dataset, chosen = dataset or task_data(), settings(**said)
+    dataset, chosen = dataset or task_data(), settings(**changes)
     torch.manual_seed(chosen.training.seed)
     return Experiment(chosen, dataset, build(chosen, dataset), torch.device("cpu"))
 
 
-def trainer(path: Path | None = None, dataset: TaskData | None = None, **said: Any) -> Trainer:
+def trainer(path: Path | None = None, dataset: TaskData | None = None, **changes: Any) -> Trainer:
     """A trainer with a run folder at ``path``, resumed if it exists; without ``path`` nothing is written."""
-    ready = experiment(dataset, **said)
+    ready = experiment(dataset, **changes)
     run = None
     if path is not None:
         run = Run.open(path) if path.exists() else train.start(ready, path)
@@ -71,9 +74,9 @@ def trainer(path: Path | None = None, dataset: TaskData | None = None, **said: A
     return made
 
 
-def started(path: Path | None, *, overwrite: bool = False, **said: Any) -> Run:
+def started(path: Path | None, *, overwrite: bool = False, **changes: Any) -> Run:
     """A new run that has not been trained."""
-    return train.start(experiment(**said), path, overwrite=overwrite)
+    return train.start(experiment(**changes), path, overwrite=overwrite)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,3 +117,11 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 def replace_baselines(baselines: Callable[[], list[Baseline]]) -> TaskData:
     """The same task with other baselines."""
     return replace(task_data(), baselines=baselines)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: Any) -> None:
+    """Write an invalid checkpoint with a valid checksum."""
+    if isinstance(about, dict):
+        about = {**about, "sha256": checkpoint._checksum(tensors, about)}
+    path.unlink(missing_ok=True)
+    save_file(tensors, path, {KEY: json.dumps(about)})

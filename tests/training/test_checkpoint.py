@@ -1,4 +1,4 @@
-"""Checkpoints: back as they went, refused when damaged, and never half written."""
+"""Checkpoints: round trip, refusal of damaged files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of a whole file of each kind."""
+    """The bytes of a valid file of each kind."""
     folder, found = tmp_path_factory.mktemp("written"), {}
     for suffix in SUFFIXES:
         save_tensors(folder / f"a{suffix}", tensors(), ABOUT)
@@ -93,7 +93,7 @@ def test_truncated_file_is_refused(suffix: str, written: dict[str, bytes], scrat
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(data=st.data())
 def test_altered_bytes_are_detected(suffix: str, written: dict[str, bytes], scratch: Path, data: st.DataObject) -> None:
-    """A byte that carries nothing (the padding of a zip, white space in a header) may change; what is read may not."""
+    """Unused bytes (padding of a zip, white space in a header) may change; the content may not."""
     altered = bytearray(written[suffix])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
     path = scratch / f"altered{suffix}"
@@ -129,7 +129,7 @@ def test_mixed_checkpoints_are_refused(suffix: str, tmp_path: Path, monkeypatch:
 
 
 class Bomb:
-    """Pickled, it makes a folder when it is read."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,7 +148,8 @@ def test_pickle_with_code_is_refused_and_not_executed(suffix: str, place: str, t
         bomb = Bomb(trace)
         torch.save(bomb if place == "in place of all" else {"state_dict": tensors(), KEY: "{}", "more": bomb}, path)
     with pytest.raises(
-        UserError, match=r"can be read safely: it (would run \S*mkdir|holds more than tensors).*; do not trust"
+        UserError,
+        match=r"cannot be read safely as a checkpoint: it (would run \S*mkdir|holds more than tensors).*; do not trust",
     ):
         load_tensors(path)
     assert not trace.exists()

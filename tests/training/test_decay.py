@@ -1,4 +1,4 @@
-"""Weight decay acts on the weight matrices of linear layers alone."""
+"""Weight decay applies only to the weight matrices of linear layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MECHANISMS = (
     "strided",
     "talkingheads",
 )
-"""Those whose parameters are listed here; of a new one the second test says enough."""
+"""Mechanisms whose parameters are listed here."""
 EXTRA = {
     "forgetting": {"forget.weight"},
     "gated": {"gate.projection.weight"},
@@ -57,7 +57,7 @@ def names(module: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
 
 
 def expected(model: str) -> set[str]:
-    """The parameters of `network` that decay: no embedding, position table, bias, norm, lambda or mixing matrix."""
+    """The parameters that decay: no embedding, bias, norm, lambda or mixing matrix."""
     attention = (
         EXTRA.get(model, set()) | {"output.weight"} | (set() if model in ("selfhead", "latent") else {"qkv.weight"})
     )
@@ -85,7 +85,7 @@ def test_linear_weights_decay_and_vectors_do_not(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["multihead", "differential", "talkingheads", "additive"])
 def test_grouping_by_dimension_is_detected(model: str) -> None:
-    """The rule that was there before: everything with two axes decays, position tables and lambdas included."""
+    """The faulty rule that every parameter with two axes decays."""
     options = {"positions": "t5"} if model == "multihead" else {}
     made = network(model, **options)
     wrong = names(made, [p for p in made.parameters() if p.dim() >= 2])
@@ -114,7 +114,7 @@ def test_pytorch_modules_that_decay() -> None:
 
 
 def test_optimizer_groups() -> None:
-    """With a gradient of zero a step only shrinks what decays."""
+    """With a zero gradient, a step shrinks only decaying parameters."""
     made = trainer(learning_rate=0.1, weight_decay=0.5)
     before = {name: p.detach().clone() for name, p in made.network.named_parameters()}
     for group in made.optimizer.param_groups:

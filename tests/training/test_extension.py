@@ -1,4 +1,4 @@
-"""A run that is trained for longer than it was started for."""
+"""Extension of runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, extend, extends, extension_summary, stopped_at
+from attnlab.training.loop import Outcome
 from attnlab.training.runs import Run
 from attnlab.training.schedule import lr_at
 from attnlab.utils.errors import UserError
@@ -22,8 +23,8 @@ from attnlab.utils.errors import UserError
 STEPS, LONGER = 23, 41
 
 
-def resumed(path: Path, callback: Any = None, **said: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
-    return train.train(experiment(**said), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
+def resumed(path: Path, callback: Any = None, **changes: Any) -> tuple[Outcome, dict[str, Any] | None]:
+    return train.train(experiment(**changes), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def config(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 23 steps with its result; only to be read."""
+    """A run of 23 steps with its result, read-only."""
     path = tmp_path_factory.mktemp("finished") / "run"
     ready = experiment()
     train.train(ready, train.start(ready, path), checkpoint_seconds=0)
@@ -42,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that may be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 

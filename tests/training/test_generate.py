@@ -1,4 +1,4 @@
-"""Text written by a network whose next byte we know."""
+"""Text generation with a network of known predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnlab.utils.errors import UserError
 
 
 class Known(nn.Module):
-    """After byte b comes b + 1, or less likely b + 2; it sees ``limit`` bytes and keeps what it was shown."""
+    """Predicts b + 1, or less likely b + 2, after byte b; records its inputs of at most ``limit`` bytes."""
 
     def __init__(self, limit: int | None = 7) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training that starts from the parameters of another network."""
+"""Initialization with the parameters of another network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from attnlab.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose weights others start from; only to be read."""
+    """The source run, read-only."""
     path = tmp_path_factory.mktemp("source") / "run"
     trainer(path).fit()
     return path
@@ -39,8 +39,8 @@ def fewer_classes(classes: int) -> TaskData:
     return replace(asked, outputs=Outputs("classes", classes), **cut)
 
 
-def fresh(asked: TaskData | None = None, **said: Any) -> Network:
-    return experiment(asked, seed=5, **said).network
+def fresh(asked: TaskData | None = None, **changes: Any) -> Network:
+    return experiment(asked, seed=5, **changes).network
 
 
 @pytest.mark.parametrize("kind", ["run", "x.safetensors", "x.pth"])
@@ -68,7 +68,7 @@ def test_output_layer_is_new_for_other_classes(source: Path) -> None:
 
 
 def test_changed_columns_reset_the_embedding(tmp_path: Path) -> None:
-    """Two tables of one shape: other classes, and other categories under the same codes."""
+    """Two tables of one shape, with other classes and other categories under the same codes."""
 
     def ready(name: str, labels: str, towns: str) -> Experiment:
         rows = [f"{i * 7 % 13},{towns[i % 3]},{labels[i % 2]}" for i in range(61)]
@@ -103,18 +103,17 @@ def test_changed_columns_reset_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
-        ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; give the width"),
-        ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; give the width"),
+        ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; use the"),
+        ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; use the"),
         ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
-        ({"position_embedding": "none"}, r"does not match this network: position_embedding\.table is \(5, 8\) there and "
-         r"missing here; give the width"),
+        ({"position_embedding": "none"}, r"position_embedding\.table is \(5, 8\) there and missing here; use"),
         ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
     ],
 )  # fmt: skip
-def test_another_shape_is_refused_by_name(said: dict[str, Any], message: str, source: Path) -> None:
-    network = fresh(**said)
+def test_another_shape_is_refused_by_name(changes: dict[str, Any], message: str, source: Path) -> None:
+    network = fresh(**changes)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match=message):
         initialize(network, source, {})
@@ -125,7 +124,7 @@ def test_another_mechanism_is_refused(source: Path) -> None:
     ready = experiment(seed=5)
     settings = ready.settings
     settings.model.model, settings.model.options = "groupedquery", {"num_heads": 2, "num_kv_heads": 2}
-    with pytest.raises(UserError, match=r"holds multihead, and groupedquery is to be trained; give --model multihead"):
+    with pytest.raises(UserError, match=r"holds a multihead network, but the run trains groupedquery; give --model"):
         initialize(build(settings, ready.task_data), source, {})
 
 
@@ -144,10 +143,10 @@ def test_missing_init_from_is_refused(tmp_path: Path) -> None:
 # A run that starts so
 
 
-def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **said: Any) -> Experiment:
-    """A prepared run on the small problem that starts from the parameters of another."""
-    monkeypatch.setattr(train, "load_task_data", lambda _: task_data())
-    return prepare(experiment(init_from=str(source), seed=5, threads=1, **said).settings, began=began)
+def ready(source: Path, monkeypatch: pytest.MonkeyPatch, *, began: bool = False, **changes: Any) -> Experiment:
+    """An experiment on the small task, initialized from another run."""
+    monkeypatch.setattr("attnlab.training.experiment.load_task_data", lambda _: task_data())
+    return prepare(experiment(init_from=str(source), seed=5, threads=1, **changes).settings, began=began)
 
 
 def test_run_records_the_initial_parameters(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +162,7 @@ def test_run_records_the_initial_parameters(source: Path, tmp_path: Path, monkey
 
 
 def test_resumed_runs_are_bit_identical(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it has begun, the weights that it started from are not needed any more."""
+    """A run with a checkpoint does not need the initial parameters."""
     copied = Path(shutil.copytree(source, tmp_path / "source"))
     made = ready(copied, monkeypatch, steps=7)
     train.train(made, train.start(made, tmp_path / "whole"))
@@ -184,6 +183,6 @@ def test_other_parameters_than_recorded_are_refused(
     trainer(tmp_path / "other", seed=7).fit()
     shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
     with pytest.raises(
-        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")
+        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was created")
     ):
         check_weights(run)

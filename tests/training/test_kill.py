@@ -1,4 +1,4 @@
-"""Real processes, killed and stopped at any moment: resumed, they end bit for bit like one that never was."""
+"""Killed and stopped processes: the resumed run is bit-identical to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """An undisturbed run, and how many times it changed a file and wrote one."""
+    """An undisturbed run, with its numbers of file changes and writes."""
     folder = tmp_path_factory.mktemp("whole")
     assert server.wait(server.start([*TRAIN, "--run_dir", "run"], folder)) == 0, (folder / "stderr").read_text("utf-8")
     return folder / "run", json.loads((folder / "counted").read_text("utf-8"))
 
 
 def assert_the_same_run(path: Path, expected: Path) -> None:
-    """All that a run keeps, but for times and pictures of them."""
+    """The content of a run without times and figures."""
     for name in ("model.safetensors", "state.safetensors"):
         (tensors, about), (wanted, about_wanted) = load_tensors(path / name), load_tensors(expected / name)
         assert same(tensors, wanted)
@@ -62,7 +62,7 @@ def assert_the_same_run(path: Path, expected: Path) -> None:
 
 
 def command(path: Path) -> list[str]:
-    """Start the run, or go on with it."""
+    """Start or resume the run."""
     return (
         ["train", "--quiet", "--checkpoint_seconds", "0", "--resume", "run"]
         if path.exists()
@@ -71,7 +71,7 @@ def command(path: Path) -> list[str]:
 
 
 def test_killed_at_random_moments(server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
-    """Half of the moments are drawn from the whole life of a process; half are the middle of a write."""
+    """Half of the moments are random file changes; half are in the middle of a write."""
     expected, counted = whole
     assert counted["write"] >= 12
     moments = random.Random(2)
@@ -99,10 +99,10 @@ def test_stopped_process_saves_and_prints_how_to_resume(
     quietly = [word for word in TRAIN if word not in ("--checkpoint_seconds", "0")]
     process = server.start([*quietly, "--run_dir", "run"], tmp_path, signal_at=(101, which))
     assert server.wait(process) == code
-    said = (tmp_path / "stderr").read_text("utf-8")
-    assert said.count("\n") == 1
-    match = re.fullmatch(r"stopped at step (\d+) of 240; go on with: .* (--resume run)\n", said)
-    assert match is not None, said
+    stderr = (tmp_path / "stderr").read_text("utf-8")
+    assert stderr.count("\n") == 1
+    match = re.fullmatch(r"stopped at step (\d+) of 240; resume with: .* (--resume run)\n", stderr)
+    assert match is not None, stderr
     assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] == int(match[1]) >= 101
     assert not (tmp_path / "run/result.json").exists()
     again = server.start(["train", "--quiet", *shlex.split(match[2])], tmp_path)
@@ -116,8 +116,8 @@ def test_full_disk_stops_the_run_with_a_valid_checkpoint(
     expected, _ = whole
     process = server.start([*TRAIN, "--run_dir", "run"], tmp_path, file_size=(101, 1000))
     assert server.wait(process) == 2
-    said = (tmp_path / "stderr").read_text("utf-8")
-    assert re.fullmatch(r"error: cannot write run/\S+: File too large.*\n", said), said
+    stderr = (tmp_path / "stderr").read_text("utf-8")
+    assert re.fullmatch(r"error: cannot write run/\S+: File too large.*\n", stderr), stderr
     assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] > 0
     assert server.wait(server.start(command(tmp_path / "run"), tmp_path)) == 0
     assert_the_same_run(tmp_path / "run", expected)

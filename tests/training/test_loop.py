@@ -1,4 +1,4 @@
-"""The loop: the seed decides everything, and where a run was cut decides nothing."""
+"""The training loop: results depend on the seed and not on interruptions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> Non
     assert same(Run.open(tmp_path / "one").load_model(), Run.open(tmp_path / "two").load_model())
 
 
-@pytest.mark.parametrize("said", [{}, {"dropout": 0.0}])
-def test_another_seed_gives_another_result(said: dict[str, Any]) -> None:
-    """Also from the same first weights: the order of the data differs."""
-    one, two = trainer(seed=0, **said), trainer(seed=1, **said)
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.0}])
+def test_another_seed_gives_another_result(changes: dict[str, Any]) -> None:
+    """Also with the same initial parameters, because the order of the data differs."""
+    one, two = trainer(seed=0, **changes), trainer(seed=1, **changes)
     assert not same(one.network, two.network)
     two.network.load_state_dict(one.network.state_dict())
     one.fit()
@@ -56,7 +56,7 @@ def test_run_folder_and_callback_do_not_change_the_result(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "said",
+    "changes",
     [
         {},
         {"dropout": 0.5},
@@ -69,14 +69,14 @@ def test_run_folder_and_callback_do_not_change_the_result(tmp_path: Path) -> Non
     ids=str,
 )
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "even"])
-def test_repeatedly_killed_run_is_identical(said: dict[str, Any], padded: bool, tmp_path: Path) -> None:
+def test_repeatedly_killed_run_is_identical(changes: dict[str, Any], padded: bool, tmp_path: Path) -> None:
     asked = task_data(padded=padded)
-    whole = trainer(tmp_path / "whole", asked, **said)
+    whole = trainer(tmp_path / "whole", asked, **changes)
     expected = whole.fit()
-    moments = random.Random(str(said) + str(padded))
+    moments = random.Random(str(changes) + str(padded))
     path, kills = tmp_path / "cut", 0
     while True:
-        cut = trainer(path, asked, **said)
+        cut = trainer(path, asked, **changes)
         torch.manual_seed(moments.randrange(1000))  # what a new process has drawn by then
         cut.restore()
         try:
@@ -92,7 +92,7 @@ def test_repeatedly_killed_run_is_identical(said: dict[str, Any], padded: bool, 
 
 
 def test_checkpoints_do_not_change_the_result(tmp_path: Path) -> None:
-    """However often checkpoints are written, the weights and the sums in metrics.jsonl are the same."""
+    """The frequency of checkpoints does not change the parameters or metrics.jsonl."""
     often, seldom = trainer(tmp_path / "often"), trainer(tmp_path / "seldom")
     seldom.checkpoint_seconds = math.inf
     often.fit()
@@ -105,7 +105,7 @@ def test_checkpoints_do_not_change_the_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "steps", "evaluated"),
+    ("changes", "steps", "evaluated"),
     [
         ({"epochs": 3}, 15, list(range(1, 16))),  # ⌈37 / 8⌉ = 5 steps an epoch
         ({"epochs": 41, "evaluate_every": 5}, 205, [5 * i for i in range(1, 42)]),
@@ -117,9 +117,9 @@ def test_checkpoints_do_not_change_the_result(tmp_path: Path) -> None:
     ids=str,
 )
 def test_schedule_of_steps_and_evaluations(
-    said: dict[str, Any], steps: int, evaluated: list[int], tmp_path: Path
+    changes: dict[str, Any], steps: int, evaluated: list[int], tmp_path: Path
 ) -> None:
-    made = trainer(tmp_path / "run", **said)
+    made = trainer(tmp_path / "run", **changes)
     outcome = made.fit()
     assert (outcome.how, outcome.step, made.steps) == ("finished", steps, steps)
     assert [line["step"] for line in Run.open(tmp_path / "run").metrics()] == evaluated
@@ -188,7 +188,7 @@ def test_it_learns() -> None:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, metrics: list[float]) -> None:
-    """Let the validation metric be these numbers, one an evaluation."""
+    """Replace the validation metric by these values, one per evaluation."""
     left = iter(metrics)
     monkeypatch.setattr("attnlab.training.loop.evaluate", lambda *_, **__: (1.0, next(left)))
 
@@ -226,7 +226,7 @@ def test_run_out_of_patience_does_not_continue(monkeypatch: pytest.MonkeyPatch, 
 
 
 def poisoned(row: int) -> TaskData:
-    """One example of the training data is no number."""
+    """One training example is NaN."""
     asked = task_data()
     asked.train.x[row] = math.nan
     return asked
@@ -270,7 +270,7 @@ def test_last_good_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_nonfinite_parameters_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is that of the weights before the step: the step itself may have spoilt them."""
+    """The loss is computed before the step, which may have made the parameters NaN."""
     made = trainer(tmp_path / "run")
     training_step = made.training_step
 
@@ -309,7 +309,7 @@ def test_signal_saves_and_the_resumed_run_is_identical(which: signal.Signals, tm
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where pytest runs in the background and a shell has it ignored."""
+    """SIGINT raises KeyboardInterrupt, even if a shell started pytest with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

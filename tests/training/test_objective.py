@@ -1,4 +1,4 @@
-"""Losses and metrics, against numbers worked out by hand."""
+"""Losses and metrics against values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnlab.training.report import number
 
 
 class Echo(nn.Module):
-    """A network that answers with what it is given."""
+    """A network that returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_root_mean_squared_error_in_the_users_unit() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "bits_per_byte", "rmse"])
 def test_the_size_of_a_batch_does_not_change_the_result(metric: str) -> None:
-    """Also where the last batch is smaller, and asks for less."""
+    """Also if the last batch is smaller and has fewer targets."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(7, 5, 3, generator=generator), torch.randint(3, (7, 5), generator=generator)
     y[5:, 1:] = IGNORE
@@ -127,7 +127,7 @@ def test_dropout_is_off_in_evaluation_and_prediction() -> None:
 
 def test_one_prediction_per_row_in_order() -> None:
     asked = task_data()
-    network = experiment(asked).network
+    network = experiment(asked).network.eval()
     found = predict(network, asked.test, batch_size=4)
     assert found.shape == (len(asked.test.x), 1, CLASSES)
     lengths = asked.test.lengths

@@ -1,4 +1,4 @@
-"""Every number of a result is recomputed with scikit-learn in float64 from the saved network and the test data."""
+"""Every value of a result is recomputed with scikit-learn in float64 from the saved network."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def arrays(path: Path, *, regression: bool) -> Path:
     return path / "data.npz"
 
 
-def finished(path: Path, data: Path, **said: Any) -> tuple[Experiment, Run, dict[str, Any]]:
-    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **said}
+def finished(path: Path, data: Path, **changes: Any) -> tuple[Experiment, Run, dict[str, Any]]:
+    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **changes}
     settings = defaults("multihead", "arrays").updated(values, "the test")
     experiment = prepare(settings)
     run = train.start(experiment, path / "run")
@@ -116,7 +116,7 @@ def test_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_baselines(regression: bool, tmp_path: Path) -> None:
-    """Recomputed on the network's own examples: the nearest neighbours, the linear model, the trivial answer."""
+    """The nearest neighbours, the linear model and the trivial baseline, recomputed."""
     experiment, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
     train_x, test_x = (
         part.x.double().flatten(1).numpy() for part in (experiment.task_data.train, experiment.task_data.test)
@@ -156,8 +156,8 @@ def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
     for row in rows:
         row["price"] = 3 * (row["size"] - 1.7e9) + 1e6
     pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
-    said = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
-    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **said}, "the test")
+    changes = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
+    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **changes}, "the test")
     experiment = prepare(settings)
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)

@@ -142,7 +142,7 @@ def test_folder_is_unlocked_after_an_error(copied: Path) -> None:
 
 
 def killed_at(change: int, action: Callable[[], Any]) -> bool:
-    """Whether a process that does something was killed before its so-manyth change of the file system."""
+    """Run an action in a process that is killed before its n-th change of the file system; whether it was killed."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -228,7 +228,7 @@ def test_earlier_run_is_removed_only_if_a_run_replaced_it(there: str, copied: Pa
 
 
 def test_sweep_does_not_follow_links(copied: Path, tmp_path: Path) -> None:
-    """A folder from somebody else, with a link to a run of the user."""
+    """A received folder with a link to a run of the user."""
     before = files(copied)
     (tmp_path / "sent").mkdir()
     link = tmp_path / "sent" / f"{UNFINISHED}old"

@@ -1,4 +1,4 @@
-"""A run goes on, and is evaluated, on the data that it was trained on, or not at all."""
+"""A run is resumed and evaluated only on the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_extension_in_another_unit_is_refused(run: Run, monkeypatch: pytest.Monk
 
 def test_changed_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
-    said = {**SETTINGS, "data": str(tmp_path / "x.txt")}
-    experiment = prepare(defaults("multihead", "text").updated(said, "the test"))
+    changes = {**SETTINGS, "data": str(tmp_path / "x.txt")}
+    experiment = prepare(defaults("multihead", "text").updated(changes, "the test"))
     run = train.start(experiment, tmp_path / "run")
     run.config["encoding"]["split_by"] = "position"
     with pytest.raises(UserError, match=r"x\.txt is encoded differently .*\(in split_by\); use the version"):

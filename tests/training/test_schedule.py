@@ -1,4 +1,4 @@
-"""How often a run is evaluated, and on what."""
+"""The schedule of evaluations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
 
 
 def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
-    """The reported case: 20 steps were followed by 20 evaluations of 11,000 windows each."""
+    """Regression test: 20 steps were followed by 20 evaluations of 11,000 windows each."""
     planned = schedule(Training(epochs=None, steps=20), task_data(88_000, 11_000))
     assert (planned.evaluations, planned.validation_examples) == (1, MIN_EXAMPLES)
 
@@ -61,7 +61,7 @@ def test_small_validation_split_is_evaluated_every_epoch() -> None:
 
 
 def test_a_sample_keeps_the_rare_class() -> None:
-    """3 of 2,000 are of class 1: a plain sample of 17 would miss them."""
+    """3 of 2,000 are of class 1: a random sample of 17 would miss them."""
     asked = task_data(20, 2_000, rare=3)
     sampled = validation_sample(asked, 17)
     assert len(sampled.x) == 17

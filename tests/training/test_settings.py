@@ -1,4 +1,4 @@
-"""Settings: every number within its range, every name known, and back from a file as they went."""
+"""Settings: ranges, names, types and files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "
 
 
 def changed(name: str, value: Any) -> Settings:
-    """The default settings with one of them put past `Settings.updated`, as the command line does."""
+    """The default settings with one value set without validation, as the command line does."""
     settings = Settings()
     (group,) = [g for g in (settings.model, settings.data, settings.training, settings.hardware) if hasattr(g, name)]
     setattr(group, name, value)
@@ -54,9 +54,9 @@ def test_range_limits(name: str) -> None:
     check(changed(name, high))
     tiny = 1 if name in WHOLE else 1e-9 * max(1.0, high)
     for beyond in (low - tiny, high + tiny):
-        said = refused(changed(name, beyond))
-        assert said.startswith(f"{name} must be from ")
-        assert "\n" not in said
+        error = refused(changed(name, beyond))
+        assert error.startswith(f"{name} must be from ")
+        assert "\n" not in error
 
 
 @pytest.mark.parametrize("name", sorted(set(RANGES) - WHOLE))
@@ -68,9 +68,9 @@ def test_nonfinite_and_huge_values_are_refused(name: str, value: float) -> None:
 @pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize("value", [-1, 10**30, -(10**400), 10**400])
 def test_huge_integers_are_refused_in_a_short_line(name: str, value: int) -> None:
-    said = refused(changed(name, value))
-    assert said.startswith(f"{name} must be from ")
-    assert len(said) < 150
+    error = refused(changed(name, value))
+    assert error.startswith(f"{name} must be from ")
+    assert len(error) < 150
 
 
 def test_every_number_has_a_range() -> None:
@@ -102,7 +102,7 @@ def test_epochs_or_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("values", "message"),
     [
         ({"embed_dim": "64"}, "embed_dim must be a valid integer, not '64' (in a file)"),
         ({"embed_dim": 64.0}, "embed_dim must be a valid integer, not 64.0 (in a file)"),
@@ -121,9 +121,9 @@ def test_epochs_or_steps() -> None:
         ({"quiet": True}, "unknown setting 'quiet'; "),
     ],
 )
-def test_wrong_types_and_unknown_names_are_refused(said: dict[str, Any], message: str) -> None:
+def test_wrong_types_and_unknown_names_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Settings().updated(said, "a file")
+        Settings().updated(values, "a file")
     assert message in str(caught.value)
 
 
@@ -166,8 +166,8 @@ def test_settings_round_trip(model: str, task: str) -> None:
         },
     )
 )
-def test_valid_settings_survive_a_file(said: dict[str, Any]) -> None:
-    settings = Settings().updated(said, "the test")
+def test_valid_settings_survive_a_file(values: dict[str, Any]) -> None:
+    settings = Settings().updated(values, "the test")
     check(settings)
     again = Settings().updated(json.loads(json.dumps(settings.flat())), "a file")
     assert again.flat() == settings.flat()
@@ -181,12 +181,12 @@ def test_updated_does_not_change_the_original() -> None:
 
 
 def test_config_formats(tmp_path: Path) -> None:
-    said = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
+    values = {"embed_dim": 32, "num_heads": 4, "learning_rate": 0.01, "mlp": False}
     toml, plain, run = tmp_path / "a.toml", tmp_path / "a.json", tmp_path / "config.json"
     toml.write_text("# mine\nembed-dim = 32\nnum_heads = 4\nlearning_rate = 1e-2\nmlp = false\n", encoding="utf-8")
-    plain.write_text("\ufeff" + json.dumps(said), encoding="utf-8")
-    run.write_text(json.dumps({"format": 1, "settings": said}), encoding="utf-8")
-    assert read_config(toml) == read_config(plain) == read_config(run) == said
+    plain.write_text("\ufeff" + json.dumps(values), encoding="utf-8")
+    run.write_text(json.dumps({"format": 1, "settings": values}), encoding="utf-8")
+    assert read_config(toml) == read_config(plain) == read_config(run) == values
 
 
 @pytest.mark.parametrize(

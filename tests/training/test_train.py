@@ -1,4 +1,4 @@
-"""A whole run from settings to result: what is refused, judged, loaded and predicted."""
+"""A whole run from settings to result and predictions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ import torch
 import attnlab
 from attnlab import tasks
 from attnlab.network import Network
-from attnlab.training import train
+from attnlab.training import assessment, hardware, objective, train
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.inference import predict_file
-from attnlab.training.objective import predict
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 from attnlab.utils.errors import UserError
 
 
-def settings(task: str = "digits", **said: Any) -> Settings:
+def settings(task: str = "digits", **changes: Any) -> Settings:
     tiny = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 7, "threads": 1}
-    return defaults("multihead", task).updated({**tiny, **said}, "the test")
+    return defaults("multihead", task).updated({**tiny, **changes}, "the test")
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +62,17 @@ def test_initialization_depends_only_on_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         ({"num_heads": 3}, r"multihead: embed_dim \(8\) must be divisible by num_heads \(3\)"),
-        ({"task": "text", "causal": False}, r"text asks for what comes next, so the model must not look ahead"),
+        ({"task": "text", "causal": False}, r"text predicts the next token, so the network must be causal"),
         ({"device": "cuda:99"}, r"available: auto, cpu"),
         ({"embed_dim": 65536, "layers": 999}, r"parameters need .* reduce --embed_dim or --layers"),
     ],
 )
-def test_invalid_settings_are_refused(said: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(settings(said.pop("task", "digits"), **said))
+        prepare(settings(changes.pop("task", "digits"), **changes))
 
 
 def test_the_result_is_of_the_best_network_on_the_test_data(
@@ -81,7 +80,7 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 ) -> None:
     experiment, run, result = done
     test = experiment.task_data.test
-    scores = predict(attnlab.load(run.path), test, batch_size=31)
+    scores = objective.predict(attnlab.load(run.path), test, batch_size=31)
     assert result["test"] == pytest.approx(float((scores.argmax(-1) == test.y).float().mean()))
     best = max(run.metrics(), key=lambda line: (line["validation_accuracy"], line["step"]))
     assert (result["validation"], result["best_step"]) == (best["validation_accuracy"], best["step"])
@@ -92,13 +91,13 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 def test_the_test_data_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     experiment = prepare(settings())
     splits = []
-    predict = train.predict
+    predict = assessment.predict
 
     def watched(network: Network, split: Any, **more: Any) -> Any:
         splits.append(split is experiment.task_data.test)
         return predict(network, split, **more)
 
-    monkeypatch.setattr(train, "predict", watched)
+    monkeypatch.setattr(assessment, "predict", watched)
     train.train(experiment, train.start(experiment, tmp_path / "run"))
     assert splits == [True]
 
@@ -172,6 +171,6 @@ def test_no_result_without_a_network(tmp_path: Path) -> None:
 
 def test_device_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(machine, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
+    monkeypatch.setattr(hardware, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
     assert prepare(settings()).device == torch.device("cpu")
     assert len(asked) == 1

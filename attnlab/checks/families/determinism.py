@@ -10,6 +10,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import SEED, LayerUnderTest, N
@@ -119,7 +120,7 @@ def training_matches_eval(case: LayerUnderTest) -> Measurement:
             layer = case.build(is_causal, dropout=0.0)
             for length in (N, BLOCK):
                 masks = (None, *case.masks(length=length, is_causal=is_causal)[: None if length == N else 1])
-                calls = [(mask, {}) for mask in masks]
+                calls: list[tuple[Mask | None, dict[str, Tensor]]] = [(mask, {}) for mask in masks]
                 calls += [(None, extra) for extra in case.extras(is_causal, length=length)[1:]]
                 for mask, extra in calls:
                     x = case.tokens(length=length)

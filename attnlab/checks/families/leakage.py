@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ def no_padding_leakage(case: LayerUnderTest) -> Measurement:
 
 def _leakage(case: LayerUnderTest, masks: Callable[..., list[Mask]], *, is_causal: bool = False) -> Measurement:
     """The dependence on forbidden tokens under these masks, in eval mode and in training."""
-    options = {"causal": True} if is_causal else {}
+    options: dict[str, Any] = {"causal": True} if is_causal else {}
     layer = case.layer(**options)
     trained = [case.layer(train=True, **options)]
     if dropout := case.dropout_options:
@@ -176,7 +177,7 @@ def nan_in_padding(case: LayerUnderTest) -> Measurement:
             real = position < lengths[:, None] if side == "right" else position >= N - lengths[:, None]
             zeros, filled = (case.tokens().masked_fill(~real[..., None], value) for value in (0.0, fill))
             for is_causal, queries, train in product(case.causal_choices, (False, True), (False, True)):
-                mask: Mask = padding(lengths, side=side, max_length=N, mask_queries=queries)  # type: ignore[arg-type]
+                mask: Mask = padding(lengths, side=side, max_length=N, mask_queries=queries)
                 combined = [mask & sliding_window(3), causal() & mask] if "arbitrary_mask" in case.capabilities else []
                 for joined in (mask, *combined):
                     layer = case.build(is_causal, train=train)
@@ -185,7 +186,7 @@ def nan_in_padding(case: LayerUnderTest) -> Measurement:
                     yield differences(*results), where
             if "context" in case.capabilities:
                 layer, x = case.build(False), case.tokens(length=M)
-                mask = padding(lengths, side=side, max_length=N)  # type: ignore[arg-type]
+                mask = padding(lengths, side=side, max_length=N)
                 every = torch.ones(len(x), M, dtype=torch.bool, device=x.device)
                 results = [
                     _outputs_and_gradients(case, layer, x, mask, every, context=context) for context in (zeros, filled)

@@ -53,7 +53,7 @@ def masked_queries(case: LayerUnderTest) -> Measurement:
                 for side in ("right", "left"):
                     real = position < counts[:, None] if side == "right" else position >= lengths[0] - counts[:, None]
                     masked, usual = (
-                        case(layer, x, padding(counts, side=side, max_length=lengths[0], mask_queries=queries))  # type: ignore[arg-type]
+                        case(layer, x, padding(counts, side=side, max_length=lengths[0], mask_queries=queries))
                         for queries in (True, False)
                     )
                     where = f"{lengths} tokens, padded on the {side}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import SEED, LayerUnderTest, M, N
@@ -63,7 +64,9 @@ def reading_weights(case: LayerUnderTest) -> Measurement:
     """The difference between the outputs before and after the weights are read, in eval mode and in training."""
 
     def measure(is_causal: bool, mask: Mask | None) -> float:
-        x, before, after = case.tokens(), [], []
+        x = case.tokens()
+        before: list[Tensor] = []
+        after: list[Tensor] = []
         for train in (False, True):
             layer = case.build(is_causal, train=train)
             for outs in (before, after):
@@ -91,7 +94,7 @@ def reproduce_output(case: LayerUnderTest) -> Measurement:
 
     def measure(is_causal: bool, mask: Mask | None, length: int) -> float:
         layer, x = case.build(is_causal), case.tokens(length=length)
-        contexts = [{}]
+        contexts: list[dict[str, Tensor]] = [{}]
         if "context" in case.capabilities and mask is None:
             keys = (length,) if is_causal else (M, 2 * M + 1)
             contexts += [{"context": case.tokens(length=count, seed=1)} for count in keys]

@@ -34,12 +34,11 @@ class Flex:
             return None
         if call.dropout or call.bias is not None or call.sink is not None or mask.is_causal or mask.allows_all:
             return None
-        call = call.expanded
         return block_mask(call.q, call.k, mask)
 
     def run(self, call: AttentionCall, plan: BlockMask) -> Tensor:
         """Call the compiled kernel."""
-        width, call = call.v.shape[-1], call.expanded
+        width, call = call.v.shape[-1], call.expand()
         return unpad(flexible(call.q, call.k, call.v, plan, call.score_scale), width)
 
     def explain(self, call: AttentionCall, plan: BlockMask) -> Dispatch:

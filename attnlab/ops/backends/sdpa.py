@@ -79,7 +79,7 @@ class Sdpa:
         """One call of the kernel."""
         width = call.v.shape[-1]
         if call.q.shape[1] != call.k.shape[1] or call.q.shape[-1] != width or call.mask is None or call.mask.allows_all:
-            call = call.expanded
+            call = call.expand()
         q, k, v, mask, bias, scale = call.q, call.k, call.v, call.mask, call.bias, call.score_scale
         causal = bias is None and mask is not None and mask.is_causal
         matrix = None if mask is None or causal else mask.tensor()
@@ -96,7 +96,7 @@ class Sdpa:
 
     def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
         """Return the name, and why."""
-        call = call.expanded
+        call = call.expand()
         if call.bias is None and call.mask is None:
             name, why = "fused", "every key is attended to"
         elif call.bias is None and call.mask is not None and call.mask.is_causal:
@@ -145,7 +145,7 @@ def sdpa(
 
 
 def unpad(out: Tensor, width: int) -> Tensor:
-    """``out`` without the features that `AttentionCall.expanded` added."""
+    """``out`` without the features that `AttentionCall.expand` added."""
     return out if out.shape[-1] == width else out[..., :width]
 
 

@@ -60,7 +60,7 @@ class Segments:
 
     def run(self, call: AttentionCall, plan: Plan) -> Tensor:
         """Compute the parts."""
-        width, call = call.v.shape[-1], call.expanded
+        width, call = call.v.shape[-1], call.expand()
         q, k, v, mask, bias = call.q, call.k, call.v, call.mask, call.bias
         rest = None if mask is None else mask.without(plan.rule)
         kernel = Kernel(call.score_scale, call.sink, call.dropout)

@@ -58,7 +58,7 @@ class Tiled:
 
     def run(self, call: AttentionCall, plan: tuple[Tiles, bool]) -> Tensor:
         """Compute the tiles."""
-        (tiles, folds), width, call = plan, call.v.shape[-1], call.expanded
+        (tiles, folds), width, call = plan, call.v.shape[-1], call.expand()
         q, k, v, mask = call.q, call.k, call.v, call.mask
         assert mask is not None
         kernel = Kernel(call.score_scale, call.sink, call.dropout)
@@ -89,7 +89,7 @@ class CausalChunks:
 
     def run(self, call: AttentionCall, plan: bool) -> Tensor:
         """Compute the chunks."""
-        width, call = call.v.shape[-1], call.expanded
+        width, call = call.v.shape[-1], call.expand()
         kernel = Kernel(call.score_scale, call.sink, call.dropout)
         return unpad(causal_chunks(call.q, call.k, call.v, kernel), width)
 
@@ -126,7 +126,7 @@ class Rows:
 
     def run(self, call: AttentionCall, plan: Tiles) -> Tensor:
         """Compute the tiles; the backward pass computes their matrices again."""
-        width, call = call.v.shape[-1], call.expanded
+        width, call = call.v.shape[-1], call.expand()
         kernel = Kernel(call.score_scale, call.sink, call.dropout)
         return unpad(tiled(call.q, call.k, call.v, call.mask, call.bias, kernel, plan, recompute=True), width)
 

@@ -13,7 +13,7 @@ from attnlab.masks import BoundMask, SegmentMask
 from attnlab.masks.rule import Rule
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
-from attnlab.utils.tracing import autocast_dtype
+from attnlab.utils.tracing import autocast_dtype, can_inspect_values
 
 
 class NormalizedScan(AttentionMap):
@@ -37,7 +37,7 @@ class NormalizedScan(AttentionMap):
         if mask is not None:
             for rule in mask.mask.conjuncts:
                 if isinstance(rule, SegmentMask):
-                    self._add_segments(rule.ids[..., : k.shape[2]])
+                    self._add_segments(rule.ids[..., : mask.first + mask.keys])
                 elif rule.is_padding:
                     k = k.masked_fill(~_real_keys(rule, mask, k).unsqueeze(-1), 0.0)
                 else:
@@ -66,11 +66,10 @@ class NormalizedScan(AttentionMap):
             state: (B, H, d, w + 1), the sums over the earlier tokens; None for the first.
 
         Raises:
-            ValueError: for segments, which end inside a step unnoticed.
+            ValueError: for a document that another one interrupts (checked on a CPU, outside of a trace).
         """
-        if self.segments is not None:
-            raise ValueError("a cache continues one sequence per row; decode each document with its own cache")
-        sums, state = linear_scan(self.q, self.k, self._with_ones(values), state=state)
+        log_decay = None if self.segments is None else self._resets(self._first_tokens(self.segments))
+        sums, state = linear_scan(self.q, self.k, self._with_ones(values), log_decay=log_decay, state=state)
         return _normalized(sums, values), state
 
     def _with_ones(self, values: Tensor) -> Tensor:
@@ -93,18 +92,30 @@ class NormalizedScan(AttentionMap):
         ids = ids.expand(self.q.shape[0], -1)
         order = ids.argsort(dim=-1, stable=True)
         q, k, v = (_gathered(t, order) for t in (self.q, self.k, values))
-        changes = ids.gather(1, order).diff(dim=-1) != 0
-        out = linear_scan(q, k, v, log_decay=self._resets(F.pad(changes, (1, 0), value=True)))[0]
+        N, changes = ids.shape[1], ids.gather(1, order).diff(dim=-1) != 0
+        out = linear_scan(q, k, v, log_decay=self._resets(F.pad(changes, (1, 0), value=True)[:, :N]))[0]
         if not self.causal:
-            resets = self._resets(F.pad(changes, (0, 1), value=True).flip(-1))
+            resets = self._resets(F.pad(changes, (0, 1), value=True)[:, :N].flip(-1))
             later = linear_scan(q.flip(2), k.flip(2), v.flip(2), log_decay=resets)[0].flip(2)
             out = out + later - (q * k).sum(-1, keepdim=True) * v  # the token itself is in both
         return _gathered(out, order.argsort(dim=-1))
 
+    def _first_tokens(self, ids: Tensor) -> Tensor:
+        """Which of the last N tokens are the first of their segment, (1 | B, N)."""
+        if can_inspect_values(ids):
+            for row in ids:
+                runs = row.unique_consecutive()
+                if len(runs.unique()) < len(runs):
+                    raise ValueError(
+                        "with a cache, a document must not be interrupted by another one; "
+                        "decode each document with its own cache"
+                    )
+        return F.pad(ids.diff(dim=-1) != 0, (1, 0), value=True)[:, ids.shape[1] - self.shape[2] :]
+
     def _resets(self, first: Tensor) -> Tensor:
         """The logarithm of the decay, (B, H, N): -inf at the first token of a segment."""
         decay = torch.zeros_like(first, dtype=self.q.dtype).masked_fill(first, -torch.inf)
-        return decay.unsqueeze(1).expand(-1, self.q.shape[1], -1)
+        return decay.unsqueeze(1).expand(*self.q.shape[:2], -1)
 
     def _add_segments(self, ids: Tensor) -> None:
         if self.shape[2] != self.shape[3]:

@@ -79,7 +79,7 @@ def refuse_large(values: ColumnValues, locate: Locate) -> None:
             )
 
 
-def _with_booleans(column: pl.Series, found: NDArray[np.float64], other: NDArray[np.bool_], locate: Locate) -> Any:
+def _with_booleans(column: pl.Series, parsed: NDArray[np.float64], other: NDArray[np.bool_], locate: Locate) -> Any:
     """Numbers in which true and false are 1 and 0, as in a CSV file with a column that was Boolean in training."""
     low = column.str.strip_chars().str.to_lowercase()
     truths = [(low == word).fill_null(False).to_numpy() for word in ("false", "true")]
@@ -87,7 +87,7 @@ def _with_booleans(column: pl.Series, found: NDArray[np.float64], other: NDArray
     if bad.any():
         row = int(bad.argmax())
         raise UserError(f"{column.name} is {column[row][:40]!r} in {locate(row)}; the network was trained on numbers")
-    return np.select([truths[0], truths[1]], [0.0, 1.0], found)
+    return np.select([truths[0], truths[1]], [0.0, 1.0], parsed)
 
 
 def _dates(column: pl.Series, form: str, locate: Locate) -> NDArray[np.float64]:
@@ -96,13 +96,13 @@ def _dates(column: pl.Series, form: str, locate: Locate) -> NDArray[np.float64]:
         column = column.cast(pl.String)
     if column.dtype not in (pl.String, pl.Date, pl.Datetime):
         raise UserError(f"{column.name} is {column.drop_nulls()[0]} in {locate(0)}; the network was trained on dates")
-    found, _, other = dates(column, form)
+    parsed, _, other = dates(column, form)
     for another in DATES if other.any() else ():
         if "/" not in another or another.startswith("%Y"):
             more = dates(column, another)
-            found = np.where(other[:, None], more.numbers, found)
+            parsed = np.where(other[:, None], more.numbers, parsed)
             other = other & more.other
     if other.any():
         row = int(other.argmax())
         raise UserError(f"{column.name} is {column[row][:40]!r} in {locate(row)}; the network was trained on dates")
-    return found
+    return parsed

@@ -49,7 +49,7 @@ def _probe(path: Path, file: BinaryIO) -> None:
         return
     begun, _, output = process.stdout.decode("utf-8", "replace").strip().partition("\n")
     if begun != "begun":
-        return  # Python, or polars, could not be started there
+        return  # Python or polars could not be started
     if process.returncode == parquet_probe.TOO_LARGE:
         check_size(path, int(output))
     elif process.returncode:

@@ -61,22 +61,22 @@ def read_target(
             for numbers that are all equal.
     """
     values = _complete(column, decimal, locate, "leave such rows out (of a table with --missing drop)")
-    found, other = values.numbers[0], values.other[0]
+    parsed, other = values.numbers[0], values.other[0]
     unique = column.unique().to_list()
     why = f"--target_type {kind}"
     if kind is None:
-        kind, why = _kind(column, found, other, len(unique), locate)
+        kind, why = _kind(column, parsed, other, len(unique), locate)
     if kind == "class":
         labels = _labels(unique)
         if len(labels) < 2:
             raise UserError(f"every row is of one class ({labels[0]}), so there is nothing to learn; two are needed")
         return Target(column.name, _codes(column, labels), labels, f"{len(labels):,} classes: {why}")
-    _check_numbers(column, found, other, locate)
-    low, high = found.min(), found.max()
+    _check_numbers(column, parsed, other, locate)
+    low, high = parsed.min(), parsed.max()
     if low == high:
         alike = f"is {float(low)!r} in every row{' as a float64' if len(unique) > 1 else ''}"
         raise UserError(f"{column.name} {alike}, so there is nothing to learn; choose another --target")
-    return Target(column.name, found, None, f"{low:.9g} to {high:.9g}: {why}")
+    return Target(column.name, parsed, None, f"{low:.9g} to {high:.9g}: {why}")
 
 
 def encode_target(
@@ -99,9 +99,9 @@ def encode_target(
     values = numbers([column], decimal) if gaps else _complete(column, decimal, locate, "leave such rows out")
     if "labels" in encoding:
         return np.where(values.missing[0], UNSEEN, _codes(column, encoding["labels"]))
-    found = values.numbers[0]
-    _check_numbers(column, found, values.other[0] & (not gaps), locate)
-    return standardized_target(found, encoding["mean"], encoding["unit"], column.name, locate)
+    parsed = values.numbers[0]
+    _check_numbers(column, parsed, values.other[0] & (not gaps), locate)
+    return standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
 
 
 def standardized_target(
@@ -112,15 +112,15 @@ def standardized_target(
     Raises:
         UserError: for a value so far from the mean that its squared error overflows.
     """
-    found = (values - mean) / unit
-    far = np.abs(found) > MAX_STANDARDIZED
+    parsed = (values - mean) / unit
+    far = np.abs(parsed) > MAX_STANDARDIZED
     if far.any():
         row = int(far.argmax())
         raise UserError(
-            f"{name} is {values[row]:g} in {locate(row)}, {abs(found[row]):.0e} times the spread of the training rows "
+            f"{name} is {values[row]:g} in {locate(row)}, {abs(parsed[row]):.0e} times the spread of the training rows "
             "away from their mean; correct it, or leave the row out"
         )
-    return found
+    return parsed
 
 
 def _is_readable(column: pl.Series) -> bool:
@@ -145,7 +145,7 @@ def _complete(column: pl.Series, decimal: str, locate: Locate, otherwise: str) -
 
 
 def _kind(
-    column: pl.Series, found: NDArray[np.float64], other: NDArray[np.bool_], distinct: int, locate: Locate
+    column: pl.Series, parsed: NDArray[np.float64], other: NDArray[np.bool_], distinct: int, locate: Locate
 ) -> tuple[Literal["class", "number"], str]:
     """Classes or numbers, and the reason."""
     if column.dtype == pl.Boolean:
@@ -158,16 +158,16 @@ def _kind(
                 "--target_type class if these are names"
             )
         return "class", "strings"
-    if distinct <= MAX_CLASSES and np.isfinite(found).all() and (found % 1 == 0).all():
+    if distinct <= MAX_CLASSES and np.isfinite(parsed).all() and (parsed % 1 == 0).all():
         return "class", f"integers with at most {MAX_CLASSES} different values"
     return "number", f"numbers with {distinct:,} different values"
 
 
-def _check_numbers(column: pl.Series, found: NDArray[np.float64], other: NDArray[np.bool_], locate: Locate) -> None:
+def _check_numbers(column: pl.Series, parsed: NDArray[np.float64], other: NDArray[np.bool_], locate: Locate) -> None:
     if other.any():
         row = int(other.argmax())
         raise UserError(f"{column.name} is {column[row][:40]!r} in {locate(row)}, which is not a number; correct it")
-    large = np.abs(found) > LARGEST
+    large = np.abs(parsed) > LARGEST
     if large.any():
         row = int(large.argmax())
         raise UserError(

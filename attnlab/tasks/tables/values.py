@@ -83,31 +83,31 @@ def numbers(columns: Sequence[pl.Series], decimal: str = ".") -> Values:
     rows = len(columns[0])
     joined = pl.concat(columns, rechunk=True)
     if joined.dtype != pl.String:
-        found = as_float(joined).reshape(len(columns), rows)
-        infinite = ~np.isfinite(found)
-        found[infinite] = np.nan
-        return Values(found, infinite, np.zeros_like(infinite))
+        parsed = as_float(joined).reshape(len(columns), rows)
+        infinite = ~np.isfinite(parsed)
+        parsed[infinite] = np.nan
+        return Values(parsed, infinite, np.zeros_like(infinite))
     text = joined.str.strip_chars()
     low = text.str.to_lowercase()
     missing, unknown = (
         low.is_in(which).fill_null(which is MISSING).to_numpy().reshape(len(columns), rows)
         for which in (MISSING, UNKNOWN)
     )
-    found = as_float(text.str.replace(",", ".", literal=True) if decimal == "," else text).reshape(len(columns), rows)
-    found[missing | unknown] = np.nan
+    parsed = as_float(text.str.replace(",", ".", literal=True) if decimal == "," else text).reshape(len(columns), rows)
+    parsed[missing | unknown] = np.nan
     points = np.zeros_like(missing)  # where a point is not the decimal mark
     if decimal == ",":
-        points = text.str.contains(".", literal=True).fill_null(False).to_numpy().reshape(found.shape)
-    unread = points | (np.isnan(found) & ~missing & ~unknown)
+        points = text.str.contains(".", literal=True).fill_null(False).to_numpy().reshape(parsed.shape)
+    unread = points | (np.isnan(parsed) & ~missing & ~unknown)
     unread[unread] = text.filter(pl.Series(unread.ravel())).str.contains(_DIGITS_AND_UNITS).to_numpy()
     for i in np.flatnonzero(unread.any(axis=1)).tolist():
         read = _formatted_numbers(text.slice(i * rows, rows), decimal)
         if not (points[i] & np.isnan(read)).any():
-            found[i] = np.where(points[i] | np.isnan(found[i]), read, found[i])
-    other = ~(missing | unknown) & np.isnan(found)
-    numeric = ~other.any(axis=1) & ~np.isnan(found).all(axis=1)
+            parsed[i] = np.where(points[i] | np.isnan(parsed[i]), read, parsed[i])
+    other = ~(missing | unknown) & np.isnan(parsed)
+    numeric = ~other.any(axis=1) & ~np.isnan(parsed).all(axis=1)
     among_numbers = unknown & numeric[:, None]
-    return Values(found, missing | among_numbers, other | (unknown & ~among_numbers))
+    return Values(parsed, missing | among_numbers, other | (unknown & ~among_numbers))
 
 
 def _formatted_numbers(text: pl.Series, decimal: str) -> NDArray[np.float64]:

@@ -45,7 +45,8 @@ def test_brute_force(
     r: int,
 ) -> None:
     torch.manual_seed(0)
-    layer = BigBirdAttention(H * d, H, block=block, window=window, num_global=g, num_random=r, causal=causal).to(dtype)
+    options = {"block_size": block, "window_size": window, "num_global": g, "num_random": r}
+    layer = BigBirdAttention(H * d, H, **options, causal=causal).to(dtype)
     torch.nn.init.normal_(layer.qkv.bias)
     x, lengths = tokens(B, N, H * d, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
     links = {(late, early) for late in range(-(-N // block)) for early in drawn(layer, late)}

@@ -142,8 +142,8 @@ def test_steps_are_the_whole(gate: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gate": "scalar"}, "^gate is 'elementwise' or 'headwise', not 'scalar'$"),
-        ({"gate": True}, "^gate is 'elementwise' or 'headwise', not True$"),
+        ({"gate": "scalar"}, "^gate must be 'elementwise' or 'headwise', not 'scalar'$"),
+        ({"gate": True}, "^gate must be 'elementwise' or 'headwise', not True$"),
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
     ],
 )

@@ -104,6 +104,16 @@ def test_decoding_continues_a_padded_batch(side: str) -> None:
     close(torch.cat(steps, 1), expected)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_decoding_resets_the_state_at_each_document(batched: bool) -> None:
+    ids = torch.tensor([[5, 5, 5, 5, 5, 2, 2, 9, 9, 9, 4], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+    layer, x, mask = made(causal=True), tokens(), masks.documents(ids if batched else ids[0])
+    cache = layer.make_cache(N)
+    with torch.no_grad():
+        steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
+    close(torch.cat(steps, 1), layer(x, mask=mask))
+
+
 def test_the_state_does_not_grow() -> None:
     layer, sizes = made(causal=True), []
     cache = layer.make_cache(1)
@@ -157,8 +167,8 @@ def test_what_does_not_fit_is_refused() -> None:
         LinearAttention(D, H, feature_map="cos")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="cache must be a RecurrentState"):
         layer(x, cache=KVCache(N))
-    with pytest.raises(ValueError, match="decode each document with its own cache"), torch.no_grad():
-        layer(x, mask=masks.documents(torch.zeros(N, dtype=torch.long)), cache=layer.make_cache(N))
+    with pytest.raises(ValueError, match="must not be interrupted by another one"), torch.no_grad():
+        layer(x, mask=masks.documents(torch.tensor([0, 1, 0] + [2] * (N - 3))), cache=layer.make_cache(N))
     with pytest.raises(ValueError, match="has no attention weights to drop"):
         layer.attention_map(x).apply(torch.ones(1, 1, N, 1), dropout=0.1)
     q, k = torch.rand(2, 1, 1, 7, 3).unbind(0)

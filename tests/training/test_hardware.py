@@ -1,4 +1,4 @@
-"""The machine: what it has, what it lacks, and what a run takes from it."""
+"""Device, threads, memory and precision."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def threads() -> Iterator[int]:
 
 def test_auto_selects_the_fastest_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, expected in ((["cpu"], "cpu"), (["cpu", "mps"], "mps"), (["cpu", "cuda:0", "cuda:1"], "cuda:0")):
-        monkeypatch.setattr(machine, "available", lambda there=there: there)
-        assert str(machine.device("auto")) == expected
-    assert str(machine.device("cuda")) == "cuda:0"
-    assert str(machine.device("cuda:1")) == "cuda:1"
+        monkeypatch.setattr(hardware, "available", lambda there=there: there)
+        assert str(hardware.device("auto")) == expected
+    assert str(hardware.device("cuda")) == "cuda:0"
+    assert str(hardware.device("cuda:1")) == "cuda:1"
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:cpu", "meta", "cuda:-1"])
 def test_unavailable_device_lists_available_ones(name: str) -> None:
     with pytest.raises(UserError, match=r"available: auto, cpu"):
-        machine.device(name)
+        hardware.device(name)
 
 
 def test_number_of_threads_by_step_size() -> None:
@@ -45,7 +45,7 @@ def test_number_of_threads_by_step_size() -> None:
 
 def test_network_larger_than_memory_is_refused_before_allocation() -> None:
     hardware.check_memory(1_000_000, "float32", torch.device("cpu"))
-    with pytest.raises(UserError, match=r"need 14,901 GiB to train, and there are .* on cpu; reduce --embed_dim"):
+    with pytest.raises(UserError, match=r"need 14,901 GiB to train, but there are .* on cpu; reduce --embed_dim"):
         hardware.check_memory(10**12, "float32", torch.device("cpu"))
     with pytest.raises(UserError, match=r"need 29,802 GiB"):
         hardware.check_memory(10**12, "float64", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Files as people have them, from training to predictions."""
+"""User files in various formats, from training to predictions."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
-from answers import call
+from calls import call
 
 SMALL = ("--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
 ROWS = [(f"{i % 11 + 0.25:.2f}".replace(".", ","), ["Zürich", "Genève"][i % 2], str(i * 7 % 13)) for i in range(47)]
 
 
-def test_a_file_without_a_header_and_with_decimal_commas() -> None:
+def test_a_table_without_header_and_with_decimal_commas() -> None:
     Path("a.csv").write_bytes("".join(f"{a};{b};{c}\r\n" for a, b, c in ROWS).encode("cp1252"))
     train = ("train", "--data", "a.csv", "--target", "column_2", *SMALL, "--run_dir", "run")
     assert "add a line of names, or give --no_header" in call(*train).err
-    told = call(*train, "--no_header")
-    assert told.code == 0, told.err
+    done = call(*train, "--no_header")
+    assert done.code == 0, done.err
     for fact in ("fields separated by semicolons", "decimal commas", "Windows-1252", "no header"):
-        assert fact in told.out
+        assert fact in done.out
     Path("b.csv").write_bytes(Path("a.csv").read_bytes() + b"\r\n")  # a blank line makes it another file
-    told = call("predict", "run", "--data", "b.csv", "--keep_columns")
-    assert told.code == 0, told.err
-    rows = list(csv.DictReader(io.StringIO(told.out)))
+    done = call("predict", "run", "--data", "b.csv", "--keep_columns")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [(row["column_1"], row["column_2"], row["column_3"]) for row in rows] == ROWS
     assert {row["prediction"] for row in rows} <= {"Zürich", "Genève"}
-    told = call("evaluate", "run", "--data", "b.csv", "--json")
-    assert json.loads(told.out)["test_examples"] == 47
+    done = call("evaluate", "run", "--data", "b.csv", "--json")
+    assert json.loads(done.out)["test_examples"] == 47
 
 
-def test_a_text_of_lines() -> None:
+def test_a_text_split_by_lines() -> None:
     Path("code.txt").write_bytes(b"".join(b"    x%d = f(x%d)\n" % (i % 7, i % 5) for i in range(97)) + b"\n")
-    told = call("train", "--data", "code.txt", "--seq_length", "13", *SMALL, "--run_dir", "run")
-    assert told.code == 0, told.err
-    assert "code.txt: 1,456 bytes in 98 lines" in told.out
-    assert "split by lines" in told.out
-    told = call("predict", "run", "--data", "code.txt")
-    rows = list(csv.DictReader(io.StringIO(told.out)))
+    done = call("train", "--data", "code.txt", "--seq_length", "13", *SMALL, "--run_dir", "run")
+    assert done.code == 0, done.err
+    assert "code.txt: 1,456 bytes in 98 lines" in done.out
+    assert "split by lines" in done.out
+    done = call("predict", "run", "--data", "code.txt")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
     assert len(rows) == 98
     assert rows[1]["line"] == "    x1 = f(x1)"
     assert (rows[97]["line"], rows[97]["bits_per_byte"], rows[97]["bytes"]) == ("", "", "0")
     Path("new.txt").write_bytes(Path("code.txt").read_bytes() + b"\n")
-    told = call("evaluate", "run", "--data", "new.txt", "--json")
-    assert json.loads(told.out)["test_examples"] == 1_456 // 13
+    done = call("evaluate", "run", "--data", "new.txt", "--json")
+    assert json.loads(done.out)["test_examples"] == 1_456 // 13
 
 
-def test_predictions_are_scored_where_the_target_is_known() -> None:
+def test_predictions_are_scored_on_rows_with_a_target() -> None:
     """A quantity whose standardized value is -1, and rows whose target is still open, cost no other row."""
     rows = [(i * 7 % 31, i % 2 * 10) for i in range(60)]
     Path("a.csv").write_text("a,y\n" + "".join(f"{a},{y}\n" for a, y in rows))
@@ -63,12 +63,12 @@ def test_predictions_are_scored_where_the_target_is_known() -> None:
         "a,y\n" + "".join(f"{a},{['', y, 'NA', '?'][i % 4]}\n" for i, (a, y) in enumerate(rows))
     )
     for run in ("number", "classes"):
-        told = call("predict", run, "--data", "part.csv", "--output", "part.jsonl", "--overwrite", "--keep_columns")
-        assert told.code == 0, told.err
-        assert "on the 15 rows with a known target" in told.err
+        done = call("predict", run, "--data", "part.csv", "--output", "part.jsonl", "--overwrite", "--keep_columns")
+        assert done.code == 0, done.err
+        assert "on the 15 rows with a known target" in done.err
         assert len(Path("part.jsonl").read_text().splitlines()) == 60
-        told = call("evaluate", run, "--data", "part.csv")
-        assert "y is missing or not finite in row 1 of part.csv (line 2); fill it in" in told.err
+        done = call("evaluate", run, "--data", "part.csv")
+        assert "y is missing or not finite in row 1 of part.csv (line 2); fill it in" in done.err
 
 
 def test_kept_columns_of_every_type() -> None:
@@ -85,8 +85,8 @@ def test_kept_columns_of_every_type() -> None:
     assert call("train", "--data", "a.parquet", "--target", "y", *SMALL, "--run_dir", "run").code == 0
     predict = ("predict", "run", "--data", "a.parquet", "--keep_columns")
     for name in ("o.csv", "o.jsonl", "o.parquet"):
-        told = call(*predict, "--output", name)
-        assert told.code == 0, told.err
+        done = call(*predict, "--output", name)
+        assert done.code == 0, done.err
     assert pl.read_parquet("o.parquet").select(*columns).to_dict(as_series=False) == columns
     line = json.loads(Path("o.jsonl").read_text("utf-8").splitlines()[2])
     assert [line[name] for name in columns] == [14, "PT2M", "ff32", ["ü", None], '{"x": 2, "y": "01"}', False]
@@ -99,8 +99,8 @@ def test_kept_columns_of_json_lines() -> None:
     lines = [{"a": i * 7 % 31, "n": {"x": [i]}, "m": [1, "b"], "y": "pq"[i % 2]} for i in range(43)]
     Path("a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert call("train", "--data", "a.jsonl", "--target", "y", *SMALL, "--run_dir", "run").code == 0
-    told = call("predict", "run", "--data", "a.jsonl", "--keep_columns", "--output", "o.jsonl")
-    assert told.code == 0, told.err
+    done = call("predict", "run", "--data", "a.jsonl", "--keep_columns", "--output", "o.jsonl")
+    assert done.code == 0, done.err
     written = list(map(json.loads, Path("o.jsonl").read_text().splitlines()))
     assert [{name: row[name] for name in ("a", "n", "y")} for row in written] == [
         {name: line[name] for name in ("a", "n", "y")} for line in lines
@@ -108,7 +108,7 @@ def test_kept_columns_of_json_lines() -> None:
     assert written[0]["m"] == '[1, "b"]'  # no column holds numbers and words
 
 
-def test_kept_texts_of_digits_keep_their_digits() -> None:
+def test_kept_columns_of_digits_keep_every_digit() -> None:
     texts = {"long": "123456789012345678901234", "phone": "+4144000000", "zip": "0800", "number": "0.30000000000000004"}
     Path("a.csv").write_text(
         "a,y,"
@@ -122,16 +122,16 @@ def test_kept_texts_of_digits_keep_their_digits() -> None:
     assert [line[name] for name in texts] == [*list(texts.values())[:3], 0.30000000000000004]
 
 
-def test_names_with_white_space_around_them() -> None:
+def test_column_names_with_spaces_around_them() -> None:
     Path("a.csv").write_text(" a , y \n" + "".join(f" {i * 7 % 31} , {'pq'[i % 2]}\n" for i in range(43)))
-    told = call("train", "--data", "a.csv", "--target", "y", *SMALL, "--run_dir", "run")
-    assert told.code == 0, told.err
+    done = call("train", "--data", "a.csv", "--target", "y", *SMALL, "--run_dir", "run")
+    assert done.code == 0, done.err
     rows = list(csv.DictReader(io.StringIO(call("predict", "run", "--data", "a.csv", "--keep_columns").out)))
     assert [*rows[0]][:3] == ["a", "y", "prediction"]
     assert {row["prediction"] for row in rows} <= {" p", " q"}
 
 
-def test_lines_of_latin_1() -> None:
+def test_a_text_in_latin_1() -> None:
     Path("a.txt").write_bytes("Zürich liegt an der Limmat\n".encode("latin-1") * 40 + "Genève\n".encode())
     assert call("train", "--data", "a.txt", "--seq_length", "7", *SMALL, "--run_dir", "run").code == 0
     rows = list(csv.DictReader(io.StringIO(call("predict", "run", "--data", "a.txt").out)))

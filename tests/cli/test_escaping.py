@@ -1,4 +1,4 @@
-"""What comes out of files is printed escaped, and is not read as markup."""
+"""Text from files is escaped when it is printed, and not parsed as markup."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def harmless(text: str) -> bool:
+def is_escaped(text: str) -> bool:
     """Whether a text has no control character but newline and tab, and no control of direction."""
     return not any((ord(c) < 32 and c not in "\n\t") or 126 < ord(c) < 160 or c in "\u202e\u2066\u2028" for c in text)
 
@@ -40,26 +40,26 @@ def test_what_is_escaped() -> None:
     assert visible("\ud800") == "\\ud800"
     assert one_line("a\nb\tc") == "a\\nb\\tc"
     assert visible(visible(HOSTILE)) == visible(HOSTILE)
-    assert harmless(visible(HOSTILE))
+    assert is_escaped(visible(HOSTILE))
 
 
 @pytest.mark.parametrize("word", ["plain", "two words", "it's", "a\nb", "\x1b[2J'\\", "```\n```", "\u202e"])
 def test_a_quoted_word_is_one_line_that_a_shell_reads_back(word: str) -> None:
     quoted = shell_word(word)
     assert "\n" not in quoted
-    assert harmless(quoted)
+    assert is_escaped(quoted)
     ran = subprocess.run(
         ["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
     )
     assert ran.stdout.decode() == word
 
 
-def test_a_cell_of_a_page_is_one_line_without_markup() -> None:
+def test_markdown_cells_are_escaped() -> None:
     assert markdown("a|b`c`<script>\n[x](y)&amp;") == r"a\|b\`c\`&lt;script>\\n\[x\](y)&amp;amp;"
     assert markdown(3) == "3"
 
 
-def test_a_console_escapes_and_reads_no_markup() -> None:
+def test_the_console_escapes_and_ignores_markup() -> None:
     for terminal in (True, False):
         stream = io.StringIO()
         console = Console(file=stream, force_terminal=terminal, width=200, color_system=None)
@@ -67,11 +67,11 @@ def test_a_console_escapes_and_reads_no_markup() -> None:
         table.add_row(HOSTILE, style="bold")
         for shown in (HOSTILE, Text(HOSTILE), table):
             console.print(shown)
-        assert harmless(stream.getvalue())
+        assert is_escaped(stream.getvalue())
         assert stream.getvalue().count("[bold red]x[/bold red]:smile:") == 5
 
 
-def test_a_console_keeps_its_own_styles() -> None:
+def test_the_console_applies_styles() -> None:
     stream = io.StringIO()
     Console(file=stream, force_terminal=True, color_system="standard").print("x", style="bold")
     assert stream.getvalue() == "\x1b[1mx\x1b[0m\n"
@@ -94,7 +94,7 @@ def test_say_escapes_on_a_terminal_and_in_messages_and_keeps_data(
 
 
 @pytest.mark.parametrize("file", sorted(COMMANDS.glob("*.py")), ids=lambda path: path.stem)
-def test_everything_is_printed_in_one_place(file: Path) -> None:
+def test_only_one_module_prints(file: Path) -> None:
     if file.name == "_console.py":
         return
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -111,12 +111,12 @@ def test_errors_are_one_escaped_line(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["evaluate", f"missing{HOSTILE}\nfolder"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert harmless(err)
+    assert is_escaped(err)
     assert "[bold red]x[/bold red]" in err
 
 
 @pytest.mark.parametrize("name", ["x[lr=0.1]", "sweep[/tmp]", "[bold]", "\x1b[2J"])
-def test_a_run_folder_may_be_called_so(
+def test_run_folders_with_unusual_names(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,20 +127,20 @@ def test_a_run_folder_may_be_called_so(
     shown = visible(name)
     out = capsys.readouterr().out
     assert shown in out
-    assert harmless(out)
+    assert is_escaped(out)
     result = json.loads((tmp_path / "runs" / name / "result.json").read_text("utf-8"))
     parent = str(Path("runs", name).parent)
     for words in (["runs", parent], ["evaluate", f"runs/{name}"], ["train", "--resume", f"runs/{name}"]):
         assert main(words) == 0
         out = capsys.readouterr().out
-        assert harmless(out)
+        assert is_escaped(out)
     (tmp_path / "runs" / name / "result.json").write_text(json.dumps({**result, "remark": HOSTILE}), encoding="utf-8")
     assert main(["train", "--resume", f"runs/{name}"]) == 0
     out = capsys.readouterr().out
-    assert harmless(out)
+    assert is_escaped(out)
     assert "[bold red]x[/bold red]" in out
     (tmp_path / "runs" / name / "result.json").write_text(json.dumps({**result, HOSTILE: 1}), encoding="utf-8")
     assert main(["runs", parent]) == 0
     out = capsys.readouterr().out
-    assert harmless(out)
+    assert is_escaped(out)
     assert "damaged" in out
