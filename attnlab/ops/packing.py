@@ -1,4 +1,4 @@
-"""Padded batches without their padding: the real tokens of all items in one row, and back.
+"""Packing: the real tokens of a padded batch in one row, without the padding, and back.
 
 Axes: B batch, N length, T real tokens, D embed_dim.
 """
@@ -16,35 +16,36 @@ from attnlab.masks import BoundMask, documents
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.utils.tracing import can_inspect_values
 
-FULL = 0.9
-"""Above this share of real tokens the copying costs what the padding did."""
+MAX_REAL_FRACTION = 0.9
+"""The fraction of real tokens above which the copies cost as much as the padding."""
 
-SHORT = 64
-"""Below this many real tokens an item, a kernel call for each costs more than the padding did."""
+MIN_TOKENS_PER_ITEM = 64
+"""Real tokens per item below which a kernel call for each item costs more than the padding."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the real tokens are: ``index`` (T,) into the flattened batch, and the mask over their one row."""
+    """The indices of the real tokens (T,) in the flattened batch, and the mask of the packed row."""
 
     shape: tuple[int, int]
     index: Tensor
     mask: BoundMask
 
     def run(self, compute: Callable[[Tensor, BoundMask], Tensor], x: Tensor) -> Tensor:
-        """``compute`` on the real tokens, (1, T, D) to the same; (B, N, D) with zeros in the padding comes back."""
+        """Return ``compute`` of the real tokens (1, T, D) as (B, N, D), with zeros in the padding."""
         out = compute(x.flatten(0, 1).index_select(0, self.index).unsqueeze(0), self.mask).squeeze(0)
         whole = out.new_zeros(self.shape[0] * self.shape[1], out.shape[-1])
         return whole.index_copy(0, self.index, out).unflatten(0, self.shape)
 
 
 def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
-    """How to pack ``x`` (B, N, D) under this mask; None where that is impossible, or not worth while.
+    """Return how to pack ``x`` (B, N, D) under this mask; None if that is impossible or not faster.
 
     It is possible where the mask is ``padding(..., mask_queries=True)`` and the rest depends on distances alone,
     which packing keeps.
     """
-    if torch.compiler.is_compiling() or FULL * x.shape[1] < SHORT:  # a traced length stays free; too short to pack
+    if torch.compiler.is_compiling() or MAX_REAL_FRACTION * x.shape[1] < MIN_TOKENS_PER_ITEM:
+        # A traced length stays free; a short row is not worth packing.
         return None
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
@@ -55,11 +56,11 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
             continue
         lengths = torch.tensor([span.stop - span.start for span in spans])
         real = int(lengths.sum())
-        if not SHORT * B <= real <= FULL * B * N:
+        if not MIN_TOKENS_PER_ITEM * B <= real <= MAX_REAL_FRACTION * B * N:
             return None
         rules = [own.mask for _, own in mask.head_groups() or [(slice(None), mask)]]
         if any(own.stride > 1 and None in own.band for own in rules):
-            return None  # its keys are reached by steps: in one long row, those of the other items are too
+            return None  # in one row, a stride would reach the keys of other items
         index = torch.cat([torch.arange(b * N + span.start, b * N + span.stop) for b, span in enumerate(spans)])
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
         for other in factors:

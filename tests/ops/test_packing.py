@@ -46,7 +46,7 @@ def test_what_is_packed(mask: Mask, expected: list[str]) -> None:
 
 
 def test_what_a_packed_row_cannot_have() -> None:
-    assert paths(REAL, bias=torch.zeros(N, N)) == ["items"]
+    assert paths(REAL, attn_bias=torch.zeros(N, N)) == ["items"]
     assert paths(REAL, context=torch.randn(B, N, D)) == ["items"]
     assert paths(REAL, MultiAttention(D, H, dropout=0.1))[0] == "packed"
     assert paths(REAL, MultiAttention(D, H, dropout=0.1).eval()) == ["packed", "segments"]

@@ -1,4 +1,4 @@
-"""Softmax attention in PyTorch's own differentiable operations: what the fused computations fall back to.
+"""Softmax attention in differentiable PyTorch operations, for derivatives that the fused kernels do not have.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim, w width of the values.
 """
@@ -29,8 +29,8 @@ def explicit_attention(
         v: (B, H, M, w).
         matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M).
         scale: what a score is multiplied by.
-        sink: (H,), a logit in every row that takes weight and gives nothing.
-        keep: (B, H, N, M), the factors of a dropout.
+        sink: (H,), a logit in every row that takes weight and has no value.
+        keep: (B, H, N, M), the dropout factors.
     """
     scores = scale * (q @ k.mT)
     if matrix is not None and matrix.dtype != torch.bool:
@@ -43,26 +43,26 @@ def explicit_attention(
 def explicit_gradients(
     compute: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of ``compute(*inputs)``, which can be differentiated again; for the backward pass of a function."""
+    """Return the gradients of ``compute(*inputs)``, which can be differentiated again."""
     wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(compute(*inputs), wanted, gradient, create_graph=True))
-    return [next(found) if t.requires_grad else None for t in inputs]
+    gradients = iter(torch.autograd.grad(compute(*inputs), wanted, gradient, create_graph=True))
+    return [next(gradients) if t.requires_grad else None for t in inputs]
 
 
 def masked_softmax(scores: Tensor, permitted: Tensor | None = None, sink: Tensor | None = None) -> Tensor:
-    """``softmax(scores)`` over the permitted keys: (B, H, N, M), zero elsewhere.
+    """``softmax(scores)`` over the allowed keys: (B, H, N, M), zero elsewhere.
 
-    A score of -inf is not permitted either. A fully masked row is zero, and so is its gradient.
+    A score of -inf is masked too. A fully masked row is zero, and so is its gradient.
 
     Args:
         scores: (B, H, N, M).
         permitted: Boolean, broadcastable to the scores.
-        sink: (H,), a logit in every row that takes weight and is not shown.
+        sink: (H,), a logit in every row that takes weight and is not part of the result.
     """
     forbidden = scores == -torch.inf
     if permitted is not None:
         forbidden = forbidden | ~permitted
-    # The most negative finite number: -inf would make a fully masked row NaN on the way, forward and backward.
+    # The most negative finite value: -inf would make a fully masked row NaN, forward and backward.
     scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
     if sink is None:
         return scores.softmax(-1).masked_fill(forbidden, 0.0)
