@@ -19,7 +19,7 @@ from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import NormalizedScan
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: F.elu(x) + 1,
+    "elu": lambda x: torch.where(x > 0, x + 1, x.clamp(max=0).exp()),  # elu(x) + 1; ONNX has no Elu in float64
     "relu": F.relu,
     "softmax": lambda x: x.softmax(-1),
 }

@@ -40,7 +40,7 @@ def test_half_precision_is_accumulated_in_float32(dtype: torch.dtype, form: str)
     def errors(out: Tensor, state: Tensor) -> tuple[float, float]:
         return ((out.double() - expected) / expected).abs().max().item(), ((state - last) / last).abs().max().item()
 
-    out, state = linear_scan(**select_features, form=form)
+    out, state = linear_scan(**narrow, form=form)
     assert out.dtype == dtype
     assert state.dtype == torch.float32
     once = torch.finfo(dtype).eps  # the output is rounded, once

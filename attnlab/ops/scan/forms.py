@@ -50,6 +50,8 @@ class Steps(NamedTuple):
 
     def chunks(self, size: int, dtype: torch.dtype) -> Steps:
         """(B, H, T, C, ...) for (B, H, N, ...); the last chunk is filled up with steps that change nothing."""
+        if torch.compiler.is_exporting():  # one chunk: a length that is compared with multiples of a chunk is not free
+            return self.map(lambda x: x.to(dtype).unsqueeze(2))
         missing = -self.q.shape[2] % size
         wide = self.map(lambda x: x.to(dtype))
         if torch.compiler.is_compiling() or missing:  # compiled, one graph for every length
