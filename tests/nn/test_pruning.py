@@ -234,7 +234,7 @@ def test_a_mechanism_without_heads_is_refused() -> None:
 def test_what_was_added_to_a_projection_is_not_lost() -> None:
     layer = multihead()
     nn.utils.parametrizations.weight_norm(layer.qkv)
-    with pytest.raises(TypeError, match="qkv is a ParametrizedLinear; merge what was added"):
+    with pytest.raises(TypeError, match="qkv is a ParametrizedLinear; merge adapters first"):
         prune_heads(layer, [0])
 
 
@@ -414,7 +414,7 @@ def test_heads_of_a_network_that_cannot_go(heads: Any, error: type[Exception], s
 
 
 def test_a_network_without_heads_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="SelfAttention has no heads"):
+    with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
         prune_heads(network("selfhead"), {0: [0]})
 
 

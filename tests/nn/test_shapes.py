@@ -21,7 +21,8 @@ from jaxtyping import TypeCheckError, install_import_hook
 
 import attnlab
 
-with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], "beartype.beartype"):
+HOOKED = ["attnlab.models", "attnlab.nn.attention", "attnlab.nn.mixer", "planted"]
+with install_import_hook(HOOKED, "beartype.beartype"):
     from attnlab.catalog import registry
     from attnlab.masks import causal, padding
 
@@ -34,7 +35,7 @@ with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], 
             if "arbitrary_mask" in mechanism.card.supports:
                 calls.append({"mask": padding(torch.tensor([3, 5]))})
             if "attn_bias" in mechanism.card.supports:
-                calls.append({"bias": torch.randn(5, 5)})
+                calls.append({"attn_bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
                 calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
             for given in calls:

@@ -86,7 +86,7 @@ def test_a_window_is_as_its_matrix(scheme: str, length: int, size: int, causal: 
     attend, x = layer(scheme, causal=causal), tokens(length)
     bias = torch.randn(H, length, length, dtype=torch.float64)
     written = from_tensor(sliding_window(size).materialize(length))
-    for given_ in ({}, {"bias": bias}, {"bias": bias[:, :1]}):
+    for given_ in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
         torch.testing.assert_close(attend(x, mask=sliding_window(size), **given_), attend(x, mask=written, **given_))
 
 
