@@ -131,7 +131,10 @@ def test_masks_biases_and_context_are_taken_as_before() -> None:
     same(small(x, mask=mask), silenced(layer, gone, x, mask=mask))
     scattered = torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(0)) < 0.8
     bias = torch.randn(H, N, N, dtype=torch.float64)
-    same(small(x, mask=scattered[:, left], bias=bias[left]), silenced(layer, gone, x, mask=scattered, bias=bias))
+    same(
+        small(x, mask=scattered[:, left], attn_bias=bias[left]),
+        silenced(layer, gone, x, mask=scattered, attn_bias=bias),
+    )
     same(small(x, context=context), silenced(layer, gone, x, context=context))
     with pytest.raises(ValueError, match="mask"):
         small(x, mask=scattered)

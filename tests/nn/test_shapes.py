@@ -47,12 +47,11 @@ with install_import_hook(HOOKED, "beartype.beartype"):
     from attnlab.models.multihead import MultiAttention
     from planted import MultiHeadBase
 
-    same = {"card": MultiAttention.card, "_attention_map": MultiAttention._attention_map}
-    wrong = type("Wrong", (MultiHeadBase,), same)
+    wrong = type("Wrong", (MultiHeadBase,), {"card": MultiAttention.card})
     try:
         wrong(24, 3)(torch.randn(2, 5, 24))
     except TypeCheckError as error:
-        assert "_concat" in str(error), error
+        assert "_project_qkv" in str(error), error
     else:
         raise AssertionError("a wrong shape went through")
 print("held")
@@ -61,7 +60,7 @@ print("held")
 
 def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
     source = (ROOT / "attnlab" / "nn" / "multihead.py").read_text(encoding="utf-8")
-    right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
+    right, wrong = ".transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)", ".split_with_sizes([H, H_kv, H_kv], 2)"
     assert right in source
     source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype wants the class of a Self decorated
     (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
