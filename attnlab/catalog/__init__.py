@@ -1,1 +1,1 @@
-"""The mechanisms that exist: found, read, described and created."""
+"""The catalog of mechanisms: names, cards, options, and the template of a new one."""

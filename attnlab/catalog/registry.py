@@ -1,6 +1,7 @@
-"""Folder → class → card and options: the mechanisms, found by their presence in ``models/``.
+"""The mechanisms in ``models/``: the class, card and options of every folder.
 
-Names, cards and options are read from the source text (`attnlab.catalog.source`); only `load` imports a mechanism.
+Cards and options are read from the source text (`attnlab.catalog.source`), because importing torch takes seconds. Only
+`load` imports a mechanism.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 FACTORY = ("device", "dtype")
-"""Arguments of every constructor that say where a layer is made, not what it is."""
+"""Constructor arguments that are not options of a mechanism."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A mechanism as its source text describes it: its folder's name, its class, its card, its options."""
+    """A mechanism as its source text describes it."""
 
     name: str
     folder: Path
@@ -35,29 +36,29 @@ class Entry:
     card: Card
     options: tuple[Option, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """The new name of each option that is still accepted under an old name."""
+    """The new names of options that are still accepted under an old name."""
 
 
 def folder() -> Path:
-    """Where the mechanisms stand: ``models/`` in a checkout, ``attnlab/models`` when installed."""
+    """Return the folder of the mechanisms: ``models/`` in a checkout, ``attnlab/models`` when installed."""
     return next(models for part in attnlab.__path__ if (models := Path(part) / "models").is_dir())
 
 
 def checkout() -> Path | None:
-    """The root of the repository; None where attnlab is installed and the mechanisms are part of the package."""
+    """Return the root of the repository; None if attnlab is installed."""
     return None if folder().parent == Path(attnlab.__file__).parent else folder().parent
 
 
 def names() -> list[str]:
-    """The mechanisms' names, in order: every folder ``NAME`` that holds a ``NAME.py``."""
+    """Return the sorted names of the mechanisms: every folder ``NAME`` that contains a ``NAME.py``."""
     return sorted(p.name for p in folder().iterdir() if (p / f"{p.name}.py").is_file())
 
 
 def entry(name: str) -> Entry:
-    """What the source text of a mechanism says.
+    """Return the description of a mechanism, read from its source text.
 
     Raises:
-        UnknownNameError: for a name that no folder has.
+        UnknownNameError: for an unknown name.
         UserError: for a file that cannot be read, or whose card is incomplete.
     """
     if name not in names():
@@ -72,10 +73,10 @@ def entry(name: str) -> Entry:
 
 
 def current_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` of a mechanism with the names that they have now, in place of the old ones.
+    """Return ``options`` of a mechanism with old names replaced by new ones.
 
     Raises:
-        UserError: when both names of an option are there.
+        UserError: if an option is given under both names.
     """
     renamed = entry(name).renamed
     for old in renamed.keys() & options.keys():
@@ -85,20 +86,20 @@ def current_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(name: str) -> type[Attention]:
-    """The class of a mechanism.
+    """Import a mechanism and return its class.
 
     Raises:
-        UnknownNameError: for a name that no folder has.
+        UnknownNameError: for an unknown name.
         UserError: for a folder that cannot be imported, with the reason.
     """
-    described = entry(name)
+    description = entry(name)
     try:
         module = import_module(f"attnlab.models.{name}")
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and install_advice(error.name):
             raise  # a dependency of attnlab, not a fault of the mechanism
         raise UserError(f"models/{name} cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, described.class_name, None)
-    if found is None:
-        raise UserError(f"models/{name}/__init__.py must import {described.class_name} from its file")
-    return found
+    model = getattr(module, description.class_name, None)
+    if model is None:
+        raise UserError(f"models/{name}/__init__.py must import {description.class_name} from its file")
+    return model

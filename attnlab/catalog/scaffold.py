@@ -1,7 +1,7 @@
-"""A new mechanism: the folder that ``attnlab new`` writes, working from the first minute.
+"""The folder of a new mechanism, as ``attnlab new`` writes it.
 
-`attnlab.catalog.template` is a mechanism like any other (typed, tested, checked by the conformance suite); it is
-copied under the new name, so that what is written is what was tested.
+`attnlab.catalog.template` is a working mechanism that the tests and the conformance suite check. It is copied under
+the new name.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attnlab.catalog import registry
+from attnlab.catalog import registry, stub
 from attnlab.utils.errors import UserError
 
 TEMPLATE = Path(__file__).parent / "template"
 FILES = ("__init__.py", "template.py", "reference.py", "README.md")
-TAKEN = ("reference", "figures")  # the names of other files in such a folder
+RESERVED = ("reference", "figures")  # names of other files in the folder
 
 
 def create(name: str) -> Path:
-    """Write ``models/NAME`` and return it; it appears whole or not at all.
+    """Write ``models/NAME`` atomically and return it.
 
     Raises:
-        UserError: for a name that cannot be or is taken; where attnlab is installed and not a checkout; where the
-            folder cannot be written.
+        UserError: for an invalid or existing name; if attnlab is not a checkout; if the folder cannot be written.
     """
     _check(name)
     models = registry.folder()
@@ -35,30 +34,31 @@ def create(name: str) -> Path:
         )
     target = models / name
     if target.exists():
-        raise UserError(f"models/{name} exists already; choose another name, or edit what is there")
-    words = {"TemplateAttention": class_name(name), "Template": title(name), "template": name}
-    pattern = re.compile(rf"\b({'|'.join(words)})\b")
+        raise UserError(f"models/{name} exists already; choose another name, or edit the existing files")
+    names = {"TemplateAttention": class_name(name), "Template": title(name), "template": name}
+    pattern = re.compile(rf"\b({'|'.join(names)})\b")
     try:
         with TemporaryDirectory(prefix=".new-", dir=models) as temporary:
             draft = Path(temporary) / name
             draft.mkdir()
             for file in FILES:
-                text = pattern.sub(lambda word: words[word[0]], (TEMPLATE / file).read_text(encoding="utf-8"))
+                text = pattern.sub(lambda match: names[match[0]], (TEMPLATE / file).read_text(encoding="utf-8"))
                 (draft / file.replace("template", name)).write_text(text, encoding="utf-8")
             draft.rename(target)
     except OSError as error:
         raise UserError(f"models/{name} cannot be written: {error.strerror}") from None
+    stub.update()
     return target
 
 
 def class_name(name: str) -> str:
-    """``my_attention`` as MyAttention, ``sliding_window`` as SlidingWindowAttention."""
+    """Return the class name: MyAttention for ``my_attention``, SlidingWindowAttention for ``sliding_window``."""
     camel = "".join(part.capitalize() for part in name.split("_"))
     return camel if camel.endswith("Attention") else f"{camel}Attention"
 
 
 def title(name: str) -> str:
-    """``sliding_window`` as *Sliding window*."""
+    """Return the title: *Sliding window* for ``sliding_window``."""
     return " ".join(part for part in name.split("_") if part).capitalize()
 
 
@@ -67,9 +67,11 @@ def _check(name: str) -> None:
         proper = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).strip("_").lower()
         near = proper if re.fullmatch(r"[a-z][a-z0-9_]*", proper) else "my_attention"
         raise UserError(
-            f"{name!r} is no name for a mechanism; use lower-case letters, digits and _, "
+            f"{name!r} is not a valid name for a mechanism; use lower-case letters, digits and _, "
             f"starting with a letter, such as {near}"
         )
-    if keyword.iskeyword(name) or name in TAKEN:
-        kind = "a word of Python" if keyword.iskeyword(name) else "another file of a mechanism's folder"
-        raise UserError(f"{name} is {kind} and cannot be a mechanism's name; try {name}_attention")
+    if keyword.iskeyword(name) or name in RESERVED:
+        kind = (
+            "a Python keyword" if keyword.iskeyword(name) else "the name of another file in the folder of a mechanism"
+        )
+        raise UserError(f"{name} is {kind}; try {name}_attention")

@@ -1,9 +1,8 @@
-"""Give every ``attnlab.models...`` module its short name ``models...`` too: one code, two names.
+"""Make ``models.NAME`` an alias of ``attnlab.models.NAME`` in a checkout.
 
-``models/__init__.py`` imports this when a checkout's own folder was imported as ``models``. From then on what is
-asked for below ``models`` is imported below ``attnlab.models``, and both names lead to the same module objects, so
-that classes, pickles and ``isinstance`` agree. Only what is asked for is imported: a folder that is broken closes
-no door for its neighbours, and who asks for that very folder gets its own error.
+``models/__init__.py`` imports this module when it was imported as ``models``. An import below ``models`` then imports
+the same module below ``attnlab.models``: both names refer to one module object, so that classes, pickles and
+``isinstance`` agree. Modules are imported one by one: an error in one folder does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ SHORT, LONG = "models", "attnlab.models"
 
 
 class _ShortNames(MetaPathFinder, InspectLoader):
-    """Finds ``models.NAME`` where ``attnlab.models.NAME`` is."""
+    """Finds ``models.NAME`` as ``attnlab.models.NAME``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if not fullname.startswith(f"{SHORT}.") or sys.modules.get(SHORT) is not package:
             return None
-        found = find_spec(_long(fullname))
-        if found is None:
+        spec = find_spec(_long(fullname))
+        if spec is None:
             return None
-        is_package = found.submodule_search_locations is not None
-        return ModuleSpec(fullname, self, origin=found.origin, is_package=is_package)
+        is_package = spec.submodule_search_locations is not None
+        return ModuleSpec(fullname, self, origin=spec.origin, is_package=is_package)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = import_module(_long(spec.name))
@@ -40,25 +39,26 @@ class _ShortNames(MetaPathFinder, InspectLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state  # the import system has just put the short one there
+        module.__spec__ = module.__spec__.loader_state  # the import system has replaced it
 
-    # ``python -m models.NAME...`` runs the code itself
+    # For ``python -m models.NAME``, which runs the code itself
 
     def get_code(self, fullname: str) -> CodeType | None:
-        found = find_spec(_long(fullname))
-        assert found is not None
-        assert isinstance(found.loader, InspectLoader)
-        return found.loader.get_code(_long(fullname))
+        return _loader(fullname).get_code(_long(fullname))
 
     def get_source(self, fullname: str) -> str | None:
-        found = find_spec(_long(fullname))
-        assert found is not None
-        assert isinstance(found.loader, InspectLoader)
-        return found.loader.get_source(_long(fullname))
+        return _loader(fullname).get_source(_long(fullname))
 
 
 def _long(name: str) -> str:
     return LONG + name.removeprefix(SHORT)
+
+
+def _loader(name: str) -> InspectLoader:
+    spec = find_spec(_long(name))
+    assert spec is not None
+    assert isinstance(spec.loader, InspectLoader)
+    return spec.loader
 
 
 package = import_module(LONG)

@@ -1,7 +1,6 @@
-"""Read what a class says of itself from its source text, so that listing things never imports torch.
+"""Read the attributes and options of a class from its source text: importing torch would delay ``--help`` by seconds.
 
-Only literals are read, and nothing is executed: a file that cannot be imported can still be listed, and a
-stranger's file cannot do anything by being looked at.
+Only literals are read and nothing is executed, so that a file that cannot be imported can still be listed.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any, Literal
 from attnlab.utils.errors import UserError
 
 REQUIRED: Any = object()
-"""The default of an option that has none."""
+"""The default of a required option."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One argument of a constructor: its name, its type as written, its default and its help."""
+    """One argument of a constructor; the annotation is source text."""
 
     name: str
     annotation: str
@@ -30,7 +29,7 @@ class Option:
 
     @property
     def annotation_parts(self) -> list[str]:
-        """The types of ``A | B | C``, one by one."""
+        """The members of a union ``A | B | C``."""
         parts, left = [], ast.parse(self.annotation, mode="eval").body
         while isinstance(left, ast.BinOp) and isinstance(left.op, ast.BitOr):
             parts.append(left.right)
@@ -39,17 +38,17 @@ class Option:
 
     @property
     def kinds(self) -> list[Any]:
-        """The types among `annotation_parts` that words can say; a class of the mechanism's own is none."""
+        """The types in `annotation_parts` that can be parsed from text; a class of the mechanism cannot."""
         return [kind for part in self.annotation_parts if (kind := _named_type(part)) is not _UNKNOWN]
 
 
 @dataclass(frozen=True)
 class ClassSource:
-    """A class as it stands in its file.
+    """The source text of a class.
 
-    ``attributes`` holds the class attributes that are literals; for one that is a call with literal keywords
-    (``card = Card(title=...)``) it holds those keywords. ``renamed`` holds the new name of each old option, as
-    ``@renamed_options(old="new")`` lists them.
+    ``attributes`` contains the literal class attributes, and the keywords of those that are calls with
+    literal keywords, such as ``card = Card(title=...)``. ``renamed`` contains the arguments of
+    ``@renamed_options(old="new")``.
     """
 
     name: str
@@ -61,10 +60,10 @@ class ClassSource:
 
 
 def read_class(path: Path, attribute: str) -> ClassSource:
-    """The first class in the file at ``path`` whose body sets ``attribute``.
+    """Return the first class in the file at ``path`` whose body sets ``attribute``.
 
     Raises:
-        UserError: when the file cannot be parsed, has no such class, or has an option whose default is no literal.
+        UserError: if the file cannot be parsed, has no such class, or has an option whose default is not a literal.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -95,7 +94,7 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
                 found[target.id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
             else:
                 found[target.id] = ast.literal_eval(value)
-        except ValueError:  # not a literal: not for us
+        except ValueError:  # not a literal
             continue
     return found
 
@@ -142,7 +141,7 @@ _UNKNOWN = object()
 
 
 def _named_type(annotation: str) -> Any:
-    """The type, where it is one of those that words can say."""
+    """Return the type if it is a builtin or a Literal; else `_UNKNOWN`."""
     names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
     names |= {kind.__name__: kind for kind in (int, float, bool, str)}
     try:

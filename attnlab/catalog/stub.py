@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import attnlab
-from attnlab.catalog.spelling import mechanisms
+from attnlab.catalog.spelling import _mechanisms, mechanisms
 
 FILE = Path(attnlab.__file__).parent / "_mechanisms.pyi"
 
@@ -28,5 +28,12 @@ def render() -> str:
     return "\n".join([*lines, "", "__all__ = [", *(f'    "{name}",' for name in sorted(classes)), "]", ""])
 
 
+def update() -> None:
+    """Write the stub file if a mechanism has been added or removed."""
+    _mechanisms.cache_clear()
+    if (text := render()) != FILE.read_text(encoding="utf-8"):
+        FILE.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    FILE.write_text(render(), encoding="utf-8")
+    update()

@@ -1,6 +1,7 @@
-"""The command line: one file per subcommand, found by its presence; each parses, calls and prints.
+"""The command line: one file per subcommand, found by its presence.
 
-The file of a subcommand has a docstring, whose first line is its summary, and ``run(arguments) -> exit code``.
+The file of a subcommand has a docstring, which is its help, a dataclass ``Options`` and ``run(options) -> exit code``.
+``RENAMED`` maps old names of flags to new ones. Without ``Options``, ``run`` gets the arguments.
 """
 
 from __future__ import annotations
@@ -80,8 +81,13 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in commands():
         raise UnknownNameError("command", name, commands())
-    code: int = import_module(f"attnlab.cli.{name}").run(rest)
-    return code
+    module = import_module(f"attnlab.cli.{name}")
+    if not hasattr(module, "Options"):
+        return int(module.run(rest))
+    from attnlab.cli._parse import parse, rename_flags  # imports tyro
+
+    rest = rename_flags(rest, getattr(module, "RENAMED", {}))
+    return int(module.run(parse(module.Options, rest, command=f"attnlab {name}", description=module.__doc__ or "")))
 
 
 def _overview() -> str:

@@ -101,6 +101,7 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     settings = Settings(
         dataclasses.replace(parsed.model, options=options), parsed.data, parsed.training, parsed.hardware
     )
+    settings.data.task = tasks.resolve(settings.data.task)
     if {"epochs", "steps"} <= given:
         raise UserError("--epochs and --steps both set the length of the run; give one of them")
     if "epochs" in given:

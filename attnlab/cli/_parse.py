@@ -46,12 +46,13 @@ def rename_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[s
         new = renamed.get(name[2:].replace("-", "_")) if name.startswith("--") else None
         if new is not None:
             arguments[i] = f"--{new}{equals}{value}"
-            _note_renamed(name, new)
+            note_renamed(name, new)
     return arguments
 
 
 @functools.cache  # a command line may be parsed several times
-def _note_renamed(old: str, new: str) -> None:
+def note_renamed(old: str, new: str) -> None:
+    """Print a note on standard error, once per process."""
     say(f"note: {old} is now called --{new}; the old name will be removed", file=sys.stderr)
 
 

@@ -18,7 +18,6 @@ from tyro.conf import Positional, arg
 
 from attnlab.catalog import registry
 from attnlab.cli._console import Console, say
-from attnlab.cli._parse import parse
 from attnlab.docs import trust
 from attnlab.training.settings import choices_of
 from attnlab.utils.errors import UnknownNameError, UserError
@@ -60,14 +59,8 @@ class Options:
     """Save the outcomes in models/NAME/trust.json, from which docs/trust.md is generated."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print one table per layer; return 1 if a check failed or a mechanism could not be checked."""
-    options = parse(
-        Options,
-        arguments,
-        command="attnlab check",
-        description="Run the conformance suite on mechanisms, or on a layer of your own.",
-    )
     if options.args and not options.target:
         raise UserError("--args needs one layer; name it: attnlab check multihead --args num_heads=4")
     if options.record:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from attnlab.catalog import registry
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse
 from attnlab.docs import generated
 from attnlab.utils.errors import UserError
 
@@ -21,9 +20,8 @@ class Options:
     """Also draw the figures of the lessons; this trains small networks and takes a minute."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Write the pages, or list those that are out of date."""
-    options = parse(Options, arguments, command="attnlab docs", description=(__doc__ or "").strip())
     if options.check and options.figures:
         raise UserError("--check writes nothing and --figures draws; give one of them")
     root = registry.checkout() or "."

@@ -10,7 +10,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse
 from attnlab.utils.errors import UserError
 
 
@@ -28,9 +27,8 @@ class Options:
     """Print JSON."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print the metrics, on the test data next to the baselines."""
-    options = parse(Options, arguments, command="attnlab evaluate", description=(__doc__ or "").strip())
     from attnlab.cli._console import Console
     from attnlab.cli._format import show_result
     from attnlab.training import runs

@@ -9,7 +9,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse
 from attnlab.utils.errors import UserError
 
 
@@ -33,9 +32,8 @@ class Options:
     """The device to compute on."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print the prompt and the generated text as it is generated."""
-    options = parse(Options, arguments, command="attnlab generate", description=(__doc__ or "").strip())
     if not 1 <= options.length <= 1_000_000:
         raise UserError(f"length must be from 1 to 1,000,000 bytes, not {options.length}")
     if not 0 <= options.temperature <= 100:

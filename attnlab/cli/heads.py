@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse, rename_flags
 from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
 
 MAX_CURVE_ROWS = 16
 """Rows of the pruning curve that are printed, evenly spaced; --json has all."""
+
+
+RENAMED = {"instead": "ablation"}
+"""Old names of flags, which are accepted for one version."""
 
 
 @dataclass
@@ -44,10 +47,8 @@ class Options:
     """Print JSON."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print one row per head and the pruning curve; prune if asked to."""
-    arguments = rename_flags(arguments, {"instead": "ablation"})
-    options = parse(Options, arguments, command="attnlab heads", description=(__doc__ or "").strip())
     if (options.prune is None) != (options.save_path is None):
         raise UserError("--prune SHARE and --save_path FILE go together: the pruned network is saved to FILE")
     if options.examples < 1:

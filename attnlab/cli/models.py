@@ -13,7 +13,6 @@ from attnlab.catalog import registry
 from attnlab.catalog.source import REQUIRED
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._invocation import trainer
-from attnlab.cli._parse import parse
 from attnlab.nn.card import CAPABILITIES
 from attnlab.utils.errors import UserError
 
@@ -28,9 +27,8 @@ class Options:
     """Print JSON."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print the cards."""
-    options = parse(Options, arguments, command="attnlab models", description="List the mechanisms, or describe one.")
     entries = []
     for name in [options.name] if options.name else registry.names():
         try:

@@ -1,4 +1,4 @@
-"""Create a new mechanism from the template: a folder that works and can be edited."""
+"""Create models/NAME/ from the template: softmax attention with one head, to be edited."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tyro.conf import Positional, arg
 from attnlab.catalog import scaffold
 from attnlab.cli._console import say
 from attnlab.cli._invocation import program, trainer
-from attnlab.cli._parse import parse
 from attnlab.docs import generated
 from attnlab.utils.errors import UserError
 
@@ -23,10 +22,9 @@ class Options:
     """The name of the mechanism: lower-case letters, digits and _, such as my_attention."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Write the folder and print the next steps."""
-    description = "Create models/NAME/ from the template: softmax attention with one head, to be edited."
-    name = parse(Options, arguments, command="attnlab new", description=description).name
+    name = options.name
     if not name:
         raise UserError("give the name of the new mechanism: attnlab new my_attention")
     scaffold.create(name)

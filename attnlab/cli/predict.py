@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from attnlab.cli._console import say
-from attnlab.cli._parse import parse
 from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,9 +41,8 @@ class Options:
     """The device to compute on."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print one CSV row per example; if the data contain the targets, the metrics go to standard error."""
-    options = parse(Options, arguments, command="attnlab predict", description=(__doc__ or "").strip())
     output, data = None if options.output is None else Path(options.output), Path(options.data)
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--output {output} must end in .csv, .parquet or .jsonl")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options:
+class ListOptions:
     """Which runs to list."""
 
     folder: Annotated[Positional[str], arg(metavar="[FOLDER]")] = "runs"
@@ -46,10 +46,10 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["diff"]:
         return _diff(arguments[1:])
     description = "List the runs. To compare two of them: attnlab runs diff A B"
-    options = parse(Options, arguments, command="attnlab runs", description=description)
+    options = parse(ListOptions, arguments, command="attnlab runs", description=description)
     from attnlab.training.listing import rows
 
-    if options.folder != Options.folder and not Path(options.folder).is_dir():
+    if options.folder != ListOptions.folder and not Path(options.folder).is_dir():
         raise UserError(f"{options.folder} is not a folder; give the folder that contains the runs")
     listed = rows(Path(options.folder))
     if options.json:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from attnlab import tasks
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._invocation import trainer
-from attnlab.cli._parse import parse
 
 
 @dataclass
@@ -19,9 +18,8 @@ class Options:
     """Print JSON."""
 
 
-def run(arguments: list[str]) -> int:
+def run(options: Options) -> int:
     """Print one row per task."""
-    options = parse(Options, arguments, command="attnlab tasks", description="List the tasks.")
     entries = [tasks.entry(name) for name in tasks.names()]
     if options.json:
         say(json.dumps([asdict(e) for e in entries], indent=2, ensure_ascii=False))

@@ -1,1 +1,1 @@
-"""Reading and writing files: whole or not at all, within bounds, and never more than data."""
+"""Reading and writing files: atomic writes, limits on size, and no execution of their content."""

@@ -1,6 +1,6 @@
-"""Files that are whole or absent, and files of others, read within bounds.
+"""Atomic writes, and reading of untrusted files within limits.
 
-Inside a run's folder symbolic links are never followed: the folder may come from somebody else.
+Inside the folder of a run symbolic links are never followed: the folder may come from somebody else.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from typing import Any, BinaryIO
 from attnlab.utils.errors import UserError
 
 UNFINISHED = ".attnlab-"
-"""How the name of a file begins until it is whole; what a kill leaves of one is swept away later."""
+"""The prefix of temporary files; those that a killed process leaves behind are removed later."""
 JSON_BYTES = 2**24
-"""The largest JSON file that is read."""
-MOST_NESTED = 64
-"""The levels of objects and lists that are read."""
+"""The largest JSON file that is read, in bytes."""
+MAX_JSON_DEPTH = 64
+"""The deepest nesting of objects and lists that is read."""
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
 def atomically(path: Path, *, follow: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block succeeds.
 
     Args:
         path: the file to write. A hard link is replaced, and never written through.
-        follow: where ``path`` is a symbolic link, replace the file that it points to instead of the link.
+        follow: if ``path`` is a symbolic link, replace the file that it points to instead of the link.
 
     Raises:
-        UserError: when the file cannot be written (disk full, no permission); the earlier one is then whole.
+        UserError: if the file cannot be written (disk full, no permission); the earlier file is then unchanged.
     """
     temporary: Path | None = None
     try:
-        place = Path(os.path.realpath(path)) if follow else path
-        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=place.parent)
+        target = Path(os.path.realpath(path)) if follow else path
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(place)
+        temporary.replace(target)
         temporary = None
     except OSError as error:
         whole = "; the earlier file is whole" if path.exists() else ""
@@ -61,7 +61,7 @@ def write_text(path: Path, text: str, *, follow: bool = False) -> None:
     """Write a text file atomically; see `atomically`.
 
     Raises:
-        UserError: when the file cannot be written, or the text holds a surrogate, which UTF-8 has no bytes for.
+        UserError: if the file cannot be written, or the text contains a lone surrogate, which UTF-8 cannot encode.
     """
     try:
         data = text.encode()
@@ -74,16 +74,16 @@ def write_text(path: Path, text: str, *, follow: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a regular file that is neither a symbolic link nor has a second hard link.
+    """Append a line to a regular file.
 
     Raises:
-        UserError: when it is one, or cannot be written.
+        UserError: if it is a symbolic link, has a second hard link, or cannot be written.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NEVER_WAIT
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 raise UserError(f"{path} is a link or no regular file, so it is not written to; replace it by a copy")
             file.write(line.encode() + b"\n")
     except OSError as error:
@@ -93,14 +93,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """Open a regular file for reading; a pipe or a device is refused without waiting for it.
+    """Open a regular file for reading, without blocking on a pipe or a device.
 
     Args:
         path: the file.
         follow: allow symbolic links.
 
     Raises:
-        UserError: a file that is missing, a link (without ``follow``), or not regular.
+        UserError: for a file that is missing, a link (without ``follow``), or not regular.
     """
     try:
         handle = os.open(path, os.O_RDONLY | _NEVER_WAIT | (0 if follow else _NOFOLLOW))
@@ -114,24 +114,24 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read_bytes(path: Path, most: int, *, follow: bool = False) -> bytes:
-    """The bytes of a regular file of at most ``most`` bytes; see `open_regular`.
+def read_bytes(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
+    """Return the content of a regular file of at most ``max_bytes`` bytes; see `open_regular`.
 
     Raises:
         UserError: also for a larger file.
     """
     with open_regular(path, follow=follow) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise UserError(f"{path} is larger than {most:,} bytes, which no such file of attnlab is; restore it")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is larger than {max_bytes:,} bytes, the most that is read; restore it")
     return data
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as the standard has it.
+    """Parse JSON strictly.
 
     Raises:
-        ValueError: NaN or infinity, a surrogate, text nested too deeply, a key that occurs twice, or no JSON.
+        ValueError: for NaN or infinity, a lone surrogate, nesting that is too deep, a repeated key, or invalid JSON.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -147,9 +147,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse what functions that call themselves would not come to the end of."""
+    """Refuse nesting that would exceed the recursion limit elsewhere."""
     level = [value]
-    for _ in range(MOST_NESTED):
+    for _ in range(MAX_JSON_DEPTH):
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return

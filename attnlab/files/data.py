@@ -1,4 +1,4 @@
-"""Files that the user names: regular ones only, and no more of them than fits into memory."""
+"""Files that the user names: regular files that fit into memory."""
 
 from __future__ import annotations
 

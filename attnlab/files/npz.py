@@ -1,4 +1,4 @@
-"""Arrays of an .npz file, each read when it is asked for, after what it declares was compared with what is there."""
+"""Arrays of an .npz file, read on access after their declared size has been checked."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from attnlab.files.data import check_size, open_data
 from attnlab.utils.errors import UserError
 
 _ALWAYS = 2**28
-"""Bytes that an array may have however small the file is."""
-_MOST_COMPRESSED = 100
-"""How many times smaller a compressed array may be."""
+"""Bytes that an array may have, however small the file is."""
+_MAX_COMPRESSION = 100
+"""The largest compression ratio of an array above that size."""
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
-    """The arrays of an .npz file, by name; nothing in it is executed, and only what is asked for is read.
+    """The arrays of an .npz file by name, read on access; nothing in the file is executed.
 
     Raises:
-        UserError: for a file that is none; on access, for an array of Python objects, or one that declares more than
-            the memory, or the file, can hold.
+        UserError: for an invalid file; on access, for an array of Python objects, or a declared size that exceeds the
+            file or the memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,10 +59,10 @@ class Arrays(Mapping[str, NDArray[Any]]):
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed in a way that numpy does not write")
         size = self.path.stat().st_size
-        if entry.file_size > max(_ALWAYS, _MOST_COMPRESSED * size):
+        if entry.file_size > max(_ALWAYS, _MAX_COMPRESSION * size):
             raise UserError(
                 f"{self.path} has {size:,} bytes and declares {entry.file_size:,} in {entry.filename}; arrays "
-                f"that are compressed more than {_MOST_COMPRESSED} times are not read, so save it with numpy.savez"
+                f"that are compressed more than {_MAX_COMPRESSION} times are not read, so save it with numpy.savez"
             )
         check_size(self.path, entry.file_size)
 
@@ -82,7 +82,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
 
 class _refusing:  # noqa: N801
-    """Turn what a damaged archive raises, which is much, into one line."""
+    """Convert the errors of a damaged archive to a UserError of one line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,9 +99,9 @@ class _refusing:  # noqa: N801
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The arrays of an .npz file, by name.
+    """Return the arrays of an .npz file by name.
 
     Raises:
-        UserError: for a file that is none.
+        UserError: for an invalid file.
     """
     return Arrays(path)

@@ -1,4 +1,4 @@
-"""Files of tensors by others: what a file declares is held against its size before anything is allocated."""
+"""Untrusted files of tensors: the declared sizes are checked against the file before anything is allocated."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from attnlab.files.atomic import parse_json
 from attnlab.utils.errors import UserError
 
 HEADER_BYTES = 2**23
-"""The longest header of a safetensors file that is read."""
+"""The longest header of a safetensors file that is read, in bytes."""
 ENTRIES = 100_000
-"""The most tensors in one file."""
+"""The largest number of tensors in one file."""
 PICKLE_BYTES = 2**24
-"""The longest description of the tensors in a .pth file that is read."""
+"""The longest pickle in a .pth file that is read, in bytes."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,31 +32,31 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What weights, optimizer and random states are made of."""
+"""The dtypes of parameters, optimizer states and random states."""
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
 _CALLED = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *(f"torch {s}Storage" for s in _STORAGES)}
 
 
 class Shape(NamedTuple):
-    """What a file says of one tensor before it is read."""
+    """The dtype and shape of one tensor, as the header declares them."""
 
     dtype: torch.dtype
     size: tuple[int, ...]
 
 
 class RefusedError(ValueError):
-    """A file that is not read; the message says why."""
+    """A file that cannot be read; the message gives the reason."""
 
 
 class UnsafeError(RefusedError):
-    """A file that holds more than tensors."""
+    """A file that contains more than tensors."""
 
 
 class SafetensorsFile:
-    """An opened safetensors file whose header was checked: ``metadata``, and the ``shapes`` of its tensors.
+    """An open safetensors file with a validated header: ``metadata``, and the ``shapes`` of its tensors.
 
     Raises:
-        RefusedError: a header that is too long, has too many entries, is no JSON, or has a dtype that nothing here has.
+        RefusedError: for a header that is too long, has too many entries, is not JSON, or has an unknown dtype.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -75,19 +75,19 @@ class SafetensorsFile:
         self.shapes = {name: _shape(name, entry) for name, entry in header.items()}
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors; safetensors refuses offsets that do not cover the file exactly."""
-        # The open file, not its name, which may name another file by now.
+        """Return the tensors; safetensors refuses offsets that do not cover the file exactly."""
+        # By descriptor: the name may refer to another file by now.
         handle = Path(f"/dev/fd/{self._file.fileno()}")
         with safe_open(handle if handle.exists() else self._path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in self.shapes}
 
 
 def read_pth(file: BinaryIO) -> dict[str, Any]:
-    """What ``torch.save`` wrote: a dictionary of tensors and text, and nothing else.
+    """Return the dictionary of tensors and text that ``torch.save`` wrote.
 
     Raises:
-        UnsafeError: a file that would call a function, or holds tensors that are larger than the file.
-        RefusedError: an archive that is damaged.
+        UnsafeError: for a file that would call a function, or contains tensors that are larger than the file.
+        RefusedError: for a damaged archive.
     """
     size = file.seek(0, 2)
     try:
@@ -116,10 +116,10 @@ def read_pth(file: BinaryIO) -> dict[str, Any]:
 
 
 def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Refuse NaN and infinity.
+    """Check that no tensor contains NaN or infinity.
 
     Raises:
-        UserError: the first tensor that has one; ``source`` says where it was found.
+        UserError: with the name of the first one that does; ``source`` names the file.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -127,7 +127,7 @@ def check_finite(tensors: dict[str, Tensor], source: str) -> None:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, without a copy."""
+    """Return the bytes of a contiguous tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data  # .reshape(-1): a 0-dim tensor has no bytes
 
 
@@ -146,7 +146,7 @@ def _shape(name: str, entry: Any) -> Shape:
 
 
 def _check_calls(pickle: bytes) -> None:
-    """Refuse a pickle that names anything but tensors, before it is read."""
+    """Refuse a pickle that refers to anything but tensors, before it is loaded."""
     try:
         for operation, argument, _ in pickletools.genops(pickle):
             if operation.name in ("GLOBAL", "INST") and argument not in _CALLED:
@@ -157,7 +157,7 @@ def _check_calls(pickle: bytes) -> None:
                 raise UnsafeError("it holds more than tensors, or was altered")
     except UnsafeError:
         raise
-    except Exception as error:  # pickletools fails in many ways on what is no pickle
+    except Exception as error:  # pickletools raises many kinds of errors for invalid data
         raise UnsafeError("it holds more than tensors, or was altered") from error
 
 

@@ -1,1 +1,1 @@
-"""attnlab inside of other systems, and their weights in attnlab. Here alone mechanisms are named."""
+"""Adapters to other libraries. Only this package imports mechanisms by name."""

@@ -340,8 +340,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         if rule is None:
             return None
         bound = rule.bind(queries, keys, shape=(x.shape[0], self.num_heads), first=start, device=x.device)
+        if key is None:  # the size below would restrict an exported length
+            return bound
         small = rule.batch_size * rule.num_heads * queries * keys <= MAX_KEPT_VALUES
-        if key is not None and small and not any(t.is_inference() for t in rule.tensors):  # these have no version
+        if small and not any(t.is_inference() for t in rule.tensors):  # these have no version
             vars(mask)[_KEPT] = key, list(map(_VERSION, rule.tensors)), bound
         return bound
 

@@ -44,7 +44,8 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     It is possible where the mask is ``padding(..., mask_queries=True)`` and the rest depends on distances alone,
     which packing keeps.
     """
-    if MAX_REAL_FRACTION * x.shape[1] < MIN_TOKENS_PER_ITEM:  # too short for any lengths
+    if torch.compiler.is_compiling() or MAX_REAL_FRACTION * x.shape[1] < MIN_TOKENS_PER_ITEM:
+        # A traced length stays free; a short row is not worth packing.
         return None
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None

@@ -10,6 +10,7 @@ from typing import Any
 from attnlab.training.extension import stopped_at
 from attnlab.training.folder import RUN_FILES, RUNS, sweep
 from attnlab.training.runs import Run
+from attnlab.training.settings import current_names
 from attnlab.utils.errors import UserError
 
 COLUMNS = ("model", "task", "data", "seed")
@@ -75,14 +76,14 @@ class Row:
 def rows(folder: Path) -> list[Row]:
     """The runs in a folder, by name, including damaged ones."""
     runs = find(folder)
-    differing = _differing([run.config["settings"] for run in runs if isinstance(run, Run)])
+    differing = _differing([_settings(run) for run in runs if isinstance(run, Run)])
     return [_row(run, differing) for run in runs]
 
 
 def _row(run: Run | Damaged, differing: set[str]) -> Row:
     if isinstance(run, Damaged):
         return Row(str(run.path), "damaged", reason=run.reason)
-    settings = run.config["settings"]
+    settings = _settings(run)
     try:
         result, step = run.result(), stopped_at(run)
         status = _status(run, result)
@@ -97,6 +98,11 @@ def _row(run: Run | Damaged, differing: set[str]) -> Row:
         test=None if result is None else result["test"],
         settings={name: settings[name] for name in settings if name in differing},
     )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The recorded settings by their current names."""
+    return current_names(run.config["settings"], str(run.path))
 
 
 def _status(run: Run, result: dict[str, Any] | None) -> str:
@@ -123,7 +129,7 @@ def differences(a: Run, b: Run) -> dict[str, dict[str, list[Any]]]:
         UserError: for a damaged run.
     """
     groups = {
-        "settings": [run.config["settings"] for run in (a, b)],
+        "settings": [_settings(run) for run in (a, b)],
         "data": [
             {name: run.config.get(name) for name in HASHES} | {"corpus_sha256": run.config["encoding"].get("sha256")}
             for run in (a, b)

@@ -1,1 +1,1 @@
-"""Small helpers that every package may import: errors, extras, escaping, tracing."""
+"""Helpers for every package: errors, optional dependencies, escaping, tracing."""

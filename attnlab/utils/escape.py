@@ -1,4 +1,4 @@
-"""Text out of files, made harmless for where it is shown: a terminal, a shell, a Markdown page."""
+"""Escape text from files before it is shown in a terminal, a shell command or a Markdown page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shlex
 
 _HIDDEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-"""Controls but newline and tab, controls of direction, separators of lines, and halves of characters."""
+"""Control characters except newline and tab, text direction controls, line separators, and lone surrogates."""
 _UNSAFE = re.compile(f"[{_HIDDEN}]")
 _UNSAFE_IN_LINE = re.compile(f"[\n\t{_HIDDEN}]")
 _MARKDOWN = re.compile(r"[\\|`*\[\]]")

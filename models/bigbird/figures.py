@@ -2,4 +2,4 @@
 
 from attnlab.docs.example import Words
 
-EXAMPLE = {"block": 4, "num_random": 1, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}
+EXAMPLE = {"block_size": 4, "num_random": 1, "text": "lamp lamp lamp lamp", "words": Words(shortest=2, longest=4)}

@@ -21,8 +21,8 @@ def reference(
 
 def attends(layer: BigBirdAttention, i: int, j: int) -> bool:
     """Whether token i may attend to token j: local, global, or drawn by the later of their blocks."""
-    a, b = i // layer.block, j // layer.block
-    local = abs(a - b) <= layer.window // 2
+    a, b = i // layer.block_size, j // layer.block_size
+    local = abs(a - b) <= layer.window_size // 2
     return local or min(a, b) < layer.num_global or min(a, b) in drawn(layer, max(a, b))
 
 

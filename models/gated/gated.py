@@ -1,4 +1,4 @@
-"""Gated attention: each token decides how much of each head's answer goes on."""
+"""Gated attention: a sigmoid gate, computed from the token, on the output of each head."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from attnlab.positions import Positions
 
 
 class GatedAttention(MultiHeadBase):
-    """``(concat(head_1, ..., head_h) ⊙ σ(x W_G)) W_O``: multi-head attention, and a gate before W_O.
+    """``(concat(head_1, ..., head_h) ⊙ σ(x W_G)) W_O``: multi-head attention with a gate before W_O.
 
     Source: Qiu et al. 2025, "Gated Attention for Large Language Models: Non-linearity, Sparsity, and
     Attention-Sink-Free", section 2 (position G1).
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        gate: a gate for each number of each head (elementwise), or one a head (headwise).
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        gate: one gate per channel (elementwise) or one per head (headwise).
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Gated attention",
-        summary="a sigmoid gate on the heads' answers: a token may take nothing, without a sink to look at",
+        summary="a sigmoid gate on the output of each head: a token can turn heads off, without an attention sink",
         paper="Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free",
         authors="Qiu et al.",
         year=2025,
@@ -43,8 +43,8 @@ class GatedAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps, and a gate a token",
-        use_case="deep networks; long sequences, where softmax would look at a sink",
+        representation="h softmax attention matrices, and gates per token",
+        use_case="deep networks; long sequences, where softmax attention needs a sink",
         supports=(
             "causal",
             "padding",
@@ -83,12 +83,12 @@ class GatedAttention(MultiHeadBase):
             dtype=dtype,
         )
         if gate not in ("elementwise", "headwise"):
-            raise ValueError(f"gate is 'elementwise' or 'headwise', not {gate!r}")
+            raise ValueError(f"gate must be 'elementwise' or 'headwise', not {gate!r}")
         width = self.head_dim if gate == "elementwise" else 1
         self.gate = OutputGate(embed_dim, num_heads, width, bias=bias, device=device, dtype=dtype)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        # (concat(heads) ⊙ σ(x W_G)) W_O: what the token that asked lets through
+        # (concat(heads) ⊙ σ(x W_G)) W_O
         return super()._merge_heads(self.gate(heads, x), x)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Grouped-query attention: several heads of queries read one head of keys and values."""
+"""Grouped-query attention: groups of query heads share a key-value head."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from attnlab.positions import Positions
 
 
 class GroupedQueryAttention(MultiHeadBase):
-    """``head_i = softmax(Q_i K_gᵀ / √d_k) V_g`` with ``g = ⌊i · h_kv / h⌋``: h heads of queries, h_kv of keys.
+    """``head_i = softmax(Q_i K_gᵀ / √d_k) V_g`` with ``g = ⌊i · h_kv / h⌋``: h query heads, h_kv key-value heads.
 
     Source: Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
     section 2.2.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        num_heads: h, the heads of queries.
-        num_kv_heads: h_kv, the heads of keys and values; it must divide num_heads. As many as num_heads is multi-head
-            attention, 1 is multi-query attention.
-        head_dim: d_k, the width of a head; embed_dim / num_heads where not given.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        embed_dim: D, the width of the tokens, in and out.
+        num_heads: h, the number of query heads.
+        num_kv_heads: h_kv, the number of key-value heads; it must divide num_heads. num_heads gives multi-head
+            attention, 1 gives multi-query attention.
+        head_dim: d_k, the width of a head; embed_dim / num_heads by default.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Grouped-query attention",
-        summary="several heads of queries share a head of keys and values: a smaller cache",
+        summary="groups of query heads share a key-value head: a smaller KV cache",
         paper="GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
         authors="Ainslie et al.",
         year=2023,
         arxiv="2305.13245",
         kind="exact",
-        heads="h of queries, h_kv of keys and values",
+        heads="h query heads, h_kv key-value heads",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps over h_kv sets of keys",
-        use_case="decoding: a cache of h_kv / h of the size",
+        representation="h softmax attention matrices over h_kv sets of keys",
+        use_case="decoding: a KV cache of h_kv / h of the size",
         supports=(
             "causal",
             "padding",

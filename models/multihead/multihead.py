@@ -18,20 +18,20 @@ class MultiAttention(MultiHeadBase):
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
+        embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Multi-head attention",
-        summary="several heads side by side: each looks at its own places",
+        summary="several heads in parallel, each with its own attention weights",
         paper="Attention Is All You Need",
         authors="Vaswani et al.",
         year=2017,
@@ -40,8 +40,8 @@ class MultiAttention(MultiHeadBase):
         heads="h",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps over slices of the width",
-        use_case="the default; tasks that read several places at once",
+        representation="h softmax attention matrices over slices of the width",
+        use_case="the default; tasks that read several positions at once",
         supports=(
             "causal",
             "padding",

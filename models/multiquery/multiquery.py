@@ -1,4 +1,4 @@
-"""Multi-query attention: all heads of queries read one head of keys and values."""
+"""Multi-query attention: all query heads share one key-value head."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from attnlab.positions import Positions
 
 
 class MultiQueryAttention(MultiHeadBase):
-    """``head_i = softmax(Q_i Kᵀ / √d_k) V``: h heads of queries, one of keys and values.
+    """``head_i = softmax(Q_i Kᵀ / √d_k) V``: h query heads, one key-value head.
 
     Source: Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need", section 3.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        num_heads: h, the heads of queries; it must divide embed_dim where head_dim is not given.
-        head_dim: d_k, the width of a head; embed_dim / num_heads where not given.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        bias: whether the projections add a bias.
-        positions: how place matters: none, rotary, alibi or t5, with settings where wanted, such as
+        embed_dim: D, the width of the tokens, in and out.
+        num_heads: h, the number of query heads; it must divide embed_dim unless head_dim is given.
+        head_dim: d_k, the width of a head; embed_dim / num_heads by default.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        bias: whether the projections have a bias.
+        positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Multi-query attention",
-        summary="all heads of queries share one head of keys and values: the smallest cache of keys",
+        summary="all query heads share one key-value head: the smallest KV cache",
         paper="Fast Transformer Decoding: One Write-Head is All You Need",
         authors="Shazeer",
         year=2019,
         arxiv="1911.02150",
         kind="exact",
-        heads="h of queries, 1 of keys and values",
+        heads="h query heads, 1 key-value head",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="h softmax maps over one set of keys",
-        use_case="decoding many sequences: a cache of 1 / h of the size",
+        representation="h softmax attention matrices over one set of keys",
+        use_case="decoding many sequences: a KV cache of 1 / h of the size",
         supports=(
             "causal",
             "padding",

@@ -18,16 +18,16 @@ class SelfAttention(Attention):
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        embed_dim: D, the width of the tokens, in and out.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping an attention weight, in training only.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
         title="Self-attention",
-        summary="one head: every token looks at every other, with one set of weights",
+        summary="one head: each token attends to all tokens, with one matrix of attention weights",
         paper="Attention Is All You Need",
         authors="Vaswani et al.",
         year=2017,
@@ -36,8 +36,8 @@ class SelfAttention(Attention):
         heads="1",
         time="n²·d + n·d²",
         memory="n·d",
-        representation="one softmax map",
-        use_case="learning how attention works; tasks that read one place at a time",
+        representation="one softmax attention matrix",
+        use_case="learning how attention works; tasks that read one position at a time",
         supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )

@@ -1,4 +1,4 @@
-"""A new mechanism: one command, and every part of the house knows it."""
+"""``attnlab new``: the new mechanism is listed, trained, checked and tested like any other."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_one_command_and_all_know_it(checkout: Path) -> None:
+def test_a_new_mechanism_is_known_everywhere(checkout: Path) -> None:
     before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
     made = attnlab(checkout, "new", "sliding_window")
     assert made.returncode == 0, made.stderr
@@ -79,7 +79,7 @@ def test_one_command_and_all_know_it(checkout: Path) -> None:
     assert step.returncode == 0, step.stderr
     checked = attnlab(checkout, "check", "sliding_window", "--fast", "--json")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    # Nor does any test of the house object to a newcomer.
+    # The tests of the repository pass for it too.
     tests = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-k", "sliding_window", "tests")
     asked = python(checkout, *tests)
     assert asked.returncode == 0, asked.stdout
@@ -89,12 +89,12 @@ def test_one_command_and_all_know_it(checkout: Path) -> None:
     assert formatted.returncode == 0, formatted.stdout
 
 
-def test_what_is_copied_keeps_every_promise() -> None:
+def test_the_template_passes_the_conformance_suite() -> None:
     report = check_attention(TemplateAttention, fast=True)
     assert not report.failed
 
 
-def test_the_template_says_the_formula_of_self_attention() -> None:
+def test_the_template_computes_self_attention() -> None:
     import torch
 
     from attnlab.models.selfhead import SelfAttention
@@ -121,7 +121,7 @@ def test_create(models: Path) -> None:
     entry = registry.entry("my_attention")
     assert (entry.class_name, entry.card.title) == ("MyAttention", "My attention")
     assert [option.name for option in entry.options] == ["embed_dim", "causal", "dropout"]
-    assert [path.name for path in models.iterdir()] == ["my_attention"], "nothing is left lying about"
+    assert [path.name for path in models.iterdir()] == ["my_attention"], "temporary files are removed"
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_names_of_the_class_and_the_lesson(name: str, class_name: str, title: st
         ("sliding-window", "such as sliding_window"),
         ("3d", "starting with a letter, such as my_attention"),
         ("_hidden", "such as hidden"),
-        ("", "'' is no name for a mechanism"),
+        ("", "'' is not a valid name for a mechanism"),
         ("../outside", "such as outside"),
-        ("größe", "is no name"),
+        ("größe", "is not a valid name"),
         ("two words", "such as two_words"),
-        ("newline\n", "is no name"),
-        ("class", "is a word of Python and cannot be a mechanism's name; try class_attention"),
-        ("reference", "is another file of a mechanism's folder"),
-        ("figures", "is another file"),
+        ("newline\n", "is not a valid name"),
+        ("class", "is a Python keyword; try class_attention"),
+        ("reference", "is the name of another file in the folder"),
+        ("figures", "is the name of another file"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused(models: Path, name: str, says: str) -> None:
+def test_invalid_names(models: Path, name: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         scaffold.create(name)
     assert says in str(caught.value)
@@ -170,7 +170,7 @@ def test_nothing_is_overwritten(models: Path, kind: str) -> None:
     assert [path.name for path in models.iterdir()] == ["taken"]
 
 
-def test_nothing_is_half_written(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_files(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaffold, "FILES", (*scaffold.FILES, "missing.txt"))
     with pytest.raises(UserError, match="models/broken cannot be written: No such file"):
         scaffold.create("broken")
@@ -187,7 +187,8 @@ def test_an_installed_copy_refuses(models: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "selfhead"]) == 2
     assert (
-        capsys.readouterr().err == "error: models/selfhead exists already; choose another name, or edit what is there\n"
+        capsys.readouterr().err
+        == "error: models/selfhead exists already; choose another name, or edit the existing files\n"
     )
     assert main(["new"]) == 2
-    assert capsys.readouterr().err == "error: name the new mechanism: attnlab new my_attention\n"
+    assert capsys.readouterr().err == "error: give the name of the new mechanism: attnlab new my_attention\n"

@@ -1,4 +1,4 @@
-"""A command line called from a test, and what it done."""
+"""Call a command line in the process of a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnlab.cli import main
 
 
 class CommandResult(NamedTuple):
-    """What a command did."""
+    """The exit code and the two outputs of a command."""
 
     code: int
     out: str
@@ -19,23 +19,23 @@ class CommandResult(NamedTuple):
 
 
 def call(*words: str) -> CommandResult:
-    """``attnlab WORDS``, in this process; what goes to the two outputs is neither shown nor a terminal."""
+    """Run ``attnlab WORDS`` in this process; neither output is a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(words)
-        except SystemExit as left:  # --help leaves at once
-            code = left.code if isinstance(left.code, int) else 0
+        except SystemExit as exit:  # from --help
+            code = exit.code if isinstance(exit.code, int) else 0
     return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and what is in it; an empty folder stands for itself."""
+    """The files below a folder with their contents, and the folders with none."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
 def error_of(*words: str) -> str:
-    """The one line with which a command is refused; nothing may change in the current folder."""
+    """The one-line error of a command, which must not change the current folder."""
     before = contents_of(Path())
     done = call(*words)
     assert done.code == 2, done

@@ -1,4 +1,4 @@
-"""Every command runs in an empty folder, as it does for someone who has installed the package."""
+"""Every command runs in an empty folder, as with an installed package."""
 
 from __future__ import annotations
 

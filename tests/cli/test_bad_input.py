@@ -1,4 +1,4 @@
-"""What cannot be is refused in one line, with exit code 2, before anything is written."""
+"""Invalid input is an error of one line with exit code 2, before anything is written."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ FLAGS = {
     "--positions=t5(buckets=3)": "buckets must be an integer from 4 to 65536, not 3",
     "--embed_dim 6 --num_heads 2 --positions=rotary": "rotary positions need an even head_dim, not 3",
     "--precision float8": "--precision must be one of float32, bfloat16, float16, float64, not 'float8'",
-    # what the machine does not have
+    # devices and memory
     "--device cuda:77": "device 'cuda:77' is not available; available: auto, cpu",
     "--device gpu": "unknown device 'gpu'; available: auto, cpu",
     "--embed_dim 65536 --layers 1000": "parameters need",
-    # what a task does not do
+    # tasks
     "--seq_length 5": "the data of digits determine the sequence length, so leave out --seq_length 5",
     "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
     "--task text --no_causal": "text predicts the next token, so the network must be causal: leave out --no_causal",
     "--target b": "digits has no columns, so --target b has no effect; leave it out",
-    # the user's own data
+    # user files
     "--data not_there.csv --target b": "--data not_there.csv does not exist; check the name",
     "--data empty.csv --target b": "--data empty.csv is empty",
     "--data head.csv --target b": "head.csv has no rows below its header; add some",
@@ -76,7 +76,7 @@ FLAGS = {
     "--task text --data good.csv": "text reads .txt, not good.csv",
     "--task digits --data good.csv": "digits has its own data and cannot read good.csv",
     "--task table": "table needs your own file",
-    # where the result goes
+    # outputs
     "--save_path x.bin": "--save_path x.bin must end in .safetensors, .pth or .pt",
     "--save_path good.csv/x.pth": "cannot write --save_path good.csv/x.pth: Not a directory",
     "--run_dir good.csv/x": "cannot make --run_dir good.csv/x: Not a directory",
@@ -122,7 +122,7 @@ COMMANDS = {
 
 @pytest.fixture
 def mine(empty_folder: Path) -> Path:
-    """A folder with files of all kinds."""
+    """A folder with valid and invalid files."""
     write_files(
         empty_folder,
         {
@@ -175,7 +175,7 @@ def test_a_config_option_that_the_model_lacks(mine: Path) -> None:
     assert "selfhead has no option num_heads; models that have it: " in error_of("train", "--config", "s.toml")
 
 
-# A run that is there
+# An existing run
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_data_that_do_not_match_the_network(run: Path, mine: Path) -> None:
     assert "good.csv" in error_of("predict", "run", "--data", "good.csv")
 
 
-# While it trains
+# During training
 
 
 def test_a_nan_loss_keeps_the_last_finite_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

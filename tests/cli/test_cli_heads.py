@@ -1,4 +1,4 @@
-"""What each head of a run is worth, from the command line."""
+"""``attnlab heads``."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_whole_groups_of_heads_are_pruned() -> None:
         ("heads alone", "alone: SelfAttention has no separate heads"),
         ("heads run --prune 0 --save_path x.pth", "the share of heads to prune must be above 0 and below 1, not 0"),
         ("heads run --prune 0.9 --save_path x.pth", "0.9 of 8 heads cannot be pruned"),
-        ("heads run --prune 0.1 --save_path x.pth", "from 1 to 6 of all can go, a share from 0.125 to 0.75"),
-        ("heads grouped --prune 0.2 --save_path x.pth", "from 2 to 4 of all can go"),
+        ("heads run --prune 0.1 --save_path x.pth", "so that 1 to 6 can be pruned, a share from 0.125 to 0.75"),
+        ("heads grouped --prune 0.2 --save_path x.pth", "so that 2 to 4 can be pruned"),
         ("heads run --prune 0.5 --save_path x.bin", "--save_path x.bin must end in .safetensors, .pth or .pt"),
         ("heads run --prune 0.5 --save_path run/model.safetensors", "is inside the folder of the run"),
         ("heads run --device gpu", "unknown device 'gpu'"),

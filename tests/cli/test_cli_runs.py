@@ -1,4 +1,4 @@
-"""Runs listed, compared, extended and started from other weights, on the command line."""
+"""``attnlab runs``, and ``attnlab train`` with ``--resume`` and ``--init_from``."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_a_run_starts_from_the_parameters_of_another(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--init_from", "runs/self"), "holds selfhead, and multihead is to be trained; give --model selfhead"),
+        (("--init_from", "runs/self"), "holds a selfhead network, but the run trains multihead; give --model selfhead"),
         (("--init_from", "none"), "none is not there; give a run, or a file written by --save_path"),
         (("--init_from", "mine.csv"), "mine.csv is truncated or not a checkpoint"),
         (("--init_from", "runs/one", "--layers", "2"), "blocks.1.norm1.weight is missing there and (8,) here"),

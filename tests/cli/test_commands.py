@@ -1,4 +1,4 @@
-"""The commands as one types them one after another."""
+"""The commands in a typical order, and their output in unusual terminals."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_data_that_moved_are_found_with_a_flag() -> None:
     Path("mine.csv").rename("moved.csv")
     done = call("train", "--resume", "run", "--steps", "5")
     assert done.code == 2
-    assert "mine.csv, which no longer exists; restore it, or name its new place" in done.err
+    assert "mine.csv, which no longer exists; restore it, or give its new path with --data" in done.err
     done = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
     assert done.code == 2
     assert "other.csv was altered since run was started" in done.err
@@ -180,7 +180,7 @@ def test_data_that_moved_are_found_with_a_flag() -> None:
     assert json.loads(call("evaluate", "run", "--data", "other.csv", "--json").out)["test_examples"] == 97
 
 
-# How it looks in other places
+# Pipes and terminals
 
 
 def started(*words: str, **environment: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""What comes out of files is printed escaped, and is not read as markup."""
+"""Text from files is escaped when it is printed, and not parsed as markup."""
 
 from __future__ import annotations
 

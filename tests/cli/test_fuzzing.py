@@ -1,4 +1,4 @@
-"""Whatever is typed, a command does what was asked or says in one line why not: no traceback, no hang."""
+"""For any arguments a command succeeds or prints a one-line error: no traceback, no hang."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from attnlab.utils.errors import UserError
 EXAMPLES = int(os.environ.get("ATTNLAB_EXAMPLES", "50"))
 COMMANDS = ("train", "evaluate", "predict", "runs", "models", "tasks", "generate", "heads")
 FLAGS = {
-    **{name: flags(import_module(f"attnlab.cli.{name}").Options) for name in COMMANDS[1:]},
+    **{name: flags(import_module(f"attnlab.cli.{name}").Options) for name in COMMANDS[1:] if name != "runs"},
+    "runs": ["--folder", "--json"],
     "train": flags(_interface(defaults("multihead", "digits"))),
 }
 PLACES = [

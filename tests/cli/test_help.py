@@ -1,4 +1,4 @@
-"""What can be said without torch is said at once; and what the help promises is there."""
+"""Help and light commands do not import torch, and the flags do what the help describes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from calls import call, error_of
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli import commands
-from attnlab.cli._flags import given_flags, parse_train_args, peek
+from attnlab.cli._flags import given_flags, parse_train_args
 from attnlab.cli._format import command_line
+from attnlab.cli._parse import note_renamed
 from attnlab.training.report import options
 from attnlab.training.settings import mechanism_options
 
@@ -122,44 +123,33 @@ def test_models_and_tasks_are_listed() -> None:
     assert "from attnlab.models.multihead import MultiAttention" in about
 
 
-@pytest.mark.parametrize("spelled", ["--embed_dim 48", "--embed-dim 48", "--embed_dim=48", "--embed-dim=48"])
-def test_hyphens_and_underscores_are_equivalent(spelled: str) -> None:
-    asked = parse_train_args(spelled.split())
-    assert asked.settings.model.embed_dim == 48
-    assert asked.given == {"embed_dim"}
-    assert given_flags(["--no-mlp", "--num-heads=2"]) == {"mlp", "num_heads"}
-    assert not parse_train_args(["--no-mlp"]).settings.model.mlp
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        *((spelled, {"embed_dim": 48}) for spelled in ("--embed_dim 48", "--embed-dim=48", "--embed_dim=48")),
+        ("--no-mlp", {"mlp": False}),
+        ("--model multihead --num-heads 2 --no_bias", {"num_heads": 2, "bias": False}),
+        ("--model selfhead --model=multihead --num_heads 2", {"model": "multihead", "num_heads": 2}),
+        ("--task multi_lookup", {"learning_rate": tasks.entry("multi_lookup").defaults["learning_rate"]}),
+        ("--task fetch --lr 0.5", {"task": "multi_lookup", "learning_rate": 0.5}),
+        ("--clip 2", {"grad_clip": 2.0}),
+        ("--steps 7", {"steps": 7, "epochs": None}),
+        ("--task text --epochs 7", {"steps": None, "epochs": 7}),
+    ],
+)
+def test_parsed_settings(line: str, expected: dict[str, object]) -> None:
+    args = parse_train_args(line.split())
+    assert expected.items() <= args.settings.flat().items()
+    assert args.given == given_flags(line.replace("--clip", "--grad_clip").split())
 
 
-def test_the_options_of_a_mechanism_are_flags() -> None:
-    own = parse_train_args(["--model", "multihead", "--num-heads", "2", "--no_bias"]).settings.model.options
-    assert own["num_heads"] == 2
-    assert own["bias"] is False
-
-
-def test_flags_override_the_defaults_of_a_task() -> None:
-    assert (
-        parse_train_args(["--task", "multi_lookup"]).settings.training.learning_rate
-        == tasks.entry("multi_lookup").defaults["learning_rate"]
-    )
-    assert parse_train_args(["--task", "multi_lookup", "--learning_rate", "0.5"]).settings.training.learning_rate == 0.5
-
-
-def test_epochs_and_steps_replace_each_other() -> None:
-    training = parse_train_args(["--steps", "7"]).settings.training
-    assert (training.steps, training.epochs) == (7, None)
-    training = parse_train_args(["--task", "text", "--epochs", "7"]).settings.training
-    assert (training.steps, training.epochs) == (None, 7)
-
-
-def test_the_last_of_repeated_flags_counts() -> None:
-    assert peek(["--model", "selfhead", "--model=multihead"], "model") == "multihead"
-    assert (
-        parse_train_args(["--model", "selfhead", "--model", "multihead", "--num_heads", "2"]).settings.model.options[
-            "num_heads"
-        ]
-        == 2
-    )
+@pytest.mark.parametrize(("old", "new"), [("train --clip", "grad_clip"), ("heads x --instead", "ablation")])
+def test_a_renamed_flag_is_accepted_with_a_note(old: str, new: str) -> None:
+    note_renamed.cache_clear()  # once per process
+    done = call(*old.split(), "wrong")
+    note, error = done.err.splitlines()
+    assert note == f"note: {old.split()[-1]} is now called --{new}; the old name will be removed"
+    assert error.startswith(f"error: --{new} must be ")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The questions, answered from a pipe and on a terminal."""
+"""``--interactive`` with piped answers and on a terminal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def flat(done: CommandResult) -> str:
 
 
 def same_as(done: CommandResult) -> list[str]:
-    """The command that is shown to say the same."""
+    """The words of the equivalent command that is shown."""
     return shlex.split(done.out.split("equivalent command:\n  ")[1].split("\n")[0])
 
 
@@ -166,7 +166,7 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
         "none.csv does not exist",
         "no task reads .doc (x.doc); give one of ",
         "folder.csv is a folder; give a file in it",
-        "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
+        "ragged.csv cannot be read as a table: line 3 has 1 field, but the header has 2",
         "unknown target 'size'; there are: number, letter, one",
         "every row is of one class (same)",
         "the column to predict [one]:",
@@ -224,61 +224,60 @@ def test_many_columns_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " c17 " not in done.out
 
 
-def test_closed_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``<&-`` does in a shell, and a stream that was closed."""
-    closed = io.StringIO()
-    closed.close()
-    for stdin in (None, closed):
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert error_of("train", "--interactive") == (
-            "--interactive reads answers from standard input, which is closed; give the settings as flags"
-        )
+class Interrupted(io.StringIO):
+    def readline(self, *_: object) -> str:
+        raise KeyboardInterrupt
 
 
-def test_input_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+CLOSED = "--interactive reads answers from standard input, which is closed; give the settings as flags"
+INVALID_UTF_8 = io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8")
+closed_stream = io.StringIO()
+closed_stream.close()
+
+
+@pytest.mark.parametrize(
+    ("stdin", "error", "code"),
+    [
+        (None, f"error: {CLOSED}", 2),
+        (closed_stream, f"error: {CLOSED}", 2),
+        (
+            io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"),
+            "error: the input is not valid UTF-8; nothing was started",
+            2,
+        ),
+        (Interrupted(), "stopped", 130),
+    ],
+    ids=["no stream", "closed", "not UTF-8", "Ctrl-C"],
+)
+def test_unreadable_input(stdin: object, error: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
     done = call("train", "--interactive")
-    assert (done.code, done.err) == (2, "error: the input is not valid UTF-8; nothing was started\n")
+    assert (done.code, done.err) == (code, f"{error}\n")
+    assert contents_of(Path()) == {}
 
 
 def test_closed_input_of_a_process() -> None:
     command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --interactive reads answers from standard input, which is closed")
-    assert done.stderr.count("\n") == 1
-
-
-def test_help_asks_nothing() -> None:
-    assert "usage: attnlab train" in call("train", "--interactive", "--help").out
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {CLOSED}\n")
 
 
 @pytest.mark.parametrize("typed", ["", "multihead\n", "multihead\ndigits\n" + "\n" * 6])
 def test_input_that_ends_early_starts_nothing(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = answered(monkeypatch, typed, *SHORT)
-    assert done.code == 2
-    assert done.err == "error: the input ended before the last question; nothing was started\n"
+    assert (done.code, done.err) == (2, "error: the input ended before the last question; nothing was started\n")
     assert contents_of(Path()) == {}
 
 
 @pytest.mark.parametrize("flag", ["--embed_dim=0", "--learning_rate=nan", "--embed_dimm=3", "--resume=x"])
 def test_an_invalid_flag(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * 20))
-    done = call("train", "--interactive", flag)
-    assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
+    done = answered(monkeypatch, "\n" * 20, flag)
+    assert (done.code, done.err.startswith("error: "), done.err.count("\n")) == (2, True, 1)
     assert contents_of(Path()) == {}
 
 
-def test_ctrl_c_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(io.StringIO):
-        def readline(self, *_: object) -> str:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "stdin", Interrupted())
-    done = call("train", "--interactive")
-    assert (done.code, done.err) == (130, "stopped\n")
+def test_help_asks_nothing() -> None:
+    assert "usage: attnlab train" in call("train", "--interactive", "--help").out
 
 
 def test_interactive_and_resume_exclude_each_other() -> None:
@@ -290,7 +289,7 @@ def test_interactive_and_resume_exclude_each_other() -> None:
 
 
 class Terminal:
-    """``attnlab`` on a terminal of its own."""
+    """``attnlab`` on a pseudo-terminal."""
 
     def __init__(self, *words: str, columns: int = 100) -> None:
         self._raw, self._read_up_to = "", 0
@@ -305,20 +304,20 @@ class Terminal:
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw)
 
     def until(self, text: str) -> None:
-        """Read on until a text comes, after the one that was waited for last."""
+        """Read until a text comes, after the last one that was waited for."""
         while text not in self.shown[self._read_up_to :]:
-            assert self._more(), f"{text!r} never came: {self.shown}"
+            assert self._more(), f"{text!r} did not come: {self.shown}"
         self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
 
     def _more(self) -> bool:
-        if not select.select([self._end], [], [], 120)[0]:  # waits for a key that this test does not press
+        if not select.select([self._end], [], [], 120)[0]:  # the program waits for a key
             os.kill(self.process, signal.SIGKILL)
             return False
         try:
             text = os.read(self._end, 65536).decode(errors="replace")
-        except OSError:  # the other side has gone
+        except OSError:  # the program has exited
             return False
-        if "\x1b[6n" in text:  # where is the cursor? a terminal answers
+        if "\x1b[6n" in text:  # asks for the position of the cursor
             os.write(self._end, b"\x1b[1;1R")
         self._raw += text
         return bool(text)
@@ -328,7 +327,7 @@ class Terminal:
         os.write(self._end, keys.encode())
 
     def leave(self) -> int:
-        """The exit code, once all has been read."""
+        """The exit code, after reading the rest."""
         while self._more():
             pass
         os.close(self._end)

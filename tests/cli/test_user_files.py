@@ -1,4 +1,4 @@
-"""Files as people have them, from training to predictions."""
+"""User files in various formats, from training to predictions."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_the_same_answers_and_gradients(family: str, length: int, side: str) -> 
 
 
 @pytest.mark.parametrize("rope", ROPES)
-def test_llama_turns_as_its_config_says(rope: str) -> None:
+def test_llama_rotary_frequencies(rope: str) -> None:
     layer = theirs("Llama", rope_parameters=ROPES[rope])
     ours = from_llama(layer)
     x = torch.randn(B, 29, ours.embed_dim, generator=torch.Generator().manual_seed(0))
@@ -137,14 +137,14 @@ def test_biases_of_llama_are_converted_too() -> None:
     ours = from_llama(layer)
     assert torch.equal(ours.qkv.bias[-8:], layer.v_proj.bias)
     assert torch.equal(ours.output.bias, layer.o_proj.bias)
-    with pytest.raises(ValueError, match="attention_bias=False, and this layer bias=True"):
+    with pytest.raises(ValueError, match="attention_bias=False, but this layer has bias=True"):
         to_llama(ours, theirs("Llama"))
 
 
 def test_a_bert_that_decodes_is_causal() -> None:
     ours = from_bert(theirs("Bert", is_decoder=True))
     assert ours.causal
-    with pytest.raises(ValueError, match="has causal=True, and theirs False"):
+    with pytest.raises(ValueError, match="has causal=True, but the other layer has False"):
         to_bert(ours, theirs("Bert"))
 
 
@@ -154,28 +154,30 @@ def cross(family: str) -> Any:
     return model("GPT2", "eager", add_cross_attention=True).transformer.h[0].crossattention
 
 
-GPT2_SCALED = "does not divide its scores by √head_dim"
+GPT2_SCALED = "does not scale its scores by 1/√head_dim"
 
 
 @pytest.mark.parametrize(
     ("convert", "layer", "error", "message"),
     [
-        (from_bert, lambda: nn.Linear(2, 2), TypeError, "from_bert takes a BertAttention, not a Linear"),
-        (from_gpt2, lambda: theirs("Bert"), TypeError, "from_gpt2 takes a GPT2Attention, not a BertAttention"),
-        (from_llama, lambda: theirs("GPT2"), TypeError, "from_llama takes a LlamaAttention, not a GPT2Attention"),
-        (from_bert, lambda: cross("Bert"), ValueError, "looks at another sequence"),
-        (from_gpt2, lambda: cross("GPT2"), ValueError, "looks at another sequence"),
+        (from_bert, lambda: nn.Linear(2, 2), TypeError, "from_bert takes a BertAttention, got Linear"),
+        (from_gpt2, lambda: theirs("Bert"), TypeError, "from_gpt2 takes a GPT2Attention, got BertAttention"),
+        (from_llama, lambda: theirs("GPT2"), TypeError, "from_llama takes a LlamaAttention, got GPT2Attention"),
+        (from_bert, lambda: cross("Bert"), ValueError, "is cross-attention"),
+        (from_gpt2, lambda: cross("GPT2"), ValueError, "is cross-attention"),
         (from_gpt2, lambda: theirs("GPT2", scale_attn_weights=False), ValueError, GPT2_SCALED),
         (from_gpt2, lambda: theirs("GPT2", scale_attn_by_inverse_layer_idx=True), ValueError, GPT2_SCALED),
         (
             from_llama,
             lambda: theirs("Llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10.0, "factor": 2.0}),
             ValueError,
-            "rope_type 'dynamic' turns otherwise at other lengths",
+            "rope_type 'dynamic' depends on the length",
         ),
     ],
 )
-def test_what_cannot_be_said_is_refused(convert: Any, layer: Any, error: type[Exception], message: str) -> None:
+def test_a_layer_that_cannot_be_converted_is_refused(
+    convert: Any, layer: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         convert(layer())
 
@@ -183,17 +185,22 @@ def test_what_cannot_be_said_is_refused(convert: Any, layer: Any, error: type[Ex
 @pytest.mark.parametrize(
     ("back", "ours", "family", "message"),
     [
-        (to_bert, lambda: MultiAttention(12, 2), "Bert", "has num_heads=2, and theirs 3"),
+        (to_bert, lambda: MultiAttention(12, 2), "Bert", "has num_heads=2, but the other layer has 3"),
         (to_bert, lambda: MultiAttention(12, 3, positions="alibi"), "Bert", "has none positions .*, not alibi"),
         (to_bert, lambda: MultiAttention(12, 3, bias=False), "Bert", "built with bias=False"),
-        (to_bert, lambda: GroupedQueryAttention(12, 3, num_kv_heads=1), "Bert", "num_kv_heads=1, and theirs 3"),
-        (to_gpt2, lambda: MultiAttention(12, 3), "GPT2", "has causal=False, and theirs True"),
+        (
+            to_bert,
+            lambda: GroupedQueryAttention(12, 3, num_kv_heads=1),
+            "Bert",
+            "num_kv_heads=1, but the other layer has 3",
+        ),
+        (to_gpt2, lambda: MultiAttention(12, 3), "GPT2", "has causal=False, but the other layer has True"),
         (to_gpt2, lambda: MultiAttention(12, 3, causal=True, bias=False), "GPT2", "built with bias=False"),
-        (to_llama, lambda: _llama(num_kv_heads=3), "Llama", "num_kv_heads=3, and theirs 2"),
+        (to_llama, lambda: _llama(num_kv_heads=3), "Llama", "num_kv_heads=3, but the other layer has 2"),
         (to_llama, lambda: _llama(positions="none"), "Llama", "has rotary positions .*, not none"),
     ],
 )
-def test_layers_of_another_form_are_refused(back: Any, ours: Any, family: str, message: str) -> None:
+def test_layers_of_another_shape_are_refused(back: Any, ours: Any, family: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         back(ours(), theirs(family))
 
@@ -204,7 +211,7 @@ def _llama(**options: Any) -> GroupedQueryAttention:
     )
 
 
-def test_positions_that_turn_otherwise_are_refused() -> None:
-    to_llama(_llama(), theirs("Llama"))  # both turn with the base 10000
-    with pytest.raises(ValueError, match=r"the rotary positions differ: ours turn as .*base=10000"):
+def test_other_rotary_frequencies_are_refused() -> None:
+    to_llama(_llama(), theirs("Llama"))  # both have the base 10000
+    with pytest.raises(ValueError, match=r"the rotary positions differ: ours are .*base=10000"):
         to_llama(_llama(), theirs("Llama", rope_parameters=ROPES["default"]))

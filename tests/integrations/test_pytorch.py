@@ -158,17 +158,17 @@ def test_it_is_asked_as_multihead_attention_is(batch_first: bool, average: bool,
     assert ours(x, x, x, need_weights=False)[1] is None
 
 
-def test_a_row_that_may_look_at_nothing_is_zero_where_theirs_is_nan() -> None:
+def test_a_fully_masked_row_is_zero_where_theirs_is_nan() -> None:
     theirs = nn.MultiheadAttention(D, H, batch_first=True, dtype=torch.float64)
     x, everything = tokens(), torch.ones(B, N, dtype=torch.bool)
     assert theirs(x, x, x, key_padding_mask=everything)[0].isnan().all()
     assert (from_torch(theirs)(x, x, x, key_padding_mask=everything)[0] == 0).all()
 
 
-def test_another_mechanism_in_its_place() -> None:
+def test_another_mechanism() -> None:
     model = from_torch(encoder(), lambda theirs: SelfAttention(theirs.embed_dim).to(torch.float64))
     assert model(tokens(), src_key_padding_mask=IGNORED).shape == (B, N, D)
-    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* cannot say what SelfAttention computes"):
+    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* cannot represent SelfAttention"):
         to_torch(model)
 
 
@@ -186,22 +186,22 @@ def test_a_hint_that_contradicts_the_mask_or_has_none() -> None:
     ours = from_torch(encoder())
     with pytest.raises(ValueError, match="is_causal=True, but attn_mask is not causal"):
         ours(tokens(), mask=scattered(N, N), is_causal=True)
-    with pytest.raises(ValueError, match="is_causal=True says something of attn_mask, and there is none"):
+    with pytest.raises(ValueError, match="is_causal=True is a hint about attn_mask, which is missing"):
         ours(tokens(), is_causal=True)
 
 
-def test_keys_that_are_not_the_values() -> None:
+def test_a_value_that_is_not_the_key() -> None:
     ours, x = from_torch(nn.MultiheadAttention(D, H, batch_first=True, dtype=torch.float64)), tokens()
-    with pytest.raises(ValueError, match="keys and values come from one sequence"):
+    with pytest.raises(ValueError, match="key and value must be the same tensor"):
         ours(x, x, x.clone())
 
 
-def test_numbers_for_a_mechanism_that_takes_none() -> None:
+def test_a_bias_for_a_mechanism_without_the_capability() -> None:
     class Plain(SelfAttention):
         card = replace(SelfAttention.card, supports=("causal", "mask"))
 
     ours, x = TorchMHAAdapter(Plain(D).double(), batch_first=True), tokens()
-    with pytest.raises(UnsupportedError, match="does not support bias"):
+    with pytest.raises(UnsupportedError, match="does not support attn_bias"):
         ours(x, x, x, attn_mask=torch.randn(N, N, dtype=torch.float64))
 
 
@@ -210,17 +210,17 @@ def test_numbers_for_a_mechanism_that_takes_none() -> None:
     [
         (lambda: nn.Linear(2, 2), "there is no MultiheadAttention in Linear"),
         (lambda: nn.Sequential(nn.MultiheadAttention(D, H, kdim=5)), "0: only an nn.MultiheadAttention without kdim"),
-        (lambda: nn.Sequential(Extended(D, H)), "0: Extended extends nn.MultiheadAttention"),
+        (lambda: nn.Sequential(Extended(D, H)), "0: Extended is a subclass of nn.MultiheadAttention"),
     ],
 )
-def test_what_cannot_be_said_is_named(model: Any, message: str) -> None:
+def test_the_error_names_the_layer_that_cannot_be_converted(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_torch(model())
 
 
-def test_a_layer_that_is_causal_by_itself_has_no_way_back() -> None:
+def test_a_causal_layer_cannot_be_converted_back() -> None:
     ours = from_torch(encoder(), lambda theirs: MultiAttention.from_torch(theirs, causal=True))
-    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* told by attn_mask to be causal"):
+    with pytest.raises(ValueError, match=r"layers.0.self_attn: .* has no causal=True"):
         to_torch(ours)
 
 

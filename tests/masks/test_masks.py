@@ -1,4 +1,4 @@
-"""The algebra of masks: its laws over drawn masks, its rules by brute force, and the conventions of others.
+"""Masks: the laws of the operators over random masks, each rule against a loop, and conversions.
 
 Sizes are distinct primes wherever an axis could be swapped: B = 2, H = 3, N_k = 7, N_q up to 5.
 """
@@ -88,7 +88,7 @@ def by_hand(rule: Callable[[int, int], bool], queries: int = KEYS, keys: int = K
     return torch.tensor([[rule(q + keys - queries, k) for k in range(keys)] for q in range(queries)])
 
 
-# The laws
+# Operators
 
 
 @given(combined(SQUARE), combined(SQUARE))
@@ -98,7 +98,7 @@ def test_de_morgan(a: Mask, b: Mask) -> None:
 
 
 @given(combined(SQUARE), combined(SQUARE))
-def test_operators_are_those_of_booleans(a: Mask, b: Mask) -> None:
+def test_operators_match_boolean_tensors(a: Mask, b: Mask) -> None:
     assert torch.equal(matrix(a & b), matrix(a) & matrix(b))
     assert torch.equal(matrix(a | b), matrix(a) | matrix(b))
     assert torch.equal(matrix(~a), ~matrix(a))
@@ -106,7 +106,7 @@ def test_operators_are_those_of_booleans(a: Mask, b: Mask) -> None:
 
 
 @given(booleans(KEYS, KEYS))
-def test_a_tensor_joins_from_either_side(tensor: Tensor) -> None:
+def test_a_tensor_is_accepted_as_either_operand(tensor: Tensor) -> None:
     rule = masks.causal()
     assert torch.equal(matrix(tensor & rule), matrix(rule & tensor))
     assert torch.equal(matrix(tensor | rule), matrix(rule | tensor))
@@ -114,7 +114,7 @@ def test_a_tensor_joins_from_either_side(tensor: Tensor) -> None:
 
 
 @given(combined(POSITIONAL), st.integers(1, 5), st.data())
-def test_an_offset_takes_rows_of_the_whole(mask: Mask, queries: int, data: st.DataObject) -> None:
+def test_offset_selects_rows(mask: Mask, queries: int, data: st.DataObject) -> None:
     offset = data.draw(st.integers(0, KEYS - queries))
     assert torch.equal(matrix(mask, queries, offset=offset), matrix(mask)[:, :, offset : offset + queries])
 
@@ -125,13 +125,13 @@ def test_queries_are_aligned_at_the_end(mask: Mask, queries: int) -> None:
 
 
 @given(combined(SQUARE))
-def test_sees_itself_is_never_claimed_wrongly(mask: Mask) -> None:
+def test_includes_diagonal(mask: Mask) -> None:
     if mask.includes_diagonal:
         assert matrix(mask).diagonal(dim1=-2, dim2=-1).all()
 
 
 @given(combined(SQUARE), st.integers(1, KEYS), st.data())
-def test_what_is_reachable_and_the_step_leave_nothing_out(mask: Mask, queries: int, data: st.DataObject) -> None:
+def test_candidate_keys_and_stride_cover_all_allowed_keys(mask: Mask, queries: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, KEYS - queries))
     seen = matrix(mask)[:, :, first : first + queries].flatten(0, 2).any(0)
     assert (mask.candidate_keys(range(first, first + queries), torch.arange(KEYS)) | ~seen).all()
@@ -140,7 +140,7 @@ def test_what_is_reachable_and_the_step_leave_nothing_out(mask: Mask, queries: i
 
 
 @given(combined(SQUARE), st.integers(1, KEYS))
-def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -> None:
+def test_tiles_cover_every_row_once_with_all_its_keys(mask: Mask, size: int) -> None:
     bound = mask.bind(KEYS, shape=(B, H))
     rest, rows = matrix(mask).clone(), []
     for own, keys in bound.tiles(size):
@@ -154,8 +154,8 @@ def test_tiles_hold_every_row_once_and_all_that_it_sees(mask: Mask, size: int) -
 
 
 @given(st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 5), st.integers(1, 11), st.integers(-11, 7))
-def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: int, offset: int) -> None:
-    """Also rows before the first key or behind the last one, as with more queries than keys."""
+def test_tiles_with_offsets_cover_all_allowed_keys(mask: Mask, size: int, queries: int, offset: int) -> None:
+    """Also for rows before the first key or after the last one, as with more queries than keys."""
     bound = mask.bind(queries, KEYS, shape=(B, H), offset=offset)
     rest = bound.tensor().expand(B, H, queries, KEYS).clone()
     for rows, keys in bound.tiles(size):
@@ -167,8 +167,8 @@ def test_tiles_hold_all_that_any_row_attends_to(mask: Mask, size: int, queries: 
 
 
 @given(st.integers(2, 5), st.one_of(POSITIONAL, combined(POSITIONAL)), st.integers(1, 3), st.integers(0, 5))
-def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, first: int) -> None:
-    """Each residue of the step has the tiles of the first, moved by as many positions, whatever the other rules are."""
+def test_folded_tiles_match_the_matrix(step: int, mask: Mask, size: int, first: int) -> None:
+    """Each residue has the tiles of the first one, shifted, for any other conjuncts."""
     mask = masks.strided(step) & mask
     length = KEYS - first
     bound = mask.bind(length, shape=(B, H), first=first)
@@ -188,7 +188,7 @@ def test_folded_tiles_are_those_of_the_matrix(step: int, mask: Mask, size: int, 
 
 
 @given(st.lists(st.sampled_from([masks.sliding_window(2), masks.strided(3)]), min_size=H, max_size=H), combined(PLAIN))
-def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
+def test_per_head(rules: list[Mask], rest: Mask) -> None:
     bound = (rest & masks.per_head(rules)).bind(KEYS, shape=(B, H))
     assert torch.equal(bound.tensor().expand(B, H, -1, -1), torch.stack([matrix(rest & r)[:, 0] for r in rules], 1))
     if len(set(rules)) > 1:
@@ -202,17 +202,17 @@ def test_a_rule_for_each_head(rules: list[Mask], rest: Mask) -> None:
 
 
 @given(combined(PLAIN))
-def test_repr_is_the_sentence_that_makes_it(mask: Mask) -> None:
+def test_repr_evaluates_to_the_mask(mask: Mask) -> None:
     assert torch.equal(matrix(eval(repr(mask), vars(masks))), matrix(mask))
 
 
 @given(combined(SQUARE))
-def test_to_keeps_the_rule(mask: Mask) -> None:
+def test_to_does_not_change_the_mask(mask: Mask) -> None:
     assert torch.equal(matrix(mask.to("cpu")), matrix(mask))
 
 
 @given(combined(SQUARE), st.integers(1, 11))
-def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) -> None:
+def test_zero_fully_masked_rows(mask: Mask, width: int) -> None:
     out = mask.bind(KEYS, shape=(B, H)).zero_fully_masked_rows(torch.ones(B, KEYS, width))
     seen = matrix(mask).any(-1).any(1)
     assert torch.equal(out, seen.unsqueeze(-1).expand(B, KEYS, width).float())
@@ -222,7 +222,7 @@ def test_blank_zeroes_the_rows_that_may_look_at_nothing(mask: Mask, width: int) 
 
 
 @given(st.lists(st.one_of(POSITIONAL, combined(POSITIONAL)), min_size=1, max_size=4), st.data())
-def test_fully_masked_rows_are_those_of_the_matrix(rules: list[Mask], data: st.DataObject) -> None:
+def test_fully_masked_matches_the_matrix(rules: list[Mask], data: st.DataObject) -> None:
     """Conjunctions over all rules, also of a cache that has dropped its first keys, and with more queries than keys."""
     mask = functools.reduce(operator.and_, rules)
     first = data.draw(st.integers(0, KEYS - 1))
@@ -272,7 +272,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", [*PARTS, *IN_PARTS])
 @pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
-def test_no_matrix_is_made_to_find_fully_masked_rows(name: str, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fully_masked_rows_are_found_without_a_matrix(name: str, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.masks.bound.CHUNK", 2**14)
     mask = masks.causal() & (PARTS | IN_PARTS)[name] & PARTS[padded]
     bound, out = mask.bind(701, shape=(3, 3)), torch.ones(3, 701, 2)
@@ -290,8 +290,8 @@ def matrix_of(mask: Mask, length: int) -> Tensor:
 @pytest.mark.parametrize("fill", [0.4, 0.95])
 @pytest.mark.parametrize("queries", [False, True])
 @pytest.mark.parametrize("train", [False, True])
-def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queries: bool, train: bool) -> None:
-    """Neither for the kernel nor for the rows that are blanked; at most what causal alone needs."""
+def test_causal_attention_over_a_padded_batch_materializes_no_matrix(fill: float, queries: bool, train: bool) -> None:
+    """Neither for the kernel nor for the fully masked rows; at most what causal attention needs."""
     torch.manual_seed(0)
     layer, x = MultiAttention(6, 3, causal=True).train(train), torch.randn(2, 701, 6).requires_grad_(train)
     mask = masks.padding(torch.tensor([701, round((2 * fill - 1) * 701)]).clamp(min=5), mask_queries=queries)
@@ -305,10 +305,8 @@ def test_causal_attention_over_a_padded_batch_makes_no_matrix(fill: float, queri
 @pytest.mark.parametrize("padded", ["right padding", "left padding", "padding of queries", "padded keys"])
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_strided_attention_over_a_padded_batch_needs_little_more_than_without(
-    padded: str, train: bool, is_causal: bool
-) -> None:
-    """Its far heads take one kernel call for all residues, at a length that is no multiple of the stride."""
+def test_memory_of_strided_attention_over_a_padded_batch(padded: str, train: bool, is_causal: bool) -> None:
+    """Its distant heads use one kernel call for all residues, at a length that is not a multiple of the stride."""
     torch.manual_seed(0)
     layer = StridedAttention(6, 2, stride=23, causal=is_causal).train(train)
     x = torch.randn(3, 701, 6).requires_grad_(train)
@@ -336,11 +334,11 @@ def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
     assert torch.equal(make_fx(blank)(out)(out), expected)
 
 
-# The rules
+# Rules
 
 
 @pytest.mark.parametrize("queries", [1, 2, 5, 7])
-def test_causal_lets_the_last_query_see_all(queries: int) -> None:
+def test_causal(queries: int) -> None:
     found = masks.causal().materialize(queries, KEYS)
     assert torch.equal(found, by_hand(lambda q, k: k <= q, queries))
     assert found[-1].all()
@@ -348,7 +346,7 @@ def test_causal_lets_the_last_query_see_all(queries: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11])
 @pytest.mark.parametrize("queries", [2, 7])
-def test_window(size: int, queries: int) -> None:
+def test_sliding_window(size: int, queries: int) -> None:
     assert torch.equal(
         masks.sliding_window(size).materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) < size, queries)
     )
@@ -372,10 +370,10 @@ def test_dilated(size: int, step: int, queries: int) -> None:
         assert torch.equal(matrix(found), matrix(masks.sliding_window(size)))
 
 
-def test_dilated_over_a_cache_counts_from_where_the_sequence_began() -> None:
+def test_dilated_with_dropped_keys_counts_from_the_first_position() -> None:
     rule = masks.causal() & masks.dilated(3, 2)
     whole = rule.materialize(11)
-    bound = rule.bind(2, 6, first=5)  # the cache has let go of 5 keys; 6 are left, the last 2 of them queries too
+    bound = rule.bind(2, 6, first=5)  # the cache has dropped 5 keys; 6 are left, the last 2 of which are queries too
     assert torch.equal(bound.tensor()[0, 0], whole[9:, 5:])
     assert torch.equal(bound.tile(slice(1, 2), slice(2, 6))[0, 0], whole[10:, 7:])
 
@@ -406,12 +404,12 @@ def test_documents() -> None:
     assert torch.equal(matrix(masks.documents(ids[0])), found[:1].expand(B, -1, -1, -1))
 
 
-def test_a_position_without_a_document_sees_nothing() -> None:
+def test_a_position_without_a_document_is_fully_masked() -> None:
     found = masks.documents(torch.zeros(KEYS, dtype=torch.long)).materialize(5, KEYS, offset=5)
     assert found.any(-1).tolist() == [True, True, False, False, False]
 
 
-def test_blocks() -> None:
+def test_block_local_and_block_sparse() -> None:
     assert torch.equal(masks.block_local(3).materialize(KEYS), by_hand(lambda q, k: q // 3 == k // 3))
     pattern = torch.tensor([[True, False, False], [True, True, False], [False, True, True]])
     assert torch.equal(
@@ -419,7 +417,7 @@ def test_blocks() -> None:
     )
 
 
-def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
+def test_block_sparse_per_item_and_head() -> None:
     pattern = torch.rand(B, H, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
     found = matrix(masks.block_sparse(2, pattern))
     for item in range(B):
@@ -428,7 +426,7 @@ def test_blocks_with_a_pattern_for_every_item_and_head() -> None:
             assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
 
 
-def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
+def test_block_sparse_with_more_queries_than_keys() -> None:
     """Queries before the first key are in no block: their rows are fully masked, and no other row is."""
     pattern = torch.eye(13, dtype=torch.bool) | (torch.arange(13) == 5)
     mask = masks.block_sparse(16, pattern)
@@ -441,7 +439,7 @@ def test_a_pattern_of_blocks_with_more_queries_than_keys() -> None:
     torch.testing.assert_close(out[:, 180:], layer(x[:, 180:], context=context, mask=mask))
 
 
-def test_blocks_and_those_around() -> None:
+def test_block_local_with_neighbors() -> None:
     found = masks.block_local(2, neighbors=1)
     assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
     assert found.band == (3, 3)
@@ -449,14 +447,14 @@ def test_blocks_and_those_around() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**31), st.integers(0, 40), st.integers(1, 30))
-def test_random_blocks_are_whole_mutual_earlier_and_reached_exactly(
+def test_random_blocks_are_whole_symmetric_and_enumerated_exactly(
     size: int, count: int, seed: int, first: int, queries: int
 ) -> None:
     length = 72
     rule = masks.random_blocks(size, count, seed)
     seen = rule.materialize(length)
     assert torch.equal(seen, seen.T)
-    assert torch.equal(rule.materialize(31), seen[:31, :31]), "a longer sequence changes nothing"
+    assert torch.equal(rule.materialize(31), seen[:31, :31]), "links must not depend on the length"
     whole = seen[::size, ::size]
     assert torch.equal(seen, whole.repeat_interleave(size, 0).repeat_interleave(size, 1)[:length, :length])
     drawn = whole.tril(-1).sum(1)
@@ -469,7 +467,7 @@ def test_random_blocks_are_whole_mutual_earlier_and_reached_exactly(
     assert torch.equal(rule.candidate_keys(range(first, first + queries), k), asked.any(0)[first // 2 :])
 
 
-def test_from_tensor_reads_three_axes_as_batch() -> None:
+def test_three_axes_are_batch_queries_keys() -> None:
     given = torch.rand(B, 5, KEYS, generator=torch.Generator().manual_seed(0)) > 0.5
     assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
 
@@ -487,10 +485,8 @@ INTEGERS = (
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 @given(integers(B, 0, 100), integers(B * 7, 0, 120), st.integers(0, 127), st.data())
-def test_any_integer_dtype_gives_the_same(
-    dtype: torch.dtype, lengths: Tensor, ids: Tensor, seed: int, data: st.DataObject
-) -> None:
-    """Narrow and unsigned integers overflow in sums and differences: 300 - 3 is 41 in uint8."""
+def test_any_integer_dtype(dtype: torch.dtype, lengths: Tensor, ids: Tensor, seed: int, data: st.DataObject) -> None:
+    """Small and unsigned integers would overflow: 300 - 3 is 41 in uint8."""
     boundaries = torch.cat([torch.zeros(1).long(), lengths]).cumsum(0).clamp(max=120)
     build, given = data.draw(
         st.sampled_from(
@@ -517,10 +513,10 @@ def test_left_padding_of_uint8_lengths_keeps_three_of_300_keys() -> None:
     assert mask.materialize(300).sum(-1).flatten().tolist() == [3, 5]
 
 
-# Bound to a length
+# Bound masks
 
 
-def test_a_bound_mask_knows_the_plain_triangle() -> None:
+def test_is_causal_only_for_the_plain_causal_mask() -> None:
     assert masks.causal().bind(5).is_causal
     assert not masks.causal().bind(5, KEYS).is_causal
     assert not masks.causal().bind(5, 5, offset=1).is_causal
@@ -528,7 +524,7 @@ def test_a_bound_mask_knows_the_plain_triangle() -> None:
     assert not (~masks.causal()).bind(5).is_causal
 
 
-def test_a_bound_mask_is_made_once_and_has_four_axes() -> None:
+def test_the_matrix_is_made_once_and_has_four_axes() -> None:
     bound = masks.sliding_window(2).bind(5, KEYS, shape=(B, H))
     assert bound.tensor().shape == (1, 1, 5, KEYS)
     assert bound.tensor() is bound.tensor()
@@ -537,7 +533,7 @@ def test_a_bound_mask_is_made_once_and_has_four_axes() -> None:
 @pytest.mark.parametrize(
     "rule", [masks.block_summary(3), masks.prefix(2), masks.sliding_window(2), masks.strided(5)], ids=str
 )
-def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
+def test_zero_fully_masked_rows_with_padding(rule: Mask) -> None:
     real = torch.tensor([1, 301])
     mask = rule & masks.padding(real)
     out = mask.bind(307, shape=(2, 1)).zero_fully_masked_rows(torch.ones(2, 307, 1))[..., 0]
@@ -545,8 +541,8 @@ def test_blank_looks_at_a_long_row_in_parts(rule: Mask) -> None:
 
 
 @pytest.mark.parametrize("items", [1, 2])
-def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> None:
-    """Each allows every query its own position in some head, but not in the same."""
+def test_a_conjunction_of_masks_per_head_can_mask_a_row_fully(items: int) -> None:
+    """Each allows every query its own position in some head, but not in the same one."""
     far = ~masks.sliding_window(99)
     mask = masks.per_head([masks.causal(), far]) & masks.per_head([far, masks.causal()])
     mask = mask if items == 1 else mask & masks.padding(torch.tensor([127, 101]))
@@ -559,8 +555,8 @@ def test_a_conjunction_of_rules_per_head_can_mask_a_row_fully(items: int) -> Non
     assert out[:, 99:].all()
 
 
-def test_blank_looks_again_where_the_offset_leaves_the_keys() -> None:
-    # window sees itself, but a query beyond the last key does not
+def test_zero_fully_masked_rows_after_the_last_key() -> None:
+    # A window includes the diagonal, but a query after the last key has none.
     out = masks.sliding_window(2).bind(3, KEYS, offset=KEYS).zero_fully_masked_rows(torch.ones(1, 3, 2))
     assert out[0, :, 0].tolist() == [1.0, 0.0, 0.0]
 
@@ -577,7 +573,7 @@ def test_draw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "sentence"),
+    ("mask", "text"),
     [
         (
             masks.causal() & masks.sliding_window(128) & masks.padding(torch.tensor([3, 5])),
@@ -599,29 +595,29 @@ def test_draw() -> None:
         (masks.from_key_padding_mask(torch.ones(1, 2, dtype=torch.bool)), "keys([[False, False]])"),
     ],
 )
-def test_repr(mask: Mask, sentence: str) -> None:
-    assert repr(mask) == sentence
+def test_repr(mask: Mask, text: str) -> None:
+    assert repr(mask) == text
 
 
-# The conventions of others
+# Conversions
 
 
 @given(booleans(B, KEYS))
-def test_key_padding_mask_there_and_back(theirs: Tensor) -> None:
+def test_key_padding_mask_round_trip(theirs: Tensor) -> None:
     mask = masks.from_key_padding_mask(theirs)
     assert torch.equal(masks.to_key_padding_mask(mask, 5, KEYS), theirs)
     assert torch.equal(matrix(mask)[:, 0, 0], ~theirs)
 
 
 @given(booleans(B, KEYS))
-def test_attention_mask_there_and_back(real: Tensor) -> None:
+def test_attention_mask_round_trip(real: Tensor) -> None:
     mask = masks.from_attention_mask(real.long())
     assert torch.equal(masks.to_attention_mask(mask, 5, KEYS), real.long())
     assert torch.equal(matrix(mask)[:, 0, 0], real)
 
 
 @given(booleans(5, KEYS), booleans(B * H, 5, KEYS))
-def test_attn_mask_there_and_back(one: Tensor, each: Tensor) -> None:
+def test_attn_mask_round_trip(one: Tensor, each: Tensor) -> None:
     assert torch.equal(masks.to_attn_mask(masks.from_attn_mask(one), 5, KEYS), one)
     mask = masks.from_attn_mask(each, num_heads=H)
     assert torch.equal(masks.to_attn_mask(mask, 5, KEYS, num_heads=H), each)
@@ -656,7 +652,7 @@ def test_to_attn_mask_of_a_mask_per_head(torch_layer: nn.MultiheadAttention) -> 
     assert torch.equal(masks.to_attention_mask(same, KEYS), torch.tensor([[1, 1, 1, 0, 0, 0, 0]]))
 
 
-def test_to_attn_mask_repeats_what_is_the_same_for_every_head() -> None:
+def test_to_attn_mask_expands_over_heads() -> None:
     found = masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 3, KEYS, num_heads=H)
     assert found.shape == (B * H, 3, KEYS)
     assert found[:H, :, 2:].all()
@@ -664,7 +660,7 @@ def test_to_attn_mask_repeats_what_is_the_same_for_every_head() -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
-def test_cu_seqlens_there_and_back(lengths: list[int]) -> None:
+def test_cu_seqlens_round_trip(lengths: list[int]) -> None:
     boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
     mask = masks.from_cu_seqlens(boundaries)
     assert torch.equal(masks.to_cu_seqlens(mask), boundaries)
@@ -715,14 +711,14 @@ def test_what_goes_out_is_understood_by_multihead_attention(torch_layer: nn.Mult
     torch.testing.assert_close(ours(x, mask=lengths & rule), theirs)
 
 
-# What does not fit is refused, with what to do
+# Errors
 
 
 def ones(*shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.bool)
 
 
-REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: masks.sliding_window(0), ValueError, "at least 1, got 0"),
     (lambda: masks.sliding_window(2.0), ValueError, "integer of at least 1, got 2.0"),
     (lambda: masks.sliding_window(True), ValueError, "integer of at least 1, got True"),
@@ -860,7 +856,23 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("ask", "error", "says"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_refused(ask: Callable[[], Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=re.escape(says)):
-        ask()
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS, ids=[str(i) for i in range(len(ERRORS))])
+def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_old_names_are_accepted_with_a_warning() -> None:
+    lengths = torch.tensor([2, 5])
+    for call, expected in (
+        (lambda: masks.window(3), masks.sliding_window(3)),
+        (lambda: masks.every(2), masks.strided(2)),
+        (lambda: masks.summaries(3), masks.block_summary(3)),
+        (lambda: masks.by_head([masks.causal()]), masks.causal()),
+        (lambda: masks.blocks(2, around=1), masks.block_local(2, neighbors=1)),
+        (lambda: masks.blocks(4, ones(2, 2)), masks.block_sparse(4, ones(2, 2))),
+        (lambda: masks.padding(lengths, total=7, queries=True), masks.padding(lengths, mask_queries=True)),
+    ):
+        with pytest.warns(FutureWarning, match="renamed to|use padding"):
+            mask = call()
+        assert repr(mask) == repr(expected)

@@ -1,4 +1,4 @@
-"""Masks where tensors hold no values: on the meta device, under FakeTensorMode, make_fx and torch.compile.
+"""Masks of tensors without values: on the meta device, under FakeTensorMode, make_fx and torch.compile.
 
 Sizes are primes: B = 2, H = 3, N = 11.
 """
@@ -20,7 +20,7 @@ from attnlab.models.multihead import MultiAttention
 B, H, N = 2, 3, 11
 
 Maker = Callable[[Tensor, Tensor], Mask]
-"""Makes a mask of whole numbers (B,) and Booleans (B, N)."""
+"""Makes a mask from integers (B,) and Booleans (B, N)."""
 
 RULES: dict[str, Maker] = {
     "causal": lambda n, t: masks.causal(),
@@ -61,7 +61,7 @@ def inputs(device: str = "cpu") -> tuple[Tensor, Tensor]:
 
 
 def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
-    """All that a mechanism asks of a mask."""
+    """The results of all methods that layers call."""
     mask = make(lengths, bits)
     assert isinstance(repr(mask), str)
     bound: BoundMask = mask.bind(N, shape=(B, H), device=lengths.device)
@@ -72,7 +72,7 @@ def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
         tiles += [folded.folded_tile(rows, keys) for rows, keys in folded.tiles(4, one_residue=True)]
     out = bound.zero_fully_masked_rows(torch.ones(B, N, 5, device=lengths.device))
     matrix = mask.materialize(N, device=lengths.device)
-    again = mask.bind(N, shape=(B, H), device=lengths.device)  # without the matrix that the first has made by now
+    again = mask.bind(N, shape=(B, H), device=lengths.device)  # has no matrix yet
     return [*tiles, again.rows(some), out, bound.tensor(), matrix, again.fully_masked()]
 
 
@@ -100,11 +100,11 @@ def test_every_rule_is_traced_by_make_fx(make: Maker, mode: str) -> None:
         assert torch.equal(found, true)
     other = torch.tensor([5, 2]), inputs()[1].flip(1)
     for found, true in zip(graph(*other)[-4:], evaluated(make, *other)[-4:], strict=True):
-        assert torch.equal(found, true), "the graph holds the values that it was traced with"
+        assert torch.equal(found, true), "the graph must not contain the traced values"
 
 
 @every_rule
-def test_every_rule_in_a_forward_without_values(make: Maker) -> None:
+def test_every_rule_in_a_forward_pass_without_values(make: Maker) -> None:
     layer = MultiAttention(6, H, causal=True)
     shape = (B, N, 6)
     assert layer.to("meta")(torch.empty(shape, device="meta"), mask=make(*inputs("meta"))).shape == shape
@@ -114,7 +114,7 @@ def test_every_rule_in_a_forward_without_values(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_repr_shows_the_shape_where_there_are_no_values(device: str) -> None:
+def test_repr_shows_shapes_without_values(device: str) -> None:
     lengths, bits = inputs(device)
     shown = {
         "padding": "padding([3, 7])" if device == "cpu" else "padding(<2>)",

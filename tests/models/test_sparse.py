@@ -35,9 +35,9 @@ SMALL: dict[str, partial[MultiHeadBase]] = {
     "longformer, window of 1": partial(LongformerAttention, window_size=1, num_global=3),
     "longformer, rotary": partial(LongformerAttention, window_size=3, positions="rotary"),
     "longformer, t5": partial(LongformerAttention, window_size=3, positions="t5"),
-    "bigbird": partial(BigBirdAttention, block=2, window=1, num_random=1),
-    "bigbird without global tokens": partial(BigBirdAttention, block=1, num_global=0, num_random=2),
-    "bigbird, rotary": partial(BigBirdAttention, block=2, num_random=0, positions="rotary"),
+    "bigbird": partial(BigBirdAttention, block_size=2, window_size=1, num_random=1),
+    "bigbird without global tokens": partial(BigBirdAttention, block_size=1, num_global=0, num_random=2),
+    "bigbird, rotary": partial(BigBirdAttention, block_size=2, num_random=0, positions="rotary"),
     "strided": partial(StridedAttention, stride=3),
     "strided, alibi": partial(StridedAttention, stride=3, positions="alibi"),
     "fixed": partial(StridedAttention, pattern="fixed", stride=4, summary=2),
@@ -245,11 +245,11 @@ def test_sizes_must_be_positive_integers(option: str, value: Any, error: type[Ex
     ("make_layer", "error", "message"),
     [
         (
-            partial(BigBirdAttention, window=2),
+            partial(BigBirdAttention, window_size=2),
             ValueError,
-            "window must be odd, its own block in the middle, not 2; try 3",
+            "window_size must be odd, with the block of the token in the middle, not 2; try 3",
         ),
-        (partial(BigBirdAttention, block=0), ValueError, "block must be at least 1, not 0"),
+        (partial(BigBirdAttention, block_size=0), ValueError, "block_size must be at least 1, not 0"),
         (partial(BigBirdAttention, num_random=-1), ValueError, "num_random must be at least 0, not -1"),
         (partial(BigBirdAttention, num_global=0.0), TypeError, "num_global must be a"),
         (

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 USER = """
+import attnlab
 import torch
+from attnlab import GatedAttention
 from torch import Tensor
 
 from models.multihead import MultiAttention
@@ -27,6 +29,9 @@ a(y, maks=None)  # error: Unexpected keyword argument "maks"
 a(y, y, y)  # error: Too many positional arguments
 wrong: int = b(y)  # error: expression has type "Tensor", variable has type "int"
 a.make_cache("7")  # error: expected "int"
+lazy: attnlab.Attention = attnlab.SelfAttention(64)
+attnlab.SelfAttention("64")  # error: expected "int"
+GatedAttention(64, 8)(y, maks=None)  # error: Unexpected keyword argument "maks"
 """
 
 

@@ -1,12 +1,18 @@
-"""A finished run, shared by the tests of this folder."""
+"""Finished runs, shared by the tests of this folder."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small import trainer
+from small import F, N, trainer
+
+from attnlab.training import train
+from attnlab.training.experiment import prepare
+from attnlab.training.settings import defaults
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +27,24 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(done: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that may be changed."""
     return Path(shutil.copytree(done, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run on a small file of arrays without baselines, read-only."""
+    folder = tmp_path_factory.mktemp("sent")
+    x = np.random.default_rng(0).normal(size=(61, N, F)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=np.array(["no", "yes"])[(x[:, 0, 0] > 0).astype(int)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attnlab.tasks._supervised.classifiers", lambda *_: [])
+        small = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 3, "data": str(folder / "data.npz")}
+        ready = prepare(defaults("multihead", "arrays").updated(small, "the test"))
+        run = train.start(ready, folder / "run")
+        train.train(ready, run)
+        yield folder / "run"
+
+
+@pytest.fixture
+def received(sent: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(sent, tmp_path / "run"))

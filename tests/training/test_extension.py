@@ -15,6 +15,7 @@ from attnlab.files.atomic import UNFINISHED
 from attnlab.training import train
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.extension import check_extension, extend, extends, extension_summary, stopped_at
+from attnlab.training.loop import Outcome
 from attnlab.training.runs import Run
 from attnlab.training.schedule import lr_at
 from attnlab.utils.errors import UserError
@@ -22,7 +23,7 @@ from attnlab.utils.errors import UserError
 STEPS, LONGER = 23, 41
 
 
-def resumed(path: Path, callback: Any = None, **changes: Any) -> tuple[train.Outcome, dict[str, Any] | None]:
+def resumed(path: Path, callback: Any = None, **changes: Any) -> tuple[Outcome, dict[str, Any] | None]:
     return train.train(experiment(**changes), Run.open(path), resume=True, checkpoint_seconds=0, callback=callback)
 
 

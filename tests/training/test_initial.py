@@ -108,7 +108,7 @@ def test_changed_columns_reset_the_embedding(tmp_path: Path) -> None:
         ({"embed_dim": 12}, r"embed\.weight is \(8, 3\) there and \(12, 3\) here; .*, and \d+ more; use the"),
         ({"layers": 2}, r"blocks\.1\.norm1\.weight is missing there and \(8,\) here; .*, and \d+ more; use the"),
         ({"mlp": False}, r"blocks\.0\.norm2\.weight is \(8,\) there and missing here; "),
-        ({"position_embedding": "none"}, r"position_embedding\.table is \(5, 8\) there and missing here; use the"),
+        ({"position_embedding": "none"}, r"position_embedding\.table is \(5, 8\) there and missing here; use"),
         ({"bias": False}, r"blocks\.0\.attention\.qkv\.bias is \(24,\) there and missing here"),
     ],
 )  # fmt: skip
@@ -183,6 +183,6 @@ def test_other_parameters_than_recorded_are_refused(
     trainer(tmp_path / "other", seed=7).fit()
     shutil.copy(tmp_path / "other/model.safetensors", copied / "model.safetensors")
     with pytest.raises(
-        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was made")
+        UserError, match=re.escape(f"the parameters in {copied} were altered since {run.path} was created")
     ):
         check_weights(run)

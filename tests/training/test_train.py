@@ -14,7 +14,7 @@ import torch
 import attnlab
 from attnlab import tasks
 from attnlab.network import Network
-from attnlab.training import assessment, hardware, train
+from attnlab.training import assessment, hardware, objective, train
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.inference import predict_file
 from attnlab.training.runs import Run
@@ -80,7 +80,7 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
 ) -> None:
     experiment, run, result = done
     test = experiment.task_data.test
-    scores = predict(attnlab.load(run.path), test, batch_size=31)
+    scores = objective.predict(attnlab.load(run.path), test, batch_size=31)
     assert result["test"] == pytest.approx(float((scores.argmax(-1) == test.y).float().mean()))
     best = max(run.metrics(), key=lambda line: (line["validation_accuracy"], line["step"]))
     assert (result["validation"], result["best_step"]) == (best["validation_accuracy"], best["step"])

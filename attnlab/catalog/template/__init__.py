@@ -1,3 +1,3 @@
-"""Template: say in a line what it is."""
+"""Template: one line that describes the mechanism."""
 
 from .template import TemplateAttention as TemplateAttention

@@ -1,4 +1,4 @@
-"""Template: one head of softmax attention, written out step by step. Change the formula, then these words."""
+"""Template: one head of softmax attention. Change the formula, then this line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from attnlab.ops.softmax import masked_softmax
 
 
 class TemplateAttention(Attention):
-    """``softmax(Q Kᵀ / √d) V``: the formula of the paper, in a line.
+    """``softmax(Q Kᵀ / √d) V``: the formula of the paper in one line.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
 
     Args:
-        embed_dim: D, the width of every token, in and out.
-        causal: a token may look at itself and back, never ahead.
-        dropout: the probability with which an attention weight is dropped, in training only.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        embed_dim: D, the size of the input and output features.
+        causal: whether each token attends only to itself and earlier tokens.
+        dropout: the dropout probability of the attention weights, in training only.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
     """
 
     card = Card(
@@ -38,8 +38,8 @@ class TemplateAttention(Attention):
         heads="1",
         time="n²·d + n·d²",
         memory="n² + n·d",
-        representation="one softmax map",
-        use_case="a new mechanism starts here",
+        representation="one softmax attention matrix",
+        use_case="the starting point of a new mechanism",
         supports=("causal", "padding", "segments", "arbitrary_mask", "weights", "equivariant"),
     )
 
@@ -60,12 +60,12 @@ class TemplateAttention(Attention):
 
     def _attention_weights(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B 1 N N"]:
         Q, K = self.query(x), self.key(x)
-        scores = Q @ K.mT / math.sqrt(self.embed_dim)  # (B, N, N): how well each key answers each query
-        return masked_softmax(scores.unsqueeze(1), mask)  # the mask already holds causal
+        scores = Q @ K.mT / math.sqrt(self.embed_dim)  # (B, N, N)
+        return masked_softmax(scores.unsqueeze(1), mask)  # the mask includes causal
 
     def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return self.output(weights.squeeze(1) @ self.value(x))
 
     def _forward(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B N D"]:
-        # The plain way. A fast one takes its place when reference.py can hold it to the same numbers.
+        # Materializes the attention weights; a faster form can replace this and is tested against reference.py.
         return self._apply_weights(F.dropout(self._attention_weights(x, mask), self.dropout, self.training), x)

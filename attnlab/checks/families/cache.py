@@ -180,7 +180,9 @@ def _causal_layer(case: LayerUnderTest, x: Tensor) -> tuple[SequenceMixer, list[
     layer = case.build(True)
     assert isinstance(layer, SequenceMixer)
     base: Mask | None = None if getattr(layer, "causal", False) else causal()
-    masks = case.masks(len(x), x.shape[1])
+    # A recurrent state continues one sequence per row, so that no segments can be decoded with it.
+    kinds = case.masks if layer.cache_type is KVCache else case.paddings
+    masks = kinds(len(x), x.shape[1])
     return layer, [base, *(mask if base is None else base & mask for mask in masks)]
 
 

@@ -1,6 +1,6 @@
-"""Hugging Face's transformers: our softmax engine inside of its models, and the attention of its models as ours.
+"""Hugging Face transformers: an attention implementation for its models, and conversions of their layers.
 
-Needs the extra ``hf``: without it, importing this raises `attnlab.utils.extras.MissingExtraError`, an ImportError.
+Requires the extra ``hf``; without it, the import raises `attnlab.utils.extras.MissingExtraError`, an ImportError.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from attnlab.utils.extras import need
 
 need("hf", "attnlab.integrations.huggingface")
 
-from attnlab.integrations.huggingface.attention import register  # noqa: E402  transformers is imported from here on
+from attnlab.integrations.huggingface.attention import register  # noqa: E402  these import transformers
 from attnlab.integrations.huggingface.bert import from_bert, to_bert  # noqa: E402
 from attnlab.integrations.huggingface.gpt2 import from_gpt2, to_gpt2  # noqa: E402
 from attnlab.integrations.huggingface.llama import from_llama, to_llama  # noqa: E402

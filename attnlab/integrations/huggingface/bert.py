@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
+from attnlab.integrations.huggingface._weights import load, projections, require, require_equal, require_positions
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
 from attnlab.nn.attention import copy_weights
 
@@ -13,62 +13,78 @@ modeling: Any = import_module("transformers.models.bert.modeling_bert")
 
 
 def from_bert(layer: Any) -> MultiAttention:
-    """The same attention with the same weights, exactly.
+    """Convert a `BertAttention` exactly.
 
-    Converted are query, key, value and the output projection, the dropout of the weights, and whether it is causal.
-    What `BertAttention` does after that is not attention: dropout, the residual sum and its layer norm.
+    Converts the query, key, value and output projections, the attention dropout, and whether it is causal. The dropout,
+    the residual sum and the layer norm that follow in `BertAttention` are not part of attention.
 
     Args:
         layer: a `BertAttention` (``model.encoder.layer[i].attention``).
 
     Raises:
-        TypeError: for another layer.
-        ValueError: for cross-attention, or heads that are not as wide as the model together.
+        TypeError: for a layer of another class.
+        ValueError: for cross-attention, or if num_heads * head_dim is not the embedding size.
     """
     require(layer, modeling.BertAttention, "from_bert")
-    own = _own(layer)
+    self_attention = _self_attention(layer)
     ours = MultiAttention(
-        own.query.in_features, own.num_attention_heads, causal=own.is_causal, dropout=own.dropout.p
-    ).to(own.query.weight.device, own.query.weight.dtype)
+        self_attention.query.in_features,
+        self_attention.num_attention_heads,
+        causal=self_attention.is_causal,
+        dropout=self_attention.dropout.p,
+    ).to(self_attention.query.weight.device, self_attention.query.weight.dtype)
     dense = layer.output.dense
-    load(ours, *((p.weight, p.bias) for p in (own.query, own.key, own.value, dense)))
-    return ours.train(own.training)
+    load(ours, *((p.weight, p.bias) for p in (self_attention.query, self_attention.key, self_attention.value, dense)))
+    return ours.train(self_attention.training)
 
 
 def to_bert(ours: MultiAttention, layer: Any) -> Any:
-    """The way back from `from_bert`: our weights and dropout, written into ``layer``.
+    """The inverse of `from_bert`: copy our parameters and dropout into ``layer``.
 
     Args:
-        ours: what to convert.
-        layer: a `BertAttention` of the same form; its layer norm is left as it is.
+        ours: the layer to convert.
+        layer: a `BertAttention` of the same shape; its layer norm is not changed.
 
     Returns:
         ``layer``.
 
     Raises:
-        TypeError: for another layer.
-        ValueError: where the two are not of the same form, or ours has positions.
+        TypeError: for a layer of another class.
+        ValueError: if the shapes differ, or our layer has positions.
     """
     require(layer, modeling.BertAttention, "to_bert")
-    own = _own(layer)
-    require_same(ours, embed_dim=own.query.in_features, num_heads=own.num_attention_heads, causal=own.is_causal)
-    require_same(ours, num_kv_heads=ours.num_heads)
-    require_places(ours, "none", "BERT")
-    query, key, value, output = parts(ours)
+    self_attention = _self_attention(layer)
+    require_equal(
+        ours,
+        embed_dim=self_attention.query.in_features,
+        num_heads=self_attention.num_attention_heads,
+        causal=self_attention.is_causal,
+    )
+    require_equal(ours, num_kv_heads=ours.num_heads)
+    require_positions(ours, "none", "BERT")
+    query, key, value, output = projections(ours)
     if output[1] is None:
-        raise ValueError("BERT's projections add a bias, and this layer was built with bias=False")
-    for theirs, weights in ((own.query, query), (own.key, key), (own.value, value), (layer.output.dense, output)):
+        raise ValueError("BERT's projections have a bias, but this layer was built with bias=False")
+    for theirs, weights in (
+        (self_attention.query, query),
+        (self_attention.key, key),
+        (self_attention.value, value),
+        (layer.output.dense, output),
+    ):
         copy_weights(theirs, *weights)
-    own.dropout.p = ours.dropout
+    self_attention.dropout.p = ours.dropout
     return layer
 
 
-def _own(layer: Any) -> Any:
+def _self_attention(layer: Any) -> Any:
     if layer.is_cross_attention:
         raise ValueError(
-            "this BertAttention looks at another sequence with keys of its own making; convert self-attention only"
+            "this BertAttention is cross-attention with its own keys; only self-attention can be converted"
         )
-    own = layer.self
-    if own.all_head_size != own.query.in_features:
-        raise ValueError(f"its heads are {own.all_head_size} wide together, and its tokens {own.query.in_features}")
-    return own
+    self_attention = layer.self
+    if self_attention.all_head_size != self_attention.query.in_features:
+        raise ValueError(
+            f"num_heads * head_dim is {self_attention.all_head_size}, but the embedding size is "
+            f"{self_attention.query.in_features}"
+        )
+    return self_attention

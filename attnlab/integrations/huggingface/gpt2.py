@@ -1,4 +1,4 @@
-"""The attention of GPT-2: ``c_attn`` and ``c_proj`` of `GPT2Attention`, whose weights lie transposed."""
+"""The attention of GPT-2: ``c_attn`` and ``c_proj`` of `GPT2Attention`, whose weights are stored transposed."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
+from attnlab.integrations.huggingface._weights import load, projections, require, require_equal, require_positions
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
 
 modeling: Any = import_module("transformers.models.gpt2.modeling_gpt2")
 
 
 def from_gpt2(layer: Any) -> MultiAttention:
-    """The same attention with the same weights, exactly; causal.
+    """Convert a `GPT2Attention` exactly; the result is causal.
 
-    Converted are both projections and the dropout of the weights. The dropout after the last projection
-    (``resid_pdrop``) is not attention.
+    Converts both projections and the attention dropout. The dropout after the last projection (``resid_pdrop``) is not
+    part of attention.
 
     Args:
         layer: a `GPT2Attention` (``model.h[i].attn``).
 
     Raises:
-        TypeError: for another layer.
+        TypeError: for a layer of another class.
         ValueError: for cross-attention, or scores that are not divided by √d (``scale_attn_weights=False``,
             ``scale_attn_by_inverse_layer_idx=True``).
     """
@@ -37,26 +37,26 @@ def from_gpt2(layer: Any) -> MultiAttention:
 
 
 def to_gpt2(ours: MultiAttention, layer: Any) -> Any:
-    """The way back from `from_gpt2`: our weights and dropout, written into ``layer``.
+    """The inverse of `from_gpt2`: copy our parameters and dropout into ``layer``.
 
     Args:
-        ours: what to convert; causal.
-        layer: a `GPT2Attention` of the same form.
+        ours: the layer to convert; causal.
+        layer: a `GPT2Attention` of the same shape.
 
     Returns:
         ``layer``.
 
     Raises:
-        TypeError: for another layer.
-        ValueError: where the two are not of the same form, or ours has positions.
+        TypeError: for a layer of another class.
+        ValueError: if the shapes differ, or our layer has positions.
     """
     _check(layer, "to_gpt2")
-    require_same(ours, embed_dim=layer.embed_dim, num_heads=layer.num_heads, causal=True)
-    require_same(ours, num_kv_heads=ours.num_heads)
-    require_places(ours, "none", "GPT-2")
+    require_equal(ours, embed_dim=layer.embed_dim, num_heads=layer.num_heads, causal=True)
+    require_equal(ours, num_kv_heads=ours.num_heads)
+    require_positions(ours, "none", "GPT-2")
     if ours.qkv.bias is None:
-        raise ValueError("GPT-2's projections add a bias, and this layer was built with bias=False")
-    *qkv, (weight, bias) = parts(ours)
+        raise ValueError("GPT-2's projections have a bias, but this layer was built with bias=False")
+    *qkv, (weight, bias) = projections(ours)
     with torch.no_grad():
         layer.c_attn.weight.copy_(torch.cat([part[0] for part in qkv]).mT)
         layer.c_attn.bias.copy_(ours.qkv.bias)
@@ -70,10 +70,10 @@ def _check(layer: Any, name: str) -> None:
     require(layer, modeling.GPT2Attention, name)
     if layer.is_cross_attention:
         raise ValueError(
-            "this GPT2Attention looks at another sequence with keys of its own making; convert self-attention only"
+            "this GPT2Attention is cross-attention with its own keys; only self-attention can be converted"
         )
     if not layer.scale_attn_weights or layer.scale_attn_by_inverse_layer_idx:
         raise ValueError(
-            "this GPT2Attention does not divide its scores by √head_dim (scale_attn_weights=False or "
-            "scale_attn_by_inverse_layer_idx=True), and ours always does"
+            "this GPT2Attention does not scale its scores by 1/√head_dim (scale_attn_weights=False or "
+            "scale_attn_by_inverse_layer_idx=True), as our layers always do"
         )

@@ -1,4 +1,4 @@
-"""The attention of Llama: `LlamaAttention`, whose heads share keys and whose positions are rotary."""
+"""The attention of Llama: `LlamaAttention`, grouped-query attention with rotary positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from attnlab.integrations.huggingface._weights import load, parts, require, require_places, require_same
+from attnlab.integrations.huggingface._weights import load, projections, require, require_equal, require_positions
 from attnlab.models.groupedquery import GroupedQueryAttention  # type: ignore[import-not-found]
 from attnlab.nn.attention import copy_weights
 from attnlab.positions import Rotary
@@ -16,44 +16,43 @@ modeling: Any = import_module("transformers.models.llama.modeling_llama")
 
 
 class LlamaRotary(Rotary):
-    """Rotary positions that turn at a Llama's own frequencies, whatever its ``rope_type`` made them.
+    """Rotary positions with the frequencies of a Llama, for any ``rope_type`` that does not depend on the length.
 
     Args:
         config: a `LlamaConfig`.
 
     Raises:
-        ValueError: for frequencies that change with the length (``dynamic``, ``longrope``), or that turn a part of d.
+        ValueError: for frequencies that depend on the length (``dynamic``, ``longrope``), or rotate a part of d.
     """
 
     def __init__(self, config: Any) -> None:
         rope = config.rope_parameters
         self.kind: str = rope["rope_type"]
         if "dynamic" in self.kind or self.kind == "longrope":
-            raise ValueError(f"rope_type {self.kind!r} turns otherwise at other lengths, and ours does not")
+            raise ValueError(f"rope_type {self.kind!r} depends on the length, which is not supported")
         theirs = modeling.LlamaRotaryEmbedding(config)
         if 2 * len(theirs.inv_freq) != config.head_dim:
-            raise ValueError(f"this rope turns {2 * len(theirs.inv_freq)} of {config.head_dim} numbers of a head")
+            raise ValueError(f"this rope rotates {2 * len(theirs.inv_freq)} of {config.head_dim} channels per head")
         super().__init__(config.head_dim, base=rope["rope_theta"])
         self.frequencies = tuple(theirs.inv_freq.double().tolist())
         self.attention_factor = float(theirs.attention_scaling)
 
     def extra_repr(self) -> str:
-        """What a printed network shows."""
+        """Return the options that a printed network shows."""
         return f"{super().extra_repr()}, rope_type={self.kind!r}"
 
 
 def from_llama(layer: Any) -> GroupedQueryAttention:
-    """The same attention with the same weights, exactly; causal.
+    """Convert a `LlamaAttention` exactly; the result is causal.
 
-    Converted are the four projections, which heads share keys, the frequencies of the rotary positions with their
-    scaling, and the dropout of the weights. Angles are computed in float64 here and in float32 there: that is what is
-    left between the two outputs.
+    Converts the four projections, the grouping of heads, the rotary frequencies with their scaling, and the attention
+    dropout. Outputs differ only by rounding: angles are computed in float64 here and in float32 there.
 
     Args:
         layer: a `LlamaAttention` (``model.layers[i].self_attn``).
 
     Raises:
-        TypeError: for another layer.
+        TypeError: for a layer of another class.
         ValueError: for rotary positions that `LlamaRotary` refuses.
     """
     require(layer, modeling.LlamaAttention, "from_llama")
@@ -76,22 +75,22 @@ def from_llama(layer: Any) -> GroupedQueryAttention:
 
 
 def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
-    """The way back from `from_llama`: our weights and dropout, written into ``layer``.
+    """The inverse of `from_llama`: copy our parameters and dropout into ``layer``.
 
     Args:
-        ours: what to convert; causal, with the rotary positions of ``layer``.
-        layer: a `LlamaAttention` of the same form.
+        ours: the layer to convert; causal, with the rotary positions of ``layer``.
+        layer: a `LlamaAttention` of the same shape.
 
     Returns:
         ``layer``.
 
     Raises:
-        TypeError: for another layer.
-        ValueError: where the two are not of the same form, or their positions turn otherwise.
+        TypeError: for a layer of another class.
+        ValueError: if the shapes differ, or the rotary frequencies differ.
     """
     require(layer, modeling.LlamaAttention, "to_llama")
     config = layer.config
-    require_same(
+    require_equal(
         ours,
         embed_dim=config.hidden_size,
         num_heads=config.num_attention_heads,
@@ -99,7 +98,7 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
         head_dim=layer.head_dim,
         causal=True,
     )
-    require_places(ours, "rotary", "Llama")
+    require_positions(ours, "rotary", "Llama")
     assert isinstance(ours.positions, Rotary)
     wanted, have = LlamaRotary(config), ours.positions
     same = (
@@ -109,11 +108,13 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
         and abs(have.attention_factor - wanted.attention_factor) < 1e-6
     )
     if not same:
-        raise ValueError(f"the rotary positions differ: ours turn as {have}, theirs as {wanted}")
+        raise ValueError(f"the rotary positions differ: ours are {ours.positions}, theirs {wanted}")
     biased = layer.q_proj.bias is not None
     if biased != (ours.qkv.bias is not None):
-        raise ValueError(f"Llama's projections have attention_bias={biased}, and this layer bias={not biased}")
-    for theirs, weights in zip((layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), parts(ours), strict=True):
+        raise ValueError(f"the Llama layer has attention_bias={biased}, but this layer has bias={not biased}")
+    for theirs, weights in zip(
+        (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), projections(ours), strict=True
+    ):
         copy_weights(theirs, *weights)
     layer.attention_dropout = ours.dropout
     return layer

@@ -1,8 +1,8 @@
-"""BigBird against brute force, and against the attention of BigBird in transformers 5.24.
+"""BigBird against brute force, and against BigBird in transformers 5.24.
 
-Theirs has the first and the last block as global ones, and each block draws among all that are neither near nor global;
-so their blocks are put in place of ours. In eval it draws nothing and puts the first block in, a second time, in place
-of each drawn one; it is held to in training, without dropout.
+In transformers, the first and the last block are global, and each block draws among all blocks that are neither local
+nor global, so our layer is run with that pattern. In eval mode transformers repeats the first block in place of the
+random ones, so the comparison is made in training mode, without dropout.
 """
 
 from __future__ import annotations
@@ -45,20 +45,21 @@ def test_brute_force(
     r: int,
 ) -> None:
     torch.manual_seed(0)
-    layer = BigBirdAttention(H * d, H, block=block, window=window, num_global=g, num_random=r, causal=causal).to(dtype)
+    options = {"block_size": block, "window_size": window, "num_global": g, "num_random": r}
+    layer = BigBirdAttention(H * d, H, **options, causal=causal).to(dtype)
     torch.nn.init.normal_(layer.qkv.bias)
     x, lengths = tokens(B, N, H * d, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
-    links = {(late, early) for late in range(-(-N // block)) for early in drawn(layer, late)}
+    pairs = {(late, early) for late in range(-(-N // block)) for early in drawn(layer, late)}
 
-    def looks(h: int, i: int, j: int) -> bool:
+    def attends(h: int, i: int, j: int) -> bool:
         a, b = i // block, j // block
-        return abs(a - b) <= window // 2 or a < g or b < g or (a, b) in links or (b, a) in links
+        return abs(a - b) <= window // 2 or a < g or b < g or (a, b) in pairs or (b, a) in pairs
 
-    permitted = matrix(looks, H, N, causal, torch.arange(N) < lengths[:, None])
-    theirs = layer.output(attended(*heads_of(layer.qkv, x, H), permitted).transpose(1, 2).flatten(2))
+    allowed = matrix(attends, H, N, causal, torch.arange(N) < lengths[:, None])
+    theirs = layer.output(attended(*heads_of(layer.qkv, x, H), allowed).transpose(1, 2).flatten(2))
     ours = layer(x, mask=masks.padding(lengths) if padded else None)
-    seen = permitted.any(-1).any(1)
-    same_with_gradients(ours[seen], theirs[seen], [x, *layer.parameters()], TOLERANCE[dtype])
+    kept = allowed.any(-1).any(1)
+    same_with_gradients(ours[kept], theirs[kept], [x, *layer.parameters()], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -97,10 +98,10 @@ def test_transformers(
         layer.qkv.bias.copy_(torch.cat([part.bias for part in parts]).normal_())
         for part, bias in zip(parts, layer.qkv.bias.chunk(3), strict=True):
             part.bias.copy_(bias)
-    seen: list[Any] = []
+    plans: list[Any] = []
     plan = peer._bigbird_block_rand_mask_with_head
     monkeypatch.setattr(
-        peer, "_bigbird_block_rand_mask_with_head", lambda **given: seen.append(plan(**given)) or seen[-1]
+        peer, "_bigbird_block_rand_mask_with_head", lambda **options: plans.append(plan(**options)) or plans[-1]
     )
 
     x, lengths = tokens(B, N, D, dtype=dtype).requires_grad_(), lengths_of(B, N, padded)
@@ -108,14 +109,14 @@ def test_transformers(
     blocked, band, rows, columns = theirs.BigBirdModel.create_masks_for_block_sparse_attn(real, block)
     out = peer(x, band, rows, columns, blocked, blocked)[0]
 
-    linked = torch.zeros(1, H, count, count, dtype=torch.bool)
-    place = torch.arange(count)
-    linked |= (place[:, None] - place).abs() <= 1
-    linked[..., [0, -1], :] = linked[..., [0, -1]] = True
-    for head, drawn_blocks in enumerate(seen[0]):
-        for row, own in enumerate(drawn_blocks.tolist()):
-            linked[0, head, row + 1, own] = True
-    layer.attention_pattern = lambda length: masks.block_sparse(block, linked)  # type: ignore[method-assign]
+    pattern = torch.zeros(1, H, count, count, dtype=torch.bool)
+    position = torch.arange(count)
+    pattern |= (position[:, None] - position).abs() <= 1
+    pattern[..., [0, -1], :] = pattern[..., [0, -1]] = True
+    for head, drawn_blocks in enumerate(plans[0]):
+        for row, block_indices in enumerate(drawn_blocks.tolist()):
+            pattern[0, head, row + 1, block_indices] = True
+    layer.attention_pattern = lambda length: masks.block_sparse(block, pattern)  # type: ignore[method-assign]
     layer.output = torch.nn.Identity()  # type: ignore[assignment]
     ours = layer(x, mask=masks.padding(lengths) if padded else None)
     kept = real.bool()
@@ -123,5 +124,5 @@ def test_transformers(
     wave = tokens(*ours.shape, dtype=dtype) * real.unsqueeze(-1)
     (ours * wave).sum().backward()
     (out.flatten(2) * wave).sum().backward()
-    for own, part in zip(layer.qkv.weight.grad.chunk(3), parts, strict=True):  # type: ignore[union-attr]
-        torch.testing.assert_close(own, part.weight.grad, rtol=0, atol=10 * TOLERANCE[dtype])
+    for gradient, part in zip(layer.qkv.weight.grad.chunk(3), parts, strict=True):  # type: ignore[union-attr]
+        torch.testing.assert_close(gradient, part.weight.grad, rtol=0, atol=10 * TOLERANCE[dtype])

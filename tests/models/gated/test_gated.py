@@ -1,4 +1,4 @@
-"""Gated attention: multi-head attention while all gates are open, and what a closed one takes away."""
+"""Gated attention: equal to multi-head attention with open gates, and the effect of closed gates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GATES = pytest.mark.parametrize("gate", ["elementwise", "headwise"])
 
 
 def made(**options: Any) -> GatedAttention:
-    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
+    """A layer with parameters far from their initial values, which would hide mistakes."""
     torch.manual_seed(0)
     layer = GatedAttention(D, H, **options).double().eval()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_parameters(bias: bool) -> None:
 @GATES
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_with_open_gates_it_is_multi_head_attention(gate: Any, causal: bool, positions: Any) -> None:
+def test_with_open_gates_it_equals_multi_head_attention(gate: Any, causal: bool, positions: Any) -> None:
     layer, x, mask = made(gate=gate, causal=causal, positions=positions), tokens(), masks.padding(torch.tensor([4, 7]))
     set_gates(layer, 50.0)
     multi = multihead(layer, positions=positions)
@@ -71,30 +71,30 @@ def test_with_open_gates_it_is_multi_head_attention(gate: Any, causal: bool, pos
 
 
 @GATES
-def test_another_sequence_is_let_through_alike(gate: Any) -> None:
+def test_cross_attention_with_open_gates_equals_multi_head_attention(gate: Any) -> None:
     layer, x, context = made(gate=gate), tokens(), tokens(5)
     set_gates(layer, 50.0)
     same(layer(x, context=context), multihead(layer)(x, context=context))
 
 
 @GATES
-def test_with_gates_of_zero_half_goes_on(gate: Any) -> None:
+def test_gate_logits_of_zero_halve_the_heads(gate: Any) -> None:
     layer, x = made(gate=gate), tokens()
     set_gates(layer, 0.0)
     b = layer.output.bias
     same(layer(x) - b, (multihead(layer)(x) - b) / 2)
 
 
-def test_a_head_whose_gate_is_shut_is_a_head_that_is_pruned() -> None:
+def test_closing_the_gate_of_a_head_equals_pruning_it() -> None:
     layer, x = made(gate="headwise"), tokens()
     set_gates(layer, torch.tensor([0.3, -800.0, -0.2]))
     same(layer(x), prune_heads(layer, [1])(x))
 
 
-def test_the_token_that_asks_holds_the_gate() -> None:
+def test_the_gate_depends_on_the_query_token() -> None:
     layer, x, context = made(), tokens(), tokens(5)
     before = layer(x, context=context)
-    with torch.no_grad():  # shut by the first number of the token, which is large for one token alone
+    with torch.no_grad():  # closed by the first channel, which is positive for token 2 only
         layer.gate.projection.weight.zero_()
         layer.gate.projection.weight[:, 0] = -800
         x[:, :, 0] = -1
@@ -105,7 +105,7 @@ def test_the_token_that_asks_holds_the_gate() -> None:
     assert before.shape == after.shape
 
 
-def test_one_gate_a_head_is_many_alike() -> None:
+def test_a_headwise_gate_equals_repeated_elementwise_gates() -> None:
     one, many, x = made(gate="headwise", causal=True), made(causal=True), tokens()
     state = one.state_dict()
     for name in ("gate.projection.weight", "gate.projection.bias"):
@@ -115,38 +115,38 @@ def test_one_gate_a_head_is_many_alike() -> None:
 
 
 @GATES
-@pytest.mark.parametrize("gone", [[0], [2, 1]])
+@pytest.mark.parametrize("removed", [[0], [2, 1]])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_pruning_is_exact(gate: Any, gone: list[int], positions: Any) -> None:
+def test_pruning_is_exact(gate: Any, removed: list[int], positions: Any) -> None:
     layer, x = made(gate=gate, causal=True, positions=positions), tokens()
-    small = prune_heads(layer, gone)
-    assert small.gate.projection.weight.shape[0] == (H - len(gone)) * (d if gate == "elementwise" else 1)
+    small = prune_heads(layer, removed)
+    assert small.gate.projection.weight.shape[0] == (H - len(removed)) * (d if gate == "elementwise" else 1)
     with torch.no_grad():
-        for head in gone:
+        for head in removed:
             layer.output.weight[:, head * d : (head + 1) * d] = 0
     same(small(x), layer(x))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
-def test_positions_keep_every_promise(positions: str) -> None:
+def test_every_check_passes_with_positions(positions: str) -> None:
     check_attention(partial(GatedAttention, num_heads=2, positions=positions), fast=True)
 
 
 @GATES
-def test_steps_are_the_whole(gate: Any) -> None:
+def test_cached_steps_match_the_full_pass(gate: Any) -> None:
     layer, x, cache = made(gate=gate, causal=True, positions="rotary"), tokens(), KVCache(N)
     with torch.no_grad():
         same(torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1), layer(x))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({"gate": "scalar"}, "^gate is 'elementwise' or 'headwise', not 'scalar'$"),
-        ({"gate": True}, "^gate is 'elementwise' or 'headwise', not True$"),
+        ({"gate": "scalar"}, "^gate must be 'elementwise' or 'headwise', not 'scalar'$"),
+        ({"gate": True}, "^gate must be 'elementwise' or 'headwise', not True$"),
         ({"num_heads": 5}, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         GatedAttention(D, **{"num_heads": H, **options})

@@ -1,4 +1,4 @@
-"""Grouped-query attention against multi-head attention, and what sharing keys saves."""
+"""Grouped-query attention against multi-head attention, and the memory that shared keys save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARED = pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 6])
 
 
 def grouped(num_kv_heads: int, **options: Any) -> GroupedQueryAttention:
-    """A layer whose biases are moved off zero, where they would hide a mistake."""
+    """A layer with random biases, because zero biases would hide mistakes."""
     torch.manual_seed(0)
     layer = GroupedQueryAttention(D, H, num_kv_heads=num_kv_heads, **options).double()
     with torch.no_grad():
@@ -33,7 +33,7 @@ def tokens(length: int = N) -> Tensor:
 
 
 def repeated(layer: GroupedQueryAttention) -> MultiAttention:
-    """Multi-head attention in which every head has a copy of the keys and values that it shared, head by head."""
+    """Multi-head attention with a copy of the shared keys and values for every head."""
     multi = MultiAttention(D, H, causal=layer.causal, positions=layer.positions.name).double().eval()
     state = layer.state_dict()
     for name in ("qkv.weight", "qkv.bias"):
@@ -41,14 +41,14 @@ def repeated(layer: GroupedQueryAttention) -> MultiAttention:
         heads = [queries]
         for shared in (keys, values):
             for head in range(H):
-                own = head // (H // layer.num_kv_heads)
-                heads.append(shared[own * d : (own + 1) * d])
+                group = head // (H // layer.num_kv_heads)
+                heads.append(shared[group * d : (group + 1) * d])
         state[name] = torch.cat(heads)
     multi.load_state_dict(state)
     return multi
 
 
-def test_as_many_heads_of_keys_is_multi_head_attention_exactly() -> None:
+def test_with_equally_many_heads_it_equals_multi_head_attention_exactly() -> None:
     layer, multi = grouped(H, causal=True), MultiAttention(D, H, causal=True).double()
     multi.load_state_dict(layer.state_dict())
     assert torch.equal(layer(tokens()), multi(tokens()))
@@ -57,7 +57,7 @@ def test_as_many_heads_of_keys_is_multi_head_attention_exactly() -> None:
 
 @SHARED
 @pytest.mark.parametrize("causal", [True, False])
-def test_it_is_multi_head_attention_with_repeated_keys_and_values(num_kv_heads: int, causal: bool) -> None:
+def test_it_equals_multi_head_attention_with_repeated_keys_and_values(num_kv_heads: int, causal: bool) -> None:
     layer, x = grouped(num_kv_heads, causal=causal), tokens()
     multi = repeated(layer)
     torch.testing.assert_close(layer(x), multi(x))
@@ -67,41 +67,41 @@ def test_it_is_multi_head_attention_with_repeated_keys_and_values(num_kv_heads: 
 
 
 @SHARED
-def test_another_sequence_is_shared_alike(num_kv_heads: int) -> None:
+def test_cross_attention_shares_keys_too(num_kv_heads: int) -> None:
     layer, x, context = grouped(num_kv_heads), tokens(), tokens(M)
     torch.testing.assert_close(layer(x, context=context), repeated(layer)(x, context=context))
 
 
 @pytest.mark.parametrize("positions", ["alibi", "t5"])
-def test_positions_are_those_of_multi_head_attention(positions: str) -> None:
+def test_positions_match_multi_head_attention(positions: str) -> None:
     layer = grouped(2, causal=True, positions=positions)
     torch.testing.assert_close(layer(tokens()), repeated(layer)(tokens()))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_reference_knows_positions(positions: Any, causal: bool) -> None:
+def test_the_reference_supports_positions(positions: Any, causal: bool) -> None:
     layer = GroupedQueryAttention(14, 6, num_kv_heads=3, head_dim=4, causal=causal, positions=positions).double()
     x = torch.randn(B, N, 14, dtype=torch.float64)
     mask = masks.causal().materialize(N).expand(B, 6, N, N) if causal else None
     torch.testing.assert_close(reference(layer, x, mask), layer(x))
 
 
-def test_a_gradient_is_the_sum_over_the_group() -> None:
+def test_the_gradient_is_the_sum_over_the_group() -> None:
     layer = grouped(2)
     multi = repeated(layer)
     for each in (layer, multi):
         each(tokens()).square().sum().backward()
-    copies = multi.qkv.weight.grad[H * d :].unflatten(0, (2, 2, H // 2, d))  # keys and values, groups, heads in it
+    copies = multi.qkv.weight.grad[H * d :].unflatten(0, (2, 2, H // 2, d))  # keys and values, groups, heads per group
     torch.testing.assert_close(layer.qkv.weight.grad[H * d :], copies.sum(2).flatten(0, 2))
     torch.testing.assert_close(layer.qkv.weight.grad[: H * d], multi.qkv.weight.grad[: H * d])
 
 
-def test_a_head_of_keys_is_read_by_its_own_group() -> None:
+def test_a_key_value_head_affects_its_group_only() -> None:
     layer, x = grouped(2), tokens()
     before = layer.attention_weights(x)
     with torch.no_grad():
-        layer.qkv.weight[(H + 1) * d : (H + 2) * d].mul_(3)  # the second head of keys
+        layer.qkv.weight[(H + 1) * d : (H + 2) * d].mul_(3)  # the second key head
     changed = (layer.attention_weights(x) != before).flatten(2).any(-1).all(0)
     assert changed.tolist() == [False, False, False, True, True, True]
 
@@ -116,23 +116,23 @@ def test_parameters(num_kv_heads: int) -> None:
 
 
 @SHARED
-def test_the_cache_holds_the_shared_heads_alone(num_kv_heads: int) -> None:
+def test_the_cache_holds_the_shared_heads_only(num_kv_heads: int) -> None:
     layer, cache = grouped(num_kv_heads, causal=True), KVCache(N)
     with torch.no_grad():
         layer(tokens(), cache=cache)
-    assert cache.bytes_per_token == B * 2 * num_kv_heads * d * 8  # keys and values, eight bytes a number
+    assert cache.bytes_per_token == B * 2 * num_kv_heads * d * 8  # keys and values, eight bytes per value
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
-def test_a_step_reads_the_shared_keys_as_they_lie(num_kv_heads: int) -> None:
+def test_a_decoding_step_does_not_copy_shared_keys(num_kv_heads: int) -> None:
     layer, x, cache = grouped(num_kv_heads, causal=True), tokens(), KVCache(N)
     with torch.no_grad():
         layer(x[:, :-1], cache=cache)
         [path] = explain_path(layer, x[:, -1:], cache=cache)
-    assert str(path) == f"shared: {H} heads of 1 queries read {num_kv_heads} heads of {N} keys as they lie"
+    assert str(path) == f"shared: {H} heads of 1 queries read {num_kv_heads} heads of {N} keys without copies"
 
 
-def test_a_step_of_multi_head_attention_has_nothing_to_share() -> None:
+def test_a_decoding_step_of_multi_head_attention_is_fused() -> None:
     layer, x, cache = grouped(H, causal=True), tokens(), KVCache(N)
     with torch.no_grad():
         layer(x[:, :-1], cache=cache)
@@ -141,7 +141,7 @@ def test_a_step_of_multi_head_attention_has_nothing_to_share() -> None:
 
 
 @SHARED
-def test_heads_may_have_a_width_of_their_own(num_kv_heads: int) -> None:
+def test_head_dim_is_independent_of_embed_dim(num_kv_heads: int) -> None:
     layer = GroupedQueryAttention(7, 6, num_kv_heads=num_kv_heads, head_dim=5, causal=True).double()
     assert layer.qkv.weight.shape == ((6 + 2 * num_kv_heads) * 5, 7)
     assert layer.output.weight.shape == (7, 30)
@@ -153,7 +153,7 @@ def test_heads_may_have_a_width_of_their_own(num_kv_heads: int) -> None:
     torch.testing.assert_close(steps, layer(x))
 
 
-def test_it_shows_what_is_shared() -> None:
+def test_repr_shows_the_heads() -> None:
     assert "num_heads=6" in repr(grouped(2))
     assert "num_kv_heads=2" in repr(grouped(2))
     assert "num_kv_heads" not in repr(grouped(H))
@@ -161,7 +161,7 @@ def test_it_shows_what_is_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         (
             {"num_kv_heads": 4},
@@ -178,6 +178,6 @@ def test_it_shows_what_is_shared() -> None:
         ({"num_heads": 4}, ValueError, r"^embed_dim \(66\) must be divisible by num_heads \(4\)"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_bad_input_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         GroupedQueryAttention(D, **{"num_heads": H, **options})

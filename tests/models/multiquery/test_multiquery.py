@@ -1,4 +1,4 @@
-"""Multi-query attention: one group of grouped-query attention, and the smallest cache of keys."""
+"""Multi-query attention: grouped-query attention with one group, and the smallest KV cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from attnlab import KVCache, check_attention, explain_path, masks
 from attnlab.models.groupedquery import GroupedQueryAttention
-from attnlab.models.multihead import MultiAttention
 from attnlab.models.multiquery import MultiQueryAttention
 from attnlab.nn.pruning import prune_heads
 
@@ -19,7 +18,7 @@ B, N, H, D, d = 2, 7, 3, 12, 4
 
 
 def made(**options: Any) -> MultiQueryAttention:
-    """A layer whose parameters are moved off where they start, where they would hide a mistake."""
+    """A layer with parameters far from their initial values, which would hide mistakes."""
     torch.manual_seed(0)
     layer = MultiQueryAttention(D, H, **options).double().eval()
     with torch.no_grad():
@@ -45,7 +44,7 @@ def test_parameters(bias: bool, head_dim: int | None) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_it_is_one_group(causal: bool, positions: Any) -> None:
+def test_it_equals_grouped_query_attention_with_one_group(causal: bool, positions: Any) -> None:
     layer, x, mask = made(causal=causal, positions=positions), tokens(), masks.padding(torch.tensor([4, 7]))
     grouped = GroupedQueryAttention(D, H, num_kv_heads=1, causal=causal, positions=positions).double()
     grouped.load_state_dict(layer.state_dict())
@@ -53,51 +52,35 @@ def test_it_is_one_group(causal: bool, positions: Any) -> None:
     assert torch.equal(layer.attention_weights(x), grouped.attention_weights(x))
 
 
-def test_it_is_multi_head_attention_whose_keys_are_copies() -> None:
-    layer, multi, x = made(causal=True), MultiAttention(D, H, causal=True).double(), tokens()
-    state = layer.state_dict()
-    for name in ("qkv.weight", "qkv.bias"):
-        queries, key, value = state[name].split([D, d, d])
-        state[name] = torch.cat([queries, *3 * [key], *3 * [value]])
-    multi.load_state_dict(state)
-    same(layer(x), multi(x))
-
-
-def test_with_one_head_it_is_multi_head_attention() -> None:
-    layer, multi = MultiQueryAttention(D, 1, causal=True), MultiAttention(D, 1, causal=True)
-    multi.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(tokens().float()), multi(tokens().float()))
-
-
-def test_the_cache_holds_one_key_and_one_value() -> None:
+def test_the_cache_holds_one_key_and_one_value_per_token() -> None:
     layer, x, cache = made(causal=True, positions="rotary"), tokens(), KVCache(N)
     with torch.no_grad():
         same(torch.cat([layer(part, cache=cache) for part in x[:, :-1].split([3, 1, 2], 1)], 1), layer(x)[:, :-1])
         [path] = explain_path(layer, x[:, -1:], cache=cache)
     assert cache.bytes_per_token == B * 2 * d * 8
-    assert str(path) == f"shared: {H} heads of 1 queries read 1 heads of {N} keys as they lie"
+    assert str(path) == f"shared: {H} heads of 1 queries read 1 heads of {N} keys without copies"
 
 
-@pytest.mark.parametrize("gone", [[0], [2, 1]])
+@pytest.mark.parametrize("removed", [[0], [2, 1]])
 @pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_pruning_is_exact_and_leaves_the_key(gone: list[int], positions: Any) -> None:
+def test_pruning_is_exact_and_keeps_the_key(removed: list[int], positions: Any) -> None:
     layer, x = made(causal=True, positions=positions), tokens()
-    small = prune_heads(layer, gone)
+    small = prune_heads(layer, removed)
     assert small.num_kv_heads == 1
     assert torch.equal(small.qkv.weight[-2 * d :], layer.qkv.weight[-2 * d :])
     with torch.no_grad():
-        for head in gone:
+        for head in removed:
             layer.output.weight[:, head * d : (head + 1) * d] = 0
     same(small(x), layer(x))
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
-def test_positions_keep_every_promise(positions: str) -> None:
+def test_every_check_passes_with_positions(positions: str) -> None:
     check_attention(partial(MultiQueryAttention, num_heads=2, positions=positions), fast=True)
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"num_heads": 5}, ValueError, r"^embed_dim \(12\) must be divisible by num_heads \(5\)"),
         ({"head_dim": 0}, ValueError, "^head_dim must be at least 1, not 0$"),
@@ -105,6 +88,6 @@ def test_positions_keep_every_promise(positions: str) -> None:
         ({"num_kv_heads": 2}, TypeError, "unexpected keyword argument 'num_kv_heads'$"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_bad_input_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         MultiQueryAttention(D, **{"num_heads": H, **options})

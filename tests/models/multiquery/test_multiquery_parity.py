@@ -1,7 +1,7 @@
-"""Multi-query attention against Falcon's in transformers 5.24.
+"""Multi-query attention against Falcon in transformers 5.24.
 
-Its one projection holds the queries of all heads, the key and the value, in our order. With ALiBi it divides the bias
-by √d_k too, which the paper of ALiBi does not; ours is then given that bias.
+Falcon's projection has the order of ours: the queries of all heads, the key, the value. With ALiBi, Falcon divides the
+bias by √d_k too, unlike the paper of ALiBi; ours receives that bias as ``attn_bias``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
 
 
 def falcon(H: int, d: int, dtype: torch.dtype) -> Any:
-    """Their layer, its biases off zero."""
+    """Falcon's layer with random biases."""
     transformers = pytest.importorskip("transformers")
     from transformers.models.falcon.modeling_falcon import FalconAttention
 
@@ -46,10 +46,10 @@ def falcon(H: int, d: int, dtype: torch.dtype) -> Any:
     return layer
 
 
-def compared(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any = None, **options: Any) -> None:
-    """Outputs, maps and gradients; ``alibi`` makes their bias of which tokens are real."""
+def check_parity(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any = None, **options: Any) -> None:
+    """Compare outputs, attention weights and gradients; ``alibi`` computes Falcon's bias from the padding mask."""
     H, d, dtype = theirs.num_heads, theirs.head_dim, theirs.dense.weight.dtype
-    turns = options.pop("turns", (torch.ones(1, N, d, dtype=dtype), torch.zeros(1, N, d, dtype=dtype)))
+    rotation = options.pop("rotation", (torch.ones(1, N, d, dtype=dtype), torch.zeros(1, N, d, dtype=dtype)))
     layer = MultiQueryAttention(H * d, H, **options).to(dtype)
     layer.qkv.load_state_dict(theirs.query_key_value.state_dict())
     layer.output.load_state_dict(theirs.dense.state_dict())
@@ -57,24 +57,24 @@ def compared(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any 
     a, b = (x.clone().requires_grad_() for _ in range(2))
     lengths = torch.tensor([N - 2, N, N - 1][:B]) if padded else torch.full((B,), N)
     real = torch.arange(N) < lengths[:, None]
-    given = real[:, None, None, :].expand(B, 1, N, N)
-    given = given.tril() if layer.causal else given
-    blocked = torch.zeros(given.shape, dtype=dtype).masked_fill(~given, torch.finfo(dtype).min)
+    allowed = real[:, None, None, :].expand(B, 1, N, N)
+    allowed = allowed.tril() if layer.causal else allowed
+    blocked = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
     bias = None if alibi is None else alibi(real.long(), H, dtype)
-    wanted, maps = theirs(a, bias, blocked, position_embeddings=turns, output_attentions=True)
-    ours_given = {
+    expected, weights = theirs(a, bias, blocked, position_embeddings=rotation, output_attentions=True)
+    options_of_ours = {
         "mask": masks.padding(lengths) if padded else None,
         "attn_bias": None if bias is None else bias.reshape(B, H, 1, N).expand(B, H, N, N) / d**0.5,
     }
-    wanted, ours = wanted[real], layer(b, **ours_given)[real]
+    expected, ours = expected[real], layer(b, **options_of_ours)[real]
 
-    def same(found: Tensor, true: Tensor) -> None:
-        torch.testing.assert_close(found, true, rtol=0, atol=atol)
+    def same(actual: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
-    same(ours, wanted)
-    same(layer.attention_weights(b, **ours_given).transpose(1, 2)[real], maps.transpose(1, 2)[real])
+    same(ours, expected)
+    same(layer.attention_weights(b, **options_of_ours).transpose(1, 2)[real], weights.transpose(1, 2)[real])
     wave = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype) / N
-    (wanted * wave).sum().backward()
+    (expected * wave).sum().backward()
     (ours * wave).sum().backward()
     same(b.grad, a.grad)
     for name in ("weight", "bias"):
@@ -87,24 +87,24 @@ def compared(theirs: Any, B: int, N: int, padded: bool, atol: float, alibi: Any 
 @PADDED
 @DTYPES
 def test_falcon(dtype: torch.dtype, padded: bool, causal: bool, B: int, N: int, H: int, d: int) -> None:
-    compared(falcon(H, d, dtype), B, N, padded, TOLERANCE[dtype], causal=causal)
+    check_parity(falcon(H, d, dtype), B, N, padded, TOLERANCE[dtype], causal=causal)
 
 
 @SHAPES
 @CAUSAL
-def test_falcon_turned(causal: bool, B: int, N: int, H: int, d: int) -> None:
+def test_falcon_with_rotary_positions(causal: bool, B: int, N: int, H: int, d: int) -> None:
     theirs = falcon(H, d, torch.float32)
     from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding
 
-    turns = FalconRotaryEmbedding(theirs.config)(torch.zeros(1, N, H * d), torch.arange(N).unsqueeze(0))
-    compared(theirs, B, N, True, 1e-5, causal=causal, positions="rotary", turns=turns)
+    rotation = FalconRotaryEmbedding(theirs.config)(torch.zeros(1, N, H * d), torch.arange(N).unsqueeze(0))
+    check_parity(theirs, B, N, True, 1e-5, causal=causal, positions="rotary", rotation=rotation)
 
 
 @SHAPES
 @CAUSAL
 @DTYPES
-def test_falcon_with_a_bias(dtype: torch.dtype, causal: bool, B: int, N: int, H: int, d: int) -> None:
+def test_falcon_with_alibi(dtype: torch.dtype, causal: bool, B: int, N: int, H: int, d: int) -> None:
     theirs = falcon(H, d, dtype)
     from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
-    compared(theirs, B, N, True, TOLERANCE[dtype], build_alibi_tensor, causal=causal)
+    check_parity(theirs, B, N, True, TOLERANCE[dtype], build_alibi_tensor, causal=causal)

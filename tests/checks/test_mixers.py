@@ -1,0 +1,150 @@
+"""The suite on a mixer that is not softmax attention: a recurrence with padding, segments and a recurrent state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnlab.checks import check_attention
+from attnlab.masks import BoundMask
+from attnlab.nn.attention import Card
+from attnlab.nn.cache import RecurrentState
+from attnlab.nn.mixer import SequenceMixer
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the state: at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def current_keys(mask: BoundMask, x: Tensor) -> Tensor:
+    """The mask for the tokens of this call, (B, N, N); with a cache the first keys belong to earlier calls."""
+    return mask.tensor().any(1)[..., mask.keys - x.shape[1] :]
+
+
+class MovingAverage(SequenceMixer):
+    """An exponential moving average of the values, one decay per channel; always causal."""
+
+    card = Card(
+        title="",
+        summary="",
+        paper="",
+        authors="",
+        year=2026,
+        arxiv=None,
+        kind="another operator",
+        heads="1",
+        time="n²·d",
+        memory="n²·d",
+        representation="",
+        use_case="",
+        supports=("causal", "padding", "segments", "cache"),
+    )
+    cache_type = RecurrentState
+
+    def __init__(
+        self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(embed_dim, causal=causal, dropout=dropout)
+        options = {"device": device, "dtype": dtype}
+        self.value, self.output = (nn.Linear(embed_dim, embed_dim, **options) for _ in range(2))
+        self.decay = nn.Linear(embed_dim, embed_dim, **options)
+
+    def inputs(self, x: Tensor, mask: BoundMask | None) -> tuple[Tensor, Tensor]:
+        """The values and the log decays, both zero for padding."""
+        values, log_decay = self.value(x), nn.functional.logsigmoid(self.decay(x).double())
+        if mask is None:
+            return values, log_decay
+        real = current_keys(mask, x).any(1)[..., None]
+        return values.masked_fill(~real, 0.0), log_decay.masked_fill(~real, 0.0)
+
+    def allowed(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+        """Boolean, broadcastable to (B, N, N, 1): the earlier tokens of the same segment."""
+        past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return (past[None] if mask is None else past & current_keys(mask, x))[..., None]
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
+        values, log_decay = self.inputs(x, mask)
+        total = log_decay.cumsum(1)
+        decay = (total[:, :, None] - total[:, None]).masked_fill(~self.allowed(x, mask), -torch.inf).exp()
+        state = torch.einsum("bijd,bjd->bid", decay, values.double())
+        if cache is not None:
+            before = cache.state[0] if cache.state else torch.zeros_like(state[:, 0])
+            state = state + total.exp() * before[:, None]
+            cache.replace(x.shape[1], (state[:, -1] if x.shape[1] else before).to(state_dtype(x)))
+        return self.output(nn.functional.dropout(state.to(x.dtype), self.dropout, self.training))
+
+
+NEEDED = {
+    "no_future_leakage",
+    "no_future_leakage_with_mask",
+    "no_padding_leakage",
+    "padding_invariance",
+    "left_padding_invariance",
+    "packed_sequences_are_independent",
+    "cache_matches_full_pass",
+    "cache_crop_and_reorder",
+    "failed_call_keeps_cache",
+    "low_precision_error_growth",
+}
+
+
+def test_recurrence_passes_every_applicable_check() -> None:
+    report = check_attention(MovingAverage, fast=True)
+    assert {row.check for row in report.rows if row.outcome == "pass"} >= NEEDED
+    reasons = {row.check: row.detail for row in report.rows if row.outcome == "not applicable"}
+    assert reasons["no_masked_key_leakage"] == "it does not take every mask"
+    assert reasons["weights_sum_to_one"] == "it does not return attention weights"
+    assert reasons["windowed_cache_matches_full_pass"] == "it does not take every mask"
+
+
+class IgnoresPadding(MovingAverage):
+    """Adds the values of padding to the state."""
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
+        return super()._forward(x, None, cache)
+
+
+class KeepsStateAcrossSegments(MovingAverage):
+    """Does not reset the state between segments."""
+
+    def allowed(self, x: Tensor, mask: BoundMask | None) -> Tensor:
+        return super().allowed(x, None)
+
+
+class ForgetsTheState(MovingAverage):
+    """Starts every cached step from zero."""
+
+    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
+        out = super()._forward(x, mask)
+        if cache is not None:
+            cache.replace(x.shape[1], torch.zeros(len(x), x.shape[2], dtype=state_dtype(x), device=x.device))
+        return out
+
+
+class AccumulatesInLowPrecision(MovingAverage):
+    """Accumulates the decays in the dtype of the tokens."""
+
+    def inputs(self, x: Tensor, mask: BoundMask | None) -> tuple[Tensor, Tensor]:
+        values, log_decay = super().inputs(x, mask)
+        total = log_decay.to(x.dtype).cumsum(1)
+        return values, total - torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "check"),
+    [
+        (IgnoresPadding, "no_padding_leakage"),
+        (IgnoresPadding, "left_padding_invariance"),
+        (KeepsStateAcrossSegments, "packed_sequences_are_independent"),
+        (KeepsStateAcrossSegments, "no_future_leakage_with_mask"),
+        (ForgetsTheState, "cache_matches_full_pass"),
+        (AccumulatesInLowPrecision, "low_precision_accuracy"),
+    ],
+)
+def test_faulty_recurrence_fails_its_check(layer: type[SequenceMixer], check: str) -> None:
+    row = check_attention(layer, only=[check], raises=False)[check]
+    assert row.outcome == "fail", row
