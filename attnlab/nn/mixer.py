@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ class _ExplainsOptions:
 
     if not TYPE_CHECKING:  # not in SequenceMixer, whose __init__ inspect.signature shows
 
-        def __new__(cls, *args: Any, **options: Any) -> Self:
+        def __new__(cls, *args: Any, **options: Any) -> Any:
             explain_constructor_option(cls.__name__, options)
             return super().__new__(cls)
 

@@ -136,7 +136,7 @@ class LatentAttention(Attention):
             return torch.cat([temperature * q_C, q_R[..., :width], temperature * q_R[..., width:]], -1)
         return torch.cat([q_C, q_R], -1)
 
-    def _latents(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B N d_c+d_r"]:
+    def _latents(self, x: Float[Tensor, "B N D"], cache: KVCache | None = None) -> Float[Tensor, "B N d_latent"]:
         """The cached values per token: the latent c, and the rotated key kᴿ that all heads share."""
         c, k_R = self.kv_down(x).split([self.kv_latent_dim, self.rope_head_dim], -1)
         return torch.cat([rms_norm(c, self.kv_norm), self._apply_rope(k_R.unsqueeze(1), cache).squeeze(1)], -1)
@@ -145,7 +145,7 @@ class LatentAttention(Attention):
         return self.positions.apply_rotary(part, 0 if cache is None else cache.num_seen) if self.rope_head_dim else part
 
     def _expand_kv(
-        self, latents: Float[Tensor, "B M d_c+d_r"]
+        self, latents: Float[Tensor, "B M d_latent"]
     ) -> tuple[Float[Tensor, "B h M d_qk"], Float[Tensor, "B h M d_k"]]:
         """The keys and values of all heads."""
         c, k_R = latents.split([self.kv_latent_dim, self.rope_head_dim], -1)
@@ -155,7 +155,7 @@ class LatentAttention(Attention):
     def _attend_absorbed(
         self,
         Q: Float[Tensor, "B h N d_qk"],
-        latents: Float[Tensor, "B M d_c+d_r"],
+        latents: Float[Tensor, "B M d_latent"],
         mask: BoundMask | None,
         bias: Tensor | None,
         dropout: float,

@@ -15,7 +15,6 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.catalog import registry
 from attnlab.masks import Mask
-from attnlab.nn.cache import KVCache
 
 D = 12
 EMPTY = [(0, 5, 7), (3, 0, 7), (3, 5, 0), (0, 0, 0), (0, 131, 137)]
@@ -98,9 +97,9 @@ def test_an_empty_batch_or_step_with_a_cache(name: str) -> None:
     for layer, is_causal in layers(name):
         mask = None if is_causal else masks.causal()
         with torch.no_grad():
-            cache = KVCache(7)
+            cache = layer.make_cache(7)
             for B, N in ((0, 5), (0, 0), (0, 1)):
                 assert layer(torch.randn(B, N, D), mask=mask, cache=cache).shape == (B, N, D)
-            cache, x = KVCache(7), torch.randn(3, 5, D)
+            cache, x = layer.make_cache(7), torch.randn(3, 5, D)
             steps = [layer(part, mask=mask, cache=cache) for part in x.split([0, 3, 0, 2], 1)]
             torch.testing.assert_close(torch.cat(steps, 1), layer(x, mask=mask))

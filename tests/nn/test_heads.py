@@ -150,9 +150,9 @@ def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: 
             r"num_kv_heads \(4\) must divide num_heads \(6\); try num_kv_heads=2, 3 or 6",
         ),
         ({"num_kv_heads": 0}, ValueError, "num_kv_heads must be at least 1, not 0"),
-        ({"num_kv_heads": 2.0}, TypeError, "num_kv_heads must be a whole number, not 2.0"),
+        ({"num_kv_heads": 2.0}, TypeError, "num_kv_heads must be an integer, not 2.0"),
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, not 0"),
-        ({"head_dim": True}, TypeError, "head_dim must be a whole number, not True"),
+        ({"head_dim": True}, TypeError, "head_dim must be an integer, not True"),
     ],
 )
 def test_heads_that_cannot_be(options: dict[str, Any], error: type[Exception], says: str) -> None:

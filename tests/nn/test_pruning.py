@@ -131,7 +131,10 @@ def test_masks_biases_and_context_are_taken_as_before() -> None:
     same(small(x, mask=mask), silenced(layer, gone, x, mask=mask))
     scattered = torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(0)) < 0.8
     bias = torch.randn(H, N, N, dtype=torch.float64)
-    same(small(x, mask=scattered[:, left], bias=bias[left]), silenced(layer, gone, x, mask=scattered, bias=bias))
+    same(
+        small(x, mask=scattered[:, left], attn_bias=bias[left]),
+        silenced(layer, gone, x, mask=scattered, attn_bias=bias),
+    )
     same(small(x, context=context), silenced(layer, gone, x, context=context))
     with pytest.raises(ValueError, match="mask"):
         small(x, mask=scattered)
@@ -234,7 +237,7 @@ def test_a_mechanism_without_heads_is_refused() -> None:
 def test_what_was_added_to_a_projection_is_not_lost() -> None:
     layer = multihead()
     nn.utils.parametrizations.weight_norm(layer.qkv)
-    with pytest.raises(TypeError, match="qkv is a ParametrizedLinear; merge what was added"):
+    with pytest.raises(TypeError, match="qkv is a ParametrizedLinear; merge adapters first"):
         prune_heads(layer, [0])
 
 
@@ -414,7 +417,7 @@ def test_heads_of_a_network_that_cannot_go(heads: Any, error: type[Exception], s
 
 
 def test_a_network_without_heads_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="SelfAttention has no heads"):
+    with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
         prune_heads(network("selfhead"), {0: [0]})
 
 

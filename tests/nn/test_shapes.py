@@ -21,7 +21,8 @@ from jaxtyping import TypeCheckError, install_import_hook
 
 import attnlab
 
-with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], "beartype.beartype"):
+HOOKED = ["attnlab.models", "attnlab.nn.attention", "attnlab.nn.mixer", "planted"]
+with install_import_hook(HOOKED, "beartype.beartype"):
     from attnlab.catalog import registry
     from attnlab.masks import causal, padding
 
@@ -34,7 +35,7 @@ with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], 
             if "arbitrary_mask" in mechanism.card.supports:
                 calls.append({"mask": padding(torch.tensor([3, 5]))})
             if "attn_bias" in mechanism.card.supports:
-                calls.append({"bias": torch.randn(5, 5)})
+                calls.append({"attn_bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
                 calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
             for given in calls:
@@ -46,12 +47,11 @@ with install_import_hook(["attnlab.models", "attnlab.nn.attention", "planted"], 
     from attnlab.models.multihead import MultiAttention
     from planted import MultiHeadBase
 
-    same = {"card": MultiAttention.card, "_attention_map": MultiAttention._attention_map}
-    wrong = type("Wrong", (MultiHeadBase,), same)
+    wrong = type("Wrong", (MultiHeadBase,), {"card": MultiAttention.card})
     try:
         wrong(24, 3)(torch.randn(2, 5, 24))
     except TypeCheckError as error:
-        assert "_concat" in str(error), error
+        assert "_project_qkv" in str(error), error
     else:
         raise AssertionError("a wrong shape went through")
 print("held")
@@ -60,7 +60,7 @@ print("held")
 
 def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
     source = (ROOT / "attnlab" / "nn" / "multihead.py").read_text(encoding="utf-8")
-    right, wrong = "heads.transpose(1, 2).flatten(2)", "heads.flatten(2)"
+    right, wrong = ".transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)", ".split_with_sizes([H, H_kv, H_kv], 2)"
     assert right in source
     source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype wants the class of a Self decorated
     (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
