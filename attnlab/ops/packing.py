@@ -44,7 +44,7 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
     It is possible where the mask is ``padding(..., mask_queries=True)`` and the rest depends on distances alone,
     which packing keeps.
     """
-    if FULL * x.shape[1] < SHORT:  # too short for any lengths
+    if torch.compiler.is_compiling() or FULL * x.shape[1] < SHORT:  # a traced length stays free; too short to pack
         return None
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None

@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import attnlab
+from attnlab.catalog import registry
+from attnlab.catalog.source import REQUIRED
 from attnlab.files.atomic import UNFINISHED, append_line, write_text
 from attnlab.files.tensors import Shape, check_finite
 from attnlab.network import Network
@@ -207,8 +209,9 @@ class Run:
         network, about = load_network(file, trained=True, follow=False)
         self._check_id("model.safetensors", about)
         expected = {**self.config, "task": self.config["settings"]["task"]}
+        saved, expected = ({**each, "network": _with_all_options(each["network"])} for each in (about, expected))
         for name in ("network", "encoding", "metric", "unit", "task"):
-            if about[name] != expected[name]:
+            if saved[name] != expected[name]:
                 raise UserError(f"{file} has another {name} than the config.json beside it; restore it, or train again")
         return network
 
@@ -297,6 +300,13 @@ class Run:
             raise UserError(
                 f"{self.path / name} belongs to another run than the config.json beside it; restore it, or train again"
             )
+
+
+def _with_all_options(network: dict[str, Any]) -> dict[str, Any]:
+    """The description of a network with the current names of its options, and defaults for options added since."""
+    entry = registry.entry(network["model"])
+    initial = {option.name: option.default for option in entry.options if option.default is not REQUIRED}
+    return {**network, "options": initial | registry.current_names(entry.name, network["options"] or {})}
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Network:

@@ -166,7 +166,7 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
         "none.csv does not exist",
         "no task reads .doc (x.doc); give one of ",
         "folder.csv is a folder; give a file in it",
-        "ragged.csv cannot be read as a table: line 3 has 1 field, the header 2",
+        "ragged.csv cannot be read as a table: line 3 has 1 field, but the header has 2",
         "unknown target 'size'; there are: number, letter, one",
         "every row is of one class (same)",
         "the column to predict [one]:",

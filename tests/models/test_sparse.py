@@ -247,7 +247,7 @@ def test_sizes_must_be_positive_integers(option: str, value: Any, error: type[Ex
         (
             partial(BigBirdAttention, window_size=2),
             ValueError,
-            "window must be odd, its own block in the middle, not 2; try 3",
+            "window_size must be odd, with the block of the token in the middle, not 2; try 3",
         ),
         (partial(BigBirdAttention, block_size=0), ValueError, "block_size must be at least 1, not 0"),
         (partial(BigBirdAttention, num_random=-1), ValueError, "num_random must be at least 0, not -1"),

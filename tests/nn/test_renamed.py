@@ -18,6 +18,7 @@ from attnlab.models.slidingwindow import SlidingWindowAttention
 from attnlab.network import Network
 from attnlab.nn.attention import current_state, renamed_options
 from attnlab.training.checkpoint import save_tensors
+from attnlab.training.runs import _with_all_options
 from attnlab.training.settings import Settings, defaults
 from attnlab.training.state import check_state
 from attnlab.utils.errors import UserError
@@ -116,3 +117,11 @@ def test_a_training_checkpoint_with_old_names_is_accepted() -> None:
     state = {f"model.{key}": Shape(t.dtype, tuple(t.shape)) for key, t in with_old_keys(made.state_dict()).items()}
     state["random.cpu"] = Shape(torch.uint8, tuple(torch.get_rng_state().shape))
     check_state(state, made, torch.optim.AdamW(made.parameters()), Path("state.safetensors"))
+
+
+def test_descriptions_with_old_names_and_without_new_options_are_equal() -> None:
+    old, new = ({"model": "forgetting", "options": options} for options in ({"num_heads": 2}, {}))
+    assert _with_all_options(old)["options"].items() >= {"num_heads": 2, "forget_bias_init": 4.0}.items()
+    assert _with_all_options(old) != _with_all_options(new), "num_heads differs"
+    window, window_size = ({"model": "slidingwindow", "options": {name: 5}} for name in ("window", "window_size"))
+    assert _with_all_options(window) == _with_all_options(window_size)

@@ -86,7 +86,7 @@ def test_a_window_is_as_its_matrix(scheme: str, length: int, size: int, causal: 
     attend, x = layer(scheme, causal=causal), tokens(length)
     bias = torch.randn(H, length, length, dtype=torch.float64)
     written = from_tensor(sliding_window(size).materialize(length))
-    for given_ in ({}, {"bias": bias}, {"bias": bias[:, :1]}):
+    for given_ in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
         torch.testing.assert_close(attend(x, mask=sliding_window(size), **given_), attend(x, mask=written, **given_))
 
 
@@ -98,14 +98,55 @@ def test_another_order_is_heard(scheme: str) -> None:
     assert not torch.allclose(attend(x[:, order])[:, order], attend(x), atol=1e-3)
 
 
+# The checks that positions can affect: they see q, k, the scores, lengths and offsets, but no shapes, dtypes of
+# arguments, dropout or copies, which test_contract checks for every mechanism without positions.
+POSITION_CHECKS = [
+    "no_future_leakage",
+    "causal_prefix_invariance",
+    "no_future_leakage_with_mask",
+    "padding_invariance",
+    "left_padding_invariance",
+    "padding_with_masked_queries",
+    "packed_sequences_are_independent",
+    "nan_in_padding_is_ignored",
+    "permutation_equivariance",
+    "weights_reproduce_output",
+    "attention_map_matches_weights",
+    "attn_bias_adds_to_scores",
+    "matches_reference_outputs",
+    "matches_reference_gradients",
+    "gradients_match_finite_differences",
+    "second_derivatives_exact_or_raise",
+    "extreme_scores_stay_finite",
+    "eval_is_stateless",
+    "bfloat16_autocast",
+    "low_precision_accuracy",
+    "low_precision_error_growth",
+    "cache_matches_full_pass",
+    "growing_cache_matches_full_pass",
+    "windowed_cache_matches_full_pass",
+    "cache_crop_and_reorder",
+    "meta_device_initialization",
+    "device_and_dtype_arguments",
+    "submodules_are_called",
+    "traceable",
+]
+
+
 @pytest.mark.slow
 @schemes
-def test_a_layer_with_positions_keeps_every_promise(scheme: str) -> None:
-    report = check_attention(partial(MultiAttention, positions=scheme))
-    assert report.passed
+def test_conformance_with_positions(scheme: str) -> None:
+    report = check_attention(partial(MultiAttention, positions=scheme), only=POSITION_CHECKS)
     assert report["matches_reference_outputs"].outcome == "pass"
     assert report["cache_matches_full_pass"].outcome == "pass"
     assert report["permutation_equivariance"].outcome == "not applicable"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["rotary", "alibi", "t5"])
+def test_positions_are_exported(scheme: str) -> None:
+    """Once per kind: its options change values, not the graph."""
+    check_attention(partial(MultiAttention, positions=scheme), only=["export_matches_eager"])
 
 
 def test_what_positions_take_away() -> None:

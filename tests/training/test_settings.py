@@ -280,3 +280,12 @@ def test_oversized_config_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**34)  # a hole: no byte of it is on the disk
     with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):
         read_config(tmp_path / "huge.json")
+
+
+def test_earlier_names_of_settings_and_tasks() -> None:
+    updated = Settings().updated({"clip": 0.5, "lr": 0.25, "task": "fetch"}, "a file")
+    assert (updated.training.grad_clip, updated.training.learning_rate) == (0.5, 0.25)
+    assert updated.data.task == "multi_lookup"
+    assert tasks.entry("fetch").name == "multi_lookup"
+    with pytest.raises(UserError, match=r"clip and grad_clip are the same setting; give one of them \(in a file\)"):
+        Settings().updated({"clip": 0.5, "grad_clip": 0.5}, "a file")

@@ -45,7 +45,7 @@ class Fused:
             return False
         if mask.is_causal:
             shortest, longest = CAUSAL_CHUNK_LENGTHS
-            chunks = not torch.compiler.is_compiling() and shortest <= q.shape[2] <= longest and call.can_inspect
+            chunks = not torch.compiler.is_compiling() and call.can_inspect and shortest <= q.shape[2] <= longest
             return None if chunks else True
         return False if not torch.compiler.is_compiling() and mask.allows_all else None
 

@@ -83,9 +83,9 @@ class CausalChunks:
     def applies(self, call: AttentionCall) -> bool | None:
         """Return True, or None."""
         mask, (shortest, longest) = call.mask, CAUSAL_CHUNK_LENGTHS
-        if mask is None or call.bias is not None or mask.first or not shortest <= call.q.shape[2] <= longest:
-            return None
-        return True if mask.is_causal and call.can_inspect and call.q.shape[0] else None
+        if mask is None or call.bias is not None or mask.first or not call.can_inspect:
+            return None  # a traced length is not compared: it stays free
+        return True if mask.is_causal and shortest <= call.q.shape[2] <= longest and call.q.shape[0] else None
 
     def run(self, call: AttentionCall, plan: bool) -> Tensor:
         """Compute the chunks."""
