@@ -63,7 +63,7 @@ class SelfAttention(Attention):
     def _build_map(
         self, x: Float[Tensor, "B N D"], mask: BoundMask | None, attn_bias: Tensor | None = None
     ) -> SoftmaxMap:
-        # softmax(Q Kᵀ / √d): how much each token (a row) looks at each other (a column), (B, 1, N, N)
+        # softmax(Q Kᵀ / √d), (B, 1, N, N): one row per query, one column per key
         return SoftmaxMap(self.query(x), self.key(x), mask, attn_bias)
 
     def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:

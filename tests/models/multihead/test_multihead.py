@@ -39,7 +39,7 @@ def test_parameters() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("train", [True, False])
-def test_from_torch_and_back_changes_nothing(bias: bool, dtype: torch.dtype, train: bool) -> None:
+def test_from_torch_and_back_is_exact(bias: bool, dtype: torch.dtype, train: bool) -> None:
     given = theirs(bias=bias, dtype=dtype, dropout=0.125).train(train)
     ours = MultiAttention.from_torch(given, causal=True)
     assert (ours.embed_dim, ours.num_heads, ours.dropout, ours.causal, ours.training) == (D, H, 0.125, True, train)
@@ -52,7 +52,7 @@ def test_from_torch_and_back_changes_nothing(bias: bool, dtype: torch.dtype, tra
     assert all(torch.equal(was[name], now[name]) for name in was)
 
 
-def test_the_copies_share_no_memory() -> None:
+def test_converted_layers_share_no_memory() -> None:
     given = theirs()
     ours = MultiAttention.from_torch(given)
     before = copy.deepcopy(given.state_dict())
@@ -63,12 +63,12 @@ def test_the_copies_share_no_memory() -> None:
 
 
 @pytest.mark.parametrize("options", [{"kdim": 7}, {"vdim": 7}, {"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_from_torch_refuses_what_it_cannot_say(options: dict[str, Any]) -> None:
+def test_from_torch_refuses_unsupported_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"only an nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero"):
         MultiAttention.from_torch(nn.MultiheadAttention(D, H, **options))
 
 
-def test_from_torch_refuses_a_layer_of_another_layout_unless_told() -> None:
+def test_from_torch_refuses_batch_second_unless_allowed() -> None:
     """Both take (5, 7, D): without the refusal, items would be taken for positions in silence."""
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(D, H, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_from_torch_refuses_a_layer_of_another_layout_unless_told() -> None:
     torch.testing.assert_close(MultiAttention.from_torch(layer, batch_first=True)(x), theirs)
 
 
-def test_to_torch_carries_what_was_trained() -> None:
+def test_to_torch_copies_the_parameters() -> None:
     ours = MultiAttention(D, H).double()
     torch.nn.init.normal_(ours.qkv.bias)
     x = tokens()
@@ -87,7 +87,7 @@ def test_to_torch_carries_what_was_trained() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_self_attention_equals_theirs(bias: bool) -> None:
+def test_self_attention_equals_torch(bias: bool) -> None:
     layer, x = theirs(bias=bias), tokens()
     out, weights = layer(x, x, x, average_attn_weights=False)
     ours = MultiAttention.from_torch(layer)
@@ -96,7 +96,7 @@ def test_self_attention_equals_theirs(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_cross_attention_equals_theirs(bias: bool) -> None:
+def test_cross_attention_equals_torch(bias: bool) -> None:
     layer, x, context = theirs(bias=bias), tokens(), tokens(M)
     lengths = torch.tensor([3, 7])
     ignored = torch.arange(M) >= lengths[:, None]
@@ -106,13 +106,13 @@ def test_cross_attention_equals_theirs(bias: bool) -> None:
     torch.testing.assert_close(ours.attention_weights(x, context=context, mask=mask), weights)
 
 
-def test_causal_equals_theirs() -> None:
+def test_causal_equals_torch() -> None:
     layer, x = theirs(), tokens()
     out, _ = layer(x, x, x, attn_mask=nn.Transformer.generate_square_subsequent_mask(N, dtype=x.dtype), is_causal=True)
     torch.testing.assert_close(MultiAttention.from_torch(layer, causal=True)(x), out)
 
 
-def test_gradients_equal_theirs() -> None:
+def test_gradients_equal_torch() -> None:
     layer = theirs()
     ours = MultiAttention.from_torch(layer)
     a, b = tokens().requires_grad_(), tokens().requires_grad_()
@@ -123,12 +123,12 @@ def test_gradients_equal_theirs() -> None:
     torch.testing.assert_close(ours.output.bias.grad, layer.out_proj.bias.grad)
 
 
-def test_its_own_sequence_as_context_is_self_attention() -> None:
+def test_context_equal_to_x_is_self_attention() -> None:
     layer, x = MultiAttention(D, H).double(), tokens()
     torch.testing.assert_close(layer(x, context=x), layer(x))
 
 
-def test_a_bias_of_three_axes_is_one_map_a_head() -> None:
+def test_an_attn_bias_of_three_axes_is_per_head() -> None:
     layer, x = MultiAttention(D, H).double(), tokens()
     bias = torch.randn(H, N, N, dtype=torch.float64)
     torch.testing.assert_close(
@@ -136,7 +136,7 @@ def test_a_bias_of_three_axes_is_one_map_a_head() -> None:
     )
 
 
-def test_one_head_is_self_attention() -> None:
+def test_one_head_equals_selfhead() -> None:
     many, one = MultiAttention(D, 1).double(), SelfAttention(D).double()
     torch.nn.init.normal_(many.qkv.bias)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_one_head_is_self_attention() -> None:
     torch.testing.assert_close(one.attention_weights(tokens()), many.attention_weights(tokens()))
 
 
-def test_a_head_reads_its_own_slice_of_the_width() -> None:
+def test_each_head_uses_its_slice_of_the_width() -> None:
     layer, x = MultiAttention(D, H).double(), tokens()
     before = layer.attention_weights(x)
     with torch.no_grad():

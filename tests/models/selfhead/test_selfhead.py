@@ -50,7 +50,7 @@ def test_three_tokens_by_hand(mask: object, answers: list[float]) -> None:
     )
 
 
-def test_the_weights_of_three_tokens() -> None:
+def test_attention_weights_of_three_tokens() -> None:
     layer, x = three_tokens()
     torch.testing.assert_close(
         layer.attention_weights(x)[0, 0], torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64).expand(3, 3) / 7
@@ -62,7 +62,7 @@ def test_parameters() -> None:
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_it_is_scaled_dot_product_attention(is_causal: bool) -> None:
+def test_it_equals_scaled_dot_product_attention(is_causal: bool) -> None:
     torch.manual_seed(0)
     layer, x = SelfAttention(D, causal=is_causal).double(), torch.randn(B, N, D, dtype=torch.float64)
     expected = F.scaled_dot_product_attention(layer.query(x), layer.key(x), layer.value(x), is_causal=is_causal)
@@ -72,6 +72,6 @@ def test_it_is_scaled_dot_product_attention(is_causal: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_dtype_stays(dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     layer, x = SelfAttention(D).to(dtype), torch.randn(B, N, D, dtype=dtype)
     assert layer(x).dtype == layer.attention_weights(x).dtype == dtype
