@@ -66,7 +66,8 @@ def linear_scan(
         ValueError: for shapes, devices, a state's dtype or segments that do not fit; for an unknown form; for a
             ``log_decay`` above 0, which is looked for where that keeps nobody waiting: on a CPU, outside of a trace.
 
-    An exported program computes all pairs of steps, O(N²). With ``torch.compile`` and a dynamic length, the delta rule is compiled anew for each number of chunks.
+    An exported program computes all pairs of steps, O(N²). With ``torch.compile`` and a dynamic length, the delta rule
+    is compiled anew for each number of chunks.
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs", section 3.3 (no decay); Sun et al. 2023, "Retentive
     Network", section 2.1 (a constant decay; the three forms); Dao & Gu 2024, "Transformers are SSMs", section 6 (a
