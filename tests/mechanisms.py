@@ -9,8 +9,10 @@ REPRESENTATIVES = [
     "multihead",  # one kernel call
     "sinks",  # a kernel of attnlab
     "slidingwindow",  # an attention pattern
+    "strided",  # a pattern per head
     "longformer",  # two attention maps and parameters of its own
     "latent",  # two forms of the forward pass
+    "additive",  # other scores than products
     "talkingheads",  # a function of all scores of a row
     "forgetting",  # a decay
     "linear",  # a scan
