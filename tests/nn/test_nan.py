@@ -57,7 +57,7 @@ def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, conte
         torch.testing.assert_close(dirty, clean, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype) -> None:
     attend, x = layer(name, dtype).eval(), tokens(137).to(dtype)
@@ -98,7 +98,7 @@ def test_padding_in_a_context_reaches_nothing(name: str) -> None:
         torch.testing.assert_close(dirty, clean)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", supporting("arbitrary_mask", among=REPRESENTATIVES))
 def test_ordinary_padding_is_computed_from_what_it_holds(name: str) -> None:
     attend, x = layer(name, torch.float64).eval(), tokens().double()
     matrix = padding(LENGTHS).materialize(N).squeeze(1).expand(B, N, N)
