@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab import KVCache, check_attention
@@ -367,7 +367,7 @@ def test_a_state_that_does_not_continue_the_one_before() -> None:
     assert cache.num_seen == 2
 
 
-CACHED = supporting("cache")
+CACHED = supporting("cache", among=REPRESENTATIVES)
 
 
 @pytest.mark.parametrize("name", CACHED)

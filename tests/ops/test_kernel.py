@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import REPRESENTATIVES
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -128,7 +129,7 @@ MASKS: dict[str, Mask | None] = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, for forward-mode softmax
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("case", MASKS)
 def test_every_derivative_under_the_math_backend(name: str, case: str) -> None:
     torch.manual_seed(0)
@@ -158,7 +159,7 @@ def test_every_derivative_under_the_math_backend(name: str, case: str) -> None:
         torch.testing.assert_close(second, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_a_second_derivative_is_right_or_an_error(name: str, dropout: float) -> None:
     torch.manual_seed(0)
