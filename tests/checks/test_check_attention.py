@@ -71,6 +71,7 @@ def test_instance_is_copied_and_checked_as_it_is() -> None:
     assert next(layer.parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_options_of_an_instance_are_fixed() -> None:
     report = check_attention(SelfAttention(12), fast=True)
     row = report["no_future_leakage"]
@@ -128,6 +129,7 @@ class Checkpointed(third_party.Correct):
         return checkpoint(super().forward, x, mask, use_reentrant=True) if x.requires_grad else super().forward(x, mask)
 
 
+@pytest.mark.slow
 def test_reentrant_checkpoint_is_differentiated_by_backward() -> None:
     report = check_attention(Checkpointed, fast=True, raises=False)
     assert report["gradients_match_finite_differences"].outcome == "pass"
@@ -248,6 +250,7 @@ def test_capabilities_of_a_mechanism_are_those_of_its_card() -> None:
     assert report["unsupported_arguments_raise"].outcome == "pass"
 
 
+@pytest.mark.slow
 def test_plain_attention_passes_the_contract() -> None:
     assert "submodules_are_called" in outcomes(check_attention(Plain, fast=True), "pass")
 

@@ -42,6 +42,7 @@ def test_failure_exits_with_1_and_is_located(capsys: pytest.CaptureFixture[str])
     assert max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_narrow_terminal_without_colours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["check", "selfhead", "--fast"]) == 0
@@ -78,6 +79,7 @@ def test_call_and_capabilities(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it does not take every mask" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_other_mechanisms_are_checked_if_one_cannot_be_imported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_mistake_is_one_line_and_exits_with_2(
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_import_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "needs_another.py").write_text("import not_there_at_all\n", encoding="utf-8")

@@ -92,6 +92,7 @@ NEEDED = {
 }
 
 
+@pytest.mark.slow
 def test_recurrence_passes_every_applicable_check() -> None:
     report = check_attention(MovingAverage, fast=True)
     assert {row.check for row in report.rows if row.outcome == "pass"} >= NEEDED

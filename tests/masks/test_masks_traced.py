@@ -91,6 +91,7 @@ def test_every_rule_under_fake_tensors(make: Maker) -> None:
     assert [(t.shape, t.dtype) for t in found[-4:]] == [(t.shape, t.dtype) for t in expected[-4:]]
 
 
+@pytest.mark.slow
 @every_rule
 @pytest.mark.parametrize("mode", ["real", "fake"])
 def test_every_rule_is_traced_by_make_fx(make: Maker, mode: str) -> None:

@@ -13,6 +13,9 @@ from attnlab.docs import trust
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
 """The representatives that inductor compiles to C++, which takes most of a minute; the others are traced only."""
 
+QUICK = ("multihead", "latent", "slidingwindow", "forgetting", "linear")
+"""The mechanisms on which `make quick` runs the conformance suite; `make test` runs it on all."""
+
 SLOW = [name for name, check in all_checks().items() if check.slow]
 
 
@@ -25,7 +28,7 @@ def assert_recorded(name: str, report: Report) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in REPRESENTATIVES else [pytest.mark.slow]) for name in registry.names()],
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in registry.names()],
 )
 def test_conformance(name: str) -> None:
     report = check_attention(registry.load(name), fast=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_data import more, uses, write
 
@@ -67,12 +67,14 @@ def frame_of(g: Generator) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_any_table(suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tables")
     loaded: list[dict[str, str]] = []
     refused: list[str] = []
 
+    @settings(max_examples=settings.default.max_examples * 3 // 5)
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
         g = np.random.default_rng(seed)
