@@ -222,9 +222,9 @@ class SharedKeys:
     def applies(self, call: AttentionCall) -> slice | None:
         """Return the keys that the queries reach."""
         N = call.q.shape[2]
-        if call.q.shape[1] == call.k.shape[1] or N > MAX_SHARED_QUERIES or call.dropout or call.sink is not None:
+        if call.q.shape[1] == call.k.shape[1] or call.dropout or call.sink is not None or not call.can_inspect:
             return None
-        if not call.can_inspect:
+        if N > MAX_SHARED_QUERIES:  # compared last: a traced length stays free
             return None
         return slice(0, call.k.shape[2]) if call.mask is None else call.mask.key_range(slice(0, N))
 

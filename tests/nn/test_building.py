@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from mechanisms import REPRESENTATIVES
-from torch import Tensor
 
 from attnlab.catalog import registry
 from attnlab.nn.attention import Attention
 from attnlab.nn.multihead import OutputGate, QKNorm
 from attnlab.positions import T5Bias
 
-D, N = 48, 17
+D = 48
 
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in REPRESENTATIVES}
 for _name in REPRESENTATIVES:
@@ -35,10 +34,6 @@ def build(case: str, seed: int = 0, **options: Any) -> Attention:
     name, own = LAYERS[case]
     torch.manual_seed(seed)
     return registry.load(name)(embed_dim=D, **own, **options)
-
-
-def tokens() -> Tensor:
-    return torch.randn(2, N, D, generator=torch.Generator().manual_seed(0))
 
 
 @every_layer
