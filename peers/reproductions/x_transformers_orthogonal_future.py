@@ -1,4 +1,4 @@
-"""The values are projected with a norm over all positions, so that a causal layer leaks the future."""
+"""The projection treats all positions as one vector, so that a causal layer leaks the future."""
 
 import torch
 from x_transformers.x_transformers import Attention
