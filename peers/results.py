@@ -103,10 +103,8 @@ def outcomes(layer: Layer, report: Report) -> list[Outcome]:
     """The outcomes of a report; the catalog separates failures from undocumented behaviour."""
     rows = []
     for row in report.rows:
-        if row.outcome == "pass":
-            rows.append(Outcome(row.check, "pass"))
-        elif row.outcome == "not applicable":
-            rows.append(Outcome(row.check, "not applicable", row.detail))
+        if row.outcome in ("pass", "not applicable"):
+            rows.append(Outcome(row.check, row.outcome))
         elif row.check in layer.failing:
             rows.append(Outcome(row.check, "fail", layer.failing[row.check]))
         else:
