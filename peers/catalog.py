@@ -210,7 +210,7 @@ PEERS = (
         ),
         known={
             "nystrom_attention_other_items": "The code of the paper's authors does the same, and they were "
-            "[asked about it](https://github.com/mlpen/Nystromformer/issues/3).",
+            "[informed](https://github.com/mlpen/Nystromformer/issues/3).",
         },
     ),
     Peer(

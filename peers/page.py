@@ -24,7 +24,7 @@ command; do not edit it:
 python -m peers page
 ```
 
-`python -m peers` runs the suite on all packages that are installed, and `python -m peers attnhut` on one. Each row has
+`python -m peers` runs the suite on all packages that are installed, and `python -m peers attnhut` on one. Each layer has
 a command that repeats it.
 
 How to read it:
@@ -36,7 +36,7 @@ How to read it:
   behaviour. The reason is below the table.
 - empty: not applicable; the layer has no such option.
 
-The command of a row prints the measured values. It does not read the documentation: ○ and ✗ are both `fail` there.
+The command of a layer prints the measured values. It does not read the documentation: ○ and ✗ are both `fail` there.
 
 A ✗ applies to one version of one layer, at small sizes on a CPU, and is no verdict on the package. Several packages are
 written for study, and most have layers without a ✗. Checks that were unfair to one of them have been changed.

@@ -85,7 +85,7 @@ def run(peer: Peer) -> Result:
     layers = {}
     for layer in peer.layers:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # the package's own
+            warnings.simplefilter("ignore")  # of the package
             report = check_attention(
                 peer.target(layer),
                 capabilities=layer.capabilities or None,
