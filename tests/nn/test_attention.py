@@ -241,7 +241,7 @@ def test_only_what_was_given_arrives() -> None:
         ({"context": torch.zeros(3, M, D)}, ValueError, "context must have shape (2, length, 12), not (3, 7, 12)"),
         ({"context": torch.zeros(B, M, 11)}, ValueError, "not (2, 7, 11)"),
         ({"context": torch.zeros(M, D)}, ValueError, "not (7, 12)"),
-        ({"mask": torch.zeros(N, N)}, TypeError, "to add numbers to the scores give them as attn_bias="),
+        ({"mask": torch.zeros(N, N)}, TypeError, "to add values to the scores, give them as attn_bias="),
         ({"mask": torch.zeros(N, N, dtype=torch.long)}, TypeError, "a mask is Boolean"),
         ({"mask": "causal"}, TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
         ({"mask": torch.ones(N, 4, dtype=torch.bool)}, ValueError, "the mask is 5 x 4 (queries x keys)"),

@@ -111,4 +111,4 @@ def test_values_of_another_shape_are_refused() -> None:
 
 def test_a_bias_of_five_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="does not broadcast"):
-        MultiAttention(D, H)(torch.zeros(B, N, D), bias=torch.zeros(1, 1, 1, 1, 1))
+        MultiAttention(D, H)(torch.zeros(B, N, D), attn_bias=torch.zeros(1, 1, 1, 1, 1))

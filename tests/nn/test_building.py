@@ -1,4 +1,7 @@
-"""Layers are built on any device, uninitialized, and in any dtype; and their weights can be drawn anew."""
+"""Parameters are initialized by `reset_parameters` as by the constructor; parts take a device and a dtype.
+
+The checks ``meta_device_initialization`` and ``device_and_dtype_arguments`` build every mechanism on other devices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mechanisms import REPRESENTATIVES
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.catalog import registry
 from attnlab.nn.attention import Attention
@@ -39,26 +42,6 @@ def tokens() -> Tensor:
 
 
 @every_layer
-@pytest.mark.parametrize("how", ["to_empty", "assign", "skip_init"])
-def test_a_layer_leaves_the_meta_device(case: str, how: str) -> None:
-    wanted = build(case)
-    if how == "skip_init":
-        name, own = LAYERS[case]
-        made = nn.utils.skip_init(registry.load(name), embed_dim=D, **own)
-        made.load_state_dict(wanted.state_dict())
-    else:
-        with torch.device("meta"):
-            made = build(case, seed=1)
-        assert all(t.is_meta for t in made.state_dict().values())
-        if how == "to_empty":
-            made = made.to_empty(device="cpu")
-            made.load_state_dict(wanted.state_dict())
-        else:
-            made.load_state_dict(wanted.state_dict(), assign=True)
-    torch.testing.assert_close(made(tokens()), wanted(tokens()), rtol=0, atol=0)
-
-
-@every_layer
 def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) -> None:
     built = [build(case, seed=seed) for seed in range(5)]
     drawn = []
@@ -79,17 +62,6 @@ def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) 
         assert (theirs.std() == 0) == (ours.std() == 0), name
         torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.35, atol=1e-6, msg=name)
         torch.testing.assert_close(ours.mean(), theirs.mean(), rtol=0, atol=0.35 * theirs.std().item() + 1e-6, msg=name)
-
-
-@every_layer
-def test_constructors_take_a_device_and_a_dtype(case: str) -> None:
-    made = build(case, device="meta", dtype=torch.bfloat16)
-    floats = [t for t in made.state_dict().values() if t.is_floating_point()]
-    assert floats
-    assert all(t.is_meta for t in made.state_dict().values())
-    assert all(t.dtype == torch.bfloat16 for t in floats)
-    x = tokens().double()
-    assert build(case, dtype=torch.float64)(x).dtype == torch.float64
 
 
 @pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])

@@ -367,7 +367,7 @@ def test_a_state_that_does_not_continue_the_one_before() -> None:
     assert cache.num_seen == 2
 
 
-CACHED = supporting("cache", among=REPRESENTATIVES)
+CACHED = supporting("cache", "arbitrary_mask", among=REPRESENTATIVES)
 
 
 @pytest.mark.parametrize("name", CACHED)

@@ -174,10 +174,3 @@ def test_shared_heads_are_cached_once() -> None:
     layer, cache = Capped(12, 6, num_kv_heads=2, causal=True), KVCache(9)
     layer(torch.randn(3, 5, 12), cache=cache)
     assert cache.bytes_per_token == 3 * 2 * 2 * 2 * 4  # items, keys and values, heads, width, bytes
-
-
-def test_a_mechanism_without_its_map_says_so() -> None:
-    layer = MultiHeadBase(12, 3)
-    layer.card = MultiAttention.card  # type: ignore[misc]
-    with pytest.raises(NotImplementedError, match="MultiHeadBase has no _attention_map"):
-        layer(torch.randn(1, 2, 12))

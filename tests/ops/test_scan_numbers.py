@@ -179,7 +179,7 @@ def test_nothing_is_made_that_is_larger_than_what_is_given(kind: str, short_bloc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "constant decay", "scalar decay", "vector decay"])
+@pytest.mark.parametrize("kind", ["plain", "vector decay"])
 def test_two_compiled_graphs_serve_every_length(kind: str) -> None:
     graphs = []
 
