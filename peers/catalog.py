@@ -209,8 +209,8 @@ PEERS = (
             ),
         ),
         known={
-            "nystrom_attention_other_items": "The code of the paper's authors does the same, and they were "
-            "[informed](https://github.com/mlpen/Nystromformer/issues/3).",
+            "nystrom_attention_other_items": "The code of the paper's authors does the same; "
+            "[an issue](https://github.com/mlpen/Nystromformer/issues/3) asks about it.",
         },
     ),
     Peer(

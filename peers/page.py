@@ -24,15 +24,15 @@ command; do not edit it:
 python -m peers page
 ```
 
-`python -m peers` runs the suite on all packages that are installed, and `python -m peers attnhut` on one. Each layer has
-a command that repeats it.
+`python -m peers` runs the suite on all installed packages, and `python -m peers attnhut` on one. Each layer has a command
+that repeats its checks.
 
 How to read it:
 
 - **✓ pass**: the check passes.
 - **✗ fail**: the layer contradicts its documentation or the name of its argument. A reproduction of at most ten lines
   that uses the package alone shows it; it ends with an `AssertionError` as long as the failure exists.
-- **○ undocumented**: the check fails, but the documentation of the package does not contradict it, or documents the
+- **○ undocumented**: the check fails, but the documentation of the package does not specify otherwise, or documents the
   behaviour. The reason is below the table.
 - empty: not applicable; the layer has no such option.
 
