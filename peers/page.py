@@ -24,8 +24,8 @@ command; do not edit it:
 python -m peers page
 ```
 
-`python -m peers` runs the suite on all installed packages, and `python -m peers attnhut` on one. Each layer has a command
-that repeats its checks.
+`python -m peers` runs the suite on all installed packages, and `python -m peers attnhut` on one. Each layer has a
+command that repeats its checks.
 
 How to read it:
 

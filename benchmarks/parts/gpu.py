@@ -87,7 +87,7 @@ def _layer(
     def layer_of(attend: Attend) -> Callable[[], Tensor]:
         return lambda: ours.output(attend(*_qkv(ours, x)).transpose(1, 2).flatten(2))
 
-    peers = {
+    peers: dict[str, Callable[[], Tensor]] = {
         "nn.MultiheadAttention": partial(theirs.fastest_call(N), x),
         "SDPA": layer_of(partial(F.scaled_dot_product_attention, is_causal=is_causal)),
     }
