@@ -106,7 +106,8 @@ def backward(run: Callable[[], Tensor]) -> Workload:
 
 
 def _quartiles(ratios: list[float]) -> Ratio:
-    return Ratio(*statistics.quantiles(ratios, n=4), len(ratios))
+    lower, median, upper = statistics.quantiles(ratios, n=4)
+    return Ratio(lower, median, upper, len(ratios))
 
 
 class _Sample(NamedTuple):

@@ -1,4 +1,4 @@
-"""The packages, their layers and the failures that are expected of each."""
+"""The packages, their layers and the expected failures of each layer."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ PEERS = (
                 "Gpt2",
                 undocumented={
                     **HUGGING_FACE,
-                    STRIDES: "inside of its model tokens are always contiguous; others raise",
+                    STRIDES: "it raises for non-contiguous tokens, which its model never passes",
                 },
             ),
             Layer("Llama", undocumented=HUGGING_FACE),
@@ -157,8 +157,8 @@ PEERS = (
                 "SelfAttention",
                 capabilities=PADDED,
                 undocumented={
-                    "gradients_match_finite_differences": "the largest exponent, by which all are divided, is "
-                    "detached on purpose, and a small number added; its page says nothing of gradients"
+                    "gradients_match_finite_differences": "it detaches the maximum by which it divides, and "
+                    "adds a small constant; its page does not mention gradients"
                 },
                 failing={
                     **dict.fromkeys((FUTURE, FUTURE_MASKED), "performer_pytorch_future"),
@@ -203,14 +203,14 @@ PEERS = (
                 capabilities=("padding", "dropout"),
                 undocumented={
                     DTYPE: NO_BFLOAT16,
-                    INVARIANCE: "an approximation: a longer sequence has other landmarks",
+                    INVARIANCE: "it is an approximation, and a longer sequence has different landmarks",
                 },
                 failing={"no_batch_leakage": "nystrom_attention_other_items"},
             ),
         ),
         known={
-            "nystrom_attention_other_items": "The code of the paper's authors does the same, and they were "
-            "[asked about it](https://github.com/mlpen/Nystromformer/issues/3).",
+            "nystrom_attention_other_items": "The code of the paper's authors does the same; "
+            "[an issue](https://github.com/mlpen/Nystromformer/issues/3) asks about it.",
         },
     ),
     Peer(
@@ -284,7 +284,7 @@ PEERS = (
             Layer("UFOAttention", failing={DROPOUT_MEAN: "fightingcv_attention_ufo_dropout"}),
             Layer(
                 "ExternalAttention",
-                undocumented={"extreme_scores_stay_finite": "its page does not mention how large a token may be"},
+                undocumented={"extreme_scores_stay_finite": "its page does not mention the range of the input"},
             ),
             Layer("MobileViTv2Attention"),
         ),

@@ -24,22 +24,22 @@ command; do not edit it:
 python -m peers page
 ```
 
-`python -m peers` runs the suite on all packages that are installed, and `python -m peers attnhut` on one. Each row has
-a command that repeats it.
+`python -m peers` runs the suite on all installed packages, and `python -m peers attnhut` on one. Each layer has a
+command that repeats its checks.
 
 How to read it:
 
 - **✓ pass**: the check passes.
 - **✗ fail**: the layer contradicts its documentation or the name of its argument. A reproduction of at most ten lines
   that uses the package alone shows it; it ends with an `AssertionError` as long as the failure exists.
-- **○ undocumented**: the check fails, but the documentation of the package does not promise otherwise, or documents the
+- **○ undocumented**: the check fails, but the documentation of the package does not specify otherwise, or documents the
   behaviour. The reason is below the table.
 - empty: not applicable; the layer has no such option.
 
-The command of a row prints the measured values. It does not read the documentation: ○ and ✗ are both `fail` there.
+The command of a layer prints the measured values. It does not read the documentation: ○ and ✗ are both `fail` there.
 
-A ✗ is a finding about one version of one layer, at small sizes on a CPU, not a verdict on a package. Several packages
-are written for study, and most have layers without a ✗. Where the suite was unfair to one of them, it was changed.
+A ✗ applies to one version of one layer, at small sizes on a CPU, and is no verdict on the package. Several packages are
+written for study, and most have layers without a ✗. Checks that were unfair to one of them have been changed.
 Checks that compile are left out, and so are those that apply to mechanisms of attnlab only (its cache, its errors).
 """
 

@@ -85,7 +85,7 @@ def run(peer: Peer) -> Result:
     layers = {}
     for layer in peer.layers:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # the package's own
+            warnings.simplefilter("ignore")  # of the package
             report = check_attention(
                 peer.target(layer),
                 capabilities=layer.capabilities or None,
@@ -103,10 +103,8 @@ def outcomes(layer: Layer, report: Report) -> list[Outcome]:
     """The outcomes of a report; the catalog separates failures from undocumented behaviour."""
     rows = []
     for row in report.rows:
-        if row.outcome == "pass":
-            rows.append(Outcome(row.check, "pass"))
-        elif row.outcome == "not applicable":
-            rows.append(Outcome(row.check, "not applicable", row.detail))
+        if row.outcome in ("pass", "not applicable"):
+            rows.append(Outcome(row.check, row.outcome))
         elif row.check in layer.failing:
             rows.append(Outcome(row.check, "fail", layer.failing[row.check]))
         else:

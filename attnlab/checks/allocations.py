@@ -20,7 +20,7 @@ def peak(work: Callable[[], Any], device: torch.device | str = "cpu") -> int:
 
     On a CPU the maximum of the running total of allocations that PyTorch's profiler records: exact, and the
     same in every run, unlike the resident memory of the process. Packing buffers of the matrix library, a few
-    megabytes, are not included. On a GPU the allocator's own maximum.
+    megabytes, are not included. On a GPU the maximum that the allocator reports.
 
     Raises:
         ValueError: the allocations of the device cannot be counted.

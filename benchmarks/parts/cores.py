@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
@@ -19,6 +19,7 @@ from benchmarks.compare import speed_row
 from benchmarks.peers import MissingPeerError, load
 from benchmarks.results import NotMeasured, Row
 from benchmarks.timing import TimingConfig, backward, forward
+from peers.adapters import pytorch
 
 TITLE = "Sliding windows, linear attention, short causal sequences, dropout"
 ABOUT = (
@@ -50,14 +51,8 @@ def rows(timing: TimingConfig, long: int = 8192, lengths: tuple[int, ...] = (64,
 
 
 def _window_layer(timing: TimingConfig, N: int) -> Row:
-    layer = nn.MultiheadAttention(HEADS * HEAD_DIM, HEADS, batch_first=True).eval()
-    ours = MultiAttention.from_torch(layer, causal=True).eval()
-    x = torch.randn(1, N, HEADS * HEAD_DIM)
-    mask = nn.Transformer.generate_square_subsequent_mask(N)
-
-    def theirs() -> Tensor:
-        out: Tensor = layer(x, x, x, need_weights=False, attn_mask=mask, is_causal=True)[0]
-        return out
+    ours, x = MultiAttention(HEADS * HEAD_DIM, HEADS, causal=True).eval(), torch.randn(1, N, HEADS * HEAD_DIM)
+    theirs = partial(pytorch.MultiheadAttention.from_attnlab(ours).fastest_call(N), x)
 
     def windowed() -> Tensor:
         return ours(x, mask=sliding_window(WINDOW))

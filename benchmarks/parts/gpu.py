@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attnlab.masks import Mask, causal, padding, sliding_window
@@ -20,6 +20,7 @@ from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import softmax_attention
 from benchmarks.results import NotMeasured, Row, Speed
 from benchmarks.timing import TimingConfig, Workload, backward, forward, time_interleaved
+from peers.adapters import pytorch
 
 TITLE = "On a GPU"
 ABOUT = (
@@ -27,6 +28,8 @@ ABOUT = (
     "(batch, length, embed_dim, heads). SDPA, FlexAttention (compiled) and flash-attn get the same queries, keys and "
     "values; `nn.MultiheadAttention` is a whole layer with the same parameters."
 )
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 DEVICE = "cuda"
 FLASH = "flash-attn"
@@ -79,24 +82,13 @@ def _layer(
     B, N, D, H = shape
     x = make(B, N, D, requires_grad=True)
     ours = MultiAttention(D, H, causal=is_causal, device=x.device, dtype=x.dtype)
-    theirs = ours.to_torch()
-    causal_mask = (
-        nn.Transformer.generate_square_subsequent_mask(N, device=x.device, dtype=x.dtype) if is_causal else None
-    )
+    theirs = pytorch.MultiheadAttention.from_attnlab(ours)
 
-    def torch_layer() -> Tensor:
-        out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=causal_mask, is_causal=is_causal)[0]
-        return out
+    def layer_of(attend: Attend) -> Callable[[], Tensor]:
+        return lambda: ours.output(attend(*_qkv(ours, x)).transpose(1, 2).flatten(2))
 
-    def layer_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            q, k, v = (t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x).chunk(3, -1))
-            return ours.output(attend(q, k, v).transpose(1, 2).flatten(2))
-
-        return run
-
-    peers = {
-        "nn.MultiheadAttention": torch_layer,
+    peers: dict[str, Callable[[], Tensor]] = {
+        "nn.MultiheadAttention": partial(theirs.fastest_call(N), x),
         "SDPA": layer_of(partial(F.scaled_dot_product_attention, is_causal=is_causal)),
     }
     if (flash := _flash(x)) is not None:
@@ -117,8 +109,8 @@ def _window(timing: TimingConfig, sizes: Sizes, make: Callable[..., Tensor]) -> 
     if (flash := _flash(q)) is not None:
         attend = _heads_second(partial(flash.flash_attn_func, causal=True, window_size=(window - 1, 0)))
         peers[FLASH] = partial(attend, q, k, v)
-    allowed = mask.mask.materialize(N, device=q.device) if N <= 4096 else None
-    if allowed is not None:
+    if N <= 4096:
+        allowed = mask.mask.materialize(N, device=q.device)
         peers["SDPA with a mask"] = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=allowed)
     case = f"causal window of {window}, {N} tokens, forward"
     yield from _compared(timing, case, lambda: softmax_attention(q, k, v, mask), peers, forward)
@@ -160,19 +152,17 @@ def _decoding(timing: TimingConfig, sizes: Sizes, make: Callable[..., Tensor]) -
     cache = KVCache(N + 1)
     with torch.no_grad():
         ours(x[:, :-1], cache=cache)
-        _, k, v = (t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x).chunk(3, -1))
-        keys, values = k.contiguous(), v.contiguous()
+        _, keys, values = (t.contiguous() for t in _qkv(ours, x))
 
     def step() -> Tensor:
         out: Tensor = ours(x[:, -1:], cache=cache)
         cache.crop(N - 1)
         return out
 
-    def step_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+    def step_of(attend: Attend) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            new = [t.unflatten(-1, (H, -1)).transpose(1, 2) for t in ours.qkv(x[:, -1:]).chunk(3, -1)]
-            keys[:, :, -1:], values[:, :, -1:] = new[1], new[2]
-            return ours.output(attend(new[0], keys, values).transpose(1, 2).flatten(2))
+            q, keys[:, :, -1:], values[:, :, -1:] = _qkv(ours, x[:, -1:])
+            return ours.output(attend(q, keys, values).transpose(1, 2).flatten(2))
 
         return run
 
@@ -209,7 +199,12 @@ def _flash(x: Tensor) -> Any:
     return importlib.import_module("flash_attn")
 
 
-def _heads_second(attend: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _qkv(layer: MultiAttention, x: Tensor) -> list[Tensor]:
+    """Queries, keys and values, (B, H, N, d) each, as views of the projection."""
+    return [t.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for t in layer.qkv(x).chunk(3, -1)]
+
+
+def _heads_second(attend: Callable[..., Tensor]) -> Attend:
     """Call a function of flash-attn, which takes (B, N, H, d), with tensors (B, H, N, d)."""
     return lambda q, k, v: attend(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def rows(timing: TimingConfig, lengths: tuple[int, ...] = LENGTHS) -> Iterator[R
         torch.testing.assert_close(ours(shortest), layers[THEIRS](shortest), rtol=1e-4, atol=1e-5)
     workloads = {(name, N): forward(partial(layer, x)) for name, layer in layers.items() for N, x in inputs.items()}
     times = median_seconds(workloads, timing)
-    peaks = {key: allocations.peak(workload) for key, workload in workloads.items()}
+    peaks: dict[Any, float] = {key: allocations.peak(workload) for key, workload in workloads.items()}
     for quantity, values in {"time": times, "peak memory": peaks}.items():
         for name in layers:
             curve = [values[name, N] for N in lengths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 class Adapter(nn.Module):
     """Calls ``inner``, the layer of the package, without a mask."""
+
+    inner: Any
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -31,7 +31,8 @@ class MultiheadAttention(nn.Module):
 
     def fastest_call(self, length: int) -> Callable[[Tensor], Tensor]:
         """The call that is timed: without attention weights, causal with the matrix and ``is_causal``."""
-        mask = nn.Transformer.generate_square_subsequent_mask(length) if self.causal else None
+        like = self.inner.out_proj.weight
+        mask = nn.Transformer.generate_square_subsequent_mask(length, like.device, like.dtype) if self.causal else None
         return lambda x: self.inner(x, x, x, need_weights=False, attn_mask=mask, is_causal=self.causal)[0]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,29 +58,25 @@ class Decoder(AdapterWithWeights):
     is_decoder, causal = True, True
 
 
-def bert(hidden_size: int, heads: int, dropout: float, implementation: str) -> nn.Module:
-    """The self-attention of BERT, without the projection that follows it."""
-    config = BertConfig(
-        hidden_size=hidden_size,
-        num_attention_heads=heads,
-        attention_probs_dropout_prob=dropout,
-        attn_implementation=implementation,
-    )
-    return BertSelfAttention(config)
+class BertSdpa(MaskedAdapter):
+    """``BertSelfAttention``, which has no output projection, ``attn_implementation="sdpa"``."""
+
+    implementation = "sdpa"
+
+    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
+        config = BertConfig(
+            hidden_size=hidden_size,
+            num_attention_heads=num_heads,
+            attention_probs_dropout_prob=dropout,
+            attn_implementation=self.implementation,
+        )
+        super().__init__(BertSelfAttention(config))
 
 
-class BertEager(AdapterWithWeights):
+class BertEager(BertSdpa, AdapterWithWeights):
     """``BertSelfAttention``, ``attn_implementation="eager"``."""
 
-    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__(bert(hidden_size, num_heads, dropout, "eager"))
-
-
-class BertSdpa(MaskedAdapter):
-    """``BertSelfAttention``, ``attn_implementation="sdpa"``."""
-
-    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__(bert(hidden_size, num_heads, dropout, "sdpa"))
+    implementation = "eager"
 
 
 class Gpt2(Decoder):
@@ -143,28 +139,19 @@ class Rotary(Decoder):
 
 
 class Llama(Rotary):
-    """``LlamaAttention``, eager."""
+    """``LlamaAttention``, eager by default; ``options`` are of its config."""
 
-    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        config = LlamaConfig(
-            hidden_size=hidden_size,
-            num_attention_heads=num_heads,
-            attention_dropout=dropout,
-            attn_implementation="eager",
-        )
+    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0, **options: Any) -> None:
+        options = {"attn_implementation": "eager", "attention_dropout": dropout, **options}
+        config = LlamaConfig(hidden_size=hidden_size, num_attention_heads=num_heads, **options)
         super().__init__(LlamaAttention(config, layer_idx=0), LlamaRotaryEmbedding(config))
 
 
 class Mistral(Rotary):
-    """``MistralAttention``, eager, one key and value head; the window is longer than the sequences of the suite."""
+    """``MistralAttention``, by default eager with one key head and a window longer than the sequences of the suite."""
 
-    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        config = MistralConfig(
-            hidden_size=hidden_size,
-            num_attention_heads=num_heads,
-            num_key_value_heads=1,
-            head_dim=hidden_size // num_heads,
-            attention_dropout=dropout,
-            attn_implementation="eager",
-        )
+    def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0, **options: Any) -> None:
+        sizes = {"num_attention_heads": num_heads, "head_dim": hidden_size // num_heads, "num_key_value_heads": 1}
+        options = {"attn_implementation": "eager", "attention_dropout": dropout, **sizes, **options}
+        config = MistralConfig(hidden_size=hidden_size, **options)
         super().__init__(MistralAttention(config, layer_idx=0), MistralRotaryEmbedding(config))

@@ -1,4 +1,4 @@
-"""Six steps to an inverse begin at the largest sum of the whole batch, so that its items change each other."""
+"""The iterative inverse starts from the maximum over the batch, so that the items of a batch affect each other."""
 
 import torch
 from nystrom_attention import NystromAttention
@@ -6,5 +6,5 @@ from nystrom_attention import NystromAttention
 torch.manual_seed(0)
 layer = NystromAttention(dim=12, dim_head=4, heads=3, num_landmarks=4).double()
 x, other = torch.randn(1, 8, 12).double(), 5 * torch.randn(1, 8, 12).double()
-off = (layer(torch.cat([x, other]))[:1] - layer(x)).abs().max()
-assert off < 1e-9, f"beside another item of its batch a sequence is off by {off:.2g}"
+difference = (layer(torch.cat([x, other]))[:1] - layer(x)).abs().max()
+assert difference < 1e-9, f"another item in the batch changes the output by {difference:.2g}"

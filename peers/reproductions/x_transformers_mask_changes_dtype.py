@@ -1,4 +1,4 @@
-"""A layer in bfloat16 gives float32 once it is given a mask."""
+"""With a mask, a layer in bfloat16 returns float32."""
 
 import torch
 from x_transformers.x_transformers import Attention

@@ -1,4 +1,4 @@
-"""Where there are fewer tokens than the top k that are kept, it raises: at the beginning of every generated text."""
+"""With fewer tokens than k the layer raises, as at the start of every generated text."""
 
 import torch
 from x_transformers import Decoder

@@ -303,8 +303,8 @@ def test_summary_of_growth_is_a_range_per_quantity() -> None:
 def test_crossings(
     first: tuple[float, ...], second: tuple[float, ...], crossings: list[tuple[str, str, float]]
 ) -> None:
-    found = list(picture.crossings([growth(*first, case="a"), growth(*second, case="b")]))
-    assert [(winner, loser, round(length)) for winner, loser, length in found] == crossings
+    result = list(picture.crossings([growth(*first, case="a"), growth(*second, case="b")]))
+    assert [(winner, loser, round(length)) for winner, loser, length in result] == crossings
 
 
 def test_figure_keeps_the_limits_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,20 +35,20 @@ def skip_unless_as_recorded(peer: Peer) -> results.Result:
 
 
 def test_page_is_up_to_date() -> None:
-    found = {peer.package: result for peer in PEERS if (result := results.read(peer.package))}
-    assert page.PAGE.read_text("utf-8") == page.page(found), "generate it with: python -m peers page"
+    recorded = {peer.package: result for peer in PEERS if (result := results.read(peer.package))}
+    assert page.PAGE.read_text("utf-8") == page.page(recorded), "generate it with: python -m peers page"
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.package)
 def test_results_cover_all_layers_and_checks(peer: Peer) -> None:
-    found = results.read(peer.package)
-    assert found is not None
+    recorded = results.read(peer.package)
+    assert recorded is not None
     fast = [name for name, check in all_checks().items() if not check.slow and name not in results.NOT_RECORDED]
-    assert {name: [o.check for o in layer] for name, layer in found.layers.items()} == {
+    assert {name: [o.check for o in layer] for name, layer in recorded.layers.items()} == {
         layer.name: fast for layer in peer.layers
     }, f"run it again: python -m peers {peer.package}"
     for layer in peer.layers:
-        failing = {o.check: o.reason for o in found.layers[layer.name] if o.outcome == "fail"}
+        failing = {o.check: o.reason for o in recorded.layers[layer.name] if o.outcome == "fail"}
         assert failing == layer.failing
 
 
@@ -73,7 +73,7 @@ def test_reproduction_has_ten_lines_and_uses_the_package_alone(file: Path) -> No
 # With the package installed
 
 
-@pytest.mark.filterwarnings("ignore")  # the package's own
+@pytest.mark.filterwarnings("ignore")  # of the package
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_reproduction_fails(file: Path) -> None:
     skip_unless_as_recorded(owner(file))
@@ -117,7 +117,7 @@ def test_failure_has_a_reproduction_or_a_reason() -> None:
         first, second = outcomes(Layer("It", **known), FAILED)
         assert (first.outcome, first.reason, second.outcome) == (outcome, "why", "pass")
     nothing = Report("it", (Row("fully_masked_rows_are_zero", "fail"), Row("output_dtype", "not applicable")))
-    assert [found.outcome for found in outcomes(Layer("It"), nothing)] == ["undocumented", "not applicable"]
+    assert [row.outcome for row in outcomes(Layer("It"), nothing)] == ["undocumented", "not applicable"]
 
 
 @pytest.mark.parametrize(

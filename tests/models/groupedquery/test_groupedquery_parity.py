@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from brute import lengths_of, tokens
@@ -25,25 +23,18 @@ def test_llama(
     dtype: torch.dtype, padded: bool, causal: bool, B: int, N: int, H: int, shared: int, d: int, D: int
 ) -> None:
     pytest.importorskip("transformers")
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaAttention
+    from peers.adapters.base import join_projections
+    from peers.adapters.transformers import Llama
 
-    config = LlamaConfig(
-        hidden_size=D,
-        num_attention_heads=H,
-        num_key_value_heads=shared,
-        head_dim=d,
-        attention_bias=True,
-        attn_implementation="sdpa",
-    )
     torch.manual_seed(0)
-    theirs: Any = LlamaAttention(config, layer_idx=0).to(dtype)
+    sizes = {"num_key_value_heads": shared, "head_dim": d}
+    theirs = Llama(D, H, attention_bias=True, attn_implementation="sdpa", **sizes).inner.to(dtype)
     layer = GroupedQueryAttention(D, H, num_kv_heads=shared, head_dim=d, causal=causal).to(dtype)
     parts = [theirs.q_proj, theirs.k_proj, theirs.v_proj]
-    with torch.no_grad():
-        layer.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
-        layer.qkv.bias.copy_(torch.cat([part.bias.normal_() for part in parts]))
-        layer.output.load_state_dict(theirs.o_proj.state_dict())
+    for part in parts:
+        torch.nn.init.normal_(part.bias)
+    join_projections(parts, layer.qkv)
+    layer.output.load_state_dict(theirs.o_proj.state_dict())
     a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
     lengths = lengths_of(B, N, padded)
     real = torch.arange(N) < lengths[:, None]

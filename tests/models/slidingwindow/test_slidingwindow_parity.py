@@ -6,8 +6,6 @@ transformers counts as we do.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -69,43 +67,30 @@ def test_local_attention(
         same(mine / (1 + other.abs()), other / (1 + other.abs()), TOLERANCE[dtype])
 
 
-def mistral(N: int, H: int, D: int, window: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Their layer, whose softmax is always float32 and NaN in fully masked rows, and its configuration."""
-    transformers = pytest.importorskip("transformers")
-    from transformers.models.mistral.modeling_mistral import MistralAttention
-
-    config = transformers.MistralConfig(
-        hidden_size=D,
-        num_attention_heads=H,
-        num_key_value_heads=H,
-        head_dim=D // H,
-        sliding_window=window,
-        max_position_embeddings=N,
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    return MistralAttention(config, layer_idx=0).to(dtype), config
-
-
 @DTYPES
 @pytest.mark.parametrize("positions", ["none", "rotary"])
 @pytest.mark.parametrize(("B", "N", "H", "D", "window"), [(2, 13, 3, 12, 5), (1, 17, 1, 2, 3), (3, 7, 2, 20, 11)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_mistral(dtype: torch.dtype, positions: str, B: int, N: int, H: int, D: int, window: int, padded: bool) -> None:
-    theirs, config = mistral(N, H, D, window, dtype)
+    pytest.importorskip("transformers")
     from transformers.masking_utils import create_sliding_window_causal_mask
-    from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
+    from peers.adapters.base import join_projections
+    from peers.adapters.transformers import Mistral
+
+    torch.manual_seed(0)
+    sizes = {"num_key_value_heads": H, "sliding_window": window, "max_position_embeddings": N}
+    mistral = Mistral(D, H, **sizes).to(dtype)
+    theirs, config = mistral.inner, mistral.inner.config  # its softmax is float32, and NaN in fully masked rows
     layer = SlidingWindowAttention(D, H, window_size=window, causal=True, bias=False, positions=positions).to(dtype)
-    with torch.no_grad():
-        layer.qkv.weight.copy_(torch.cat([theirs.q_proj.weight, theirs.k_proj.weight, theirs.v_proj.weight]))
-        layer.output.weight.copy_(theirs.o_proj.weight)
+    join_projections([theirs.q_proj, theirs.k_proj, theirs.v_proj], layer.qkv)
+    layer.output.load_state_dict(theirs.o_proj.state_dict())
     a, b = (tokens(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
     position_ids = torch.arange(N).unsqueeze(0)
     if positions == "none":
         cos_sin = (torch.ones(1, N, D // H, dtype=dtype), torch.zeros(1, N, D // H, dtype=dtype))
     else:
-        cos_sin = MistralRotaryEmbedding(config)(a, position_ids)
+        cos_sin = mistral.rotation(a, position_ids)
     lengths = torch.tensor([N - 2, N, N - 1][:B])
     real = (torch.arange(N) < lengths[:, None]) if padded else torch.ones(B, N, dtype=torch.bool)
     blocked = create_sliding_window_causal_mask(config, a, real.long(), None, position_ids, allow_is_causal_skip=False)

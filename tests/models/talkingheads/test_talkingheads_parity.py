@@ -6,7 +6,6 @@ x-transformers adds the mixture before the softmax to the scores, so its first m
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -23,24 +22,21 @@ ORACLES = {"test_": ("x-transformers", "Attention, talking heads")}
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(("B", "N", "H", "d", "D"), [(2, 11, 3, 5, 15), (1, 17, 7, 2, 14), (3, 7, 2, 8, 16)])
 def test_x_transformers(dtype: torch.dtype, causal: bool, padded: bool, B: int, N: int, H: int, d: int, D: int) -> None:
-    package: Any = pytest.importorskip("x_transformers")
+    pytest.importorskip("x_transformers")
+    from peers.adapters.base import join_projections
+    from peers.adapters.x_transformers import Attention
+
     torch.manual_seed(0)
-    theirs = package.Attention(
-        D,
-        dim_head=d,
-        heads=H,
-        causal=causal,
-        pre_talking_heads=True,
-        post_talking_heads=True,
-        custom_attn_fn=partial(torch.softmax, dim=-1),  # the default softmax is always float32
-    ).to(dtype)
+    softmax = partial(torch.softmax, dim=-1)  # their default softmax is always float32
+    options = {"pre_talking_heads": True, "post_talking_heads": True, "custom_attn_fn": softmax}
+    theirs = Attention(D, H, causal=causal, **options).inner.to(dtype)
     before, after = theirs.attend.pre_softmax_talking_heads, theirs.attend.post_softmax_talking_heads
     projections = [theirs.to_q, theirs.to_k, theirs.to_v]
     layer = TalkingHeadsAttention(D, H, causal=causal, bias=False).to(dtype)
+    join_projections(projections, layer.qkv)
     with torch.no_grad():
         for mixture in (before, after):
             torch.nn.init.normal_(mixture.weight)
-        layer.qkv.weight.copy_(torch.cat([part.weight for part in projections]))
         layer.output.weight.copy_(theirs.to_out.weight)
         layer.scores.copy_(before.weight[:, :, 0, 0] + torch.eye(H))
         layer.mixture.copy_(after.weight[:, :, 0, 0])
