@@ -145,6 +145,7 @@ def mine(empty_folder: Path) -> Path:
     return empty_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", FLAGS)
 def test_invalid_training(line: str, mine: Path) -> None:
     assert FLAGS[line] in error_of("train", *line.split())

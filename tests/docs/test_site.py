@@ -12,6 +12,8 @@ pytest.importorskip("material", reason="pip install 'attnlab[docs]'")
 from attnlab.catalog import registry
 from attnlab.docs import site
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:

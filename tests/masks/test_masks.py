@@ -317,6 +317,7 @@ def test_memory_of_strided_attention_over_a_padded_batch(padded: str, train: boo
     assert largest.size < 701 * 701 / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
     """On the meta device, under make_fx, and in one compiled graph for every length."""

@@ -218,6 +218,7 @@ def test_no_full_matrix_is_stored(causal: bool, monkeypatch: pytest.MonkeyPatch)
     assert max(saved) <= 8 * 521 * 2 * D, "tiles are not saved for the backward pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_second_derivatives_are_exact_or_refused(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**7)  # several tiles
