@@ -203,7 +203,7 @@ def test_it_learns_and_what_was_frozen_stays_so() -> None:
 
 
 def test_a_pruned_layer_has_no_torch_twin() -> None:
-    with pytest.raises(ValueError, match=r"share its width \(20\), and this layer has 3 of 4"):
+    with pytest.raises(ValueError, match=r"embed_dim \(20\), and this layer has 3 heads of width 4"):
         prune_heads(multihead(), [0, 1]).to_torch()
 
 
@@ -212,10 +212,10 @@ def test_a_pruned_layer_has_no_torch_twin() -> None:
     [
         ([5], ValueError, "there is no head 5; there are 5, counted from 0"),
         ([-1], ValueError, "there is no head -1; there are 5, counted from 0"),
-        ([1, 1], ValueError, r"a head is named twice in \[1, 1\]"),
+        ([1, 1], ValueError, r"a head is repeated in \[1, 1\]"),
         (range(5), ValueError, "at least one head must be kept"),
-        ([1.0], TypeError, "a head is chosen by a whole number, not by 1.0"),
-        ([True, False], TypeError, "a head is chosen by a whole number, not by True"),
+        ([1.0], TypeError, "a head must be an integer, not 1.0"),
+        ([True, False], TypeError, "a head must be an integer, not True"),
     ],
 )
 def test_heads_that_cannot_go(heads: Any, error: type[Exception], says: str) -> None:
@@ -303,7 +303,7 @@ def test_an_edit_that_is_gone_past_is_found_out() -> None:
 
     layer = Around(D, H)
     with (
-        pytest.raises(UnsupportedError, match=r"Around does not give its heads to self\.output"),
+        pytest.raises(UnsupportedError, match=r"Around does not pass its heads to self\.output"),
         edit_heads(layer, torch.abs),
     ):
         layer(torch.zeros(B, N, D))
@@ -405,10 +405,10 @@ def test_a_pruned_network_is_trained_on() -> None:
     [
         ({3: [0]}, ValueError, "there is no layer 3; there are 3, counted from 0"),
         ({-1: [0]}, ValueError, "there is no layer -1"),
-        ({"0": [0]}, TypeError, "a layer is chosen by a whole number, not by '0'"),
+        ({"0": [0]}, TypeError, "a layer must be an integer, not '0'"),
         ({0: [5]}, ValueError, "there is no head 5"),
         ({0: [0], 1: range(5)}, ValueError, "at least one head must be kept"),
-        ([0], TypeError, r"named by layer, {layer: heads}, not as \[0\]"),
+        ([0], TypeError, r"must be a dict by layer, {layer: heads}, not \[0\]"),
     ],
 )
 def test_heads_of_a_network_that_cannot_go(heads: Any, error: type[Exception], says: str) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from attnlab.masks import causal, sliding_window
 from attnlab.ops.backends.sdpa import Kernel
-from attnlab.ops.backends.segments import itemwise, segmentwise
+from attnlab.ops.backends.segments import Plan, Segments
 from attnlab.ops.backends.tiles import tiled
 from attnlab.ops.bias import RelativeBias, cut, materialized, of_rows
-from attnlab.ops.rowwise import rowwise_attention
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
 
 B, H = 2, 3
@@ -84,7 +85,7 @@ def test_every_pair_at_a_distance_pulls_at_its_number() -> None:
 
 def test_a_line_of_another_length_is_refused() -> None:
     for line in (torch.zeros(H, 10), torch.zeros(11), torch.zeros(1, H, 11)):
-        with pytest.raises(ValueError, match=r"for 5 queries and 7 keys has shape \(heads, 11\), not "):
+        with pytest.raises(ValueError, match=r"must have shape \(heads, 11\) for 5 queries and 7 keys, not "):
             RelativeBias(line, 5, 7)
 
 
@@ -119,16 +120,23 @@ def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.Mo
     NeverWhole.cells = 0
     q, k, v, line = given_tensors()
     bias, place = NeverWhole(line, N, N), torch.arange(N)
+    call = AttentionCall(q, k, v, None, bias)
     near = (causal() & sliding_window(11)).bind(N, shape=(B, H))
     if way == "window":
-        out, permitted, most = tiled(q, k, v, near, bias, KERNEL, near.tiles(64)), near.tensor(), N * (64 + 10)
+        out, permitted, most = (
+            tiled(AttentionCall(q, k, v, near, bias), KERNEL, near.tiles(64)),
+            near.tensor(),
+            N * (64 + 10),
+        )
     elif way == "rows":  # 2**9 numbers are 5 rows of 5 + 11 keys of 6 heads, computed again backward
-        out, permitted, most = rowwise_attention(q, k, v, near, bias, masked_softmax), near.tensor(), 2 * N * (5 + 10)
+        out, permitted, most = RowwiseMap(q, k, near, bias, masked_softmax).apply(v), near.tensor(), 2 * N * (5 + 10)
     elif way == "items":
-        out = itemwise(q, k, v, None, bias, [slice(0, 203), slice(90, N)], KERNEL)
+        out = Segments().compute(call, KERNEL, Plan("items", causal(), [slice(0, 203), slice(90, N)]))
         permitted, most = torch.stack([place < 203, place >= 90])[:, None, None], N * 2 * 203
     else:
-        out = segmentwise(q, k, v, None, bias, [slice(0, 100), slice(100, 131), slice(131, N)], KERNEL)
+        out = Segments().compute(
+            call, KERNEL, Plan("segments", causal(), [slice(0, 100), slice(100, 131), slice(131, N)])
+        )
         segment = (place >= 100).long() + (place >= 131)
         permitted, most = (segment[:, None] == segment)[None, None], 100**2 + 31**2 + 162**2
     scores = q @ k.mT / math.sqrt(d) + RelativeBias(line, N, N).tensor()

@@ -31,7 +31,7 @@ from attnlab.masks import (
 )
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.dispatch import record_dispatch
-from attnlab.ops.rowwise import rowwise_attention
+from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import MAX_SHARED_QUERIES, SoftmaxMap, masked_softmax, softmax_attention
 
 B, H, G, N, M, d, w = 2, 6, 3, 197, 211, 5, 3
@@ -199,7 +199,7 @@ def test_rows_are_taken_a_few_at_a_time_where_the_map_is_large(monkeypatch: pyte
         return masked_softmax(scores, permitted)
 
     with record_dispatch() as records:
-        out = rowwise_attention(q, k, v, (causal() & sliding_window(7)).bind(N), None, normalize)
+        out = RowwiseMap(q, k, (causal() & sliding_window(7)).bind(N), None, normalize).apply(v)
     assert max(shape[0] for shape in seen) == 11
     assert max(shape[1] for shape in seen) == 11 + 6, "a row's keys are those that it can reach"
     assert "11 of 197 rows at a time" in str(records[0])
@@ -218,7 +218,7 @@ def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dty
         cells.append(scores.numel())
         return masked_softmax(scores, permitted)
 
-    rowwise_attention(q.detach(), k.detach(), v.detach(), rule.bind(length, shape=(B, H)), None, normalize)
+    RowwiseMap(q.detach(), k.detach(), rule.bind(length, shape=(B, H)), None, normalize).apply(v.detach())
     assert sum(cells) <= B * H * length * (64 + 13)
     assert max(cells) <= B * H * 64 * (64 + 13)
 
@@ -228,7 +228,7 @@ def test_low_precision_is_tiled_too(dtype: torch.dtype, monkeypatch: pytest.Monk
     monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", B * H * N * 7)
     q, k, v = (t.to(dtype) for t in drawn((B, H, N, d), (B, H, N, d), (B, H, N, w)))
     with record_dispatch() as records:
-        rowwise_attention(q, k, v, None, None, masked_softmax)
+        RowwiseMap(q, k, None, None, masked_softmax).apply(v)
     assert "7 of 197 rows at a time" in str(records[0])
 
 
@@ -237,7 +237,7 @@ def test_second_derivatives_are_exact_over_several_tiles(monkeypatch: pytest.Mon
     q, k, v = drawn((1, 2, 5, 3), (1, 2, 5, 3), (1, 2, 5, 2))
     bound = (causal() & sliding_window(2)).bind(5)
     assert torch.autograd.gradgradcheck(
-        lambda *qkv: rowwise_attention(*qkv, bound, None, masked_softmax).tanh(), (q, k, v)
+        lambda q, k, v: RowwiseMap(q, k, bound, None, masked_softmax).apply(v).tanh(), (q, k, v)
     )
 
 
@@ -247,7 +247,7 @@ def test_any_number_of_rows_gives_the_same(queries: int, keys: int, size: int) -
     q, k, v = drawn((1, 2, queries, d), (1, 2, keys, d), (1, 2, keys, w))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2 * keys * size)
-        out = rowwise_attention(q, k, v, None, None, masked_softmax)
+        out = RowwiseMap(q, k, None, None, masked_softmax).apply(v)
     torch.testing.assert_close(out, by_hand(q, k, v, None))
 
 

@@ -51,7 +51,7 @@ def test_a_map_is_streamed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_weights_cannot_be_dropped() -> None:
     case, v = arguments("plain", 7)
-    with pytest.raises(ValueError, match=r"a recurrence has no weights to drop; dropout is 0, not 0\.1"):
+    with pytest.raises(ValueError, match=r"a recurrence has no attention weights to drop; dropout must be 0, not 0\.1"):
         ScanMap(**case).apply(v, dropout=0.1)
 
 

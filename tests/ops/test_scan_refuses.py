@@ -31,17 +31,17 @@ REFUSED = {
     "a turned state": ({"state": zeros(B, H, w, d)}, "= .2, 3, 5, 7., not .2, 3, 7, 5."),
     "a narrow state": (
         {"state": zeros(B, H, d, w, dtype=torch.float32)},
-        r"state must be of torch.float64, .* not torch.float32; convert it with state.to\(torch.float64\)",
+        r"state must be torch.float64, .* not torch.float32; convert it with state.to\(torch.float64\)",
     ),
     "one state for segments": (
         {"segments": [slice(0, N)], "state": zeros(B, H, d, w)},
         "state must have shape .segments, batch, heads, key width, value width. = .1, 2, 3, 5, 7.",
     ),
-    "an unknown form": ({"form": "fast"}, "form is one of auto, chunked, parallel, recurrent, not 'fast'"),
-    "no chunk": ({"chunk": 0}, "a chunk has at least 1 step, not 0"),
+    "an unknown form": ({"form": "fast"}, "form must be one of auto, chunked, parallel, recurrent, not 'fast'"),
+    "no chunk": ({"chunk": 0}, "chunk must be at least 1, not 0"),
     "a gap": (
         {"segments": [slice(0, 5), slice(6, N)]},
-        r"segments must follow .* slice\(6, 13, None\) comes after step 5",
+        r"segments must be consecutive .* slice\(6, 13, None\) comes after step 5",
     ),
     "an overlap": ({"segments": [slice(0, 5), slice(4, N)]}, "comes after step 5"),
     "a backward segment": ({"segments": [slice(0, 5), slice(5, 4), slice(4, N)]}, "comes after step 5"),
@@ -49,7 +49,7 @@ REFUSED = {
     "an end too early": ({"segments": [slice(0, 5)]}, "from step 0 to step 13; they end at step 5"),
     "no segments": ({"segments": []}, "they end at step 0"),
     **{
-        f"another device: {name}": ({name: zeros(*shape, device=META)}, f"{name} lies on meta, q on cpu; move it there")
+        f"another device: {name}": ({name: zeros(*shape, device=META)}, f"{name} is on meta, q on cpu; move it there")
         for name, shape in {
             "k": (B, H, N, d),
             "v": (B, H, N, w),

@@ -185,7 +185,9 @@ def test_under_a_window_no_matrix_of_distances_is_made(positions: str, monkeypat
 @pytest.mark.parametrize("positions", ["rotary(base=5)", "alibi", "t5"])
 def test_pytorchs_layer_knows_no_positions(positions: str) -> None:
     name = positions.split("(")[0]
-    with pytest.raises(ValueError, match=f"nn.MultiheadAttention knows no positions, and this layer has {name}"):
+    with pytest.raises(
+        ValueError, match=f"nn.MultiheadAttention has no positional encoding, and this layer has {name}"
+    ):
         MultiAttention(D, H, positions=positions).to_torch()
 
 
