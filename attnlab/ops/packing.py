@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,6 +65,10 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
         for other in rules:
             row = row if other is rule else other & row
-        record(lambda: Dispatch("packed", f"{real / (B * N):.0%} of the tokens are real; the others are not projected"))
+        record(partial(_explain, real / (B * N)))
         return Packed((B, N), index, row.bind(real, shape=(1, heads)))
     return None
+
+
+def _explain(fraction: float) -> Dispatch:
+    return Dispatch("packed", f"{fraction:.0%} of the tokens are real; the others are not projected")

@@ -60,8 +60,7 @@ class Segments(InParts):
         q, k, v, bias, N = call.q, call.k, call.v, call.bias, call.q.shape[2]
         rest = None if call.mask is None else call.mask.without(plan.rule)
         if plan.kind == "segments":
-            parts = ((t[:, :, tokens] for t in (q, k, v)) for tokens in plan.ranges)
-            outs = [compute_part(*p, rest, bias, kernel, at, at) for p, at in zip(parts, plan.ranges, strict=True)]
+            outs = [compute_part(q[:, :, r], k[:, :, r], v[:, :, r], rest, bias, kernel, r, r) for r in plan.ranges]
             return concatenate(outs, 2)
         outs = []
         # Split, not sliced: the gradient of a slice is as large as the whole.

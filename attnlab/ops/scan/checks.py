@@ -46,9 +46,7 @@ def check(
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {tuple(q.shape)}, not {tuple(k.shape)}")
     if v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            f"v must have shape ({B}, {H}, {N}, width), because q has {tuple(q.shape)}, not {tuple(v.shape)}"
-        )
+        raise ValueError(f"v must have shape ({B}, {H}, {N}, width), as q is {tuple(q.shape)}, not {tuple(v.shape)}")
     if beta is not None and beta.shape != (B, H, N):
         raise ValueError(f"beta must have shape (batch, heads, steps) = {(B, H, N)}, not {tuple(beta.shape)}")
     if log_decay is not None:
