@@ -58,7 +58,7 @@ def test_a_layer_leaves_the_meta_device(case: str, how: str) -> None:
 
 
 @every_layer
-def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) -> None:
+def test_reset_parameters_matches_the_constructor(case: str) -> None:
     built = [build(case, seed=seed) for seed in range(5)]
     drawn = []
     for seed in range(5):
@@ -92,7 +92,7 @@ def test_constructors_take_a_device_and_a_dtype(case: str) -> None:
 
 
 @pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])
-def test_parts_take_them_too(make: Any) -> None:
+def test_submodules_take_a_device_and_a_dtype(make: Any) -> None:
     given = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
     assert all(
         p.is_meta and p.dtype == torch.float64 for p in make(*given, device="meta", dtype=torch.float64).parameters()
@@ -100,7 +100,7 @@ def test_parts_take_them_too(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_where_a_layer_is_made_is_no_option_of_a_run(name: str) -> None:
+def test_device_and_dtype_are_not_options_of_a_run(name: str) -> None:
     parameters = inspect.signature(registry.load(name)).parameters
     assert parameters["device"].default is parameters["dtype"].default is None
     assert not {"device", "dtype"} & {option.name for option in registry.entry(name).options}

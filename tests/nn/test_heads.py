@@ -1,4 +1,4 @@
-"""Mechanisms out of parts: each composition keeps every promise, and is its formula."""
+"""Mechanisms composed of shared parts: each passes the conformance suite and matches its formula."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnlab.ops.softmax import SoftmaxMap
 
 
 class Normed(MultiHeadBase):
-    """Queries and keys of one length."""
+    """Normalized queries and keys."""
 
     card: Card = MultiAttention.card
 
@@ -34,12 +34,9 @@ class Normed(MultiHeadBase):
         Q, K, V = super()._project_qkv(x, context)
         return (*self.norm(Q, K), V)
 
-    def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> AttentionMap:
-        return SoftmaxMap(Q, K, mask, bias)
-
 
 class Capped(MultiHeadBase):
-    """Scores that stay below a cap."""
+    """Capped scores."""
 
     card: Card = MultiAttention.card
 
@@ -48,7 +45,7 @@ class Capped(MultiHeadBase):
 
 
 class Sunk(MultiHeadBase):
-    """A learned sink a head; its weights are less than one in sum."""
+    """A learned sink per head; the weights sum to less than one."""
 
     card: Card = MultiAttention.card
 
@@ -67,7 +64,7 @@ class Sunk(MultiHeadBase):
 
 
 class Gated(Normed):
-    """A gate on the heads' answers, shared keys, and a width of its own."""
+    """Normalized queries and keys, a gate on the heads, one key head, and a head_dim."""
 
     def __init__(
         self, embed_dim: int, num_heads: int = 6, *, device: Any = None, dtype: Any = None, **options: Any
@@ -82,7 +79,7 @@ class Gated(Normed):
 def reference(
     layer: Any, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """The formula of all four: a head at a time, every part where its paper has it."""
+    """The formula of all four, one head at a time."""
     context, d = x if context is None else context, layer.head_dim
     Q, K, V = (
         F @ weight.T + offset
@@ -112,21 +109,21 @@ def reference(
         if isinstance(layer, Sunk):
             total = total + layer.sink[h].exp()
         heads.append(powers / total.clamp(min=1e-300) @ v)
-    joined = torch.cat(heads, -1)
+    concatenated = torch.cat(heads, -1)
     if isinstance(layer, Gated):
-        joined = joined * (x @ layer.gate.projection.weight.T + layer.gate.projection.bias).sigmoid()
-    out: Tensor = layer.output(joined)
+        concatenated = concatenated * (x @ layer.gate.projection.weight.T + layer.gate.projection.bias).sigmoid()
+    out: Tensor = layer.output(concatenated)
     if mask is None:
         return out if context.shape[1] else torch.zeros_like(out)
     return out * mask.any(-1).any(1).unsqueeze(-1)
 
 
 NOT_ONE = {"weights_sum_to_one", "attn_bias_adds_to_scores"}
-"""A sink takes its share."""
+"""Checks that a sink does not pass."""
 
 
 @pytest.mark.parametrize("kind", [Normed, Capped, Sunk, Gated])
-def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
+def test_a_composition_passes_the_conformance_suite(kind: type[Attention]) -> None:
     report = check_attention(kind, fast=True, reference=reference, skip=NOT_ONE if kind is Sunk else ())
     assert report["matches_reference_gradients"].outcome == "pass"
     assert report["cache_matches_full_pass"].outcome == "pass"
@@ -137,12 +134,12 @@ def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
 def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "attnlab.checks.families.export.shutil.which", lambda command: None
-    )  # traced, not written in C++
+    )  # export without compiling C++
     check_attention(kind, only=["compile_matches_eager", "export_matches_eager"])
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         (
             {"num_kv_heads": 4},
@@ -155,12 +152,12 @@ def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: 
         ({"head_dim": True}, TypeError, "head_dim must be an integer, not True"),
     ],
 )
-def test_heads_that_cannot_be(options: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_invalid_heads_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         Capped(12, 6, **options)
 
 
-def test_a_head_may_have_a_width_of_its_own() -> None:
+def test_head_dim_is_independent_of_embed_dim() -> None:
     layer = Capped(10, 3, head_dim=7, num_kv_heads=1)
     assert layer.qkv.weight.shape == (5 * 7, 10)
     assert layer.output.weight.shape == (10, 3 * 7)
@@ -173,10 +170,3 @@ def test_shared_heads_are_cached_once() -> None:
     layer, cache = Capped(12, 6, num_kv_heads=2, causal=True), KVCache(9)
     layer(torch.randn(3, 5, 12), cache=cache)
     assert cache.bytes_per_token == 3 * 2 * 2 * 2 * 4  # items, keys and values, heads, width, bytes
-
-
-def test_a_mechanism_without_its_map_says_so() -> None:
-    layer = MultiHeadBase(12, 3)
-    layer.card = MultiAttention.card  # type: ignore[misc]
-    with pytest.raises(NotImplementedError, match="MultiHeadBase has no _attention_map"):
-        layer(torch.randn(1, 2, 12))

@@ -40,7 +40,7 @@ def tokens(length: int = N) -> Tensor:
 @pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("case", MASKS)
 @pytest.mark.parametrize("content", CONTENT)
-def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, content: str) -> None:
+def test_padding_content_affects_no_output_and_no_gradient(name: str, case: str, content: str) -> None:
     (mask, real), x = MASKS[case], tokens()
     if case == "with another rule" and "arbitrary_mask" not in registry.entry(name).card.supports:
         pytest.skip("it does not take every mask")
@@ -59,7 +59,7 @@ def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, conte
 
 @pytest.mark.parametrize("name", registry.names())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype) -> None:
+def test_padding_content_in_low_precision(name: str, dtype: torch.dtype) -> None:
     attend, x = layer(name, dtype).eval(), tokens(137).to(dtype)
     lengths = torch.tensor([137, 71])
     real = torch.arange(137) < lengths[:, None]
@@ -73,7 +73,7 @@ def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("name", supporting("cache"))
 @torch.no_grad()
-def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
+def test_padding_content_on_the_left_with_a_cache(name: str) -> None:
     mask = padding(LENGTHS, side="left", max_length=N)
     attend = layer(name, causal=True).eval()
     outs = []
@@ -85,7 +85,7 @@ def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", supporting("context"))
-def test_padding_in_a_context_reaches_nothing(name: str) -> None:
+def test_padding_content_in_a_context(name: str) -> None:
     attend, x, context = layer(name).eval(), tokens(5), tokens()
     outs = []
     for bad in (0.0, torch.nan):
@@ -99,7 +99,7 @@ def test_padding_in_a_context_reaches_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_ordinary_padding_is_computed_from_what_it_holds(name: str) -> None:
+def test_finite_padding_content_is_not_cleared(name: str) -> None:
     attend, x = layer(name, torch.float64).eval(), tokens().double()
     matrix = padding(LENGTHS).materialize(N).squeeze(1).expand(B, N, N)
     torch.testing.assert_close(attend(x, mask=padding(LENGTHS)), attend(x, mask=matrix))

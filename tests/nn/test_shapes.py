@@ -75,7 +75,7 @@ def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_every_face_says_its_shapes(name: str) -> None:
+def test_methods_annotate_their_shapes(name: str) -> None:
     source = (registry.folder() / name / f"{name}.py").read_text(encoding="utf-8")
     for face in ("def _forward(", "def _attention_weights(", "def _apply_weights("):
         if face in source:

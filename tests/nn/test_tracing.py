@@ -71,7 +71,7 @@ def test_fake_tensors(name: str, case: str, look_back: bool, train: bool) -> Non
 @every_name
 @pytest.mark.parametrize("case", ["none", "padding", "window", "prefix"])
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_a_trace_gives_the_same_numbers(name: str, case: str, mode: str) -> None:
+def test_a_trace_matches_eager(name: str, case: str, mode: str) -> None:
     layer, x = build(name, causal=True).eval(), torch.randn(B, N, D)
 
     def run(x: Tensor) -> Tensor:

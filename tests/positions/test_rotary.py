@@ -25,7 +25,7 @@ def x(length: int = N, width: int = d) -> torch.Tensor:
     return torch.randn(2, H, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_pair_is_a_complex_number_that_turns() -> None:
+def test_rotary_matches_complex_rotation() -> None:
     out, given_ = Rotary(d, layout="interleaved").apply_rotary(x(), first=5), x()
     for m in range(N):
         for i in range(d // 2):
@@ -34,7 +34,7 @@ def test_a_pair_is_a_complex_number_that_turns() -> None:
             assert complex(out[1, 2, m, 2 * i], out[1, 2, m, 2 * i + 1]) == pytest.approx(after, abs=1e-12)
 
 
-def test_the_layouts_pair_other_numbers() -> None:
+def test_the_layouts_are_permutations_of_each_other() -> None:
     order = torch.tensor([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
     interleaved = Rotary(d, layout="interleaved").apply_rotary(x()[..., order])
     torch.testing.assert_close(Rotary(d).apply_rotary(x())[..., order], interleaved, rtol=0, atol=0)
@@ -47,7 +47,7 @@ def test_the_layouts_pair_other_numbers() -> None:
     st.sampled_from([1.0, 0.4]),
     st.sampled_from([None, Scaling("linear", 3), Scaling("ntk", 3), Scaling("yarn", 3, original_max_length=64)]),
 )
-def test_scores_follow_from_the_distance(
+def test_scores_depend_on_the_distance_alone(
     shift: int, distance: int, layout: Literal["half", "interleaved"], share: float, scaling: Scaling | None
 ) -> None:
     rotary = Rotary(d, layout=layout, rotary_fraction=share, scaling=scaling)
@@ -57,7 +57,7 @@ def test_scores_follow_from_the_distance(
     torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-8)
 
 
-def test_partial_rotary_leaves_the_rest() -> None:
+def test_partial_rotary_leaves_the_other_features() -> None:
     out = Rotary(d, rotary_fraction=0.4).apply_rotary(x(), first=3)
     assert torch.equal(out[..., 4:], x()[..., 4:])
     torch.testing.assert_close(out[..., :4], Rotary(4).apply_rotary(x()[..., :4], first=3), rtol=0, atol=0)
@@ -66,7 +66,7 @@ def test_partial_rotary_leaves_the_rest() -> None:
 # Scaling
 
 
-def test_scaling_by_hand() -> None:
+def test_scaling_matches_hand_computed_values() -> None:
     plain = [10_000 ** (-i / 4) for i in range(4)]  # 1, 0.1, 0.01, 0.001 radians a place
     assert list(Rotary(8).frequencies) == pytest.approx(plain)
     linear = Rotary(8, scaling=Scaling("linear", 4)).frequencies
@@ -91,7 +91,7 @@ def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("width", [12, 64, 128])
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_scaling_as_transformers_does_it(base: float, width: int, share: float) -> None:
+def test_scaling_matches_transformers(base: float, width: int, share: float) -> None:
     transformers = pytest.importorskip("transformers")
     rope = pytest.importorskip("transformers.modeling_rope_utils")
 
@@ -123,7 +123,7 @@ def test_scaling_as_transformers_does_it(base: float, width: int, share: float) 
 # As a module
 
 
-def test_angles_stay_exact_when_the_layer_is_halved_or_moved() -> None:
+def test_angles_stay_exact_in_low_precision() -> None:
     layer = MultiAttention(24, 2, positions="rotary")
     for moved in (layer.half(), copy.deepcopy(layer).to(torch.bfloat16), pickle.loads(pickle.dumps(layer))):
         assert moved.positions.frequencies == layer.positions.frequencies
@@ -133,12 +133,12 @@ def test_angles_stay_exact_when_the_layer_is_halved_or_moved() -> None:
     torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
 
 
-def test_where_there_is_no_float64() -> None:
+def test_float32_angles_on_apple_gpus() -> None:
     assert exact(torch.device("mps")) == torch.float32
     assert exact(torch.device("cuda", 1)) == exact(torch.device("cpu")) == torch.float64
 
 
-def test_printed_it_shows_its_settings() -> None:
+def test_repr_shows_the_settings() -> None:
     assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
         Rotary(10, base=500, rotary_fraction=0.4, scaling=Scaling("ntk", 2))
     )
@@ -171,6 +171,6 @@ def test_printed_it_shows_its_settings() -> None:
         (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
+def test_invalid_arguments_are_refused(act: Callable[[], object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         act()
