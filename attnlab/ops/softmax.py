@@ -206,9 +206,9 @@ class SharedKeys:
     def applies(self, call: AttentionCall) -> slice | None:
         """Return the range of keys that the queries may attend to."""
         N = call.q.shape[2]
-        if call.q.shape[1] == call.k.shape[1] or N > MAX_SHARED_QUERIES or call.dropout or call.sink is not None:
-            return None
-        if not call.can_inspect:
+        if not call.can_inspect or call.dropout or call.sink is not None:
+            return None  # a traced length is not compared: it stays free
+        if call.q.shape[1] == call.k.shape[1] or N > MAX_SHARED_QUERIES:
             return None
         return slice(0, call.k.shape[2]) if call.mask is None else call.mask.key_range(slice(0, N))
 

@@ -1,4 +1,4 @@
-"""Layers are built on any device, uninitialized, and in any dtype; and their weights can be drawn anew."""
+"""Layers are built on any device and in any dtype, also uninitialized, and their parameters can be reset."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ every_layer = pytest.mark.parametrize("case", LAYERS)
 
 
 def build(case: str, seed: int = 0, **options: Any) -> Attention:
-    name, own = LAYERS[case]
+    name, layer_options = LAYERS[case]
     torch.manual_seed(seed)
-    return registry.load(name)(embed_dim=D, **own, **options)
+    return registry.load(name)(embed_dim=D, **layer_options, **options)
 
 
 def tokens() -> Tensor:
@@ -38,23 +38,23 @@ def tokens() -> Tensor:
 
 
 @every_layer
-@pytest.mark.parametrize("how", ["to_empty", "assign", "skip_init"])
-def test_a_layer_leaves_the_meta_device(case: str, how: str) -> None:
-    wanted = build(case)
-    if how == "skip_init":
-        name, own = LAYERS[case]
-        made = nn.utils.skip_init(registry.load(name), embed_dim=D, **own)
-        made.load_state_dict(wanted.state_dict())
+@pytest.mark.parametrize("method", ["to_empty", "assign", "skip_init"])
+def test_a_layer_leaves_the_meta_device(case: str, method: str) -> None:
+    expected = build(case)
+    if method == "skip_init":
+        name, options = LAYERS[case]
+        made = nn.utils.skip_init(registry.load(name), embed_dim=D, **options)
+        made.load_state_dict(expected.state_dict())
     else:
         with torch.device("meta"):
             made = build(case, seed=1)
         assert all(t.is_meta for t in made.state_dict().values())
-        if how == "to_empty":
+        if method == "to_empty":
             made = made.to_empty(device="cpu")
-            made.load_state_dict(wanted.state_dict())
+            made.load_state_dict(expected.state_dict())
         else:
-            made.load_state_dict(wanted.state_dict(), assign=True)
-    torch.testing.assert_close(made(tokens()), wanted(tokens()), rtol=0, atol=0)
+            made.load_state_dict(expected.state_dict(), assign=True)
+    torch.testing.assert_close(made(tokens()), expected(tokens()), rtol=0, atol=0)
 
 
 @every_layer
@@ -69,15 +69,17 @@ def test_reset_parameters_matches_the_constructor(case: str) -> None:
         layer.reset_parameters()
         drawn.append(layer)
     for name, tensor in built[0].state_dict().items():
-        ours, theirs = (torch.stack([m.state_dict()[name].double() for m in many]) for many in (drawn, built))
-        assert ours.isfinite().all(), name
+        reset, initial = (torch.stack([m.state_dict()[name].double() for m in many]) for many in (drawn, built))
+        assert reset.isfinite().all(), name
         if not tensor.is_floating_point():
-            assert (ours >= 0).all(), name
-            assert len(ours.unique()) > 1, name
+            assert (reset >= 0).all(), name
+            assert len(reset.unique()) > 1, name
             continue
-        assert (theirs.std() == 0) == (ours.std() == 0), name
-        torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.35, atol=1e-6, msg=name)
-        torch.testing.assert_close(ours.mean(), theirs.mean(), rtol=0, atol=0.35 * theirs.std().item() + 1e-6, msg=name)
+        assert (initial.std() == 0) == (reset.std() == 0), name
+        torch.testing.assert_close(reset.std(), initial.std(), rtol=0.35, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            reset.mean(), initial.mean(), rtol=0, atol=0.35 * initial.std().item() + 1e-6, msg=name
+        )
 
 
 @every_layer
@@ -93,10 +95,9 @@ def test_constructors_take_a_device_and_a_dtype(case: str) -> None:
 
 @pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])
 def test_submodules_take_a_device_and_a_dtype(make: Any) -> None:
-    given = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
-    assert all(
-        p.is_meta and p.dtype == torch.float64 for p in make(*given, device="meta", dtype=torch.float64).parameters()
-    )
+    arguments = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
+    layer = make(*arguments, device="meta", dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
 
 
 @pytest.mark.parametrize("name", registry.names())

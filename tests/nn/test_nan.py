@@ -1,4 +1,4 @@
-"""What stands at padded positions, NaN included, reaches no other position and no gradient."""
+"""The content of padded positions, NaN included, affects no other position and no gradient."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def test_padding_content_affects_no_output_and_no_gradient(name: str, case: str,
     (mask, real), x = MASKS[case], tokens()
     if case == "with another rule" and "arbitrary_mask" not in registry.entry(name).card.supports:
         pytest.skip("it does not take every mask")
-    found = []
+    results = []
     for bad in (0.0, CONTENT[content]):
         attend = layer(name, causal=case == "padding on the left")
-        given = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
-        out = attend(given, mask=mask)
+        inputs = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
+        out = attend(inputs, mask=mask)
         (out[real] ** 2).sum().backward()
-        assert given.grad is not None
-        assert not given.grad[~real].isnan().any()
-        found.append([out[real], given.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
-    for clean, dirty in zip(*found, strict=True):
+        assert inputs.grad is not None
+        assert not inputs.grad[~real].isnan().any()
+        results.append([out[real], inputs.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*results, strict=True):
         torch.testing.assert_close(dirty, clean, rtol=1e-5, atol=1e-5)
 
 
@@ -90,8 +90,8 @@ def test_padding_content_in_a_context(name: str) -> None:
     outs = []
     for bad in (0.0, torch.nan):
         attend.zero_grad()
-        given = context.masked_fill(~REAL.unsqueeze(-1), bad)
-        out = attend(x, context=given, mask=padding(LENGTHS))
+        padded = context.masked_fill(~REAL.unsqueeze(-1), bad)
+        out = attend(x, context=padded, mask=padding(LENGTHS))
         out.square().sum().backward()
         outs.append([out, *(p.grad.clone() for p in attend.parameters() if p.grad is not None)])
     for clean, dirty in zip(*outs, strict=True):

@@ -1,4 +1,4 @@
-"""Vectors that are added to tokens: the paper's waves and a table, counted from where the first real token stands."""
+"""Absolute positions: sinusoids and a learned table, counted from the first real token."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_sinusoids_match_the_paper(width: int) -> None:
 
 def test_sinusoids_are_unlimited_and_exact() -> None:
     far = Sinusoidal(16)(torch.zeros(1, 1, 16), first=99_999)
-    truth = Sinusoidal(16)(torch.zeros(1, 1, 16, dtype=torch.float64), first=99_999)
+    exact = Sinusoidal(16)(torch.zeros(1, 1, 16, dtype=torch.float64), first=99_999)
     assert far.dtype == torch.float32
-    torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
+    torch.testing.assert_close(far.double(), exact, rtol=0, atol=1e-6)
     assert Sinusoidal(16).limit is None
 
 
@@ -114,7 +114,7 @@ def test_export_and_half_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "says"),
+    ("call", "error", "message"),
     [
         (
             lambda: made("learned")(tokens(24)),
@@ -154,6 +154,6 @@ def test_export_and_half_precision(name: str) -> None:
         (lambda: made("sinusoid"), ValueError, "learned, sinusoidal or none, not 'sinusoid'; did you mean sinusoidal?"),
     ],
 )
-def test_invalid_arguments_are_refused(act: Callable[[], object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        act()
+def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,4 +1,4 @@
-"""ALiBi and T5 against their papers, and that the table of T5 learns."""
+"""ALiBi and T5 biases against their papers, and the gradients of the T5 table."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_t5_ranges_match_the_paper() -> None:
 def test_exactly_the_valid_ranges_are_used(causal: bool) -> None:
     for num_buckets, max_distance in ((4, 2), (4, 100), (16, 9), (32, 128), (64, 1000)):
         t5 = T5Bias(H, causal=causal, num_buckets=num_buckets, max_distance=max(max_distance, num_buckets // 2 + 1))
-        found = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
-        # The keys ahead have a range of their own for distance 0, which is theirs by rule and never asked for.
+        ranges = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
+        # Later keys have a range for distance 0, which is never used.
         expected = set(range(num_buckets)) - (set() if causal else {num_buckets // 2})
-        assert set(found.tolist()) <= expected
-        assert {0, num_buckets - 1} <= set(found.tolist())
-        assert bool((found[: 2001 if causal else 2000].diff() <= 0).all()), "nearer is a lower range"
+        assert set(ranges.tolist()) <= expected
+        assert {0, num_buckets - 1} <= set(ranges.tolist())
+        assert bool((ranges[: 2001 if causal else 2000].diff() <= 0).all()), "ranges increase with the distance"
 
 
 def test_the_bias_is_read_from_the_table() -> None:
@@ -98,7 +98,7 @@ def test_the_table_learns_under_dropout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: T5Bias(H, num_buckets=2), ValueError, "num_buckets must be an integer from 4 to 65536, not 2"),
         (lambda: T5Bias(H, causal=True, num_buckets=3), ValueError, "num_buckets must be even"),
@@ -107,6 +107,6 @@ def test_the_table_learns_under_dropout() -> None:
         (lambda: T5Bias(H, causal=True, max_distance=16), ValueError, "max_distance must be an integer from 17 to"),
     ],
 )
-def test_invalid_arguments_are_refused(act: Callable[[], object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        act()
+def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

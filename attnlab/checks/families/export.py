@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
@@ -50,7 +51,8 @@ def compiled(case: LayerUnderTest) -> Measurement:
                 slopes = [gradient(out.square().sum(), x) for out in outs]
                 yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where})"
 
-    with warnings.catch_warnings():
+    # `gradient` keeps the graph, which donated buffers do not allow.
+    with warnings.catch_warnings(), functorch_config.patch(donated_buffer=False):
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         result = largest(measure(), TOLERANCE)
     torch.compiler.reset()

@@ -77,7 +77,7 @@ class Sdpa:
         if call.q.shape[1] != call.k.shape[1] or call.q.shape[-1] != width or call.mask is None or call.mask.allows_all:
             call = call.expand()
         q, k, v, mask, bias, scale = call.q, call.k, call.v, call.mask, call.bias, call.score_scale
-        causal = bias is None and mask is not None and mask.is_causal
+        causal = bool(bias is None and mask is not None and mask.is_causal)  # in an export it is symbolic
         matrix = None if mask is None or causal else mask.tensor()
         if bias is not None:
             matrix = additive(matrix, bias, q.dtype)

@@ -1,4 +1,4 @@
-"""Positions from words: what they mean, and what is said of words that mean nothing."""
+"""Positional encodings from text, and the errors for text that is not valid."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_instances_are_used_unchanged() -> None:
     assert made(T5Bias(3, causal=True), causal=True).name == "t5"
 
 
-POSSIBLE = r"positions is none, rotary, alibi or t5, or one of these with settings, such as rotary\(base=500000\); not "
+USAGE = r"positions is none, rotary, alibi or t5, or one of these with settings, such as rotary\(base=500000\); not "
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_aliases(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "says"),
+    ("text", "error", "message"),
     [
-        ("rotery", ValueError, POSSIBLE + "'rotery'; did you mean rotary"),
-        ("", ValueError, POSSIBLE + "''"),
-        ("rotary(", ValueError, POSSIBLE + r"'rotary\('"),
-        ("rotary(base=3", ValueError, POSSIBLE),
-        ("rotary; import os", ValueError, POSSIBLE),
-        ("a.rotary", ValueError, POSSIBLE),
-        ("rotary(base=2)(rotary_fraction=1)", ValueError, POSSIBLE),
-        ("[rotary]", ValueError, POSSIBLE),
-        ("rotary\0", ValueError, POSSIBLE),
-        ("(" * 10_000, ValueError, POSSIBLE),
+        ("rotery", ValueError, USAGE + "'rotery'; did you mean rotary"),
+        ("", ValueError, USAGE + "''"),
+        ("rotary(", ValueError, USAGE + r"'rotary\('"),
+        ("rotary(base=3", ValueError, USAGE),
+        ("rotary; import os", ValueError, USAGE),
+        ("a.rotary", ValueError, USAGE),
+        ("rotary(base=2)(rotary_fraction=1)", ValueError, USAGE),
+        ("[rotary]", ValueError, USAGE),
+        ("rotary\0", ValueError, USAGE),
+        ("(" * 10_000, ValueError, USAGE),
         ("rotary(500)", ValueError, r"settings are NAME=VALUE, such as rotary\(base=500000\); not 'rotary\(500\)'"),
         ("rotary(**base)", ValueError, "settings are NAME=VALUE"),
         ("rotary(base=2, base=3)", ValueError, r"rotary\(...\) sets base twice"),
@@ -134,17 +134,17 @@ def test_aliases(old: str, new: str) -> None:
         (T5Bias(3, causal=True), ValueError, "this T5 bias has no ranges for later keys"),
     ],
 )
-def test_invalid_arguments_are_refused(words: str | Positions, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says) as caught:
-        made(words)
+def test_invalid_arguments_are_refused(text: str | Positions, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        made(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
 
 @given(st.text() | st.from_regex(r"(rotary|t5|alibi)\([a-z]{0,6}=[^\n]{0,9}\)", fullmatch=True))
-def test_any_text_is_parsed_or_refused(words: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
-        found = made(words)
+        result = made(text)
     except (ValueError, TypeError) as error:
-        found = str(error)
-    assert isinstance(found, Positions) or "\n" not in found
+        result = str(error)
+    assert isinstance(result, Positions) or "\n" not in result

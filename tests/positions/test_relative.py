@@ -1,4 +1,4 @@
-"""Relative positions depend on distances alone, which makes them safe to pad, pack, cache and cut."""
+"""Relative positions depend on distances alone: padding, packing, caching and tiling do not change the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ lengths = st.integers(1, 160)
 def layer(scheme: str, *, causal: bool = True) -> MultiAttention:
     torch.manual_seed(0)
     made = MultiAttention(D, H, positions=scheme, causal=causal).double().eval()
-    torch.nn.init.normal_(made.qkv.weight, std=0.7)  # scores far from uniform, where a wrong place shows
+    torch.nn.init.normal_(made.qkv.weight, std=0.7)  # scores far from uniform, so that a wrong position shows
     return made
 
 
@@ -85,9 +85,9 @@ def test_cached_steps_match_the_full_pass(scheme: str, length: int, cuts: list[i
 def test_a_window_matches_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
     bias = torch.randn(H, length, length, dtype=torch.float64)
-    written = from_tensor(sliding_window(size).materialize(length))
-    for given_ in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
-        torch.testing.assert_close(attend(x, mask=sliding_window(size), **given_), attend(x, mask=written, **given_))
+    matrix = from_tensor(sliding_window(size).materialize(length))
+    for options in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
+        torch.testing.assert_close(attend(x, mask=sliding_window(size), **options), attend(x, mask=matrix, **options))
 
 
 @schemes
