@@ -164,9 +164,9 @@ def test_packed_batches_materialize_no_bias_matrix(
     attend, x = layer(positions, causal=causal), tokens(199, batch=3)
     lengths = torch.tensor([199, 67, 101])
     expected = [attend(x[b : b + 1, :n]) for b, n in enumerate(lengths.tolist())]
-    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole matrix was materialized"))
     mask = padding(lengths, mask_queries=True)
-    assert [path.name for path in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
+    assert [record.name for record in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
     together = attend(x, mask=mask)
     for b, n in enumerate(lengths.tolist()):
         torch.testing.assert_close(together[b : b + 1, :n], expected[b])
@@ -176,7 +176,7 @@ def test_packed_batches_materialize_no_bias_matrix(
 def test_windows_materialize_no_bias_matrix(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend, x = layer(positions), tokens(301)
     expected = attend(x, mask=from_tensor(sliding_window(7).materialize(301)))
-    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole matrix was materialized"))
     torch.testing.assert_close(attend(x, mask=sliding_window(7)), expected)
     torch.testing.assert_close(attend(x, mask=sliding_window(7), attn_bias=torch.ones(301)), expected)
     assert explain_path(attend, x, mask=sliding_window(7))[0].name == "window"

@@ -109,9 +109,7 @@ def test_scaling_matches_transformers(base: float, width: int, fraction: float) 
 
     pairs = {
         Scaling("linear", 4.0): from_transformers("linear", factor=4.0),
-        Scaling("ntk", 4.0): from_transformers(
-            "dynamic", length=4 * 2048, factor=1.0
-        ),  # depends on the length of the input
+        Scaling("ntk", 4.0): from_transformers("dynamic", length=4 * 2048, factor=1.0),
         Scaling("yarn", 4.0, original_max_length=2048): from_transformers(
             "yarn", factor=4.0, original_max_position_embeddings=2048
         ),
