@@ -5,14 +5,17 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: train test lint format check bench docs site clean help
+.PHONY: train test quick lint format check bench docs site clean help
 .DEFAULT_GOAL := train
 
 train: $(READY)  ## train multi-head attention on scanned digits (other options: ARGS="--model selfhead ...")
 	$(RUN) main.py $(ARGS)
 
 test: lint  ## run the linters, the type checker and all tests
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not exhaustive"
+
+quick: lint  ## run the linters, the type checker and all tests that neither train nor compile
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
 
 lint: $(READY)  ## run ruff and mypy
 	$(RUN) -m ruff check .

@@ -1,1 +1,1 @@
-"""Speed against peers, side by side in one run: ``python -m benchmarks``."""
+"""Speed and memory compared with other libraries: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""The machine and the versions that a result was measured with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PACKAGES
 
 
 @dataclass
 class Machine:
-    """The machine, the versions, and how busy it was."""
+    """The machine, its load and the installed versions."""
 
     date: str
     processor: str
@@ -28,18 +28,30 @@ class Machine:
     load_after: float | None = None
     minutes: float = 0.0
 
-    def __str__(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        pinned = f"pinned to core {', '.join(map(str, self.cores))}" if self.cores else "not pinned to a core"
+    @classmethod
+    def current(cls, cores: list[int]) -> Machine:
+        """This machine, with the load of now."""
+        versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
+        versions |= {name: _version(name) for name in PACKAGES}
+        date, cpus = f"{datetime.now(UTC):%Y-%m-%d}", os.cpu_count() or 1
+        return cls(date, _processor(), cpus, torch.get_num_threads(), cores, versions, load_average())
+
+    @property
+    def run(self) -> str:
+        """The date, the load and the duration of the measurement."""
         before, after = ("unknown" if load is None else f"{load:.2f}" for load in (self.load_before, self.load_after))
-        return (
-            f"{self.date}: {self.processor}, {self.threads} thread(s) {pinned} of {self.cpus}; "
-            f"load {before} before and {after} after {self.minutes:.1f} minutes; {versions}"
-        )
+        return f"{self.date}, {self.minutes:.1f} minutes, load {before} before and {after} after"
+
+    @property
+    def environment(self) -> str:
+        """The processor, the threads and the versions."""
+        pinned = f"pinned to core {', '.join(map(str, self.cores))}" if self.cores else "not pinned to a core"
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"{self.processor}, {self.threads} thread(s) {pinned} of {self.cpus}; {versions}"
 
 
 def pin(threads: int) -> list[int]:
-    """Compute with so many threads, on as many cores that are always the same; none where the system cannot pin."""
+    """Use this number of threads on the same number of cores; returns the cores, none where pinning is impossible."""
     torch.set_num_threads(threads)
     if not hasattr(os, "sched_setaffinity"):
         return []
@@ -48,28 +60,16 @@ def pin(threads: int) -> list[int]:
     return cores
 
 
-def look(cores: list[int]) -> Machine:
-    """The machine as it is now."""
-    versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
-    for name in PEERS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return Machine(
-        f"{datetime.now(UTC):%Y-%m-%d}",
-        _processor(),
-        os.cpu_count() or 1,
-        torch.get_num_threads(),
-        cores,
-        versions,
-        load(),
-    )
-
-
-def load() -> float | None:
-    """How many processes wanted to run in the last minute; None where the system does not say."""
+def load_average() -> float | None:
+    """The load average of the last minute, None where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""docs/performance.md: the goals and what was reached, made of the results alone, so that the two cannot drift."""
+"""docs/performance.md and its figure, generated from the recorded results."""
 
 from __future__ import annotations
 
@@ -7,120 +7,107 @@ from pathlib import Path
 
 from benchmarks import picture, report, results
 from benchmarks.goals import GOALS, Goal
-from benchmarks.results import MISSED, REACHED, Absent, Finding, Growth, Memory, Result, Row, Speed
+from benchmarks.results import MET, MISSED, NOT_MEASURED, Growth, NotMeasured, Result, Row, Speed
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "pictures" / "performance.png"
 NOTES = Path(__file__).parent / "notes.md"
-"""Why a goal was missed, by hand: a heading a goal's key."""
+"""Why a target was missed, written by hand; each heading is the key of a goal."""
 
 OPENING = """\
 # Speed and memory
 
-What the layers and engines of attnlab take, beside what others take for the same. This page is made of
-[the results](../benchmarks/README.md) that were measured last; do not edit it, measure:
+The speed and the memory of the layers and ops of attnlab, compared with other libraries. This page is generated from
+[the latest results](../benchmarks/README.md); do not edit it. To measure again:
 
 ```sh
 make bench
 ```
 
-Both sides compute the same from the same weights, and their outputs are compared first. They run in turn, in one
-process on one core, by the time that the process computes; a speed is the median (lower–upper quartile) of their time
-over ours, round by round. A goal counts as reached when every one of its rows does; a parity goal asks for its lower
-quartile too. Beside each row of the results stands a control, our own time over our own, which shows what the noise
-alone makes.
+Both sides compute the same function with the same parameters, and their outputs are compared first. They run
+interleaved in one process on one core, and the clock is the CPU time of the process. A speed is the median (lower–upper
+quartile) over all rounds of their time divided by ours. A goal is met if all of its rows meet the target; a parity goal
+has a target for the lower quartile too. Each row of the results has a control, the ratio of two runs of ours, which
+shows the noise.
 """
+
+FIGURE = """
+One sequence, embed_dim 512, 8 heads, a forward pass without gradients. `nn.MultiheadAttention` uses its fast path,
+which is not causal and materializes the attention weights. The other layers are causal."""
 
 
 def write() -> list[Path]:
-    """Make the page and its picture from the results there are."""
-    found = results.read_all(report.RESULTS)
-    PAGE.write_text(page(found, NOTES.read_text(encoding="utf-8")), encoding="utf-8")
-    if "length" not in found:
-        return [PAGE]
-    return [PAGE, picture.draw(found["length"], PICTURE)]
+    """Write the page, its figure and the report of each part from the recorded results."""
+    recorded = results.read_all(report.RESULTS)
+    for name, result in recorded.items():
+        report.record(result, report.load(name))
+    PAGE.write_text(page(recorded, NOTES.read_text(encoding="utf-8")), encoding="utf-8")
+    return [PAGE, picture.draw(recorded["length"], PICTURE)] if "length" in recorded else [PAGE]
 
 
-def page(found: dict[str, Result], notes: str) -> str:
-    """The whole page."""
-    lines = [OPENING, "| against | case | at least | measured | | part |", "|---|---|---|---|---|---|"]
-    missed: list[Goal] = []
+def page(recorded: dict[str, Result], notes: str) -> str:
+    """The text of the page."""
+    lines = [OPENING, "| baseline | case | target | measured | | part |", "|---|---|---|---|---|---|"]
+    missed: list[str] = []
     for goal in GOALS:
-        rows = served(goal, found)
+        rows = rows_of(goal, recorded)
         verdict, measured = summary(rows)
-        if any(row.reached is False for row in rows):
-            missed.append(goal)
-        part = f"[`{goal.part}`](../benchmarks/results/{goal.part}.md)" if goal.part in found else f"`{goal.part}`"
-        cells = [goal.against, goal.case, goal.at_least, measured, verdict, part]
-        lines.append(f"| {' | '.join(cells)} |")
+        part = f"[`{goal.part}`](../benchmarks/results/{goal.part}.md)" if goal.part in recorded else f"`{goal.part}`"
+        lines.append(f"| {goal.baseline} | {goal.case} | {goal.target} | {measured} | {verdict} | {part} |")
+        if below := [row.markdown() for row in rows if row.met is False]:
+            missed += ["", f"### {goal.baseline.replace('`', '')}: {goal.case}", "", *report.HEAD, *below]
+            missed += ["", note(goal.key, notes) or "Not explained yet."]
     if missed:
-        lines += ["", "## What was missed, and why"]
-        for goal in missed:
-            lines += _miss(goal, served(goal, found), notes)
-    if "length" in found:
-        lines += _growth(found["length"])
-    lines += ["", "## The machine", ""]
-    lines += [f"- `python -m benchmarks {name}`: {result.machine}." for name, result in found.items()]
+        lines += ["", "## Missed targets, and why", *missed]
+    if "length" in recorded:
+        lines += _growth(recorded["length"])
+    lines += ["", "## Environment", ""]
+    for environment in dict.fromkeys(result.machine.environment for result in recorded.values()):
+        lines += [f"{environment}:", ""]
+        runs = {name: result.machine for name, result in recorded.items() if result.machine.environment == environment}
+        lines += [f"- `python -m benchmarks {name}`: {machine.run}." for name, machine in runs.items()]
     return "\n".join(lines) + "\n"
 
 
-def served(goal: Goal, found: dict[str, Result]) -> list[Row]:
-    """The rows that serve a goal."""
-    return [row for row in found[goal.part].rows if row.goal == goal.key] if goal.part in found else []
+def rows_of(goal: Goal, recorded: dict[str, Result]) -> list[Row]:
+    """The rows of a goal."""
+    return [row for row in recorded[goal.part].rows if row.goal == goal.key] if goal.part in recorded else []
 
 
 def summary(rows: list[Row]) -> tuple[str, str]:
-    """The verdict on a goal, and its numbers in short."""
-    measured = [row for row in rows if not isinstance(row, Absent)]
-    absent = [row for row in rows if isinstance(row, Absent)]
+    """The verdict on a goal, and the range of its measured values."""
+    measured = [row for row in rows if not isinstance(row, NotMeasured)]
+    missing = [row for row in rows if isinstance(row, NotMeasured)]
     if not measured:
-        return "**not measured**", absent[0].measured if absent else ""
-    good = sum(row.reached is True for row in measured)
-    verdict = REACHED if good == len(measured) else MISSED
-    if absent:
-        verdict += f"; {len(absent)} row(s) **not measured**"
+        return NOT_MEASURED, missing[0].measured if missing else ""
+    met = sum(row.met is True for row in measured)
+    verdict = MET if met == len(measured) else MISSED
+    if missing:
+        verdict += f"; {len(missing)} row(s) {NOT_MEASURED}"
     if len(measured) == 1:
-        return verdict, _short(measured[0])
-    speeds = sorted((row for row in measured if isinstance(row, Speed)), key=lambda row: row.ratio.median)
-    if not speeds:
-        return verdict, "; ".join(_short(row) for row in measured)
-    span = f"{speeds[0].ratio.median:.2f} to {speeds[-1].ratio.median:.2f}×"
-    return verdict, f"{span}; {good} of {len(measured)} rows"
+        return verdict, measured[0].measured
+    ranges = []
+    if ratios := sorted(row.ratio.median for row in measured if isinstance(row, Speed)):
+        ranges.append(f"{ratios[0]:.2f} to {ratios[-1]:.2f}×")
+    growths = [row for row in measured if isinstance(row, Growth)]
+    for quantity in dict.fromkeys(row.quantity for row in growths):
+        exponents = sorted(row.exponent for row in growths if row.quantity == quantity)
+        ranges.append(f"{quantity} N^{exponents[0]:.2f} to N^{exponents[-1]:.2f}")
+    return verdict, f"{', '.join(ranges)}; {met} of {len(measured)} rows"
 
 
 def note(key: str, notes: str) -> str:
-    """What was written by hand on a goal; empty where nothing was."""
-    found = re.search(rf"^## {re.escape(key)}\n(.*?)(?=^## |\Z)", notes, flags=re.DOTALL | re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _short(row: Row) -> str:
-    if isinstance(row, Growth):
-        return f"{row.what}: {row.quantity} N^{row.exponent:.2f}"
-    if isinstance(row, Speed):
-        return f"{row.ratio}×".replace(" (", "× (").removesuffix("×")
-    assert isinstance(row, Memory | Finding)
-    return row.measured
-
-
-def _miss(goal: Goal, rows: list[Row], notes: str) -> list[str]:
-    lines = ["", f"### {goal.against.replace('`', '')}: {goal.case}", "", *report.HEAD]
-    lines += [report.line_of(row) for row in rows if row.reached is False]
-    lines += ["", note(goal.key, notes) or "Not explained yet."]
-    return lines
+    """The text under the heading of a goal, empty if there is none."""
+    match = re.search(rf"^## {re.escape(key)}\n(.*?)(?=^## |\Z)", notes, flags=re.DOTALL | re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def _growth(result: Result) -> list[str]:
-    lines = ["", "## Time and memory against the length", ""]
-    lines += [f"![time and peak memory of four layers, 256 to 8,192 tokens](pictures/{PICTURE.name})", ""]
+    lines = ["", "## Time and memory by length", ""]
+    lines += [f"![time and peak memory of four layers, 128 to 8,192 tokens](pictures/{PICTURE.name})", ""]
     for quantity in ("time", "peak memory"):
-        curves = picture.growths(result, quantity)
-        for winner, loser, length, _ in picture.crossings(curves):
-            lines.append(f"- In {quantity}, *{winner}* overtakes *{loser}* at about {round(length, -1):,.0f} tokens.")
-    lines += [
-        "",
-        "One sequence, embed_dim 512, 8 heads, a forward pass without gradients. `nn.MultiheadAttention` takes",
-    ]
-    lines += ["its fast path, which is not causal and writes the whole map down; the others are causal."]
-    return lines
+        for winner, loser, length in picture.crossings(picture.curves_of(result, quantity)):
+            verb = "is faster than" if quantity == "time" else "uses less memory than"
+            lines.append(f"- From about {round(length, -1):,.0f} tokens on, *{winner}* {verb} *{loser}*.")
+    return [*lines, *FIGURE.split("\n")]

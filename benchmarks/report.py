@@ -1,4 +1,4 @@
-"""A part's report: printed as it grows, and kept as Markdown and as JSON."""
+"""Measure one part, print its rows, and record them as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -11,92 +11,86 @@ from typing import Protocol, cast
 
 import torch
 
-from benchmarks import machine, parts, results
-from benchmarks.pairing import Pace
-from benchmarks.results import Absent, Result, Row, Speed
+from benchmarks import parts, results
+from benchmarks.machine import Machine, load_average
+from benchmarks.results import NotMeasured, Result, Row, Speed
+from benchmarks.timing import TimingConfig
 
 RESULTS = Path(__file__).parent / "results"
 
-HEAD = ["| what | against | measured | control | at least | |", "|---|---|---|---|---|---|"]
+HEAD = ["| case | baseline | measured | control | target | |", "|---|---|---|---|---|---|"]
+HOW_TO_READ = (
+    "Above 1, ours is faster. A speed is the median (quartiles) of the ratios of all rounds; the control is the ratio "
+    "of two runs of ours."
+)
 
 
 class Part(Protocol):
-    """What a module in `benchmarks.parts` has."""
+    """The contents of a module in `benchmarks.parts`."""
 
     TITLE: str
     ABOUT: str
-    rows: Callable[[Pace], Iterator[Row]]
+    rows: Callable[[TimingConfig], Iterator[Row]]
 
 
 def names() -> list[str]:
-    """Every part there is."""
+    """The names of all parts."""
     return sorted(module.name for module in pkgutil.iter_modules(parts.__path__))
 
 
 def load(name: str) -> Part:
-    """A part by its name."""
+    """Import a part."""
     return cast(Part, importlib.import_module(f"benchmarks.parts.{name}"))
 
 
 def missing(part: Part) -> list[str]:
-    """What a part needs and this machine lacks, one line each."""
+    """The requirements of a part that this machine lacks, one line each."""
     lines: list[str] = getattr(part, "missing", list)()
     return lines
 
 
 def can_run(part: Part) -> bool:
-    """Whether the device that a part needs is there."""
+    """Whether the device of a part is available."""
     return getattr(part, "DEVICE", "cpu") == "cpu" or torch.cuda.is_available()
 
 
-def measure(name: str, part: Part, pace: Pace, cores: list[int], say: Callable[[str], None]) -> Result:
-    """Measure a part, and say every line of its report as soon as it is known."""
+def measure(name: str, part: Part, timing: TimingConfig, cores: list[int], log: Callable[[str], None]) -> Result:
+    """Measure a part, and log each line of its report as soon as it is known."""
     torch.manual_seed(0)
+    machine, start = Machine.current(cores), time.perf_counter()
+    result = Result(name, machine, [])
     for line in opening(part):
-        say(line)
-    about, began = machine.look(cores), time.perf_counter()
-    result = Result(name, about, [])
-    for row in part.rows(pace):
+        log(line)
+    for row in part.rows(timing):
         result.rows.append(row)
-        say(line_of(row))
-    about.load_after, about.minutes = machine.load(), (time.perf_counter() - began) / 60
+        log(row.markdown())
+    machine.load_after, machine.minutes = load_average(), (time.perf_counter() - start) / 60
     for line in closing(result):
-        say(line)
+        log(line)
     return result
 
 
-def keep(result: Result, part: Part, folder: Path = RESULTS) -> None:
-    """Put a part's report in the place of its last one."""
+def record(result: Result, part: Part, folder: Path = RESULTS) -> None:
+    """Write the report of a part as JSON and Markdown; both have the same rounded values."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = results.read(results.write(result, folder))  # the page is made of what was kept, and shall say the same
-    (folder / f"{result.part}.md").write_text(markdown(kept, part), encoding="utf-8")
+    rounded = results.read(results.write(result, folder))
+    (folder / f"{result.part}.md").write_text(markdown(rounded, part), encoding="utf-8")
 
 
 def markdown(result: Result, part: Part) -> str:
-    """The whole report."""
-    return "\n".join([*opening(part), *map(line_of, result.rows), *closing(result)]) + "\n"
+    """The report of a part."""
+    return "\n".join([*opening(part), *(row.markdown() for row in result.rows), *closing(result)]) + "\n"
 
 
 def opening(part: Part) -> list[str]:
     return [f"# {part.TITLE}", "", part.ABOUT, "", *HEAD]
 
 
-def line_of(row: Row) -> str:
-    """A row of the table; speed is their time over ours, with quartiles, beside our time over our own."""
-    control = str(row.control) if isinstance(row, Speed) else ""
-    measured = f"{row.quantity} {row.measured}" if isinstance(row, results.Growth) else row.measured
-    cells = [row.what, row.against, measured, control, row.wanted, results.verdict(row)]
-    return f"| {' | '.join(cells)} |"
-
-
 def closing(result: Result) -> list[str]:
-    lines = ["", f"Measured with `python -m benchmarks {result.part}`. {result.machine}."]
+    lines = []
+    if missing_rows := sum(isinstance(row, NotMeasured) for row in result.rows):
+        lines += ["", f"{missing_rows} row(s) could not be measured on this machine."]
     if any(isinstance(row, Speed) for row in result.rows):
-        how = (
-            "Above 1 we are faster. A speed is the median (quartiles) of the ratios of all rounds, the control our own "
-            "time over our own."
-        )
-        lines[1:1] = [how, ""]
-    if absent := sum(isinstance(row, Absent) for row in result.rows):
-        lines[1:1] = [f"{absent} row(s) could not be measured here.", ""]
-    return lines
+        lines += ["", HOW_TO_READ]
+    machine = result.machine
+    return [*lines, "", f"Measured with `python -m benchmarks {result.part}`: {machine.run}. {machine.environment}."]

@@ -1,93 +1,114 @@
-"""What a benchmark finds: a row each, with its target and its verdict, to print and to keep.
-
-Every row has a ``what`` and an ``against``, and where it serves one of the goals (`benchmarks.goals`) the goal's key.
-"""
+"""The rows of a benchmark with their targets, and the files that record them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmarks.machine import Machine
-from benchmarks.pairing import Ratio
+from benchmarks.timing import Ratio
 
-REACHED, MISSED, NONE = "reached", "**missed**", ""
+MET, MISSED, NOT_MEASURED = "met", "**missed**", "**not measured**"
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Their time over ours, beside the control; ``floor`` is what the lower quartile shall reach."""
+class Row:
+    """One row of a report.
 
-    kind: ClassVar[str] = "speed"
-    what: str
-    against: str
-    ratio: Ratio
-    control: Ratio
-    target: float | None
-    floor: float | None = None
-    goal: str = ""
+    Args:
+        case: what was measured.
+        baseline: what it is compared with.
+        goal: the key of the goal in `benchmarks.goals` that the row belongs to, empty for none.
+    """
 
-    @property
-    def reached(self) -> bool | None:
-        """Whether the numbers reach the target, as they are printed: to two digits; None without a target."""
-        if self.target is None:
-            return None
-        good = round(self.ratio.median, 2) >= self.target
-        return good and (self.floor is None or round(self.ratio.lower, 2) >= self.floor)
+    case: str
+    baseline: str = ""
+    goal: str = field(default="", kw_only=True)
 
     @property
     def measured(self) -> str:
-        return f"{self.ratio}"
+        """The measured value as text."""
+        raise NotImplementedError
 
     @property
-    def wanted(self) -> str:
+    def required(self) -> str:
+        """The target as text, empty without one."""
+        return ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value, rounded as it is printed, meets the target; None without a target."""
+        return None
+
+    @property
+    def verdict(self) -> str:
+        return {None: "", True: MET, False: MISSED}[self.met]
+
+    def markdown(self) -> str:
+        """The row of the table."""
+        cells = [self.case, self.baseline, self.measured, str(getattr(self, "control", ""))]
+        return f"| {' | '.join([*cells, self.required, self.verdict])} |"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Row):
+    """Their time over ours, and the control; ``floor`` is the least lower quartile that meets the target."""
+
+    ratio: Ratio
+    control: Ratio
+    target: float | None = None
+    floor: float | None = None
+
+    @property
+    def measured(self) -> str:
+        return str(self.ratio)
+
+    @property
+    def required(self) -> str:
         if self.target is None:
             return ""
         return f"{self.target:g}×" + (f", lower quartile {self.floor:g}" if self.floor is not None else "")
 
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return round(self.ratio.median, 2) >= self.target and round(self.ratio.lower, 2) >= (self.floor or 0)
 
-@dataclass(frozen=True)
-class Memory:
-    """Their peak memory over ours, in bytes."""
 
-    kind: ClassVar[str] = "memory"
-    what: str
-    against: str
+@dataclass(frozen=True, kw_only=True)
+class Memory(Row):
+    """Peak memory in bytes, ours and theirs; ``target`` is theirs over ours."""
+
     ours: int
     theirs: int
     target: float
-    goal: str = ""
-
-    @property
-    def reached(self) -> bool | None:
-        return self.theirs >= self.target * self.ours
 
     @property
     def measured(self) -> str:
-        return f"1/{self.theirs / self.ours:.1f} ({megabytes(self.ours)} against {megabytes(self.theirs)})"
+        return f"1/{self.theirs / self.ours:.1f} ({megabytes(self.ours)}, {megabytes(self.theirs)})"
 
     @property
-    def wanted(self) -> str:
+    def required(self) -> str:
         return f"1/{self.target:g}"
 
+    @property
+    def met(self) -> bool | None:
+        return self.theirs >= self.target * self.ours
 
-@dataclass(frozen=True)
-class Growth:
-    """How time (seconds) or peak memory (bytes) grows with the length: the exponent from 1,024 on."""
 
-    kind: ClassVar[str] = "growth"
-    what: str
+@dataclass(frozen=True, kw_only=True)
+class Growth(Row):
+    """Time (seconds) or peak memory (bytes) at several lengths; ``limit`` is the largest exponent from 1,024 on."""
+
     quantity: str
     lengths: list[int]
     values: list[float]
     limit: float | None = None
-    goal: str = ""
-    against: str = ""
 
     @property
     def steps(self) -> list[float]:
@@ -97,69 +118,61 @@ class Growth:
 
     @property
     def exponent(self) -> float:
+        """The mean of the steps."""
         return sum(self.steps) / len(self.steps)
-
-    @property
-    def reached(self) -> bool | None:
-        return None if self.limit is None else round(self.exponent, 2) <= self.limit
 
     @property
     def measured(self) -> str:
         last = self.values[-1]
-        shown = f"{1000 * last:.0f} ms" if self.quantity == "time" else megabytes(last)
+        value = f"{1000 * last:.0f} ms" if self.quantity == "time" else megabytes(last)
         steps = ", ".join(f"{step:.2f}" for step in self.steps)
-        return f"N^{self.exponent:.2f} ({steps} by doubling); {shown} at {self.lengths[-1]:,}"
+        return f"{self.quantity} N^{self.exponent:.2f} ({steps} per doubling); {value} at {self.lengths[-1]:,}"
 
     @property
-    def wanted(self) -> str:
-        return "" if self.limit is None else f"N^{round(self.limit, 2):g} at most"
+    def required(self) -> str:
+        return "" if self.limit is None else f"at most N^{round(self.limit, 2):g}"
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.limit is None else round(self.exponent, 2) <= self.limit
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Anything else: what was measured, in words, and the numbers behind it."""
+@dataclass(frozen=True, kw_only=True)
+class Note(Row):
+    """A result as text, with the values behind it."""
 
-    kind: ClassVar[str] = "finding"
-    what: str
-    measured: str
-    wanted: str = ""
-    reached: bool | None = None
+    text: str
+    requirement: str = ""
+    is_met: bool | None = None
     values: dict[str, Any] = field(default_factory=dict)
-    goal: str = ""
-    against: str = ""
+
+    measured = property(lambda self: self.text)
+    required = property(lambda self: self.requirement)
+    met = property(lambda self: self.is_met)
 
 
-@dataclass(frozen=True)
-class Absent:
-    """What could not be measured here, and why."""
+@dataclass(frozen=True, kw_only=True)
+class NotMeasured(Note):
+    """A row that could not be measured; ``text`` is the reason."""
 
-    kind: ClassVar[str] = "absent"
-    what: str
-    against: str
-    measured: str
-    goal: str = ""
-    wanted: str = ""
-    reached: bool | None = None
+    verdict = property(lambda self: NOT_MEASURED)
 
 
-Row = Speed | Memory | Growth | Finding | Absent
-KINDS: dict[str, Any] = {cls.kind: cls for cls in (Speed, Memory, Growth, Finding, Absent)}
+KINDS = {"speed": Speed, "memory": Memory, "growth": Growth, "note": Note, "not measured": NotMeasured}
+OLD_NAMES = {
+    **{"what": "case", "against": "baseline", "measured": "text", "wanted": "requirement", "reached": "is_met"},
+    **{"finding": "note", "absent": "not measured"},
+}
+"""Names of fields and kinds in results that were recorded before they were renamed; `read` accepts them."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A part's rows, and the machine that they were measured on."""
+    """The rows of one part, and the machine that they were measured on."""
 
     part: str
     machine: Machine
     rows: list[Row]
-
-
-def verdict(row: Row) -> str:
-    """What a report says of a row."""
-    if isinstance(row, Absent):
-        return "**not measured**"
-    return NONE if row.reached is None else REACHED if row.reached else MISSED
 
 
 def megabytes(size: float) -> str:
@@ -167,8 +180,9 @@ def megabytes(size: float) -> str:
 
 
 def write(result: Result, folder: Path) -> Path:
-    """Keep a result as JSON; a number is kept to four digits, as many as mean something."""
-    rows = [{"kind": row.kind, **asdict(row)} for row in result.rows]
+    """Write a result as JSON, floats with four significant digits."""
+    names = {cls: kind for kind, cls in KINDS.items()}
+    rows = [{"kind": names[type(row)], **asdict(row)} for row in result.rows]
     data = {"part": result.part, "machine": asdict(result.machine), "rows": rows}
     file = folder / f"{result.part}.json"
     file.write_text(json.dumps(_rounded(data), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -176,20 +190,21 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def read(file: Path) -> Result:
-    """A result that was kept."""
+    """Read a recorded result."""
     data = json.loads(file.read_text(encoding="utf-8"))
     return Result(data["part"], Machine(**data["machine"]), [_row(row) for row in data["rows"]])
 
 
 def read_all(folder: Path) -> dict[str, Result]:
-    """Every result in a folder, by its part."""
-    found: Iterable[Result] = map(read, sorted(folder.glob("*.json")))
-    return {result.part: result for result in found}
+    """All results in a folder, by part."""
+    return {file.stem: read(file) for file in sorted(folder.glob("*.json"))}
 
 
 def _row(data: dict[str, Any]) -> Row:
-    values = {name: Ratio(**value) if name in ("ratio", "control") else value for name, value in data.items()}
-    return KINDS[values.pop("kind")](**values)
+    values = {OLD_NAMES.get(name, name): value for name, value in data.items()}
+    cls = KINDS[OLD_NAMES.get(kind := values.pop("kind"), kind)]
+    values |= {name: Ratio(**values[name]) for name in ("ratio", "control") if name in values}
+    return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def _rounded(value: Any) -> Any:

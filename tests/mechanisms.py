@@ -1,14 +1,29 @@
-"""The mechanisms by their capabilities, for tests that need one."""
+"""The mechanisms by their capabilities and code paths, for tests that need one of each."""
 
 from __future__ import annotations
 
 from attnlab.catalog import registry
 from attnlab.nn.card import CAPABILITIES
 
+REPRESENTATIVES = [
+    "multihead",  # one kernel call
+    "sinks",  # a kernel of attnlab
+    "slidingwindow",  # an attention pattern
+    "strided",  # a pattern per head
+    "longformer",  # two attention maps and parameters of its own
+    "latent",  # two forms of the forward pass
+    "additive",  # other scores than products
+    "talkingheads",  # a function of all scores of a row
+    "forgetting",  # a decay
+    "linear",  # a scan
+]
+"""One mechanism per code path, for tests of code that all mechanisms share."""
 
-def supporting(*capabilities: str) -> list[str]:
+
+def supporting(*capabilities: str, among: list[str] | None = None) -> list[str]:
     """The names of the mechanisms that have all of these capabilities; there is at least one."""
     assert {*capabilities} <= CAPABILITIES.keys(), capabilities
-    names = [name for name in registry.names() if {*capabilities} <= {*registry.entry(name).card.supports}]
+    names = registry.names() if among is None else among
+    names = [name for name in names if {*capabilities} <= {*registry.entry(name).card.supports}]
     assert names
     return names

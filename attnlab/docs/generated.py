@@ -156,7 +156,7 @@ def _growth(results: Path) -> dict[str, tuple[str, str]]:
     for row in rows:
         lengths, values = row["lengths"], row["values"]
         power = math.log(values[-1] / values[0]) / math.log(lengths[-1] / lengths[0])
-        exponents.setdefault(row["what"], {})[row["quantity"]] = f"n^{power:.2f}"
+        exponents.setdefault(row["case"], {})[row["quantity"]] = f"n^{power:.2f}"
     return {name: (powers["time"], powers["peak memory"]) for name, powers in exponents.items()}
 
 

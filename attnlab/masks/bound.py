@@ -67,7 +67,7 @@ class BoundMask:
             raise ValueError(_misfit((mask.batch_size, mask.num_heads, queries, keys), (*shape, queries, keys)))
         self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
         self.conjuncts = mask.conjuncts
-        self.is_causal = mask.is_causal_only and queries == keys and offset == 0
+        self.is_causal = mask.is_causal_only and queries == keys and bool(offset == 0)  # no SymBool for the kernel
         self.allows_all = mask.is_causal_only and offset >= keys - 1
         self.can_fold = mask.stride > 1 and mask.by_position and queries == keys and offset == 0
         self._shape, self._device = shape, device

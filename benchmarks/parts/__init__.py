@@ -1,4 +1,1 @@
-"""What is measured: a file each, found by its presence.
-
-A part has a ``TITLE``, says in ``ABOUT`` what it compares, and yields its ``rows(pace)``.
-"""
+"""The parts of the benchmarks, one module each: a ``TITLE``, a description (``ABOUT``) and ``rows(timing)``."""

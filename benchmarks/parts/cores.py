@@ -1,10 +1,11 @@
-"""The cores, without projections: what is left out where a kernel would compute what nobody may look at."""
+"""Attention without projections: sliding windows, linear attention, short causal sequences and dropout."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,129 +15,114 @@ from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.pairing import Pace, Work, backward, forward, race
-from benchmarks.peers import Missing, load
-from benchmarks.results import Absent, Row, Speed
+from benchmarks.compare import speed_row
+from benchmarks.peers import MissingPeerError, load
+from benchmarks.results import NotMeasured, Row
+from benchmarks.timing import TimingConfig, backward, forward
 
-TITLE = "Windows, linear attention, short causal sequences, dropout"
+TITLE = "Sliding windows, linear attention, short causal sequences, dropout"
 ABOUT = (
-    "Batch 8 where there are up to 512 tokens and 1 beyond, 8 heads of 64, float32. The outputs are compared first, "
-    "where no chance is in them. The windows of local-attention: with `exact_windowsize=True` it looks 256 back, as "
-    "our `sliding_window(257)` does, and both give the same; by default it is cheaper, and a token sees 256 to 511 "
-    "back, by the place that it has in its block. performer-pytorch runs as it does on every CPU, without its CUDA "
-    "code, and with the cheapest features that it has (`no_projection=True`); ours computes the same features."
+    "Batch 8 up to 512 tokens and 1 beyond, 8 heads of 64, float32. The outputs are compared first, except with "
+    "dropout. *attention* is the op without projections. local-attention with `exact_windowsize=True` attends to 256 "
+    "previous keys, like our `sliding_window(257)`, and the outputs are equal; its default is cheaper, and a query "
+    "attends to 256 to 511 previous keys, depending on its position in its block. performer-pytorch runs without its "
+    "CUDA code and with its cheapest features (`no_projection=True`); ours computes the same features."
 )
 
-HEADS, WIDTH = 8, 64
+HEADS, HEAD_DIM = 8, 64
 WINDOW = 256
 
 
-def rows(pace: Pace, long: int = 8192, lengths: tuple[int, ...] = (64, 128, 256, 512)) -> Iterator[Row]:
-    """Windows, linear attention, short causal sequences, dropout."""
-    yield _window_layer(pace, long)
-    yield from _local(pace, long)
-    yield _linear(pace, long)
+def rows(timing: TimingConfig, long: int = 8192, lengths: tuple[int, ...] = (64, 128, 256, 512)) -> Iterator[Row]:
+    """Sliding windows, linear attention, short causal sequences, dropout."""
+    yield _window_layer(timing, long)
+    yield from _local(timing, long)
+    yield _linear(timing, long)
     for N in lengths:
         if N >= 128:
-            yield from _triangle(pace, N)
+            yield from _causal(timing, N)
     for N in lengths:
-        yield _dropout(pace, N)
+        q, k, v = _qkv(8, N)
+        ours = backward(partial(softmax_attention, q, k, v, dropout=0.1))
+        theirs = backward(partial(F.scaled_dot_product_attention, q, k, v, dropout_p=0.1))
+        case = f"dropout 0.1, {N} tokens, forward + backward"
+        yield speed_row(timing, case, "SDPA, dropout_p", ours, theirs, 1.25, "dropout")
 
 
-def _window_layer(pace: Pace, N: int) -> Row:
-    theirs = nn.MultiheadAttention(HEADS * WIDTH, HEADS, batch_first=True).eval()
-    ours = MultiAttention.from_torch(theirs, causal=True).eval()
-    x = torch.randn(1, N, HEADS * WIDTH)
-    triangle = nn.Transformer.generate_square_subsequent_mask(N)
+def _window_layer(timing: TimingConfig, N: int) -> Row:
+    layer = nn.MultiheadAttention(HEADS * HEAD_DIM, HEADS, batch_first=True).eval()
+    ours = MultiAttention.from_torch(layer, causal=True).eval()
+    x = torch.randn(1, N, HEADS * HEAD_DIM)
+    mask = nn.Transformer.generate_square_subsequent_mask(N)
 
-    def ask() -> Tensor:
-        return ours(x, mask=sliding_window(WINDOW))
-
-    def peer() -> Tensor:
-        out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=triangle, is_causal=True)[0]
+    def theirs() -> Tensor:
+        out: Tensor = layer(x, x, x, need_weights=False, attn_mask=mask, is_causal=True)[0]
         return out
 
-    # The first tokens see the same through a window as without it.
-    torch.testing.assert_close(ask()[:, :WINDOW], peer()[:, :WINDOW], rtol=1e-4, atol=1e-5)
-    what, against = f"window {WINDOW}, {N} tokens, the layer, forward", "nn.MultiheadAttention, causal"
-    return _compared(pace, what, against, 3.5, forward(ask), forward(peer), "window")
+    def windowed() -> Tensor:
+        return ours(x, mask=sliding_window(WINDOW))
+
+    # The first queries attend to the same keys with and without the window.
+    torch.testing.assert_close(windowed()[:, :WINDOW], theirs()[:, :WINDOW], rtol=1e-4, atol=1e-5)
+    case, baseline = f"window {WINDOW}, {N} tokens, layer, forward", "nn.MultiheadAttention, causal"
+    return speed_row(timing, case, baseline, forward(windowed), forward(theirs), 3.5, "window")
 
 
-def _local(pace: Pace, N: int) -> Iterator[Row]:
-    what = f"window {WINDOW}, {N} tokens, the core, forward"
+def _local(timing: TimingConfig, N: int) -> Iterator[Row]:
+    case = f"window {WINDOW}, {N} tokens, attention, forward"
     try:
         attention = load("local-attention").LocalAttention
-    except Missing as missing:
-        yield Absent(what, "local-attention", str(missing), "local")
+    except MissingPeerError as error:
+        yield NotMeasured(case, "local-attention", text=str(error), goal="local")
         return
-    q, k, v = torch.randn(3, 1, HEADS, N, WIDTH)
+    q, k, v = torch.randn(3, 1, HEADS, N, HEAD_DIM)
 
-    def ask(size: int) -> Tensor:
+    def windowed(size: int) -> Tensor:
         return softmax_attention(q, k, v, (causal() & sliding_window(size)).bind(N, shape=(1, HEADS)))
 
     for exact in (True, False):
-        theirs = attention(WINDOW, causal=True, exact_windowsize=exact, use_rotary_pos_emb=False)
-        own = WINDOW + 1 if exact else WINDOW
-        same = slice(None) if exact else slice(WINDOW)  # the first block sees the same either way
-        torch.testing.assert_close(ask(own)[:, :, same], theirs(q, k, v)[:, :, same], rtol=1e-4, atol=1e-5)
-        against = f"local-attention, {'exact_windowsize=True' if exact else 'as it comes'}"
-        ours, peer = forward(lambda own=own: ask(own)), forward(lambda theirs=theirs: theirs(q, k, v))  # type: ignore[misc]
-        yield _compared(pace, what, against, 2.5, ours, peer, "local")
+        ours = partial(windowed, WINDOW + 1 if exact else WINDOW)
+        theirs = partial(attention(WINDOW, causal=True, exact_windowsize=exact, use_rotary_pos_emb=False), q, k, v)
+        compared = slice(None) if exact else slice(WINDOW)  # the first block attends to the same keys in both
+        torch.testing.assert_close(ours()[:, :, compared], theirs()[:, :, compared], rtol=1e-4, atol=1e-5)
+        baseline = f"local-attention, {'exact_windowsize=True' if exact else 'default'}"
+        yield speed_row(timing, case, baseline, forward(ours), forward(theirs), 2.5, "local")
 
 
-def _linear(pace: Pace, N: int) -> Row:
-    """Softmax over the features of queries, exponentials of keys; the mean over what was seen, by a column of ones."""
-    what, against = f"linear attention, {N} tokens, the core, forward", "performer-pytorch, causal"
+def _linear(timing: TimingConfig, N: int) -> Row:
+    """Features: softmax of queries, exponentials of keys; a column of ones gives the normalizer."""
+    case, baseline = f"linear attention, {N} tokens, attention, forward", "performer-pytorch, causal"
     try:
         attention = load("performer-pytorch").FastAttention
-    except Missing as missing:
-        return Absent(what, against, str(missing), "linear")
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it has no CUDA code
-        theirs = attention(WIDTH, causal=True, no_projection=True)
-    q, k, v = torch.randn(3, 1, HEADS, N, WIDTH)
+    except MissingPeerError as error:
+        return NotMeasured(case, baseline, text=str(error), goal="linear")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has no CUDA code
+        layer = attention(HEAD_DIM, causal=True, no_projection=True)
+    q, k, v = torch.randn(3, 1, HEADS, N, HEAD_DIM)
 
-    def ask() -> Tensor:
+    def ours() -> Tensor:
         out, _ = linear_scan(q.softmax(-1), k.exp(), F.pad(v, (0, 1), value=1.0))
         return out[..., :-1] / out[..., -1:]
 
-    torch.testing.assert_close(ask(), theirs(q, k, v), rtol=1e-4, atol=1e-5)
-    return _compared(pace, what, against, 12.0, forward(ask), forward(lambda: theirs(q, k, v)), "linear")
+    theirs = partial(layer, q, k, v)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+    return speed_row(timing, case, baseline, forward(ours), forward(theirs), 12.0, "linear")
 
 
-def _triangle(pace: Pace, N: int) -> Iterator[Row]:
-    q, k, v = _heads(8, N)
+def _causal(timing: TimingConfig, N: int) -> Iterator[Row]:
+    q, k, v = _qkv(8, N)
 
-    def ask() -> Tensor:
+    def ours() -> Tensor:
         return softmax_attention(q, k, v, causal().bind(N, shape=(8, HEADS)))
 
-    def peer() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    torch.testing.assert_close(ask(), peer(), rtol=1e-4, atol=1e-5)
-    what, against = f"causal core, {N} tokens", "SDPA, is_causal"
-    yield _compared(pace, f"{what}, forward", against, 1.0, forward(ask), forward(peer))
-    yield _compared(pace, f"{what}, forward + backward", against, 1.0, backward(ask), backward(peer))
+    theirs = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+    for mode, run in {"forward": forward, "forward + backward": backward}.items():
+        case = f"causal attention, {N} tokens, {mode}"
+        yield speed_row(timing, case, "SDPA, is_causal", run(ours), run(theirs), 1.0)
 
 
-def _dropout(pace: Pace, N: int) -> Row:
-    q, k, v = _heads(8, N)
-
-    def ask() -> Tensor:
-        return softmax_attention(q, k, v, dropout=0.1)
-
-    def peer() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)
-
-    what = f"dropout 0.1, {N} tokens, forward + backward"
-    return _compared(pace, what, "SDPA, dropout_p", 1.25, backward(ask), backward(peer), "dropout")
-
-
-def _compared(pace: Pace, what: str, against: str, target: float, ours: Work, theirs: Work, goal: str = "") -> Row:
-    found, control = race(ours, {against: theirs}, pace)
-    return Speed(what, against, found[against], control, target, goal=goal)
-
-
-def _heads(B: int, N: int) -> list[Tensor]:
-    """Queries, keys and values as a layer has them: views into one projection."""
-    x = torch.randn(B, N, 3, HEADS, WIDTH, requires_grad=True)
+def _qkv(B: int, N: int) -> list[Tensor]:
+    """Queries, keys and values as views of one projection, as in a layer."""
+    x = torch.randn(B, N, 3, HEADS, HEAD_DIM, requires_grad=True)
     return [t.transpose(1, 2) for t in x.unbind(2)]

@@ -18,13 +18,13 @@ from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.pairing import Pace, Work, backward, forward, race
-from benchmarks.results import Absent, Row, Speed
+from benchmarks.results import NotMeasured, Row, Speed
+from benchmarks.timing import TimingConfig, Workload, backward, forward, time_interleaved
 
 TITLE = "On a GPU"
 ABOUT = (
-    "bfloat16 on one CUDA device; the outputs are compared first. Every clock reading waits for the device. A shape is "
-    "(batch, length, embed_dim, heads). SDPA, FlexAttention (compiled) and flash-attn take the same queries, keys and "
+    "bfloat16 on one CUDA device; the outputs are compared first. The clock synchronizes with the device. A shape is "
+    "(batch, length, embed_dim, heads). SDPA, FlexAttention (compiled) and flash-attn get the same queries, keys and "
     "values; `nn.MultiheadAttention` is a whole layer with the same parameters."
 )
 
@@ -34,7 +34,7 @@ FLASH = "flash-attn"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: shapes of whole layers, and the sizes of the other rows."""
+    """The shapes of whole layers, and the sizes of the other rows."""
 
     layers: tuple[tuple[int, int, int, int], ...] = ((32, 512, 512, 8), (8, 2048, 1024, 16), (1, 8192, 1024, 16))
     heads: int = 16
@@ -46,7 +46,7 @@ class Sizes:
 
 
 def missing() -> list[str]:
-    """What is not available here: without a CUDA device nothing is measured."""
+    """What this machine lacks; without a CUDA device nothing is measured."""
     lines = [] if torch.cuda.is_available() else ["no CUDA device: torch.cuda.is_available() is False"]
     if importlib.util.find_spec("flash_attn") is None:
         lines.append(f"{FLASH} is not installed: pip install flash-attn --no-build-isolation (its rows are left out)")
@@ -54,18 +54,18 @@ def missing() -> list[str]:
 
 
 def rows(
-    pace: Pace, sizes: Sizes = Sizes(), device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+    timing: TimingConfig, sizes: Sizes = Sizes(), device: str = "cuda", dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[Row]:
     """Layers, sliding windows, padded batches and decoding."""
     if device == "cuda":
-        pace = replace(pace, clock=_clock)
+        timing = replace(timing, clock=_clock)
     make = partial(torch.randn, device=device, dtype=dtype)
     for shape in sizes.layers:
         for is_causal in (False, True):
-            yield from _layer(pace, shape, is_causal, make)
-    yield from _window(pace, sizes, make)
-    yield from _padded(pace, sizes, make)
-    yield from _decoding(pace, sizes, make)
+            yield from _layer(timing, shape, is_causal, make)
+    yield from _window(timing, sizes, make)
+    yield from _padded(timing, sizes, make)
+    yield from _decoding(timing, sizes, make)
 
 
 def _clock() -> float:
@@ -73,15 +73,19 @@ def _clock() -> float:
     return time.perf_counter()
 
 
-def _layer(pace: Pace, shape: tuple[int, int, int, int], is_causal: bool, make: Callable[..., Tensor]) -> Iterator[Row]:
+def _layer(
+    timing: TimingConfig, shape: tuple[int, int, int, int], is_causal: bool, make: Callable[..., Tensor]
+) -> Iterator[Row]:
     B, N, D, H = shape
     x = make(B, N, D, requires_grad=True)
     ours = MultiAttention(D, H, causal=is_causal, device=x.device, dtype=x.dtype)
     theirs = ours.to_torch()
-    triangle = nn.Transformer.generate_square_subsequent_mask(N, device=x.device, dtype=x.dtype) if is_causal else None
+    causal_mask = (
+        nn.Transformer.generate_square_subsequent_mask(N, device=x.device, dtype=x.dtype) if is_causal else None
+    )
 
     def torch_layer() -> Tensor:
-        out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=triangle, is_causal=is_causal)[0]
+        out: Tensor = theirs(x, x, x, need_weights=False, attn_mask=causal_mask, is_causal=is_causal)[0]
         return out
 
     def layer_of(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
@@ -97,12 +101,12 @@ def _layer(pace: Pace, shape: tuple[int, int, int, int], is_causal: bool, make: 
     }
     if (flash := _flash(x)) is not None:
         peers[FLASH] = layer_of(_heads_second(partial(flash.flash_attn_func, causal=is_causal)))
-    what = f"layer {shape}{', causal' if is_causal else ''}"
-    yield from _compared(pace, f"{what}, forward", lambda: ours(x), peers, forward)
-    yield from _compared(pace, f"{what}, forward + backward", lambda: ours(x), peers, backward)
+    case = f"layer {shape}{', causal' if is_causal else ''}"
+    yield from _compared(timing, f"{case}, forward", lambda: ours(x), peers, forward)
+    yield from _compared(timing, f"{case}, forward + backward", lambda: ours(x), peers, backward)
 
 
-def _window(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+def _window(timing: TimingConfig, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
     N, H, window = sizes.length, sizes.heads, sizes.window
     q, k, v = (make(1, H, N, sizes.head_dim) for _ in range(3))
     mask = (causal() & sliding_window(window)).bind(N, shape=(1, H), device=q.device)
@@ -116,11 +120,11 @@ def _window(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[R
     allowed = mask.mask.materialize(N, device=q.device) if N <= 4096 else None
     if allowed is not None:
         peers["SDPA with a mask"] = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=allowed)
-    what = f"causal window of {window}, {N} tokens, forward"
-    yield from _compared(pace, what, lambda: softmax_attention(q, k, v, mask), peers, forward)
+    case = f"causal window of {window}, {N} tokens, forward"
+    yield from _compared(timing, case, lambda: softmax_attention(q, k, v, mask), peers, forward)
 
 
-def _padded(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+def _padded(timing: TimingConfig, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
     lengths = torch.tensor(sizes.padded, device=make(1).device)
     B, N, D = len(sizes.padded), max(sizes.padded), sizes.heads * sizes.head_dim
     x = make(B, N, D)
@@ -145,11 +149,11 @@ def _padded(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[R
 
         peers[f"{FLASH}, variable length"] = packed
     share = sum(sizes.padded) / (B * N)
-    what = f"{B} sequences padded to {N}, {share:.0%} real, layer, forward"
-    yield from _compared(pace, what, lambda: zeroed(ours(x, mask=mask)), peers, forward)
+    case = f"{B} sequences padded to {N}, {share:.0%} real, layer, forward"
+    yield from _compared(timing, case, lambda: zeroed(ours(x, mask=mask)), peers, forward)
 
 
-def _decoding(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
+def _decoding(timing: TimingConfig, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator[Row]:
     N, H, D = sizes.cached, sizes.heads, sizes.heads * sizes.head_dim
     x = make(1, N + 1, D)
     ours = MultiAttention(D, H, causal=True, device=x.device, dtype=x.dtype).eval()
@@ -175,38 +179,38 @@ def _decoding(pace: Pace, sizes: Sizes, make: Callable[..., Tensor]) -> Iterator
     peers = {"SDPA on a preallocated cache": step_of(F.scaled_dot_product_attention)}
     if (flash := _flash(x)) is not None:
         peers[f"{FLASH}, KV cache"] = step_of(_heads_second(flash.flash_attn_with_kvcache))
-    yield from _compared(pace, f"one token after {N}, layer", step, peers, forward)
+    yield from _compared(timing, f"one token after {N}, layer", step, peers, forward)
 
 
 def _compared(
-    pace: Pace,
-    what: str,
+    timing: TimingConfig,
+    case: str,
     ours: Callable[[], Tensor],
     peers: Mapping[str, Callable[[], Tensor]],
-    way: Callable[[Callable[[], Tensor]], Work],
+    mode: Callable[[Callable[[], Tensor]], Workload],
 ) -> Iterator[Row]:
-    """A row per peer: the outputs first, then the paired times."""
+    """Compare the outputs, then the times: one row per peer."""
     with torch.no_grad():
         expected = ours()
         tolerance = 2e-2 if expected.dtype == torch.bfloat16 else 1e-4
         for run in peers.values():
             torch.testing.assert_close(run(), expected, rtol=tolerance, atol=tolerance)
     if peers:
-        found, control = race(way(ours), {name: way(run) for name, run in peers.items()}, pace)
-        yield from (Speed(what, name, ratio, control, None) for name, ratio in found.items())
+        ratios, control = time_interleaved(mode(ours), {name: mode(run) for name, run in peers.items()}, timing)
+        yield from (Speed(case, name, ratio=ratio, control=control) for name, ratio in ratios.items())
     if not any(name.startswith(FLASH) for name in peers):
-        yield Absent(what, FLASH, f"{FLASH} is not installed, or there is no CUDA device")
+        yield NotMeasured(case, FLASH, text=f"{FLASH} is not installed, or there is no CUDA device")
 
 
 def _flash(x: Tensor) -> Any:
-    """The module flash_attn, where it is installed and the tensors are on a CUDA device."""
+    """The module flash_attn, None if it is not installed or the tensor is not on a CUDA device."""
     if not x.is_cuda or importlib.util.find_spec("flash_attn") is None:
         return None
     return importlib.import_module("flash_attn")
 
 
 def _heads_second(attend: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """flash-attn takes (B, N, H, d); this takes and returns (B, H, N, d)."""
+    """Call a function of flash-attn, which takes (B, N, H, d), with tensors (B, H, N, d)."""
     return lambda q, k, v: attend(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 

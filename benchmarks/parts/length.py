@@ -13,15 +13,15 @@ from attnlab.checks import allocations
 from attnlab.masks import sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
-from benchmarks.pairing import Pace, forward, seconds
 from benchmarks.results import Growth, Memory, Row
+from benchmarks.timing import TimingConfig, forward, median_seconds
 
 TITLE = "Growth with the length"
 ABOUT = (
-    "A forward pass of one sequence, embed_dim 512, 8 heads of 64, in eval mode under `inference_mode`. All layers "
-    "and lengths take turns; the median counts. The linear layer has the same projections around `linear_scan` "
-    "(Katharopoulos et al. 2020: elu + 1 of queries and keys). Peak memory is what a pass allocates at its most "
-    "beyond weights and input, from every allocation and release that PyTorch's profiler saw."
+    "A forward pass of one sequence, embed_dim 512, 8 heads of 64, in eval mode under `inference_mode`; medians of "
+    "interleaved runs. The linear layer has the same projections and `linear_scan` (Katharopoulos et al. 2020: "
+    "elu + 1 of queries and keys). Peak memory is the maximum that a pass allocates in addition to parameters and "
+    "input, from every allocation and release that the profiler of PyTorch records."
 )
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -33,7 +33,7 @@ FULL, WINDOWED, LINEAR = "softmax, causal", f"window {WINDOW}, causal", "linear,
 
 
 class LinearAttention(nn.Module):
-    """``φ(q) · Σ φ(k) v / φ(q) · Σ φ(k)`` over what was seen, between the projections of the other layers."""
+    """Causal linear attention with the projections of the other layers; a column of ones gives the normalizer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class LinearAttention(nn.Module):
         return self.output(heads.transpose(1, 2).flatten(2))
 
 
-def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
-    """The curves of time and of memory, and the memory beside theirs at the longest."""
+def rows(timing: TimingConfig, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
+    """Time and peak memory by length, and the peak memory of full attention at the longest."""
     theirs = nn.MultiheadAttention(D, H, batch_first=True).eval()
     ours, causal = (MultiAttention.from_torch(theirs, causal=causal).eval() for causal in (False, True))
     layers: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,16 +60,14 @@ def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Row]:
     shortest, longest = inputs[lengths[0]], inputs[lengths[-1]]
     with torch.inference_mode():
         torch.testing.assert_close(ours(shortest), layers[THEIRS](shortest), rtol=1e-4, atol=1e-5)
-    works = {(name, N): forward(partial(run, x)) for name, run in layers.items() for N, x in inputs.items()}
-    times = seconds(works, pace)
-    peaks = {key: allocations.peak(work) for key, work in works.items()}
+    workloads = {(name, N): forward(partial(layer, x)) for name, layer in layers.items() for N, x in inputs.items()}
+    times = median_seconds(workloads, timing)
+    peaks = {key: allocations.peak(workload) for key, workload in workloads.items()}
     for quantity, values in {"time": times, "peak memory": peaks}.items():
         for name in layers:
             curve = [values[name, N] for N in lengths]
-            bounded = name in (WINDOWED, LINEAR)
-            yield Growth(
-                name, quantity, list(lengths), curve, LIMIT if bounded else None, goal="growth" if bounded else ""
-            )
-    what, against = f"the layer, {lengths[-1]:,} tokens, peak memory", f"{THEIRS}, its fast path"
+            limit, goal = (LIMIT, "growth") if name in (WINDOWED, LINEAR) else (None, "")
+            yield Growth(name, quantity=quantity, lengths=list(lengths), values=curve, limit=limit, goal=goal)
+    case, baseline = f"peak memory of the layer, {lengths[-1]:,} tokens", f"{THEIRS}, fast path"
     peak = allocations.peak(forward(partial(ours, longest)))
-    yield Memory(what, against, peak, int(peaks[THEIRS, lengths[-1]]), 15.0, "memory")
+    yield Memory(case, baseline, ours=peak, theirs=int(peaks[THEIRS, lengths[-1]]), target=15.0, goal="memory")

@@ -1,4 +1,4 @@
-"""Padded batches: the real tokens alone, against the whole batch under a mask."""
+"""Padded batches: ours computes only the real tokens, theirs the whole batch with a mask."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from torch import Tensor, nn
 
 from attnlab.masks import padding
 from attnlab.models.multihead import MultiAttention
-from benchmarks.pairing import Pace, Work, backward, forward, race
-from benchmarks.results import Row, Speed
+from benchmarks.compare import speed_row
+from benchmarks.results import Row
+from benchmarks.timing import TimingConfig, backward, forward
 
 TITLE = "Padded batches"
 ABOUT = (
-    "A batch of 8 sequences padded to 512 tokens, 56 % of them real, embed_dim 512, 8 heads: our layer under "
-    "`padding(lengths, mask_queries=True)`, `nn.MultiheadAttention` under the same `key_padding_mask`, with the same "
-    "weights. The outputs of the real tokens are compared first."
+    "A batch of 8 sequences padded to 512 tokens, 56 % of them real, embed_dim 512, 8 heads: our layer with "
+    "`padding(lengths, mask_queries=True)`, `nn.MultiheadAttention` with the same `key_padding_mask` and the same "
+    "parameters. The outputs of the real tokens are compared first."
 )
 
 LENGTHS = (512, 100, 300, 450, 64, 200, 290, 380)
-"""Of 512: 56 % of the tokens are real."""
+"""56 % of the tokens are real."""
 
 
-def rows(pace: Pace, lengths: tuple[int, ...] = LENGTHS, D: int = 512, H: int = 8) -> Iterator[Row]:
-    """Training and eval mode; what theirs does in eval mode is another path altogether."""
+def rows(timing: TimingConfig, lengths: tuple[int, ...] = LENGTHS, D: int = 512, H: int = 8) -> Iterator[Row]:
+    """Training mode, and eval mode, where ``nn.MultiheadAttention`` uses its fast path."""
     real, N = torch.tensor(lengths), max(lengths)
-    theirs = nn.MultiheadAttention(D, H, batch_first=True)
-    ours = MultiAttention.from_torch(theirs)
-    ignore = torch.arange(N) >= real[:, None]
+    layer = nn.MultiheadAttention(D, H, batch_first=True)
+    ours = MultiAttention.from_torch(layer)
+    ignored = torch.arange(N) >= real[:, None]
     x = torch.randn(len(lengths), N, D, requires_grad=True)
 
-    def ask() -> Tensor:
+    def padded() -> Tensor:
         return ours(x, mask=padding(real, mask_queries=True))
 
-    def peer() -> Tensor:
-        out: Tensor = theirs(x, x, x, key_padding_mask=ignore, need_weights=False)[0]
+    def theirs() -> Tensor:
+        out: Tensor = layer(x, x, x, key_padding_mask=ignored, need_weights=False)[0]
         return out
 
-    def compared(what: str, mode: str, target: float, a: Work, b: Work, goal: str = "") -> Speed:
-        against = f"nn.MultiheadAttention, key_padding_mask, {mode}"
-        found, control = race(a, {against: b}, pace)
-        return Speed(f"padded to {N}, {what}", against, found[against], control, target, goal=goal)
-
-    torch.testing.assert_close(ask()[~ignore], peer()[~ignore], rtol=1e-4, atol=1e-5)
-    yield compared("forward + backward", "training", 2.0, backward(ask), backward(peer), "padded-training")
-    yield compared("forward", "training", 2.0, forward(ask), forward(peer))
-    ours.eval(), theirs.eval()
-    yield compared("forward, eval", "its fast path", 4.0, forward(ask), forward(peer), "padded-eval")
+    torch.testing.assert_close(padded()[~ignored], theirs()[~ignored], rtol=1e-4, atol=1e-5)
+    baseline, case = "nn.MultiheadAttention, key_padding_mask", f"padded to {N}, forward"
+    both = backward(padded), backward(theirs)
+    yield speed_row(timing, f"{case} + backward", f"{baseline}, training", *both, 2.0, "padded-training")
+    yield speed_row(timing, case, f"{baseline}, training", forward(padded), forward(theirs), 2.0)
+    ours.eval(), layer.eval()
+    both = forward(padded), forward(theirs)
+    yield speed_row(timing, f"{case}, eval", f"{baseline}, fast path", *both, 4.0, "padded-eval")

@@ -1,4 +1,4 @@
-"""How long a command takes before it says anything, beside starting Python and beside importing torch."""
+"""The duration of short commands, relative to importing torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.pairing import Pace
-from benchmarks.results import Finding, Row
+from benchmarks.results import Note, Row
+from benchmarks.timing import TimingConfig
 
 OURS = {"python main.py --help": ["main.py", "--help"], "attnlab models": ["-m", "attnlab", "models"]}
 TORCH = "python -c 'import torch'"
@@ -18,21 +18,22 @@ TARGET = 0.5
 """Seconds, on an idle core."""
 
 TITLE = "Start-up"
-ABOUT = "Medians, taken in turn; the first of each warms the file cache and does not count."
+ABOUT = "Medians of interleaved runs; the first run of each command warms the file cache and is not counted."
 
 
-def rows(pace: Pace) -> Iterator[Row]:
-    """What each command takes of the time that importing torch takes."""
+def rows(timing: TimingConfig) -> Iterator[Row]:
+    """The duration of each command relative to importing torch."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for run in range(2 * pace.least):
-        for name, words in COMMANDS.items():
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+    for run in range(2 * timing.min_rounds):
+        for name, arguments in COMMANDS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             if run:
-                times[name].append(time.perf_counter() - began)
-    found = {name: statistics.median(values) for name, values in times.items()}
-    for name, value in found.items():
-        share = value / found[TORCH]
-        wanted, reached = (f"{TARGET} s", value < TARGET) if name in OURS else ("", None)
-        measured = f"{share:.2f} of importing torch"
-        yield Finding(f"`{name}`", measured, wanted, reached, {"share": share, "seconds": value})
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, seconds in medians.items():
+        share = seconds / medians[TORCH]
+        requirement, is_met = (f"{TARGET} s", seconds < TARGET) if name in OURS else ("", None)
+        values = {"share": share, "seconds": seconds}
+        text = f"{share:.2f} of importing torch"
+        yield Note(f"`{name}`", text=text, requirement=requirement, is_met=is_met, values=values)

@@ -1,1 +1,1 @@
-"""How each peer is asked: one file a package, a class a layer, with what its own documentation says to give it."""
+"""Adapters that call the layers of other libraries as their documentation describes: one module per package."""

@@ -1,6 +1,8 @@
-"""fightingcv-attention, a collection for vision; these of it take a sequence of vectors."""
+"""The layers of fightingcv-attention that take a sequence of vectors."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fightingcv_attention.attention.ExternalAttention import ExternalAttention as TheirExternal
 from fightingcv_attention.attention.MobileViTv2Attention import MobileViTv2Attention as TheirMobile
@@ -8,78 +10,69 @@ from fightingcv_attention.attention.MUSEAttention import MUSEAttention as TheirM
 from fightingcv_attention.attention.SelfAttention import ScaledDotProductAttention as TheirScaled
 from fightingcv_attention.attention.SimplifiedSelfAttention import SimplifiedScaledDotProductAttention
 from fightingcv_attention.attention.UFOAttention import UFOAttention as TheirUfo
-from torch import Tensor, nn
+from torch import Tensor
+
+from peers.adapters.base import Adapter
 
 
-class Layer(nn.Module):
-    """Asked with queries, keys and values that are the same, as on their page."""
+def sizes(dim: int, heads: int, dropout: float) -> dict[str, Any]:
+    """The arguments that most of the layers share."""
+    return {"d_model": dim, "d_k": dim, "d_v": dim, "h": heads, "dropout": dropout}
 
-    inner: nn.Module
+
+class SelfAttention(Adapter):
+    """Passes the input as queries, keys and values."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to the same."""
+        """(B, N, D) to (B, N, D)."""
         return self.inner(x, x, x)
 
 
-class Masked(Layer):
-    """Takes a mask, (B, 1, N, N) here; theirs says True for *may not look*."""
+class Masked(Adapter):
+    """Passes an ``attention_mask``, True for *do not attend*."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) to the same; ``mask`` (B, N, N)."""
+        """(B, N, D) to (B, N, D); ``mask`` (B, N, N), True for *attend*."""
         return self.inner(x, x, x, attention_mask=None if mask is None else ~mask[:, None])
 
 
 class ScaledDotProductAttention(Masked):
-    """Attention Is All You Need."""
+    """Multi-head attention."""
 
     def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = TheirScaled(d_model=dim, d_k=dim, d_v=dim, h=heads, dropout=dropout)
+        super().__init__(TheirScaled(**sizes(dim, heads, dropout)))
 
 
 class SimplifiedAttention(Masked):
-    """The same without projections of queries, keys and values."""
+    """Multi-head attention without projections of queries, keys and values."""
 
     def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = SimplifiedScaledDotProductAttention(d_model=dim, h=heads, dropout=dropout)
+        super().__init__(SimplifiedScaledDotProductAttention(d_model=dim, h=heads, dropout=dropout))
 
 
-class MUSEAttention(Layer):
-    """Attention beside convolutions of three qkv_sizes."""
-
-    def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = TheirMuse(d_model=dim, d_k=dim, d_v=dim, h=heads, dropout=dropout)
-
-
-class UFOAttention(Layer):
-    """Without a softmax."""
+class MUSEAttention(SelfAttention):
+    """Attention and convolutions of three sizes in parallel."""
 
     def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = TheirUfo(d_model=dim, d_k=dim, d_v=dim, h=heads, dropout=dropout)
+        super().__init__(TheirMuse(**sizes(dim, heads, dropout)))
 
 
-class Alone(Layer):
-    """Asked with the sequence alone."""
+class UFOAttention(SelfAttention):
+    """Attention without softmax."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to the same."""
-        return self.inner(x)
+    def __init__(self, dim: int, heads: int = 1, dropout: float = 0.0) -> None:
+        super().__init__(TheirUfo(**sizes(dim, heads, dropout)))
 
 
-class ExternalAttention(Alone):
-    """Looks at a memory; the sequence only normalizes."""
+class ExternalAttention(Adapter):
+    """Attends to a learned memory."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.inner = TheirExternal(d_model=dim, S=8)
+        super().__init__(TheirExternal(d_model=dim, S=8))
 
 
-class MobileViTv2Attention(Alone):
-    """One context for all tokens."""
+class MobileViTv2Attention(Adapter):
+    """One context vector for all tokens."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.inner = TheirMobile(d_model=dim)
+        super().__init__(TheirMobile(d_model=dim))

@@ -1,51 +1,65 @@
-"""The attention layers of transformers, with the masks that their models give them: (B, 1, N, N), 0 for *may look*."""
+"""Attention layers of transformers, with the additive masks (B, 1, N, N) that their models pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig
+from transformers import BertConfig, CLIPVisionConfig, GPT2Config, LlamaConfig, MistralConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 
+from peers.adapters.base import Adapter, split_projection
 
-class Layer(nn.Module):
-    """Asks ``inner`` with the mask of additive numbers that their models make of a Boolean one."""
+if TYPE_CHECKING:
+    from attnlab.models.multihead import MultiAttention
 
-    inner: nn.Module
-    looks_back = False
+
+class MaskedAdapter(Adapter):
+    """Passes the additive mask that their models make of a Boolean one."""
+
+    is_decoder = False
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) to the same; ``mask`` (B, N, N), True for *may look*."""
-        return self.ask(x, mask)[0]
+        """(B, N, D) to (B, N, D); ``mask`` (B, N, N), True for *attend*."""
+        return self.call(x, mask)[0]
 
-    def ask(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What they return: the output, and the weights of the eager implementation."""
-        return self.inner(x, attention_mask=self.additive(x, mask))
+    def call(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The output, and the attention weights of the eager implementation."""
+        return self.inner(x, attention_mask=self.additive_mask(x, mask))
 
-    def additive(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Zero for *may look*, the smallest number of the dtype for *may not*, the future among it in a decoder."""
-        if self.looks_back:
+    def additive_mask(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """0 for *attend*, the most negative value of the dtype for *do not attend*; causal in a decoder."""
+        if self.is_decoder:
             past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
             mask = past if mask is None else past & mask
         if mask is None:
             return None
-        smallest = torch.finfo(x.dtype).min
-        return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, smallest)[:, None]
+        lowest = torch.finfo(x.dtype).min
+        return torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, lowest)[:, None]
 
 
-class Shown(Layer):
-    """One that shows its weights, as ``attn_implementation="eager"`` does."""
+class AdapterWithWeights(MaskedAdapter):
+    """Returns the attention weights, as ``attn_implementation="eager"`` does."""
 
     def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, H, N, N)."""
-        return self.ask(x, mask)[1]
+        return self.call(x, mask)[1]
+
+
+class Decoder(AdapterWithWeights):
+    """A layer of a decoder: its model passes the causal mask."""
+
+    is_decoder, causal = True, True
 
 
 def bert(hidden_size: int, heads: int, dropout: float, implementation: str) -> nn.Module:
-    """BERT's self-attention, without the projection that follows it."""
+    """The self-attention of BERT, without the projection that follows it."""
     config = BertConfig(
         hidden_size=hidden_size,
         num_attention_heads=heads,
@@ -55,69 +69,96 @@ def bert(hidden_size: int, heads: int, dropout: float, implementation: str) -> n
     return BertSelfAttention(config)
 
 
-class BertEager(Shown):
+class BertEager(AdapterWithWeights):
     """``BertSelfAttention``, ``attn_implementation="eager"``."""
 
     def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = bert(hidden_size, num_heads, dropout, "eager")
+        super().__init__(bert(hidden_size, num_heads, dropout, "eager"))
 
 
-class BertSdpa(Layer):
+class BertSdpa(MaskedAdapter):
     """``BertSelfAttention``, ``attn_implementation="sdpa"``."""
 
     def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.inner = bert(hidden_size, num_heads, dropout, "sdpa")
-
-
-class Decoder(Shown):
-    """A layer of a decoder: its model gives it the causal mask."""
-
-    looks_back, causal = True, True
+        super().__init__(bert(hidden_size, num_heads, dropout, "sdpa"))
 
 
 class Gpt2(Decoder):
-    """``GPT2Attention``, eager."""
+    """``GPT2Attention``: one projection of queries, keys and values."""
 
-    def __init__(self, n_embd: int, n_head: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, n_embd: int, n_head: int = 1, dropout: float = 0.0, implementation: str = "eager") -> None:
         config = GPT2Config(
-            n_embd=n_embd, n_head=n_head, attn_pdrop=dropout, resid_pdrop=0.0, attn_implementation="eager"
+            n_embd=n_embd, n_head=n_head, attn_pdrop=dropout, resid_pdrop=0.0, attn_implementation=implementation
         )
-        self.inner = GPT2Attention(config, layer_idx=0)
+        super().__init__(GPT2Attention(config, layer_idx=0))
+
+    @classmethod
+    def from_attnlab(cls, ours: MultiAttention) -> Gpt2:
+        """The layer with the parameters of ours and ``attn_implementation="sdpa"``."""
+        layer = cls(ours.embed_dim, ours.num_heads, implementation="sdpa")
+        with torch.no_grad():
+            for theirs, linear in ((layer.inner.c_attn, ours.qkv), (layer.inner.c_proj, ours.output)):
+                theirs.weight.copy_(linear.weight.T)
+                theirs.bias.copy_(linear.bias)
+        return layer
+
+
+class Clip(MaskedAdapter):
+    """``CLIPAttention``, ``attn_implementation="sdpa"``: four projections with biases."""
+
+    def __init__(self, hidden_size: int, num_heads: int = 1, causal: bool = False, dropout: float = 0.0) -> None:
+        config = CLIPVisionConfig(
+            hidden_size=hidden_size,
+            num_attention_heads=num_heads,
+            attention_dropout=dropout,
+            attn_implementation="sdpa",
+        )
+        super().__init__(CLIPAttention(config))
+        self.inner.is_causal = self.is_decoder = self.causal = causal
+
+    @classmethod
+    def from_attnlab(cls, ours: MultiAttention) -> Clip:
+        """The layer with the parameters of ours."""
+        layer = cls(ours.embed_dim, ours.num_heads, causal=ours.causal)
+        split_projection(ours.qkv, [layer.inner.q_proj, layer.inner.k_proj, layer.inner.v_proj])
+        split_projection(ours.output, [layer.inner.out_proj])
+        return layer
+
+    def fastest_call(self, length: int) -> Callable[[Tensor], Tensor]:
+        """The call that is timed: without a mask, SDPA is called with ``is_causal``."""
+        return lambda x: self.inner(x)[0]
 
 
 class Rotary(Decoder):
-    """A layer that wants the cosines and sines of its places, which its model computes once for all layers."""
+    """Passes the cosines and sines of the positions, which the model computes once for all layers."""
 
-    places: nn.Module
+    def __init__(self, inner: nn.Module, rotation: nn.Module) -> None:
+        super().__init__(inner)
+        self.rotation = rotation
 
-    def ask(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """With the places counted from the beginning of the row."""
-        turns = self.places(x, torch.arange(x.shape[1], device=x.device)[None])
-        return self.inner(x, position_embeddings=turns, attention_mask=self.additive(x, mask))
+    def call(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Positions start at 0 in each row."""
+        cos_sin = self.rotation(x, torch.arange(x.shape[1], device=x.device)[None])
+        return self.inner(x, position_embeddings=cos_sin, attention_mask=self.additive_mask(x, mask))
 
 
 class Llama(Rotary):
     """``LlamaAttention``, eager."""
 
     def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
         config = LlamaConfig(
             hidden_size=hidden_size,
             num_attention_heads=num_heads,
             attention_dropout=dropout,
             attn_implementation="eager",
         )
-        self.inner, self.places = LlamaAttention(config, layer_idx=0), LlamaRotaryEmbedding(config)
+        super().__init__(LlamaAttention(config, layer_idx=0), LlamaRotaryEmbedding(config))
 
 
 class Mistral(Rotary):
-    """``MistralAttention``, eager, grouped queries; the window is longer than what it is asked with."""
+    """``MistralAttention``, eager, one key and value head; the window is longer than the sequences of the suite."""
 
     def __init__(self, hidden_size: int, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
         config = MistralConfig(
             hidden_size=hidden_size,
             num_attention_heads=num_heads,
@@ -126,4 +167,4 @@ class Mistral(Rotary):
             attention_dropout=dropout,
             attn_implementation="eager",
         )
-        self.inner, self.places = MistralAttention(config, layer_idx=0), MistralRotaryEmbedding(config)
+        super().__init__(MistralAttention(config, layer_idx=0), MistralRotaryEmbedding(config))

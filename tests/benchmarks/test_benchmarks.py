@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, reports and page; no time is judged here."""
+"""The timing, the reports and the page of the benchmarks; no test depends on a measured time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,131 +18,113 @@ from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
 from benchmarks import machine, page, picture, report, results
 from benchmarks.goals import GOALS
-from benchmarks.pairing import Pace, Ratio, race, seconds
+from benchmarks.machine import Machine
 from benchmarks.parts import cores, decoding, gpu, layers, length, mechanisms, padding
-from benchmarks.peers import PEERS
-from benchmarks.results import Absent, Finding, Growth, Memory, Result, Row, Speed
+from benchmarks.peers import PACKAGES, module_of
+from benchmarks.results import Growth, Memory, Note, NotMeasured, Result, Row, Speed
+from benchmarks.timing import Ratio, TimingConfig, median_seconds, time_interleaved
 
-TINY = Pace(sample=0.0, seconds=0.0, least=3, most=3)
+TINY = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=3, max_rounds=3)
 
 GPU_SIZES = gpu.Sizes(((2, 13, 24, 3),), heads=3, head_dim=8, length=67, window=11, cached=29, padded=(13, 7, 5))
 
-SMALL: dict[str, Callable[[Pace], Iterator[Row]]] = {
-    "layers": lambda pace: layers.rows(pace, [(2, 7, 24, 3)]),
-    "padding": lambda pace: padding.rows(pace, (7, 5, 3), 24, 3),
-    "cores": lambda pace: cores.rows(pace, 512, (128,)),
-    "decoding": lambda pace: decoding.rows(pace, 5),
-    "length": lambda pace: length.rows(pace, (16, 32)),
-    "mechanisms": lambda pace: mechanisms.rows(pace, (16, 32), ("multihead", "slidingwindow")),
+SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
+    "layers": (6, lambda timing: layers.rows(timing, [(2, 7, 24, 3)])),
+    "padding": (0, lambda timing: padding.rows(timing, (7, 5, 3), 24, 3)),
+    "cores": (2, lambda timing: cores.rows(timing, 512, (128,))),
+    "decoding": (2, lambda timing: decoding.rows(timing, 5)),
+    "length": (0, lambda timing: length.rows(timing, (16, 32))),
+    "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), ("multihead", "slidingwindow"))),
 }
+"""For each part the number of rows that need other packages, and its rows at small sizes."""
+
+RECORDED = results.read_all(report.RESULTS)
+NOTES = page.NOTES.read_text("utf-8")
 
 
-# What is kept in this repository
+# The recorded results
 
 
-def test_the_page_is_what_the_results_make() -> None:
-    made = page.page(results.read_all(report.RESULTS), page.NOTES.read_text("utf-8"))
-    assert page.PAGE.read_text("utf-8") == made, "make it anew with: python -m benchmarks page"
-
-
-RECORDED = sorted(file.stem for file in report.RESULTS.glob("*.json"))
+def test_page_is_up_to_date() -> None:
+    assert page.PAGE.read_text("utf-8") == page.page(RECORDED, NOTES), "generate it with: python -m benchmarks page"
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_report_is_what_its_numbers_make(name: str) -> None:
-    result = results.read(report.RESULTS / f"{name}.json")
-    assert (report.RESULTS / f"{name}.md").read_text("utf-8") == report.markdown(result, report.load(name))
+def test_report_is_up_to_date(name: str) -> None:
+    expected = report.markdown(RECORDED[name], report.load(name))
+    assert (report.RESULTS / f"{name}.md").read_text("utf-8") == expected, "run: python -m benchmarks page"
 
 
-def test_results_goals_and_the_readme_name_the_parts_that_there_are() -> None:
-    there = set(report.names())
-    assert there - {"gpu"} <= set(RECORDED) <= there
-    assert {goal.part for goal in GOALS} <= there
+def test_results_goals_and_readme_name_the_same_parts() -> None:
+    names = set(report.names())
+    assert names - {"gpu"} <= set(RECORDED) <= names
+    assert {goal.part for goal in GOALS} <= names
     readme = (Path(report.__file__).parent / "README.md").read_text("utf-8")
     assert set(re.findall(r"\(results/(\w+)\.md\)", readme)) == set(RECORDED)
-    assert all(f"`{name}`" in readme for name in there)
-    assert (page.PAGE.parent / "pictures" / page.PICTURE.name).is_file()
+    assert all(f"`{name}`" in readme for name in names)
+    assert page.PICTURE.is_file()
 
 
-def test_every_goal_is_served_and_every_miss_explained() -> None:
-    found, notes = results.read_all(report.RESULTS), page.NOTES.read_text("utf-8")
-    served = {goal.key: page.served(goal, found) for goal in GOALS}
-    assert [key for key, rows in served.items() if not rows] == []
-    carried = {row.goal for result in found.values() for row in result.rows if row.goal}
-    assert carried <= set(served)
-    missed = [key for key, rows in served.items() if any(row.reached is False for row in rows)]
-    assert [key for key in missed if not page.note(key, notes)] == [], "say why in benchmarks/notes.md"
+def test_every_goal_has_rows_and_every_miss_a_note() -> None:
+    rows = {goal.key: page.rows_of(goal, RECORDED) for goal in GOALS}
+    assert [key for key, of_goal in rows.items() if not of_goal] == []
+    assert {row.goal for result in RECORDED.values() for row in result.rows} <= {"", *rows}
+    missed = [key for key, of_goal in rows.items() if any(row.met is False for row in of_goal)]
+    assert [key for key in missed if not page.note(key, NOTES)] == [], "add the reason to benchmarks/notes.md"
 
 
-# The race
+# Timing
 
 
 class Clock:
-    """A clock that only work moves."""
+    """A clock that only a workload advances; ``slowdown`` multiplies the duration after each run."""
 
-    def __init__(self) -> None:
-        self.now, self.speed = 0.0, 1.0
+    def __init__(self, slowdown: float = 1.0) -> None:
+        self.now, self.factor, self.slowdown = 0.0, 1.0, slowdown
 
     def __call__(self) -> float:
         return self.now
 
-    def work(self, seconds: float) -> Callable[[], None]:
+    def workload(self, seconds: float) -> Callable[[], None]:
         def run() -> None:
-            self.now += seconds * self.speed
+            self.now += seconds * self.factor
+            self.factor *= self.slowdown
 
         return run
 
 
-def test_a_ratio_is_their_time_over_ours() -> None:
+def test_ratio_is_their_time_over_ours() -> None:
     clock = Clock()
-    pace = Pace(sample=0.1, seconds=0.0, least=5, most=5, clock=clock)
-    found, control = race(clock.work(0.02), {"slow": clock.work(0.05), "fast": clock.work(0.004)}, pace)
-    assert found["slow"].median == pytest.approx(2.5)
-    assert found["fast"].median == pytest.approx(0.2)
+    timing = TimingConfig(min_sample=0.1, budget=0.0, min_rounds=5, max_rounds=5, clock=clock)
+    baselines = {"slow": clock.workload(0.05), "fast": clock.workload(0.004)}
+    ratios, control = time_interleaved(clock.workload(0.02), baselines, timing)
+    medians = {name: ratio.median for name, ratio in ratios.items()}
+    assert medians == pytest.approx({"slow": 2.5, "fast": 0.2})
     assert control.median == pytest.approx(1.0)
-    assert {found["slow"].rounds, found["fast"].rounds, control.rounds} == {5}
+    assert {ratios["slow"].rounds, ratios["fast"].rounds, control.rounds} == {5}
 
 
-def test_a_machine_that_slows_down_favours_no_side() -> None:
-    clock = Clock()
-
-    def work(seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            clock.now += seconds * clock.speed
-            clock.speed *= 1.02
-
-        return run
-
-    pace = Pace(sample=0.0, seconds=0.0, least=40, most=40, clock=clock)
-    found, control = race(work(1.0), {"same": work(1.0)}, pace)
-    assert (found["same"].lower, found["same"].upper) == pytest.approx((1.0, 1.0), abs=0.005)
+def test_a_slowing_machine_favours_no_side() -> None:
+    clock = Clock(slowdown=1.02)
+    timing = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=40, max_rounds=40, clock=clock)
+    ratios, control = time_interleaved(clock.workload(1.0), {"same": clock.workload(1.0)}, timing)
+    assert (ratios["same"].lower, ratios["same"].upper) == pytest.approx((1.0, 1.0), abs=0.005)
     assert control.lower < 0.99
-    assert control.upper > 1.01, "the control shows what the machine does"
+    assert control.upper > 1.01, "the control shows the drift"
 
 
-@pytest.mark.parametrize(("one", "rounds"), [(1e-6, 41), (0.5, 16), (60.0, 9)])
-def test_rounds_follow_from_the_time_there_is(one: float, rounds: int) -> None:
-    assert Pace(seconds=8.0, least=9, most=41).rounds(one) == rounds
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e-6, 41), (0.5, 16), (60.0, 9)])
+def test_rounds_follow_from_the_budget(seconds: float, rounds: int) -> None:
+    assert TimingConfig(budget=8.0, min_rounds=9, max_rounds=41).rounds(seconds) == rounds
 
 
-def test_seconds_is_the_time_of_each_work_once() -> None:
+def test_median_seconds_is_the_time_of_one_run() -> None:
     clock = Clock()
-    found = seconds({"a": clock.work(0.25), "b": clock.work(0.001)}, Pace(sample=0.1, least=3, clock=clock))
-    assert found == pytest.approx({"a": 0.25, "b": 0.001})
-
-
-# Memory
-
-
-def test_peak_memory_is_the_most_that_is_held_at_once() -> None:
-    def work() -> None:
-        torch.empty(5_000_000, dtype=torch.uint8)  # gone before the next
-        first = torch.empty(3_000_000, dtype=torch.uint8)
-        second = torch.empty(4_000_000, dtype=torch.uint8)
-        del first, second
-        torch.empty(6_000_000, dtype=torch.uint8)
-
-    assert allocations.peak(work) == pytest.approx(7_000_000, rel=1e-3)
+    times = median_seconds(
+        {"a": clock.workload(0.25), "b": clock.workload(0.001)},
+        TimingConfig(min_sample=0.1, min_rounds=3, clock=clock),
+    )
+    assert times == pytest.approx({"a": 0.25, "b": 0.001})
 
 
 # Rows
@@ -149,200 +132,115 @@ def test_peak_memory_is_the_most_that_is_held_at_once() -> None:
 R = Ratio(0.96, 1.004, 1.1, 9)
 
 
+def growth(*values: float, limit: float | None = None, quantity: str = "time", case: str = "a") -> Growth:
+    lengths = [1024 * 2**i for i in range(len(values))]
+    return Growth(case, quantity=quantity, lengths=lengths, values=list(values), limit=limit)
+
+
+def speed(ratio: Ratio, target: float, **options: Any) -> Speed:
+    return Speed("a", "b", ratio=ratio, control=R, target=target, **options)
+
+
 @pytest.mark.parametrize(
-    ("row", "reached"),
+    ("row", "met"),
     [
-        (Speed("a", "b", R, R, 1.0), True),
-        (Speed("a", "b", R, R, 1.01), False),
-        (Speed("a", "b", R, R, 1.0, floor=0.95), True),
-        (Speed("a", "b", R, R, 1.0, floor=0.97), False),
-        (Speed("a", "b", Ratio(0.99, 0.996, 1.0, 9), R, 1.0), True),  # as it is printed, 1.00
-        (Memory("a", "b", 10, 150, 15.0), True),
-        (Memory("a", "b", 10, 149, 15.0), False),
-        (Growth("a", "time", [1024, 2048, 4096], [1.0, 2.2, 4.8], 1.15), True),
-        (Growth("a", "time", [1024, 2048, 4096], [1.0, 2.3, 5.3], 1.15), False),
-        (Growth("a", "time", [1024, 2048], [1.0, 4.0]), None),
-        (Finding("a", "0.3", "0.5", True), True),
-        (Absent("a", "b", "x is not installed"), None),
+        (speed(R, 1.0), True),
+        (speed(R, 1.01), False),
+        (speed(R, 1.0, floor=0.95), True),
+        (speed(R, 1.0, floor=0.97), False),
+        (speed(Ratio(0.99, 0.996, 1.0, 9), 1.0), True),  # printed as 1.00
+        (Memory("a", "b", ours=10, theirs=150, target=15.0), True),
+        (Memory("a", "b", ours=10, theirs=149, target=15.0), False),
+        (growth(1.0, 2.2, 4.8, limit=1.15), True),
+        (growth(1.0, 2.3, 5.3, limit=1.15), False),
+        (growth(1.0, 4.0), None),
+        (Note("a", text="0.3", requirement="0.5", is_met=True), True),
+        (NotMeasured("a", "b", text="x is not installed"), None),
     ],
 )
-def test_what_counts_as_reached(row: Row, reached: bool | None) -> None:
-    assert row.reached is reached
+def test_target_is_met(row: Row, met: bool | None) -> None:
+    assert row.met is met
 
 
 def test_growth_is_the_exponent_from_1024_on() -> None:
-    row = Growth("a", "time", [256, 512, 1024, 2048, 4096], [7.0, 7.0, 1.0, 2.0, 8.0])
+    row = Growth("a", quantity="time", lengths=[256, 512, 1024, 2048, 4096], values=[7.0, 7.0, 1.0, 2.0, 8.0])
     assert row.steps == pytest.approx([1.0, 2.0])
     assert row.exponent == pytest.approx(1.5)
 
 
-def test_a_result_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+def test_result_round_trip(tmp_path: Path) -> None:
     rows: list[Row] = [
-        Speed("a", "b", R, R, 1.0, 0.95, goal="torch"),
-        Memory("a", "b", 10, 150, 15.0),
-        Growth("a", "time", [8, 16], [1.0, 2.0], 1.15),
-        Finding("a", "0.3", "0.5", True, {"seconds": 0.25}),
-        Absent("a", "b", "x is not installed"),
+        speed(R, 1.0, floor=0.95, goal="torch"),
+        Memory("a", "b", ours=10, theirs=150, target=15.0),
+        growth(1.0, 2.0, limit=1.15),
+        Note("a", text="0.3", requirement="0.5", is_met=True, values={"seconds": 0.25}),
+        NotMeasured("a", "b", text="x is not installed"),
     ]
-    result = Result("some", machine.look([0]), rows)
-    assert results.read(results.write(result, tmp_path)).rows == rows
+    assert results.read(results.write(Result("some", Machine.current([0]), rows), tmp_path)).rows == rows
 
 
-# The reports, on shapes that take no time
+def test_results_with_old_names_are_read(tmp_path: Path) -> None:
+    file = results.write(Result("some", Machine.current([0]), []), tmp_path)
+    old = """[
+        {"kind": "finding", "what": "a", "against": "b", "measured": "0.3", "wanted": "0.5", "reached": true},
+        {"kind": "absent", "what": "a", "against": "b", "measured": "c", "goal": "d", "wanted": "", "reached": null}]"""
+    file.write_text(file.read_text("utf-8").replace("[]", old), "utf-8")
+    assert results.read(file).rows == [
+        Note("a", "b", text="0.3", requirement="0.5", is_met=True),
+        NotMeasured("a", "b", text="c", goal="d"),
+    ]
+
+
+# The reports, at small sizes
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No peer is installed."""
-    for module in PEERS.values():
-        monkeypatch.setitem(sys.modules, module, None)
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in PACKAGES:
+        monkeypatch.setitem(sys.modules, module_of(package), None)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_missing_peer_is_named_and_the_other_rows_go_on(name: str, alone: None, tmp_path: Path) -> None:
-    absent, measured = check_report(name, tmp_path)
-    assert measured
-    for row in absent:
-        assert re.fullmatch(r"[\w-]+ is not installed; pip install 'attnlab\[bench\]'", row.measured)
-    assert len(absent) == {"layers": 6, "padding": 0, "cores": 2, "decoding": 2, "length": 0, "mechanisms": 0}[name]
+def test_missing_packages_are_named_and_other_rows_measured(name: str, no_packages: None, tmp_path: Path) -> None:
+    rows = check_report(name, tmp_path)
+    missing = [row for row in rows if isinstance(row, NotMeasured)]
+    for row in missing:
+        assert re.fullmatch(r"[\w-]+ is not installed; pip install 'attnlab\[bench\]'", row.text)
+    assert len(missing) == SMALL[name][0] < len(rows)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_what_peers_give_is_what_we_give(name: str, tmp_path: Path) -> None:
-    for distribution, module in PEERS.items():
-        pytest.importorskip(module, reason=f"{distribution} is in the extra bench")
-    absent, _ = check_report(name, tmp_path)
-    assert absent == []
+def test_outputs_equal_those_of_the_packages(name: str, tmp_path: Path) -> None:
+    for package in PACKAGES:
+        pytest.importorskip(module_of(package), reason=f"{package} is in the extra bench")
+    assert not any(isinstance(row, NotMeasured) for row in check_report(name, tmp_path))
 
 
-def check_report(name: str, folder: Path) -> tuple[list[Absent], list[Row]]:
-    """Measure a part on its small shape, keep it, read it back; the rows without a measurement, and the others."""
+def check_report(name: str, folder: Path) -> list[Row]:
+    """Measure a part at its small sizes, record it, read it again, and return its rows."""
 
     class Part:
         TITLE, ABOUT = report.load(name).TITLE, report.load(name).ABOUT
-        rows = staticmethod(SMALL[name])
+        rows = staticmethod(SMALL[name][1])
 
-    said: list[str] = []
-    result = report.measure(name, Part, TINY, [], said.append)
-    report.keep(result, Part, folder)
+    lines: list[str] = []
+    result = report.measure(name, Part, TINY, [], lines.append)
+    report.record(result, Part, folder)
     written = (folder / f"{name}.md").read_text("utf-8")
-    assert written == report.markdown(results.read(folder / f"{name}.json"), Part)
-    assert written.startswith(f"# {said[0][2:]}\n")
-    assert [row.what for row in results.read(folder / f"{name}.json").rows] == [row.what for row in result.rows]
+    recorded = results.read(folder / f"{name}.json")
+    assert written == report.markdown(recorded, Part)
+    assert written.startswith(f"{lines[0]}\n")
+    assert [row.case for row in recorded.rows] == [row.case for row in result.rows]
     for row in result.rows:
-        assert written.count(f"| {row.what} | {row.against} |") >= 1
-    absent = [row for row in result.rows if isinstance(row, Absent)]
-    return absent, [row for row in result.rows if not isinstance(row, Absent)]
+        assert f"| {row.case} | {row.baseline} |" in written
+    return result.rows
 
 
-# The page
-
-
-def made_of(*rows: Row, part: str = "layers") -> dict[str, Result]:
-    return {part: Result(part, machine.look([]), list(rows))}
-
-
-def line(text: str, start: str) -> str:
-    return next(line for line in text.split("\n") if line.startswith(start))
-
-
-def test_a_miss_is_shown_with_its_rows_and_its_reason() -> None:
-    good, bad = Ratio(1.1, 1.2, 1.3, 9), Ratio(0.8, 0.9, 1.0, 9)
-    rows = [Speed("one", "Keras", good, R, 1.0, goal="keras"), Speed("two", "Keras", bad, R, 1.0, goal="keras")]
-    text = page.page(made_of(*rows), "# Notes\n\n## torch\n\nno\n\n## keras\n\nBecause of this.\n\n## local\n\nno\n")
-    assert "| 0.90 to 1.20×; 1 of 2 rows | **missed** |" in line(text, "| Keras on PyTorch")
-    below = text[text.index("## What was missed") :]
-    assert "| two | Keras | 0.90 (0.80–1.00) |" in below
-    assert "Because of this." in below
-    assert "| one |" not in below
-    assert "\nno\n" not in below
-
-
-def test_what_was_not_measured_is_said_to_be() -> None:
-    text = page.page(made_of(Absent("one", "Keras", "keras is not installed; pip it", "keras")), "")
-    assert "| keras is not installed; pip it | **not measured** |" in line(text, "| Keras on PyTorch")
-    assert "|  | **not measured** | `decoding` |" in line(text, "| SDPA, `enable_gqa`")
-    assert "What was missed" not in text
-
-
-def test_a_goal_with_rows_of_which_one_could_not_be_measured_says_both() -> None:
-    rows = [Speed("one", "Keras", R, R, 1.0, goal="keras"), Absent("two", "Keras", "not here", "keras")]
-    assert page.summary(list(rows))[0] == "reached; 1 row(s) **not measured**"
-
-
-# The picture
-
-
-def curve(name: str, *values: float, quantity: str = "time") -> Growth:
-    return Growth(name, quantity, [128, 256, 512, 1024], list(values))
-
-
-def test_curves_cross_where_one_passes_below_the_other_for_good() -> None:
-    square, line = curve("square", 1, 4, 16, 64), curve("line", 2, 4, 8, 16)
-    ((winner, loser, at, value),) = picture.crossings([square, line])
-    assert (winner, loser) == ("line", "square")
-    assert at == pytest.approx(256)
-    assert value == pytest.approx(4)
-
-
-def test_curves_that_end_together_do_not_cross() -> None:
-    assert list(picture.crossings([curve("a", 1, 2, 4, 8), curve("b", 1.1, 2.1, 3.9, 7.9)])) == []
-
-
-def test_names_at_the_ends_keep_apart_and_in_order() -> None:
-    curves = [curve("a", 1, 2, 4, 100), curve("b", 1, 2, 4, 100.1), curve("c", 1, 2, 4, 100.2)]
-    names, heights = zip(*picture._spread(curves, 1.0), strict=True)
-    assert names == ("a", "b", "c")
-    assert heights[1] / heights[0] == pytest.approx(heights[2] / heights[1], rel=0.05)
-    assert heights[1] / heights[0] > 1.2
-
-
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    rows = [curve(name, 1, 4, 16, 64, quantity=q) for q in ("time", "peak memory") for name in ("a", "b")]
-    file = picture.draw(Result("length", machine.look([]), list(rows)), tmp_path / "picture.png")
-    assert file.read_bytes().startswith(b"\x89PNG")
-
-
-# The command
-
-
-def test_an_unknown_part_is_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "layer"])
-    with pytest.raises(SystemExit) as left:
-        command.main()
-    assert left.value.code == 2
-    assert "unknown part 'layer'; there are: cores, " in capsys.readouterr().err
-
-
-# What a card says
-
-
-@pytest.mark.parametrize("name", registry.names())
-def test_every_letter_of_a_card_is_an_option_that_the_docstring_explains(name: str) -> None:
-    make = registry.load(name)
-    layer = make(24)
-    for cost in (make.card.time, make.card.memory):
-        assert evaluate(cost, layer, 2048) > evaluate(cost, layer, 1024) > 0
-
-
-def test_a_card_s_cost_is_computed_with_the_layer_s_options() -> None:
-    layer = SlidingWindowAttention(24, 3, window_size=5)
-    assert evaluate("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
-    assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
-    assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)
-    with pytest.raises(ValueError, match=r"'n·z': z is neither n, d, h nor a letter"):
-        evaluate("n·z", layer, 7)
-    with pytest.raises(ValueError, match="is neither n, d, h nor"):
-        evaluate("print(n)", layer, 7)
-
-
-def test_the_gpu_rows_compare_outputs_and_name_what_is_missing() -> None:
-    rows = list(gpu.rows(TINY, GPU_SIZES, "cpu", torch.float32))  # float32 on a CPU: the same rows, small
-    assert {row.against for row in rows if isinstance(row, Absent)} == {gpu.FLASH}
-    assert {row.against for row in rows if isinstance(row, Speed)} == {
+def test_gpu_rows_compare_outputs() -> None:
+    rows = list(gpu.rows(TINY, GPU_SIZES, "cpu", torch.float32))
+    assert {row.baseline for row in rows if isinstance(row, NotMeasured)} == {gpu.FLASH}
+    assert {row.baseline for row in rows if isinstance(row, Speed)} == {
         "nn.MultiheadAttention",
         "SDPA",
         "SDPA with a mask",
@@ -350,8 +248,91 @@ def test_the_gpu_rows_compare_outputs_and_name_what_is_missing() -> None:
     }
 
 
+# The page
+
+
+def result_of(*rows: Row) -> dict[str, Result]:
+    return {"layers": Result("layers", Machine.current([]), list(rows))}
+
+
+def line(text: str, start: str) -> str:
+    return next(line for line in text.split("\n") if line.startswith(start))
+
+
+def test_page_shows_missed_rows_with_their_note() -> None:
+    rows = [
+        Speed(name, "Keras", ratio=ratio, control=R, target=1.0, goal="keras")
+        for name, ratio in {"one": Ratio(1.1, 1.2, 1.3, 9), "two": Ratio(0.8, 0.9, 1.0, 9)}.items()
+    ]
+    text = page.page(result_of(*rows), "# Notes\n\n## torch\n\nno\n\n## keras\n\nThe reason.\n\n## local\n\nno\n")
+    assert "| 0.90 to 1.20×; 1 of 2 rows | **missed** |" in line(text, "| Keras on PyTorch")
+    below = text[text.index("## Missed targets") :]
+    assert "| two | Keras | 0.90 (0.80–1.00) |" in below
+    assert "The reason." in below
+    assert "| one |" not in below
+    assert "\nno\n" not in below
+
+
+def test_page_marks_rows_that_were_not_measured() -> None:
+    text = page.page(result_of(NotMeasured("one", "Keras", text="keras is not installed; pip it", goal="keras")), "")
+    assert "| keras is not installed; pip it | **not measured** |" in line(text, "| Keras on PyTorch")
+    assert "|  | **not measured** | `decoding` |" in line(text, "| SDPA, `enable_gqa`")
+    assert "Missed targets" not in text
+
+
+def test_summary_counts_rows_that_were_not_measured() -> None:
+    rows = [speed(R, 1.0), NotMeasured("two", "Keras", text="not here")]
+    assert page.summary(rows)[0] == "met; 1 row(s) **not measured**"
+
+
+def test_summary_of_growth_is_a_range_per_quantity() -> None:
+    rows: list[Row] = [growth(1, 2, limit=1.5), growth(1, 4, limit=1.5), growth(1, 1, limit=1, quantity="peak memory")]
+    assert page.summary(rows) == (
+        "**missed**",
+        "time N^1.00 to N^2.00, peak memory N^0.00 to N^0.00; 2 of 3 rows",
+    )
+
+
+# The figure
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "crossings"),
+    [((1, 4, 16, 64), (2, 4, 8, 16), [("b", "a", 2048)]), ((1, 2, 4, 8), (1.1, 2.1, 3.9, 7.9), [])],
+)
+def test_crossings(
+    first: tuple[float, ...], second: tuple[float, ...], crossings: list[tuple[str, str, float]]
+) -> None:
+    found = list(picture.crossings([growth(*first, case="a"), growth(*second, case="b")]))
+    assert [(winner, loser, round(length)) for winner, loser, length in found] == crossings
+
+
+def test_figure_keeps_the_limits_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [growth(1, 4, 16, 64, quantity=q, case=c) for q in ("time", "peak memory") for c in ("a", "b")]
+    figures: list[Any] = []
+    monkeypatch.setattr(picture.drawing, "save", lambda figure, file: figures.append(figure) or file)
+    picture.draw(Result("length", Machine.current([]), list(rows)), tmp_path / "picture.png")
+    for ax, (_, _, scale) in zip(figures[0].axes, picture.PANELS, strict=True):
+        low, high = ax.get_ylim()
+        assert scale / 2 < low < scale < 64 * scale < high < 128 * scale
+        assert not ax.texts
+
+
+# The command
+
+
+def test_unknown_part_is_rejected_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "layer"])
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    assert "unknown part 'layer'; choose from: cores, " in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_without_a_gpu_the_part_says_what_is_missing_and_records_nothing(
+def test_gpu_part_without_a_device_records_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -361,3 +342,35 @@ def test_without_a_gpu_the_part_says_what_is_missing_and_records_nothing(
     command.main()
     assert capsys.readouterr().out.splitlines()[0].startswith("gpu: no CUDA device")
     assert not list(tmp_path.iterdir())
+
+
+# Peak memory and cost formulas
+
+
+def test_peak_memory_is_the_maximum_held_at_once() -> None:
+    def work() -> None:
+        torch.empty(5_000_000, dtype=torch.uint8)  # released before the next
+        first = torch.empty(3_000_000, dtype=torch.uint8)
+        second = torch.empty(4_000_000, dtype=torch.uint8)
+        del first, second
+        torch.empty(6_000_000, dtype=torch.uint8)
+
+    assert allocations.peak(work) == pytest.approx(7_000_000, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_docstring_defines_the_letters_of_the_cost_formulas(name: str) -> None:
+    layer = registry.load(name)(24)
+    for cost in (layer.card.time, layer.card.memory):
+        assert evaluate(cost, layer, 2048) > evaluate(cost, layer, 1024) > 0
+
+
+def test_cost_formula_uses_the_options_of_the_layer() -> None:
+    layer = SlidingWindowAttention(24, 3, window_size=5)
+    assert evaluate("n·(w + 2h)·d + n²/w", layer, 7) == 7 * (5 + 2 * 3) * 24 + 7**2 / 5
+    assert exponent("n·(w + 2h)·d", layer, (7, 14)) == pytest.approx(1)
+    assert exponent("n²·d", layer, (7, 14, 28)) == pytest.approx(2)
+    with pytest.raises(ValueError, match=r"'n·z': z is neither n, d, h nor a letter"):
+        evaluate("n·z", layer, 7)
+    with pytest.raises(ValueError, match="is neither n, d, h nor"):
+        evaluate("print(n)", layer, 7)

@@ -116,7 +116,7 @@ COMMANDS = {
     "models multihed": "unknown model 'multihed'; did you mean multihead?",
     "tasks digits": "unexpected argument 'digits'",
     "check multihed": "unknown model 'multihed'; did you mean multihead?",
-    "new 9lives": "'9lives' is no name for a mechanism",
+    "new 9lives": "'9lives' is not a valid name for a mechanism",
 }
 
 

@@ -143,7 +143,7 @@ def cost_from_benchmark(path: Path) -> bool:
 @pytest.mark.parametrize("name", [name for name, path in LESSONS.items() if cost_from_benchmark(path)])
 def test_the_table_of_costs_matches_the_benchmark(name: str) -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "mechanisms.json").read_text("utf-8"))["rows"]
-    times = {row["what"]: row["values"] for row in results if row["quantity"] == "time"}
+    times = {row["case"]: row["values"] for row in results if row["quantity"] == "time"}
     rows = {row[0]: row[1:] for row in tables(section(LESSONS[name], "Cost"))}
     assert [int(cell) for cell in rows["n"]] == results[0]["lengths"]
     for curve, mechanism in {"multi-head attention": "multihead", "this": name}.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import REPRESENTATIVES
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +25,7 @@ from attnlab.nn.attention import Attention
 
 B, N, D = 3, 7, 24
 SLOWLY = pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's, of its own kernel under vmap
-NAMES = registry.names()
+NAMES = REPRESENTATIVES
 
 
 def make(name: str, **options: Any) -> Attention:

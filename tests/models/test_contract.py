@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mechanisms import REPRESENTATIVES
 
 from attnlab.catalog import registry
 from attnlab.checks import all_checks, check_attention
@@ -10,7 +11,7 @@ from attnlab.checks.report import Report
 from attnlab.docs import trust
 
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
-"""One plain kernel, one with a sink, and an attention pattern."""
+"""The representatives that inductor compiles to C++, which takes most of a minute; the others are traced only."""
 
 SLOW = [name for name, check in all_checks().items() if check.slow]
 
@@ -30,9 +31,15 @@ def test_conformance(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.names())
-def test_compile_and_export(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are traced in one graph; inductor takes most of a minute for one, so that it compiles a few only."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in REPRESENTATIVES else [pytest.mark.exhaustive])
+        for name in registry.names()
+    ],
+)
+def test_slow_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile, export and memory checks of one mechanism per code path; test_tracing.py traces all mechanisms."""
     if name not in INDUCTOR:
         monkeypatch.setattr("attnlab.checks.families.export.shutil.which", lambda command: None)
     assert_recorded(name, check_attention(registry.load(name), only=SLOW))

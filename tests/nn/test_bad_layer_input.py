@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab import KVCache
@@ -19,8 +19,8 @@ from attnlab.nn.attention import Attention
 
 B, N, D = 2, 5, 24
 
-every = pytest.mark.parametrize("name", registry.names())
-any_mask = pytest.mark.parametrize("name", supporting("arbitrary_mask"))
+every = pytest.mark.parametrize("name", REPRESENTATIVES)
+any_mask = pytest.mark.parametrize("name", supporting("arbitrary_mask", among=REPRESENTATIVES))
 
 
 def layer(name: str, **options: Any) -> Attention:

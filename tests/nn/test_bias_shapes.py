@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab.catalog import registry
@@ -16,8 +16,8 @@ from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import SoftmaxMap
 
 B, H, N, D, W = 2, 6, 7, 24, 5
-WITH_BIAS = supporting("attn_bias")
-WITH_WEIGHTS = supporting("weights")
+WITH_BIAS = supporting("attn_bias", among=REPRESENTATIVES)
+WITH_WEIGHTS = supporting("weights", among=REPRESENTATIVES)
 SHAPES = [(), (N,), (N, 1), (N, N), (1, N, 1), (B, 1, 1, N), (B, 1, N, N)]
 PER_HEAD = [(H, 1, N), (B, H, N, N)]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import REPRESENTATIVES
 from torch import Tensor, nn
 
 from attnlab.catalog import registry
@@ -17,8 +18,8 @@ from attnlab.positions import T5Bias
 
 D, N = 48, 17
 
-LAYERS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in registry.names()}
-for _name in registry.names():
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in REPRESENTATIVES}
+for _name in REPRESENTATIVES:
     _kinds = next((o.annotation for o in registry.entry(_name).options if o.name == "positions"), "")
     LAYERS |= {
         f"{_name}, {kind}": (_name, {"positions": kind}) for kind in ("rotary", "alibi", "t5") if f"'{kind}'" in _kinds

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab import KVCache, check_attention
@@ -367,7 +367,8 @@ def test_replace_refuses_another_state() -> None:
     assert cache.num_seen == 2
 
 
-WITH_KV_CACHE = [name for name in supporting("cache") if registry.load(name).cache_type is KVCache]
+CACHED = supporting("cache", among=REPRESENTATIVES)
+WITH_KV_CACHE = [name for name in CACHED if registry.load(name).cache_type is KVCache]
 
 
 @pytest.mark.parametrize("name", WITH_KV_CACHE)
@@ -398,9 +399,7 @@ def fail(*_: object) -> None:
     raise Broken
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [*((name, None) for name in supporting("cache")), *((name, 5) for name in WITH_KV_CACHE)]
-)
+@pytest.mark.parametrize(("name", "size"), [*((name, None) for name in CACHED), *((name, 5) for name in WITH_KV_CACHE)])
 @torch.no_grad()
 def test_a_failed_call_leaves_the_cache_unchanged(name: str, size: int | None) -> None:
     """The output projection fails, after the keys were written and a full window was moved."""

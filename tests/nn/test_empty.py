@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab import masks
@@ -68,7 +69,7 @@ def finite(*tensors: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize(("B", "N", "M"), EMPTY)
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -> None:
     for layer, is_causal in layers(name):
         contexts = [None, torch.randn(B, M, D)] if layer.supports("context") and not is_causal else [None]
@@ -92,7 +93,7 @@ def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -
                     assert not out.any(), rule
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names() if "cache" in registry.load(name).card.supports])
+@pytest.mark.parametrize("name", supporting("cache", among=REPRESENTATIVES))
 def test_an_empty_batch_or_step_with_a_cache(name: str) -> None:
     for layer, is_causal in layers(name):
         mask = None if is_causal else masks.causal()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 
 from attnlab.catalog import registry
@@ -37,7 +37,7 @@ def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("case", MASKS)
 @pytest.mark.parametrize("content", CONTENT)
 def test_padding_content_affects_no_output_and_no_gradient(name: str, case: str, content: str) -> None:

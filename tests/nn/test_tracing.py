@@ -1,4 +1,7 @@
-"""No forward pass reads a value: every backend works with fake tensors, symbolic traces and the meta device."""
+"""No forward pass reads a value: every backend works with fake tensors, symbolic traces and the meta device.
+
+The check ``traceable`` traces every mechanism; here are one mechanism per code path and every kind of mask.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,14 +52,18 @@ def build(name: str, **options: Any) -> Attention:
     return registry.load(name)(embed_dim=D, **options)
 
 
-every_name = pytest.mark.parametrize("name", registry.names())
-every_mask = pytest.mark.parametrize("case", masks())
+ARBITRARY = {"window", "prefix", "blocks", "matrix"}
 
 
-@every_name
-@every_mask
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("train", [False, True])
+def every_mechanism_with(*cases: str) -> pytest.MarkDecorator:
+    """The representatives under each of these masks that they take."""
+    takes_all = supporting("arbitrary_mask")
+    pairs = [(n, case) for n in REPRESENTATIVES for case in cases if n in takes_all or case not in ARBITRARY]
+    return pytest.mark.parametrize(("name", "case"), pairs)
+
+
+@every_mechanism_with(*masks())
+@pytest.mark.parametrize(("is_causal", "train"), [(True, True), (False, False)])
 def test_fake_tensors(name: str, case: str, is_causal: bool, train: bool) -> None:
     with FakeTensorMode():
         layer = build(name, causal=is_causal, dropout=0.1).train(train)
@@ -68,8 +76,7 @@ def test_fake_tensors(name: str, case: str, is_causal: bool, train: bool) -> Non
             assert x.grad.shape == x.shape
 
 
-@every_name
-@pytest.mark.parametrize("case", ["none", "padding", "window", "prefix"])
+@every_mechanism_with("none", "padding", "window", "prefix")
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_a_trace_matches_eager(name: str, case: str, mode: str) -> None:
     layer, x = build(name, causal=True).eval(), torch.randn(B, N, D)
@@ -83,8 +90,7 @@ def test_a_trace_matches_eager(name: str, case: str, mode: str) -> None:
         torch.testing.assert_close(traced(other), run(other), rtol=1e-4, atol=1e-5)
 
 
-@every_name
-@every_mask
+@every_mechanism_with(*masks())
 def test_the_meta_device(name: str, case: str) -> None:
     layer, mask = build(name, causal=True, device="meta"), masks()[case]
     out = layer(torch.empty(B, N, D, device="meta"), mask=None if mask is None else mask.to("meta"))

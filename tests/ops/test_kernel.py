@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import randn
-from mechanisms import supporting
+from mechanisms import REPRESENTATIVES, supporting
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -123,7 +123,7 @@ MASKS: dict[str, Mask | None] = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # raised by PyTorch in forward-mode AD
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("case", MASKS)
 def test_every_derivative_under_the_math_backend(name: str, case: str) -> None:
     if case in ("causal", "window") and name not in supporting("arbitrary_mask"):
@@ -155,7 +155,7 @@ def test_every_derivative_under_the_math_backend(name: str, case: str) -> None:
         torch.testing.assert_close(second, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_second_derivatives_are_exact_or_an_error(name: str, dropout: float) -> None:
     torch.manual_seed(0)

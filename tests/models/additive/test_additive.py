@@ -70,6 +70,7 @@ def test_values_out_of_range_are_not_separated(value: float, query: bool) -> Non
         assert not can_separate(Q, K)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["alibi", "t5"])
 def test_conformance_with_positions(positions: str) -> None:
     check_attention(partial(AdditiveAttention, num_heads=2, positions=positions), fast=True)

@@ -64,6 +64,7 @@ def test_open_gates_give_multi_head_attention(causal: bool, positions: Any) -> N
     same(layer.attention_weights(tokens()), multi.attention_weights(tokens()))
 
 
+@pytest.mark.slow
 def test_conformance_with_rotary_positions() -> None:
     check_attention(partial(ForgettingAttention, num_heads=2, positions="rotary"), fast=True)
 

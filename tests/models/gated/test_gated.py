@@ -127,7 +127,8 @@ def test_pruning_is_exact(gate: Any, removed: list[int], positions: Any) -> None
     same(small(x), layer(x))
 
 
-@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", ["rotary", "t5"])
 def test_every_check_passes_with_positions(positions: str) -> None:
     check_attention(partial(GatedAttention, num_heads=2, positions=positions), fast=True)
 

@@ -37,6 +37,7 @@ def set_form(layer: LatentAttention, monkeypatch: pytest.MonkeyPatch, *, absorbe
     monkeypatch.setattr(layer, "_is_cheaper_absorbed", lambda queries, keys: absorbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"kv_latent_dim": 3, "head_dim": 5}, {"q_latent_dim": 5, "rope_head_dim": 2}, {"positions": "none"}],

@@ -90,6 +90,7 @@ def test_pruning_is_exact(pruned: list[int], positions: Any) -> None:
     assert_pruning_is_exact(layer_of(causal=True, positions=positions), pruned, random(B, N, D))
 
 
-@pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", ["rotary", "t5"])
 def test_conformance_with_positions(positions: str) -> None:
     check_attention(partial(SigmoidAttention, num_heads=2, positions=positions), fast=True)

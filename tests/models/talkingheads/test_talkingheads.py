@@ -45,6 +45,7 @@ def test_a_row_of_the_mixture_belongs_to_the_head_that_uses_it() -> None:
     assert_same(layer.attention_weights(x)[:, 1:], plain[:, 1:])
 
 
+@pytest.mark.slow
 def test_conformance_with_rotary_positions() -> None:
     check_attention(partial(TalkingHeadsAttention, num_heads=2, positions="rotary"), fast=True)
 
