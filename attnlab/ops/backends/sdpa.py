@@ -77,8 +77,12 @@ class Sdpa:
         if call.q.shape[1] != call.k.shape[1] or call.q.shape[-1] != width or call.mask is None or call.mask.allows_all:
             call = call.expand()
         q, k, v, mask, bias, scale = call.q, call.k, call.v, call.mask, call.bias, call.score_scale
-        causal = bool(bias is None and mask is not None and mask.is_causal)  # in an export it is symbolic
-        matrix = None if mask is None or causal else mask.tensor()
+        matrix, causal = None, False
+        if mask is not None:
+            if bias is None and mask.is_causal:  # a condition, because the kernel takes no symbolic Boolean
+                causal = True
+            else:
+                matrix = mask.tensor()
         if bias is not None:
             matrix = additive(matrix, bias, q.dtype)
         out = Kernel(scale, call.sink, call.dropout)(q, k, v, matrix, causal=causal)
