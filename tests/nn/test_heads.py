@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnlab import KVCache, check_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
+from attnlab.models.multihead.reference import merge_heads, project_qkv, split_heads
 from attnlab.nn.attention import Attention
 from attnlab.nn.card import Card
 from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
@@ -79,43 +80,28 @@ class Gated(Normed):
 def reference(
     layer: Any, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """The formula of all four, one head at a time."""
-    context, d = x if context is None else context, layer.head_dim
-    Q, K, V = (
-        F @ weight.T + offset
-        for F, weight, offset in zip(
-            (x, context, context),
-            layer.qkv.weight.split(layer.qkv_sizes),
-            layer.qkv.bias.split(layer.qkv_sizes),
-            strict=True,
+    """The formula of all four."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
+    if isinstance(layer, Normed):
+        Q, K = (
+            t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+            for t, norm in ((Q, layer.norm.query), (K, layer.norm.key))
         )
-    )
-    heads = []
-    for h in range(layer.num_heads):
-        g = h * layer.num_kv_heads // layer.num_heads
-        q, k, v = Q[..., h * d : h * d + d], K[..., g * d : g * d + d], V[..., g * d : g * d + d]
-        if isinstance(layer, Normed):
-            q, k = (
-                t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
-                for t, gain in ((q, layer.norm.query.weight), (k, layer.norm.key.weight))
-            )
-        scores = q @ k.mT / math.sqrt(d)
-        if isinstance(layer, Capped):
-            scores = 0.8 * (scores / 0.8).tanh()
-        powers = (scores if attn_bias is None else scores + attn_bias[:, h]).exp()
-        if mask is not None:
-            powers = powers * mask[:, h]
-        total = powers.sum(-1, keepdim=True)
-        if isinstance(layer, Sunk):
-            total = total + layer.sink[h].exp()
-        heads.append(powers / total.clamp(min=1e-300) @ v)
-    concatenated = torch.cat(heads, -1)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim)
+    if isinstance(layer, Capped):
+        scores = 0.8 * (scores / 0.8).tanh()
+    exponentials = (scores if attn_bias is None else scores + attn_bias).exp()
+    if mask is not None:
+        exponentials = exponentials * mask
+    total = exponentials.sum(-1, keepdim=True)
+    if isinstance(layer, Sunk):
+        total = total + layer.sink.exp()[:, None, None]
+    heads = exponentials / total.clamp(min=1e-300) @ V
     if isinstance(layer, Gated):
-        concatenated = concatenated * (x @ layer.gate.projection.weight.T + layer.gate.projection.bias).sigmoid()
-    out: Tensor = layer.output(concatenated)
-    if mask is None:
-        return out if context.shape[1] else torch.zeros_like(out)
-    return out * mask.any(-1).any(1).unsqueeze(-1)
+        gate = layer.gate.projection
+        heads = heads * split_heads((x @ gate.weight.T + gate.bias).sigmoid(), layer.num_heads)
+    out = merge_heads(layer.output, heads, mask)
+    return out if K.shape[2] else torch.zeros_like(out)
 
 
 NOT_ONE = {"weights_sum_to_one", "attn_bias_adds_to_scores"}
