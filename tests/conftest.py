@@ -7,6 +7,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; processes that tests start inherit it
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -20,8 +22,22 @@ settings.register_profile(
 settings.load_profile("attnlab")
 
 
+TRAINING = {
+    *("analysis", "training", "cli/test_cli_heads.py", "cli/test_cli_runs.py", "cli/test_commands.py"),
+    *("cli/test_escaping.py", "cli/test_interactive.py", "cli/test_user_files.py"),
+}
+"""Folders and files whose tests train networks, and therefore are marked ``slow``."""
+
+TRAINS_NOTHING = {f"training/test_{name}.py" for name in ("decay", "hardware", "objective", "schedule", "settings")}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``gpu`` where there is none."""
+    """Mark the tests that train ``slow``, and skip the tests marked ``gpu`` where there is none."""
+    tests = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(tests).as_posix()
+        if file not in TRAINS_NOTHING and not TRAINING.isdisjoint((file, file.split("/")[0])):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -306,7 +306,7 @@ def _with_all_options(network: dict[str, Any]) -> dict[str, Any]:
     """The description of a network with the current names of its options, and defaults for options added since."""
     entry = registry.entry(network["model"])
     initial = {option.name: option.default for option in entry.options if option.default is not REQUIRED}
-    return {**network, "options": initial | registry.current_names(entry.name, network["options"] or {})}
+    return {**network, "options": initial | registry.current_names(entry.name, network.get("options") or {})}
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Network:

@@ -38,7 +38,7 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
     "python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200": (None, "docs/training.md trains it"),
     "python main.py --task text --steps 300": (None, "docs/tasks.md trains it"),
     "python main.py --task text --steps 300 --run_dir runs/english": (
-        "python main.py --task text --steps 20 --run_dir runs/english",
+        "python main.py --task text --steps 20 --embed_dim 16 --layers 1 --num_heads 2 --run_dir runs/english",
         "the page shows no output",
     ),
     **{

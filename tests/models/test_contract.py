@@ -23,7 +23,10 @@ def assert_recorded(name: str, report: Report) -> None:
     assert not changed, f"record the new outcomes with: attnlab check {name} --record && attnlab docs"
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in REPRESENTATIVES else [pytest.mark.slow]) for name in registry.names()],
+)
 def test_conformance(name: str) -> None:
     report = check_attention(registry.load(name), fast=True)
     assert report["matches_reference_outputs"].outcome == "pass", f"models/{name}/reference.py is missing"

@@ -1,4 +1,7 @@
-"""Layers are built on any device and in any dtype, also uninitialized, and their parameters can be reset."""
+"""Parameters are initialized by `reset_parameters` as by the constructor; parts take a device and a dtype.
+
+The checks ``meta_device_initialization`` and ``device_and_dtype_arguments`` build every mechanism on other devices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mechanisms import REPRESENTATIVES
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.catalog import registry
 from attnlab.nn.attention import Attention
@@ -39,26 +42,6 @@ def tokens() -> Tensor:
 
 
 @every_layer
-@pytest.mark.parametrize("method", ["to_empty", "assign", "skip_init"])
-def test_a_layer_leaves_the_meta_device(case: str, method: str) -> None:
-    expected = build(case)
-    if method == "skip_init":
-        name, options = LAYERS[case]
-        made = nn.utils.skip_init(registry.load(name), embed_dim=D, **options)
-        made.load_state_dict(expected.state_dict())
-    else:
-        with torch.device("meta"):
-            made = build(case, seed=1)
-        assert all(t.is_meta for t in made.state_dict().values())
-        if method == "to_empty":
-            made = made.to_empty(device="cpu")
-            made.load_state_dict(expected.state_dict())
-        else:
-            made.load_state_dict(expected.state_dict(), assign=True)
-    torch.testing.assert_close(made(tokens()), expected(tokens()), rtol=0, atol=0)
-
-
-@every_layer
 def test_reset_parameters_matches_the_constructor(case: str) -> None:
     built = [build(case, seed=seed) for seed in range(5)]
     drawn = []
@@ -81,17 +64,6 @@ def test_reset_parameters_matches_the_constructor(case: str) -> None:
         torch.testing.assert_close(
             reset.mean(), initial.mean(), rtol=0, atol=0.35 * initial.std().item() + 1e-6, msg=name
         )
-
-
-@every_layer
-def test_constructors_take_a_device_and_a_dtype(case: str) -> None:
-    made = build(case, device="meta", dtype=torch.bfloat16)
-    floats = [t for t in made.state_dict().values() if t.is_floating_point()]
-    assert floats
-    assert all(t.is_meta for t in made.state_dict().values())
-    assert all(t.dtype == torch.bfloat16 for t in floats)
-    x = tokens().double()
-    assert build(case, dtype=torch.float64)(x).dtype == torch.float64
 
 
 @pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])

@@ -177,7 +177,7 @@ def test_no_tensor_is_larger_than_the_inputs(kind: str, short_blocks: None) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "constant decay", "scalar decay", "vector decay"])
+@pytest.mark.parametrize("kind", ["plain", "vector decay"])
 def test_two_compiled_graphs_serve_every_length(kind: str) -> None:
     graphs = []
 

@@ -136,17 +136,11 @@ POSITION_CHECKS = [
 @pytest.mark.slow
 @schemes
 def test_conformance_with_positions(scheme: str) -> None:
+    """tests/integrations/test_interop.py exports layers with positions."""
     report = check_attention(partial(MultiAttention, positions=scheme), only=POSITION_CHECKS)
     assert report["matches_reference_outputs"].outcome == "pass"
     assert report["cache_matches_full_pass"].outcome == "pass"
     assert report["permutation_equivariance"].outcome == "not applicable"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["rotary", "alibi", "t5"])
-def test_positions_are_exported(scheme: str) -> None:
-    """Once per kind: its options change values, not the graph."""
-    check_attention(partial(MultiAttention, positions=scheme), only=["export_matches_eager"])
 
 
 def test_positions_remove_capabilities() -> None:

@@ -21,9 +21,10 @@ from attnlab.training.runs import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-KILLS = 20
+KILLS = 12
+STEPS = 80
 TRAIN = [
-    *("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1", "--steps", "240"),
+    *("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1", "--steps", str(STEPS)),
     *("--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet"),
 ]
 
@@ -97,13 +98,13 @@ def test_stopped_process_saves_and_prints_how_to_resume(
 ) -> None:
     expected, _ = whole
     quietly = [word for word in TRAIN if word not in ("--checkpoint_seconds", "0")]
-    process = server.start([*quietly, "--run_dir", "run"], tmp_path, signal_at=(101, which))
+    process = server.start([*quietly, "--run_dir", "run"], tmp_path, signal_at=(31, which))
     assert server.wait(process) == code
     stderr = (tmp_path / "stderr").read_text("utf-8")
     assert stderr.count("\n") == 1
-    match = re.fullmatch(r"stopped at step (\d+) of 240; resume with: .* (--resume run)\n", stderr)
+    match = re.fullmatch(rf"stopped at step (\d+) of {STEPS}; resume with: .* (--resume run)\n", stderr)
     assert match is not None, stderr
-    assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] == int(match[1]) >= 101
+    assert load_tensors(tmp_path / "run/state.safetensors")[1]["step"] == int(match[1]) >= 31
     assert not (tmp_path / "run/result.json").exists()
     again = server.start(["train", "--quiet", *shlex.split(match[2])], tmp_path)
     assert server.wait(again) == 0, (tmp_path / "stderr").read_text("utf-8")
@@ -114,7 +115,7 @@ def test_full_disk_stops_the_run_with_a_valid_checkpoint(
     server: Server, whole: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     expected, _ = whole
-    process = server.start([*TRAIN, "--run_dir", "run"], tmp_path, file_size=(101, 1000))
+    process = server.start([*TRAIN, "--run_dir", "run"], tmp_path, file_size=(31, 1000))
     assert server.wait(process) == 2
     stderr = (tmp_path / "stderr").read_text("utf-8")
     assert re.fullmatch(r"error: cannot write run/\S+: File too large.*\n", stderr), stderr

@@ -92,7 +92,7 @@ class ReadsInTraining(Plain):
 class DeclaresLinearMemory(Plain):
     """Materializes all weights, and its card states that memory is linear in the length."""
 
-    card = replace(Plain.card, memory="n·d")
+    card = replace(Plain.card, memory="n·d", supports=())
 
 
 @fails("submodules_are_called", "pruning")
