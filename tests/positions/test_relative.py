@@ -188,5 +188,5 @@ def test_to_torch_refuses_positions(positions: str) -> None:
 def test_grouped_queries_with_rotary_positions() -> None:
     grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(rotary_fraction=0.67)")
     assert grouped.positions.width == 2  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="positions need an even number"):
+    with pytest.raises(ValueError, match="rotary positions need an even head_dim, not 3"):
         GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary")
