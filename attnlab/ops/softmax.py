@@ -172,7 +172,7 @@ class Softcapped:
         return weights.by_rows().apply(repeat_kv(call.v, num_groups(call.q, call.v)), dropout=call.dropout)
 
     def explain(self, call: AttentionCall, plan: bool) -> None:
-        return None  # the rows record theirs
+        return None  # `RowwiseMap` records it
 
 
 class PerHead:
@@ -197,7 +197,7 @@ class PerHead:
         return torch.cat([out.transpose(1, 2) for out in outs], 2).transpose(1, 2)  # in the layout of the kernels
 
     def explain(self, call: AttentionCall, plan: Any) -> None:
-        return None  # the groups record theirs
+        return None  # each group records its own
 
 
 class SharedKeys:
