@@ -50,12 +50,12 @@ def accepts_emd_dim(init: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(init)
     def wrapper(*args: P.args, **options: P.kwargs) -> None:
-        given = len(args) > 1 or "embed_dim" in options
-        if given and "emd_dim" in options:
+        has_embed_dim = len(args) > 1 or "embed_dim" in options
+        if has_embed_dim and "emd_dim" in options:
             raise TypeError("embed_dim and emd_dim are two spellings of one option; give one of them, not both")
         if "emd_dim" in options:
             options["embed_dim"] = options.pop("emd_dim")
-        elif not given:
+        elif not has_embed_dim:
             raise TypeError(f"{type(args[0]).__name__} needs embed_dim= (or emd_dim=), the width of a token")
         init(*args, **options)
 

@@ -1,4 +1,4 @@
-"""Heads taken out for good, or changed while one looks at what they are worth.
+"""Pruning of attention heads, and temporary edits of their outputs.
 
 Axes: B batch, N length, H heads, d head_dim.
 """
@@ -24,43 +24,43 @@ def prune_heads(target: L, heads: Iterable[int]) -> L: ...
 @overload
 def prune_heads(target: Network, heads: Mapping[int, Iterable[int]]) -> Network: ...
 def prune_heads(target: Any, heads: Any) -> Any:
-    """A layer, or a network, without some of its heads: smaller and faster, with what they added taken as zero.
+    """Return a copy of a layer or a network without some heads: smaller and faster, their contributions are zero.
 
-    The one given stays as it is, so that the two can be compared; to train on, give the new one's parameters to a new
-    optimizer. A network is saved and loaded as it was pruned. To name the heads that stay instead, see `keep_heads` of
-    both.
+    The original is unchanged. To continue training, give the parameters of the copy to a new optimizer. A pruned
+    network is saved and loaded like any other. To choose the heads that stay, see ``keep_heads`` of both classes.
 
     Args:
-        target: a `MultiHeadBase`, or a `Network` of such.
-        heads: which go, counted from 0; of a network by layer, ``{layer: heads}``.
+        target: a `MultiHeadBase`, or a `Network` of such layers.
+        heads: the indices of the heads to remove; for a network by layer, ``{layer: heads}``.
 
     Returns:
-        A copy without them, in the mode, on the device and of the dtype of ``target``.
+        The copy, in the mode, on the device and in the dtype of ``target``.
 
     Raises:
-        TypeError: for a mechanism without heads, or a number that is not whole.
-        ValueError: for a layer or a head that is not there, all heads of a layer, or heads of keys that would be read
-            by unequal numbers of heads.
+        TypeError: for an index that is not an integer.
+        ValueError: for an index out of range or repeated, all heads of a layer, or groups of shared keys of unequal
+            size.
+        UnsupportedError: for a mechanism without separate heads.
     """
     if not isinstance(target, Network):
         return as_multihead(target).keep_heads(_others(target, heads))
     if not isinstance(heads, Mapping):
-        raise TypeError(f"the heads of a network are named by layer, {{layer: heads}}, not as {heads!r}")
+        raise TypeError(f"the heads of a network must be a dict by layer, {{layer: heads}}, not {heads!r}")
     layers = target.mechanisms()
-    there = validate_indices(heads, len(layers), "layer")
-    return target.keep_heads({layer: _others(as_multihead(layers[layer]), heads[layer]) for layer in there})
+    indices = validate_indices(heads, len(layers), "layer")
+    return target.keep_heads({i: _others(as_multihead(layers[i]), heads[i]) for i in indices})
 
 
 @contextmanager
 def edit_heads(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this is open, what the heads of ``layer`` give goes through ``edit`` before W_O mixes it.
+    """Apply ``edit`` to the outputs of the heads, before the output projection, inside the block.
 
     Args:
         layer: a `MultiHeadBase`.
-        edit: from (B, N, H, d) to the same. A padded batch may come as one row of its real tokens.
+        edit: a function of (B, N, H, d) that returns the same shape. A padded batch may be packed into one row.
 
     Raises:
-        UnsupportedError: for a mechanism without heads; for one that went past ``edit``.
+        UnsupportedError: for a mechanism without separate heads, or whose forward does not call ``self.output``.
     """
     attention, calls, edits = as_multihead(layer), 0, 0
 
@@ -68,13 +68,13 @@ def edit_heads(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[N
         nonlocal calls
         calls += 1
 
-    def through(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def edit_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal edits
         edits += 1
-        heads = given[0].unflatten(-1, (attention.num_heads, attention.head_dim))
-        return (edit(heads).flatten(-2), *given[1:])
+        heads = inputs[0].unflatten(-1, (attention.num_heads, attention.head_dim))
+        return (edit(heads).flatten(-2), *inputs[1:])
 
-    handles = [attention.register_forward_pre_hook(count), attention.output.register_forward_pre_hook(through)]
+    handles = [attention.register_forward_pre_hook(count), attention.output.register_forward_pre_hook(edit_input)]
     try:
         yield
     finally:
@@ -82,10 +82,10 @@ def edit_heads(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[N
             handle.remove()
     if edits < calls:
         raise UnsupportedError(
-            f"{type(layer).__name__} does not give its heads to self.output, where they could be edited"
+            f"{type(layer).__name__} does not pass its heads to self.output, where they would be edited"
         )
 
 
 def _others(layer: MultiHeadBase, heads: Iterable[int]) -> list[int]:
-    gone = set(validate_indices(heads, layer.num_heads))
-    return [head for head in range(layer.num_heads) if head not in gone]
+    removed = set(validate_indices(heads, layer.num_heads))
+    return [head for head in range(layer.num_heads) if head not in removed]

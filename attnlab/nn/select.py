@@ -1,4 +1,4 @@
-"""Narrower projections: some of the heads that stand side by side in one."""
+"""Selection of heads from projections whose features are grouped by head."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 
-def validate_indices(chosen: Iterable[int], count: int, what: str = "head") -> list[int]:
-    """The chosen ones of ``count``, in ascending order; else TypeError or ValueError with what was given."""
-    given = list(chosen)
-    for number in given:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"a {what} is chosen by a whole number, not by {number!r}")
-        if not 0 <= number < count:
-            raise ValueError(f"there is no {what} {number}; there are {count}, counted from 0")
-    if len(set(given)) < len(given):
-        raise ValueError(f"a {what} is named twice in {given}")
-    return sorted(given)
+def validate_indices(indices: Iterable[int], count: int, what: str = "head") -> list[int]:
+    """Return the indices in ascending order.
+
+    Raises:
+        TypeError: for an index that is not an integer.
+        ValueError: for an index that is not in ``range(count)``, or that is repeated.
+    """
+    indices = list(indices)
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TypeError(f"a {what} must be an integer, not {index!r}")
+        if not 0 <= index < count:
+            raise ValueError(f"there is no {what} {index}; there are {count}, counted from 0")
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"a {what} is repeated in {indices}")
+    return sorted(indices)
 
 
 def head_channels(heads: Sequence[int], width: int) -> list[int]:
-    """The places of these heads where all stand side by side, ``width`` numbers each."""
+    """Return the features of these heads, ``width`` per head."""
     return [head * width + i for head in heads for i in range(width)]
 
 
 def select_features(layer: nn.Linear, *, rows: list[int] | None = None, columns: list[int] | None = None) -> None:
-    """Leave these rows (what comes out) and these columns (what goes in) of a projection, in place."""
+    """Keep these rows (output features) and columns (input features) of a projection, in place."""
     weight, bias = layer.weight, layer.bias
     if rows is not None:
         weight = weight[rows]

@@ -51,8 +51,8 @@ class AttentionMap:
         Raises:
             IndexError: for a row or a head out of range.
         """
-        chosen = _chosen("row", rows, self.shape[2], self._like.device)
-        return self._rows(chosen)[:, _chosen("head", heads, self.shape[1], self._like.device)]
+        index = _index("row", rows, self.shape[2], self._like.device)
+        return self._rows(index)[:, _index("head", heads, self.shape[1], self._like.device)]
 
     def stream(self, size: int = CHUNK) -> Iterator[tuple[slice, Tensor]]:
         """Yield all weights, ``size`` rows at a time: (slice of rows, (B, H, rows, M))."""
@@ -110,23 +110,23 @@ class DenseMap(AttentionMap):
         return self._weights[:, :, rows]
 
 
-def _chosen(name: str, choice: Choice, count: int, device: torch.device) -> Tensor:
+def _index(name: str, choice: Choice, count: int, device: torch.device) -> Tensor:
     every = torch.arange(count, device=device)
     if choice is None:
         return every
     if isinstance(choice, slice):
         return every[choice]
-    given = torch.as_tensor(choice, device=device)
-    if given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool:
+    index = torch.as_tensor(choice, device=device)
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
         raise IndexError(f"{name}s must be a list of integers, not {choice!r}")
-    wrong = given[(given < -count) | (given >= count)]
+    wrong = index[(index < -count) | (index >= count)]
     if wrong.numel():
         raise IndexError(f"{name} {int(wrong[0])} is out of range; there are {count}, counted from 0")
-    return given % count if count else given.long()
+    return index % count if count else index.long()
 
 
 def _indicators(blocks: int | Tensor, keys: int, like: Tensor) -> Tensor:
-    """(1 | B, 1, M, blocks): 1 where the key is in the block."""
+    """Return (1 | B, 1, M, blocks), 1 where the key is in the block."""
     if isinstance(blocks, int):
         if isinstance(blocks, bool) or blocks < 1:
             raise ValueError(f"pooled(blocks) takes an integer of at least 1, not {blocks!r}")

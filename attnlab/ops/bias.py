@@ -1,4 +1,4 @@
-"""What is added to the scores: a tensor, or a bias that depends on distance alone and is written out only where needed.
+"""Biases of the scores: tensors, and biases that depend on the distance alone and are materialized only in parts.
 
 Axes: B batch, H heads, N queries, M keys.
 """
@@ -12,17 +12,16 @@ from attnlab.masks.bound import Index, positions
 
 
 class RelativeBias:
-    """One number for each head and each distance, cut as needed.
+    """One value per head and distance, in H · (N + M - 1) values; the matrix is materialized only in tiles.
 
-    A window asks for its tiles, and the whole is never made: what is kept is H · (N + M - 1) numbers. It may be added
-    to a tensor that broadcasts to (B, H, N, M).
+    It can be added to a tensor that broadcasts to (B, H, N, M).
 
     Args:
-        line: (H, N + M - 1), the numbers from the farthest key behind to the farthest ahead: key minus query is
-            -(M - 1) to N - 1, the queries aligned with the keys at the end. Gradients reach it.
+        line: (H, N + M - 1), the values for the distances (key minus query) -(M - 1) to N - 1, the queries aligned
+            with the keys at the end; differentiable.
         queries: N.
         keys: M.
-        matrix: what else is added, four axes.
+        matrix: a further term, four axes.
 
     Raises:
         ValueError: for a line of another length.
@@ -31,54 +30,54 @@ class RelativeBias:
     def __init__(self, line: Tensor, queries: int, keys: int, matrix: Tensor | None = None) -> None:
         if line.dim() != 2 or line.shape[1] + 1 < queries + keys:
             raise ValueError(
-                f"a line for {queries} queries and {keys} keys has shape (heads, {queries + keys - 1}), not "
+                f"line must have shape (heads, {queries + keys - 1}) for {queries} queries and {keys} keys, not "
                 f"{tuple(line.shape)}"
             )
         self.line, self.queries, self.keys, self.matrix = line, queries, keys, matrix
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient is asked for."""
+        """Whether the line or the matrix requires a gradient."""
         return self.line.requires_grad or (self.matrix is not None and self.matrix.requires_grad)
 
     @property
     def batch_and_heads(self) -> tuple[int, int]:
-        """Batch items and heads that differ; 1 where all are alike."""
+        """The numbers of batch items and heads; 1 where all are alike."""
         items = 1 if self.matrix is None else self.matrix.shape[0]
         return items, len(self.line)
 
     def tensor(self) -> Tensor:
-        """All of it: (1 | B, H, N, M)."""
+        """Return the whole matrix, (1 | B, H, N, M)."""
         return self.tile(slice(0, self.queries), slice(0, self.keys))
 
     def tile(self, queries: slice, keys: slice) -> Tensor:
-        """The part for these rows and columns: (1 | B, H, rows, columns)."""
+        """Return these rows and columns, (1 | B, H, rows, columns)."""
         rows, columns = queries.stop - queries.start, keys.stop - keys.start
-        start = keys.start - queries.stop + self.queries  # the last row's first key: the farthest behind
+        start = keys.start - queries.stop + self.queries  # the first key of the last row, at the largest distance back
         if torch.compiler.is_compiling():  # `unfold` fixes the length
             key, row = (torch.arange(n, device=self.line.device) for n in (columns, rows))
             tile = self.line[:, start + rows - 1 - row[:, None] + key].unsqueeze(0)
         elif rows and columns:
             near = self.line[:, start : start + rows + columns - 1]
-            tile = near.unfold(-1, columns, 1).flip(-2).unsqueeze(0)  # a row down is a step back along the line
+            tile = near.unfold(-1, columns, 1).flip(-2).unsqueeze(0)  # each row starts one distance earlier
         else:
             tile = self.line.new_zeros(1, len(self.line), rows, columns)
         return tile if self.matrix is None else tile + cut(self.matrix, queries, keys)
 
     def at(self, rows: Tensor, keys: Tensor) -> Tensor:
-        """Chosen rows and columns: (1 | B, H, rows, columns)."""
-        chosen = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
+        """Return selected rows and columns, (1 | B, H, rows, columns)."""
+        part = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
         if self.matrix is None:
-            return chosen
+            return part
         matrix = of_rows(self.matrix, rows)
-        return chosen + (matrix if matrix.shape[-1] == 1 else matrix[..., keys])
+        return part + (matrix if matrix.shape[-1] == 1 else matrix[..., keys])
 
     def rows(self, rows: Tensor) -> Tensor:
-        """Chosen rows: (1 | B, H, rows, M)."""
+        """Return selected rows, (1 | B, H, rows, M)."""
         return self.at(rows, torch.arange(self.keys, device=self.line.device))
 
     def to(self, dtype: torch.dtype) -> RelativeBias:
-        """The same in another precision."""
+        """Return the same bias in another precision."""
         matrix = None if self.matrix is None else self.matrix.to(dtype)
         return RelativeBias(self.line.to(dtype), self.queries, self.keys, matrix)
 
@@ -91,11 +90,11 @@ class RelativeBias:
 
 
 Bias = Tensor | RelativeBias
-"""What broadcasts to (B, H, N, M), as a tensor or cut as needed."""
+"""A term of the scores that broadcasts to (B, H, N, M)."""
 
 
 def cut(bias: Bias, queries: slice, keys: Index) -> Tensor:
-    """The part for these rows and columns."""
+    """Return the part for these rows and columns."""
     if isinstance(bias, RelativeBias):
         if isinstance(keys, slice) and keys.step is None:
             return bias.tile(queries, keys)
@@ -105,14 +104,14 @@ def cut(bias: Bias, queries: slice, keys: Index) -> Tensor:
 
 
 def of_rows(bias: Bias, rows: Tensor) -> Tensor:
-    """Chosen rows, with all keys."""
+    """Return selected rows, with all keys."""
     if isinstance(bias, RelativeBias):
         return bias.rows(rows)
     return bias if bias.shape[-2] == 1 else bias[..., rows, :]
 
 
 def of_heads(bias: Bias, heads: slice) -> Bias:
-    """What is added to the scores of these heads; four axes."""
+    """Return the bias of these heads; four axes."""
     matrix = bias.matrix if isinstance(bias, RelativeBias) else bias
     if matrix is not None and matrix.shape[1] > 1:
         matrix = matrix[:, heads]
@@ -123,10 +122,10 @@ def of_heads(bias: Bias, heads: slice) -> Bias:
 
 
 def four_axes(bias: Bias) -> Bias:
-    """The same with the axes that it lacks in front."""
+    """Return the bias with leading axes of size 1 up to four."""
     return bias if isinstance(bias, RelativeBias) else bias[(None,) * (4 - bias.dim())]
 
 
 def materialized(bias: Bias) -> Tensor:
-    """All of it, for a kernel that takes nothing less."""
+    """Return the whole matrix, for kernels that need it."""
     return bias.tensor() if isinstance(bias, RelativeBias) else bias

@@ -1,9 +1,9 @@
-"""Softmax attention whose scores decay with what lies between a query and a key, exact at any length.
+"""Softmax attention whose scores decay with the gates between a query and a key, exact at any length.
 
-A running sum of log gates grows with the length, and its rounding error with it. So sums are kept in float64, and only
-their differences, which are small where a weight is not, are rounded to the precision of the scores.
+A cumulative sum of log gates grows with the length, and so does its rounding error. Sums are therefore kept in float64,
+and only their differences, which are small for the weights that matter, are rounded to the precision of the scores.
 
-Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these can reach, d head_dim.
+Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these rows may attend to, d head_dim.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class DecayedMap(AttentionMap):
-    """The core of ``softmax(q kᵀ / √d + D + bias) v`` with ``D_ij = Σ_{j < l ≤ i} gates_l`` over permitted keys l.
+    """``softmax(q kᵀ / √d + D + bias)`` with ``D_ij = Σ_{j < l ≤ i} gates_l`` over the allowed keys l.
 
-    For a key ahead of its query the sum runs from the query to the key, ``Σ_{i ≤ l < j} gates_l``. Float16 and bfloat16
-    are computed in float32, also under autocast.
+    For a key after its query the sum is ``Σ_{i ≤ l < j} gates_l``. Float16 and bfloat16 are computed in float32, also
+    under autocast.
 
     Source: Lin et al. 2025, "Forgetting Transformer", arXiv:2503.02130, section 3.1.
 
@@ -57,15 +57,15 @@ class DecayedMap(AttentionMap):
         self.bias = None if bias is None else four_axes(bias)
         self.gates = gates.to(exact(q.device))
         self.sums = self.gates.cumsum(-1)
-        # Then the sums over permitted keys are those over all, but for a number that all keys of a row share.
-        self.unbroken = mask is not None and mask.is_causal_and_contiguous
+        # Then a sum over the allowed keys differs from that over all keys by the same value for all keys of a row.
+        self.contiguous = mask is not None and mask.is_causal_and_contiguous
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """What each query gets: (B, H, M, w), or with 1 in place of B or H, to (B, H, N, w)."""
-        # A kernel gives no gradient to a matrix, and a functorch transform hides that one is wanted. In forward mode
-        # the matrix and the zeros that stand for its gradient would both count.
+        """Return the weighted sums of these values, (B, H, M, w) to (B, H, N, w)."""
+        # A kernel gives no gradient to a matrix, and a functorch transform hides that one is needed. In forward mode
+        # both the matrix and the zeros that carry its gradient would contribute.
         learned = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()
-        fused = self.unbroken and not dropout and not learned
+        fused = self.contiguous and not dropout and not learned
         fused = fused and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         fused = fused and forward_ad.unpack_dual(self.gates).tangent is None
         with _full_precision(values.device):
@@ -78,14 +78,14 @@ class DecayedMap(AttentionMap):
             return self._by_rows()._rows(rows).to(self._like.dtype)
 
     def _by_rows(self) -> RowwiseMap:
-        # Sums of a row over permitted keys and their differences take 4 numbers of float64 a score.
+        # The sums over allowed keys and their differences take 4 float64 values per score.
         return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, score_cost=8)
 
     def _decay(self, rows: Index, keys: Index, permitted: Tensor | None) -> Tensor:
-        """D of these rows and keys: (B, H, n, m) in float64."""
+        """Return D for these rows and keys, (B, H, n, m), in float64."""
         (N, M), device = self.shape[2:], self.q.device
         row, key = positions(rows, M - N, device), positions(keys, 0, device)
-        if self.unbroken:
+        if self.contiguous:
             return self.sums[..., row].unsqueeze(-1) - self.sums[..., key].unsqueeze(-2)
         gates = self.gates[:, :, None, keys]
         if permitted is not None:
@@ -96,23 +96,23 @@ class DecayedMap(AttentionMap):
         return torch.where(key <= row, back, ahead)
 
     def _fused(self, v: Tensor) -> Tensor:
-        """By PyTorch's fused kernel, a tile of rows at a time, with D as the matrix that is added to the scores."""
+        """Return the output by the fused kernel, a tile of rows at a time, with D as the matrix added to the scores."""
         assert self.mask is not None
         mask, bias = self.mask, self.bias
         (B, H, N, M), d, width = self.shape, self.q.shape[-1], v.shape[-1]
         kernel = Kernel(1 / math.sqrt(d))
         learns = torch.is_grad_enabled() and self.gates.requires_grad
-        wide = max(d + 2 * learns, width)  # the kernel takes one width
+        wide = max(d + 2 * learns, width)  # the kernel needs equal widths
         v = F.pad(v.expand(B, H, M, width), (0, wide - width))
 
         def part(rows: slice, keys: Index) -> Tensor:
-            keys = keys if isinstance(keys, slice) else mask.key_range(rows)  # a gate between two keys counts
+            keys = keys if isinstance(keys, slice) else mask.key_range(rows)  # with all keys in between
             with torch.no_grad():
                 matrix = self._decay(rows, keys, None).to(v.dtype)
                 if bias is not None:
                     matrix += cut(bias, rows, keys)
                 matrix.masked_fill_(~mask.tile(rows, keys), -torch.inf)
-            matrix = matrix.detach()  # a trace keeps this, and not the block above
+            matrix = matrix.detach()  # a trace records this, but not no_grad()
             q, k = self.q[:, :, rows], self.k[:, :, keys]
             if learns:
                 queries, summed = (part.unsqueeze(-1) / kernel.scale for part in self._zeros(rows, keys))
@@ -123,19 +123,17 @@ class DecayedMap(AttentionMap):
 
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))[..., :width]
-        # Whether to split is decided by shapes alone, so on a GPU too.
+        # The tiles depend on shapes alone, so a GPU uses them too.
         tiles = row_tiles(mask, N, M, 4 * B * H) if can_inspect_device(torch.device("cpu")) else one_tile(N, M)
         size = count(tiles[0][0])
-        record(
-            lambda: Dispatch("decayed", f"the fused kernel with a decay for each pair; {size} of {N} rows at a time")
-        )
+        record(lambda: Dispatch("decayed", f"the fused kernel with a decay per pair; {size} of {N} rows at a time"))
         return by_tiles(part, tiles)[..., :width]
 
     def _zeros(self, rows: slice, keys: slice) -> tuple[Tensor, Tensor]:
-        """Zeros for each query, (B, H, n), and key, (B, H, m), whose sum has the gradient of D.
+        """Return zeros for each query, (B, H, n), and key, (B, H, m), whose sum has the gradient of D.
 
-        They are added to the scores because a fused kernel gives no gradient to the matrix. Each is a sum of gates from
-        the first row of the tile on, so that rounding errors in the gradients of its scores do not reach far gates.
+        They are added to the scores because a fused kernel gives no gradient to the matrix. Each is a sum of gates that
+        starts at the first row of the tile, so that rounding errors in the gradients do not reach distant gates.
         """
         (N, M), device = self.shape[2:], self.q.device
         first = rows.start + M - N

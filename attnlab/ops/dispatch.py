@@ -48,19 +48,19 @@ def record_dispatch() -> Iterator[list[Dispatch]]:
         _records.reset(token)
 
 
-def explain_path(layer: nn.Module, x: Tensor, **given: Any) -> list[Dispatch]:
-    """Return the backends that ``layer(x, **given)`` uses, and why; the call is made, its output discarded.
+def explain_path(layer: nn.Module, x: Tensor, **options: Any) -> list[Dispatch]:
+    """Return the backends that ``layer(x, **options)`` uses, and why; the call is made, its output discarded.
 
     The choice depends on the mask, the bias, the mode (train or eval) and whether gradients are needed.
 
     Args:
         layer: a mechanism, or a whole network.
         x: its input.
-        given: further arguments of the call (``mask=...``).
+        options: further arguments of the call (``mask=...``).
 
     Returns:
         A `Dispatch` for each call of an op, in order; empty for a layer that uses none.
     """
     with record_dispatch() as records:
-        layer(x, **given)
+        layer(x, **options)
     return records

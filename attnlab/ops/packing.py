@@ -1,4 +1,4 @@
-"""Packing: the real tokens of a padded batch in one row, without the padding, and back.
+"""Packing: the real tokens of a padded batch are moved into one row without padding, and back.
 
 Axes: B batch, N length, T real tokens, D embed_dim.
 """
@@ -49,26 +49,26 @@ def packed(x: Tensor, mask: BoundMask, heads: int) -> Packed | None:
         return None
     if not can_inspect_values(x) or torch.is_autocast_enabled("cpu") or mask.queries != mask.keys or not x.numel():
         return None
-    (B, N), factors = x.shape[:2], mask.mask.conjuncts
-    for rule in factors:
-        spans = rule.token_ranges(N)
-        if spans is None or len(spans) != B or not all(f.is_relative for f in factors if f is not rule):
+    (B, N), rules = x.shape[:2], mask.mask.conjuncts
+    for rule in rules:
+        ranges = rule.token_ranges(N)
+        if ranges is None or len(ranges) != B or not all(other.is_relative for other in rules if other is not rule):
             continue
-        lengths = torch.tensor([span.stop - span.start for span in spans])
+        lengths = torch.tensor([tokens.stop - tokens.start for tokens in ranges])
         real = int(lengths.sum())
         if not MIN_TOKENS_PER_ITEM * B <= real <= MAX_REAL_FRACTION * B * N:
             return None
-        rules = [own.mask for _, own in mask.head_groups() or [(slice(None), mask)]]
-        if any(own.stride > 1 and None in own.band for own in rules):
+        groups = [group.mask for _, group in mask.head_groups() or [(slice(None), mask)]]
+        if any(group.stride > 1 and None in group.band for group in groups):
             return None  # in one row, a stride would reach the keys of other items
-        index = torch.cat([torch.arange(b * N + span.start, b * N + span.stop) for b, span in enumerate(spans)])
+        index = torch.cat([torch.arange(b * N + part.start, b * N + part.stop) for b, part in enumerate(ranges)])
         row = documents(torch.repeat_interleave(torch.arange(B), lengths))
-        for other in factors:
+        for other in rules:
             row = row if other is rule else other & row
-        record(partial(_path, real / (B * N)))
+        record(partial(_explain, real / (B * N)))
         return Packed((B, N), index, row.bind(real, shape=(1, heads)))
     return None
 
 
-def _path(share: float) -> Dispatch:
-    return Dispatch("packed", f"{share:.0%} of the tokens are real; the others are left out before they are projected")
+def _explain(fraction: float) -> Dispatch:
+    return Dispatch("packed", f"{fraction:.0%} of the tokens are real; the others are not projected")

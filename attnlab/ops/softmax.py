@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.ops.attention_map import AttentionMap
-from attnlab.ops.backends import eager
+from attnlab.ops.backends.eager import masked_softmax as masked_softmax
 from attnlab.ops.backends.flex import Flex
 from attnlab.ops.backends.sdpa import Fused, Kernel, Sdpa, additive, unpad
 from attnlab.ops.backends.segments import Segments
@@ -59,7 +59,7 @@ def softmax_attention(
         (B, H, N, w); zeros in a fully masked row.
 
     Raises:
-        ValueError: for a number of key heads that does not divide the number of query heads.
+        ValueError: if the number of key heads does not divide the number of query heads.
 
     Source: Vaswani et al. 2017, section 3.2.1; Dao et al. 2022 for the kernel that never materializes the weights;
     Shazeer 2019 and Ainslie et al. 2023 for heads that share keys.
@@ -78,19 +78,6 @@ def softmax_weights(
     Takes what `softmax_attention` takes.
     """
     return SoftmaxMap(q, k, mask, bias, scale=scale).materialize()
-
-
-def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink: Tensor | None = None) -> Tensor:
-    """``softmax(scores)`` over the allowed keys: (B, H, N, M), zero elsewhere.
-
-    A score of -inf is masked too. A fully masked row is zero, and so is its gradient.
-
-    Args:
-        scores: (B, H, N, M).
-        mask: a bound mask, or a Boolean tensor of four axes.
-        sink: (H,), a logit in every row that takes weight and is not part of the result.
-    """
-    return eager.masked_softmax(scores, mask.tensor() if isinstance(mask, BoundMask) else mask, sink)
 
 
 class SoftmaxMap(AttentionMap):
@@ -176,18 +163,16 @@ class Softcapped:
     """A cap on the scores, which no fused kernel has."""
 
     def applies(self, call: AttentionCall) -> bool | None:
-        """Return True, or None without a cap."""
         return None if call.softcap is None else True
 
     def run(self, call: AttentionCall, plan: bool) -> Tensor:
-        """Materialize the weights a few rows at a time; this records its own dispatch."""
         weights = SoftmaxMap(
             call.q, call.k, call.mask, call.bias, scale=call.scale, sink=call.sink, softcap=call.softcap
         )
         return weights.by_rows().apply(repeat_kv(call.v, num_groups(call.q, call.v)), dropout=call.dropout)
 
     def explain(self, call: AttentionCall, plan: bool) -> None:
-        """Return None: `run` records it."""
+        return None  # `RowwiseMap` records it
 
 
 class PerHead:
@@ -200,8 +185,7 @@ class PerHead:
         return call.mask.head_groups()
 
     def run(self, call: AttentionCall, plan: list[tuple[slice, BoundMask]]) -> Tensor:
-        """Compute the groups; each records its own dispatch."""
-        groups, parts = num_groups(call.q, call.k), []
+        groups, outs = num_groups(call.q, call.k), []
         k, v = repeat_kv(call.k, groups), repeat_kv(call.v, groups)
         for heads, mask in plan:
             bias = None if call.bias is None else of_heads(call.bias, heads)
@@ -209,27 +193,26 @@ class PerHead:
             weights = SoftmaxMap(
                 call.q[:, heads], k[:, heads], mask, bias, scale=call.scale, sink=sink, softcap=call.softcap
             )
-            parts.append(weights.apply(v[:, heads], dropout=call.dropout))
-        return torch.cat([part.transpose(1, 2) for part in parts], 2).transpose(1, 2)  # in the layout of the kernels
+            outs.append(weights.apply(v[:, heads], dropout=call.dropout))
+        return torch.cat([out.transpose(1, 2) for out in outs], 2).transpose(1, 2)  # in the layout of the kernels
 
     def explain(self, call: AttentionCall, plan: Any) -> None:
-        """Return None: the groups record theirs."""
+        return None  # each group records its own
 
 
 class SharedKeys:
-    """A few queries of G heads that share keys, as G times as many queries of one head: no key is repeated."""
+    """A few queries of G heads that share keys, computed as G times as many queries of one head: no key is copied."""
 
     def applies(self, call: AttentionCall) -> slice | None:
-        """Return the keys that the queries reach."""
+        """Return the range of keys that the queries may attend to."""
         N = call.q.shape[2]
-        if call.q.shape[1] == call.k.shape[1] or call.dropout or call.sink is not None or not call.can_inspect:
-            return None
-        if N > MAX_SHARED_QUERIES:  # compared last: a traced length stays free
+        if not call.can_inspect or call.dropout or call.sink is not None:
+            return None  # a traced length is not compared: it stays free
+        if call.q.shape[1] == call.k.shape[1] or N > MAX_SHARED_QUERIES:
             return None
         return slice(0, call.k.shape[2]) if call.mask is None else call.mask.key_range(slice(0, N))
 
     def run(self, call: AttentionCall, plan: slice) -> Tensor:
-        """One call of the kernel, of H / G heads with G · N queries."""
         (H, N), heads, groups = call.q.shape[1:3], call.k.shape[1], num_groups(call.q, call.k)
         mask = None if call.mask is None or call.mask.allows_all else call.mask
         rows, keys, width = slice(0, N), plan, call.v.shape[-1]
@@ -246,10 +229,9 @@ class SharedKeys:
         return unpad(out, width).unflatten(2, (groups, N)).flatten(1, 2)
 
     def explain(self, call: AttentionCall, plan: slice) -> Dispatch:
-        """Return the name, and why."""
         (H, N), heads = call.q.shape[1:3], call.k.shape[1]
         return Dispatch(
-            "shared", f"{H} heads of {N} queries read {heads} heads of {plan.stop - plan.start} keys without copies"
+            "shared", f"{H} heads of {N} queries use {heads} heads of {plan.stop - plan.start} keys without copies"
         )
 
 
@@ -265,7 +247,7 @@ BACKENDS: tuple[Backend, ...] = (
     Flex(),
     Sdpa(),
 )
-"""In the order in which they are asked; the thresholds were measured by ``python -m benchmarks cores``."""
+"""In order of preference; the thresholds were measured by ``python -m benchmarks cores``."""
 
 
 def _explain(backend: Backend, call: AttentionCall, plan: Any) -> Dispatch | None:

@@ -32,7 +32,7 @@ class AdditiveAttention(MultiHeadBase):
         num_heads: h, the number of heads; it must divide embed_dim.
         causal: whether a token attends only to itself and to earlier tokens.
         dropout: the probability of dropping an attention weight, in training only.
-        bias: whether the projections add a bias.
+        bias: whether the projections have a bias.
         positions: the positional encoding: none, alibi or t5, optionally with settings (see attnlab.positions).
         device: the device of the parameters.
         dtype: the dtype of the parameters.

@@ -35,14 +35,14 @@ class LinearAttention(MultiHeadBase):
     sections 3.2 and 3.3 (φ(x) = elu(x) + 1); Shen et al. 2021, "Efficient Attention", for φ = softmax over features.
 
     Args:
-        embed_dim: D, the width of a token, in and out.
-        num_heads: h, the number of heads; must divide embed_dim.
+        embed_dim: D, the width of the tokens, in and out.
+        num_heads: h, the number of heads; it must divide embed_dim.
         feature_map: φ, applied to each query and key: elu (elu(x) + 1), relu or softmax (over the features).
-        causal: a token attends only to itself and to earlier tokens.
-        dropout: the dropout probability of the heads' output, in training only.
-        bias: whether the projections add a bias.
-        device: of the parameters.
-        dtype: of the parameters.
+        causal: whether a token attends only to itself and to earlier tokens.
+        dropout: the probability of dropping a feature of the heads' output, in training only.
+        bias: whether the projections have a bias.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
 
     Raises:
         ValueError: for another feature map, and what `MultiHeadBase` refuses.

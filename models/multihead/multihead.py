@@ -1,4 +1,4 @@
-"""Multi-head attention: several heads, each with its own map, over slices of one width."""
+"""Multi-head attention: several heads, each with its own attention weights."""
 
 from __future__ import annotations
 
@@ -84,18 +84,18 @@ class MultiAttention(MultiHeadBase):
     def from_torch(
         cls, layer: nn.MultiheadAttention, *, causal: bool = False, batch_first: bool = False
     ) -> MultiAttention:
-        """The same attention with the same weights, exactly.
+        """Return the same layer with the same parameters.
 
         Args:
-            layer: with ``batch_first=True``, as here tokens are (B, N, D).
-            causal: whether a token attends only to itself and to earlier ones.
-            batch_first: True confirms, for a layer with ``batch_first=False``, that its inputs will be transposed from
-                (N, B, D) to (B, N, D); `attnlab.integrations.pytorch.from_torch` does that by itself.
+            layer: the layer to convert.
+            causal: whether a token attends only to itself and to earlier tokens.
+            batch_first: for a layer with ``batch_first=False``, True confirms that its inputs will be transposed from
+                (N, B, D) to (B, N, D); `attnlab.integrations.pytorch.from_torch` transposes them itself.
 
         Raises:
-            TypeError: for another layer.
-            ValueError: for what `nn.MultiheadAttention` can do and this cannot: another width of keys or values
-                (kdim, vdim), add_bias_kv, add_zero_attn; for a layer with ``batch_first=False``, without confirmation.
+            TypeError: for another layer than `nn.MultiheadAttention`.
+            ValueError: for a layer with kdim, vdim, add_bias_kv or add_zero_attn, or with ``batch_first=False`` and
+                without confirmation.
         """
         if not isinstance(layer, nn.MultiheadAttention):
             raise TypeError(f"from_torch converts an nn.MultiheadAttention, not a {type(layer).__name__}")
@@ -109,39 +109,39 @@ class MultiAttention(MultiHeadBase):
                 "(batch, length, D); transpose its inputs, and confirm that by from_torch(..., batch_first=True)"
             )
         weight = layer.in_proj_weight
-        ours = cls(
+        converted = cls(
             embed_dim=layer.embed_dim,
             num_heads=layer.num_heads,
             causal=causal,
             dropout=layer.dropout,
             bias=layer.in_proj_bias is not None,
         ).to(weight.device, weight.dtype)
-        copy_weights(ours.qkv, weight, layer.in_proj_bias)
-        copy_weights(ours.output, layer.out_proj.weight, layer.out_proj.bias)
-        return ours.train(layer.training)
+        copy_weights(converted.qkv, weight, layer.in_proj_bias)
+        copy_weights(converted.output, layer.out_proj.weight, layer.out_proj.bias)
+        return converted.train(layer.training)
 
     def to_torch(self) -> nn.MultiheadAttention:
-        """An `nn.MultiheadAttention` (batch_first) with the same weights, exactly.
+        """Return an `nn.MultiheadAttention` (batch_first) with the same parameters.
 
-        ``causal`` is an argument of its forward, not of the layer: give it ``attn_mask`` there.
+        It has no ``causal``: pass ``attn_mask`` to its forward.
 
         Raises:
-            ValueError: for what theirs has not: positions, or heads that do not share the width among them (pruned).
+            ValueError: for a layer with positions, or with pruned heads.
         """
         if (positions := self.positions.name) != "none":
-            raise ValueError(f"nn.MultiheadAttention knows no positions, and this layer has {positions}")
+            raise ValueError(f"nn.MultiheadAttention has no positional encoding, and this layer has {positions}")
         if self.num_heads * self.head_dim != self.embed_dim:
             raise ValueError(
-                f"the heads of an nn.MultiheadAttention share its width ({self.embed_dim}), and this layer has "
-                f"{self.num_heads} of {self.head_dim}"
+                f"nn.MultiheadAttention needs num_heads · head_dim = embed_dim ({self.embed_dim}), and this layer has "
+                f"{self.num_heads} heads of width {self.head_dim}"
             )
         weight, bias = self.qkv.weight, self.qkv.bias
-        theirs = nn.MultiheadAttention(
+        layer = nn.MultiheadAttention(
             self.embed_dim, self.num_heads, dropout=self.dropout, bias=bias is not None, batch_first=True
         ).to(weight.device, weight.dtype)
         with torch.no_grad():
-            theirs.in_proj_weight.copy_(weight)
+            layer.in_proj_weight.copy_(weight)
             if bias is not None:
-                theirs.in_proj_bias.copy_(bias)
-        copy_weights(theirs.out_proj, self.output.weight, self.output.bias)
-        return theirs.train(self.training)
+                layer.in_proj_bias.copy_(bias)
+        copy_weights(layer.out_proj, self.output.weight, self.output.bias)
+        return layer.train(self.training)

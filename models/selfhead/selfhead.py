@@ -13,7 +13,7 @@ from attnlab.ops.softmax import SoftmaxMap, softmax_attention
 
 
 class SelfAttention(Attention):
-    """``softmax(Q Kᵀ / √d) V``: every token asks, every token answers, one head.
+    """``softmax(Q Kᵀ / √d) V`` with one head.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
 
@@ -67,7 +67,7 @@ class SelfAttention(Attention):
         return SoftmaxMap(self.query(x), self.key(x), mask, attn_bias)
 
     def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        # ... V: the average of the values, by those weights
+        # the average of the values, weighted by the attention weights
         return self.output(weights.squeeze(1) @ self.value(x))
 
     def _forward(
@@ -77,9 +77,9 @@ class SelfAttention(Attention):
         attn_bias: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
-        # softmax(Q Kᵀ / √d) V in one fused step: the same numbers, and the map is never written down
+        # softmax(Q Kᵀ / √d) V in one fused kernel, which never materializes the weights
         Q, K, V = self.query(x), self.key(x), self.value(x)
         if cache is not None:
-            K, V = cache.update(K, V)  # with all that was seen before
+            K, V = cache.update(K, V)  # the keys and values of all tokens so far
         dropout = self.dropout if self.training else 0.0
         return self.output(softmax_attention(Q, K, V, mask, attn_bias, dropout=dropout))

@@ -28,7 +28,7 @@ class SinkAttention(MultiHeadBase):
         sink: "learned", one logit per head, initialized to 0; or "zero", which is softmax off by one.
         causal: whether a token attends only to itself and to earlier tokens.
         dropout: the probability of dropping an attention weight, in training only.
-        bias: whether the projections add a bias.
+        bias: whether the projections have a bias.
         positions: the positional encoding: none, rotary, alibi or t5, optionally with settings, such as
             "rotary(base=500000)" (see attnlab.positions).
         device: the device of the parameters.

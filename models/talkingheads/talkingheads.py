@@ -29,7 +29,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         num_heads: h, the number of heads; it must divide embed_dim.
         causal: whether a token attends only to itself and to earlier tokens.
         dropout: the probability of dropping an attention weight, in training only.
-        bias: whether the projections add a bias.
+        bias: whether the projections have a bias.
         positions: the positional encoding: none or rotary, optionally with settings, such as "rotary(base=500000)"
             (see attnlab.positions).
         device: the device of the parameters.

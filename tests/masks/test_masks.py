@@ -143,12 +143,12 @@ def test_candidate_keys_and_stride_cover_all_allowed_keys(mask: Mask, queries: i
 def test_tiles_cover_every_row_once_with_all_its_keys(mask: Mask, size: int) -> None:
     bound = mask.bind(KEYS, shape=(B, H))
     rest, rows = matrix(mask).clone(), []
-    for own, keys in bound.tiles(size):
-        rows += range(KEYS)[own]
-        places = torch.arange(KEYS)[own][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
-        part = matrix(mask)[:, :, *places]
-        assert torch.equal(bound.tile(own, keys).expand_as(part), part)
-        rest[:, :, *places] = False
+    for tile, keys in bound.tiles(size):
+        rows += range(KEYS)[tile]
+        index = torch.arange(KEYS)[tile][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
+        part = matrix(mask)[:, :, *index]
+        assert torch.equal(bound.tile(tile, keys).expand_as(part), part)
+        rest[:, :, *index] = False
     assert sorted(rows) == list(range(KEYS))
     assert not rest.any()
 
@@ -159,10 +159,10 @@ def test_tiles_with_offsets_cover_all_allowed_keys(mask: Mask, size: int, querie
     bound = mask.bind(queries, KEYS, shape=(B, H), offset=offset)
     rest = bound.tensor().expand(B, H, queries, KEYS).clone()
     for rows, keys in bound.tiles(size):
-        places = torch.arange(queries)[rows][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
-        part = bound.tensor().expand(B, H, queries, KEYS)[:, :, *places]
+        index = torch.arange(queries)[rows][:, None], torch.arange(KEYS)[keys] if isinstance(keys, slice) else keys
+        part = bound.tensor().expand(B, H, queries, KEYS)[:, :, *index]
         assert torch.equal(bound.tile(rows, keys).expand_as(part), part)
-        rest[:, :, *places] = False
+        rest[:, :, *index] = False
     assert not rest.any()
 
 
@@ -181,8 +181,8 @@ def test_folded_tiles_match_the_matrix(step: int, mask: Mask, size: int, first: 
             r, c = torch.arange(length)[rows] + residue, torch.arange(length)[keys] + residue
             inside = r[:, None] < length, c < length
             assert not part[:, residue, ..., ~inside[1]].any()
-            found = part[:, residue][:, :, inside[0][:, 0]][..., inside[1]]
-            assert torch.equal(found, rest[:, :, r[r < length][:, None], c[c < length]])
+            result = part[:, residue][:, :, inside[0][:, 0]][..., inside[1]]
+            assert torch.equal(result, rest[:, :, r[r < length][:, None], c[c < length]])
             rest[:, :, r[r < length][:, None], c[c < length]] = False
     assert not rest.any()
 
@@ -194,9 +194,9 @@ def test_per_head(rules: list[Mask], rest: Mask) -> None:
     if len(set(rules)) > 1:
         runs = bound.head_groups()
         assert runs is not None
-        for heads, own in runs:
+        for heads, group in runs:
             assert torch.equal(
-                own.tensor().expand(B, heads.stop - heads.start, -1, -1),
+                group.tensor().expand(B, heads.stop - heads.start, -1, -1),
                 matrix(rest & rules[heads.start])[:, : heads.stop - heads.start],
             )
 
@@ -277,10 +277,10 @@ def test_fully_masked_rows_are_found_without_a_matrix(name: str, padded: str, mo
     mask = masks.causal() & (PARTS | IN_PARTS)[name] & PARTS[padded]
     bound, out = mask.bind(701, shape=(3, 3)), torch.ones(3, 701, 2)
     with Largest() as largest:
-        found = bound.zero_fully_masked_rows(out)
+        result = bound.zero_fully_masked_rows(out)
     assert largest.size < (30_000 if name in PARTS else 100_000), "the matrix has 3 * 701 * 701 elements, 1.5 million"
     expected = matrix_of(mask, 701).any(-1).any(1)
-    assert torch.equal(found[..., 0].bool(), expected.expand(3, -1))
+    assert torch.equal(result[..., 0].bool(), expected.expand(3, -1))
 
 
 def matrix_of(mask: Mask, length: int) -> Tensor:
@@ -340,9 +340,9 @@ def test_fully_masked_rows_are_found_without_reading_values(name: str) -> None:
 
 @pytest.mark.parametrize("queries", [1, 2, 5, 7])
 def test_causal(queries: int) -> None:
-    found = masks.causal().materialize(queries, KEYS)
-    assert torch.equal(found, by_hand(lambda q, k: k <= q, queries))
-    assert found[-1].all()
+    result = masks.causal().materialize(queries, KEYS)
+    assert torch.equal(result, by_hand(lambda q, k: k <= q, queries))
+    assert result[-1].all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11])
@@ -361,14 +361,14 @@ def test_sliding_window(size: int, queries: int) -> None:
 @pytest.mark.parametrize("queries", [2, 7])
 def test_dilated(size: int, step: int, queries: int) -> None:
     steps = {step * n for n in range(size)}
-    found = masks.dilated(size, step)
-    assert torch.equal(found.materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) in steps, queries))
-    back, ahead = found.band
+    result = masks.dilated(size, step)
+    assert torch.equal(result.materialize(queries, KEYS), by_hand(lambda q, k: abs(q - k) in steps, queries))
+    back, ahead = result.band
     assert back == ahead == max(steps)
-    both = masks.causal() & found
+    both = masks.causal() & result
     assert torch.equal(both.materialize(queries, KEYS), by_hand(lambda q, k: q - k in steps, queries))
     if step == 1:
-        assert torch.equal(matrix(found), matrix(masks.sliding_window(size)))
+        assert torch.equal(matrix(result), matrix(masks.sliding_window(size)))
 
 
 def test_dilated_with_dropped_keys_counts_from_the_first_position() -> None:
@@ -399,15 +399,15 @@ def test_padding_on_either_side() -> None:
 
 def test_documents() -> None:
     ids = torch.tensor([[0, 0, 1, 1, 1, 2, 0], [4, 4, 4, 4, 9, 9, 9]])
-    found = matrix(masks.documents(ids))
+    result = matrix(masks.documents(ids))
     for item in range(B):
-        assert torch.equal(found[item, 0], by_hand(lambda q, k, i=item: bool(ids[i, q] == ids[i, k])))
-    assert torch.equal(matrix(masks.documents(ids[0])), found[:1].expand(B, -1, -1, -1))
+        assert torch.equal(result[item, 0], by_hand(lambda q, k, i=item: bool(ids[i, q] == ids[i, k])))
+    assert torch.equal(matrix(masks.documents(ids[0])), result[:1].expand(B, -1, -1, -1))
 
 
 def test_a_position_without_a_document_is_fully_masked() -> None:
-    found = masks.documents(torch.zeros(KEYS, dtype=torch.long)).materialize(5, KEYS, offset=5)
-    assert found.any(-1).tolist() == [True, True, False, False, False]
+    result = masks.documents(torch.zeros(KEYS, dtype=torch.long)).materialize(5, KEYS, offset=5)
+    assert result.any(-1).tolist() == [True, True, False, False, False]
 
 
 def test_block_local_and_block_sparse() -> None:
@@ -420,11 +420,11 @@ def test_block_local_and_block_sparse() -> None:
 
 def test_block_sparse_per_item_and_head() -> None:
     pattern = torch.rand(B, H, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
-    found = matrix(masks.block_sparse(2, pattern))
+    result = matrix(masks.block_sparse(2, pattern))
     for item in range(B):
         for head in range(H):
-            own = pattern[item, head]
-            assert torch.equal(found[item, head], by_hand(lambda q, k, own=own: bool(own[q // 2, k // 2])))
+            blocks = pattern[item, head]
+            assert torch.equal(result[item, head], by_hand(lambda q, k, blocks=blocks: bool(blocks[q // 2, k // 2])))
 
 
 def test_block_sparse_with_more_queries_than_keys() -> None:
@@ -441,9 +441,9 @@ def test_block_sparse_with_more_queries_than_keys() -> None:
 
 
 def test_block_local_with_neighbors() -> None:
-    found = masks.block_local(2, neighbors=1)
-    assert torch.equal(found.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
-    assert found.band == (3, 3)
+    result = masks.block_local(2, neighbors=1)
+    assert torch.equal(result.materialize(KEYS), by_hand(lambda q, k: abs(q // 2 - k // 2) <= 1))
+    assert result.band == (3, 3)
     assert torch.equal(masks.block_local(3, neighbors=0).materialize(KEYS), masks.block_local(3).materialize(KEYS))
 
 
@@ -469,8 +469,8 @@ def test_random_blocks_are_whole_symmetric_and_enumerated_exactly(
 
 
 def test_three_axes_are_batch_queries_keys() -> None:
-    given = torch.rand(B, 5, KEYS, generator=torch.Generator().manual_seed(0)) > 0.5
-    assert torch.equal(matrix(masks.from_tensor(given), 5), given.unsqueeze(1).expand(B, H, 5, KEYS))
+    tensor = torch.rand(B, 5, KEYS, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert torch.equal(matrix(masks.from_tensor(tensor), 5), tensor.unsqueeze(1).expand(B, H, 5, KEYS))
 
 
 INTEGERS = (
@@ -489,7 +489,7 @@ INTEGERS = (
 def test_any_integer_dtype(dtype: torch.dtype, lengths: Tensor, ids: Tensor, seed: int, data: st.DataObject) -> None:
     """Small and unsigned integers would overflow: 300 - 3 is 41 in uint8."""
     boundaries = torch.cat([torch.zeros(1).long(), lengths]).cumsum(0).clamp(max=120)
-    build, given = data.draw(
+    build, values = data.draw(
         st.sampled_from(
             [
                 (masks.padding, lengths),
@@ -504,9 +504,9 @@ def test_any_integer_dtype(dtype: torch.dtype, lengths: Tensor, ids: Tensor, see
             ]
         )
     )
-    found, expected = build(given.to(dtype)), build(given.long())
-    assert torch.equal(found.materialize(300), expected.materialize(300))
-    assert repr(found) == repr(expected)
+    result, expected = build(values.to(dtype)), build(values.long())
+    assert torch.equal(result.materialize(300), expected.materialize(300))
+    assert repr(result) == repr(expected)
 
 
 def test_left_padding_of_uint8_lengths_keeps_three_of_300_keys() -> None:
@@ -644,20 +644,20 @@ def test_a_materialized_mask_per_head_has_four_axes() -> None:
 
 
 def test_to_attn_mask_of_a_mask_per_head(torch_layer: nn.MultiheadAttention) -> None:
-    ours = MultiAttention.from_torch(torch_layer)
+    layer = MultiAttention.from_torch(torch_layer)
     x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
     mask = masks.per_head([masks.causal(), masks.sliding_window(3), masks.prefix(2)])
     theirs, _ = torch_layer(x, x, x, attn_mask=masks.to_attn_mask(mask, KEYS, num_heads=H, batch_size=B))
-    torch.testing.assert_close(ours(x, mask=mask), theirs)
+    torch.testing.assert_close(layer(x, mask=mask), theirs)
     same = masks.per_head([masks.prefix(3), masks.prefix(3) & masks.prefix(5)])
     assert torch.equal(masks.to_attention_mask(same, KEYS), torch.tensor([[1, 1, 1, 0, 0, 0, 0]]))
 
 
 def test_to_attn_mask_expands_over_heads() -> None:
-    found = masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 3, KEYS, num_heads=H)
-    assert found.shape == (B * H, 3, KEYS)
-    assert found[:H, :, 2:].all()
-    assert not found[H:, :, :5].any()
+    result = masks.to_attn_mask(masks.padding(torch.tensor([2, 5])), 3, KEYS, num_heads=H)
+    assert result.shape == (B * H, 3, KEYS)
+    assert result[:H, :, 2:].all()
+    assert not result[H:, :, :5].any()
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
@@ -669,7 +669,7 @@ def test_cu_seqlens_round_trip(lengths: list[int]) -> None:
     assert mask.materialize(total).sum() == sum(n * n for n in lengths)
 
 
-def test_an_empty_sequence_among_cu_seqlens_sees_nothing() -> None:
+def test_an_empty_sequence_among_cu_seqlens_is_fully_masked() -> None:
     mask = masks.from_cu_seqlens(torch.tensor([0, 2, 2, 5]))
     assert torch.equal(mask.materialize(5), by_hand(lambda q, k: (q < 2) == (k < 2), 5, 5))
 
@@ -681,25 +681,25 @@ def torch_layer() -> nn.MultiheadAttention:
 
 
 def test_the_polarity_is_that_of_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
-    """Not by reading its documentation: its own output, with its own masks, is ours with the adapted ones."""
-    ours = MultiAttention.from_torch(torch_layer)
+    """The output of `nn.MultiheadAttention` with its masks matches ours with the converted masks."""
+    layer = MultiAttention.from_torch(torch_layer)
     x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
     ignored = torch.zeros(B, KEYS, dtype=torch.bool)
     ignored[0, 3:], ignored[1, :2] = True, True
     hidden = torch.rand(B * H, KEYS, KEYS) > 0.6
-    hidden[:, :, 2:4] = False  # no row is empty: theirs would be NaN
+    hidden[:, :, 2:4] = False  # no fully masked row, which nn.MultiheadAttention makes NaN
     ignored[:, 2] = False
 
     theirs, their_map = torch_layer(
         x, x, x, key_padding_mask=ignored, attn_mask=hidden, average_attn_weights=False, need_weights=True
     )
     mask = masks.from_key_padding_mask(ignored) & masks.from_attn_mask(hidden, num_heads=H)
-    torch.testing.assert_close(ours(x, mask=mask), theirs)
-    torch.testing.assert_close(ours.attention_weights(x, mask=mask), their_map)
+    torch.testing.assert_close(layer(x, mask=mask), theirs)
+    torch.testing.assert_close(layer.attention_weights(x, mask=mask), their_map)
 
 
-def test_what_goes_out_is_understood_by_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
-    ours = MultiAttention.from_torch(torch_layer)
+def test_converted_masks_match_multihead_attention(torch_layer: nn.MultiheadAttention) -> None:
+    layer = MultiAttention.from_torch(torch_layer)
     x = torch.randn(B, KEYS, 5 * H, dtype=torch.float64)
     lengths, rule = masks.padding(torch.tensor([3, 7])), masks.causal() & masks.sliding_window(3) | masks.prefix(1)
     theirs, _ = torch_layer(
@@ -709,7 +709,7 @@ def test_what_goes_out_is_understood_by_multihead_attention(torch_layer: nn.Mult
         key_padding_mask=masks.to_key_padding_mask(lengths, KEYS),
         attn_mask=masks.to_attn_mask(rule, KEYS),
     )
-    torch.testing.assert_close(ours(x, mask=lengths & rule), theirs)
+    torch.testing.assert_close(layer(x, mask=lengths & rule), theirs)
 
 
 # Errors

@@ -78,17 +78,17 @@ def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
 
 @every_rule
 def test_every_rule_on_the_meta_device(make: Maker) -> None:
-    found, expected = evaluated(make, *inputs("meta")), evaluated(make, *inputs())
-    assert [t.shape for t in found[-4:]] == [t.shape for t in expected[-4:]]
-    assert all(t.is_meta for t in found)
+    result, expected = evaluated(make, *inputs("meta")), evaluated(make, *inputs())
+    assert [t.shape for t in result[-4:]] == [t.shape for t in expected[-4:]]
+    assert all(t.is_meta for t in result)
 
 
 @every_rule
 def test_every_rule_under_fake_tensors(make: Maker) -> None:
     expected = evaluated(make, *inputs())
     with FakeTensorMode():
-        found = evaluated(make, *inputs())
-    assert [(t.shape, t.dtype) for t in found[-4:]] == [(t.shape, t.dtype) for t in expected[-4:]]
+        result = evaluated(make, *inputs())
+    assert [(t.shape, t.dtype) for t in result[-4:]] == [(t.shape, t.dtype) for t in expected[-4:]]
 
 
 @pytest.mark.slow
@@ -97,11 +97,11 @@ def test_every_rule_under_fake_tensors(make: Maker) -> None:
 def test_every_rule_is_traced_by_make_fx(make: Maker, mode: str) -> None:
     expected = evaluated(make, *inputs())
     graph = make_fx(lambda n, t: evaluated(make, n, t), tracing_mode=mode)(*inputs())
-    for found, true in zip(graph(*inputs())[-4:], expected[-4:], strict=True):
-        assert torch.equal(found, true)
+    for result, eager in zip(graph(*inputs())[-4:], expected[-4:], strict=True):
+        assert torch.equal(result, eager)
     other = torch.tensor([5, 2]), inputs()[1].flip(1)
-    for found, true in zip(graph(*other)[-4:], evaluated(make, *other)[-4:], strict=True):
-        assert torch.equal(found, true), "the graph must not contain the traced values"
+    for result, eager in zip(graph(*other)[-4:], evaluated(make, *other)[-4:], strict=True):
+        assert torch.equal(result, eager), "the graph must not contain the traced values"
 
 
 @every_rule

@@ -1,4 +1,4 @@
-"""The contract's own part: what the base class checks, joins and blanks, whatever the mechanism computes."""
+"""The base class of attention: validation, combined masks and fully masked rows, for any mechanism."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def card(*supports: str) -> Card:
 
 
 class Plain(Attention):
-    """Supports nothing and returns what it is given."""
+    """Supports nothing and returns its input."""
 
     card = card()
 
@@ -51,20 +51,20 @@ class Plain(Attention):
 
 
 class Recorder(Attention):
-    """Supports everything and returns the mask that reached it."""
+    """Supports everything and records the mask and the options of a call."""
 
     card = card(*CAPABILITIES)
 
-    def _forward(self, x: Tensor, mask: BoundMask | None, **given: Any) -> Any:
-        self.mask, self.given = mask, given
+    def _forward(self, x: Tensor, mask: BoundMask | None, **options: Any) -> Any:
+        self.mask, self.options = mask, options
         return torch.ones_like(x)
 
 
 class Near(Recorder):
-    """Looks at the nearest by itself, as many as half of the sequence."""
+    """Attends to a window of half of the sequence."""
 
     def attention_pattern(self, length: int) -> Mask:
-        self.asked = length
+        self.pattern_length = length
         return sliding_window(max(1, length // 2))
 
 
@@ -76,7 +76,7 @@ def x(length: int = N) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "says"),
+    ("make", "error", "message"),
     [
         (
             lambda: MultiAttention(100, 8),
@@ -97,13 +97,13 @@ def x(length: int = N) -> Tensor:
         (lambda: MultiAttention(12, 3, True), TypeError, "positional"),
     ],
 )
-def test_a_constructor_refuses(make: Callable[[], Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=re.escape(says)):
+def test_invalid_constructor_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
         make()
 
 
 @pytest.mark.parametrize("mechanism", [SelfAttention, MultiAttention])
-def test_the_width_has_two_spellings(mechanism: Callable[..., Attention]) -> None:
+def test_embed_dim_has_two_spellings(mechanism: Callable[..., Attention]) -> None:
     assert mechanism(emd_dim=16).embed_dim == mechanism(embed_dim=16).embed_dim == mechanism(16).embed_dim == 16
     for both in (lambda: mechanism(embed_dim=16, emd_dim=16), lambda: mechanism(16, emd_dim=16)):
         with pytest.raises(TypeError, match="not both"):
@@ -115,21 +115,21 @@ def test_the_width_has_two_spellings(mechanism: Callable[..., Attention]) -> Non
 @pytest.mark.parametrize(
     ("number", "wanted", "near"), [(100, 8, [4, 5, 10]), (64, 48, [16, 32, 64]), (7, 2, [1, 7]), (1, 3, [1])]
 )
-def test_the_divisors_that_are_suggested(number: int, wanted: int, near: list[int]) -> None:
+def test_suggested_divisors(number: int, wanted: int, near: list[int]) -> None:
     assert divisors_near(number, wanted) == near
 
 
-def test_either() -> None:
+def test_join_or() -> None:
     assert [join_or([4]), join_or([4, 5]), join_or([4, 5, 10])] == ["4", "4 or 5", "4, 5 or 10"]
 
 
-def test_printed_as_a_layer_shows_its_options() -> None:
+def test_repr_shows_the_options() -> None:
     assert "embed_dim=12, num_heads=3, causal=True, dropout=0.25" in repr(
         MultiAttention(12, 3, causal=True, dropout=0.25)
     )
 
 
-def test_a_projection_starts_with_variance_one_over_its_width() -> None:
+def test_projections_are_initialized_with_variance_one_over_fan_in() -> None:
     torch.manual_seed(0)
     layer = make_linear(401, 503)
     assert layer.weight.std().item() == pytest.approx(401**-0.5, rel=0.01)
@@ -137,7 +137,7 @@ def test_a_projection_starts_with_variance_one_over_its_width() -> None:
     assert make_linear(3, 5, bias=False).bias is None
 
 
-def test_scale_output_scales_the_last_projection_alone() -> None:
+def test_scale_output_scales_only_the_output_projection() -> None:
     layer = MultiAttention(D, H)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.scale_output(0.5)
@@ -145,14 +145,14 @@ def test_scale_output_scales_the_last_projection_alone() -> None:
         torch.testing.assert_close(value, before[name] * (0.5 if name == "output.weight" else 1), rtol=0, atol=0)
 
 
-# What may be asked
+# Capabilities
 
 
 @pytest.mark.parametrize(
     ("name", "argument"),
     [("attn_bias", torch.zeros(N, N)), ("context", x(M)), ("cache", object())],
 )
-def test_what_is_not_claimed_is_refused_by_name(name: str, argument: Any) -> None:
+def test_unsupported_arguments_are_refused(name: str, argument: Any) -> None:
     with pytest.raises(UnsupportedError, match=f"Plain does not support {name}; it supports self-attention alone"):
         Plain(D)(x(), **{name: argument})
 
@@ -193,13 +193,13 @@ def test_the_old_capability_mask_is_an_alias() -> None:
     assert card("causal", "mask").supports == ("causal", "padding", "segments", "arbitrary_mask")
 
 
-def test_weights_and_mix_are_refused_where_they_are_not_claimed() -> None:
-    for ask in (lambda: Plain(D).attention_weights(x()), lambda: Plain(D).apply_weights(torch.ones(B, 1, N, N), x())):
+def test_weights_need_the_capability() -> None:
+    for call in (lambda: Plain(D).attention_weights(x()), lambda: Plain(D).apply_weights(torch.ones(B, 1, N, N), x())):
         with pytest.raises(UnsupportedError, match="does not support weights"):
-            ask()
+            call()
 
 
-def test_a_refusal_lists_what_there_is() -> None:
+def test_the_error_lists_the_capabilities() -> None:
     with pytest.raises(
         UnsupportedError, match="SelfAttention does not support context; it supports causal, padding, segments,"
     ):
@@ -211,7 +211,7 @@ def test_supports() -> None:
     assert not SelfAttention(D).supports("context")
 
 
-def test_a_claim_without_its_code_says_so() -> None:
+def test_a_capability_without_its_methods_is_an_error() -> None:
     layer = Recorder(D)
     with pytest.raises(
         NotImplementedError, match="Recorder has the capability weights, but no _build_map and no _attention_weights"
@@ -221,63 +221,46 @@ def test_a_claim_without_its_code_says_so() -> None:
         layer.apply_weights(torch.ones(B, 1, N, N), x())
 
 
-def test_only_what_was_given_arrives() -> None:
+def test_only_passed_arguments_reach_forward() -> None:
     layer = Recorder(D)
     layer(x())
     assert layer.mask is None
-    assert layer.given == {}
+    assert layer.options == {}
     layer(x(), context=x(M), attn_bias=torch.zeros(N, M))
-    assert set(layer.given) == {"context", "attn_bias"}
+    assert set(layer.options) == {"context", "attn_bias"}
     cache = KVCache(N)
     layer(x(), mask=causal(), cache=cache)
-    assert layer.given == {"cache": cache}
+    assert layer.options == {"cache": cache}
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"x": torch.zeros(N, D)}, ValueError, "takes x of shape (batch, length, 12), not (5, 12)"),
         ({"x": torch.zeros(B, N, 11)}, ValueError, "takes x of shape (batch, length, 12), not (2, 5, 11)"),
-        ({"context": torch.zeros(3, M, D)}, ValueError, "context must have shape (2, length, 12), not (3, 7, 12)"),
-        ({"context": torch.zeros(B, M, 11)}, ValueError, "not (2, 7, 11)"),
-        ({"context": torch.zeros(M, D)}, ValueError, "not (7, 12)"),
-        ({"mask": torch.zeros(N, N)}, TypeError, "to add values to the scores, give them as attn_bias="),
-        ({"mask": torch.zeros(N, N, dtype=torch.long)}, TypeError, "a mask is Boolean"),
-        ({"mask": "causal"}, TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
-        ({"mask": torch.ones(N, 4, dtype=torch.bool)}, ValueError, "the mask is 5 x 4 (queries x keys)"),
-        (
-            {"mask": torch.ones(B, 2, N, N, dtype=torch.bool)},
-            ValueError,
-            "(batch, heads, queries, keys) = (2, 3, 5, 5)",
-        ),
-        ({"mask": padding(torch.tensor([1, 2, 3]))}, ValueError, "does not fit"),
-        ({"attn_bias": torch.zeros(N, N, dtype=torch.bool)}, TypeError, "to select the keys to attend to use mask="),
-        ({"attn_bias": torch.zeros(4, 4)}, ValueError, "attn_bias has shape (4, 4), which does not broadcast to"),
-        ({"attn_bias": torch.zeros(2, N, N)}, ValueError, "(batch, heads, queries, keys) = (2, 3, 5, 5)"),
-        ({"attn_bias": torch.zeros(1, 1, 1, 1, 1)}, ValueError, "does not broadcast"),
         ({"attn_bias": torch.zeros(N, N), "context": torch.zeros(B, M, D)}, ValueError, "= (2, 3, 5, 7)"),
     ],
 )
-def test_what_does_not_fit_is_refused(given: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_invalid_shapes_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Masks, biases and contexts alone: see `test_bad_layer_input`, for every mechanism."""
     layer = MultiAttention(D, H)
-    given = {"x": x(), **given}
-    for ask in (layer, layer.attention_weights):
-        with pytest.raises(error, match=re.escape(says)):
-            ask(given["x"], **{name: value for name, value in given.items() if name != "x"})
+    for method in (layer, layer.attention_weights):
+        with pytest.raises(error, match=re.escape(message)):
+            method(**{"x": x(), **options})
 
 
-def test_weights_of_another_shape_are_not_mixed() -> None:
+def test_apply_weights_checks_the_shape() -> None:
     layer = MultiAttention(D, H)
     for shape in ((B, 2, N, N), (B, H, N, M), (H, N, N)):
         with pytest.raises(ValueError, match=r"\(batch, heads, queries, keys\) = \(2, 3, 5, 5\), not "):
             layer.apply_weights(torch.rand(shape), x())
 
 
-# Causal and the mask, joined
+# causal and the mask
 
 
 @pytest.mark.parametrize("mask", [sliding_window(2), padding(torch.tensor([3, 5])), from_tensor(torch.eye(N).bool())])
-def test_causal_is_joined_with_the_mask(mask: Any) -> None:
+def test_causal_is_combined_with_the_mask(mask: Any) -> None:
     layer = Recorder(D, causal=True)
     layer(x(), mask=mask)
     assert torch.equal(layer.mask.tensor(), (causal() & mask).bind(N).tensor())
@@ -312,12 +295,12 @@ def test_a_mask_may_be_a_tensor_of_two_three_or_four_axes() -> None:
         torch.testing.assert_close(layer(x(), mask=same), one, rtol=0, atol=1e-6)
 
 
-# What a mechanism looks at by itself
+# The pattern of the mechanism
 
 
 @pytest.mark.parametrize("mask", [None, padding(torch.tensor([3, 5])), from_tensor(torch.ones(N, N).triu().bool())])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bool) -> None:
+def test_the_pattern_is_combined_with_causal_and_the_mask(mask: Any, is_causal: bool) -> None:
     layer = Near(D, causal=is_causal)
     layer(x(), mask=mask)
     whole = torch.ones(B, 1, N, N, dtype=torch.bool)
@@ -326,11 +309,11 @@ def test_the_pattern_is_joined_with_causal_and_the_mask(mask: Any, is_causal: bo
     assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
 
 
-def test_a_tensor_drops_no_pattern_either() -> None:
-    layer, given = Near(D, causal=True), torch.rand(B, N, N) > 0.4
-    layer(x(), mask=given)
+def test_the_pattern_is_combined_with_a_tensor() -> None:
+    layer, mask = Near(D, causal=True), torch.rand(B, N, N) > 0.4
+    layer(x(), mask=mask)
     near = torch.ones(N, N).tril().triu(-1).bool()
-    assert torch.equal(layer.mask.tensor()[:, 0], given & near)
+    assert torch.equal(layer.mask.tensor()[:, 0], mask & near)
 
 
 def test_the_pattern_alone_stays_a_rule() -> None:
@@ -343,19 +326,19 @@ def test_the_pattern_alone_stays_a_rule() -> None:
     assert plain.mask is None
 
 
-def test_the_pattern_is_asked_for_the_whole_length() -> None:
+def test_the_pattern_gets_the_number_of_keys() -> None:
     layer, cache = Near(D, causal=True), KVCache(N + M)
     layer(x())
-    assert layer.asked == N
+    assert layer.pattern_length == N
     Near.forward(other := Near(D), x(), context=x(M))
-    assert other.asked == M
+    assert other.pattern_length == M
     cache.update(torch.zeros(B, N, 1))
     layer(x(M), cache=cache)
-    assert layer.asked == N + M
+    assert layer.pattern_length == N + M
     assert torch.equal(layer.mask.tensor()[0, 0], (causal() & sliding_window((N + M) // 2)).materialize(M, N + M))
 
 
-def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
+def test_a_pattern_bounds_the_window_of_a_cache() -> None:
     cache = KVCache(N, window=2)
     Near(D, causal=True)(x(), cache=cache)
     with pytest.raises(ValueError, match="the cache keeps 1 tokens, but the mask reaches 1 keys back"):
@@ -364,11 +347,11 @@ def test_a_pattern_bounds_what_a_cache_must_keep() -> None:
         Near(D)(x(), cache=cache)
 
 
-# Rows that may look at nothing
+# Fully masked rows
 
 
 @pytest.mark.parametrize("layer", [SelfAttention(D), MultiAttention(D, H), Recorder(D, H)])
-def test_a_row_that_may_look_at_nothing_is_zero(layer: Attention) -> None:
+def test_a_fully_masked_row_is_zero(layer: Attention) -> None:
     matrix = torch.ones(N, N, dtype=torch.bool)
     matrix[2] = False
     torch.nn.init.ones_(layer.output.bias) if hasattr(layer, "output") else None
@@ -377,36 +360,36 @@ def test_a_row_that_may_look_at_nothing_is_zero(layer: Attention) -> None:
     assert out[:, [0, 1, 3, 4]].ne(0).all(-1).all()
 
 
-def test_a_row_that_one_head_sees_is_not_blanked() -> None:
+def test_a_row_that_one_head_attends_from_is_not_zeroed() -> None:
     layer = MultiAttention(D, H)
     torch.nn.init.ones_(layer.output.bias)
     matrix = torch.zeros(B, H, N, N, dtype=torch.bool)
     matrix[:, 1, 2] = True
-    seen = layer(x(), mask=matrix).ne(0).any(-1)
-    assert seen.tolist() == [[False, False, True, False, False]] * B
+    nonzero = layer(x(), mask=matrix).ne(0).any(-1)
+    assert nonzero.tolist() == [[False, False, True, False, False]] * B
 
 
-def test_the_gradient_of_an_empty_row_is_finite() -> None:
+def test_the_gradient_of_a_fully_masked_row_is_finite() -> None:
     for layer in (SelfAttention(D), MultiAttention(D, H)):
-        given = x().requires_grad_()
+        inputs = x().requires_grad_()
         for out in (
-            layer(given, mask=padding(torch.tensor([0, 3]))),
-            layer.attention_weights(given, mask=sliding_window(1) & ~causal()),
+            layer(inputs, mask=padding(torch.tensor([0, 3]))),
+            layer.attention_weights(inputs, mask=sliding_window(1) & ~causal()),
         ):
             layer.zero_grad()
             out.square().sum().backward()
-            assert given.grad is not None
-            assert given.grad.isfinite().all()
+            assert inputs.grad is not None
+            assert inputs.grad.isfinite().all()
             assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-# Weights and mix
+# attention_weights and apply_weights
 
 
 @pytest.mark.parametrize("layer", [SelfAttention(D, causal=True), MultiAttention(D, H, causal=True)])
 @pytest.mark.parametrize("mask", [None, sliding_window(2), padding(torch.tensor([0, 3]))])
-def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
-    torch.nn.init.ones_(layer.output.bias)  # so that a row left unblanked would show
+def test_apply_weights_matches_forward(layer: Attention, mask: Any) -> None:
+    torch.nn.init.ones_(layer.output.bias)  # so that a row that is not zeroed would show
     bias = torch.randn(N, N)
     out = layer(x(), mask=mask, attn_bias=bias)
     torch.testing.assert_close(
@@ -414,7 +397,7 @@ def test_mix_of_weights_is_forward(layer: Attention, mask: Any) -> None:
     )
 
 
-def test_mix_over_a_context() -> None:
+def test_apply_weights_with_a_context() -> None:
     layer, context = MultiAttention(D, H), x(M)
     weights = layer.attention_weights(x(), context=context)
     assert weights.shape == (B, H, N, M)
@@ -424,7 +407,7 @@ def test_mix_over_a_context() -> None:
 @pytest.mark.parametrize(
     "name", [name for name in registry.names() if {"padding", "weights"} <= {*registry.entry(name).card.supports}]
 )
-def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
+def test_apply_weights_takes_the_mask(name: str) -> None:
     options = {} if registry.entry(name).card.heads == "1" else {"num_heads": 2}
     layer = registry.load(name)(D, **options).double().eval()
     torch.nn.init.ones_(layer.output.bias if layer.output.bias is not None else torch.empty(1))
@@ -432,28 +415,28 @@ def test_mix_takes_the_mask_of_the_weights(name: str) -> None:
     mask = padding(torch.tensor([0, 7]))
     tokens[0] = tokens[1, 7:] = 0.0
     expected = layer(tokens, mask=mask)
-    tokens[0] = tokens[1, 7:] = torch.nan  # in the padding as harmless as 0
+    tokens[0] = tokens[1, 7:] = torch.nan
     torch.testing.assert_close(
         layer.apply_weights(layer.attention_weights(tokens, mask=mask), tokens, mask=mask), expected
     )
     assert not layer.apply_weights(layer.attention_weights(tokens, mask=mask), tokens, mask=mask)[0].any()
 
 
-def test_weights_that_underflow_are_no_mask() -> None:
+def test_underflowing_weights_are_not_a_mask() -> None:
     sinks, sigmoid = SinkAttention(D, H), SigmoidAttention(D, H)
     with torch.no_grad():
         sinks.sink.fill_(200.0)
         for layer in (sinks, sigmoid):
             layer.output.bias.fill_(1.0)
     bias = torch.full((N, N), -200.0)
-    for layer, given in ((sinks, {}), (sigmoid, {"attn_bias": bias})):
-        weights = layer.attention_weights(x(), **given)
+    for layer, options in ((sinks, {}), (sigmoid, {"attn_bias": bias})):
+        weights = layer.attention_weights(x(), **options)
         assert not weights.any()
-        assert (layer(x(), **given) == 1).all(), "the output is the bias of the projection"
-        torch.testing.assert_close(layer.apply_weights(weights, x()), layer(x(), **given))
+        assert (layer(x(), **options) == 1).all(), "the output is the bias of the projection"
+        torch.testing.assert_close(layer.apply_weights(weights, x()), layer(x(), **options))
 
 
-def test_weights_leave_the_output_and_the_randomness_alone() -> None:
+def test_attention_weights_change_neither_output_nor_random_state() -> None:
     layer = MultiAttention(D, H, dropout=0.5).train()
     torch.manual_seed(1)
     alone = layer(x())
@@ -463,7 +446,7 @@ def test_weights_leave_the_output_and_the_randomness_alone() -> None:
     torch.testing.assert_close(layer.attention_weights(x()), layer.eval().attention_weights(x()), rtol=0, atol=0)
 
 
-def test_dropout_drops_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     layer = MultiAttention(D, H, dropout=0.5)
     assert torch.equal(layer.eval()(x()), layer(x()))
     layer.train()
@@ -473,7 +456,7 @@ def test_dropout_drops_in_training_alone() -> None:
 # The card
 
 
-def test_a_card_is_checked_where_it_is_written() -> None:
+def test_a_card_is_validated() -> None:
     with pytest.raises(ValueError, match="supports names 'casual'; did you mean causal"):
         card("casual")
     with pytest.raises(ValueError, match="supports names 'zzz'; there are: causal, padding,"):

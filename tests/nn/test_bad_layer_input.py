@@ -1,4 +1,4 @@
-"""What no layer can answer is refused by every mechanism alike: masks, biases and caches that do not fit."""
+"""Every mechanism refuses masks, biases, contexts and caches that do not fit, with the same errors."""
 
 from __future__ import annotations
 
@@ -32,47 +32,59 @@ def x(length: int = N, batch: int = B) -> Tensor:
     return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(length))
 
 
-def true(*shape: int, device: str = "cpu") -> Tensor:
+def ones(*shape: int, device: str = "cpu") -> Tensor:
     return torch.ones(shape, dtype=torch.bool, device=device)
 
 
-def whole(*numbers: int, device: str = "cpu") -> Tensor:
-    return torch.tensor(numbers, device=device)
+def integers(*values: int, device: str = "cpu") -> Tensor:
+    return torch.tensor(values, device=device)
 
 
 MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # shapes
-    "fewer keys": (lambda: true(N, 4), ValueError, "the mask is 5 x 4 (queries x keys), but there are 5 queries and 5"),
-    "more queries": (lambda: true(6, N), ValueError, "the mask is 6 x 5 (queries x keys)"),
-    "another batch": (lambda: true(3, N, N), ValueError, "does not fit (batch, heads, queries, keys) = (2, "),
-    "another number of heads": (lambda: true(B, 7, N, N), ValueError, "does not fit (batch, heads, queries, keys)"),
-    "one axis": (lambda: true(N), ValueError, "a mask has the shape (queries, keys)"),
-    "five axes": (lambda: true(1, 1, 1, N, N), ValueError, "a mask has the shape (queries, keys)"),
-    "a row an item": (lambda: true(B, N), ValueError, "use from_attention_mask where True means a real token"),
-    "lengths above that of the keys": (lambda: padding(whole(3, 6)), ValueError, "counts 6 tokens in one sequence"),
-    "lengths of another batch": (lambda: padding(whole(1, 2, 3)), ValueError, "does not fit"),
-    "keys of another batch": (lambda: from_key_padding_mask(~true(3, N)), ValueError, "does not fit"),
-    "keys of another length": (lambda: from_key_padding_mask(~true(B, 4)), ValueError, "but there are 5 keys"),
-    "too few documents": (lambda: documents(whole(0, 0, 1)), ValueError, "has 3 positions, but there are 5"),
-    "a rule and a matrix": (lambda: causal() & true(N, 4), ValueError, "the mask is 5 x 4"),
+    "fewer keys": (lambda: ones(N, 4), ValueError, "the mask is 5 x 4 (queries x keys), but there are 5 queries and 5"),
+    "more queries": (lambda: ones(6, N), ValueError, "the mask is 6 x 5 (queries x keys)"),
+    "another batch": (lambda: ones(3, N, N), ValueError, "does not fit (batch, heads, queries, keys) = (2, "),
+    "another number of heads": (lambda: ones(B, 7, N, N), ValueError, "does not fit (batch, heads, queries, keys)"),
+    "one axis": (lambda: ones(N), ValueError, "a mask has the shape (queries, keys)"),
+    "five axes": (lambda: ones(1, 1, 1, N, N), ValueError, "a mask has the shape (queries, keys)"),
+    "one row per item": (lambda: ones(B, N), ValueError, "use from_attention_mask where True means a real token"),
+    "lengths above the number of keys": (
+        lambda: padding(integers(3, 6)),
+        ValueError,
+        "counts 6 tokens in one sequence",
+    ),
+    "lengths of another batch": (lambda: padding(integers(1, 2, 3)), ValueError, "does not fit"),
+    "keys of another batch": (lambda: from_key_padding_mask(~ones(3, N)), ValueError, "does not fit"),
+    "keys of another length": (lambda: from_key_padding_mask(~ones(B, 4)), ValueError, "but there are 5 keys"),
+    "too few documents": (lambda: documents(integers(0, 0, 1)), ValueError, "has 3 positions, but there are 5"),
+    "a rule and a matrix": (lambda: causal() & ones(N, 4), ValueError, "the mask is 5 x 4"),
     # dtypes
-    "numbers": (lambda: torch.zeros(N, N), TypeError, "to add values to the scores, give them as attn_bias="),
-    "zeros and ones": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
-    "a word": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
+    "floats": (lambda: torch.zeros(N, N), TypeError, "to add values to the scores, give them as attn_bias="),
+    "integers": (lambda: torch.ones(N, N, dtype=torch.long), TypeError, "use masks.from_attention_mask for 1 ="),
+    "a string": (lambda: "causal", TypeError, "a mask is an attnlab.masks.Mask or a Boolean tensor, not str"),
     "lists": (lambda: [[True] * N] * N, TypeError, "not list"),
     # devices
-    "a matrix elsewhere": (lambda: true(N, N, device="meta"), ValueError, "the mask is on meta, the tokens are on cpu"),
-    "lengths elsewhere": (lambda: padding(whole(2, 3, device="meta")), ValueError, "move it with mask.to(...)"),
-    "lengths elsewhere, for queries too": (
-        lambda: padding(whole(2, 3, device="meta"), mask_queries=True),
+    "a matrix on another device": (
+        lambda: ones(N, N, device="meta"),
+        ValueError,
+        "the mask is on meta, the tokens are on cpu",
+    ),
+    "lengths on another device": (
+        lambda: padding(integers(2, 3, device="meta")),
         ValueError,
         "move it with mask.to(...)",
     ),
-    "documents elsewhere": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "is on meta"),
-    "a prefix elsewhere": (lambda: ~prefix(whole(2, 3, device="meta")), ValueError, "is on meta"),
-    "a pattern elsewhere": (lambda: block_sparse(2, true(3, 3, device="meta")), ValueError, "is on meta"),
-    "one of two elsewhere": (
-        lambda: causal() & (from_tensor(true(N, N)) | true(N, N, device="meta")),
+    "lengths on another device, for queries too": (
+        lambda: padding(integers(2, 3, device="meta"), mask_queries=True),
+        ValueError,
+        "move it with mask.to(...)",
+    ),
+    "documents on another device": (lambda: documents(torch.zeros(N, device="meta").long()), ValueError, "is on meta"),
+    "a prefix on another device": (lambda: ~prefix(integers(2, 3, device="meta")), ValueError, "is on meta"),
+    "a pattern on another device": (lambda: block_sparse(2, ones(3, 3, device="meta")), ValueError, "is on meta"),
+    "one of two on another device": (
+        lambda: causal() & (from_tensor(ones(N, N)) | ones(N, N, device="meta")),
         ValueError,
         "is on meta",
     ),
@@ -80,35 +92,35 @@ MASKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @any_mask
-@pytest.mark.parametrize("look_back", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("case", MASKS)
-def test_a_mask_that_does_not_fit(name: str, look_back: bool, case: str) -> None:
-    make, error, says = MASKS[case]
-    attend = layer(name, causal=look_back)
-    for ask in (attend, attend.attention_weights, attend.attention_map):
-        with pytest.raises(error, match=re.escape(says)):
-            ask(x(), mask=make())
+def test_a_mask_that_does_not_fit(name: str, is_causal: bool, case: str) -> None:
+    make, error, message = MASKS[case]
+    attend = layer(name, causal=is_causal)
+    for method in (attend, attend.attention_weights, attend.attention_map):
+        with pytest.raises(error, match=re.escape(message)):
+            method(x(), mask=make())
 
 
 @any_mask
 @pytest.mark.parametrize("long", [5, 211])
 def test_a_mask_may_be_moved(name: str, long: int) -> None:
-    attend, given = layer(name), x(long)
-    lengths = whole(3, long)
-    elsewhere = padding(lengths.to("meta"), mask_queries=True) & from_tensor(true(long, long, device="meta"))
+    attend, inputs = layer(name), x(long)
+    lengths = integers(3, long)
+    elsewhere = padding(lengths.to("meta"), mask_queries=True) & from_tensor(ones(long, long, device="meta"))
     with pytest.raises(ValueError, match="move it with"):
-        attend(given, mask=elsewhere)
-    here = (padding(lengths, mask_queries=True) & true(long, long)).to("cpu")
-    assert attend(given, mask=here).isfinite().all()
+        attend(inputs, mask=elsewhere)
+    here = (padding(lengths, mask_queries=True) & ones(long, long)).to("cpu")
+    assert attend(inputs, mask=here).isfinite().all()
 
 
 BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "Boolean": (lambda: true(N, N), TypeError, "to select the keys to attend to use mask="),
-    "whole numbers": (lambda: torch.zeros(N, N, dtype=torch.long), TypeError, "must be a float tensor"),
+    "Boolean": (lambda: ones(N, N), TypeError, "to select the keys to attend to use mask="),
+    "integers": (lambda: torch.zeros(N, N, dtype=torch.long), TypeError, "must be a float tensor"),
     "fewer keys": (lambda: torch.zeros(N, 4), ValueError, "bias has shape (5, 4), which does not broadcast to"),
     "another batch": (lambda: torch.zeros(3, 1, N, N), ValueError, "bias has shape (3, 1, 5, 5)"),
     "five axes": (lambda: torch.zeros(1, 1, 1, 1, 1), ValueError, "does not broadcast"),
-    "elsewhere": (
+    "on another device": (
         lambda: torch.zeros(N, N, device="meta"),
         ValueError,
         "bias is on meta, x on cpu; move it",
@@ -119,35 +131,35 @@ BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 @every
 @pytest.mark.parametrize("case", BIASES)
 def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
-    make, error, says = BIASES[case]
+    make, error, message = BIASES[case]
     if not layer(name).supports("attn_bias"):
         pytest.skip("it takes no bias")
-    for ask in (layer(name), layer(name, causal=True).attention_weights):
-        with pytest.raises(error, match=re.escape(says)):
-            ask(x(), attn_bias=make())
+    for method in (layer(name), layer(name, causal=True).attention_weights):
+        with pytest.raises(error, match=re.escape(message)):
+            method(x(), attn_bias=make())
 
 
 @any_mask
 def test_causal_with_a_context_of_another_length(name: str) -> None:
-    """Asked for by mask=causal() on a layer that is not causal: the last query is aligned with the last key."""
+    """causal=True refuses it; with mask=causal() the last query is aligned with the last key."""
     attend = layer(name)
     if not attend.supports("context"):
         pytest.skip("it takes no context")
-    look_back = layer(name, causal=True)
+    is_causal = layer(name, causal=True)
     weights = torch.rand(B, attend.num_heads, N, 7)
     for context in (x(7), x(3), x(0)):
-        for ask in (
-            look_back,
-            look_back.attention_weights,
-            look_back.attention_map,
-            lambda x, context: look_back.apply_weights(weights, x, context=context),
+        for method in (
+            is_causal,
+            is_causal.attention_weights,
+            is_causal.attention_map,
+            lambda x, context: is_causal.apply_weights(weights, x, context=context),
         ):
             with pytest.raises(ValueError, match=rf"x has 5 tokens and context {context.shape[1]}; .*mask=causal\(\)"):
-                ask(x(), context=context)
-    look_back.load_state_dict(attend.state_dict())
-    torch.testing.assert_close(look_back(x(), context=x()), attend(x(), context=x(), mask=causal()))
-    seen = attend.attention_weights(x(), context=x(7), mask=causal()).any(1)
-    assert torch.equal(seen, true(B, N, 7).tril(2))
+                method(x(), context=context)
+    is_causal.load_state_dict(attend.state_dict())
+    torch.testing.assert_close(is_causal(x(), context=x()), attend(x(), context=x(), mask=causal()))
+    attended = attend.attention_weights(x(), context=x(7), mask=causal()).any(1)
+    assert torch.equal(attended, ones(B, N, 7).tril(2))
 
 
 @every
@@ -156,9 +168,9 @@ def test_a_context_that_does_not_fit(name: str) -> None:
     if not attend.supports("context"):
         pytest.skip("it takes no context")
     for context in (x(batch=3), x()[0], x()[..., :7]):
-        for ask in (attend, attend.attention_weights):
+        for method in (attend, attend.attention_weights):
             with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
-                ask(x(), context=context)
+                method(x(), context=context)
     with pytest.raises(ValueError, match="context is on meta, x on cpu; move it"):
         attend(x(), context=x().to("meta"))
 
@@ -167,16 +179,22 @@ def test_a_context_that_does_not_fit(name: str) -> None:
 
 CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str, Any]]], str]] = {
     "full": (
-        lambda own: (own, x(3), {}),
+        lambda layer: (layer, x(3), {}),
         "has seen 5 of at most 7 tokens, and 3 more do not fit; make it with KVCache(",
     ),
-    "of another batch": (lambda own: (own, x(1, batch=3), {}), "holds 2 sequences, not 3; use reorder(), or reset()"),
+    "of another batch": (
+        lambda layer: (layer, x(1, batch=3), {}),
+        "holds 2 sequences, not 3; use reorder(), or reset()",
+    ),
     "on another device": (
-        lambda own: (copy.deepcopy(own).to("meta"), x(1).to("meta"), {}),
+        lambda layer: (copy.deepcopy(layer).to("meta"), x(1).to("meta"), {}),
         "the cache is on cpu, x on meta; reset() it to move",
     ),
-    "with a mask of the new token alone": (lambda own: (own, x(1), {"mask": true(1, 1) & true(1, 5)}), "6 keys"),
-    "with a bias of the new token alone": (lambda own: (own, x(1), {"attn_bias": torch.zeros(1, 5)}), "keys) = (2, "),
+    "with a mask of the new token only": (lambda layer: (layer, x(1), {"mask": ones(1, 1) & ones(1, 5)}), "6 keys"),
+    "with a bias of the new token only": (
+        lambda layer: (layer, x(1), {"attn_bias": torch.zeros(1, 5)}),
+        "keys) = (2, ",
+    ),
 }
 
 
@@ -184,20 +202,20 @@ CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str,
 @pytest.mark.parametrize("case", CACHES)
 @torch.no_grad()
 def test_a_cache_that_does_not_fit_stays_as_it_was(name: str, case: str) -> None:
-    own = layer(name, causal=True)
-    if not own.supports("cache"):
+    attend = layer(name, causal=True)
+    if not attend.supports("cache"):
         pytest.skip("it takes no cache")
-    if "bias" in case and not own.supports("attn_bias"):
+    if "bias" in case and not attend.supports("attn_bias"):
         pytest.skip("it takes no bias")
-    asked, says = CACHES[case]
-    cache, tokens = own.make_cache(7), x(7)
+    make, message = CACHES[case]
+    cache, tokens = attend.make_cache(7), x(7)
     if case == "full" and not isinstance(cache, KVCache):
         pytest.skip("a recurrent state has no capacity")
-    if "mask" in case and not own.supports("arbitrary_mask"):
+    if "mask" in case and not attend.supports("arbitrary_mask"):
         pytest.skip("it does not take every mask")
-    first = own(tokens[:, :5], cache=cache)
-    other, given, more = asked(own)
-    with pytest.raises(ValueError, match=re.escape(says)):
-        other(given, cache=cache, **more)
-    rest = own(tokens[:, 5:], cache=cache)
-    torch.testing.assert_close(torch.cat([first, rest], 1), own(tokens), rtol=0, atol=1e-5)
+    first = attend(tokens[:, :5], cache=cache)
+    other, inputs, options = make(attend)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        other(inputs, cache=cache, **options)
+    rest = attend(tokens[:, 5:], cache=cache)
+    torch.testing.assert_close(torch.cat([first, rest], 1), attend(tokens), rtol=0, atol=1e-5)

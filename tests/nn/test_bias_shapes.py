@@ -1,4 +1,4 @@
-"""A bias of any number of axes, and a core applied to values of the documented shape, for every mechanism."""
+"""Biases with any number of axes, and attention maps applied to values of all documented shapes, per mechanism."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch import Tensor
 
 from attnlab.catalog import registry
 from attnlab.masks import causal, sliding_window
-from attnlab.models.multihead import MultiAttention
 from attnlab.nn.attention import Attention
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import SoftmaxMap
 
 B, H, N, D, W = 2, 6, 7, 24, 5
 WITH_BIAS = supporting("attn_bias", among=REPRESENTATIVES)
-WITH_CORE = supporting("weights", among=REPRESENTATIVES)
+WITH_WEIGHTS = supporting("weights", among=REPRESENTATIVES)
 SHAPES = [(), (N,), (N, 1), (N, N), (1, N, 1), (B, 1, 1, N), (B, 1, N, N)]
 PER_HEAD = [(H, 1, N), (B, H, N, N)]
 
 
 def layer(name: str, **options: Any) -> Attention:
     torch.manual_seed(0)
-    words = {option.name for option in registry.entry(name).options}
+    names = {option.name for option in registry.entry(name).options}
     sizes = {"num_heads": H, "num_kv_heads": 2}
     mechanism: Any = registry.load(name)
-    made = mechanism(D, **{word: size for word, size in sizes.items() if word in words}, **options)
+    made = mechanism(D, **{option: size for option, size in sizes.items() if option in names}, **options)
     return made.double().eval()
 
 
@@ -55,8 +54,8 @@ def test_a_bias_with_fewer_axes_equals_the_expanded_one(name: str) -> None:
             last = bias[..., N - 2 :, :] if bias.dim() > 1 and bias.shape[-2] > 1 else bias
             parts = [made(x[:, : N - 2], attn_bias=rows, cache=cache), made(x[:, N - 2 :], attn_bias=last, cache=cache)]
             pairs.append((torch.cat(parts, 1), pairs[0][1]))
-        for found, expected in pairs:
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        for actual, expected in pairs:
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
         assert shape[-1:] != (N,) or (pairs[0][1] - made(x)).abs().max() > 1e-6
 
 
@@ -68,8 +67,8 @@ def test_a_bias_with_fewer_axes_under_a_window_of_the_cache() -> None:
         parts = []
         for start in range(0, 301, 43):
             stop = start + 43
-            given = bias if bias.dim() == 0 else bias[:stop]
-            parts.append(made(x[:, start:stop], mask=mask & sliding_window(11), attn_bias=given, cache=cache))
+            part = bias if bias.dim() == 0 else bias[:stop]
+            parts.append(made(x[:, start:stop], mask=mask & sliding_window(11), attn_bias=part, cache=cache))
         assert cache.start > 0
         expected = made(x, mask=mask & sliding_window(11), attn_bias=bias)
         torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-12)
@@ -84,31 +83,26 @@ def test_relative_positions_and_a_bias_compile_as_one_graph(positions: str, shap
     torch.testing.assert_close(compiled(x, attn_bias=bias), made(x, attn_bias=bias), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", WITH_CORE)
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
 @torch.no_grad()
-def test_a_core_takes_values_of_every_documented_shape(name: str) -> None:
+def test_attention_map_broadcasts_values(name: str) -> None:
     made, x = layer(name, causal="causal" in registry.entry(name).card.supports), tensor(B, N, D)
-    core, heads = made.attention_map(x), made.num_heads
-    weights = core.materialize()
+    attention_map, heads = made.attention_map(x), made.num_heads
+    weights = attention_map.materialize()
     for shape in ((B, heads), (1, heads), (B, 1), (1, 1)):
         values = tensor(*shape, N, W)
-        found = core.apply(values)
-        assert found.shape == (B, heads, N, W)
-        torch.testing.assert_close(found, weights @ values, rtol=0, atol=1e-10)
+        out = attention_map.apply(values)
+        assert out.shape == (B, heads, N, W)
+        torch.testing.assert_close(out, weights @ values, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 def test_values_of_another_shape_are_refused() -> None:
-    core = layer("groupedquery").attention_map(tensor(B, N, D))
-    assert isinstance(core, SoftmaxMap)
-    assert core.apply(tensor(B, 2, N, W)).shape == (B, H, N, W)  # one head of values per head of keys
+    attention_map = layer("groupedquery").attention_map(tensor(B, N, D))
+    assert isinstance(attention_map, SoftmaxMap)
+    assert attention_map.apply(tensor(B, 2, N, W)).shape == (B, H, N, W)  # one head of values per head of keys
     for shape in ((B, 5, N, W), (3, H, N, W), (B, H, N + 1, W), (N, W)):
         with pytest.raises(
             ValueError, match=r"values must have shape \(batch, heads, keys, width\) = \(2, 6, 7, width\)"
         ):
-            core.apply(tensor(*shape))
-
-
-def test_a_bias_of_five_axes_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not broadcast"):
-        MultiAttention(D, H)(torch.zeros(B, N, D), attn_bias=torch.zeros(1, 1, 1, 1, 1))
+            attention_map.apply(tensor(*shape))

@@ -31,13 +31,13 @@ every_layer = pytest.mark.parametrize("case", LAYERS)
 
 
 def build(case: str, seed: int = 0, **options: Any) -> Attention:
-    name, own = LAYERS[case]
+    name, layer_options = LAYERS[case]
     torch.manual_seed(seed)
-    return registry.load(name)(embed_dim=D, **own, **options)
+    return registry.load(name)(embed_dim=D, **layer_options, **options)
 
 
 @every_layer
-def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) -> None:
+def test_reset_parameters_matches_the_constructor(case: str) -> None:
     built = [build(case, seed=seed) for seed in range(5)]
     drawn = []
     for seed in range(5):
@@ -48,27 +48,28 @@ def test_reset_parameters_draws_every_weight_as_the_constructor_does(case: str) 
         layer.reset_parameters()
         drawn.append(layer)
     for name, tensor in built[0].state_dict().items():
-        ours, theirs = (torch.stack([m.state_dict()[name].double() for m in many]) for many in (drawn, built))
-        assert ours.isfinite().all(), name
+        reset, initial = (torch.stack([m.state_dict()[name].double() for m in many]) for many in (drawn, built))
+        assert reset.isfinite().all(), name
         if not tensor.is_floating_point():
-            assert (ours >= 0).all(), name
-            assert len(ours.unique()) > 1, name
+            assert (reset >= 0).all(), name
+            assert len(reset.unique()) > 1, name
             continue
-        assert (theirs.std() == 0) == (ours.std() == 0), name
-        torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.35, atol=1e-6, msg=name)
-        torch.testing.assert_close(ours.mean(), theirs.mean(), rtol=0, atol=0.35 * theirs.std().item() + 1e-6, msg=name)
+        assert (initial.std() == 0) == (reset.std() == 0), name
+        torch.testing.assert_close(reset.std(), initial.std(), rtol=0.35, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            reset.mean(), initial.mean(), rtol=0, atol=0.35 * initial.std().item() + 1e-6, msg=name
+        )
 
 
 @pytest.mark.parametrize("make", [QKNorm, OutputGate, T5Bias])
-def test_parts_take_them_too(make: Any) -> None:
-    given = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
-    assert all(
-        p.is_meta and p.dtype == torch.float64 for p in make(*given, device="meta", dtype=torch.float64).parameters()
-    )
+def test_submodules_take_a_device_and_a_dtype(make: Any) -> None:
+    arguments = {QKNorm: (8,), OutputGate: (D, 3, 8), T5Bias: (3,)}[make]
+    layer = make(*arguments, device="meta", dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_where_a_layer_is_made_is_no_option_of_a_run(name: str) -> None:
+def test_device_and_dtype_are_not_options_of_a_run(name: str) -> None:
     parameters = inspect.signature(registry.load(name)).parameters
     assert parameters["device"].default is parameters["dtype"].default is None
     assert not {"device", "dtype"} & {option.name for option in registry.entry(name).options}

@@ -28,7 +28,7 @@ B, H, d, D = 2, 3, 4, 12
 
 
 def keys_and_values(start: int, stop: int, batch: int = B) -> tuple[Tensor, Tensor]:
-    """Keys that hold their position, and values that hold its negative."""
+    """Keys that contain their position, and values that contain its negative."""
     keys = torch.arange(start, stop, dtype=torch.float32)[:, None].expand(batch, H, stop - start, d)
     return keys, -keys
 
@@ -45,15 +45,15 @@ def positions(keys: Tensor) -> list[int]:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.none() | st.integers(1, 70))
 def test_it_keeps_the_keys_that_new_tokens_attend_to(counts: list[int], size: int | None) -> None:
-    cache, seen = KVCache(2000, window=size), 0
+    cache, num_seen = KVCache(2000, window=size), 0
     for count in counts:
         keys, values = feed(cache, count)
-        seen += count
-        found = positions(keys)
-        assert found == list(range(cache.start, seen))
+        num_seen += count
+        kept = positions(keys)
+        assert kept == list(range(cache.start, num_seen))
         assert torch.equal(values, -keys)
-        assert (cache.num_seen, cache.num_cached) == (seen, len(found))
-        oldest = 0 if size is None else max(0, seen - count - size + 1)
+        assert (cache.num_seen, cache.num_cached) == (num_seen, len(kept))
+        oldest = 0 if size is None else max(0, num_seen - count - size + 1)
         assert cache.start <= oldest, "the first new token attends to here"
 
 
@@ -69,7 +69,7 @@ def test_memory_doubles_up_to_the_capacity() -> None:
     assert repr(cache) == f"KVCache(capacity=300): 300 seen, 300 kept, {300 * token:,} bytes"
 
 
-def test_a_window_takes_the_memory_of_the_window() -> None:
+def test_memory_with_a_window_is_bounded() -> None:
     cache, most = KVCache(10_000, window=50), 0
     for _ in range(1000):
         feed(cache, 1)
@@ -79,7 +79,7 @@ def test_a_window_takes_the_memory_of_the_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "says"),
+    ("call", "message"),
     [
         (lambda: KVCache(0), "capacity must be an integer of at least 1, not 0"),
         (lambda: KVCache(7, window=0), "window must be an integer of at least 1, not 0"),
@@ -91,9 +91,9 @@ def test_a_window_takes_the_memory_of_the_window() -> None:
         (lambda: full().crop(-1), "not -1"),
     ],
 )
-def test_what_does_not_fit_is_refused(act: object, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        act()  # type: ignore[operator]
+def test_invalid_arguments_are_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
 
 
 def full() -> KVCache:
@@ -115,7 +115,7 @@ def test_a_window_cannot_be_cropped_to_dropped_keys() -> None:
     assert positions(keys)[-10:] == list(range(least - 9, least + 1))
 
 
-def test_a_refused_token_changes_nothing() -> None:
+def test_a_refused_update_changes_nothing() -> None:
     cache = full()
     before = (cache.num_seen, cache.bytes)
     with pytest.raises(ValueError, match="do not fit"):
@@ -151,7 +151,7 @@ def test_gradients_are_refused_and_inference_mode_mixes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "cache", "given", "error", "says"),
+    ("layer", "cache", "options", "error", "message"),
     [
         (SelfAttention(D), KVCache(9), {}, ValueError, "build the layer with causal=True, or combine the mask"),
         (SelfAttention(D), KVCache(9), {"mask": sliding_window(2)}, ValueError, "a cache needs a causal mask"),
@@ -178,16 +178,16 @@ def test_gradients_are_refused_and_inference_mode_mixes() -> None:
 )
 @torch.no_grad()
 def test_a_cache_whose_result_would_differ_is_refused(
-    layer: SelfAttention, cache: KVCache, given: dict, error: type[Exception] | None, says: str
+    layer: SelfAttention, cache: KVCache, options: dict, error: type[Exception] | None, message: str
 ) -> None:
     x = torch.zeros(B, 5, D)
-    if "context" in given:
-        given = {"context": x}
+    if "context" in options:
+        options = {"context": x}
     if error is None:
-        layer(x, cache=KVCache(9, window=5), **given)
+        layer(x, cache=KVCache(9, window=5), **options)
         return
-    with pytest.raises(error, match=says):
-        layer(x, cache=cache, **given)
+    with pytest.raises(error, match=message):
+        layer(x, cache=cache, **options)
     assert getattr(cache, "num_seen", 0) == 0
 
 
@@ -195,33 +195,33 @@ def test_a_cache_whose_result_would_differ_is_refused(
 def test_masks_and_biases_refer_to_all_keys() -> None:
     layer, x = MultiAttention(D, H, causal=True).double(), torch.randn(B, 211, D, dtype=torch.float64)
     bias = torch.randn(H, 211, 211, dtype=torch.float64)
-    given = from_tensor(torch.rand(B, 211, 211) > 0.2)
-    whole = layer(x, mask=given & sliding_window(9), attn_bias=bias)
+    matrix = from_tensor(torch.rand(B, 211, 211) > 0.2)
+    whole = layer(x, mask=matrix & sliding_window(9), attn_bias=bias)
     cache, parts = KVCache(211, window=9), []
     for start in range(0, 211, 7):
         stop = min(start + 7, 211)
-        mask = from_tensor(given.materialize(211)[:, 0, start:stop, :stop]) & sliding_window(9)
+        mask = from_tensor(matrix.materialize(211)[:, 0, start:stop, :stop]) & sliding_window(9)
         parts.append(layer(x[:, start:stop], mask=mask, attn_bias=bias[:, start:stop, :stop], cache=cache))
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     assert cache.start > 0
 
 
 @torch.no_grad()
-def test_decoding_makes_no_matrix() -> None:
+def test_decoding_needs_no_mask_matrix() -> None:
     layer, x = MultiAttention(D, H, causal=True), torch.randn(B, 300, D)
     cache = KVCache(400)
     layer(x, cache=cache)
-    (path,) = explain_path(layer, x[:, :1], cache=cache)
-    assert path.name == "fused"
-    (path,) = explain_path(layer, x[:, :1], cache=cache, mask=sliding_window(8))
-    assert path.name == "window"
-    (path,) = explain_path(
+    (record,) = explain_path(layer, x[:, :1], cache=cache)
+    assert record.name == "fused"
+    (record,) = explain_path(layer, x[:, :1], cache=cache, mask=sliding_window(8))
+    assert record.name == "window"
+    (record,) = explain_path(
         layer, x[:, :1], cache=cache, mask=padding(torch.tensor([3, 9]), side="left", max_length=300)
     )
-    assert path.name == "matrix"
+    assert record.name == "matrix"
 
 
-def test_what_was_selected_in_inference_mode_may_be_written_outside() -> None:
+def test_a_cache_reordered_in_inference_mode_is_usable_outside() -> None:
     cache = full()
     with torch.inference_mode():
         cache.reorder(torch.tensor([1, 0]))
@@ -245,7 +245,7 @@ class Sums(SequenceMixer):
         return sums
 
 
-def test_a_recurrence_is_held_to_the_same_promises() -> None:
+def test_a_recurrence_passes_the_cache_check() -> None:
     report = check_attention(partial(Sums, causal=True), only=["cache_matches_full_pass"])
     assert report["cache_matches_full_pass"].measured <= 1e-12  # type: ignore[operator]
 
@@ -278,7 +278,7 @@ def test_decoding_resumes_from_a_copy_of_a_state() -> None:
     torch.testing.assert_close(layer(x[:, 5:], cache=before), layer(x)[:, 5:])
 
 
-def test_a_layer_makes_the_cache_that_it_decodes_with() -> None:
+def test_make_cache() -> None:
     assert repr(MultiAttention(D, H, causal=True).make_cache(7, window=3)).startswith("KVCache(capacity=7, window=3)")
     with pytest.raises(ValueError, match="Sums keeps a state of constant size; it takes no window"):
         Sums(D, causal=True).make_cache(7, window=3)
@@ -306,17 +306,17 @@ def test_a_copy_of_keys_is_independent() -> None:
     assert positions(feed(copy, 1)[0]) == list(range(6))
 
 
-def test_as_many_tensors_as_at_the_first_time() -> None:
+def test_the_number_of_cached_tensors_is_fixed() -> None:
     cache = KVCache(9)
-    latent, turned = torch.randn(B, 3, 5), torch.randn(B, 3, 2)
-    kept = cache.update(latent, turned)
+    latent, rotated = torch.randn(B, 3, 5), torch.randn(B, 3, 2)
+    kept = cache.update(latent, rotated)
     assert [t.shape for t in kept] == [(B, 3, 5), (B, 3, 2)]
     assert cache.bytes_per_token == B * (5 + 2) * 4
     with pytest.raises(ValueError, match="keeps 2 tensors per token, not 1"):
         cache.update(latent)
 
 
-# What does not continue the cache, and calls that fail
+# Tensors that do not continue the cache, and calls that fail
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -324,7 +324,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("new", "says"),
+    ("new", "message"),
     [
         (
             (random(B, H, 1, d, dtype=torch.bfloat16), random(B, H, 1, d)),
@@ -346,31 +346,32 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ((random(B, H, 1, d),), "keeps 2 tensors per token, not 1"),
     ],
 )
-def test_tensors_that_do_not_continue_what_is_kept(new: tuple[Tensor, ...], says: str) -> None:
+def test_update_refuses_other_tensors(new: tuple[Tensor, ...], message: str) -> None:
     cache = full()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         cache.update(*new)
     assert cache.num_seen == 5
     assert positions(feed(cache, 2)[0]) == list(range(7))
 
 
-def test_a_state_that_does_not_continue_the_one_before() -> None:
+def test_replace_refuses_another_state() -> None:
     cache = RecurrentState()
     cache.replace(2, random(B, d))
-    for state, says in (
+    for state, message in (
         ((random(B, d, dtype=torch.bfloat16),), "torch.float32 and got torch.bfloat16"),
         ((random(B, d + 1),), r"of shape \(2, 4\) per token and got \(2, 5\)"),
         ((random(B, d), random(B, d)), "keeps 1 tensors per token, not 2"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             cache.replace(1, *state)
     assert cache.num_seen == 2
 
 
-CACHED = supporting("cache", "arbitrary_mask", among=REPRESENTATIVES)
+CACHED = supporting("cache", among=REPRESENTATIVES)
+WITH_KV_CACHE = [name for name in CACHED if registry.load(name).cache_type is KVCache]
 
 
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("name", WITH_KV_CACHE)
 @torch.no_grad()
 def test_a_cache_filled_under_autocast_is_not_continued_in_float32(name: str) -> None:
     layer, x = registry.load(name)(24, causal=True).eval(), random(B, 7, 24)
@@ -386,26 +387,25 @@ def test_a_cache_filled_under_autocast_is_not_continued_in_float32(name: str) ->
             layer(x[:, 3:], cache=cache)
         assert (cache.num_seen, cache.bytes) == (before, size)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
-            found, expected = layer(x[:, 3:], cache=cache), layer(x)[:, 3:]
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if outside else 1e-5)
+            out, expected = layer(x[:, 3:], cache=cache), layer(x)[:, 3:]
+        torch.testing.assert_close(out, expected, rtol=0, atol=2e-2 if outside else 1e-5)
 
 
-class Broken(Exception):  # noqa: N818  what a test raises
-    pass
+class Broken(Exception):  # noqa: N818
+    """Raised by a failing layer of a test."""
 
 
 def fail(*_: object) -> None:
     raise Broken
 
 
-@pytest.mark.parametrize("name", CACHED)
-@pytest.mark.parametrize("size", [None, 5])
+@pytest.mark.parametrize(("name", "size"), [*((name, None) for name in CACHED), *((name, 5) for name in WITH_KV_CACHE)])
 @torch.no_grad()
-def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | None) -> None:
-    """The projection at the end fails: the keys are written by then, and a full window was moved."""
+def test_a_failed_call_leaves_the_cache_unchanged(name: str, size: int | None) -> None:
+    """The output projection fails, after the keys were written and a full window was moved."""
     layer, x = registry.load(name)(24, causal=True).double().eval(), random(B, 139, 24, dtype=torch.float64)
     mask = None if size is None else sliding_window(size)
-    cache = KVCache(139, window=size)
+    cache = layer.make_cache(139, window=size)
     layer(x[:, :60], mask=mask, cache=cache)
     before = (cache.num_seen, cache.start, cache.bytes)
     hook = layer.get_submodule("output").register_forward_hook(fail)
@@ -413,12 +413,12 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was(name: str, size: int | Non
         layer(-x[:, 60:], mask=mask, cache=cache)
     hook.remove()
     assert (cache.num_seen, cache.start, cache.bytes) == before
-    found = layer(x[:, 60:], mask=mask, cache=cache)
-    torch.testing.assert_close(found, layer(x, mask=mask)[:, 60:], rtol=0, atol=1e-12)
+    out = layer(x[:, 60:], mask=mask, cache=cache)
+    torch.testing.assert_close(out, layer(x, mask=mask)[:, 60:], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_block_that_fails_leaves_the_caches_of_the_earlier_blocks() -> None:
+def test_a_failed_block_leaves_all_caches_unchanged() -> None:
     network = Network("multihead", ("tokens", 11), ("tokens", 11), length=7, embed_dim=16, causal=True).eval()
     x, caches = torch.randint(0, 11, (B, 7)), network.caches()
     assert caches is not None
@@ -439,8 +439,8 @@ def test_a_copy_made_in_inference_mode_is_usable_outside(made: SequenceMixer) ->
         other = cache.copy()
     assert not any(t.is_inference() for t in other._tensors)
     with torch.no_grad():
-        found = made(x[:, 3:], cache=other)
-    torch.testing.assert_close(found, made(x).detach()[:, 3:], rtol=0, atol=1e-5)
+        out = made(x[:, 3:], cache=other)
+    torch.testing.assert_close(out, made(x).detach()[:, 3:], rtol=0, atol=1e-5)
     assert (cache.num_seen, other.num_seen) == (3, 7)
 
 
@@ -448,7 +448,7 @@ def test_a_copy_made_in_inference_mode_is_usable_outside(made: SequenceMixer) ->
 
 
 class Kept(Attention):
-    """Returns the number of every token that the cache keeps, or fails after it was told to keep them."""
+    """Records the tokens that the cache keeps, or fails after updating it."""
 
     card = replace(SelfAttention.card, supports=("causal", "arbitrary_mask", "cache"))
     fails = False
@@ -465,7 +465,7 @@ class Kept(Attention):
 
 
 class CacheAgainstLists(RuleBasedStateMachine):
-    """A cache, and the lists of tokens that it must hold, under every sequence of what can be done to it."""
+    """Caches and the lists of tokens that they must hold, under random sequences of operations."""
 
     caches = Bundle("caches")
     window: int | None
@@ -509,18 +509,18 @@ class CacheAgainstLists(RuleBasedStateMachine):
         else:
             self.call(cache, count, len(self.lists[id(cache)]))
 
-    @rule(cache=caches, count=st.integers(1, 70), way=st.sampled_from(["layer", "batch", "dtype"]))
-    def failed_append(self, cache: KVCache, count: int, way: str) -> None:
+    @rule(cache=caches, count=st.integers(1, 70), failure=st.sampled_from(["layer", "batch", "dtype"]))
+    def failed_append(self, cache: KVCache, count: int, failure: str) -> None:
         batch = len(self.lists[id(cache)])
-        if cache.num_seen + count > cache.capacity or (way != "layer" and not cache._tensors):
+        if cache.num_seen + count > cache.capacity or (failure != "layer" and not cache._tensors):
             return
-        if way == "layer":
+        if failure == "layer":
             with pytest.raises(Broken):
                 self.call(cache, count, batch, fails=True)
         else:
-            given = {"batch": batch + 1} if way == "batch" else {"batch": batch, "dtype": torch.float32}
+            changed = {"batch": batch + 1} if failure == "batch" else {"batch": batch, "dtype": torch.float32}
             with pytest.raises(ValueError, match="the cache holds"):
-                self.call(cache, count, **given)
+                self.call(cache, count, **changed)
 
     @rule(cache=caches, count=st.integers(0, 80))
     def crop(self, cache: KVCache, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What a user of another library tries first raises one line that names the replacement."""
+"""Calls in the style of other libraries raise a one-line error that names the replacement."""
 
 from __future__ import annotations
 

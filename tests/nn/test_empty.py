@@ -19,7 +19,7 @@ from attnlab.masks import Mask
 
 D = 12
 EMPTY = [(0, 5, 7), (3, 0, 7), (3, 5, 0), (0, 0, 0), (0, 131, 137)]
-"""(B, N, M), where one at least is empty; the last is long enough for fast paths."""
+"""(B, N, M) with at least one size of zero; the last is long enough for the tiled backends."""
 
 
 def rules(B: int, M: int) -> dict[str, Mask | None]:
@@ -32,7 +32,7 @@ def rules(B: int, M: int) -> dict[str, Mask | None]:
         "causal": masks.causal(),
         "window": masks.sliding_window(3),
         "dilated": masks.causal() & masks.dilated(3, 2),
-        "every": masks.strided(3),
+        "strided": masks.strided(3),
         "global tokens": masks.global_tokens(2) | masks.sliding_window(2),
         "summaries": masks.block_summary(3),
         "prefix": masks.prefix(2) | masks.causal(),
@@ -80,16 +80,16 @@ def test_an_empty_batch_sequence_or_context(name: str, B: int, N: int, M: int) -
                     not layer.supports("arbitrary_mask") or mask.num_heads not in (1, layer.num_heads)
                 ):
                     continue
-                given = {"mask": mask} | ({} if context is None else {"context": context})
+                options = {"mask": mask} | ({} if context is None else {"context": context})
                 x = torch.randn(B, N, D, requires_grad=True)
-                out = layer(x, **given)
+                out = layer(x, **options)
                 assert out.shape == (B, N, D), rule
                 out.sum().backward()
                 finite(out, *(t.grad for t in (x, *layer.parameters()) if t.grad is not None))
                 assert x.grad is not None or not x.numel()
                 if layer.supports("weights"):
-                    assert layer.attention_weights(x, **given).shape == (B, layer.num_heads, N, keys), rule
-                    assert layer.attention_map(x, **given).materialize().shape == (B, layer.num_heads, N, keys), rule
+                    assert layer.attention_weights(x, **options).shape == (B, layer.num_heads, N, keys), rule
+                    assert layer.attention_map(x, **options).materialize().shape == (B, layer.num_heads, N, keys), rule
                 if not keys:
                     assert not out.any(), rule
 

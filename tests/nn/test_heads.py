@@ -1,4 +1,4 @@
-"""Mechanisms out of parts: each composition keeps every promise, and is its formula."""
+"""Mechanisms composed of shared parts: each passes the conformance suite and matches its formula."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnlab import KVCache, check_attention
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
+from attnlab.models.multihead.reference import merge_heads, project_qkv, split_heads
 from attnlab.nn.attention import Attention
 from attnlab.nn.card import Card
 from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
@@ -20,7 +21,7 @@ from attnlab.ops.softmax import SoftmaxMap
 
 
 class Normed(MultiHeadBase):
-    """Queries and keys of one length."""
+    """Normalized queries and keys."""
 
     card: Card = MultiAttention.card
 
@@ -34,12 +35,9 @@ class Normed(MultiHeadBase):
         Q, K, V = super()._project_qkv(x, context)
         return (*self.norm(Q, K), V)
 
-    def _attention_map(self, Q: Tensor, K: Tensor, mask: BoundMask | None, bias: Tensor | None) -> AttentionMap:
-        return SoftmaxMap(Q, K, mask, bias)
-
 
 class Capped(MultiHeadBase):
-    """Scores that stay below a cap."""
+    """Capped scores."""
 
     card: Card = MultiAttention.card
 
@@ -48,7 +46,7 @@ class Capped(MultiHeadBase):
 
 
 class Sunk(MultiHeadBase):
-    """A learned sink a head; its weights are less than one in sum."""
+    """A learned sink per head; the weights sum to less than one."""
 
     card: Card = MultiAttention.card
 
@@ -67,7 +65,7 @@ class Sunk(MultiHeadBase):
 
 
 class Gated(Normed):
-    """A gate on the heads' answers, shared keys, and a width of its own."""
+    """Normalized queries and keys, a gate on the heads, one key head, and a head_dim."""
 
     def __init__(
         self, embed_dim: int, num_heads: int = 6, *, device: Any = None, dtype: Any = None, **options: Any
@@ -82,52 +80,37 @@ class Gated(Normed):
 def reference(
     layer: Any, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """The formula of all four: a head at a time, every part where its paper has it."""
-    context, d = x if context is None else context, layer.head_dim
-    Q, K, V = (
-        F @ weight.T + offset
-        for F, weight, offset in zip(
-            (x, context, context),
-            layer.qkv.weight.split(layer.qkv_sizes),
-            layer.qkv.bias.split(layer.qkv_sizes),
-            strict=True,
+    """The formula of all four."""
+    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
+    if isinstance(layer, Normed):
+        Q, K = (
+            t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+            for t, norm in ((Q, layer.norm.query), (K, layer.norm.key))
         )
-    )
-    heads = []
-    for h in range(layer.num_heads):
-        g = h * layer.num_kv_heads // layer.num_heads
-        q, k, v = Q[..., h * d : h * d + d], K[..., g * d : g * d + d], V[..., g * d : g * d + d]
-        if isinstance(layer, Normed):
-            q, k = (
-                t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
-                for t, gain in ((q, layer.norm.query.weight), (k, layer.norm.key.weight))
-            )
-        scores = q @ k.mT / math.sqrt(d)
-        if isinstance(layer, Capped):
-            scores = 0.8 * (scores / 0.8).tanh()
-        powers = (scores if attn_bias is None else scores + attn_bias[:, h]).exp()
-        if mask is not None:
-            powers = powers * mask[:, h]
-        total = powers.sum(-1, keepdim=True)
-        if isinstance(layer, Sunk):
-            total = total + layer.sink[h].exp()
-        heads.append(powers / total.clamp(min=1e-300) @ v)
-    joined = torch.cat(heads, -1)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim)
+    if isinstance(layer, Capped):
+        scores = 0.8 * (scores / 0.8).tanh()
+    exponentials = (scores if attn_bias is None else scores + attn_bias).exp()
+    if mask is not None:
+        exponentials = exponentials * mask
+    total = exponentials.sum(-1, keepdim=True)
+    if isinstance(layer, Sunk):
+        total = total + layer.sink.exp()[:, None, None]
+    heads = exponentials / total.clamp(min=1e-300) @ V
     if isinstance(layer, Gated):
-        joined = joined * (x @ layer.gate.projection.weight.T + layer.gate.projection.bias).sigmoid()
-    out: Tensor = layer.output(joined)
-    if mask is None:
-        return out if context.shape[1] else torch.zeros_like(out)
-    return out * mask.any(-1).any(1).unsqueeze(-1)
+        gate = layer.gate.projection
+        heads = heads * split_heads((x @ gate.weight.T + gate.bias).sigmoid(), layer.num_heads)
+    out = merge_heads(layer.output, heads, mask)
+    return out if K.shape[2] else torch.zeros_like(out)
 
 
 NOT_ONE = {"weights_sum_to_one", "attn_bias_adds_to_scores"}
-"""A sink takes its share."""
+"""Checks that a sink does not pass."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Capped, Sunk, Gated])
-def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
+def test_a_composition_passes_the_conformance_suite(kind: type[Attention]) -> None:
     report = check_attention(kind, fast=True, reference=reference, skip=NOT_ONE if kind is Sunk else ())
     assert report["matches_reference_gradients"].outcome == "pass"
     assert report["cache_matches_full_pass"].outcome == "pass"
@@ -138,12 +121,12 @@ def test_a_composition_keeps_every_promise(kind: type[Attention]) -> None:
 def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "attnlab.checks.families.export.shutil.which", lambda command: None
-    )  # traced, not written in C++
+    )  # export without compiling C++
     check_attention(kind, only=["compile_matches_eager", "export_matches_eager"])
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         (
             {"num_kv_heads": 4},
@@ -156,12 +139,12 @@ def test_a_composition_compiles_and_exports(kind: type[Attention], monkeypatch: 
         ({"head_dim": True}, TypeError, "head_dim must be an integer, not True"),
     ],
 )
-def test_heads_that_cannot_be(options: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_invalid_heads_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         Capped(12, 6, **options)
 
 
-def test_a_head_may_have_a_width_of_its_own() -> None:
+def test_head_dim_is_independent_of_embed_dim() -> None:
     layer = Capped(10, 3, head_dim=7, num_kv_heads=1)
     assert layer.qkv.weight.shape == (5 * 7, 10)
     assert layer.output.weight.shape == (10, 3 * 7)

@@ -1,4 +1,4 @@
-"""What stands at padded positions, NaN included, reaches no other position and no gradient."""
+"""The content of padded positions, NaN included, affects no other position and no gradient."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def tokens(length: int = N) -> Tensor:
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("case", MASKS)
 @pytest.mark.parametrize("content", CONTENT)
-def test_padding_reaches_no_real_row_and_no_gradient(name: str, case: str, content: str) -> None:
+def test_padding_content_affects_no_output_and_no_gradient(name: str, case: str, content: str) -> None:
     (mask, real), x = MASKS[case], tokens()
     if case == "with another rule" and "arbitrary_mask" not in registry.entry(name).card.supports:
         pytest.skip("it does not take every mask")
-    found = []
+    results = []
     for bad in (0.0, CONTENT[content]):
         attend = layer(name, causal=case == "padding on the left")
-        given = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
-        out = attend(given, mask=mask)
+        inputs = x.masked_fill(~real.unsqueeze(-1), bad).requires_grad_()
+        out = attend(inputs, mask=mask)
         (out[real] ** 2).sum().backward()
-        assert given.grad is not None
-        assert not given.grad[~real].isnan().any()
-        found.append([out[real], given.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
-    for clean, dirty in zip(*found, strict=True):
+        assert inputs.grad is not None
+        assert not inputs.grad[~real].isnan().any()
+        results.append([out[real], inputs.grad[real], *(p.grad for p in attend.parameters() if p.grad is not None)])
+    for clean, dirty in zip(*results, strict=True):
         torch.testing.assert_close(dirty, clean, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype) -> None:
+def test_padding_content_in_low_precision(name: str, dtype: torch.dtype) -> None:
     attend, x = layer(name, dtype).eval(), tokens(137).to(dtype)
     lengths = torch.tensor([137, 71])
     real = torch.arange(137) < lengths[:, None]
@@ -73,7 +73,7 @@ def test_padding_reaches_nothing_in_low_precision(name: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("name", supporting("cache"))
 @torch.no_grad()
-def test_padding_on_the_left_reaches_no_step_of_a_cache(name: str) -> None:
+def test_padding_content_on_the_left_with_a_cache(name: str) -> None:
     mask = padding(LENGTHS, side="left", max_length=N)
     attend = layer(name, causal=True).eval()
     outs = []

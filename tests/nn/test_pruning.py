@@ -1,4 +1,4 @@
-"""A pruned layer gives what the whole one gives with those heads silent, exactly; a pruned network can be kept."""
+"""A pruned layer matches the original with the outputs of those heads set to zero; pruned networks are saved."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ B, N, M, D, H, d = 2, 11, 7, 20, 5, 4
 POSITIONS = ("none", "rotary", "alibi", "t5")
 
 
-def moved(layer: MultiHeadBase) -> Any:
-    """In float64, its parameters off where they start: a bias of zero would hide a mistake."""
+def perturbed(layer: MultiHeadBase) -> Any:
+    """The layer in float64 with perturbed parameters: biases of zero would hide errors."""
     torch.manual_seed(0)
     layer = layer.double().eval()
     with torch.no_grad():
@@ -40,30 +40,30 @@ def moved(layer: MultiHeadBase) -> Any:
 
 
 def multihead(**options: Any) -> MultiAttention:
-    return moved(MultiAttention(D, H, **options))
+    return perturbed(MultiAttention(D, H, **options))
 
 
 def grouped(**options: Any) -> GroupedQueryAttention:
-    """Six heads of 6 in a width of 20: three read each of two heads of keys."""
-    return moved(GroupedQueryAttention(D, 6, **{"num_kv_heads": 2, "head_dim": 6, **options}))
+    """Six heads of width 6 in an embedding of 20; each of the two key heads is shared by three heads."""
+    return perturbed(GroupedQueryAttention(D, 6, **{"num_kv_heads": 2, "head_dim": 6, **options}))
 
 
 def tokens(length: int = N, width: int = D) -> Tensor:
     return torch.randn(B, length, width, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
 
 
-def silenced(layer: MultiHeadBase, heads: list[int], x: Tensor, **given: Any) -> Tensor:
-    """The truth: the columns of W_O that these heads are read by, set to zero for a moment."""
+def zeroed(layer: MultiHeadBase, heads: list[int], x: Tensor, **options: Any) -> Tensor:
+    """The output with the columns of W_O for these heads set to zero."""
     weight = layer.output.weight
-    was = weight.detach().clone()
+    original = weight.detach().clone()
     with torch.no_grad():
         weight.unflatten(1, (layer.num_heads, layer.head_dim))[:, heads] = 0
-        out = layer(x, **given)
-        weight.copy_(was)
+        out = layer(x, **options)
+        weight.copy_(original)
     return out
 
 
-def same(a: Tensor, b: Tensor) -> None:
+def assert_equal(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
@@ -73,48 +73,50 @@ def same(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("gone", [[], [0], [1, 3], [4, 0, 2, 1]])
-def test_heads_that_go_are_heads_that_say_nothing(gone: list[int], positions: Any, bias: bool, causal: bool) -> None:
+@pytest.mark.parametrize("removed", [[], [0], [1, 3], [4, 0, 2, 1]])
+def test_pruned_heads_contribute_zero(removed: list[int], positions: Any, bias: bool, causal: bool) -> None:
     layer, x = multihead(positions=positions, bias=bias, causal=causal), tokens()
-    small = prune_heads(layer, gone)
-    same(small(x), silenced(layer, gone, x))
-    left = [head for head in range(H) if head not in gone]
-    assert (small.num_heads, small.head_dim) == (len(left), d)
-    same(small.attention_weights(x), layer.attention_weights(x)[:, left])
-    same(small.apply_weights(small.attention_weights(x), x), small(x))
+    pruned = prune_heads(layer, removed)
+    assert_equal(pruned(x), zeroed(layer, removed, x))
+    kept = [head for head in range(H) if head not in removed]
+    assert (pruned.num_heads, pruned.head_dim) == (len(kept), d)
+    assert_equal(pruned.attention_weights(x), layer.attention_weights(x)[:, kept])
+    assert_equal(pruned.apply_weights(pruned.attention_weights(x), x), pruned(x))
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize(
-    ("kv", "gone", "left"),
+    ("kv", "removed", "kept"),
     [(2, [3, 4, 5], (3, 1)), (2, [0, 4], (4, 2)), (2, [1, 2, 3, 5], (2, 2)), (1, [0, 4], (4, 1)), (6, [0, 4], (4, 4))],
 )
-def test_groups_go_whole_or_alike(kv: int, gone: list[int], left: tuple[int, int], positions: Any) -> None:
+def test_groups_of_shared_keys_are_pruned_evenly(kv: int, removed: list[int], kept: tuple, positions: Any) -> None:
     layer, x = grouped(num_kv_heads=kv, positions=positions), tokens()
-    small = prune_heads(layer, gone)
-    assert (small.num_heads, small.num_kv_heads) == left
-    same(small(x), silenced(layer, gone, x))
-    same(small.attention_weights(x), layer.attention_weights(x)[:, [head for head in range(6) if head not in gone]])
+    pruned = prune_heads(layer, removed)
+    assert (pruned.num_heads, pruned.num_kv_heads) == kept
+    assert_equal(pruned(x), zeroed(layer, removed, x))
+    assert_equal(
+        pruned.attention_weights(x), layer.attention_weights(x)[:, [head for head in range(6) if head not in removed]]
+    )
 
 
-@given(gone=st.sets(st.integers(0, 5), max_size=5), kv=st.sampled_from([1, 2, 3, 6]))
-def test_whatever_can_go_changes_nothing_else(gone: set[int], kv: int) -> None:
+@given(removed=st.sets(st.integers(0, 5), max_size=5), kv=st.sampled_from([1, 2, 3, 6]))
+def test_any_valid_pruning_matches_zeroed_heads(removed: set[int], kv: int) -> None:
     layer, x, size = grouped(num_kv_heads=kv, positions="t5"), tokens(), 6 // kv
-    left = {sum(head not in gone for head in range(g * size, (g + 1) * size)) for g in range(kv)} - {0}
-    if len(left) > 1:
+    kept = {sum(head not in removed for head in range(g * size, (g + 1) * size)) for g in range(kv)} - {0}
+    if len(kept) > 1:
         with pytest.raises(ValueError, match="cannot be kept alone"):
-            prune_heads(layer, gone)
+            prune_heads(layer, removed)
     else:
-        same(prune_heads(layer, gone)(x), silenced(layer, list(gone), x))
+        assert_equal(prune_heads(layer, removed)(x), zeroed(layer, list(removed), x))
 
 
-def test_pruning_twice_counts_the_heads_as_they_are_then() -> None:
+def test_pruning_twice_uses_the_new_indices() -> None:
     layer, x = multihead(positions="alibi"), tokens()
-    same(prune_heads(prune_heads(layer, [0, 2]), [1])(x), prune_heads(layer, [0, 2, 3])(x))
-    same(layer.keep_heads([4, 1])(x), prune_heads(layer, [0, 2, 3])(x))
+    assert_equal(prune_heads(prune_heads(layer, [0, 2]), [1])(x), prune_heads(layer, [0, 2, 3])(x))
+    assert_equal(layer.keep_heads([4, 1])(x), prune_heads(layer, [0, 2, 3])(x))
 
 
-def test_slopes_and_columns_stay_with_their_heads() -> None:
+def test_positions_keep_the_parameters_of_the_kept_heads() -> None:
     layer: Any = multihead(positions="alibi")
     slopes = layer.positions.slopes
     assert prune_heads(layer, [0, 3]).positions.slopes == (slopes[1], slopes[2], slopes[4])
@@ -124,130 +126,130 @@ def test_slopes_and_columns_stay_with_their_heads() -> None:
     assert table.embedding_dim == H - 1
 
 
-def test_masks_biases_and_context_are_taken_as_before() -> None:
-    layer, gone, left = multihead(), [1, 2], [0, 3, 4]
-    small, x, context = prune_heads(layer, gone), tokens(), tokens(M)
+def test_pruned_layers_take_masks_biases_and_context() -> None:
+    layer, removed, kept = multihead(), [1, 2], [0, 3, 4]
+    pruned, x, context = prune_heads(layer, removed), tokens(), tokens(M)
     mask = masks.padding(torch.tensor([5, 11]), mask_queries=True) & masks.sliding_window(3)
-    same(small(x, mask=mask), silenced(layer, gone, x, mask=mask))
+    assert_equal(pruned(x, mask=mask), zeroed(layer, removed, x, mask=mask))
     scattered = torch.rand(B, H, N, N, generator=torch.Generator().manual_seed(0)) < 0.8
     bias = torch.randn(H, N, N, dtype=torch.float64)
-    same(
-        small(x, mask=scattered[:, left], attn_bias=bias[left]),
-        silenced(layer, gone, x, mask=scattered, attn_bias=bias),
+    assert_equal(
+        pruned(x, mask=scattered[:, kept], attn_bias=bias[kept]),
+        zeroed(layer, removed, x, mask=scattered, attn_bias=bias),
     )
-    same(small(x, context=context), silenced(layer, gone, x, context=context))
+    assert_equal(pruned(x, context=context), zeroed(layer, removed, x, context=context))
     with pytest.raises(ValueError, match="mask"):
-        small(x, mask=scattered)
+        pruned(x, mask=scattered)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("make", [multihead, grouped])
 @torch.no_grad()
-def test_a_cache_reads_on_where_it_stopped(make: Any, positions: str) -> None:
-    small, x = prune_heads(make(causal=True, positions=positions), [0, 3]), tokens()
+def test_pruned_layers_decode_with_a_cache(make: Any, positions: str) -> None:
+    pruned, x = prune_heads(make(causal=True, positions=positions), [0, 3]), tokens()
     cache = KVCache(N)
-    same(torch.cat([small(part, cache=cache) for part in x.split([5, 1, 2, 3], 1)], 1), small(x))
+    assert_equal(torch.cat([pruned(part, cache=cache) for part in x.split([5, 1, 2, 3], 1)], 1), pruned(x))
 
 
-def test_a_packed_batch_is_each_of_its_items() -> None:
+def test_pruned_layers_pack_padded_batches() -> None:
     layer, x = multihead(), tokens(101)
     lengths = torch.tensor([97, 61])
     mask = masks.padding(lengths, mask_queries=True)
-    small = prune_heads(layer, [2])
+    pruned = prune_heads(layer, [2])
     with torch.no_grad():
-        assert attnlab.explain_path(small, x, mask=mask)[0].name == "packed"
-        same(small(x, mask=mask), silenced(layer, [2], x, mask=mask))
+        assert attnlab.explain_path(pruned, x, mask=mask)[0].name == "packed"
+        assert_equal(pruned(x, mask=mask), zeroed(layer, [2], x, mask=mask))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "positions"), [(multihead, "alibi"), (multihead, "t5"), (grouped, "none"), (grouped, "rotary")]
 )
-def test_a_pruned_layer_keeps_its_promises(make: Any, positions: str) -> None:
-    # the reference of grouped queries, in plain lines, knows no positions
-    plain = ("matches_reference_outputs", "matches_reference_gradients")
-    skip = plain if make is grouped and positions != "none" else ()
-    torch.manual_seed(0)  # the roundoff depends on the weights
+def test_a_pruned_layer_passes_the_conformance_suite(make: Any, positions: str) -> None:
+    # the reference of grouped queries has no positions
+    reference_checks = ("matches_reference_outputs", "matches_reference_gradients")
+    skip = reference_checks if make is grouped and positions != "none" else ()
+    torch.manual_seed(0)  # the rounding error depends on the parameters
     check_attention(prune_heads(make(positions=positions), [1, 4]), fast=True, skip=skip)
 
 
-def test_it_is_smaller_and_the_whole_one_is_left_as_it_was() -> None:
+def test_the_copy_is_smaller_and_the_original_unchanged() -> None:
     layer = multihead()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    small = prune_heads(layer.train(), [0, 1])
-    # W_Q, W_K, W_V with their biases, and W_O, for each head that went
-    assert size(layer) - size(small) == 2 * (3 * d * (D + 1) + d * D)
-    assert small.training
+    pruned = prune_heads(layer.train(), [0, 1])
+    # W_Q, W_K, W_V with their biases, and W_O, for each removed head
+    assert size(layer) - size(pruned) == 2 * (3 * d * (D + 1) + d * D)
+    assert pruned.training
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
     with torch.no_grad():
-        small.output.weight.zero_()
-        small.output.bias.zero_()
+        pruned.output.weight.zero_()
+        pruned.output.bias.zero_()
     assert layer.output.weight.any()
     assert layer.output.bias.any()
-    assert (small.qkv.out_features, small.output.in_features) == (3 * 3 * d, 3 * d)
-    assert "num_heads=3" in repr(small)
-    assert "head_dim=4" in repr(small)
+    assert (pruned.qkv.out_features, pruned.output.in_features) == (3 * 3 * d, 3 * d)
+    assert "num_heads=3" in repr(pruned)
+    assert "head_dim=4" in repr(pruned)
 
 
 def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_it_learns_and_what_was_frozen_stays_so() -> None:
+def test_pruned_layers_train_and_frozen_parameters_stay_frozen() -> None:
     layer = multihead(positions="t5")
     layer.qkv.weight.requires_grad_(False)
-    small = prune_heads(layer, [3])
-    small(tokens()).square().sum().backward()
-    assert small.qkv.weight.grad is None
-    assert not small.qkv.weight.requires_grad
-    for parameter in (small.qkv.bias, small.output.weight, small.positions.table.weight):
+    pruned = prune_heads(layer, [3])
+    pruned(tokens()).square().sum().backward()
+    assert pruned.qkv.weight.grad is None
+    assert not pruned.qkv.weight.requires_grad
+    for parameter in (pruned.qkv.bias, pruned.output.weight, pruned.positions.table.weight):
         assert parameter.grad.abs().sum() > 1e-3
 
 
-def test_a_pruned_layer_has_no_torch_twin() -> None:
-    with pytest.raises(ValueError, match=r"share its width \(20\), and this layer has 3 of 4"):
+def test_a_pruned_layer_cannot_be_converted_to_torch() -> None:
+    with pytest.raises(ValueError, match=r"embed_dim \(20\), and this layer has 3 heads of width 4"):
         prune_heads(multihead(), [0, 1]).to_torch()
 
 
 @pytest.mark.parametrize(
-    ("heads", "error", "says"),
+    ("heads", "error", "message"),
     [
         ([5], ValueError, "there is no head 5; there are 5, counted from 0"),
         ([-1], ValueError, "there is no head -1; there are 5, counted from 0"),
-        ([1, 1], ValueError, r"a head is named twice in \[1, 1\]"),
+        ([1, 1], ValueError, r"a head is repeated in \[1, 1\]"),
         (range(5), ValueError, "at least one head must be kept"),
-        ([1.0], TypeError, "a head is chosen by a whole number, not by 1.0"),
-        ([True, False], TypeError, "a head is chosen by a whole number, not by True"),
+        ([1.0], TypeError, "a head must be an integer, not 1.0"),
+        ([True, False], TypeError, "a head must be an integer, not True"),
     ],
 )
-def test_heads_that_cannot_go(heads: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_invalid_head_indices_are_refused(heads: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         prune_heads(multihead(), heads)
 
 
-def test_groups_that_cannot_go_say_what_can() -> None:
+def test_uneven_groups_are_refused() -> None:
     with pytest.raises(ValueError, match=r"heads 1, 2, 3, 4, 5 cannot be kept alone: .*0 to 2, 3 to 5\); keep the"):
         prune_heads(grouped(), [0])
 
 
 def test_a_mechanism_without_heads_is_refused() -> None:
-    for ask in (lambda layer: prune_heads(layer, [0]), lambda layer: edit_heads(layer, lambda x: x).__enter__()):
+    for call in (lambda layer: prune_heads(layer, [0]), lambda layer: edit_heads(layer, lambda x: x).__enter__()):
         with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
-            ask(SelfAttention(D))
+            call(SelfAttention(D))
 
 
-def test_what_was_added_to_a_projection_is_not_lost() -> None:
+def test_an_adapted_projection_is_refused() -> None:
     layer = multihead()
     nn.utils.parametrizations.weight_norm(layer.qkv)
     with pytest.raises(TypeError, match="qkv is a ParametrizedLinear; merge adapters first"):
         prune_heads(layer, [0])
 
 
-# A mechanism with parts of its own
+# A mechanism with further parameters per head
 
 
 class Parted(MultiHeadBase):
-    """Queries and keys of one length, a sink a head, a gate on the output."""
+    """Normalized queries and keys, a sink per head, a gate on the heads."""
 
     card = MultiAttention.card
 
@@ -268,8 +270,8 @@ class Parted(MultiHeadBase):
         return super()._merge_heads(self.gate(heads, x), x)
 
 
-class Narrowing(Parted):
-    """One that says what is left of them."""
+class Selecting(Parted):
+    """Also selects the sinks and gates of the kept heads."""
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)
@@ -277,40 +279,40 @@ class Narrowing(Parted):
         self.gate.keep_heads(heads)
 
 
-def test_parts_a_head_go_with_their_heads() -> None:
-    layer, x = moved(Narrowing(D, H)), tokens()
-    same(prune_heads(layer, [0, 2])(x), silenced(layer, [0, 2], x))
+def test_parameters_per_head_are_pruned_with_the_heads() -> None:
+    layer, x = perturbed(Selecting(D, H)), tokens()
+    assert_equal(prune_heads(layer, [0, 2])(x), zeroed(layer, [0, 2], x))
 
 
-def test_parts_that_nobody_narrows_are_refused() -> None:
+def test_unselected_parameters_per_head_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="Parted does not select the heads of gate, sink"):
-        prune_heads(moved(Parted(D, H)), [0])
+        prune_heads(perturbed(Parted(D, H)), [0])
 
 
-# Heads edited
+# edit_heads
 
 
-def test_an_edit_stands_between_the_heads_and_their_output() -> None:
-    layer, x = moved(Narrowing(D, H)), tokens()
+def test_edit_heads_edits_the_input_of_the_output_projection() -> None:
+    layer, x = perturbed(Selecting(D, H)), tokens()
     before = layer(x)
     with edit_heads(layer, lambda heads: heads * torch.tensor([1.0, 0, 1, 1, 0])[:, None].double()):
-        same(layer(x), silenced(layer, [1, 4], x))
+        assert_equal(layer(x), zeroed(layer, [1, 4], x))
     assert torch.equal(layer(x), before)
 
 
-def test_an_edit_that_is_gone_past_is_found_out() -> None:
+def test_edit_heads_detects_a_bypassed_projection() -> None:
     class Around(MultiAttention):
         def _merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
             return nn.functional.linear(heads.transpose(1, 2).flatten(2), self.output.weight)
 
     layer = Around(D, H)
     with (
-        pytest.raises(UnsupportedError, match=r"Around does not give its heads to self\.output"),
+        pytest.raises(UnsupportedError, match=r"Around does not pass its heads to self\.output"),
         edit_heads(layer, torch.abs),
     ):
         layer(torch.zeros(B, N, D))
     with edit_heads(layer, torch.abs):
-        pass  # it was not asked
+        pass  # not called
 
 
 # A network
@@ -334,7 +336,7 @@ def network(model: str = "multihead", **options: Any) -> Network:
     ).eval()
 
 
-def words() -> Tensor:
+def token_ids() -> Tensor:
     return torch.randint(13, (B, N), generator=torch.Generator().manual_seed(0))
 
 
@@ -345,88 +347,90 @@ PRUNED: dict[str, dict[int, list[int]]] = {"multihead": {0: [1], 2: [4, 0, 2]}, 
 @pytest.mark.parametrize("model", PRUNED)
 @torch.no_grad()
 def test_a_network_is_pruned_layer_by_layer(model: str, positions: str) -> None:
-    whole = network(model, positions=positions).double()
-    small = prune_heads(whole, PRUNED[model])
+    original = network(model, positions=positions).double()
+    pruned = prune_heads(original, PRUNED[model])
     for layer, heads in PRUNED[model].items():
-        weight = whole.mechanisms()[layer].output.weight
-        weight.unflatten(1, (-1, whole.mechanisms()[layer].head_dim))[:, heads] = 0
-    same(small(words()), whole(words()))
-    assert size(small) < size(whole)
-    caches = small.caches()
+        weight = original.mechanisms()[layer].output.weight
+        weight.unflatten(1, (-1, original.mechanisms()[layer].head_dim))[:, heads] = 0
+    assert_equal(pruned(token_ids()), original(token_ids()))
+    assert size(pruned) < size(original)
+    caches = pruned.caches()
     assert caches is not None
-    same(torch.cat([small(part, caches=caches) for part in words().split([5, 1, 5], 1)], 1), small(words()))
+    assert_equal(
+        torch.cat([pruned(part, caches=caches) for part in token_ids().split([5, 1, 5], 1)], 1), pruned(token_ids())
+    )
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("model", PRUNED)
-def test_a_pruned_network_comes_back_from_disk_as_it_went(model: str, positions: str, tmp_path: Path) -> None:
-    small = prune_heads(network(model, positions=positions), PRUNED[model])
-    small.save_pretrained(tmp_path / "hub")
-    save_network(tmp_path / "x.safetensors", small, {})
-    save_network(tmp_path / "x.pth", small, {})
-    for back in (
+def test_a_pruned_network_is_saved_and_loaded(model: str, positions: str, tmp_path: Path) -> None:
+    pruned = prune_heads(network(model, positions=positions), PRUNED[model])
+    pruned.save_pretrained(tmp_path / "hub")
+    save_network(tmp_path / "x.safetensors", pruned, {})
+    save_network(tmp_path / "x.pth", pruned, {})
+    for loaded in (
         Network.from_pretrained(tmp_path / "hub").eval(),
         attnlab.load(tmp_path / "x.safetensors"),
         attnlab.load(tmp_path / "x.pth"),
     ):
-        assert torch.equal(back(words()), small(words()))
-        assert [layer.num_heads for layer in back.mechanisms()] == [layer.num_heads for layer in small.mechanisms()]
+        assert torch.equal(loaded(token_ids()), pruned(token_ids()))
+        assert [layer.num_heads for layer in loaded.mechanisms()] == [layer.num_heads for layer in pruned.mechanisms()]
 
 
-def test_what_was_pruned_twice_comes_back_too(tmp_path: Path) -> None:
+def test_a_twice_pruned_network_is_saved_and_loaded(tmp_path: Path) -> None:
     once = prune_heads(network(positions="alibi"), {0: [1], 2: [0, 4]})
     save_network(tmp_path / "once.safetensors", once, {})
     twice = prune_heads(load_network(tmp_path / "once.safetensors")[0], {0: [0], 1: [3], 2: [1]})
     save_network(tmp_path / "twice.safetensors", twice, {})
-    back, about = load_network(tmp_path / "twice.safetensors")
+    loaded, about = load_network(tmp_path / "twice.safetensors")
     assert about["network"]["heads"] == {"0": [2, 3, 4], "1": [0, 1, 2, 4], "2": [1, 3]}
-    assert torch.equal(back(words()), twice(words()))
+    assert torch.equal(loaded(token_ids()), twice(token_ids()))
     assert torch.equal(
-        prune_heads(network(positions="alibi"), {0: [0, 1], 1: [3], 2: [0, 2, 4]})(words()), twice(words())
+        prune_heads(network(positions="alibi"), {0: [0, 1], 1: [3], 2: [0, 2, 4]})(token_ids()), twice(token_ids())
     )
 
 
-def test_the_whole_network_is_saved_whole(tmp_path: Path) -> None:
-    whole = network()
-    prune_heads(whole, {1: [0]})
-    save_network(tmp_path / "x.safetensors", whole, {})
-    assert torch.equal(attnlab.load(tmp_path / "x.safetensors")(words()), whole(words()))
+def test_the_original_network_is_saved_unpruned(tmp_path: Path) -> None:
+    original = network()
+    prune_heads(original, {1: [0]})
+    save_network(tmp_path / "x.safetensors", original, {})
+    assert torch.equal(attnlab.load(tmp_path / "x.safetensors")(token_ids()), original(token_ids()))
 
 
-def test_a_pruned_network_is_trained_on() -> None:
-    small = prune_heads(network(), {0: [1], 1: [2, 3]}).train()
-    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
-    before = [p.clone() for p in small.parameters()]
-    small(words()).square().sum().backward()
+def test_a_pruned_network_trains() -> None:
+    pruned = prune_heads(network(), {0: [1], 1: [2, 3]}).train()
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.1)
+    before = [p.clone() for p in pruned.parameters()]
+    pruned(token_ids()).square().sum().backward()
     optimizer.step()
-    assert all(not torch.equal(a, b) for a, b in zip(before, small.parameters(), strict=True) if a.dim() == 2)
+    assert all(not torch.equal(a, b) for a, b in zip(before, pruned.parameters(), strict=True) if a.dim() == 2)
 
 
 @pytest.mark.parametrize(
-    ("heads", "error", "says"),
+    ("heads", "error", "message"),
     [
         ({3: [0]}, ValueError, "there is no layer 3; there are 3, counted from 0"),
         ({-1: [0]}, ValueError, "there is no layer -1"),
-        ({"0": [0]}, TypeError, "a layer is chosen by a whole number, not by '0'"),
+        ({"0": [0]}, TypeError, "a layer must be an integer, not '0'"),
         ({0: [5]}, ValueError, "there is no head 5"),
         ({0: [0], 1: range(5)}, ValueError, "at least one head must be kept"),
-        ([0], TypeError, r"named by layer, {layer: heads}, not as \[0\]"),
+        ([0], TypeError, r"must be a dict by layer, {layer: heads}, not \[0\]"),
     ],
 )
-def test_heads_of_a_network_that_cannot_go(heads: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_invalid_layers_and_heads_are_refused(heads: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         prune_heads(network(), heads)
 
 
-def test_a_network_without_heads_is_refused() -> None:
+def test_a_network_without_separate_heads_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
         prune_heads(network("selfhead"), {0: [0]})
 
 
-def test_a_file_that_names_heads_which_are_not_there_is_refused(tmp_path: Path) -> None:
-    small = prune_heads(network(), {0: [1]})
-    small._hub_mixin_config = {**small._hub_mixin_config, "heads": {"7": [0]}}
-    save_network(tmp_path / "x.safetensors", small, {})
+def test_a_file_with_invalid_heads_is_refused(tmp_path: Path) -> None:
+    pruned = prune_heads(network(), {0: [1]})
+    pruned._hub_mixin_config = {**pruned._hub_mixin_config, "heads": {"7": [0]}}
+    save_network(tmp_path / "x.safetensors", pruned, {})
     with pytest.raises(UserError, match="does not match the network that it describes: there is no layer 7"):
         attnlab.load(tmp_path / "x.safetensors")
 
@@ -436,15 +440,15 @@ def eye(layer: MultiHeadBase) -> Tensor:
 
 
 def test_every_mechanism_with_heads_can_be_pruned() -> None:
-    found = []
+    tested = []
     for name in registry.names():
         mechanism = registry.load(name)
         if issubclass(mechanism, MultiHeadBase):
-            layer, x = moved(mechanism(embed_dim=32, num_heads=8)), tokens(width=32)
-            if name == "talkingheads":  # a head that others hear cannot go
+            layer, x = perturbed(mechanism(embed_dim=32, num_heads=8)), tokens(width=32)
+            if name == "talkingheads":  # without mixing, because other heads depend on each head
                 layer.load_state_dict({**layer.state_dict(), **dict.fromkeys(("scores", "mixture"), eye(layer))})
-            shared = layer.num_kv_heads == 1  # then any can go; else the first head of keys with all that read it
-            gone = [0] if shared else list(range(layer.num_heads // layer.num_kv_heads))
-            same(prune_heads(layer, gone)(x), silenced(layer, gone, x))
-            found.append(name)
-    assert {"multihead", "groupedquery"} <= set(found)
+            shared = layer.num_kv_heads == 1  # then any head; otherwise all heads of the first key head
+            removed = [0] if shared else list(range(layer.num_heads // layer.num_kv_heads))
+            assert_equal(prune_heads(layer, removed)(x), zeroed(layer, removed, x))
+            tested.append(name)
+    assert {"multihead", "groupedquery"} <= set(tested)

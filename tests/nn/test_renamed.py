@@ -67,9 +67,9 @@ def test_new_names_are_options_and_old_names_are_not(name: str, old: str) -> Non
 
 @pytest.mark.parametrize("flag", [["--rotary_dim", "6"], ["--rotary-dim=6"]])
 def test_the_command_line_accepts_the_old_flag(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    read = [parse_train_args(["--model", "latent", *flag, "--steps", "3"]) for _ in range(2)][1]
-    assert read.settings.model.options["rope_head_dim"] == 6
-    assert read.given == {"model", "rope_head_dim", "steps"}
+    parsed = [parse_train_args(["--model", "latent", *flag, "--steps", "3"]) for _ in range(2)][1]
+    assert parsed.settings.model.options["rope_head_dim"] == 6
+    assert parsed.given == {"model", "rope_head_dim", "steps"}
     assert capsys.readouterr().err.count("note: --rotary_dim is now called --rope_head_dim") <= 1
     with pytest.raises(UserError, match="rotary_dim is the old name of rope_head_dim"):
         parse_train_args(["--model", "latent", *flag, "--rope_head_dim", "4"])

@@ -1,4 +1,4 @@
-"""The shapes that the signatures of the mechanisms teach are true: enforced here at every call."""
+"""The shapes in the signatures of the mechanisms are correct: jaxtyping enforces them in every call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from attnlab.catalog import registry
 
 ROOT = Path(__file__).parents[2]
 
-# Enforcing is decided when a module is imported, so that it needs a process of its own.
-ASK = """
+# The import hook must be installed before the modules are imported, so a new process is needed.
+SCRIPT = """
 import sys
 
 import torch
@@ -38,11 +38,11 @@ with install_import_hook(HOOKED, "beartype.beartype"):
                 calls.append({"attn_bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
                 calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
-            for given in calls:
-                layer(x, **given)
+            for arguments in calls:
+                layer(x, **arguments)
                 if "weights" in mechanism.card.supports:
-                    context = {name: value for name, value in given.items() if name == "context"}
-                    layer.apply_weights(layer.attention_weights(x, **given), x, **context)
+                    context = {name: value for name, value in arguments.items() if name == "context"}
+                    layer.apply_weights(layer.attention_weights(x, **arguments), x, **context)
 
     from attnlab.models.multihead import MultiAttention
     from planted import MultiHeadBase
@@ -53,32 +53,32 @@ with install_import_hook(HOOKED, "beartype.beartype"):
     except TypeCheckError as error:
         assert "_project_qkv" in str(error), error
     else:
-        raise AssertionError("a wrong shape went through")
-print("held")
+        raise AssertionError("a wrong shape was accepted")
+print("passed")
 """
 
 
 def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
     source = (ROOT / "attnlab" / "nn" / "multihead.py").read_text(encoding="utf-8")
-    right, wrong = ".transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)", ".split_with_sizes([H, H_kv, H_kv], 2)"
-    assert right in source
-    source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype wants the class of a Self decorated
-    (tmp_path / "planted.py").write_text(source.replace(right, wrong), encoding="utf-8")
+    correct, wrong = ".transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)", ".split_with_sizes([H, H_kv, H_kv], 2)"
+    assert correct in source
+    source = source.replace("-> Self:", "-> MultiHeadBase:")  # beartype needs a decorated class for Self
+    (tmp_path / "planted.py").write_text(source.replace(correct, wrong), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{ASK}"],
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{SCRIPT}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "held\n"
+    assert done.stdout == "passed\n"
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_every_face_says_its_shapes(name: str) -> None:
+def test_methods_annotate_their_shapes(name: str) -> None:
     source = (registry.folder() / name / f"{name}.py").read_text(encoding="utf-8")
-    for face in ("def _forward(", "def _attention_weights(", "def _apply_weights("):
-        if face in source:
-            signature = source.split(face)[1].split(":\n")[0]
-            assert "Float[Tensor" in signature, f"{name}.{face}"
-            assert '-> Float[Tensor, "B ' in signature, f"{name}.{face}"
+    for method in ("def _forward(", "def _attention_weights(", "def _apply_weights("):
+        if method in source:
+            signature = source.split(method)[1].split(":\n")[0]
+            assert "Float[Tensor" in signature, f"{name}.{method}"
+            assert '-> Float[Tensor, "B ' in signature, f"{name}.{method}"

@@ -1,4 +1,4 @@
-"""No forward pass reads a value: fake tensors, symbolic traces and the meta device take every path.
+"""No forward pass reads a value: every backend works with fake tensors, symbolic traces and the meta device.
 
 The check ``traceable`` traces every mechanism; here are one mechanism per code path and every kind of mask.
 """
@@ -32,15 +32,15 @@ B, N, D = 2, 211, 24
 
 
 def masks() -> dict[str, Mask | None]:
-    lengths, place = torch.tensor([N, 83]), torch.arange(N)
+    lengths, position = torch.tensor([N, 83]), torch.arange(N)
     return {
         "none": None,
         "padding": padding(lengths),
         "padding on the left": padding(lengths, side="left", max_length=N),
         "padded queries": padding(lengths, mask_queries=True),
-        "key padding": from_key_padding_mask(place >= lengths[:, None]),
+        "key padding": from_key_padding_mask(position >= lengths[:, None]),
         "window": causal() & sliding_window(7) & padding(lengths),
-        "documents": documents(place // 50),
+        "documents": documents(position // 50),
         "prefix": causal() | prefix(torch.tensor([3, 5])),
         "blocks": block_sparse(16, torch.ones(14, 14, dtype=torch.bool).tril()),
         "matrix": from_tensor(torch.ones(N, N, dtype=torch.bool).tril()),
@@ -63,10 +63,10 @@ def every_mechanism_with(*cases: str) -> pytest.MarkDecorator:
 
 
 @every_mechanism_with(*masks())
-@pytest.mark.parametrize(("look_back", "train"), [(True, True), (False, False)])
-def test_fake_tensors(name: str, case: str, look_back: bool, train: bool) -> None:
+@pytest.mark.parametrize(("is_causal", "train"), [(True, True), (False, False)])
+def test_fake_tensors(name: str, case: str, is_causal: bool, train: bool) -> None:
     with FakeTensorMode():
-        layer = build(name, causal=look_back, dropout=0.1).train(train)
+        layer = build(name, causal=is_causal, dropout=0.1).train(train)
         x = torch.empty(B, N, D, requires_grad=train)
         out = layer(x, mask=masks()[case])
         assert out.shape == (B, N, D)
@@ -78,7 +78,7 @@ def test_fake_tensors(name: str, case: str, look_back: bool, train: bool) -> Non
 
 @every_mechanism_with("none", "padding", "window", "prefix")
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_a_trace_gives_the_same_numbers(name: str, case: str, mode: str) -> None:
+def test_a_trace_matches_eager(name: str, case: str, mode: str) -> None:
     layer, x = build(name, causal=True).eval(), torch.randn(B, N, D)
 
     def run(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""mypy sees the constructors and the calls of layers in a user's file."""
+"""mypy checks constructors and calls of layers in the code of a user."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_mypy_on_a_user_file(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    found = dict(re.findall(r"^user\.py:(\d+): error: (.*)$", run.stdout, re.MULTILINE))
+    errors = dict(re.findall(r"^user\.py:(\d+): error: (.*)$", run.stdout, re.MULTILINE))
     expected = {
         str(number): line.split("# error: ")[1]
         for number, line in enumerate(USER.splitlines(), 1)
         if "# error: " in line
     }
-    assert found.keys() == expected.keys(), run.stdout + run.stderr
-    assert all(expected[number] in found[number] for number in expected), run.stdout
+    assert errors.keys() == expected.keys(), run.stdout + run.stderr
+    assert all(expected[number] in errors[number] for number in expected), run.stdout

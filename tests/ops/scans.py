@@ -1,4 +1,4 @@
-"""What the tests of the scan engine share: every kind of recurrence, in sizes that are distinct primes."""
+"""Arguments and the formula of every kind of recurrence, for the tests of the scan; sizes are distinct primes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ KINDS = (
     "delta rule, vector decay",
 )
 FORMS = ("recurrent", "chunked", "parallel", "auto")
-Given = dict[str, Tensor]
+Case = dict[str, Tensor]
 
 
-def given(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Given:
-    """The arguments of one scan; what it starts with is not zero."""
+def scan_case(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Case:
+    """The arguments of one scan, with a nonzero initial state."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -42,8 +42,8 @@ def given(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0) 
     return {**tensors, "state": randn(B, H, d, w).to(wide)}
 
 
-def by_hand(case: Given) -> tuple[Tensor, Tensor]:
-    """The formula, one number at a time."""
+def by_hand(case: Case) -> tuple[Tensor, Tensor]:
+    """The formula in Python loops."""
     q, k, v, states = case["q"], case["k"], case["v"], case["state"].clone()
     out = torch.zeros_like(v)
     for b, h, t in itertools.product(range(B), range(H), range(q.shape[2])):
@@ -62,7 +62,7 @@ def by_hand(case: Given) -> tuple[Tensor, Tensor]:
     return out, states
 
 
-def part(case: Given, rows: slice, state: Tensor | None = None) -> Given:
-    """The steps in these rows, with another state at their beginning, or none."""
+def part(case: Case, rows: slice, state: Tensor | None = None) -> Case:
+    """These steps, with another initial state, or none."""
     cut = {name: x if x.dim() == 1 else x[:, :, rows] for name, x in case.items() if name != "state"}
     return cut if state is None else {**cut, "state": state}

@@ -1,4 +1,4 @@
-"""A bias of distance against its matrix, cell by cell, whole and cut; and that a window never makes the whole."""
+"""Relative biases against their matrix, whole and in tiles; sparse backends never materialize the whole matrix."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import randn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab.masks import causal, sliding_window
 from attnlab.ops.backends.sdpa import Kernel
-from attnlab.ops.backends.segments import itemwise, segmentwise
+from attnlab.ops.backends.segments import Plan, Segments
 from attnlab.ops.backends.tiles import tiled
 from attnlab.ops.bias import RelativeBias, cut, materialized, of_rows
-from attnlab.ops.rowwise import rowwise_attention
+from attnlab.ops.call import AttentionCall
+from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
 
 B, H = 2, 3
@@ -33,12 +35,12 @@ def relative(queries: int, keys: int, *, matrix: bool = False) -> RelativeBias:
 
 
 def matrix_of(bias: RelativeBias) -> Tensor:
-    """Cell by cell: the farthest key behind is first in the line, the queries are aligned at the end."""
-    cells = [
+    """The matrix, element by element: the line starts at the largest distance back, queries are aligned at the end."""
+    elements = [
         [bias.line[:, (j - (i + bias.keys - bias.queries)) + bias.keys - 1] for j in range(bias.keys)]
         for i in range(bias.queries)
     ]
-    whole = torch.stack([torch.stack(row, -1) for row in cells], -2).unsqueeze(0)
+    whole = torch.stack([torch.stack(row, -1) for row in elements], -2).unsqueeze(0)
     return whole if bias.matrix is None else whole + bias.matrix
 
 
@@ -56,11 +58,11 @@ def test_a_tile_is_a_part_of_the_matrix(data: Any, queries: int, keys: int, matr
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(0, 0), (0, 5), (5, 0)])
-def test_of_nothing_there_is_nothing(queries: int, keys: int) -> None:
+def test_empty_biases(queries: int, keys: int) -> None:
     assert relative(queries, keys).tensor().shape == (1, H, queries, keys)
 
 
-def test_what_is_added_is_added_once_and_in_any_shape() -> None:
+def test_addition_broadcasts_any_shape() -> None:
     bias, whole = relative(5, 7), matrix_of(relative(5, 7))
     for shape in ((5, 7), (H, 1, 7), (B, H, 5, 1), ()):
         more = torch.randn(shape, dtype=torch.float64)
@@ -71,7 +73,7 @@ def test_what_is_added_is_added_once_and_in_any_shape() -> None:
             assert both.to(torch.float32).tensor().dtype == torch.float32
 
 
-def test_every_pair_at_a_distance_pulls_at_its_number() -> None:
+def test_gradients_sum_over_pairs_at_a_distance() -> None:
     bias = relative(5, 7)
     assert not bias.requires_grad
     bias.line.requires_grad_()
@@ -84,57 +86,58 @@ def test_every_pair_at_a_distance_pulls_at_its_number() -> None:
 
 def test_a_line_of_another_length_is_refused() -> None:
     for line in (torch.zeros(H, 10), torch.zeros(11), torch.zeros(1, H, 11)):
-        with pytest.raises(ValueError, match=r"for 5 queries and 7 keys has shape \(heads, 11\), not "):
+        with pytest.raises(ValueError, match=r"must have shape \(heads, 11\) for 5 queries and 7 keys, not "):
             RelativeBias(line, 5, 7)
 
 
-# In the engine
+# In the backends
 
 N, d = 293, 5
 KERNEL = Kernel(1 / math.sqrt(d))
 
 
 class NeverWhole(RelativeBias):
-    """Refuses to be materialized out, and counts what is."""
+    """Fails if the whole matrix is materialized, and counts the elements of tiles."""
 
-    cells = 0
+    elements = 0
 
     def tensor(self) -> Tensor:
-        raise AssertionError("the whole was made")
+        raise AssertionError("the whole matrix was materialized")
 
     def tile(self, queries: slice, keys: slice) -> Tensor:
-        NeverWhole.cells += (queries.stop - queries.start) * (keys.stop - keys.start)
+        NeverWhole.elements += (queries.stop - queries.start) * (keys.stop - keys.start)
         return super().tile(queries, keys)
 
 
-def given_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, B, H, N, d, dtype=torch.float64, generator=generator)
-    return q, k, v, torch.randn(H, 2 * N - 1, dtype=torch.float64, generator=generator).requires_grad_()
-
-
-@pytest.mark.parametrize("way", ["window", "items", "segments", "rows"])
-def test_the_parts_ask_for_their_own_part_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["window", "items", "segments", "rows"])
+def test_backends_materialize_only_tiles(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**9)
-    NeverWhole.cells = 0
-    q, k, v, line = given_tensors()
-    bias, place = NeverWhole(line, N, N), torch.arange(N)
+    NeverWhole.elements = 0
+    q, k, v, line = randn(*[(B, H, N, d)] * 3, (H, 2 * N - 1))
+    bias, position = NeverWhole(line, N, N), torch.arange(N)
+    call = AttentionCall(q, k, v, None, bias)
     near = (causal() & sliding_window(11)).bind(N, shape=(B, H))
-    if way == "window":
-        out, permitted, most = tiled(q, k, v, near, bias, KERNEL, near.tiles(64)), near.tensor(), N * (64 + 10)
-    elif way == "rows":  # 2**9 numbers are 5 rows of 5 + 11 keys of 6 heads, computed again backward
-        out, permitted, most = rowwise_attention(q, k, v, near, bias, masked_softmax), near.tensor(), 2 * N * (5 + 10)
-    elif way == "items":
-        out = itemwise(q, k, v, None, bias, [slice(0, 203), slice(90, N)], KERNEL)
-        permitted, most = torch.stack([place < 203, place >= 90])[:, None, None], N * 2 * 203
+    if backend == "window":
+        out, permitted, most = (
+            tiled(AttentionCall(q, k, v, near, bias), KERNEL, near.tiles(64)),
+            near.tensor(),
+            N * (64 + 10),
+        )
+    elif backend == "rows":  # 2**9 values are 5 rows of 5 + 11 keys of 6 heads; recomputed in backward
+        out, permitted, most = RowwiseMap(q, k, near, bias, masked_softmax).apply(v), near.tensor(), 2 * N * (5 + 10)
+    elif backend == "items":
+        out = Segments().compute(call, KERNEL, Plan("items", causal(), [slice(0, 203), slice(90, N)]))
+        permitted, most = torch.stack([position < 203, position >= 90])[:, None, None], N * 2 * 203
     else:
-        out = segmentwise(q, k, v, None, bias, [slice(0, 100), slice(100, 131), slice(131, N)], KERNEL)
-        segment = (place >= 100).long() + (place >= 131)
+        out = Segments().compute(
+            call, KERNEL, Plan("segments", causal(), [slice(0, 100), slice(100, 131), slice(131, N)])
+        )
+        segment = (position >= 100).long() + (position >= 131)
         permitted, most = (segment[:, None] == segment)[None, None], 100**2 + 31**2 + 162**2
     scores = q @ k.mT / math.sqrt(d) + RelativeBias(line, N, N).tensor()
     expected = scores.masked_fill(~permitted, -torch.inf).softmax(-1) @ v
     torch.testing.assert_close(out, expected)
     direction = torch.randn(out.shape, dtype=out.dtype)
-    found, gradient = (torch.autograd.grad((result * direction).sum(), line)[0] for result in (out, expected))
-    torch.testing.assert_close(found, gradient)
-    assert 0 < NeverWhole.cells <= most
+    gradients = (torch.autograd.grad((result * direction).sum(), line)[0] for result in (out, expected))
+    torch.testing.assert_close(*gradients)
+    assert 0 < NeverWhole.elements <= most

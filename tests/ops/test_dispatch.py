@@ -1,4 +1,4 @@
-"""Every way through the softmax engine is the formula, outputs and gradients; and the way is told. Sizes are primes."""
+"""Every backend of softmax attention matches the formula, outputs and gradients, and is recorded. Sizes are primes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from attention_cases import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -48,10 +49,10 @@ SQUARE: dict[str, tuple[str, Mask | None]] = {
     "left padding": ("items", padding(LENGTHS, side="left", max_length=N)),
     "causal, right padding": ("items", causal() & padding(LENGTHS)),
     "causal, left padding": ("items", padding(LENGTHS, side="left", max_length=N) & causal()),
-    "an empty item": ("items", padding(EMPTY)),
+    "empty item": ("items", padding(EMPTY)),
     "a key mask, right": ("items", from_key_padding_mask(torch.arange(N) >= LENGTHS[:, None])),
     "a key mask, left, causal": ("items", causal() & from_key_padding_mask(torch.arange(N) < LENGTHS[:, None])),
-    "a key mask, an empty item": ("items", from_key_padding_mask(torch.arange(N) >= EMPTY[:, None])),
+    "a key mask, empty item": ("items", from_key_padding_mask(torch.arange(N) >= EMPTY[:, None])),
     "a key mask with a hole": ("matrix", from_key_padding_mask((torch.arange(N) + LENGTHS[:, None]) % N > 60)),
     "padding, prefix of an item": ("items", (causal() | prefix(torch.tensor([3, 41]))) & padding(LENGTHS)),
     "one padding for all": ("matrix", padding(torch.tensor([37]))),
@@ -66,44 +67,41 @@ SQUARE: dict[str, tuple[str, Mask | None]] = {
 }
 
 
-def tensors(keys: int = N, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((B, H, N, d), (B, H, keys, d), (B, H, keys, d))
-    q, k, v = (torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes)
-    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+def tensors(keys: int = N, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return randn((B, H, N, d), (B, H, keys, d), (B, H, keys, d), dtype=dtype)
 
 
-def check(mask: Mask | None, path: str | None, keys: int = N, bias: Tensor | None = None) -> None:
+def check(mask: Mask | None, backend: str | None, keys: int = N, bias: Tensor | None = None) -> None:
     q, k, v = tensors(keys)
     bound = None if mask is None else mask.bind(N, keys, shape=(B, H))
     with record_dispatch() as records:
         out = softmax_attention(q, k, v, bound, bias)
-    if path is not None:
-        assert [p.name for p in records] == [path]
-    fresh = None if mask is None else mask.bind(N, keys, shape=(B, H))
-    truth = softmax_weights(q, k, fresh, bias) @ v
-    torch.testing.assert_close(out, truth)
+    if backend is not None:
+        assert [record.name for record in records] == [backend]
+    unread = None if mask is None else mask.bind(N, keys, shape=(B, H))
+    expected = softmax_weights(q, k, unread, bias) @ v
+    torch.testing.assert_close(out, expected)
     inputs = [t for t in (q, k, v, bias) if t is not None and t.requires_grad]
     direction = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad((out * direction).sum(), inputs)
-    torch.testing.assert_close(found, torch.autograd.grad((truth * direction).sum(), inputs))
+    gradients = (torch.autograd.grad((o * direction).sum(), inputs) for o in (out, expected))
+    torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize(("path", "mask"), SQUARE.values(), ids=SQUARE)
-def test_every_way_is_the_formula(path: str, mask: Mask | None) -> None:
-    check(mask, path)
+@pytest.mark.parametrize(("backend", "mask"), SQUARE.values(), ids=SQUARE)
+def test_every_backend_matches_the_formula(backend: str, mask: Mask | None) -> None:
+    check(mask, backend)
 
 
 @pytest.mark.parametrize("shape", [(N, N), (H, 1, N), (1, H, N, 1), (B, H, N, N)])
 @pytest.mark.parametrize("name", ["causal", "window back", "window, left padding", "right padding", "packed, causal"])
-def test_a_bias_goes_every_way(name: str, shape: tuple[int, ...]) -> None:
+def test_every_backend_adds_a_bias(name: str, shape: tuple[int, ...]) -> None:
     bias = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    path, mask = SQUARE[name]
-    check(mask, "matrix" if path == "triangle" else path, bias=bias)
+    backend, mask = SQUARE[name]
+    check(mask, "matrix" if backend == "triangle" else backend, bias=bias)
 
 
 @pytest.mark.parametrize(
-    ("path", "mask"),
+    ("backend", "mask"),
     [
         ("items", padding(LENGTHS)),
         ("items", causal() & padding(LENGTHS)),
@@ -113,8 +111,8 @@ def test_a_bias_goes_every_way(name: str, shape: tuple[int, ...]) -> None:
         ("matrix", causal()),
     ],
 )
-def test_with_more_keys_than_queries(path: str, mask: Mask) -> None:
-    check(mask, path, keys=M)
+def test_with_more_keys_than_queries(backend: str, mask: Mask) -> None:
+    check(mask, backend, keys=M)
 
 
 def test_lengths_of_another_batch_are_refused() -> None:
@@ -152,34 +150,34 @@ RULES = st.sampled_from(
         max_leaves=4,
     )
 )
-def test_whatever_the_sentence_says(mask: Mask) -> None:
+def test_any_composition_of_masks(mask: Mask) -> None:
     check(mask, None)
 
 
-@pytest.mark.parametrize("name", ["causal", "window back", "right padding", "packed, causal"])
+@pytest.mark.parametrize("name", ["causal", "window back", "right padding", "packed, causal", "a matrix"])
 def test_float32_stays_near_float64(name: str) -> None:
     _, mask = SQUARE[name]
     assert mask is not None
     out = softmax_attention(*tensors(dtype=torch.float32), mask.bind(N, shape=(B, H)))
     assert out.dtype == torch.float32
-    truth = softmax_attention(*tensors(), mask.bind(N, shape=(B, H)))
-    torch.testing.assert_close(out.double(), truth, rtol=0, atol=2e-6)
+    exact = softmax_attention(*tensors(), mask.bind(N, shape=(B, H)))
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["window", "window, right padding", "packed, causal", "left padding"])
-def test_the_whole_map_is_never_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_matrix_is_never_materialized(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, mask = SQUARE[name]
     assert mask is not None
     bound = mask.bind(N, shape=(B, H))
     if name == "left padding":
         bound = (sliding_window(3) & mask).bind(N, shape=(B, H))
-    monkeypatch.setattr(type(bound), "tensor", lambda self: pytest.fail("a matrix was made"))
+    monkeypatch.setattr(type(bound), "tensor", lambda self: pytest.fail("the matrix was materialized"))
     softmax_attention(*tensors(), bound)
     if "window" in name:
         bound.zero_fully_masked_rows(torch.zeros(B, N, d))
 
 
-def test_rows_without_a_key_are_found_by_tiles() -> None:
+def test_fully_masked_rows_are_found_by_tiles() -> None:
     mask = sliding_window(5) & padding(LENGTHS, side="left", max_length=N)
     out = mask.bind(N, shape=(B, H)).zero_fully_masked_rows(torch.ones(B, N, 1))
     expected = mask.materialize(N).any(-1).squeeze(1).double().unsqueeze(-1)
@@ -188,16 +186,16 @@ def test_rows_without_a_key_are_found_by_tiles() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_path_is_explained(training: bool) -> None:
+def test_explain_path(training: bool) -> None:
     layer = MultiAttention(12, 3, causal=True, dropout=0.1).train(training)
-    (path,) = attnlab.explain_path(layer, torch.randn(1, 211, 12))
-    assert path.name == "triangle"
-    assert "causal, 211 long" in str(path)
-    assert str(path).endswith("; dropout 0.1 of the weights") == training
-    (path,) = attnlab.explain_path(layer.eval(), torch.randn(2, 211, 12), mask=sliding_window(8))
-    assert str(path) == "window: causal() & sliding_window(8) reaches 7 back and 0 ahead of 211 keys"
-    (path,) = attnlab.explain_path(layer, torch.randn(1, 3, 12))
-    assert path.name == "causal"
+    (record,) = attnlab.explain_path(layer, torch.randn(1, 211, 12))
+    assert record.name == "triangle"
+    assert "causal, 211 long" in str(record)
+    assert str(record).endswith("; dropout 0.1 of the weights") == training
+    (record,) = attnlab.explain_path(layer.eval(), torch.randn(2, 211, 12), mask=sliding_window(8))
+    assert str(record) == "window: causal() & sliding_window(8) reaches 7 back and 0 ahead of 211 keys"
+    (record,) = attnlab.explain_path(layer, torch.randn(1, 3, 12))
+    assert record.name == "causal"
     assert attnlab.explain_path(torch.nn.Linear(3, 3), torch.randn(2, 3)) == []
 
 
@@ -218,28 +216,28 @@ def test_dropout_drops_weights_and_scales_the_others(mask: Mask | None, biased: 
     bound = None if mask is None else mask.bind(N, shape=(B, H))
     permitted = None if bound is None else bound.tensor()
     torch.manual_seed(0)
-    # With the identity for values, the answer is the map itself.
+    # With the identity as values, the output is the matrix of weights.
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N)
     matrix = permitted
     if bias is not None:
         matrix = bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
-    found = dropout_attention(q, k, eye, matrix, 0.3, d**-0.5) * (GRID - round(0.3 * GRID)) / GRID
+    dropped = dropout_attention(q, k, eye, matrix, 0.3, d**-0.5) * (GRID - round(0.3 * GRID)) / GRID
     weights = softmax_weights(q, k, bound, bias)
-    kept = found != 0
-    torch.testing.assert_close(found, weights * kept)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped, weights * kept)
     possible = weights > 0
-    for part in range(8):  # no place within a random word is favoured
-        here = possible.flatten()[part::8]
-        share = kept.flatten()[part::8][here].double().mean().item()
-        assert abs(share - 0.7) < 5 * math.sqrt(0.21 / int(here.sum()))
+    for part in range(8):  # all positions within a random word are alike
+        possible_part = possible.flatten()[part::8]
+        fraction = kept.flatten()[part::8][possible_part].double().mean().item()
+        assert abs(fraction - 0.7) < 5 * math.sqrt(0.21 / int(possible_part.sum()))
 
 
-def test_nearly_everything_may_be_dropped() -> None:
+def test_dropout_of_almost_all_weights_is_finite() -> None:
     q, k, v = tensors()
     assert dropout_attention(q, k, v, None, 1 - 1e-9, 1.0).isfinite().all()
 
 
-def test_dropout_has_the_gradient_of_what_it_kept() -> None:
+def test_dropout_gradient() -> None:
     q, k, v = (t[:, :, :19].detach().requires_grad_() for t in tensors())
     bound = causal().bind(19, shape=(B, H))
 
@@ -250,7 +248,7 @@ def test_dropout_has_the_gradient_of_what_it_kept() -> None:
     assert torch.autograd.gradcheck(run, (q, k, v))
 
 
-def test_dropout_follows_the_seed_and_is_left_to_the_kernel_where_it_must() -> None:
+def test_dropout_is_seeded_and_supports_a_learned_bias() -> None:
     q, k, v = tensors()
 
     def run(seed: int, bias: Tensor | None = None) -> tuple[Tensor, str]:
@@ -263,13 +261,13 @@ def test_dropout_follows_the_seed_and_is_left_to_the_kernel_where_it_must() -> N
     assert not torch.equal(run(3)[0], run(4)[0])
     assert run(3)[1] == "fused"
     learned = torch.zeros(N, N, dtype=torch.float64, requires_grad=True)
-    out, way = run(3, learned)
-    assert way == "matrix"
+    out, backend = run(3, learned)
+    assert backend == "matrix"
     assert torch.autograd.grad(out.sum(), learned)[0].any()
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_a_mapped_call_takes_one_kernel() -> None:
+def test_vmap() -> None:
     dropping = MultiAttention(12, 3, dropout=0.5).double()
     same = torch.randn(1, 2, N, 12, dtype=torch.float64).expand(7, -1, -1, -1)
     a, b, *_ = torch.func.vmap(dropping, randomness="different")(same)
@@ -280,7 +278,7 @@ def test_a_mapped_call_takes_one_kernel() -> None:
     torch.testing.assert_close(mapped, layer(x.flatten(0, 1), mask=causal() & sliding_window(7)).unflatten(0, (B, 5)))
 
 
-def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
+def test_dropout_in_a_window_keeps_the_mean() -> None:
     q, k, v = tensors()
     bound = (causal() & sliding_window(7)).bind(N, shape=(B, H))
     torch.manual_seed(0)
@@ -291,15 +289,13 @@ def test_dropout_in_a_window_draws_for_what_is_in_reach() -> None:
     assert not torch.equal(outs[0], outs[1])
 
 
-def test_a_row_dropped_twice_is_dropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "attnlab.ops.backends.tiles.MAX_DROPOUT_WEIGHTS", 1
-    )  # nothing is kept: all is computed again backward
+def test_recomputed_dropout_repeats_its_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.ops.backends.tiles.MAX_DROPOUT_WEIGHTS", 1)  # the backward pass recomputes
     monkeypatch.setattr("attnlab.ops.backends.tiles.MATRIX_TILE_VALUES", B * H * N * 50)  # 50 rows at a time
     q, k, _ = tensors()
     eye = torch.eye(N, dtype=torch.float64).expand(B, H, N, N).clone().requires_grad_()
     torch.manual_seed(0)
     out = softmax_attention(q, k, eye, dropout=0.3)
     (gradient,) = torch.autograd.grad(out.sum(), eye)
-    # The gradient of a value is the weight that it had, summed over the rows: what was kept forward is kept backward.
+    # The gradient of a value is its weight summed over the rows: the backward pass drops the same weights.
     torch.testing.assert_close(gradient[..., 0], out.sum(2))

@@ -1,4 +1,4 @@
-"""FlexAttention under our masks. It is chosen on a GPU alone; that its rule is the mask's, a CPU can say."""
+"""FlexAttention with attnlab masks. It is chosen on a GPU only; its block masks are tested on a CPU too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from attention_cases import randn
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -46,7 +47,7 @@ MASKS: list[Mask] = [
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this machine, whatever it has, and for short sequences."""
+    """FlexAttention without compilation, on a CPU, and for short sequences."""
     monkeypatch.setattr(flex, "_takes", lambda q: True)
     monkeypatch.setattr(flex, "MIN_FLEX_LENGTH", 1)
     monkeypatch.setattr(flex, "MIN_MASKED_BLOCKS", -torch.inf)
@@ -54,58 +55,60 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.ops.softmax.can_inspect_values", lambda q: False)
 
 
-def tensors(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(B, H, n, d, generator=generator, dtype=dtype) for n in (queries, M, M))
-    return q, k, v
+def tensors(queries: int) -> list[Tensor]:
+    return randn(*((B, H, n, d) for n in (queries, M, M)), dtype=torch.float32, grad=False)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("queries", [M, N])
-def test_its_rule_is_the_masks(mask: Mask, queries: int) -> None:
+def test_the_block_mask_matches_the_mask(mask: Mask, queries: int) -> None:
     q, k, v = tensors(queries)
     bound = mask.bind(queries, M, shape=(B, H))
     with warnings.catch_warnings(), record_dispatch() as records:
-        warnings.simplefilter("ignore")  # it warns that it is not compiled, which is the point here
+        warnings.simplefilter("ignore")  # that it is not compiled
         out = softmax_attention(q, k, v, bound)
-    assert [path.name for path in records] == ["flex"]
+    assert [record.name for record in records] == ["flex"]
     torch.testing.assert_close(out, softmax_weights(q, k, bound) @ v, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_what_it_cannot_take_goes_another_way() -> None:
+def test_unsupported_calls_use_another_backend() -> None:
     q, k, v = tensors(M)
-    given = from_tensor(torch.ones(M, M, dtype=torch.bool).tril(3)).bind(M)
-    for mask, more in ((given, {}), (causal().bind(M), {}), (sliding_window(7).bind(M), {"bias": torch.zeros(M, M)})):
+    matrix = from_tensor(torch.ones(M, M, dtype=torch.bool).tril(3)).bind(M)
+    for mask, options in (
+        (matrix, {}),
+        (causal().bind(M), {}),
+        (sliding_window(7).bind(M), {"bias": torch.zeros(M, M)}),
+    ):
         with record_dispatch() as records:
-            softmax_attention(q, k, v, mask, **more)
-        assert [path.name for path in records] != ["flex"]
+            softmax_attention(q, k, v, mask, **options)
+        assert [record.name for record in records] != ["flex"]
 
 
-def test_a_cpu_does_not_choose_it() -> None:
+def test_flex_is_not_chosen_on_a_cpu() -> None:
     q, k, _ = tensors(M)
     assert flex.block_mask(q, k, sliding_window(7).bind(M)) is None
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_it_is_chosen_and_right() -> None:
+def test_flex_on_a_gpu() -> None:
     q, k, v = (torch.randn(B, H, 2048, 64, device="cuda", requires_grad=True) for _ in range(3))
     bound = (causal() & sliding_window(256)).bind(2048, device="cuda")
     with record_dispatch() as records:
         out = softmax_attention(q, k, v, bound)
-    assert [path.name for path in records] == ["flex"]
-    truth = softmax_weights(q, k, bound) @ v
-    torch.testing.assert_close(out, truth, rtol=1e-2, atol=1e-2)
-    ours, true = (torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, truth))
-    torch.testing.assert_close(ours, true, rtol=2e-2, atol=2e-2)
+    assert [record.name for record in records] == ["flex"]
+    expected = softmax_weights(q, k, bound) @ v
+    torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
+    gradients = (torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, expected))
+    torch.testing.assert_close(*gradients, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_rule_compiles_into_the_kernel() -> None:
-    """Each number of the rule by itself, as a kernel asks for it: inductor's CPU kernel stands for the GPU's."""
+def test_the_compiled_kernel_matches() -> None:
+    """The compiled kernel evaluates the mask per element; the CPU kernel of inductor stands in for that of a GPU."""
     q, k, v = tensors(M)
     mask = (
         causal() & sliding_window(40) & documents(torch.stack([IDS, IDS // 2])) & padding(torch.tensor([100, 149]))

@@ -1,4 +1,4 @@
-"""When a padded batch is packed, and when not. That packing changes nothing the conformance suite says."""
+"""When a padded batch is packed; the conformance suite checks that packing does not change the output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ B, N, D, H = 3, 199, 12, 3
 LENGTHS = torch.tensor([199, 67, 101])
 
 
-def paths(mask: Mask, layer: MultiAttention | None = None, lengths: Tensor = LENGTHS, **given: Tensor) -> list[str]:
+def backends(
+    mask: Mask, layer: MultiAttention | None = None, lengths: Tensor = LENGTHS, **options: Tensor
+) -> list[str]:
     layer = MultiAttention(D, H) if layer is None else layer
-    return [path.name for path in explain_path(layer, torch.randn(B, N, D), mask=mask, **given)]
+    return [record.name for record in explain_path(layer, torch.randn(B, N, D), mask=mask, **options)]
 
 
 REAL = padding(LENGTHS, mask_queries=True)
@@ -41,21 +43,21 @@ REAL = padding(LENGTHS, mask_queries=True)
     ],
     ids=str,
 )
-def test_what_is_packed(mask: Mask, expected: list[str]) -> None:
-    assert paths(mask) == expected
+def test_which_masks_are_packed(mask: Mask, expected: list[str]) -> None:
+    assert backends(mask) == expected
 
 
-def test_what_a_packed_row_cannot_have() -> None:
-    assert paths(REAL, attn_bias=torch.zeros(N, N)) == ["items"]
-    assert paths(REAL, context=torch.randn(B, N, D)) == ["items"]
-    assert paths(REAL, MultiAttention(D, H, dropout=0.1))[0] == "packed"
-    assert paths(REAL, MultiAttention(D, H, dropout=0.1).eval()) == ["packed", "segments"]
+def test_which_calls_are_not_packed() -> None:
+    assert backends(REAL, attn_bias=torch.zeros(N, N)) == ["items"]
+    assert backends(REAL, context=torch.randn(B, N, D)) == ["items"]
+    assert backends(REAL, MultiAttention(D, H, dropout=0.1))[0] == "packed"
+    assert backends(REAL, MultiAttention(D, H, dropout=0.1).eval()) == ["packed", "segments"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert paths(REAL) == ["items"]
+        assert backends(REAL) == ["items"]
 
 
 def test_the_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, rows = MultiAttention(D, H), []
-    layer.qkv.register_forward_hook(lambda _, given, __: rows.append(tuple(given[0].shape)))
+    layer.qkv.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape)))
     layer(torch.randn(B, N, D), mask=REAL)
     assert rows == [(1, 367, D)]

@@ -1,4 +1,4 @@
-"""A recurrence shows who looks at whom, and keeps the promises that its mechanism makes: decoding, maps, packing."""
+"""The attention matrix of a recurrence, and a recurrent mechanism under the conformance suite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from scans import KINDS, H, given
+from scans import KINDS, H, scan_case
 from torch import Tensor
 
 from attnlab import check_attention
@@ -21,42 +21,42 @@ from attnlab.ops.scan import ScanMap, linear_scan
 
 
 def arguments(kind: str, N: int) -> tuple[dict[str, Tensor], Tensor]:
-    case = given(kind, N)
+    case = scan_case(kind, N)
     del case["state"]
     return case, case.pop("v")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_map_makes_its_output(kind: str) -> None:
+def test_scan_map_matches_the_scan(kind: str) -> None:
     case, v = arguments(kind, 83)
-    core = ScanMap(**case)
-    weights = core.materialize()
+    scan_map = ScanMap(**case)
+    weights = scan_map.materialize()
     torch.testing.assert_close(weights @ v, linear_scan(**case, v=v)[0], rtol=1e-9, atol=1e-9)
     assert not weights.triu(1).any()
-    torch.testing.assert_close(core.materialize(rows=[40, 2], heads=[1]), weights[:, [1]][:, :, [40, 2]])
-    torch.testing.assert_close(core.pooled(10)[..., 3], weights[..., 30:40].sum(-1))
-    torch.testing.assert_close(torch.cat([part for _, part in core.stream(19)], 2), weights)
-    torch.testing.assert_close(core.top(3)[0], weights.topk(3, -1).values)
+    torch.testing.assert_close(scan_map.materialize(rows=[40, 2], heads=[1]), weights[:, [1]][:, :, [40, 2]])
+    torch.testing.assert_close(scan_map.pooled(10)[..., 3], weights[..., 30:40].sum(-1))
+    torch.testing.assert_close(torch.cat([part for _, part in scan_map.stream(19)], 2), weights)
+    torch.testing.assert_close(scan_map.top(3)[0], weights.topk(3, -1).values)
 
 
-def test_a_map_is_streamed_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_map_streams_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     case, _ = arguments("delta rule", 2 * CHUNK + 5)
-    core, qkv_sizes = ScanMap(**case), []
-    plain = ScanMap.apply
-    monkeypatch.setattr(ScanMap, "apply", lambda self, v: qkv_sizes.append(v.shape[-1]) or plain(self, v))
-    first = next(core.stream())[1]
+    scan_map, widths = ScanMap(**case), []
+    apply = ScanMap.apply
+    monkeypatch.setattr(ScanMap, "apply", lambda self, v: widths.append(v.shape[-1]) or apply(self, v))
+    first = next(scan_map.stream())[1]
     assert first.shape == (2, H, CHUNK, 2 * CHUNK + 5)
-    assert qkv_sizes == [CHUNK], "rows ahead of a chunk are not computed, and keys come a chunk at a time"
+    assert widths == [CHUNK], "later rows are not computed, and keys are computed one chunk at a time"
 
 
-def test_weights_cannot_be_dropped() -> None:
+def test_scan_map_refuses_dropout() -> None:
     case, v = arguments("plain", 7)
-    with pytest.raises(ValueError, match=r"a recurrence has no weights to drop; dropout is 0, not 0\.1"):
+    with pytest.raises(ValueError, match=r"a recurrence has no attention weights to drop; dropout must be 0, not 0\.1"):
         ScanMap(**case).apply(v, dropout=0.1)
 
 
 class Recurrent(Attention):
-    """Gated delta rule in heads: the state is all that it remembers."""
+    """The gated delta rule per head."""
 
     card = replace(MultiAttention.card, kind="another operator", supports=("causal", "cache", "weights"))
     cache_type = RecurrentState
@@ -89,26 +89,26 @@ class Recurrent(Attention):
         return self.output((weights @ self._parts(x)[1]).transpose(1, 2).flatten(2))
 
 
-def test_a_recurrence_keeps_every_promise() -> None:
+def test_a_recurrence_passes_the_conformance_suite() -> None:
     report = check_attention(AlwaysCausal, fast=True)
-    for promise in (
+    for check in (
         "cache_crop_and_reorder",
         "cache_matches_full_pass",
         "attention_map_matches_weights",
         "weights_reproduce_output",
     ):
-        assert report[promise].outcome == "pass", report[promise]
+        assert report[check].outcome == "pass", report[check]
 
 
 class AlwaysCausal(Recurrent):
-    """There is no other."""
+    """Without the option causal=False."""
 
     def __init__(self, embed_dim: int, num_heads: int = 3, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
 
 
 @torch.no_grad()
-def test_its_memory_does_not_grow() -> None:
+def test_the_state_does_not_grow() -> None:
     layer, cache = Recurrent(12).double(), RecurrentState()
     sizes = set()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The scan engine's numbers: what is accumulated in what, strong decay, what is kept and made, PyTorch's transforms."""
+"""Precision, memory and derivatives of the scan, and the transforms of PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scans import KINDS, B, H, d, given, w
+from scans import KINDS, B, H, d, scan_case, w
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,8 +22,8 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan.blocks, "BLOCK", {"cpu": 16})
 
 
-def narrow_sum(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain recurrence with a state that is as narrow as its inputs."""
+def low_precision_scan(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain recurrence with a state in the precision of its inputs."""
     state, outs = q.new_zeros(B, H, d, w), []
     for t in range(q.shape[2]):
         state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
@@ -34,38 +34,38 @@ def narrow_sum(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])
 def test_half_precision_is_accumulated_in_float32(dtype: torch.dtype, form: str) -> None:
-    narrow = {name: x.abs().to(dtype) for name, x in given("plain", 701).items() if name != "state"}
-    expected, last = linear_scan(**{name: x.double() for name, x in narrow.items()})
+    low = {name: x.abs().to(dtype) for name, x in scan_case("plain", 701).items() if name != "state"}
+    expected, last = linear_scan(**{name: x.double() for name, x in low.items()})
 
     def errors(out: Tensor, state: Tensor) -> tuple[float, float]:
         return ((out.double() - expected) / expected).abs().max().item(), ((state - last) / last).abs().max().item()
 
-    out, state = linear_scan(**narrow, form=form)
+    out, state = linear_scan(**low, form=form)
     assert out.dtype == dtype
     assert state.dtype == torch.float32
-    once = torch.finfo(dtype).eps  # the output is rounded, once
+    rounding = torch.finfo(dtype).eps  # the output is rounded once
     out_error, state_error = errors(out, state)
-    assert out_error < once
+    assert out_error < rounding
     assert state_error < 1e-5
-    out_error, state_error = errors(*narrow_sum(**narrow))
-    assert out_error > 5 * once
+    out_error, state_error = errors(*low_precision_scan(**low))
+    assert out_error > 5 * rounding
     assert state_error > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_narrows_nothing(kind: str, short_blocks: None) -> None:
-    case = {name: x.requires_grad_() for name, x in given(kind, 37, torch.float32).items()}
+def test_autocast_does_not_change_the_precision(kind: str, short_blocks: None) -> None:
+    case = {name: x.requires_grad_() for name, x in scan_case(kind, 37, torch.float32).items()}
     expected = linear_scan(**case, chunk=4)
-    wanted = torch.autograd.grad(expected[0].square().sum(), tuple(case.values()))
+    expected_gradients = torch.autograd.grad(expected[0].square().sum(), tuple(case.values()))
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_scan(**case, chunk=4)
-        gradients = torch.autograd.grad(found[0].square().sum(), tuple(case.values()))
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(gradients, wanted, rtol=0, atol=0)
+        result = linear_scan(**case, chunk=4)
+        gradients = torch.autograd.grad(result[0].square().sum(), tuple(case.values()))
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=0)
 
 
-def test_dtypes_may_be_mixed() -> None:
-    case = given("delta rule, scalar decay", 13)
+def test_mixed_dtypes() -> None:
+    case = scan_case("delta rule, scalar decay", 13)
     mixed = {name: x.bfloat16() if name in "qkv" else x.float() for name, x in case.items()}
     out, state = linear_scan(**mixed)
     assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
@@ -76,32 +76,30 @@ def test_dtypes_may_be_mixed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", DECAYING)
 @pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])
-def test_strong_decay_costs_no_digits_and_no_gradient(
-    kind: str, form: str, dtype: torch.dtype, short_blocks: None
-) -> None:
-    """Weak decay after a strong one: a difference of two long sums would have lost its digits."""
-    exact = given(kind, 67)
+def test_strong_decay_is_exact(kind: str, form: str, dtype: torch.dtype, short_blocks: None) -> None:
+    """Weak decay after a strong one: a difference of two long sums would lose precision."""
+    exact = scan_case(kind, 67)
     strengths = torch.tensor([0.0, -1e-3, -0.3, -30.0, -1e4, -torch.inf], dtype=torch.float64)
-    drawn = torch.randint(6, exact["log_decay"].shape, generator=torch.Generator().manual_seed(3))
-    exact["log_decay"] = strengths[drawn]
+    index = torch.randint(6, exact["log_decay"].shape, generator=torch.Generator().manual_seed(3))
+    exact["log_decay"] = strengths[index]
 
     def run(case: dict[str, Tensor], form: str) -> Iterable[Tensor]:
         case = {name: x.clone().requires_grad_() for name, x in case.items()}
         out, state = linear_scan(**case, form=form, chunk=32)
-        with torch.autograd.set_detect_anomaly(True):  # stops at a NaN on the way too
+        with torch.autograd.set_detect_anomaly(True):  # raises for a NaN in between too
             return out, state, *torch.autograd.grad(out.square().sum() + state.sum(), tuple(case.values()))
 
     expected = run(exact, "recurrent")
-    found = run({name: x.to(dtype) for name, x in exact.items()}, form)
-    for one, other in zip(found, expected, strict=True):
-        assert one.isfinite().all()
-        error = (one.double() - other).abs().max() / other.abs().max()
+    results = run({name: x.to(dtype) for name, x in exact.items()}, form)
+    for result, exact_result in zip(results, expected, strict=True):
+        assert result.isfinite().all()
+        error = (result.double() - exact_result).abs().max() / exact_result.abs().max()
         assert error < (1e-13 if dtype == torch.float64 else 3e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numerical_and_second_gradients(kind: str, short_blocks: None) -> None:
-    names, tensors = zip(*given(kind, 19).items(), strict=True)
+    names, tensors = zip(*scan_case(kind, 19).items(), strict=True)
     leaves = tuple(x[:1] if x.dim() > 1 else x for x in tensors)
     leaves = tuple(x.clone().requires_grad_() for x in leaves)
 
@@ -113,8 +111,8 @@ def test_numerical_and_second_gradients(kind: str, short_blocks: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "constant decay", "delta rule, vector decay"])
-def test_a_gradient_is_made_of_what_asks_for_one(kind: str, short_blocks: None) -> None:
-    case = given(kind, 37)
+def test_gradients_of_single_inputs(kind: str, short_blocks: None) -> None:
+    case = scan_case(kind, 37)
     everything = {name: x.clone().requires_grad_() for name, x in case.items()}
     expected = torch.autograd.grad(linear_scan(**everything, chunk=4)[0].square().sum(), tuple(everything.values()))
     for (name, x), gradient in zip(case.items(), expected, strict=True):
@@ -125,7 +123,7 @@ def test_a_gradient_is_made_of_what_asks_for_one(kind: str, short_blocks: None) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap_and_grad(kind: str, short_blocks: None) -> None:
-    one, two = given(kind, 37), given(kind, 37, seed=1)
+    one, two = scan_case(kind, 37), scan_case(kind, 37, seed=1)
     both = {name: torch.stack([one[name], two[name]]) for name in one}
 
     def loss(case: dict[str, Tensor]) -> Tensor:
@@ -142,40 +140,40 @@ def test_vmap_and_grad(kind: str, short_blocks: None) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_backward_pass_keeps_the_inputs_and_a_state_a_block(kind: str, short_blocks: None) -> None:
-    case = {name: x.requires_grad_() for name, x in given(kind, 160).items()}
-    kept: dict[int, int] = {}
+def test_backward_saves_the_inputs_and_one_state_per_block(kind: str, short_blocks: None) -> None:
+    case = {name: x.requires_grad_() for name, x in scan_case(kind, 160).items()}
+    saved: dict[int, int] = {}
 
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+    def save(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
         linear_scan(**case, chunk=4)
-    given_bytes = sum(x.nbytes for x in case.values())
+    input_bytes = sum(x.nbytes for x in case.values())
     states = 9 * case["state"].nbytes
-    assert given_bytes <= sum(kept.values()) <= given_bytes + states
+    assert input_bytes <= sum(saved.values()) <= input_bytes + states
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that a tensor held that an operation made."""
+    """Records the size of the largest tensor that an operation returns."""
 
-    numbers = 0
+    size = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        for x in found if isinstance(found, tuple | list) else (found,):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
             if isinstance(x, Tensor):
-                self.numbers = max(self.numbers, x.numel())
-        return found
+                self.size = max(self.size, x.numel())
+        return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_made_that_is_larger_than_what_is_given(kind: str, short_blocks: None) -> None:
-    case = {name: x.requires_grad_() for name, x in given(kind, 640).items()}
+def test_no_tensor_is_larger_than_the_inputs(kind: str, short_blocks: None) -> None:
+    case = {name: x.requires_grad_() for name, x in scan_case(kind, 640).items()}
     with Largest() as largest:
         linear_scan(**case, chunk=4)[0].sum().backward()
-    assert largest.numbers == case["v"].numel()
+    assert largest.size == case["v"].numel()
 
 
 @pytest.mark.slow
@@ -190,12 +188,12 @@ def test_two_compiled_graphs_serve_every_length(kind: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda case: linear_scan(**case, chunk=16), backend=backend, fullgraph=True, dynamic=True)
     for N in (37, 48, 601, 13, 16):
-        torch.testing.assert_close(compiled(given(kind, N)), linear_scan(**given(kind, N)), rtol=0, atol=1e-10)
+        torch.testing.assert_close(compiled(scan_case(kind, N)), linear_scan(**scan_case(kind, N)), rtol=0, atol=1e-10)
     assert len(graphs) == 2  # many chunks, and one
 
 
 def test_the_delta_rule_compiles() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda case: linear_scan(**case, chunk=8), backend="eager", fullgraph=True)
-    case = given("delta rule, scalar decay", 37)
+    case = scan_case("delta rule, scalar decay", 37)
     torch.testing.assert_close(compiled(case), linear_scan(**case), rtol=0, atol=1e-10)

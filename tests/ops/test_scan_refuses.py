@@ -1,4 +1,4 @@
-"""What a scan refuses, and in what words."""
+"""Error messages of the scan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scans import B, H, d, given, w
+from scans import B, H, d, scan_case, w
 
 from attnlab.ops.scan import linear_scan
 
@@ -14,34 +14,40 @@ N = 13
 META = torch.device("meta")
 
 
-def zeros(*shape: int, **how: Any) -> torch.Tensor:
-    return torch.zeros(shape, **{"dtype": torch.float64, **how})
+def zeros(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.zeros(shape, **{"dtype": torch.float64, **options})
 
 
 REFUSED = {
     "three axes": ({"q": zeros(B, N, d)}, "q must have shape .batch, heads, steps, width., not .2, 13, 5."),
-    "another key": ({"k": zeros(B, H, N, d + 1)}, "k must have the shape of q, .2, 3, 13, 5., not .2, 3, 13, 6."),
+    "keys of another width": (
+        {"k": zeros(B, H, N, d + 1)},
+        "k must have the shape of q, .2, 3, 13, 5., not .2, 3, 13, 6.",
+    ),
     "fewer values": ({"v": zeros(B, H, N - 1, w)}, "v must have shape .2, 3, 13, width., .* not .2, 3, 12, 7."),
-    "a flat value": ({"v": zeros(B, H, N)}, "v must have shape"),
-    "a wide beta": ({"beta": zeros(B, H, N, 1)}, "beta must have shape .* = .2, 3, 13., not .2, 3, 13, 1."),
-    "a decay a step": ({"log_decay": zeros(N)}, r"log_decay must have shape \(heads,\) = \(3,\), .* not \(13,\)"),
-    "a decay to spread": ({"log_decay": zeros(B, H, N, 1)}, "log_decay must have shape"),
+    "values of three axes": ({"v": zeros(B, H, N)}, "v must have shape"),
+    "beta of four axes": ({"beta": zeros(B, H, N, 1)}, "beta must have shape .* = .2, 3, 13., not .2, 3, 13, 1."),
+    "a decay per step": ({"log_decay": zeros(N)}, r"log_decay must have shape \(heads,\) = \(3,\), .* not \(13,\)"),
+    "a decay to broadcast": ({"log_decay": zeros(B, H, N, 1)}, "log_decay must have shape"),
     "growth": ({"log_decay": zeros(H) + 0.25}, "log_decay must be at most 0, .* not 0.25; give the logarithm"),
-    "a flat state": ({"state": zeros(B, H, d)}, "state must have shape .batch, heads, key width, value width."),
-    "a turned state": ({"state": zeros(B, H, w, d)}, "= .2, 3, 5, 7., not .2, 3, 7, 5."),
-    "a narrow state": (
+    "a flat state": (
+        {"state": zeros(B, H, d)},
+        "state must have shape .batch, heads, key width, value width.",
+    ),
+    "a transposed state": ({"state": zeros(B, H, w, d)}, "= .2, 3, 5, 7., not .2, 3, 7, 5."),
+    "a float32 state": (
         {"state": zeros(B, H, d, w, dtype=torch.float32)},
-        r"state must be of torch.float64, .* not torch.float32; convert it with state.to\(torch.float64\)",
+        r"state must be torch.float64, .* not torch.float32; convert it with state.to\(torch.float64\)",
     ),
     "one state for segments": (
         {"segments": [slice(0, N)], "state": zeros(B, H, d, w)},
         "state must have shape .segments, batch, heads, key width, value width. = .1, 2, 3, 5, 7.",
     ),
-    "an unknown form": ({"form": "fast"}, "form is one of auto, chunked, parallel, recurrent, not 'fast'"),
-    "no chunk": ({"chunk": 0}, "a chunk has at least 1 step, not 0"),
+    "an unknown form": ({"form": "fast"}, "form must be one of auto, chunked, parallel, recurrent, not 'fast'"),
+    "no chunk": ({"chunk": 0}, "chunk must be at least 1, not 0"),
     "a gap": (
         {"segments": [slice(0, 5), slice(6, N)]},
-        r"segments must follow .* slice\(6, 13, None\) comes after step 5",
+        r"segments must be consecutive .* slice\(6, 13, None\) comes after step 5",
     ),
     "an overlap": ({"segments": [slice(0, 5), slice(4, N)]}, "comes after step 5"),
     "a backward segment": ({"segments": [slice(0, 5), slice(5, 4), slice(4, N)]}, "comes after step 5"),
@@ -49,7 +55,7 @@ REFUSED = {
     "an end too early": ({"segments": [slice(0, 5)]}, "from step 0 to step 13; they end at step 5"),
     "no segments": ({"segments": []}, "they end at step 0"),
     **{
-        f"another device: {name}": ({name: zeros(*shape, device=META)}, f"{name} lies on meta, q on cpu; move it there")
+        f"another device: {name}": ({name: zeros(*shape, device=META)}, f"{name} is on meta, q on cpu; move it there")
         for name, shape in {
             "k": (B, H, N, d),
             "v": (B, H, N, w),
@@ -62,22 +68,22 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
-    case = given("plain", N)
+def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> None:
+    case = scan_case("plain", N)
     del case["state"]
     with pytest.raises(ValueError, match=message):
         linear_scan(**{**case, **change})
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "log_decay", "beta", "state"])
-def test_whole_numbers_are_refused(name: str) -> None:
-    case = given("delta rule, scalar decay", N)
+def test_integers_are_refused(name: str) -> None:
+    case = scan_case("delta rule, scalar decay", N)
     with pytest.raises(TypeError, match=f"{name} must be a float tensor, not torch.int64"):
         linear_scan(**{**case, name: case[name].long()})
 
 
-def test_a_narrow_state_under_narrow_inputs_is_refused() -> None:
-    case = given("plain", N, torch.bfloat16)
+def test_a_half_precision_state_is_refused() -> None:
+    case = scan_case("plain", N, torch.bfloat16)
     case["state"] = case["state"].bfloat16()
     with pytest.raises(ValueError, match=r"in which torch\.bfloat16 values are accumulated, not torch\.bfloat16"):
         linear_scan(**case)

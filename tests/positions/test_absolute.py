@@ -1,4 +1,4 @@
-"""Vectors that are added to tokens: the paper's waves and a table, counted from where the first real token stands."""
+"""Absolute positions: sinusoids and a learned table, counted from the first real token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made(name: str, width: int = 10) -> AbsoluteEmbedding:
 
 
 @pytest.mark.parametrize("width", [1, 2, 10, 11])
-def test_waves_are_the_papers(width: int) -> None:
+def test_sinusoids_match_the_paper(width: int) -> None:
     added = Sinusoidal(width)(torch.zeros(B, N, width, dtype=torch.float64), first=5)
     for m in range(N):
         for c in range(width):
@@ -38,15 +38,15 @@ def test_waves_are_the_papers(width: int) -> None:
             assert added[2, m, c].item() == pytest.approx(expected, abs=1e-12), (m, c)
 
 
-def test_waves_have_no_end_and_stay_exact() -> None:
+def test_sinusoids_are_unlimited_and_exact() -> None:
     far = Sinusoidal(16)(torch.zeros(1, 1, 16), first=99_999)
-    truth = Sinusoidal(16)(torch.zeros(1, 1, 16, dtype=torch.float64), first=99_999)
+    exact = Sinusoidal(16)(torch.zeros(1, 1, 16, dtype=torch.float64), first=99_999)
     assert far.dtype == torch.float32
-    torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
+    torch.testing.assert_close(far.double(), exact, rtol=0, atol=1e-6)
     assert Sinusoidal(16).limit is None
 
 
-def test_a_table_adds_its_rows_and_learns_those_that_were_used() -> None:
+def test_learned_positions_add_and_train_their_rows() -> None:
     learned, x = made("learned"), tokens()
     assert isinstance(learned, Learned)
     out = learned(x, first=4)
@@ -62,7 +62,7 @@ def test_none_adds_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
 @given(cuts=st.lists(st.integers(0, L), max_size=5))
-def test_any_pieces_are_the_whole(name: str, cuts: list[int]) -> None:
+def test_pieces_match_the_whole_sequence(name: str, cuts: list[int]) -> None:
     positions, x = made(name), tokens(L)
     edges = [0, *sorted(cuts), L]
     parts = [positions(x[:, a:b], first=a) for a, b in pairwise(edges)]
@@ -71,7 +71,7 @@ def test_any_pieces_are_the_whole(name: str, cuts: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
 @given(starts=st.lists(st.integers(0, 40), min_size=B, max_size=B), first=st.integers(0, 30))
-def test_places_are_counted_from_the_first_real_token(name: str, starts: list[int], first: int) -> None:
+def test_positions_count_from_the_first_real_token(name: str, starts: list[int], first: int) -> None:
     positions, x = made(name), tokens()
     if name == "learned" and first + N - min(starts) > L:
         return
@@ -85,7 +85,7 @@ def test_places_are_counted_from_the_first_real_token(name: str, starts: list[in
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
 @pytest.mark.parametrize("scheme", ["none", "rotary", "alibi"])
-def test_padding_on_the_left_shifts_nothing_in_a_layer(name: str, scheme: str) -> None:
+def test_left_padding_does_not_shift_positions_in_a_layer(name: str, scheme: str) -> None:
     positions, x, lengths = made(name, 12), tokens(L, 12), torch.tensor([23, 11, 2])
     layer = MultiAttention(12, 3, positions=scheme, causal=True).double()
     mask = padding(lengths, side="left", max_length=L)
@@ -95,7 +95,7 @@ def test_padding_on_the_left_shifts_nothing_in_a_layer(name: str, scheme: str) -
         torch.testing.assert_close(together[b : b + 1, L - n :], alone)
 
 
-def test_padding_may_stand_where_no_place_is() -> None:
+def test_padding_may_exceed_the_table() -> None:
     learned, x = made("learned"), tokens(L + 5)
     starts = torch.tensor([5, 6, L + 4])
     assert torch.equal(learned(x, starts=starts)[0, 5:], learned(x[:, 5:])[0])
@@ -104,7 +104,7 @@ def test_padding_may_stand_where_no_place_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "none"])
-def test_they_are_exported_and_halved(name: str) -> None:
+def test_export_and_half_precision(name: str) -> None:
     positions = make_absolute(name, length=L, embed_dim=10)
     shape = {1: torch.export.Dim("length", max=L)}
     program = torch.export.export(positions, (tokens().float(),), dynamic_shapes={"x": shape})
@@ -114,7 +114,7 @@ def test_they_are_exported_and_halved(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "says"),
+    ("call", "error", "message"),
     [
         (
             lambda: made("learned")(tokens(24)),
@@ -154,6 +154,6 @@ def test_they_are_exported_and_halved(name: str) -> None:
         (lambda: made("sinusoid"), ValueError, "learned, sinusoidal or none, not 'sinusoid'; did you mean sinusoidal?"),
     ],
 )
-def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        act()
+def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

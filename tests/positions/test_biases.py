@@ -1,4 +1,4 @@
-"""ALiBi and T5 against their papers, and that the table of T5 learns."""
+"""ALiBi and T5 biases against their papers, and the gradients of the T5 table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnlab.positions import ALiBi, T5Bias
 H = 3
 
 
-def test_alibi_slopes_are_the_papers() -> None:
+def test_alibi_slopes_match_the_paper() -> None:
     assert list(ALiBi(8).slopes) == [2.0**-i for i in range(1, 9)]
     assert list(ALiBi(6).slopes) == [2.0**-i for i in (2, 4, 6, 8, 1, 3)]
     bias = ALiBi(2).attention_bias(3, 5, torch.device("cpu")).tensor().squeeze(0)
@@ -23,7 +23,7 @@ def test_alibi_slopes_are_the_papers() -> None:
     assert (bias[0] * -16).tolist() == [[2, 1, 0, 1, 2], [3, 2, 1, 0, 1], [4, 3, 2, 1, 0]]
 
 
-def test_t5_ranges_are_the_papers() -> None:
+def test_t5_ranges_match_the_paper() -> None:
     causal, both = T5Bias(H, causal=True), T5Bias(H)
     back = {0: 0, 1: 1, 15: 15, 16: 16, 31: 21, 64: 26, 127: 31, 128: 31, 10_000: 31}
     for far, expected in back.items():
@@ -34,18 +34,18 @@ def test_t5_ranges_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_every_range_is_used_and_no_other(causal: bool) -> None:
+def test_exactly_the_valid_ranges_are_used(causal: bool) -> None:
     for num_buckets, max_distance in ((4, 2), (4, 100), (16, 9), (32, 128), (64, 1000)):
         t5 = T5Bias(H, causal=causal, num_buckets=num_buckets, max_distance=max(max_distance, num_buckets // 2 + 1))
-        found = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
-        # The keys ahead have a range of their own for distance 0, which is theirs by rule and never asked for.
+        ranges = t5.ranges(torch.arange(-2000, 1 if causal else 2001))
+        # Later keys have a range for distance 0, which is never used.
         expected = set(range(num_buckets)) - (set() if causal else {num_buckets // 2})
-        assert set(found.tolist()) <= expected
-        assert {0, num_buckets - 1} <= set(found.tolist())
-        assert bool((found[: 2001 if causal else 2000].diff() <= 0).all()), "nearer is a lower range"
+        assert set(ranges.tolist()) <= expected
+        assert {0, num_buckets - 1} <= set(ranges.tolist())
+        assert bool((ranges[: 2001 if causal else 2000].diff() <= 0).all()), "ranges increase with the distance"
 
 
-def test_a_bias_is_of_the_table() -> None:
+def test_the_bias_is_read_from_the_table() -> None:
     t5 = T5Bias(H, num_buckets=6, max_distance=9)
     bias = t5.attention_bias(5, 7, torch.device("cpu")).tensor().squeeze(0)
     for i in range(5):
@@ -55,7 +55,7 @@ def test_a_bias_is_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -> None:
+def test_gradcheck_of_the_table(causal: bool) -> None:
     torch.manual_seed(0)
     layer = MultiAttention(6, H, positions="t5(num_buckets=4, max_distance=3)", causal=causal).double()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_the_gradient_of_the_table_is_that_of_finite_differences(causal: bool) -
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("mask", [None, sliding_window(9)])
-def test_a_step_along_the_gradient_of_the_table_does_what_it_says(causal: bool, mask: object) -> None:
+def test_the_gradient_of_the_table_in_every_backend(causal: bool, mask: object) -> None:
     torch.manual_seed(0)
     layer = MultiAttention(6, H, positions="t5", causal=causal).double()
     table, x = layer.positions.table.weight, torch.randn(2, 211, 6, dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_the_table_learns_under_dropout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: T5Bias(H, num_buckets=2), ValueError, "num_buckets must be an integer from 4 to 65536, not 2"),
         (lambda: T5Bias(H, causal=True, num_buckets=3), ValueError, "num_buckets must be even"),
@@ -107,6 +107,6 @@ def test_the_table_learns_under_dropout() -> None:
         (lambda: T5Bias(H, causal=True, max_distance=16), ValueError, "max_distance must be an integer from 17 to"),
     ],
 )
-def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        act()
+def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

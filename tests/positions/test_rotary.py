@@ -1,4 +1,4 @@
-"""Rotary positions against complex numbers, and their scalings against the papers and the models that use them."""
+"""Rotary positions against complex rotations, and their scalings against hand-computed values and transformers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def x(length: int = N, width: int = d) -> torch.Tensor:
     return torch.randn(2, H, length, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_pair_is_a_complex_number_that_turns() -> None:
-    out, given_ = Rotary(d, layout="interleaved").apply_rotary(x(), first=5), x()
+def test_rotary_matches_complex_rotation() -> None:
+    out, inputs = Rotary(d, layout="interleaved").apply_rotary(x(), first=5), x()
     for m in range(N):
         for i in range(d // 2):
-            before = complex(given_[1, 2, m, 2 * i], given_[1, 2, m, 2 * i + 1])
+            before = complex(inputs[1, 2, m, 2 * i], inputs[1, 2, m, 2 * i + 1])
             after = before * cmath.exp(1j * (m + 5) * 10_000 ** (-2 * i / d))
             assert complex(out[1, 2, m, 2 * i], out[1, 2, m, 2 * i + 1]) == pytest.approx(after, abs=1e-12)
 
 
-def test_the_layouts_pair_other_numbers() -> None:
+def test_the_layouts_are_permutations_of_each_other() -> None:
     order = torch.tensor([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
     interleaved = Rotary(d, layout="interleaved").apply_rotary(x()[..., order])
     torch.testing.assert_close(Rotary(d).apply_rotary(x())[..., order], interleaved, rtol=0, atol=0)
@@ -47,17 +47,17 @@ def test_the_layouts_pair_other_numbers() -> None:
     st.sampled_from([1.0, 0.4]),
     st.sampled_from([None, Scaling("linear", 3), Scaling("ntk", 3), Scaling("yarn", 3, original_max_length=64)]),
 )
-def test_scores_follow_from_the_distance(
-    shift: int, distance: int, layout: Literal["half", "interleaved"], share: float, scaling: Scaling | None
+def test_scores_depend_on_the_distance_alone(
+    shift: int, distance: int, layout: Literal["half", "interleaved"], fraction: float, scaling: Scaling | None
 ) -> None:
-    rotary = Rotary(d, layout=layout, rotary_fraction=share, scaling=scaling)
+    rotary = Rotary(d, layout=layout, rotary_fraction=fraction, scaling=scaling)
     q, k = x(1), x(1) + 1
     here = (rotary.apply_rotary(q, distance) * rotary.apply_rotary(k, 0)).sum(-1)
     there = (rotary.apply_rotary(q, shift + distance) * rotary.apply_rotary(k, shift)).sum(-1)
     torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-8)
 
 
-def test_partial_rotary_leaves_the_rest() -> None:
+def test_partial_rotary_leaves_the_other_features() -> None:
     out = Rotary(d, rotary_fraction=0.4).apply_rotary(x(), first=3)
     assert torch.equal(out[..., 4:], x()[..., 4:])
     torch.testing.assert_close(out[..., :4], Rotary(4).apply_rotary(x()[..., :4], first=3), rtol=0, atol=0)
@@ -66,15 +66,15 @@ def test_partial_rotary_leaves_the_rest() -> None:
 # Scaling
 
 
-def test_scaling_by_hand() -> None:
-    plain = [10_000 ** (-i / 4) for i in range(4)]  # 1, 0.1, 0.01, 0.001 radians a place
+def test_scaling_matches_hand_computed_values() -> None:
+    plain = [10_000 ** (-i / 4) for i in range(4)]  # 1, 0.1, 0.01, 0.001 radians per position
     assert list(Rotary(8).frequencies) == pytest.approx(plain)
     linear = Rotary(8, scaling=Scaling("linear", 4)).frequencies
     assert list(linear) == pytest.approx([0.25, 0.025, 0.0025, 0.00025])
     ntk = Rotary(8, scaling=Scaling("ntk", 8)).frequencies  # the base times 8^(8/6) = 16
     assert list(ntk) == pytest.approx([1, 0.05, 0.0025, 0.001 / 8])
-    # Within 1000 places the pairs turn 159, 16, 1.6 and 0.16 times: 32 turns lie between pairs 0 and 1, one turn
-    # between 2 and 3. So pair 0 is left, pair 3 divided, and a third and two thirds of the way lie 1 and 2.
+    # Within 1000 positions the pairs make 159, 16, 1.6 and 0.16 rotations: 32 rotations are between pairs 0 and 1, one
+    # is between 2 and 3. So pair 0 is unchanged, pair 3 is divided by 4, and pairs 1 and 2 are interpolated.
     yarn = Rotary(8, scaling=Scaling("yarn", 4, original_max_length=1000))
     expected = [1, 0.1 * (2 / 3 + 1 / 12), 0.01 * (1 / 3 + 2 / 12), 0.00025]
     assert list(yarn.frequencies) == pytest.approx(expected)
@@ -90,62 +90,62 @@ def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("width", [12, 64, 128])
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_scaling_as_transformers_does_it(base: float, width: int, share: float) -> None:
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_scaling_matches_transformers(base: float, width: int, fraction: float) -> None:
     transformers = pytest.importorskip("transformers")
     rope = pytest.importorskip("transformers.modeling_rope_utils")
 
-    def theirs(kind: str, seen: int | None = None, **settings: Any) -> tuple[torch.Tensor, float]:
-        about = {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": share, **settings}
+    def from_transformers(kind: str, length: int | None = None, **settings: Any) -> tuple[torch.Tensor, float]:
+        parameters = {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": fraction, **settings}
         config = transformers.LlamaConfig(
             head_dim=width,
             hidden_size=2 * width,
             num_attention_heads=2,
             max_position_embeddings=2048,
-            rope_parameters=about,
+            rope_parameters=parameters,
         )
-        frequencies, sharpening = rope.ROPE_INIT_FUNCTIONS[kind](config, "cpu", seen)
-        return frequencies.double(), sharpening
+        frequencies, attention_factor = rope.ROPE_INIT_FUNCTIONS[kind](config, "cpu", length)
+        return frequencies.double(), attention_factor
 
     pairs = {
-        Scaling("linear", 4.0): theirs("linear", factor=4.0),
-        Scaling("ntk", 4.0): theirs("dynamic", seen=4 * 2048, factor=1.0),  # dynamic: by the length that was seen
-        Scaling("yarn", 4.0, original_max_length=2048): theirs(
+        Scaling("linear", 4.0): from_transformers("linear", factor=4.0),
+        Scaling("ntk", 4.0): from_transformers("dynamic", length=4 * 2048, factor=1.0),
+        Scaling("yarn", 4.0, original_max_length=2048): from_transformers(
             "yarn", factor=4.0, original_max_position_embeddings=2048
         ),
     }
-    for scaling, (frequencies, sharpening) in pairs.items():
-        ours = Rotary(width, base=base, rotary_fraction=share, scaling=scaling)
-        assert list(ours.frequencies) == pytest.approx(frequencies.tolist(), rel=1e-6, abs=0)
-        assert ours.attention_factor == sharpening
+    for scaling, (frequencies, attention_factor) in pairs.items():
+        rotary = Rotary(width, base=base, rotary_fraction=fraction, scaling=scaling)
+        assert list(rotary.frequencies) == pytest.approx(frequencies.tolist(), rel=1e-6, abs=0)
+        assert rotary.attention_factor == attention_factor
 
 
 # As a module
 
 
-def test_angles_stay_exact_when_the_layer_is_halved_or_moved() -> None:
+def test_angles_stay_expectedin_low_precision() -> None:
     layer = MultiAttention(24, 2, positions="rotary")
     for moved in (layer.half(), copy.deepcopy(layer).to(torch.bfloat16), pickle.loads(pickle.dumps(layer))):
         assert moved.positions.frequencies == layer.positions.frequencies
         assert not list(moved.positions.buffers())
     far = Rotary(64).apply_rotary(torch.ones(1, 64), first=99_999)
-    truth = Rotary(64).apply_rotary(torch.ones(1, 64, dtype=torch.float64), first=99_999)
-    torch.testing.assert_close(far.double(), truth, rtol=0, atol=1e-6)
+    expected = Rotary(64).apply_rotary(torch.ones(1, 64, dtype=torch.float64), first=99_999)
+    torch.testing.assert_close(far.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_where_there_is_no_float64() -> None:
+def test_float32_angles_on_apple_gpus() -> None:
     assert exact(torch.device("mps")) == torch.float32
     assert exact(torch.device("cuda", 1)) == exact(torch.device("cpu")) == torch.float64
 
 
-def test_printed_it_shows_its_settings() -> None:
+def test_repr_shows_the_settings() -> None:
     assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
         Rotary(10, base=500, rotary_fraction=0.4, scaling=Scaling("ntk", 2))
     )
 
 
 @pytest.mark.parametrize(
-    ("act", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: Rotary(5), ValueError, "rotary positions need an even head_dim, not 5"),
         (lambda: Rotary(8, rotary_fraction=0.1), ValueError, "an even number of rotated features, at least 2, not 1"),
@@ -171,6 +171,6 @@ def test_printed_it_shows_its_settings() -> None:
         (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be(act: Callable[[], object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        act()
+def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch_config
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
@@ -51,7 +51,7 @@ def compiled(case: LayerUnderTest) -> Measurement:
                 slopes = [gradient(out.square().sum(), x) for out in outs]
                 yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where})"
 
-    # The gradients keep the graph, which excludes donated buffers.
+    # `gradient` keeps the graph, which donated buffers do not allow.
     with warnings.catch_warnings(), functorch_config.patch(donated_buffer=False):
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         result = largest(measure(), TOLERANCE)

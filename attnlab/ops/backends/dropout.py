@@ -1,6 +1,6 @@
-"""Softmax attention with dropout on its weights, on a CPU, without PyTorch's costly random numbers.
+"""Softmax attention with dropout of its weights on a CPU, with cheaper random numbers than PyTorch's dropout.
 
-PyTorch draws a float for every weight; two bytes are enough to drop with a probability exact to 1/65536.
+PyTorch draws a float for every weight; two bytes are enough for a probability exact to 1/65536.
 
 Axes: B batch, H heads, N queries, M keys, d head_dim.
 """
@@ -16,8 +16,8 @@ from attnlab.ops.backends.eager import explicit_attention, explicit_gradients
 
 GRID = 2**16
 
-TOGETHER = 2**18
-"""Weights of several batch items that are made together; more would leave the processor's cache."""
+MAX_GROUP_WEIGHTS = 2**18
+"""Weights of several batch items that are computed together; more would not fit into the processor's cache."""
 
 
 def dropout_attention(q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, dropout: float, scale: float) -> Tensor:
@@ -27,10 +27,10 @@ def dropout_attention(q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, dr
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, w).
-        matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M); no gradient is given
-            to it.
+        matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M); it gets no
+            gradient.
         dropout: the probability of dropping a weight; it is rounded to a multiple of 1/65536 below one.
-        scale: what a score is multiplied by.
+        scale: the factor of the scores.
 
     Returns:
         (B, H, N, w); zeros in a fully masked row.
@@ -45,7 +45,7 @@ def dropout_attention(q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, dr
 
 
 class _Dropout(torch.autograd.Function):
-    """A few items at a time, so that their weights stay in the cache; they are kept for the backward pass."""
+    """Computes a few batch items at a time, whose weights fit into the cache, and saves the weights for backward."""
 
     @staticmethod
     def forward(
@@ -84,7 +84,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, matrix, weights, keep = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for: the weights must depend on q and k again
+        if torch.is_grad_enabled():  # create_graph=True: the weights must depend on q and k
 
             def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return explicit_attention(q, k, v, matrix, scale=ctx.scale, keep=keep.to(q.dtype) * ctx.factor)
@@ -92,18 +92,18 @@ class _Dropout(torch.autograd.Function):
             return (*explicit_gradients(compute, (q, k, v), gradient), None, None, None)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for items in _groups(len(q), weights[0].numel()):
-            given = gradient[items] * ctx.factor
+            d_out = gradient[items] * ctx.factor
             kept = weights[items] * keep[items]
-            dv[items] = kept.mT @ given
-            flow = kept.mul_(given @ v[items].mT)
-            # The softmax's own gradient: weights are tied to one in sum.
-            flow -= weights[items] * flow.sum(-1, keepdim=True)
-            flow *= ctx.scale
-            dq[items], dk[items] = flow @ k[items], flow.mT @ q[items]
+            dv[items] = kept.mT @ d_out
+            d_scores = kept.mul_(d_out @ v[items].mT)
+            # The gradient of the softmax, whose weights sum to one.
+            d_scores -= weights[items] * d_scores.sum(-1, keepdim=True)
+            d_scores *= ctx.scale
+            dq[items], dk[items] = d_scores @ k[items], d_scores.mT @ q[items]
         return dq, dk, dv, None, None, None
 
 
 def _groups(items: int, weights: int) -> list[slice]:
-    """The batch items, as many together as `TOGETHER` allows."""
-    size = max(1, TOGETHER // max(1, weights))
+    """Return slices of the batch items, of at most `MAX_GROUP_WEIGHTS` weights."""
+    size = max(1, MAX_GROUP_WEIGHTS // max(1, weights))
     return [slice(at, min(at + size, items)) for at in range(0, items, size)]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attnlab.masks import BoundMask
+
 
 def explicit_attention(
     q: Tensor,
@@ -28,7 +30,7 @@ def explicit_attention(
         k: (B, H, M, d).
         v: (B, H, M, w).
         matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M).
-        scale: what a score is multiplied by.
+        scale: the factor of the scores.
         sink: (H,), a logit in every row that takes weight and has no value.
         keep: (B, H, N, M), the dropout factors.
     """
@@ -49,19 +51,19 @@ def explicit_gradients(
     return [next(gradients) if t.requires_grad else None for t in inputs]
 
 
-def masked_softmax(scores: Tensor, permitted: Tensor | None = None, sink: Tensor | None = None) -> Tensor:
+def masked_softmax(scores: Tensor, mask: BoundMask | Tensor | None = None, sink: Tensor | None = None) -> Tensor:
     """``softmax(scores)`` over the allowed keys: (B, H, N, M), zero elsewhere.
 
     A score of -inf is masked too. A fully masked row is zero, and so is its gradient.
 
     Args:
         scores: (B, H, N, M).
-        permitted: Boolean, broadcastable to the scores.
+        mask: a bound mask, or a Boolean tensor that broadcasts to the scores.
         sink: (H,), a logit in every row that takes weight and is not part of the result.
     """
     forbidden = scores == -torch.inf
-    if permitted is not None:
-        forbidden = forbidden | ~permitted
+    if mask is not None:
+        forbidden = forbidden | ~(mask.tensor() if isinstance(mask, BoundMask) else mask)
     # The most negative finite value: -inf would make a fully masked row NaN, forward and backward.
     scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
     if sink is None:

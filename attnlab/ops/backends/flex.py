@@ -28,7 +28,6 @@ class Flex:
     """FlexAttention for masks that leave out many blocks on a GPU."""
 
     def applies(self, call: AttentionCall) -> BlockMask | None:
-        """Return the blocks."""
         mask = call.mask
         if mask is None or call.can_inspect or torch.compiler.is_compiling():
             return None
@@ -37,12 +36,10 @@ class Flex:
         return block_mask(call.q, call.k, mask)
 
     def run(self, call: AttentionCall, plan: BlockMask) -> Tensor:
-        """Call the compiled kernel."""
         width, call = call.v.shape[-1], call.expand()
         return unpad(flexible(call.q, call.k, call.v, plan, call.score_scale), width)
 
     def explain(self, call: AttentionCall, plan: BlockMask) -> Dispatch:
-        """Return the name, and why."""
         assert call.mask is not None
         why = f"{call.mask.mask} masks {plan.sparsity():.0f}% of the blocks, which FlexAttention leaves out on a GPU"
         return Dispatch("flex", why)
@@ -73,7 +70,7 @@ def flexible(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, scale: float) -
         k: (B, H, M, d).
         v: (B, H, M, d).
         blocks: from `block_mask`.
-        scale: what a score is multiplied by.
+        scale: the factor of the scores.
 
     Returns:
         (B, H, N, d); zeros in a fully masked row.

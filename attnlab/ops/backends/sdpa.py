@@ -22,7 +22,7 @@ from attnlab.ops.dispatch import Dispatch
 from attnlab.utils.tracing import can_inspect_values
 
 MIN_DROPOUT_WEIGHTS = 2**15
-"""Weights per batch item below which PyTorch's own random numbers are as fast as those of `dropout_attention`."""
+"""Weights per batch item below which PyTorch's dropout is as fast as `dropout_attention`."""
 
 MIN_CONTIGUOUS_KEYS = 4096
 """Keys from which contiguous copies of k and v pay off: 3 to 5 % at 8,192 keys of 8 heads of 64, measured on a CPU."""
@@ -50,7 +50,6 @@ class Fused:
         return False if not torch.compiler.is_compiling() and mask.allows_all else None
 
     def run(self, call: AttentionCall, causal: bool) -> Tensor:
-        """One call of the kernel."""
         q, k, v, scale = call.q, call.k, call.v, call.scale
         # The fused kernels need a last stride of 1; for others PyTorch falls back to a slow implementation.
         if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
@@ -62,7 +61,6 @@ class Fused:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
 
     def explain(self, call: AttentionCall, causal: bool) -> Dispatch:
-        """Return the name, and why."""
         if causal:
             return Dispatch("causal", "a plain causal mask, for which the kernel needs no matrix")
         return Dispatch("fused", "every key is attended to")
@@ -72,30 +70,28 @@ class Sdpa:
     """SDPA for any call: mask and bias become one matrix."""
 
     def applies(self, call: AttentionCall) -> bool:
-        """Return True."""
         return True
 
     def run(self, call: AttentionCall, plan: Any) -> Tensor:
-        """One call of the kernel."""
         width = call.v.shape[-1]
         if call.q.shape[1] != call.k.shape[1] or call.q.shape[-1] != width or call.mask is None or call.mask.allows_all:
             call = call.expand()
         q, k, v, mask, bias, scale = call.q, call.k, call.v, call.mask, call.bias, call.score_scale
-        causal = bias is None and mask is not None and mask.is_causal
-        matrix = None if mask is None or causal else mask.tensor()
+        matrix, causal = None, False
+        if mask is not None:
+            if bias is None and mask.is_causal:  # a condition, because the kernel takes no symbolic Boolean
+                causal = True
+            else:
+                matrix = mask.tensor()
         if bias is not None:
             matrix = additive(matrix, bias, q.dtype)
-        if call.sink is None and not call.dropout:
-            out = sdpa(q, k, v, matrix, causal=causal, scale=scale)
-        else:
-            out = Kernel(scale, call.sink, call.dropout)(q, k, v, matrix, causal=causal)
+        out = Kernel(scale, call.sink, call.dropout)(q, k, v, matrix, causal=causal)
         if torch.compiler.is_compiling() and mask is not None and matrix is not None and mask.mask.num_heads > 1:
             # A row may be fully masked in one head alone; the kernels zero it, the code of the ONNX exporter does not.
             out = out.masked_fill(~mask.tensor().any(-1, keepdim=True), 0.0)
         return out if out.shape[-1] == width else out[..., :width]
 
     def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
-        """Return the name, and why."""
         call = call.expand()
         if call.bias is None and call.mask is None:
             name, why = "fused", "every key is attended to"
@@ -108,49 +104,13 @@ class Sdpa:
         return Dispatch(name, why)
 
 
-def sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    matrix: Tensor | None = None,
-    *,
-    causal: bool = False,
-    scale: float,
-    dropout: float = 0.0,
-) -> Tensor:
-    """`F.scaled_dot_product_attention`, with workarounds.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, M, d).
-        v: (B, H, M, d).
-        matrix: Boolean (True means attend) or added to the scores.
-        causal: a square causal mask.
-        scale: the factor of the scores.
-        dropout: the probability of dropping a weight.
-    """
-    # The fused kernels need a last stride of 1; for others PyTorch falls back to a slow implementation.
-    if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    usual = 1 / math.sqrt(q.shape[-1])
-    factor: float | None = None if scale == usual else scale
-    if factor is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
-        q, factor = q * q.new_tensor(scale / usual), None
-    if matrix is not None and matrix.is_floating_point() and _is_transformed():
-        # In a functorch transform the matrix hides that it requires a gradient; the fused kernel would give it none.
-        math_kernel = torch.ops.aten._scaled_dot_product_attention_math
-        out: Tensor = math_kernel(q, k, v, matrix, dropout, causal, scale=scale)[0]
-        return out
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout, is_causal=causal, scale=factor)
-
-
 def unpad(out: Tensor, width: int) -> Tensor:
-    """``out`` without the features that `AttentionCall.expand` added."""
+    """Return ``out`` without the features that `AttentionCall.expand` added."""
     return out if out.shape[-1] == width else out[..., :width]
 
 
 def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask and a bias as the one tensor that the fused kernel takes."""
+    """Return a mask and a bias as the one tensor that the fused kernel takes."""
     if bias is None:
         return permitted
     matrix = materialized(bias).to(dtype)
@@ -163,8 +123,8 @@ def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) ->
 class Kernel:
     """``dropout(softmax([sink | scale · q kᵀ + matrix])) [0 | v]``, by a fused kernel where possible.
 
-    Under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` every operation is PyTorch's own, with derivatives of any
-    order and forward-mode differentiation.
+    Under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` every operation is differentiable by PyTorch, any
+    number of times and in forward mode.
 
     Args:
         scale: the factor of the scores.
@@ -191,10 +151,10 @@ class Kernel:
         Returns:
             (B, H, N, d); zeros in a fully masked row.
         """
-        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:  # as in `Fused`
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if self.sink is None and not self.dropout:
-            return sdpa(q, k, v, matrix, causal=causal, scale=self.scale)
+            return self._sdpa(q, k, v, matrix, causal)
         constant = matrix is None or not matrix.requires_grad
         direct = constant and k.shape[2] > 0 and q.numel() > 0 and _may_skip_dispatch(q, k, v, matrix, self.sink)
         if self.sink is not None:
@@ -206,7 +166,7 @@ class Kernel:
             return self._with_a_key(q, k, v, self.sink, matrix, causal)
         if self.dropout and direct and q.shape[1] * q.shape[2] * k.shape[2] >= MIN_DROPOUT_WEIGHTS:
             return dropout_attention(q, k, v, _square(q) if causal else matrix, self.dropout, self.scale)
-        return sdpa(q, k, v, matrix, causal=causal, scale=self.scale, dropout=self.dropout)
+        return self._sdpa(q, k, v, matrix, causal)
 
     def _with_a_key(self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
         """Add the sink as one more key, whose score is the logit and whose value is zero."""
@@ -221,16 +181,31 @@ class Kernel:
         if torch.onnx.is_in_onnx_export():  # its second pass would choose another kernel with gradients
             matrix = matrix.detach()
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        return sdpa(q, k, v, matrix, scale=self.scale, dropout=self.dropout)
+        return self._sdpa(q, k, v, matrix)
+
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, causal: bool = False) -> Tensor:
+        """Call `F.scaled_dot_product_attention`, with workarounds."""
+        usual = 1 / math.sqrt(q.shape[-1])
+        scale: float | None = None if self.scale == usual else self.scale
+        if scale is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
+            q, scale = q * q.new_tensor(scale / usual), None
+        if matrix is not None and matrix.is_floating_point() and _is_transformed():
+            # In a functorch transform the matrix hides that it requires a gradient; the fused kernel would give it none
+            math_kernel = torch.ops.aten._scaled_dot_product_attention_math
+            out: Tensor = math_kernel(q, k, v, matrix, self.dropout, causal, scale=self.scale)[0]
+            return out
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=matrix, dropout_p=self.dropout, is_causal=causal, scale=scale
+        )
 
 
 def _may_skip_dispatch(*tensors: Tensor | None) -> bool:
-    """Whether the flash kernel and our own functions can be called directly: eagerly on a CPU."""
-    given = [t for t in tensors if t is not None]
+    """Whether the flash kernel and custom autograd functions can be called directly: eagerly on a CPU."""
+    present = [t for t in tensors if t is not None]
     return (
-        can_inspect_values(given[0])
+        can_inspect_values(present[0])
         and torch.backends.cuda.flash_sdp_enabled()  # of all devices, despite its name: sdpa_kernel() sets it
-        and all(forward_ad.unpack_dual(t).tangent is None for t in given)
+        and all(forward_ad.unpack_dual(t).tangent is None for t in present)
     )
 
 
@@ -289,6 +264,6 @@ class _SdpaWithSink(torch.autograd.Function):
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, q, k, v, out, sunk, 0.0, ctx.causal, attn_mask=matrix, scale=ctx.scale
         )
-        swallowed = (sink.to(sunk.dtype)[:, None] - sunk).exp()
-        dsink = -(swallowed * (gradient * out).sum(-1)).sum((0, 2)).to(sink.dtype)
+        sink_weight = (sink.to(sunk.dtype)[:, None] - sunk).exp()
+        dsink = -(sink_weight * (gradient * out).sum(-1)).sum((0, 2)).to(sink.dtype)
         return dq, dk, dv, dsink, None, None, None

@@ -10,11 +10,9 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.masks import BoundMask
 from attnlab.masks.rule import Rule
-from attnlab.ops.backends.sdpa import Kernel, unpad
-from attnlab.ops.backends.tiles import MAX_MATRIX_VALUES, MIN_TILE_KEYS, compute_part, joined
-from attnlab.ops.bias import Bias
+from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.backends.tiles import MAX_MATRIX_VALUES, MIN_TILE_KEYS, InParts, compute_part, concatenate
 from attnlab.ops.call import AttentionCall
 from attnlab.ops.dispatch import Dispatch
 
@@ -26,7 +24,7 @@ MIN_ITEM_KEYS = 512
 
 
 class Plan(NamedTuple):
-    """How to split a call."""
+    """How to split a call: into sequences of one row, or into batch items with their real keys (and real queries)."""
 
     kind: Literal["segments", "items", "items of tokens"]
     rule: Rule
@@ -34,7 +32,7 @@ class Plan(NamedTuple):
     ranges: list[slice]
 
 
-class Segments:
+class Segments(InParts):
     """Sequences that are packed in one row, or items of a padded batch, one by one."""
 
     def applies(self, call: AttentionCall) -> Plan | None:
@@ -58,77 +56,23 @@ class Segments:
                 return Plan("items" if tokens is None else "items of tokens", rule, ranges)
         return None
 
-    def run(self, call: AttentionCall, plan: Plan) -> Tensor:
-        """Compute the parts."""
-        width, call = call.v.shape[-1], call.expand()
-        q, k, v, mask, bias = call.q, call.k, call.v, call.mask, call.bias
-        rest = None if mask is None else mask.without(plan.rule)
-        kernel = Kernel(call.score_scale, call.sink, call.dropout)
+    def compute(self, call: AttentionCall, kernel: Kernel, plan: Plan) -> Tensor:
+        q, k, v, bias, N = call.q, call.k, call.v, call.bias, call.q.shape[2]
+        rest = None if call.mask is None else call.mask.without(plan.rule)
         if plan.kind == "segments":
-            return unpad(segmentwise(q, k, v, rest, bias, plan.ranges, kernel), width)
-        queries = plan.kind == "items of tokens"
-        return unpad(itemwise(q, k, v, rest, bias, plan.ranges, kernel, queries=queries), width)
+            outs = [compute_part(q[:, :, r], k[:, :, r], v[:, :, r], rest, bias, kernel, r, r) for r in plan.ranges]
+            return concatenate(outs, 2)
+        outs = []
+        # Split, not sliced: the gradient of a slice is as large as the whole.
+        for b, (keys, Q, K, V) in enumerate(zip(plan.ranges, q.split(1), k.split(1), v.split(1), strict=True)):
+            rows = keys if plan.kind == "items of tokens" else slice(0, N)
+            item = Q[:, :, rows], K[:, :, keys], V[:, :, keys], rest, bias, kernel, rows, keys, slice(b, b + 1)
+            out = compute_part(*item)
+            outs.append(out if plan.kind == "items" else F.pad(out, (0, 0, rows.start, N - rows.stop)))
+        return concatenate(outs, 0)
 
     def explain(self, call: AttentionCall, plan: Plan) -> Dispatch:
-        """Return the name, and why."""
         if plan.kind == "segments":
             return Dispatch("segments", f"{len(plan.ranges)} sequences packed in one row")
         real = sum(part.stop - part.start for part in plan.ranges) / (call.q.shape[0] * call.k.shape[2])
         return Dispatch("items", f"{real:.0%} of the keys are real; one call per item leaves out the rest")
-
-
-def itemwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rest: BoundMask | None,
-    bias: Bias | None,
-    keys: list[slice],
-    kernel: Kernel,
-    *,
-    queries: bool = False,
-) -> Tensor:
-    """An item at a time, with its real keys alone.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, M, d).
-        v: (B, H, M, d).
-        rest: what else the mask says.
-        bias: four axes, broadcastable to (B, H, N, M).
-        keys: the real keys of every item.
-        kernel: computes a part.
-        queries: whether these are its real queries too, N = M; the rows of the others are zero.
-    """
-    N, done = q.shape[2], []
-    # Split, not sliced: the gradient of a slice is as large as the whole.
-    for b, (own, Q, K, V) in enumerate(zip(keys, q.split(1), k.split(1), v.split(1), strict=True)):
-        rows = own if queries else slice(0, N)
-        part = Q[:, :, rows], K[:, :, own], V[:, :, own], rest, bias, kernel, rows, own, slice(b, b + 1)
-        out = compute_part(*part)
-        done.append(F.pad(out, (0, 0, rows.start, N - rows.stop)) if queries else out)
-    return joined(done, 0)
-
-
-def segmentwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rest: BoundMask | None,
-    bias: Bias | None,
-    segments: list[slice],
-    kernel: Kernel,
-) -> Tensor:
-    """Packed sequences, one after the other.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, N, d).
-        v: (B, H, N, d).
-        rest: what else the mask says.
-        bias: four axes, broadcastable to (B, H, N, N).
-        segments: the rows of every sequence.
-        kernel: computes a part.
-    """
-    done = [compute_part(q[:, :, own], k[:, :, own], v[:, :, own], rest, bias, kernel, own, own) for own in segments]
-    return joined(done, 2)

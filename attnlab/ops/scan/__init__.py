@@ -1,4 +1,4 @@
-"""Linear recurrences over keys and values, in three forms that give the same numbers."""
+"""Linear recurrences over keys and values, in three equivalent forms."""
 
 from attnlab.ops.scan.linear import linear_scan as linear_scan
 from attnlab.ops.scan.normalized import NormalizedScan as NormalizedScan

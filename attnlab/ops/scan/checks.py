@@ -1,4 +1,4 @@
-"""What a scan refuses.
+"""Checks of the arguments of a scan.
 
 Axes: B batch, H heads, N steps, d width of a key, w width of a value, S sequences in one row.
 """
@@ -24,22 +24,22 @@ def check(
     form: str,
     chunk: int,
 ) -> None:
-    """Refuse what does not fit (see `linear_scan`).
+    """Check the arguments of `linear_scan`.
 
     Raises:
-        TypeError: for a tensor that is not of floats.
-        ValueError: for all else.
+        TypeError: for a tensor that is not floating-point.
+        ValueError: for any other argument that does not fit.
     """
     if form not in FORMS:
-        raise ValueError(f"form is one of {', '.join(FORMS)}, not {form!r}")
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, not {form!r}")
     if chunk < 1:
-        raise ValueError(f"a chunk has at least 1 step, not {chunk}")
-    given = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "state": state}
-    for name, x in given.items():
+        raise ValueError(f"chunk must be at least 1, not {chunk}")
+    tensors = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "state": state}
+    for name, x in tensors.items():
         if x is not None and not x.is_floating_point():
             raise TypeError(f"{name} must be a float tensor, not {x.dtype}")
         if x is not None and x.device != q.device:
-            raise ValueError(f"{name} lies on {x.device}, q on {q.device}; move it there")
+            raise ValueError(f"{name} is on {x.device}, q on {q.device}; move it there")
     if q.dim() != 4:
         raise ValueError(f"q must have shape (batch, heads, steps, width), not {tuple(q.shape)}")
     B, H, N, d = q.shape
@@ -61,14 +61,14 @@ def check(
         dtype = accumulation(q, k, v, log_decay, beta)
         if state.dtype != dtype:
             raise ValueError(
-                f"state must be of {dtype}, in which {v.dtype} values are accumulated, not {state.dtype}; "
+                f"state must be {dtype}, in which {v.dtype} values are accumulated, not {state.dtype}; "
                 f"convert it with state.to({dtype})"
             )
 
 
-def accumulation(*given: Tensor | None) -> torch.dtype:
-    """The dtype of the state: float64 where an input is, else float32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in given) else torch.float32
+def accumulation(*inputs: Tensor | None) -> torch.dtype:
+    """Return the dtype of the state: float64 if an input is, otherwise float32."""
+    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in inputs) else torch.float32
 
 
 def _check_decay(log_decay: Tensor, q: Tensor) -> None:
@@ -89,7 +89,7 @@ def _check_segments(segments: list[slice], N: int) -> None:
     end = 0
     for part in segments:
         if part.step not in (None, 1) or part.start != end or part.stop < end:
-            raise ValueError(f"segments must follow each other from step 0 to step {N}; {part} comes after step {end}")
+            raise ValueError(f"segments must be consecutive from step 0 to step {N}; {part} comes after step {end}")
         end = part.stop
     if end != N:
-        raise ValueError(f"segments must follow each other from step 0 to step {N}; they end at step {end}")
+        raise ValueError(f"segments must be consecutive from step 0 to step {N}; they end at step {end}")

@@ -1,9 +1,9 @@
-"""Decay inside of a chunk: what reaches a query from each key, from the chunk's beginning, and to its end.
+"""Decay within a chunk: between each query and key, from the start of the chunk, and to its end.
 
-Only sums of logarithms over steps that lie in between are exponentiated. They are never positive, and nothing is
-subtracted from a longer sum: strong decay costs no digits, and a full forget (-inf) gives zeros, not NaN.
+Only sums of logarithms over the steps in between are exponentiated. They are never positive and never differences of
+longer sums: strong decay loses no precision, and a decay of zero (-inf) gives zeros, not NaN.
 
-Axes: C steps of a chunk, d channels of a key; what stands before them is batched.
+Axes: C steps of a chunk, d channels of a key; leading axes are batched.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 
 class Chunk(NamedTuple):
-    """What a chunk does, apart from its values.
+    """The products of queries, keys and decays in a chunk.
 
     Args:
-        intra: (..., C, C), what a query takes from each key, ``Σ_i q_ti k_si decay_i(s → t)``; zero ahead.
-        decayed_q: (..., C, d), the queries times the decay from the chunk's beginning: they read the state before it.
-        decayed_k: (..., C, d), the keys times the decay until the chunk's end: they write the state after it.
-        log_decay: (..., 1 | d), over the whole chunk; None where nothing decays.
+        intra: (..., C, C), the score of each query and key, ``Σ_i q_ti k_si decay_i(s → t)``; zero for later keys.
+        decayed_q: (..., C, d), the queries times the decay from the start of the chunk, which read the state before it.
+        decayed_k: (..., C, d), the keys times the decay to the end of the chunk, which write the state after it.
+        log_decay: (..., 1 | d), over the whole chunk; None without decay.
     """
 
     intra: Tensor
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(q: Tensor, k: Tensor, log_decay: Tensor | None) -> Chunk:
-    """A chunk of queries and keys (..., C, d), under a decay of (..., C, 1 | d) or none."""
+    """Return the products of a chunk of queries and keys (..., C, d), with a decay (..., C, 1 | d) or none."""
     if log_decay is None:
         return Chunk((q @ k.mT).tril(), q, k, None)
     if log_decay.shape[-1] == 1:
@@ -41,23 +41,23 @@ def chunk_of(q: Tensor, k: Tensor, log_decay: Tensor | None) -> Chunk:
 
 
 def segment_sum(log_decay: Tensor) -> Tensor:
-    """``Σ_{s < i ≤ t} log_decay_i`` for every two steps: (..., C, 1) gives (..., C, C), zero ahead and at s = t."""
+    """``Σ_{s < i ≤ t} log_decay_i`` for every two steps: (..., C, 1) to (..., C, C), zero for s ≥ t."""
     return log_decay.expand(*log_decay.shape[:-1], log_decay.shape[-2]).tril(-1).cumsum(-2)
 
 
 def _scalar(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
-    """One decay for all channels is a factor of each pair (Dao & Gu 2024, section 6)."""
+    """One decay for all channels: a factor of each score (Dao & Gu 2024, section 6)."""
     steps, since = segment_sum(log_decay), log_decay.cumsum(-2)
     intra = (q @ k.mT * steps.exp()).tril()
     return Chunk(intra, q * since.exp(), k * steps[..., -1, :, None].exp(), since[..., -1, :])
 
 
 def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
-    """A decay for each channel is no factor of a pair, but it can be parted at any step that lies in between.
+    """One decay per channel: not a factor of the score, but it can be split at any step in between.
 
-    Blocks are joined two by two: the later block's queries carry the decay since the step where the two meet, the
-    earlier block's keys the decay until there. Every pair of steps is met once, in the blocks in which they part.
-    (Yang et al. 2023, section 4.3, part a chunk once, into blocks that are then computed pair by pair.)
+    Blocks are merged in pairs: the queries of the later block are multiplied by the decay since the boundary, the keys
+    of the earlier block by the decay up to it. Every pair of steps is computed once, when their blocks are merged.
+    (Yang et al. 2023, section 4.3, split a chunk once, into blocks that are then computed pair by pair.)
     """
     C = q.shape[-2]
     whole = 1 << (C - 1).bit_length()
@@ -81,11 +81,11 @@ def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
 
 
 def _halves(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The first and the second half of every block of twice this size, (..., blocks, size, d) each."""
+    """Return the first and the second half of every block of twice this size, (..., blocks, size, d) each."""
     return x.unflatten(-2, (-1, 2, size)).unbind(-3)
 
 
 def _add(x: Tensor, size: int, first: Tensor, second: Tensor) -> Tensor:
-    """``x`` with (..., blocks, d) added to all steps of a block's first half, and of its second."""
+    """Return ``x`` plus (..., blocks, d) for all steps of the first half of a block, and of the second half."""
     added = torch.stack([first, second], -2).unsqueeze(-2)
     return (x.unflatten(-2, (-1, 2, size)) + added).flatten(-4, -2)

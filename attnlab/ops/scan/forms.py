@@ -22,7 +22,7 @@ from attnlab.ops.scan.decay import Chunk, chunk_of, segment_sum
 
 
 class Steps(NamedTuple):
-    """What happens at each step.
+    """The inputs of each step.
 
     Args:
         q: (B, H, N, d).
@@ -39,32 +39,32 @@ class Steps(NamedTuple):
     beta: Tensor | None = None
 
     def split(self, lengths: int | list[int]) -> list[Steps]:
-        """Parts of these lengths; one gradient is made of theirs, not one as long as the whole for each."""
+        """Return parts of these lengths; split, because the gradient of a slice is as large as the whole."""
         parts = (repeat(None) if x is None else x.split(lengths, 2) for x in self)
         return [Steps(*part) for part in zip(*parts, strict=False)]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Steps:
-        """``change`` applied to all that is there."""
+        """Return ``change`` of each tensor."""
         gates = (x if x is None else change(x) for x in (self.log_decay, self.beta))
         return Steps(change(self.q), change(self.k), change(self.v), *gates)
 
     def chunks(self, size: int, dtype: torch.dtype) -> Steps:
-        """(B, H, T, C, ...) for (B, H, N, ...); the last chunk is filled up with steps that change nothing."""
-        if torch.compiler.is_exporting():  # one chunk: a length that is compared with multiples of a chunk is not free
+        """Return (B, H, T, C, ...) for (B, H, N, ...); the last chunk is padded with steps that change nothing."""
+        if torch.compiler.is_exporting():  # one chunk: comparing the length with the chunk size would fix it
             return self.map(lambda x: x.to(dtype).unsqueeze(2))
         missing = -self.q.shape[2] % size
         wide = self.map(lambda x: x.to(dtype))
         if torch.compiler.is_compiling() or missing:  # compiled, one graph for every length
             wide = wide.map(lambda x: F.pad(x, (0, 0, 0, missing)))
-        # Contiguous once, or every product that takes it makes a copy, and keeps it for the backward pass.
+        # Otherwise every product would make a contiguous copy, and keep it for the backward pass.
         return wide.map(lambda x: x.unflatten(2, (-1, size)).contiguous())
 
 
 def recurrent(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Step by step, as the formula says: the truth that the other forms are held to."""
+    """Compute the formula step by step; the tests compare the other forms with it."""
     outs = []
     for step in steps.split(1):
-        q, k, u, log_decay, beta = step.map(lambda x: x.to(state.dtype))  # noqa: B023  it is called at once
+        q, k, u, log_decay, beta = step.map(lambda x: x.to(state.dtype))  # noqa: B023  called immediately
         if log_decay is not None:
             state = log_decay.exp().mT * state
         if beta is not None:
@@ -75,12 +75,12 @@ def recurrent(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """All pairs within a chunk as matrices, and from chunk to chunk the state; one chunk of N is the parallel form."""
+    """Compute the pairs within each chunk as matrices, and a state between chunks; one chunk is the parallel form."""
     q, k, v, log_decay, beta = steps.chunks(size, state.dtype)
     if beta is None:
         chunk = chunk_of(q, k, log_decay)
         entering, state = propagate_state(chunk.decayed_k.mT @ v, chunk.log_decay, state)
-    else:  # the delta rule corrects what the keys read
+    else:  # the delta rule needs the values that the keys read
         both = chunk_of(torch.stack([q, k]), k, log_decay)
         (intra, pairs_of_keys), (decayed_q, reading_keys) = both.intra.unbind(0), both.decayed_q.unbind(0)
         chunk = both._replace(intra=intra, decayed_q=decayed_q)
@@ -90,48 +90,45 @@ def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def propagate_state(written: Tensor, log_decay: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """From chunk to chunk, without a loop: every chunk's state is a sum over what was written before it.
+    """Return the state before each chunk, (B, H, T, d, w), and after the last, as decayed sums without a loop.
 
     Args:
-        written: (B, H, T, d, w), what each chunk adds.
-        log_decay: (B | 1, H, T, 1 | d), over each chunk; None where nothing decays.
-        state: (B, H, d, w), before the first.
-
-    Returns:
-        The state before each chunk, (B, H, T, d, w), and after the last.
+        written: (B, H, T, d, w), the term that each chunk adds.
+        log_decay: (B | 1, H, T, 1 | d), over each chunk; None without decay.
+        state: (B, H, d, w), before the first chunk.
     """
     every = torch.cat([state.unsqueeze(2), written], 2)
     if log_decay is None:
         log_decay = every.new_zeros(1, 1, written.shape[2], 1)
-    log_decay = F.pad(log_decay, (0, 0, 1, 0))  # the state is there at once
+    log_decay = F.pad(log_decay, (0, 0, 1, 0))  # the initial state is not decayed before the first chunk
     factors = segment_sum(log_decay.mT.unsqueeze(-1)).exp().tril()  # (B | 1, H | 1, 1 | d, T + 1, T + 1)
     kinds, (d, w) = log_decay.shape[-1], state.shape[-2:]
-    alike = every.flatten(3).unflatten(3, (kinds, d // kinds * w))  # what decays alike is one vector
+    alike = every.flatten(3).unflatten(3, (kinds, d // kinds * w))  # channels with the same decay form one vector
     every = (factors @ alike.transpose(2, 3)).transpose(2, 3).flatten(3).unflatten(3, (d, w))
-    return every[:, :, :-1], every[:, :, -1].clone()  # a view of the last would keep all
+    return every[:, :, :-1], every[:, :, -1].clone()  # a view would keep all states
 
 
 def solve_delta_rule(
     intra: Tensor, decayed_q: Tensor, v: Tensor, beta: Tensor, chunk: Chunk, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The delta rule: each chunk's corrections ``u`` solve ``u + beta intra u = beta (v - decayed_q state)``.
+    """Solve ``u + beta intra u = beta (v - decayed_q state)`` for the corrections ``u`` of each chunk.
 
     Args:
-        intra: (B, H, T, C, C), what a key reads of each key of its chunk; the solver leaves out what is not before it.
-        decayed_q: (B, H, T, C, d), what the keys read of the state before the chunk.
+        intra: (B, H, T, C, C), the scores of the keys among themselves; only those of earlier keys are used.
+        decayed_q: (B, H, T, C, d), the keys that read the state before the chunk.
         v: (B, H, T, C, w).
         beta: (B, H, T, C, 1).
-        chunk: how the corrections are written.
+        chunk: the products with which the corrections are written.
         state: (B, H, d, w), before the first chunk.
 
     Returns:
         The corrections, (B, H, T, C, w), the state before each chunk, (B, H, T, d, w), and after the last.
     """
-    earlier, wanted, decayed_q = beta * intra, beta * v, beta * decayed_q
+    matrices, values, readers = beta * intra, beta * v, beta * decayed_q
     decays = repeat(None) if chunk.log_decay is None else chunk.log_decay.exp().unsqueeze(-1).unbind(2)
     corrections, entering = [], []
     for matrix, value, reader, writer, decay in zip(
-        *(x.unbind(2) for x in (earlier, wanted, decayed_q, chunk.decayed_k)), decays, strict=False
+        *(x.unbind(2) for x in (matrices, values, readers, chunk.decayed_k)), decays, strict=False
     ):
         u = torch.linalg.solve_triangular(matrix, value - reader @ state, upper=False, unitriangular=True)
         corrections.append(u)

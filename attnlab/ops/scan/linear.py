@@ -1,4 +1,4 @@
-"""The door to the scan engine: which form a recurrence takes, and how a long one is parted.
+"""The entry point of the scan: it chooses the form of a recurrence and splits long sequences.
 
 Axes: B batch, H heads, N steps, d width of a key, w width of a value, S sequences in one row.
 """
@@ -16,8 +16,8 @@ from attnlab.ops.scan.checks import accumulation, check
 from attnlab.ops.scan.forms import Steps, chunked, recurrent
 from attnlab.utils.tracing import autocast_dtype
 
-FEW = 4
-"""Up to so many steps, to take them one by one is as fast."""
+MAX_RECURRENT_STEPS = 4
+"""Steps up to which the recurrent form is as fast as the others."""
 
 
 def linear_scan(
@@ -34,49 +34,49 @@ def linear_scan(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence behind linear attention: ``S_t = decay_t S_{t-1} + k_t u_tᵀ`` and ``o_t = S_tᵀ q_t``.
 
-    ``u_t`` is ``v_t``; under the delta rule it is ``beta_t (v_t - (decay_t S_{t-1})ᵀ k_t)``: what the state would say
-    at ``k_t`` is corrected, not added to. Decay and delta rule can be had together.
+    ``u_t`` is ``v_t``; under the delta rule it is ``beta_t (v_t - (decay_t S_{t-1})ᵀ k_t)``, which corrects the value
+    that the state holds for ``k_t``. Decay and delta rule can be combined.
 
-    Nothing is scaled, mapped or normalised here; a mechanism does that to ``q`` and ``k``. For the normaliser
-    ``Σ_s q_tᵀ k_s`` (decayed as the values are) it appends a column of ones to ``v`` and divides by the last column of
-    what comes out. With the identity for ``v`` the output is the matrix by which the recurrence mixes its values.
+    Feature maps, scaling and normalization of ``q`` and ``k`` are left to the mechanism. For the normalizer
+    ``Σ_s q_tᵀ k_s`` (decayed like the values), append a column of ones to ``v`` and divide by the last column of the
+    output. With the identity as ``v`` the output is the matrix that the recurrence applies to its values.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, N, d).
         v: (B, H, N, w).
-        log_decay: the logarithm of the decay, at most 0: (H,) for one constant a head, (B, H, N) for one a step, or
-            (B, H, N, d) for one a step and channel of the key. -inf forgets all that was before: with it at the first
-            step of each, sequences packed in one row know nothing of each other.
+        log_decay: the logarithm of the decay, at most 0: (H,) for one constant per head, (B, H, N) for one per step, or
+            (B, H, N, d) for one per step and channel of the key. -inf clears the state: with it at the first step of
+            each, sequences that are packed in one row are independent.
         beta: (B, H, N), the strength of the delta rule.
-        state: what was before the first step, (B, H, d, w), zero if not given; (S, B, H, d, w) with ``segments``. In
-            float64 where an input is, else in float32.
-        segments: sequences packed in one row, as the slices that `attnlab.masks.Mask.segments` gives; each begins
-            with a state of its own. They must follow each other and cover all steps; one may be empty.
+        state: the initial state, (B, H, d, w), zero by default; (S, B, H, d, w) with ``segments``. Float64 if an input
+            is, otherwise float32.
+        segments: sequences packed in one row, as slices (see `attnlab.masks.Mask.segments`); each starts with its own
+            state. They must be consecutive and cover all steps; a segment may be empty.
         form: ``recurrent``, step by step; ``parallel``, all pairs of steps at once, O(N²); ``chunked``, parallel
-            within a chunk and recurrent between chunks, O(N). ``auto`` takes the fastest.
-        chunk: steps a chunk.
+            within a chunk and recurrent between chunks, O(N). ``auto`` chooses the fastest.
+        chunk: the number of steps per chunk.
 
     Returns:
-        The outputs, (B, H, N, w) in the dtype of ``v``, and the state after the last step, of the shape and dtype of
-        ``state``. All is accumulated in the dtype of the state, under autocast too.
+        The outputs, (B, H, N, w) in the dtype of ``v``, and the state after the last step, in the shape and dtype of
+        ``state``. Sums are accumulated in the dtype of the state, also under autocast.
 
     Raises:
-        TypeError: for a tensor that is not of floats.
+        TypeError: for a tensor that is not floating-point.
         ValueError: for shapes, devices, a state's dtype or segments that do not fit; for an unknown form; for a
-            ``log_decay`` above 0, which is looked for where that keeps nobody waiting: on a CPU, outside of a trace.
+            ``log_decay`` above 0 (checked on a CPU, outside of a trace).
 
     An exported program computes all pairs of steps, O(N²). With ``torch.compile`` and a dynamic length, the delta rule
-    is compiled anew for each number of chunks.
+    is recompiled for each number of chunks.
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs", section 3.3 (no decay); Sun et al. 2023, "Retentive
     Network", section 2.1 (a constant decay; the three forms); Dao & Gu 2024, "Transformers are SSMs", section 6 (a
-    decay a step); Yang et al. 2023, "Gated Linear Attention", section 4 (a decay a channel); Yang et al. 2024,
+    decay per step); Yang et al. 2023, "Gated Linear Attention", section 4 (a decay per channel); Yang et al. 2024,
     "Parallelizing Linear Transformers with the Delta Rule", section 3; Yang et al. 2024, "Gated Delta Networks",
     section 3 (both).
     """
     check(q, k, v, log_decay, beta, state, segments, form, chunk)
-    if autocast_dtype(q.device) is not None:  # it would narrow what accumulates
+    if autocast_dtype(q.device) is not None:  # it would lower the precision of the sums
         with torch.autocast(q.device.type, enabled=False):
             return linear_scan(
                 q, k, v, log_decay=log_decay, beta=beta, state=state, segments=segments, form=form, chunk=chunk
@@ -93,35 +93,35 @@ def linear_scan(
     if segments is None:
         return _whole(steps, state, form, chunk)
     parts = steps.split([part.stop - part.start for part in segments])
-    done = [_whole(part, first, form, chunk) for part, first in zip(parts, state.unbind(0), strict=True)]
-    if not done:
+    results = [_whole(part, first, form, chunk) for part, first in zip(parts, state.unbind(0), strict=True)]
+    if not results:
         return torch.zeros_like(v), state
-    return _joined([out for out, _ in done]), torch.stack([last for _, last in done])
+    return _concatenate([out for out, _ in results]), torch.stack([last for _, last in results])
 
 
 def _whole(steps: Steps, state: Tensor, form: str, chunk: int) -> tuple[Tensor, Tensor]:
-    """One sequence, by the form asked for."""
+    """Compute one sequence."""
     N, compiling = steps.q.shape[2], torch.compiler.is_compiling()
     if N == 0:
         return torch.zeros_like(steps.v), state
-    path = _choose(N, chunk, compiling) if form == "auto" else Dispatch(form, "asked for")
+    choice = _choose(N, chunk, compiling) if form == "auto" else Dispatch(form, f"form={form!r}")
     if not compiling:
-        record(lambda: path)
-    if path.name == "recurrent":
+        record(lambda: choice)
+    if choice.name == "recurrent":
         return recurrent(steps, state)
-    if path.name == "parallel":
+    if choice.name == "parallel":
         return chunked(steps, state, N)
     return chunked(steps, state, chunk) if compiling else blockwise(steps, state, chunk)
 
 
 def _choose(N: int, chunk: int, compiling: bool) -> Dispatch:
-    if N == 1 or (not compiling and N <= FEW):
+    if N == 1 or (not compiling and N <= MAX_RECURRENT_STEPS):
         return Dispatch("recurrent", f"{N} steps" if N > 1 else "one step")
     if not compiling and chunk >= N:  # compiled, one graph for every length
         return Dispatch("parallel", f"{N} steps are one chunk")
-    return Dispatch("chunked", f"{chunk} steps at once, and the state from there to the next")
+    return Dispatch("chunked", f"{chunk} steps at once, and a state between chunks")
 
 
-def _joined(outs: list[Tensor]) -> Tensor:
-    """The parts in one tensor, laid out as (B, N, H, w): joining heads is then free."""
+def _concatenate(outs: list[Tensor]) -> Tensor:
+    """Concatenate the steps, laid out as (B, N, H, w): merging the heads is then free."""
     return outs[0] if len(outs) == 1 else torch.cat([out.transpose(1, 2) for out in outs], 1).transpose(1, 2)

@@ -88,7 +88,7 @@ class NormalizedScan(AttentionMap):
             return self.q @ (self.k.mT @ values)
 
     def _segment_sums(self, values: Tensor, ids: Tensor) -> Tensor:
-        """One scan over the tokens ordered by segment, which starts anew at the first token of each."""
+        """One scan over the tokens ordered by segment, which restarts at the first token of each."""
         ids = ids.expand(self.q.shape[0], -1)
         order = ids.argsort(dim=-1, stable=True)
         q, k, v = (_gathered(t, order) for t in (self.q, self.k, values))
@@ -124,7 +124,7 @@ class NormalizedScan(AttentionMap):
                 f"{self.shape[2]} and {self.shape[3]}"
             )
         ids = ids.unsqueeze(0) if ids.dim() == 1 else ids
-        if self.segments is not None:  # both masks must agree: one number per pair of ids
+        if self.segments is not None:  # both masks must agree: one value per pair of ids
             ids = (ids - ids.min()) * (self.segments.max() - self.segments.min() + 1) + self.segments
         self.segments = ids
 

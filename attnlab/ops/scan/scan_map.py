@@ -1,4 +1,4 @@
-"""Who looks at whom in a recurrence: the matrix by which it mixes its values.
+"""The attention matrix of a recurrence: the matrix that it applies to its values.
 
 Axes: B batch, H heads, N steps, d width of a key, w width of a value.
 """
@@ -13,9 +13,9 @@ from attnlab.ops.scan.linear import linear_scan
 
 
 class ScanMap(AttentionMap):
-    """The core of a mechanism that is computed by `linear_scan`; takes what that takes, but the values.
+    """The attention matrix of `linear_scan`, never materialized; takes what that takes, without the values.
 
-    Its weights need not be positive, nor one in sum.
+    Its weights may be negative, and need not sum to one.
     """
 
     def __init__(self, q: Tensor, k: Tensor, *, log_decay: Tensor | None = None, beta: Tensor | None = None) -> None:
@@ -24,24 +24,23 @@ class ScanMap(AttentionMap):
         self.q, self.k, self.log_decay, self.beta = q, k, log_decay, beta
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """What each step reads, (B, H, N, w).
+        """Return the output for these values, (B, H, N, w).
 
         Raises:
-            ValueError: for a dropout: a recurrence has no weights that could be dropped.
+            ValueError: for a dropout: there are no attention weights to drop.
         """
         if dropout:
-            raise ValueError(f"a recurrence has no weights to drop; dropout is 0, not {dropout}")
+            raise ValueError(f"a recurrence has no attention weights to drop; dropout must be 0, not {dropout}")
         values = values.expand(*self.q.shape[:2], -1, -1)
         return linear_scan(self.q, self.k, values, log_decay=self.log_decay, beta=self.beta)[0]
 
     def _rows(self, rows: Tensor) -> Tensor:
-        """The columns of these rows, from the steps up to the last of them alone: what comes later is not heard."""
+        """Return these rows, computed from the steps up to the last of them."""
         N = self.shape[2]
         stop = int(rows.max()) + 1 if rows.numel() else 0
-        until = slice(0, stop)
-        log_decay, beta = self.log_decay, None if self.beta is None else self.beta[:, :, until]
+        log_decay, beta = self.log_decay, None if self.beta is None else self.beta[:, :, :stop]
         if log_decay is not None and log_decay.dim() > 1:
-            log_decay = log_decay[:, :, until]
-        head = ScanMap(self.q[:, :, until], self.k[:, :, until], log_decay=log_decay, beta=beta)
-        seen = super(ScanMap, head)._rows(rows)
-        return torch.cat([seen, seen.new_zeros(*seen.shape[:-1], N - stop)], -1)
+            log_decay = log_decay[:, :, :stop]
+        earlier = ScanMap(self.q[:, :, :stop], self.k[:, :, :stop], log_decay=log_decay, beta=beta)
+        weights = super(ScanMap, earlier)._rows(rows)
+        return torch.cat([weights, weights.new_zeros(*weights.shape[:-1], N - stop)], -1)

@@ -129,7 +129,7 @@ def test_a_decoding_step_does_not_copy_shared_keys(num_kv_heads: int) -> None:
     with torch.no_grad():
         layer(x[:, :-1], cache=cache)
         [path] = explain_path(layer, x[:, -1:], cache=cache)
-    assert str(path) == f"shared: {H} heads of 1 queries read {num_kv_heads} heads of {N} keys without copies"
+    assert str(path) == f"shared: {H} heads of 1 queries use {num_kv_heads} heads of {N} keys without copies"
 
 
 def test_a_decoding_step_of_multi_head_attention_is_fused() -> None:

@@ -58,7 +58,7 @@ def test_the_cache_holds_one_key_and_one_value_per_token() -> None:
         same(torch.cat([layer(part, cache=cache) for part in x[:, :-1].split([3, 1, 2], 1)], 1), layer(x)[:, :-1])
         [path] = explain_path(layer, x[:, -1:], cache=cache)
     assert cache.bytes_per_token == B * 2 * d * 8
-    assert str(path) == f"shared: {H} heads of 1 queries read 1 heads of {N} keys without copies"
+    assert str(path) == f"shared: {H} heads of 1 queries use 1 heads of {N} keys without copies"
 
 
 @pytest.mark.parametrize("removed", [[0], [2, 1]])

@@ -1,4 +1,4 @@
-"""Positions from words: what they mean, and what is said of words that mean nothing."""
+"""Positional encodings from text, and the errors for text that is not valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def made(positions: str | Positions, causal: bool = False) -> Positions:
     return parse_positions(positions, num_heads=3, head_dim=8, causal=causal)
 
 
-def test_names_are_as_the_papers_set_them() -> None:
+def test_default_settings_match_the_papers() -> None:
     assert type(made("none")) is Positions
     assert isinstance(made("alibi"), ALiBi)
     rotary, t5 = made("rotary"), made(" t5() ", causal=True)
@@ -50,7 +50,7 @@ def test_signature_docstring_and_constructor_agree(name: str) -> None:
     assert named == documented == accepted
 
 
-def test_settings_are_numbers_and_bare_words() -> None:
+def test_settings_are_parsed() -> None:
     rotary = made("rotary(base=5e5, rotary_fraction=0.5, layout=interleaved)")
     assert isinstance(rotary, Rotary)
     assert (rotary.base, rotary.width, rotary.layout) == (500_000, 4, "interleaved")
@@ -62,7 +62,7 @@ def test_settings_are_numbers_and_bare_words() -> None:
     assert (t5.num_buckets, t5.max_distance) == (16, 64)
 
 
-def test_an_instance_is_taken_as_it_is_where_it_fits() -> None:
+def test_instances_are_used_unchanged() -> None:
     for positions in (Rotary(8, base=500), ALiBi(3), T5Bias(3), Positions()):
         layer = MultiAttention(24, 3, positions=positions)
         assert layer.positions is positions
@@ -70,7 +70,7 @@ def test_an_instance_is_taken_as_it_is_where_it_fits() -> None:
     assert made(T5Bias(3, causal=True), causal=True).name == "t5"
 
 
-POSSIBLE = r"positions is none, rotary, alibi or t5, or one of these with settings, such as rotary\(base=500000\); not "
+USAGE = r"positions is none, rotary, alibi or t5, or one of these with settings, such as rotary\(base=500000\); not "
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_aliases(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "says"),
+    ("text", "error", "message"),
     [
-        ("rotery", ValueError, POSSIBLE + "'rotery'; did you mean rotary"),
-        ("", ValueError, POSSIBLE + "''"),
-        ("rotary(", ValueError, POSSIBLE + r"'rotary\('"),
-        ("rotary(base=3", ValueError, POSSIBLE),
-        ("rotary; import os", ValueError, POSSIBLE),
-        ("a.rotary", ValueError, POSSIBLE),
-        ("rotary(base=2)(rotary_fraction=1)", ValueError, POSSIBLE),
-        ("[rotary]", ValueError, POSSIBLE),
-        ("rotary\0", ValueError, POSSIBLE),
-        ("(" * 10_000, ValueError, POSSIBLE),
+        ("rotery", ValueError, USAGE + "'rotery'; did you mean rotary"),
+        ("", ValueError, USAGE + "''"),
+        ("rotary(", ValueError, USAGE + r"'rotary\('"),
+        ("rotary(base=3", ValueError, USAGE),
+        ("rotary; import os", ValueError, USAGE),
+        ("a.rotary", ValueError, USAGE),
+        ("rotary(base=2)(rotary_fraction=1)", ValueError, USAGE),
+        ("[rotary]", ValueError, USAGE),
+        ("rotary\0", ValueError, USAGE),
+        ("(" * 10_000, ValueError, USAGE),
         ("rotary(500)", ValueError, r"settings are NAME=VALUE, such as rotary\(base=500000\); not 'rotary\(500\)'"),
         ("rotary(**base)", ValueError, "settings are NAME=VALUE"),
         ("rotary(base=2, base=3)", ValueError, r"rotary\(...\) sets base twice"),
@@ -134,17 +134,17 @@ def test_aliases(old: str, new: str) -> None:
         (T5Bias(3, causal=True), ValueError, "this T5 bias has no ranges for later keys"),
     ],
 )
-def test_what_cannot_be(words: str | Positions, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says) as caught:
-        made(words)
+def test_invalid_arguments_are_refused(text: str | Positions, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        made(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
 
 @given(st.text() | st.from_regex(r"(rotary|t5|alibi)\([a-z]{0,6}=[^\n]{0,9}\)", fullmatch=True))
-def test_no_words_do_anything_else(words: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
-        found = made(words)
+        result = made(text)
     except (ValueError, TypeError) as error:
-        found = str(error)
-    assert isinstance(found, Positions) or "\n" not in found
+        result = str(error)
+    assert isinstance(result, Positions) or "\n" not in result

@@ -1,4 +1,4 @@
-"""Relative positions depend on distances alone, which makes them safe to pad, pack, cache and cut."""
+"""Relative positions depend on distances alone: padding, packing, caching and tiling do not change the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ lengths = st.integers(1, 160)
 def layer(scheme: str, *, causal: bool = True) -> MultiAttention:
     torch.manual_seed(0)
     made = MultiAttention(D, H, positions=scheme, causal=causal).double().eval()
-    torch.nn.init.normal_(made.qkv.weight, std=0.7)  # scores far from uniform, where a wrong place shows
+    torch.nn.init.normal_(made.qkv.weight, std=0.7)  # scores far from uniform, so that a wrong position shows
     return made
 
 
@@ -47,7 +47,7 @@ def tokens(length: int, batch: int = 1) -> Tensor:
 @given(length=lengths, shift=st.integers(0, 90), causal=st.booleans())
 @settings(deadline=None, max_examples=20)
 @torch.no_grad()
-def test_padding_on_the_left_shifts_nothing(scheme: str, length: int, shift: int, causal: bool) -> None:
+def test_left_padding_does_not_shift_positions(scheme: str, length: int, shift: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
     padded = torch.cat([tokens(shift) if shift else x[:, :0], x], 1)
     mask = padding(torch.tensor([length]), side="left", max_length=shift + length)
@@ -58,7 +58,7 @@ def test_padding_on_the_left_shifts_nothing(scheme: str, length: int, shift: int
 @given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5), causal=st.booleans())
 @settings(deadline=None, max_examples=20)
 @torch.no_grad()
-def test_sequences_packed_in_one_row_are_as_each_alone(scheme: str, sizes: list[int], causal: bool) -> None:
+def test_packed_sequences_match_single_ones(scheme: str, sizes: list[int], causal: bool) -> None:
     attend, parts = layer(scheme, causal=causal), [tokens(size) for size in sizes]
     numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     row = attend(torch.cat(parts, 1), mask=documents(numbers))
@@ -69,7 +69,7 @@ def test_sequences_packed_in_one_row_are_as_each_alone(scheme: str, sizes: list[
 @given(length=lengths, cuts=st.lists(st.integers(0, 160), max_size=6), size=st.none() | st.integers(1, 40))
 @settings(deadline=None, max_examples=20)
 @torch.no_grad()
-def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
+def test_cached_steps_match_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
     attend, x = layer(scheme), tokens(length, batch=2)
     mask = None if size is None else sliding_window(size)
     cache = KVCache(length, window=size)
@@ -82,17 +82,17 @@ def test_any_steps_with_a_cache_are_the_full_pass(scheme: str, length: int, cuts
 @given(length=st.integers(130, 300), size=st.integers(1, 60), causal=st.booleans())
 @settings(deadline=None, max_examples=7)
 @torch.no_grad()
-def test_a_window_is_as_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
+def test_a_window_matches_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
     bias = torch.randn(H, length, length, dtype=torch.float64)
-    written = from_tensor(sliding_window(size).materialize(length))
-    for given_ in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
-        torch.testing.assert_close(attend(x, mask=sliding_window(size), **given_), attend(x, mask=written, **given_))
+    matrix = from_tensor(sliding_window(size).materialize(length))
+    for options in ({}, {"attn_bias": bias}, {"attn_bias": bias[:, :1]}):
+        torch.testing.assert_close(attend(x, mask=sliding_window(size), **options), attend(x, mask=matrix, **options))
 
 
 @schemes
 @torch.no_grad()
-def test_another_order_is_heard(scheme: str) -> None:
+def test_permuted_tokens_change_the_output(scheme: str) -> None:
     attend, x = layer(scheme, causal=False), tokens(7)
     order = torch.tensor([1, 0, 2, 3, 4, 5, 6])
     assert not torch.allclose(attend(x[:, order])[:, order], attend(x), atol=1e-3)
@@ -143,7 +143,7 @@ def test_conformance_with_positions(scheme: str) -> None:
     assert report["permutation_equivariance"].outcome == "not applicable"
 
 
-def test_what_positions_take_away() -> None:
+def test_positions_remove_capabilities() -> None:
     attend = MultiAttention(D, H, positions="rotary")
     with pytest.raises(UnsupportedError, match="does not support context"):
         attend(torch.zeros(1, 2, D), context=torch.zeros(1, 3, D))
@@ -152,39 +152,41 @@ def test_what_positions_take_away() -> None:
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "t5"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_padded_batch_is_packed_and_no_matrix_of_distances_is_made(
+def test_packed_batches_materialize_no_bias_matrix(
     positions: str, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend, x = layer(positions, causal=causal), tokens(199, batch=3)
     lengths = torch.tensor([199, 67, 101])
     expected = [attend(x[b : b + 1, :n]) for b, n in enumerate(lengths.tolist())]
-    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole matrix was materialized"))
     mask = padding(lengths, mask_queries=True)
-    assert [path.name for path in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
+    assert [record.name for record in explain_path(attend, x, mask=mask)] == ["packed", "segments"]
     together = attend(x, mask=mask)
     for b, n in enumerate(lengths.tolist()):
         torch.testing.assert_close(together[b : b + 1, :n], expected[b])
 
 
 @pytest.mark.parametrize("positions", ["alibi", "t5"])
-def test_under_a_window_no_matrix_of_distances_is_made(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_materialize_no_bias_matrix(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend, x = layer(positions), tokens(301)
     expected = attend(x, mask=from_tensor(sliding_window(7).materialize(301)))
-    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole was written"))
+    monkeypatch.setattr(RelativeBias, "tensor", lambda self: pytest.fail("the whole matrix was materialized"))
     torch.testing.assert_close(attend(x, mask=sliding_window(7)), expected)
     torch.testing.assert_close(attend(x, mask=sliding_window(7), attn_bias=torch.ones(301)), expected)
     assert explain_path(attend, x, mask=sliding_window(7))[0].name == "window"
 
 
 @pytest.mark.parametrize("positions", ["rotary(base=5)", "alibi", "t5"])
-def test_pytorchs_layer_knows_no_positions(positions: str) -> None:
+def test_to_torch_refuses_positions(positions: str) -> None:
     name = positions.split("(")[0]
-    with pytest.raises(ValueError, match=f"nn.MultiheadAttention knows no positions, and this layer has {name}"):
+    with pytest.raises(
+        ValueError, match=f"nn.MultiheadAttention has no positional encoding, and this layer has {name}"
+    ):
         MultiAttention(D, H, positions=positions).to_torch()
 
 
-def test_heads_that_share_keys_take_them_too() -> None:
+def test_grouped_queries_with_rotary_positions() -> None:
     grouped = GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary(rotary_fraction=0.67)")
     assert grouped.positions.width == 2  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="positions need an even number"):
+    with pytest.raises(ValueError, match="rotary positions need an even head_dim, not 3"):
         GroupedQueryAttention(D, 4, num_kv_heads=2, positions="rotary")
