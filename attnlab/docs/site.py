@@ -7,9 +7,12 @@ hold in both places; the API reference is made from the docstrings. Nothing is l
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +63,30 @@ def build(output: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder)
         copy_pages(root, pages)
-        try:
-            config: Any = load_config(
-                str(root / "mkdocs.yml"), docs_dir=folder, site_dir=str(output.resolve()), nav=navigation(), strict=True
-            )
-            build_site(config)
-        except MkDocsException as error:
-            raise UserError(f"the site cannot be built: {error}; the messages above name the page") from error
+        with warnings_of("mkdocs") as messages:
+            try:
+                site_dir = str(output.resolve())
+                config: Any = load_config(
+                    str(root / "mkdocs.yml"), docs_dir=folder, site_dir=site_dir, nav=navigation(), strict=True
+                )
+                build_site(config)
+            except MkDocsException as error:
+                raise UserError(f"the site cannot be built: {'; '.join(messages) or error}") from error
     return output
+
+
+@contextmanager
+def warnings_of(logger: str) -> Iterator[list[str]]:
+    """Collect the messages of a logger from the level of warnings on, in place of printing them."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger(logger)
+    log.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        log.removeHandler(handler)
 
 
 def copy_pages(root: Path, pages: Path) -> None:
@@ -75,13 +94,14 @@ def copy_pages(root: Path, pages: Path) -> None:
     sources = [root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", registry.folder() / "README.md"]
     sources += [root / "benchmarks" / "README.md", *sorted((root / "docs").glob("*.md"))]
     sources += [registry.folder() / name / "README.md" for name in registry.names()]
-    linked = {
-        target
-        for page in sources
-        for link in LINK.findall(page.read_text(encoding="utf-8"))
-        if "://" not in link and (target := (page.parent / link).resolve()).is_file()
-    }
-    for file in linked.union(sources):
+    files, pages_to_read = set(sources), list(sources)
+    while pages_to_read:  # a linked page may link to further files
+        page = pages_to_read.pop()
+        links = (link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link)
+        found = {target for link in links if (target := (page.parent / link).resolve()).is_file()} - files
+        files |= found
+        pages_to_read += [file for file in found if file.suffix == ".md"]
+    for file in files:
         copy = pages / file.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

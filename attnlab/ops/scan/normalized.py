@@ -136,9 +136,12 @@ class NormalizedScan(AttentionMap):
 
 
 def _normalized(sums: Tensor, like: Tensor) -> Tensor:
-    """All but the last column over the last; zero where that is zero."""
-    total = sums[..., -1:]
-    return (sums[..., :-1] / total.masked_fill(total == 0, 1.0)).to(like.dtype)
+    """Divide all columns by the last one; zero where no key is allowed.
+
+    A smaller divisor than the square root of the smallest normal number would overflow in the gradient.
+    """
+    smallest = torch.finfo(sums.dtype).tiny ** 0.5
+    return (sums[..., :-1] / sums[..., -1:].clamp_min(smallest)).to(like.dtype)
 
 
 def _real_keys(rule: Rule, mask: BoundMask, k: Tensor) -> Tensor:
