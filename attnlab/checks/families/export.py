@@ -178,4 +178,4 @@ def _arguments(case: LayerUnderTest, length: int, masked: bool, batch: int = B) 
         return (x,)
     lengths = (length - 4 * torch.arange(batch, device=x.device)).clamp(min=1)
     matrix = as_matrix(padding(lengths), x, x).contiguous()
-    return x, matrix if "arbitrary_mask" in case.capabilities or not case.is_ours else matrix[:, 0]
+    return x, matrix if "arbitrary_mask" in case.capabilities or not case.is_ours else matrix[:, 0].contiguous()
