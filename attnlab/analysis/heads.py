@@ -29,7 +29,7 @@ from attnlab.analysis.importance import (
     select_heads,
 )
 from attnlab.network import Network
-from attnlab.nn.pruning import edit_heads
+from attnlab.network.pruning import edit_heads
 from attnlab.tasks.base import Split, TaskData
 from attnlab.training.objective import Objective
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Network
+from attnlab.network.pruning import edit_heads
 from attnlab.nn.multihead import MultiHeadBase, as_multihead
-from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective, batches, eval_mode
 from attnlab.utils.errors import UserError

@@ -9,8 +9,8 @@ import torch
 
 from attnlab.analysis.heads import Study, study
 from attnlab.analysis.importance import attention_layers, pruning_order, select_heads
+from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.pruning import prune_heads
 from attnlab.training import hardware
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.experiment import Experiment, reopen

@@ -25,8 +25,7 @@ from attnlab.ops.bias import Bias, cut, four_axes
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.ops.rowwise import RowwiseMap, at_least_float32, by_tiles, one_tile, row_tiles
 from attnlab.ops.softmax import masked_softmax
-from attnlab.positions.base import exact
-from attnlab.utils.tracing import autocast_dtype, can_inspect_device
+from attnlab.utils.tracing import autocast_dtype, can_inspect_device, widest_dtype
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -55,7 +54,7 @@ class DecayedMap(AttentionMap):
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask = at_least_float32(q), at_least_float32(k), mask
         self.bias = None if bias is None else four_axes(bias)
-        self.gates = gates.to(exact(q.device))
+        self.gates = gates.to(widest_dtype(q.device))
         self.sums = self.gates.cumsum(-1)
         # Then a sum over the allowed keys differs from that over all keys by the same value for all keys of a row.
         self.contiguous = mask is not None and mask.is_causal_and_contiguous

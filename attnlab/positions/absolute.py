@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attnlab.positions.base import exact
 from attnlab.utils.errors import nearest
-from attnlab.utils.tracing import can_inspect_values
+from attnlab.utils.tracing import can_inspect_values, widest_dtype
 
 ABSOLUTE = ("learned", "sinusoidal", "none")
 
@@ -86,7 +85,7 @@ class Sinusoidal(AbsoluteEmbedding):
 
     def _add(self, x: Tensor, first: int, starts: Tensor | None) -> Tensor:
         # In float32, the angle at position 100,000 would be off by a hundredth of a turn.
-        dtype = exact(x.device)
+        dtype = widest_dtype(x.device)
         positions = _positions(x, first, starts).to(dtype)
         channels = torch.arange(0, self.embed_dim, 2, device=x.device, dtype=dtype)
         angles = positions[..., None] * 10_000.0 ** (-channels / self.embed_dim)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.ops.bias import RelativeBias
-from attnlab.utils.tracing import can_keep_tensors
+from attnlab.utils.tracing import can_keep_tensors, widest_dtype
 
 
 class Positions(nn.Module):
@@ -45,22 +45,17 @@ class Positions(nn.Module):
         """Keep the parameters of these heads, in place."""
 
     def _constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
-        """Return ``values`` as a tensor on ``device``, in the dtype of `exact`.
+        """Return ``values`` as a tensor on ``device``, in the dtype of `widest_dtype`.
 
         Constants are not buffers, so that nothing has to be loaded, moved or materialized from the meta device. One
         copy per device is kept, because a copy from the host in every call would synchronize a GPU.
         """
         if not can_keep_tensors():
-            return torch.tensor(values, dtype=exact(device), device=device)
+            return torch.tensor(values, dtype=widest_dtype(device), device=device)
         if device not in self._constants:
             with torch.inference_mode(False):
-                self._constants[device] = torch.tensor(values, dtype=exact(device), device=device)
+                self._constants[device] = torch.tensor(values, dtype=widest_dtype(device), device=device)
         return self._constants[device]
-
-
-def exact(device: torch.device) -> torch.dtype:
-    """The dtype of angles and slopes: float64, or float32 on Apple GPUs, which have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def checked_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnlab.positions.base import Positions, checked_number, exact
+from attnlab.positions.base import Positions, checked_number
+from attnlab.utils.tracing import widest_dtype
 
 FAST, SLOW = 32, 1
 """Full rotations within the trained length: above FAST, yarn keeps a frequency; below SLOW, it divides it fully."""
@@ -102,7 +103,7 @@ class Rotary(Positions):
     def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
         """Each pair (a, b) at position m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
         # In float32, the angle at position 100,000 would be off by a hundredth of a turn.
-        positions = torch.arange(first, first + x.shape[-2], device=x.device, dtype=exact(x.device))
+        positions = torch.arange(first, first + x.shape[-2], device=x.device, dtype=widest_dtype(x.device))
         angles = torch.outer(positions, self._constant(self.frequencies, x.device))
         cos, sin = ((t * self.attention_factor).to(x.dtype) for t in (angles.cos(), angles.sin()))
         rotated, rest = x[..., : self.width], x[..., self.width :]

@@ -64,3 +64,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """The most precise dtype of a device: float64, or float32 on Apple GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -110,7 +110,7 @@ class TalkingHeadsAttention(MultiHeadBase):
             named = ", ".join(str(pruned[i]) for i in used.nonzero().flatten().tolist())
             raise UnsupportedError(
                 f"the remaining heads use pruned heads ({named}): set their columns of scores and mixture to 0 first, "
-                "or mask heads with attnlab.nn.pruning.edit_heads"
+                "or mask heads with attnlab.network.pruning.edit_heads"
             )
         super()._select_heads(heads, groups)
         for name in ("scores", "mixture"):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
 from attnlab.network import Inputs, Network, Outputs
+from attnlab.network.pruning import edit_heads
 from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
 from attnlab.utils.errors import UserError

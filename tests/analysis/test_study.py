@@ -11,8 +11,8 @@ from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, task_da
 from attnlab.analysis.bootstrap import per_example_metric
 from attnlab.analysis.heads import study, without
 from attnlab.analysis.importance import mean_heads
+from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.pruning import prune_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective, evaluate
 

@@ -62,6 +62,7 @@ def test_failures_are_listed_with_value_and_location() -> None:
 
 
 def test_instance_is_copied_and_checked_as_it_is() -> None:
+    torch.manual_seed(0)
     layer = third_party.Correct(16, causal=True)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     report = check_attention(layer, embed_dim=16, fast=True)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from attnlab.network.pruning import prune_heads
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.nn.pruning import prune_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 

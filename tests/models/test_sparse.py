@@ -17,9 +17,9 @@ from attnlab.models.longformer import LongformerAttention
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.slidingwindow import SlidingWindowAttention
 from attnlab.models.strided import StridedAttention
+from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import Attention
 from attnlab.nn.multihead import MultiHeadBase
-from attnlab.nn.pruning import prune_heads
 
 B, N, H, D = 2, 13, 3, 24
 SMALL: dict[str, partial[MultiHeadBase]] = {

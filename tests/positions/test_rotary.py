@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from attnlab.models.multihead import MultiAttention
 from attnlab.positions import Rotary, Scaling
-from attnlab.positions.base import exact
+from attnlab.utils.tracing import widest_dtype
 
 d, N, H = 10, 7, 3
 
@@ -134,8 +134,8 @@ def test_angles_stay_expectedin_low_precision() -> None:
 
 
 def test_float32_angles_on_apple_gpus() -> None:
-    assert exact(torch.device("mps")) == torch.float32
-    assert exact(torch.device("cuda", 1)) == exact(torch.device("cpu")) == torch.float64
+    assert widest_dtype(torch.device("mps")) == torch.float32
+    assert widest_dtype(torch.device("cuda", 1)) == widest_dtype(torch.device("cpu")) == torch.float64
 
 
 def test_repr_shows_the_settings() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnlab import KVCache, check_attention, masks
 from attnlab.models.differential import DifferentialAttention
 from attnlab.models.differential.differential import Difference
-from attnlab.nn.pruning import prune_heads
+from attnlab.network.pruning import prune_heads
 from attnlab.ops.softmax import softmax_weights
 from attnlab.positions import Rotary
 

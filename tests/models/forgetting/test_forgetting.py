@@ -14,7 +14,7 @@ from attnlab import KVCache, check_attention, masks
 from attnlab.models.forgetting import ForgettingAttention
 from attnlab.models.forgetting.reference import reference
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.pruning import prune_heads
+from attnlab.network.pruning import prune_heads
 from attnlab.ops.decayed import DecayedMap
 
 B, N, H, D = 2, 11, 3, 12

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnlab import KVCache, check_attention, explain_path, masks
 from attnlab.models.groupedquery import GroupedQueryAttention
 from attnlab.models.multiquery import MultiQueryAttention
-from attnlab.nn.pruning import prune_heads
+from attnlab.network.pruning import prune_heads
 
 B, N, H, D, d = 2, 7, 3, 12, 4
 

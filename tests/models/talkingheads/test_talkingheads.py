@@ -12,8 +12,8 @@ from comparison import assert_pruning_is_exact, assert_same, perturbed, random
 from attnlab import check_attention, masks
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.talkingheads import TalkingHeadsAttention
+from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.pruning import prune_heads
 
 B, N, H, D = 2, 7, 3, 12
 

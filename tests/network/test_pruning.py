@@ -18,9 +18,9 @@ from attnlab.models.groupedquery import GroupedQueryAttention
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
 from attnlab.network import Inputs, Network, Outputs
+from attnlab.network.pruning import edit_heads, prune_heads
 from attnlab.nn.attention import UnsupportedError
 from attnlab.nn.multihead import MultiHeadBase, OutputGate, QKNorm
-from attnlab.nn.pruning import edit_heads, prune_heads
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.training.network_file import load_network, save_network
 from attnlab.utils.errors import UserError
