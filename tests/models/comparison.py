@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -66,3 +68,18 @@ def assert_pruning_is_exact(layer: Layer, pruned: list[int], x: Tensor, **inputs
     kept = [head for head in range(layer.num_heads) if head not in pruned]
     assert_same(small.attention_weights(x, **inputs), layer.attention_weights(x, **inputs)[:, kept])
     return small
+
+
+def naive_of_fla(operation: str, function: str) -> Any:
+    """A naive function of flash-linear-attention, loaded from its file, since the package itself needs Triton."""
+    pytest.importorskip("einops")
+    package = importlib.util.find_spec("fla")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("flash-linear-attention is not installed")
+    path = f"{package.submodule_search_locations[0]}/ops/{operation}/naive.py"
+    spec = importlib.util.spec_from_file_location(f"fla_naive_{operation}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function)

@@ -5,11 +5,11 @@ Theirs computes in float32 and is always causal. All else is compared with `mode
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
+from comparison import naive_of_fla
 from torch import Tensor
 
 from attnlab import masks
@@ -20,18 +20,7 @@ ORACLES = {"test_fla": ("fla-core", "naive forgetting attention")}
 
 @pytest.fixture(scope="module")
 def naive() -> Any:
-    """Their function, loaded from its file because importing the package needs Triton."""
-    pytest.importorskip("einops")
-    package = importlib.util.find_spec("fla")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("flash-linear-attention is not installed")
-    path = f"{package.submodule_search_locations[0]}/ops/forgetting_attn/naive.py"
-    spec = importlib.util.spec_from_file_location("fla_naive_forgetting", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.naive_forgetting_attn
+    return naive_of_fla("forgetting_attn", "naive_forgetting_attn")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

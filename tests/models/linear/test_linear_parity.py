@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from brute import same_with_gradients, tokens
+from comparison import naive_of_fla
 
 from attnlab.models.linear import LinearAttention
 
@@ -17,18 +17,7 @@ ORACLES = {"test_fla": ("fla-core", "naive recurrent linear attention")}
 
 @pytest.fixture(scope="module")
 def naive() -> Any:
-    """Their function, loaded from its file: the package needs Triton."""
-    pytest.importorskip("einops")
-    package = importlib.util.find_spec("fla")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("flash-linear-attention is not installed")
-    path = f"{package.submodule_search_locations[0]}/ops/linear_attn/naive.py"
-    spec = importlib.util.spec_from_file_location("fla_naive_linear", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.naive_recurrent_linear_attn
+    return naive_of_fla("linear_attn", "naive_recurrent_linear_attn")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
