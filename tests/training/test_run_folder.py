@@ -120,7 +120,9 @@ def test_folder_is_locked(copied: Path) -> None:
     one, two = Run.open(copied), Run.open(copied)
     (copied / f"{UNFINISHED}of one").touch()
     with one.alone():
-        assert not (copied / f"{UNFINISHED}of one").exists(), "swept away by whoever is alone"
+        assert not (copied / f"{UNFINISHED}of one").exists(), (
+            "an unfinished run is removed when no other process holds the folder"
+        )
         (copied / f"{UNFINISHED}of one").touch()
         with (
             pytest.raises(UserError, match=r"another process is training in .*copied; wait for it, or stop it"),

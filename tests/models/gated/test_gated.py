@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparison import assert_same, perturbed
 from torch import Tensor
 
 from attnlab import KVCache, check_attention, masks
@@ -22,19 +23,11 @@ GATES = pytest.mark.parametrize("gate", ["elementwise", "headwise"])
 def made(**options: Any) -> GatedAttention:
     """A layer with parameters far from their initial values, which would hide mistakes."""
     torch.manual_seed(0)
-    layer = GatedAttention(D, H, **options).double().eval()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter) / 3)
-    return layer
+    return perturbed(GatedAttention(D, H, **options))
 
 
 def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-
-
-def same(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def set_gates(layer: GatedAttention, logit: float | Tensor) -> None:
@@ -66,15 +59,15 @@ def test_with_open_gates_it_equals_multi_head_attention(gate: Any, causal: bool,
     layer, x, mask = made(gate=gate, causal=causal, positions=positions), tokens(), masks.padding(torch.tensor([4, 7]))
     set_gates(layer, 50.0)
     multi = multihead(layer, positions=positions)
-    same(layer(x, mask=mask), multi(x, mask=mask))
-    same(layer.attention_weights(x), multi.attention_weights(x))
+    assert_same(layer(x, mask=mask), multi(x, mask=mask))
+    assert_same(layer.attention_weights(x), multi.attention_weights(x))
 
 
 @GATES
 def test_cross_attention_with_open_gates_equals_multi_head_attention(gate: Any) -> None:
     layer, x, context = made(gate=gate), tokens(), tokens(5)
     set_gates(layer, 50.0)
-    same(layer(x, context=context), multihead(layer)(x, context=context))
+    assert_same(layer(x, context=context), multihead(layer)(x, context=context))
 
 
 @GATES
@@ -82,13 +75,13 @@ def test_gate_logits_of_zero_halve_the_heads(gate: Any) -> None:
     layer, x = made(gate=gate), tokens()
     set_gates(layer, 0.0)
     b = layer.output.bias
-    same(layer(x) - b, (multihead(layer)(x) - b) / 2)
+    assert_same(layer(x) - b, (multihead(layer)(x) - b) / 2)
 
 
 def test_closing_the_gate_of_a_head_equals_pruning_it() -> None:
     layer, x = made(gate="headwise"), tokens()
     set_gates(layer, torch.tensor([0.3, -800.0, -0.2]))
-    same(layer(x), prune_heads(layer, [1])(x))
+    assert_same(layer(x), prune_heads(layer, [1])(x))
 
 
 def test_the_gate_depends_on_the_query_token() -> None:
@@ -100,7 +93,7 @@ def test_the_gate_depends_on_the_query_token() -> None:
         x[:, :, 0] = -1
         x[:, 2, 0] = 1
     after = layer(x, context=context)
-    same(after[:, 2], layer.output.bias.expand(B, D))
+    assert_same(after[:, 2], layer.output.bias.expand(B, D))
     assert (after - layer.output.bias).abs()[:, [0, 1, 3, 4, 5, 6]].amin() > 1e-6
     assert before.shape == after.shape
 
@@ -111,7 +104,7 @@ def test_a_headwise_gate_equals_repeated_elementwise_gates() -> None:
     for name in ("gate.projection.weight", "gate.projection.bias"):
         state[name] = state[name].repeat_interleave(d, 0)
     many.load_state_dict(state)
-    same(one(x), many(x))
+    assert_same(one(x), many(x))
 
 
 @GATES
@@ -124,7 +117,7 @@ def test_pruning_is_exact(gate: Any, removed: list[int], positions: Any) -> None
     with torch.no_grad():
         for head in removed:
             layer.output.weight[:, head * d : (head + 1) * d] = 0
-    same(small(x), layer(x))
+    assert_same(small(x), layer(x))
 
 
 @pytest.mark.slow
@@ -137,7 +130,7 @@ def test_every_check_passes_with_positions(positions: str) -> None:
 def test_cached_steps_match_the_full_pass(gate: Any) -> None:
     layer, x, cache = made(gate=gate, causal=True, positions="rotary"), tokens(), KVCache(N)
     with torch.no_grad():
-        same(torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1), layer(x))
+        assert_same(torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 3], 1)], 1), layer(x))
 
 
 @pytest.mark.parametrize(

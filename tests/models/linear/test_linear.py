@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparison import assert_same
 from torch import Tensor
 
 from attnlab import masks
@@ -30,10 +31,6 @@ def made(**options: Any) -> LinearAttention:
 
 def tokens(length: int = N, batch: int = B) -> Tensor:
     return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def three_tokens(causal: bool) -> Tensor:
@@ -70,7 +67,7 @@ def test_a_loop_over_states(feature_map: str, causal: bool) -> None:
                 S, z = states[i] if causal else states[-1]
                 below = q[i] @ z
                 out[b, i, h * d : h * d + d] = q[i] @ S / below if below else 0
-    close(layer(x), layer.output(out))
+    assert_same(layer(x), layer.output(out))
 
 
 @CAUSAL
@@ -83,15 +80,15 @@ def test_interleaved_documents(causal: bool, padded: bool) -> None:
     if padded:
         mask = mask & masks.padding(torch.tensor([N, N - 3]))
     allowed = (mask & masks.causal() if causal else mask).materialize(N).expand(B, H, N, N)
-    close(layer(x, mask=mask), reference(layer, x, allowed))
-    close(layer.apply_weights(layer.attention_weights(x, mask=mask), x, mask=mask), layer(x, mask=mask))
+    assert_same(layer(x, mask=mask), reference(layer, x, allowed))
+    assert_same(layer.apply_weights(layer.attention_weights(x, mask=mask), x, mask=mask), layer(x, mask=mask))
 
 
 def test_two_document_masks_must_agree() -> None:
     layer, x = made(), tokens()
     first, second = torch.arange(N) // 4, torch.arange(N) // 3
     mask = masks.documents(first) & masks.documents(second)
-    close(layer(x, mask=mask), reference(layer, x, mask.materialize(N).expand(B, H, N, N)))
+    assert_same(layer(x, mask=mask), reference(layer, x, mask.materialize(N).expand(B, H, N, N)))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -101,7 +98,7 @@ def test_decoding_continues_a_padded_batch(side: str) -> None:
     expected, cache = layer(x, mask=mask), layer.make_cache(N)
     with torch.no_grad():
         steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
-    close(torch.cat(steps, 1), expected)
+    assert_same(torch.cat(steps, 1), expected)
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -111,7 +108,7 @@ def test_decoding_resets_the_state_at_each_document(batched: bool) -> None:
     cache = layer.make_cache(N)
     with torch.no_grad():
         steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
-    close(torch.cat(steps, 1), layer(x, mask=mask))
+    assert_same(torch.cat(steps, 1), layer(x, mask=mask))
 
 
 def test_the_state_does_not_grow() -> None:
@@ -127,7 +124,7 @@ def test_the_state_does_not_grow() -> None:
 
 def test_every_weight_is_positive_and_rows_sum_to_one() -> None:
     weights = made(causal=True).attention_weights(tokens())
-    close(weights.sum(-1), torch.ones(B, H, N, dtype=torch.float64))
+    assert_same(weights.sum(-1), torch.ones(B, H, N, dtype=torch.float64))
     assert (weights.tril() > 0).sum() == B * H * N * (N + 1) / 2
 
 
@@ -136,7 +133,7 @@ def test_rows_without_features_are_zero() -> None:
     with torch.no_grad():
         layer.qkv.weight.zero_()
         layer.qkv.bias.fill_(-1.0)
-    close(layer(x), layer.output.bias.expand(B, N, D))
+    assert_same(layer(x), layer.output.bias.expand(B, N, D))
     layer(x.requires_grad_()).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparison import assert_same, perturbed
 from torch import Tensor
 
 from attnlab import KVCache, check_attention, explain_path, masks
@@ -20,19 +21,11 @@ B, N, H, D, d = 2, 7, 3, 12, 4
 def made(**options: Any) -> MultiQueryAttention:
     """A layer with parameters far from their initial values, which would hide mistakes."""
     torch.manual_seed(0)
-    layer = MultiQueryAttention(D, H, **options).double().eval()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter) / 3)
-    return layer
+    return perturbed(MultiQueryAttention(D, H, **options))
 
 
 def tokens(length: int = N) -> Tensor:
     return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-
-
-def same(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -55,7 +48,9 @@ def test_it_equals_grouped_query_attention_with_one_group(causal: bool, position
 def test_the_cache_holds_one_key_and_one_value_per_token() -> None:
     layer, x, cache = made(causal=True, positions="rotary"), tokens(), KVCache(N)
     with torch.no_grad():
-        same(torch.cat([layer(part, cache=cache) for part in x[:, :-1].split([3, 1, 2], 1)], 1), layer(x)[:, :-1])
+        assert_same(
+            torch.cat([layer(part, cache=cache) for part in x[:, :-1].split([3, 1, 2], 1)], 1), layer(x)[:, :-1]
+        )
         [path] = explain_path(layer, x[:, -1:], cache=cache)
     assert cache.bytes_per_token == B * 2 * d * 8
     assert str(path) == f"shared: {H} heads of 1 queries use 1 heads of {N} keys without copies"
@@ -71,7 +66,7 @@ def test_pruning_is_exact_and_keeps_the_key(removed: list[int], positions: Any) 
     with torch.no_grad():
         for head in removed:
             layer.output.weight[:, head * d : (head + 1) * d] = 0
-    same(small(x), layer(x))
+    assert_same(small(x), layer(x))
 
 
 @pytest.mark.slow
