@@ -332,7 +332,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         start = 0
         if cache is not None:
             self._validate_cache(x, rule, context, cache)
-            keys, start = seen + queries, 0
+            keys = seen + queries
             if isinstance(cache, KVCache):
                 keys, start = cache.num_cached + queries, cache.start
         elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths
