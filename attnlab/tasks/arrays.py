@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from attnlab.files.npz import read_arrays
+from attnlab.files import npz
 from attnlab.network import Inputs
 from attnlab.tasks._baselines import flattened
 from attnlab.tasks._options import check_file, check_options
@@ -93,7 +93,7 @@ class Arrays(Task):
             shift, scale = (np.array(encoding[name])[: x.shape[1]] for name in ("shift", "scale"))
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
-            targets = read_y(path, read_arrays(path), len(x))
+            targets = read_y(path, npz.Arrays(path), len(x))
             encoded = encode_target(series(targets), encoding, locate=locator("y", path), gaps=not labelled)
             y = torch.from_numpy(encoded if "labels" in encoding else encoded.astype(np.float32)).unsqueeze(1)
         except UserError:
@@ -108,7 +108,7 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     Raises:
         UserError: for a file that cannot be read, or arrays that do not match.
     """
-    arrays = read_arrays(path)
+    arrays = npz.Arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but x is missing")
     x = arrays["x"]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from attnlab import tasks
-from attnlab.files.npz import read_arrays
+from attnlab.files.npz import Arrays
 from attnlab.tasks.base import TaskConfig
 from attnlab.tasks.tables.reader import read_table
 from attnlab.utils.errors import UserError
@@ -95,7 +95,7 @@ def read(path: Path, header: bool, target: int) -> Any:
     if path.suffix == ".npz":
         with contextlib.suppress(UserError):
             tasks.load("arrays").load(TaskConfig(data=path))
-        return {name: array.shape for name, array in read_arrays(path).items()}
+        return {name: array.shape for name, array in Arrays(path).items()}
     if path.suffix == ".txt":
         return tasks.load("text").load(TaskConfig(data=path, seq_length=2)).baselines()
     table = read_table(path, header=header)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from attnlab.files.data import check_size
-
-if TYPE_CHECKING:
-    import polars as pl
 
 MAX_COLUMNS = 1_000_000
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from attnlab.files.data import detect_encoding, open_data
 from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -28,8 +27,6 @@ def read_jsonl(path: Path) -> TableFile:
         MalformedError: with the line.
         UserError: for a file that is binary or needs too much memory.
     """
-    import polars as pl
-
     encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
@@ -91,11 +88,9 @@ def _integer(digits: str) -> int:
 
 
 def _series(name: str, column: list[Any], lines: list[int]) -> pl.Series:
-    import polars as pl
-
     kinds = {type(value) for value in column} - {type(None)}
     if kinds & {list, dict}:
-        nested = [None if value is None else [_text(value)] for value in column]
+        nested = [None if value is None else [json.dumps(value)] for value in column]
         return pl.Series(name, nested, dtype=pl.List(pl.String))
     if kinds == {bool}:
         return pl.Series(name, column, dtype=pl.Boolean)
@@ -105,28 +100,17 @@ def _series(name: str, column: list[Any], lines: list[int]) -> pl.Series:
         return pl.Series(name, [None if value is None else _float(value) for value in column], dtype=pl.Float64)
     if not kinds:
         return pl.Series(name, column, dtype=pl.Null)
-    texts = [value if value is None or isinstance(value, str) else _text(value) for value in column]
-    try:
-        return pl.Series(name, texts, dtype=pl.String)
-    except UnicodeEncodeError:
-        _refuse_surrogate(name, texts, lines)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value)
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in column]
+    for text, line in zip(texts, lines, strict=True):
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
+    return pl.Series(name, texts, dtype=pl.String)
 
 
 def _float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def _refuse_surrogate(name: str, texts: list[str | None], lines: list[int]) -> NoReturn:
-    for text, line in zip(texts, lines, strict=True):
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError:
-            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
-    raise AssertionError("all strings are valid Unicode")
+        return math.copysign(math.inf, value)
