@@ -10,19 +10,11 @@ from typing import BinaryIO, NamedTuple
 
 from attnlab.utils.errors import UserError
 
-_KINDS = {
-    stat.S_IFDIR: "a folder; name a file in it",
-    stat.S_IFIFO: "a pipe; write its content to a file first",
-    stat.S_IFSOCK: "a socket; write its content to a file first",
-    stat.S_IFCHR: "a device; write its content to a file first",
-    stat.S_IFBLK: "a device; write its content to a file first",
+_STREAMS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+_MARKS = {  # UTF-32 before UTF-16: its mark begins with the other
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
-_MARKS = (  # UTF-32 before UTF-16: its mark begins with the other
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
-    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
-)
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v"))
 _CHUNK = 2**20
 
@@ -52,11 +44,7 @@ def memory_limit() -> int:
 
 
 def check_size(path: Path, size: int) -> None:
-    """Refuse content that does not fit into memory.
-
-    Raises:
-        UserError: for a ``size`` in bytes above `memory_limit`, with both.
-    """
+    """Raise UserError for a ``size`` in bytes above `memory_limit`."""
     if size > memory_limit():
         raise UserError(
             f"the content of {path} takes {size:,} bytes of memory, more than a quarter of this machine's "
@@ -80,9 +68,9 @@ def detect_encoding(path: Path) -> Encoding:
     """
     with open_data(path) as file:
         start = file.read(4)
-        for mark, codec, label in _MARKS:
-            if start.startswith(mark):
-                return Encoding(codec, label)
+        for label, marks in _MARKS.items():
+            if start.startswith(marks):
+                return Encoding(label.lower(), label)
         file.seek(0)
         line = _first_wrong_line(path, file)
         if line is None:
@@ -93,11 +81,7 @@ def detect_encoding(path: Path) -> Encoding:
 
 
 def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
-    """The first line that is no UTF-8; None where all are.
-
-    Raises:
-        UserError: for a NUL byte.
-    """
+    """The first line that is no UTF-8, None where all are; UserError for a NUL byte."""
     decoder, line, wrong = codecs.getincrementaldecoder("utf-8")(), 1, None
     while True:
         chunk = file.read(_CHUNK)
@@ -117,8 +101,7 @@ def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
 def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> None:
     """Refuse what is no Windows-1252 either: five bytes are none, and control characters are in no text.
 
-    Raises:
-        UserError: with the line that is no UTF-8; where the file is ``marked`` as that, it is nothing else.
+    A file that is ``marked`` as UTF-8 is nothing else.
     """
     while chunk := file.read(_CHUNK):
         if len(chunk.translate(None, _CONTROLS)) < len(chunk):
@@ -128,5 +111,8 @@ def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> Non
 
 
 def _check_kind(path: Path, mode: int, flag: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{flag} {path} is a folder; name a file in it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{flag} {path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file; name one')}")
+        kind = _STREAMS.get(stat.S_IFMT(mode), "special file")
+        raise UserError(f"{flag} {path} is a {kind}; write its content to a file first")

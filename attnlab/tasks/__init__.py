@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ class Entry:
     name: str
     class_name: str
     summary: str
-    caveat: str
-    suffixes: tuple[str, ...]
-    needs_data: bool
-    defaults: dict[str, Any]
+    caveat: str = ""
+    suffixes: tuple[str, ...] = ()
+    needs_data: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -56,16 +56,8 @@ def entry(name: str) -> Entry:
     if name not in names():
         raise UnknownNameError("task", name, names())
     source = read_class(FOLDER / f"{name}.py", "summary")
-    attributes = source.attributes
-    return Entry(
-        name,
-        source.name,
-        attributes["summary"],
-        attributes.get("caveat", ""),
-        tuple(attributes.get("suffixes", ())),
-        attributes.get("needs_data", False),
-        attributes.get("defaults", {}),
-    )
+    known = {field.name for field in fields(Entry)}
+    return Entry(name, source.name, **{key: value for key, value in source.attributes.items() if key in known})
 
 
 def for_file(path: Path) -> str:

@@ -79,18 +79,18 @@ def supervised(
         parts = stratified(y, labels, config, groups)
         counts = np.bincount(y[parts.train])
         about = {"labels": labels, "majority": int(counts.argmax()), "share": float(counts.max() / counts.sum())}
-        outputs = Outputs("classes", len(labels))
-        encoded_y = y
+        outputs, metric, encoded_y = Outputs("classes", len(labels)), "accuracy", y
+        kind = f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
     else:
         parts = shuffled(len(y), config, groups=groups)
         known = y[parts.train]
         if known.max() == known.min():
             raise UserError(f"every training row has the same {target.name} ({known[0]:.9g}): nothing to learn")
-        mean, spread = mean_and_std(known[:, None])
-        unit = float(spread[0])
-        about = {"mean": float(mean[0]), "unit": unit}
-        outputs = Outputs("values", 1)
-        encoded_y = standardized_target(y, float(mean[0]), unit, target.name, locate).astype(np.float32)
+        mean, unit = (float(each[0]) for each in mean_and_std(known[:, None]))
+        about = {"mean": mean, "unit": unit}
+        outputs, metric = Outputs("values", 1), "rmse"
+        encoded_y = standardized_target(y, mean, unit, target.name, locate).astype(np.float32)
+        kind = f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, errors are in its unit"
     encoded = encode(parts.train)
 
     def split(part: Rows) -> Split:
@@ -100,19 +100,15 @@ def supervised(
     def baselines() -> list[Baseline]:
         return (regressors if labels is None else classifiers)(encoded.features, y, parts)
 
-    kind = (
-        f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, errors are in its unit"
-        if labels is None
-        else f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
-    )
+    train, validation, test = map(split, parts)
     return TaskData(
-        split(parts.train),
-        split(parts.validation),
-        split(parts.test),
+        train,
+        validation,
+        test,
         inputs=encoded.inputs,
         outputs=outputs,
         length=encoded.length,
-        metric="rmse" if labels is None else "accuracy",
+        metric=metric,
         unit=unit,
         encoding={"target": target.name, **about, **encoded.encoding},
         summary_lines=(*summary_lines, *encoded.summary_lines, kind),

@@ -60,31 +60,23 @@ class Arrays(Task):
             return Encoded(standard, inputs, x.shape[1], None, encoding, flattened(standard))
 
         return supervised(
-            read_target(series(y), config.target_type, locate=locator("y", config.data)),
+            read_target(series(y), config.target_type, locate=locator(config.data)),
             x.reshape(len(x), -1),
             encoded,
             config,
-            locate=locator("y", config.data),
+            locate=locator(config.data),
             summary_lines=(f"{config.data}: {len(x):,} sequences of {x.shape[1]}, {kind}",),
         )
 
-    def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+    def read(
+        self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False
+    ) -> Split:
         """``x``, standardized as in training, and ``y`` if the file holds a valid one.
 
         Raises:
-            UserError: for an ``x`` that does not match the network.
+            UserError: for an ``x`` that does not match the network; if ``labelled``, also for a ``y`` that is missing
+                or invalid.
         """
-        return self._sequences(path, inputs, length, encoding, labelled=False)
-
-    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """The same, with ``y``.
-
-        Raises:
-            UserError: as `read`, and for a ``y`` that is missing or invalid.
-        """
-        return self._sequences(path, inputs, length, encoding, labelled=True)
-
-    def _sequences(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
         check_file(path, "arrays", self.suffixes)
         x, y = read_x(path, inputs, length), torch.empty(0)
         if inputs.kind == "vectors":
@@ -94,12 +86,16 @@ class Arrays(Task):
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
             targets = read_y(path, npz.Arrays(path), len(x))
-            encoded = encode_target(series(targets), encoding, locate=locator("y", path), gaps=not labelled)
+            encoded = encode_target(series(targets), encoding, locate=locator(path), gaps=not labelled)
             y = torch.from_numpy(encoded if "labels" in encoding else encoded.astype(np.float32)).unsqueeze(1)
         except UserError:
             if labelled:
                 raise
         return Split(x, y)
+
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """The same, with the targets."""
+        return self.read(path, inputs, length, encoding, labelled=True)
 
 
 def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -153,11 +149,7 @@ def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray
 
 
 def refuse_large(x: NDArray[Any], path: Path) -> None:
-    """Refuse values that float32 cannot represent.
-
-    Raises:
-        UserError: with the first such value and its index.
-    """
+    """Raise UserError for the first value that float32 cannot represent, with its index."""
     if x.dtype.kind != "f" or x.dtype.itemsize <= 4:
         return
     large = np.abs(x) > LARGEST
@@ -187,9 +179,9 @@ def series(y: NDArray[Any]) -> pl.Series:
     return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
 
 
-def locator(name: str, path: Path | None) -> Locate:
-    """Names an index of an array in messages."""
-    return lambda row: f"{name}[{row}] of {path}"
+def locator(path: Path | None) -> Locate:
+    """Names an index of ``y`` in messages."""
+    return lambda row: f"y[{row}] of {path}"
 
 
 def first(where: NDArray[np.bool_]) -> tuple[int, ...]:

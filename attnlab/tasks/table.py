@@ -16,7 +16,7 @@ from attnlab.tasks._options import check_options
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks.base import ColumnUse, Split, Task, TaskConfig, TaskData
-from attnlab.tasks.tables.cells import Layout, baseline_features, encode, fit, row_keys
+from attnlab.tasks.tables.cells import ColumnValues, Layout, baseline_features, encode, fit, row_keys
 from attnlab.tasks.tables.columns import Column, choose, read_columns
 from attnlab.tasks.tables.file import TableFile
 from attnlab.tasks.tables.new_rows import column_values, refuse_gaps, refuse_large
@@ -106,7 +106,7 @@ class Table(Task):
                 lengths,
                 {"missing": config.missing, "header": config.header, "columns": layout.model_dump()},
                 baseline_features(layout, values, len(rows)),
-                tuple(cut_texts(layout, columns)),
+                tuple(cut_texts(layout, values)),
             )
 
         if leaking := leaking_columns(columns, target):
@@ -125,6 +125,10 @@ class Table(Task):
             columns=tuple(use_of[each] for each in file.frame.columns),
         )
 
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """The same, with the targets."""
+        return self.read(path, inputs, length, encoding, labelled=True)
+
     def columns(self, path: Path) -> dict[str, str]:
         """The columns that hold values, each with its kind: number, date, category, text, id or one value.
 
@@ -133,26 +137,18 @@ class Table(Task):
         """
         return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
 
-    def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+    def read(
+        self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False
+    ) -> Split:
         """More rows. ``y`` is empty if the file lacks the target; `UNSEEN` or NaN marks a missing or invalid value.
 
         Missing numbers become the mean of the training rows, unless training refused or dropped them. Unknown values
         of a category share one code.
 
         Raises:
-            UserError: for a file that lacks a column, or a value of another kind, with its row.
+            UserError: for a file that lacks a column, or a value of another kind, with its row; if ``labelled``, also
+                for a target that is missing or invalid.
         """
-        return self._rows(path, inputs, length, encoding, labelled=False)
-
-    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More rows with their targets, to evaluate on.
-
-        Raises:
-            UserError: as `read`, and for a target that is missing or invalid, with its row.
-        """
-        return self._rows(path, inputs, length, encoding, labelled=True)
-
-    def _rows(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
         known = parse_encoding(encoding, inputs, length)
         file = read_table(path, header=known.header or path.suffix.lower() not in HEADERLESS)
         values = column_values(known.columns, file)
@@ -214,10 +210,8 @@ def find_target(file: TableFile, config: TaskConfig) -> str:
 def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
     """The columns with few values, each of which occurs with a single class, like a copy of the target."""
     leaking: list[str] = []
-    if target.labels is None:
-        return leaking
     for column in columns:
-        if column.kind not in ("category", "number"):
+        if target.labels is None or column.kind not in ("category", "number"):
             continue
         numbers = column.values
         if not isinstance(numbers, np.ndarray):
@@ -234,23 +228,18 @@ def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config:
     Raises:
         UserError: if no row is complete.
     """
-    counts = {column.name: int(column.missing.sum()) for column in columns}
     incomplete = np.logical_or.reduce([missing, *(column.missing for column in columns)])
     if incomplete.all():
-        worst = max(counts, key=lambda name: counts[name])
+        worst = max(columns, key=lambda column: column.missing.sum())
         raise UserError(
-            f"every row of {config.data} has a missing value, most of them in {worst} ({counts[worst]:,} rows); leave "
-            f"that column out with --ignore {worst}, or fill values in with --missing mean"
+            f"every row of {config.data} has a missing value, most of them in {worst.name} ({worst.missing.sum():,} "
+            f"rows); leave that column out with --ignore {worst.name}, or fill values in with --missing mean"
         )
     return np.flatnonzero(~incomplete), f"{incomplete.sum():,} rows with a missing value are left out (--missing drop)"
 
 
-def cut_texts(layout: Layout, columns: Sequence[Column]) -> Iterator[str]:
+def cut_texts(layout: Layout, values: ColumnValues) -> Iterator[str]:
     """A line for each column whose texts are truncated."""
-    limits = {text.name: text.bytes for text in layout.texts}
-    for column in columns:
-        if column.name in limits:
-            limit = limits[column.name]
-            cut = int((column.values.str.len_bytes() > limit).sum())  # type: ignore[union-attr]
-            if cut:
-                yield f"{cut:,} texts in {column.name} are cut after {limit:,} bytes; --seq_length sets another limit"
+    for name, limit in ((text.name, text.bytes) for text in layout.texts):
+        if cut := int((values[name].str.len_bytes() > limit).sum()):
+            yield f"{cut:,} texts in {name} are cut after {limit:,} bytes; --seq_length sets another limit"

@@ -15,7 +15,7 @@ from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks._options import check_length, check_options
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData
 from attnlab.tasks.texts.baselines import baselines
-from attnlab.tasks.texts.corpus import Corpus, corpus, read_text, standard_library
+from attnlab.tasks.texts.corpus import Corpus, Unit, corpus, read_text, standard_library
 from attnlab.utils.errors import UserError
 
 LENGTH = 128
@@ -56,7 +56,11 @@ class Text(Task):
         """
         check_options(config, "text", "seq_length", "data", "split_by")
         N = check_length(config, "text", LENGTH, 2, LONGEST)
-        text = python_documentation(config) if config.data is None else own_text(config.data, config)
+        text = (
+            python_documentation(config.split_by)
+            if config.data is None
+            else corpus(read_text(config.data), str(config.data), config.split_by)
+        )
         parts = text.parts(config)
         shortest = min(map(len, parts))
         if shortest <= N:
@@ -127,22 +131,12 @@ class Text(Task):
         }
 
 
-def own_text(path: Path, config: TaskConfig) -> Corpus:
-    """The user's own text.
-
-    Raises:
-        UserError: for a file that is missing, empty or binary.
-    """
-    return corpus(read_text(path), str(path), config.split_by)
-
-
-def python_documentation(config: TaskConfig) -> Corpus:
+def python_documentation(split_by: Unit | None) -> Corpus:
     """The English that ships with Python."""
-    source = "Python's own help topics and docstrings"
-    units = [paragraph + b"\n\n" for paragraph in standard_library()]
-    units[-1] = units[-1].removesuffix(b"\n\n")
-    if config.split_by not in (None, "paragraphs"):
-        return corpus(b"".join(units), source, config.split_by)
+    source, paragraphs = "Python's own help topics and docstrings", standard_library()
+    if split_by not in (None, "paragraphs"):
+        return corpus(b"\n\n".join(paragraphs), source, split_by)
+    units = [*(paragraph + b"\n\n" for paragraph in paragraphs[:-1]), paragraphs[-1]]
     return Corpus(source, units, "paragraphs", "each paragraph once")
 
 

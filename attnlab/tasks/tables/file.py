@@ -73,9 +73,5 @@ def shown(text: str, most: int = 60) -> str:
 
 
 def check_cells(path: Path, rows: int, columns: int) -> None:
-    """Refuse a table that does not fit into memory.
-
-    Raises:
-        UserError: with the bytes that it needs.
-    """
+    """Refuse a table that does not fit into memory, as `check_size`."""
     check_size(path, rows * columns * 16)  # polars stores a short string in 16 bytes

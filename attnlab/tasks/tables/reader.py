@@ -17,11 +17,7 @@ HEADERLESS = (".csv", ".tsv")
 
 
 def read_table(path: Path, *, header: bool = True) -> TableFile:
-    """Read a .csv, .tsv, .jsonl or .parquet file.
-
-    Args:
-        path: the file.
-        header: whether the first line of a .csv names the columns; without one they are ``column_1``, ``column_2`` ...
+    """Read a .csv, .tsv, .jsonl or .parquet file; without a ``header``, columns are ``column_1``, ``column_2`` ...
 
     Raises:
         UserError: for a file that is missing, not regular, empty, binary or malformed (with the line, if there are

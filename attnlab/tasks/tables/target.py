@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attnlab.tasks._standardize import MAX_STANDARDIZED
 from attnlab.tasks.base import UNSEEN
-from attnlab.tasks.tables.values import LARGEST, MAX_CODES, MOSTLY, Values, numbers
+from attnlab.tasks.tables.values import LARGEST, MAX_CODES, MOSTLY, numbers
 from attnlab.utils.errors import UserError
 
 MAX_CLASSES = 20
@@ -25,14 +25,7 @@ Locate = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Target:
-    """The targets of all rows.
-
-    Args:
-        name: of the column.
-        values: (rows,) indices into ``labels``, or float64 numbers.
-        labels: the classes as in the file; None for numbers.
-        why: the reason for the type, for display.
-    """
+    """The targets: ``values`` (rows,) are indices into ``labels``, the classes as in the file, or float64 numbers."""
 
     name: str
     values: NDArray[Any]
@@ -50,18 +43,11 @@ def read_target(
 ) -> Target:
     """Classes or numbers: strings, Booleans and integers with at most `MAX_CLASSES` values are classes.
 
-    Args:
-        column: the targets.
-        kind: ``class`` or ``number``; None to decide by the values.
-        decimal: the decimal mark of numbers in strings.
-        locate: names a row in messages.
-
     Raises:
         UserError: for a value that is missing, too large or not a number, with its row; for a column of another type;
             for numbers that are all equal.
     """
-    values = _complete(column, decimal, locate, "leave such rows out (of a table with --missing drop)")
-    parsed, other = values.numbers[0], values.other[0]
+    parsed, _, other = _parsed(column, decimal, locate, "leave such rows out (of a table with --missing drop)")
     unique = column.unique().to_list()
     why = f"--target_type {kind}"
     if kind is None:
@@ -84,23 +70,15 @@ def encode_target(
 ) -> NDArray[Any]:
     """More targets (rows,), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
 
-    Args:
-        column: the targets.
-        encoding: of the training data.
-        decimal: the decimal mark of numbers in strings.
-        locate: names a row in messages.
-        gaps: allow values that are missing or not numbers; they become `UNSEEN` or NaN.
+    With ``gaps``, values that are missing or not numbers are allowed, and become `UNSEEN` or NaN.
 
     Raises:
         UserError: as `read_target`.
     """
-    if gaps and not _is_readable(column):
-        raise UserError(f"{column.name} holds neither numbers nor strings nor Booleans")
-    values = numbers([column], decimal) if gaps else _complete(column, decimal, locate, "leave such rows out")
+    parsed, missing, other = _parsed(column, decimal, locate, "leave such rows out", gaps=gaps)
     if "labels" in encoding:
-        return np.where(values.missing[0], UNSEEN, _codes(column, encoding["labels"]))
-    parsed = values.numbers[0]
-    _check_numbers(column, parsed, values.other[0] & (not gaps), locate)
+        return np.where(missing, UNSEEN, _codes(column, encoding["labels"]))
+    _check_numbers(column, parsed, other & (not gaps), locate)
     return standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
 
 
@@ -127,21 +105,23 @@ def _is_readable(column: pl.Series) -> bool:
     return column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)
 
 
-def _complete(column: pl.Series, decimal: str, locate: Locate, otherwise: str) -> Values:
-    """The column's numbers; missing values are refused."""
+def _parsed(
+    column: pl.Series, decimal: str, locate: Locate, otherwise: str, *, gaps: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The column's `Values`; missing values are refused unless ``gaps`` allows them."""
     if not _is_readable(column):
         raise UserError(f"{column.name} holds neither numbers nor strings nor Booleans; choose another --target")
-    values = numbers([column], decimal)
-    if values.missing.any():
-        row = int(values.missing[0].argmax())
+    parsed, missing, other = (rows[0] for rows in numbers([column], decimal))
+    if missing.any() and not gaps:
+        row = int(missing.argmax())
         value = column[row]
-        if isinstance(value, str) and value.strip() and values.other.any():
+        if isinstance(value, str) and value.strip() and other.any():
             raise UserError(
                 f"{column.name} is {value!r} in {locate(row)}, which means a missing value; if it is a class, give "
                 f"it another name; otherwise fill it in, or {otherwise}"
             )
         raise UserError(f"{column.name} is missing or not finite in {locate(row)}; fill it in, or {otherwise}")
-    return values
+    return parsed, missing, other
 
 
 def _kind(
