@@ -75,11 +75,7 @@ def write_text(path: Path, text: str, *, follow: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a regular file.
-
-    Raises:
-        UserError: if it is a symbolic link, has a second hard link, or cannot be written.
-    """
+    """Append a line to a regular file; UserError for a symbolic link, a second hard link, or a full disk."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NEVER_WAIT
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
@@ -94,11 +90,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """Open a regular file for reading, without blocking on a pipe or a device.
-
-    Args:
-        path: the file.
-        follow: allow symbolic links.
+    """Open a regular file for reading, without blocking on a pipe or a device; ``follow`` allows symbolic links.
 
     Raises:
         UserError: for a file that is missing, a link (without ``follow``), or not regular.
@@ -116,11 +108,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
 
 
 def read_bytes(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
-    """Return the content of a regular file of at most ``max_bytes`` bytes; see `open_regular`.
-
-    Raises:
-        UserError: also for a larger file.
-    """
+    """Return the content of a regular file of at most ``max_bytes`` bytes; see `open_regular`."""
     with open_regular(path, follow=follow) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

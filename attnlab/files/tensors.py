@@ -113,11 +113,7 @@ def read_pth(file: BinaryIO) -> dict[str, Any]:
 
 
 def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Check that no tensor contains NaN or infinity.
-
-    Raises:
-        UserError: with the name of the first one that does; ``source`` names the file.
-    """
+    """Raise UserError for the first tensor with NaN or infinity; ``source`` names the file."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{source} has NaN or infinity in {name!r}; restore it, or train again")

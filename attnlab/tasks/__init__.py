@@ -47,11 +47,7 @@ def resolve(name: str) -> str:
 
 
 def entry(name: str) -> Entry:
-    """The description of a task, read from its source.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-    """
+    """The description of a task, read from its source; UnknownNameError for an unknown name."""
     name = resolve(name)
     if name not in names():
         raise UnknownNameError("task", name, names())
@@ -61,11 +57,7 @@ def entry(name: str) -> Entry:
 
 
 def for_file(path: Path) -> str:
-    """The task that reads files like ``path``.
-
-    Raises:
-        UserError: if no task does, with the suffixes that tasks read.
-    """
+    """The task that reads files like ``path``; UserError with the known suffixes if no task does."""
     entries = [entry(name) for name in names()]
     for candidate in entries:
         if path.suffix.lower() in candidate.suffixes:
@@ -75,10 +67,6 @@ def for_file(path: Path) -> str:
 
 
 def load(name: str) -> Task:
-    """The task with this name.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-    """
+    """The task with this name; UnknownNameError for an unknown name."""
     described = entry(name)
     return getattr(import_module(f"attnlab.tasks.{described.name}"), described.class_name)()

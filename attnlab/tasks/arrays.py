@@ -99,11 +99,7 @@ class Arrays(Task):
 
 
 def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``x`` as in the file (tokens as int64), and ``y``.
-
-    Raises:
-        UserError: for a file that cannot be read, or arrays that do not match.
-    """
+    """``x`` as in the file (tokens as int64), and ``y``; UserError for arrays that do not match."""
     arrays = npz.Arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but x is missing")
@@ -133,11 +129,7 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
-    """``y`` among the arrays of a file: one target per sequence.
-
-    Raises:
-        UserError: if it is missing, or has another shape or type.
-    """
+    """``y`` among the arrays of a file: one target per sequence; UserError if it is missing, or has another shape."""
     if "y" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but y is missing")
     y = arrays["y"]

@@ -171,11 +171,7 @@ class Table(Task):
 
 
 def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Encoding:
-    """The recorded encoding of a run, checked against its network.
-
-    Raises:
-        UserError: for an encoding that is damaged, or of a version of attnlab with another format.
-    """
+    """The recorded encoding of a run, checked against its network."""
     try:
         known = Encoding.model_validate(encoding)
         fits = known.columns.inputs == inputs and known.columns.length <= length and known.labels != []
@@ -192,11 +188,7 @@ def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Enc
 
 
 def find_target(file: TableFile, config: TaskConfig) -> str:
-    """The column to predict.
-
-    Raises:
-        UserError: for a target that is not given or does not exist, with the columns that do.
-    """
+    """The column to predict; UserError with the known columns if it is not given or does not exist."""
     known = file.frame.columns
     if config.target is None:
         raise UserError(f"give the column of {config.data} to predict with --target; choose from {listed(known, 20)}")
@@ -223,11 +215,7 @@ def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
 
 
 def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config: TaskConfig) -> tuple[Rows, str]:
-    """The rows without a missing value, and a line about the others.
-
-    Raises:
-        UserError: if no row is complete.
-    """
+    """The rows without a missing value, and a line about the others; UserError if there are none."""
     incomplete = np.logical_or.reduce([missing, *(column.missing for column in columns)])
     if incomplete.all():
         worst = max(columns, key=lambda column: column.missing.sum())

@@ -92,23 +92,9 @@ def test_target_type(tmp_path: Path) -> None:
     task_data = table(path, "y", target_type="number")
     assert task_data.metric == "rmse"
     assert np.unique(targets(task_data).round(5)).tolist() == [1, 2, 4]
-    assert table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class").encoding["labels"] == [
-        "1.5",
-        "2",
-        "4",
-    ]
-    with pytest.raises(UserError, match=r"y is 'b' in row 2 of .*not a number"):
-        table(csv(tmp_path, x=X, y=cycle("1", "b")), "y", target_type="number")
-    with pytest.raises(UserError, match=r"fewer: .* \(1\)"):
-        table(csv(tmp_path, x=X, y=[i / 3 for i in range(COUNT)]), "y", target_type="class")
+    task_data = table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class")
+    assert task_data.encoding["labels"] == ["1.5", "2", "4"]
     assert table(jsonl(tmp_path, cycle(True, False)), "y", target_type="number").metric == "rmse"
-
-
-@pytest.mark.parametrize("answers", [["0.1"] * COUNT, ["1e9"] * COUNT, ["3", "3.0"] * 33 + ["3"]])
-def test_constant_regression_target(answers: list[str], tmp_path: Path) -> None:
-    """The standard deviation of COUNT times 0.1 is not 0 in floating point."""
-    with pytest.raises(UserError, match=r"y is .* in every row"):
-        table(csv(tmp_path, x=X, y=answers), "y", target_type="number")
 
 
 def test_target_constant_in_the_training_rows(tmp_path: Path) -> None:
@@ -128,15 +114,6 @@ def test_integers_above_64_bits(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, x=X, y=huge), "y")
     assert task_data.metric == "rmse"
     assert np.sort(targets(task_data)) == pytest.approx(np.array(huge, dtype=np.float64), abs=100)
-    with pytest.raises(UserError, match="in every row as a float64"):
-        table(csv(tmp_path, x=X, y=[2**64 + i for i in range(COUNT)]), "y")
-
-
-@pytest.mark.parametrize("value", ["1e39", "-4e38", "1e999"])
-def test_targets_beyond_float32_are_refused(value: str, tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=[*X[:40], value, *X[41:]])
-    with pytest.raises(UserError, match=r"y is .* in row 41 of .*\(line 42\).*float32"):
-        table(path, "y")
 
 
 def test_target_too_far_from_the_others_is_refused(tmp_path: Path) -> None:
@@ -158,26 +135,9 @@ def test_target_too_far_from_the_others_is_refused(tmp_path: Path) -> None:
 def test_missing_targets(tmp_path: Path) -> None:
     gaps = {3: "", 5: "NA", 7: "null"}
     answers = [gaps.get(i, "ab"[i % 2]) for i in range(COUNT)]
-    path = csv(tmp_path, x=X, y=answers)
-    with pytest.raises(UserError, match=r"y is missing .* row 4 of .*\(line 5\)"):
-        table(path, "y")
-    task_data = table(path, "y", missing="drop")
-    assert sum(len(part.x) for part in (task_data.train, task_data.validation, task_data.test)) == COUNT - 3
+    task_data = table(csv(tmp_path, x=X, y=answers), "y", missing="drop")
+    assert len(targets(task_data)) == COUNT - 3
     assert task_data.encoding["labels"] == ["a", "b"]
-
-
-def test_invalid_regression_targets(tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=[*X[:40], "4o", *X[41:]])
-    with pytest.raises(UserError, match=r"y holds numbers, but '4o' in row 41 .*--target_type class"):
-        table(path, "y")
-    with pytest.raises(UserError, match=r"y is missing or not finite in row 41"):
-        table(csv(tmp_path, x=X, y=[*X[:40], "?", *X[41:]]), "y")
-
-
-@pytest.mark.parametrize("values", [[[1]] * COUNT, [{"a": 1}] * COUNT])
-def test_target_of_another_type_is_refused(values: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="y holds neither numbers nor strings"):
-        table(jsonl(tmp_path, values), "y")
 
 
 def test_the_majority_is_recorded(tmp_path: Path) -> None:
@@ -192,9 +152,3 @@ def test_predictions_use_the_labels_of_the_file(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
     answers = tasks.load("table").decode(task_data.outputs, torch.eye(3)[:, None], task_data.test, task_data.encoding)
     assert answers["prediction"] == ["001", "01", "1"]
-
-
-def test_class_named_none(tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
-    with pytest.raises(UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"):
-        table(path, "y")

@@ -146,11 +146,7 @@ def _numbers(names: list[str], matrix: NDArray[np.float64]) -> Numbers:
 
 
 def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> Cells:
-    """Rows as cells.
-
-    Raises:
-        UserError: for a number too far from the training rows for float32, with its row and column.
-    """
+    """Rows as cells; UserError for a number too far from the training rows for float32, with its row and column."""
     matrix, names, means, spreads = number_matrix(layout, values, rows)
 
     def refuse(row: int, column: int) -> UserError:

@@ -70,12 +70,7 @@ def read_columns(file: TableFile) -> list[Column]:
 
 
 def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> tuple[list[Column], tuple[ColumnUse, ...]]:
-    """The columns to predict from, and the use of every column.
-
-    Raises:
-        UserError: for ``--features`` or ``--ignore`` with the target or an unknown column, a required column that
-            cannot be used, or no usable column.
-    """
+    """The columns to predict from, and the use of every column; UserError for options that contradict the table."""
     by_name = {column.name: column for column in columns}
     named, ignored = dict.fromkeys(config.features or ()), dict.fromkeys(config.ignore)
     _check_names("features", list(named), by_name, target, config)

@@ -38,12 +38,7 @@ _COMMAS, _NO_THOUSANDS, _POINTS = (
 
 
 def read_csv(path: Path, *, header: bool) -> TableFile:
-    """Read a CSV file; every field is a string, and an empty one is null.
-
-    Raises:
-        MalformedError: with the line.
-        UserError: for a file that is binary or needs too much memory.
-    """
+    """Read a CSV file; every field is a string, and an empty one is null. MalformedError has the line of the error."""
     encoding = detect_encoding(path)
     with open_data(path) as file, io.TextIOWrapper(file, encoding.codec, newline="") as text, _any_field_size():
         lines = _lines(text)
@@ -134,12 +129,8 @@ def find_separator(start: Sequence[str], usual: str, *, cut: bool = False) -> st
     """The separator: the character with which every record has as many fields as the header.
 
     Among several, the one that leaves the fewest other separators inside fields (except decimal commas), and then the
-    one with the most fields. If there is none, the one that gives the header the most fields.
-
-    Args:
-        start: the first lines.
-        usual: the separator of the file's suffix; preferred in a tie.
-        cut: whether the last record may be incomplete.
+    one with the most fields. If there is none, the one that gives the header the most fields. ``usual`` wins a tie;
+    ``cut`` means that the last record may be incomplete.
     """
     best, score = usual, (False, 0.0, 1)
     for separator in [usual, *(s for s in SEPARATORS if s != usual)]:

@@ -36,7 +36,7 @@ class TableFile:
     lines: NDArray[np.int64] | None = None
 
     def locate(self, row: int) -> str:
-        """The location of a row, counted from 0, for messages: ``row 7 of t.csv (line 9)``."""
+        """The location of a row, counted from 0: ``row 7 of t.csv (line 9)``."""
         line = "" if self.lines is None else f" (line {self.lines[row]:,})"
         return f"row {row + 1:,} of {self.path}{line}"
 
@@ -46,11 +46,7 @@ class MalformedError(Exception):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse column names that are empty, repeated, not valid Unicode, or too many.
-
-    Raises:
-        MalformedError: for the first such name.
-    """
+    """Raise MalformedError for column names that are empty, repeated, not valid Unicode, or too many."""
     if len(names) > MAX_COLUMNS:
         raise MalformedError(f"it has {len(names):,} columns; at most {MAX_COLUMNS:,} are read")
     seen: set[str] = set()

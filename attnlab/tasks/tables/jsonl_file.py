@@ -18,14 +18,10 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def read_jsonl(path: Path) -> TableFile:
-    """Read a file with one JSON object per line; missing keys become null.
+    """Read a file with one JSON object per line; missing keys become null. MalformedError has the line of the error.
 
     A column of numbers, Booleans or strings has that type. Integers beyond 64 bits and values of mixed types become
     strings; lists and objects become their JSON text in a list.
-
-    Raises:
-        MalformedError: with the line.
-        UserError: for a file that is binary or needs too much memory.
     """
     encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}

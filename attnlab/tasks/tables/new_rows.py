@@ -18,11 +18,7 @@ from attnlab.utils.errors import UserError
 
 
 def column_values(layout: Layout, file: TableFile) -> ColumnValues:
-    """The columns that ``layout`` names.
-
-    Raises:
-        UserError: for a missing column, or a value of another kind, with its row.
-    """
+    """The columns that ``layout`` names; UserError for a missing column, or a value of another kind, with its row."""
     frame = file.frame
     present = set(frame.columns)
     lacking = [name for name in layout.names if name not in present]

@@ -22,12 +22,7 @@ _PLAIN_TYPES = {
 
 
 def read_parquet(path: Path) -> TableFile:
-    """Read a .parquet file, after a test in another process.
-
-    Raises:
-        MalformedError: for a damaged file.
-        UserError: for a file that needs too much memory.
-    """
+    """Read a .parquet file, after a test in another process; MalformedError for a damaged file."""
     try:
         with open_data(path) as file:
             _probe(path, file)

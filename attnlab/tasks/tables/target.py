@@ -70,10 +70,7 @@ def encode_target(
 ) -> NDArray[Any]:
     """More targets (rows,), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
 
-    With ``gaps``, values that are missing or not numbers are allowed, and become `UNSEEN` or NaN.
-
-    Raises:
-        UserError: as `read_target`.
+    With ``gaps``, values that are missing or not numbers become `UNSEEN` or NaN; otherwise UserError as `read_target`.
     """
     parsed, missing, other = _parsed(column, decimal, locate, "leave such rows out", gaps=gaps)
     if "labels" in encoding:
@@ -85,11 +82,7 @@ def encode_target(
 def standardized_target(
     values: NDArray[np.float64], mean: float, unit: float, name: str, locate: Locate
 ) -> NDArray[np.float64]:
-    """``(values - mean) / unit``.
-
-    Raises:
-        UserError: for a value so far from the mean that its squared error overflows.
-    """
+    """``(values - mean) / unit``; UserError for a value so far from the mean that its squared error overflows."""
     parsed = (values - mean) / unit
     far = np.abs(parsed) > MAX_STANDARDIZED
     if far.any():

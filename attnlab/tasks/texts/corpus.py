@@ -116,11 +116,7 @@ def paragraphs(text: bytes) -> list[bytes]:
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a text file.
-
-    Raises:
-        UserError: for a file that is missing, empty, larger than memory allows, or binary (it holds a NUL byte).
-    """
+    """The bytes of a text file; UserError if it is missing, empty, binary, or too large for the memory."""
     check_file(path, "text", (".txt",))
     check_size(path, 9 * path.stat().st_size)  # the bytes, and each as a 64-bit token
     try:
