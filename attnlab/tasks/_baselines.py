@@ -42,12 +42,7 @@ def flattened(x: NDArray[Any]) -> Features:
 def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
     """Three nearest neighbours, logistic regression and the majority class, with every metric for classes.
 
-    A method that fails has no metrics, and its name gives the reason.
-
-    Args:
-        features: the features of the training and the test rows.
-        y: (rows,) classes, counted from 0.
-        parts: the split.
+    ``y`` is (rows,), classes from 0. A method that fails has no metrics, and its name gives the reason.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -74,7 +69,7 @@ def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Basel
 
 
 def regressors(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
-    """Three nearest neighbours, ridge regression and the mean, with every metric for values; arguments as above.
+    """Three nearest neighbours, ridge regression and the mean, with every metric for values.
 
     The methods are fitted to standardized targets; predictions are converted back to the unit of ``y`` in float64.
     """

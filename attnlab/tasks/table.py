@@ -205,9 +205,8 @@ def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
     for column in columns:
         if target.labels is None or column.kind not in ("category", "number"):
             continue
-        numbers = column.values
-        if not isinstance(numbers, np.ndarray):
-            numbers = numbers.rank("dense").fill_null(0).to_numpy()
+        values = column.values
+        numbers = values if column.kind == "number" else values.rank("dense").fill_null(0).to_numpy()
         known, which = np.unique(numbers, return_inverse=True)
         if len(known) <= MAX_CLASSES and len(np.unique(which * len(target.labels) + target.values)) == len(known):
             leaking.append(column.name)

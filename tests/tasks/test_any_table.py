@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_data import more, uses, write
+from own_data import more, parts, uses, write
 
 from attnlab import tasks
 from attnlab.tasks.base import UNSEEN, TaskConfig
@@ -97,7 +97,7 @@ def test_any_table(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         loaded.append(uses(task_data))
         assert json.loads(json.dumps(task_data.encoding)) == task_data.encoding
         assert [column.name for column in task_data.columns] == frame.columns
-        for part in (task_data.train, task_data.validation, task_data.test):
+        for part in parts(task_data):
             assert np.isfinite(part.x.numpy()).all()
             assert np.isfinite(part.y.numpy()).all()
             assert 0 <= part.x[..., 0].min() <= part.x[..., 0].max() < task_data.inputs.size

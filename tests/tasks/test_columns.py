@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from own_data import csv, table, uses, whys, write
+from own_data import csv, more, table, uses, whys, write
 
-from attnlab import tasks
 from attnlab.tasks.tables.cells import DATE_PARTS, date_parts
 from attnlab.tasks.tables.columns import read_columns
 from attnlab.tasks.tables.file import TableFile
@@ -27,10 +27,11 @@ NUMBERS = [i * i % 101 / 7 for i in range(COUNT)]
 UUIDS = [str(uuid.UUID(int=i * 7919**8)) for i in range(COUNT)]
 PROSE = [f"review {i} says that it is {'good' if i % 3 else 'bad'}" for i in range(COUNT)]
 
+GAPS = ["", "NA", "n/a", "NaN", "nan", "NULL", "null", "None", " ", "inf", "-Infinity", "?"]
 
-def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str:
-    frame = pl.DataFrame({name: pl.Series(values, strict=False)})
-    return read_columns(TableFile(frame, Path("t.csv"), decimal))[0].kind
+
+def kind(values: Sequence[Any], name: str = "column") -> str:
+    return read_columns(TableFile(pl.DataFrame({name: pl.Series(values, strict=False)}), Path("t.csv")))[0].kind
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def kind(values: Sequence[Any], name: str = "column", decimal: Any = ".") -> str
         (["true", "false", "true", "false"], "category"),
         (["1", "2", "many", "1", "2", "many"], "category"),
         (["a b", "c d", "e f"], "text"),
+        (["1,5", "2,25", "3"], "id"),
         (["ACGT", "TGCA", "CATG"], "id"),
         (["a@b.c", "b@b.c", "c@b.c", "c@b.c"], "id"),
         (["2024-01-31", "2024-02-29T12:30", "2023-05-05 01:02:03.5Z", "2023-05-05T01:02:03+02:00"], "date"),
@@ -79,10 +81,6 @@ def test_kinds(values: list[Any], expected: str) -> None:
     assert kind(values) == expected
 
 
-def test_decimal_commas_are_numbers_only_in_such_files() -> None:
-    assert [kind(["1,5", "2,25", "3"], decimal=decimal) for decimal in ".,"] == ["id", "number"]
-
-
 @pytest.mark.parametrize("name", ["id", "ID", "userId", "customer_id", "PassengerId", "uuid", "Row", "index", "key-2"])
 def test_identifiers_by_name(name: str) -> None:
     assert [kind(values, name) for values in ([5, 17, 3], [5, 17, 5], [5.5, 17.5, 3.5])] == ["id", "number", "number"]
@@ -97,27 +95,32 @@ def test_too_many_levels_are_no_category() -> None:
     assert kind([f"{i} " + "x" * 300 for i in range(3_400)] * 2) == "text"  # a megabyte of different values
 
 
-def test_one_bad_value_late_in_a_column_of_numbers(tmp_path: Path) -> None:
-    late: list[Any] = [*NUMBERS]
-    late[250] = "?"
-    task_data = table(csv(tmp_path, a=late, b=["nan", *NUMBERS[:0:-1]], y=LABELS), "y")
-    assert uses(task_data) == {"a": "number", "b": "number", "y": "target"}
-    assert all("1 missing" in whys(task_data)[name] for name in "ab")
-    late[250] = "12o"
-    path = csv(tmp_path, a=late, b=NUMBERS[::-1], y=LABELS)
-    assert uses(table(path, "y", ignore=("a",)))["a"] == "left out"
-    assert tasks.load("table").columns(path)["a"] == "numbers and text"
+@pytest.mark.parametrize(
+    ("columns", "asked", "expected"),
+    [
+        ({"key": UUIDS, "a": NUMBERS}, {}, ["left out: 307 different values in 307 rows", "number"]),
+        ({"key": UUIDS, "a": NUMBERS}, {"features": ("key", "a")}, ["text", "number"]),
+        ({"dna": UUIDS}, {}, ["text: .* no other columns"]),
+        ({"a": range(COUNT)}, {}, ["number: consecutive integers"]),
+        ({"a": [*GAPS, *NUMBERS[len(GAPS) :]]}, {}, ["number: .* 12 missing"]),
+        ({"a": [*NUMBERS[:250], "?", *NUMBERS[251:]], "b": ["nan", *NUMBERS[1:]]}, {}, ["number: .* 1 missing"] * 2),
+        ({"a": [*NUMBERS[:250], "12o", *NUMBERS[251:]], "b": NUMBERS}, {"ignore": ("a",)}, ["left out", "number"]),
+        ({"a": NUMBERS, "b": NUMBERS[::-1]}, {"features": ("b",)}, ["left out: not in --features", "number"]),
+        ({"a": NUMBERS, "b": NUMBERS[::-1]}, {"ignore": ("b",)}, ["number", "left out: in --ignore"]),
+        *(
+            ({"a": NUMBERS[::-1], "leak": values, "y": values}, {}, ["number", "left out: equal to the target y in ev"])
+            for values in (NUMBERS, [f"of {i % 5} words" for i in range(COUNT)], LABELS)
+        ),
+    ],
+)
+def test_uses_of_columns(columns: dict[str, Any], asked: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
+    task_data = table(csv(tmp_path, **{"y": LABELS} | columns), "y", **asked)
+    for name, use in zip((name for name in columns if name != "y"), expected, strict=True):
+        assert re.match(use, f"{uses(task_data)[name]}: {whys(task_data)[name]}")
+    assert len(task_data.baselines()) == 3
 
 
-def test_uuids_do_not_replace_the_numbers(tmp_path: Path) -> None:
-    task_data = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y")
-    assert uses(task_data) == {"key": "left out", "a": "number", "y": "target"}
-    assert "307 different values in 307 rows" in whys(task_data)["key"]
-    task_data = table(csv(tmp_path, key=UUIDS, a=NUMBERS, y=LABELS), "y", features=("key", "a"))
-    assert uses(task_data) == {"key": "text", "a": "number", "y": "target"}
-
-
-def test_timestamps_do_not_replace_the_numbers(tmp_path: Path) -> None:
+def test_parts_of_dates_that_vary(tmp_path: Path) -> None:
     times = [f"2024-03-{1 + i % 31:02}T{i % 24:02}:00:00Z" for i in range(COUNT)]
     task_data = table(csv(tmp_path, when=times, a=NUMBERS, y=LABELS), "y")
     assert uses(task_data) == {"when": "date", "a": "number", "y": "target"}
@@ -133,56 +136,10 @@ def test_two_texts_are_both_read(tmp_path: Path) -> None:
         assert all(any(int(code) in codes for code in row) for row in task_data.train.x[:, :, 0])
 
 
-def test_identifiers_are_used_if_there_are_no_other_columns(tmp_path: Path) -> None:
-    task_data = table(csv(tmp_path, dna=UUIDS, y=LABELS), "y")
-    assert uses(task_data)["dna"] == "text"
-    assert "no other columns" in whys(task_data)["dna"]
-    assert len(task_data.baselines()) == 3
-    task_data = table(csv(tmp_path, x=range(COUNT), y=LABELS), "y")
-    assert uses(task_data)["x"] == "number"
-
-
-def test_parquet_categories_enumerations_and_decimals(tmp_path: Path) -> None:
-    colours = [["red", "green"][i % 2] for i in range(COUNT)]
-    frame = pl.DataFrame(
-        {
-            "a": pl.Series(colours, dtype=pl.Categorical),
-            "b": pl.Series(colours, dtype=pl.Enum(["green", "red"])),
-            "c": pl.Series(NUMBERS).cast(pl.Decimal(10, 3)),
-            "y": pl.Series(LABELS, dtype=pl.Categorical),
-        }
-    )
-    task_data = table(write(frame, tmp_path / "t.parquet"), "y")
-    assert uses(task_data) == {"a": "category", "b": "category", "c": "number", "y": "target"}
-    assert task_data.encoding["labels"] == ["no", "yes"]
-
-
-@pytest.mark.parametrize(
-    ("name", "values"), [("number", NUMBERS), ("text", [f"of {i % 5} words" for i in range(COUNT)]), ("label", LABELS)]
-)
-def test_copy_of_the_target_is_left_out(name: str, values: list[Any], tmp_path: Path) -> None:
-    path = csv(tmp_path, a=NUMBERS[::-1], leak=values, y=values)
-    task_data = table(path, "y")
-    assert uses(task_data) == {"a": "number", "leak": "left out", "y": "target"}
-    assert "equal to the target y in every row" in whys(task_data)["leak"]
-    with pytest.raises(UserError, match="--features leak cannot be used: equal to the target"):
-        table(path, "y", features=("leak",))
-
-
-def test_features_and_ignore(tmp_path: Path) -> None:
-    path = csv(tmp_path, alpha=NUMBERS, beta=NUMBERS[::-1], key=UUIDS, y=LABELS)
-    task_data = table(path, "y", features=("beta",))
-    assert uses(task_data) == {"alpha": "left out", "beta": "number", "key": "left out", "y": "target"}
-    assert whys(task_data)["alpha"] == "not in --features"
-    task_data = table(path, "y", ignore=("beta",))
-    assert uses(task_data) == {"alpha": "number", "beta": "left out", "key": "left out", "y": "target"}
-    assert whys(task_data)["beta"] == "in --ignore"
-
-
 def test_numbers_far_from_the_training_rows(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, a=NUMBERS, y=LABELS), "y")
     with pytest.raises(UserError, match=r"a is 3e\+38 in row 1 of .*times the spread of the training rows"):
-        tasks.load("table").read(csv(tmp_path, a=["3e38"]), task_data.inputs, task_data.length, task_data.encoding)
+        more(csv(tmp_path, a=["3e38"]), task_data)
 
 
 def test_dates_in_numbers() -> None:
@@ -211,12 +168,9 @@ def test_date_types_and_texts_agree(zone: str | None) -> None:
 
 
 def test_other_date_formats_in_new_rows(tmp_path: Path) -> None:
-    path = csv(tmp_path, when=[f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(COUNT)], y=LABELS)
-    task_data = table(path, "y")
-    task = tasks.load("table")
-    same = ["2/3/2024", "2024-03-02", "2.3.2024", "2 Mar 2024"]
-    split = task.read(csv(tmp_path, when=same), task_data.inputs, task_data.length, task_data.encoding)
-    assert (split.x == split.x[0]).all()
+    task_data = table(csv(tmp_path, when=[f"{1 + i % 28}/{1 + i % 12}/2024" for i in range(COUNT)], y=LABELS), "y")
+    x = more(csv(tmp_path, when=["2/3/2024", "2024-03-02", "2.3.2024", "2 Mar 2024"]), task_data).x
+    assert (x == x[0]).all()
 
 
 @pytest.mark.slow
@@ -257,5 +211,4 @@ def test_formatted_numbers(written: list[str], read: list[float], separator: str
     [["$5", "€5", "$7", "€7"], ["5%", "6", "7%", "8"], ["1,23,4", "2,34,5", "1.2.3", "4"], ["1,5", "2,5", "1.5", "3"]],
 )
 def test_invalid_numbers(written: list[str], tmp_path: Path) -> None:
-    path = csv(tmp_path, x=written * 5, y=list("abab") * 5)
-    assert read_columns(read_table(path))[0].kind == "category"
+    assert read_columns(read_table(csv(tmp_path, x=written * 5, y=list("abab") * 5)))[0].kind == "category"

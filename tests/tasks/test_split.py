@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from own_data import csv, rows, table
+from own_data import arrays, csv, parts, row_bytes, table
 
-from attnlab import tasks
 from attnlab.tasks._split import Parts, groups_of_equal_rows, sample, shuffled, stratified
 from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 
-def check(parts: Parts, count: int, groups: np.ndarray) -> None:
-    assert sorted(np.concatenate(parts)) == list(range(count))
-    assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
-    together = [set(groups[part]) for part in parts]
+def check(split: Parts, count: int, groups: np.ndarray) -> None:
+    assert sorted(np.concatenate(split)) == list(range(count))
+    assert all(len(part) and (np.diff(part) > 0).all() for part in split)
+    together = [set(groups[part]) for part in split]
     assert sum(map(len, together)) == len(set.union(*together))
 
 
@@ -89,11 +88,11 @@ def test_equal_rows_are_in_one_part(tmp_path: Path) -> None:
     loaded = [classes, table(csv(tmp_path, a=texts, y=answers), "y", seq_length=8)]
     for seed in range(3):
         loaded.append(table(csv(tmp_path, a=generator.integers(0, 31, 211), y=generator.random(211)), "y", seed=seed))
-        for x in (generator.integers(0, 3, (211, 3)), generator.integers(0, 3, (211, 2, 2)) / 7):
-            np.savez(tmp_path / "a.npz", x=x, y=generator.integers(0, 2, 211))
-            loaded.append(tasks.load("arrays").load(TaskConfig(seed=seed, data=tmp_path / "a.npz")))
+        y = generator.integers(0, 2, 211)
+        loaded.append(arrays(tmp_path, {"seed": seed}, x=generator.integers(0, 3, (211, 3)), y=y))
+        loaded.append(arrays(tmp_path, {"seed": seed}, x=generator.integers(0, 3, (211, 2, 2)) / 7, y=y))
     for task_data in loaded:
-        train, validation, test = rows(task_data)
+        train, validation, test = map(row_bytes, parts(task_data))
         assert not (train & test | train & validation | validation & test)
         assert "repeat an earlier row" in " ".join(task_data.summary_lines)
 

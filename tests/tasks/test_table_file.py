@@ -41,10 +41,6 @@ def read(folder: Path, content: bytes | str, suffix: str = ".csv", **how: Any) -
     return read_table(path, **how)
 
 
-def rows(table: TableFile) -> list[tuple[Any, ...]]:
-    return table.frame.rows()
-
-
 @pytest.mark.parametrize(
     ("content", "fact", "expected"),
     [
@@ -59,6 +55,11 @@ def rows(table: TableFile) -> list[tuple[Any, ...]]:
         (b"a|b\nx|y;z\n", "fields separated by vertical bars", {"a": ["x"], "b": ["y;z"]}),
         (b"a,b\n1,up; down\n2,left; right\n", None, {"a": ["1", "2"], "b": ["up; down", "left; right"]}),
         (b"a\nx\ny\n", None, {"a": ["x", "y"]}),
+        (  # the sample ends within a record
+            b"name;height (cm, barefoot)\n" + b'"x\nz";1\n' * 1_009,
+            "fields separated by semicolons",
+            {"name": ["x\nz"] * 1_009, "height (cm, barefoot)": ["1"] * 1_009},
+        ),
         ("a,b\nMünchen,Łódź\n".encode(), None, {"a": ["München"], "b": ["Łódź"]}),
         ("a,b\nMünchen,€\n".encode("cp1252"), "read as Windows-1252 (Latin-1)", {"a": ["München"], "b": ["€"]}),
         ("a,b\nZürich,é\n".encode("latin-1"), "read as Windows-1252 (Latin-1)", {"a": ["Zürich"], "b": ["é"]}),
@@ -96,29 +97,20 @@ def test_decimal_commas(content: str, decimal: str, tmp_path: Path) -> None:
     assert table.frame.width == 2
     assert table.decimal == decimal
     assert ("numbers with decimal commas" in table.summary_lines) == (decimal == ",")
-
-
-def test_tsv_prefers_tabs(tmp_path: Path) -> None:
     assert read(tmp_path, "a,x\tb\n1,5\t2\n", ".tsv").frame.columns == ["a,x", "b"]
 
 
 def test_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnlab.tasks.tables.csv_file._CHUNK_CELLS", 21)
     table = read(tmp_path, "a;b\n" + "".join(f"{i};x{i}\n" for i in range(101)) + "1;2,5\n")
-    assert rows(table) == [*((str(i), f"x{i}") for i in range(101)), ("1", "2,5")]
+    assert table.frame.rows() == [*((str(i), f"x{i}") for i in range(101)), ("1", "2,5")]
     assert table.decimal == ","
     assert table.locate(100).endswith("(line 102)")
 
 
-def test_the_sample_may_end_within_a_record(tmp_path: Path) -> None:
-    table = read(tmp_path, "name;height (cm, barefoot)\n" + '"x\nz";1\n' * 1_009)
-    assert table.frame.columns == ["name", "height (cm, barefoot)"]
-    assert rows(table) == [("x\nz", "1")] * 1_009
-
-
 def test_line_numbers_after_quoted_newlines_and_blank_lines(tmp_path: Path) -> None:
     table = read(tmp_path, 'a,b\n"x\r\ny\nz",1\n\n2,3\r\n"u\n",4\n')
-    assert rows(table)[0] == ("x\r\ny\nz", "1")
+    assert table.frame.rows()[0] == ("x\r\ny\nz", "1")
     assert [table.locate(row).split("(")[1] for row in range(3)] == ["line 2)", "line 6)", "line 7)"]
     assert table.locate(1) == f"row 2 of {tmp_path / 't.csv'} (line 6)"
 
@@ -200,7 +192,7 @@ def test_json_lines(tmp_path: Path) -> None:
     lines = ['{"a": 1, "b": "x", "c": 2, "e": null}', "", '{"a": null, "c": 1.5, "d": true, "e": null}']
     table = read(tmp_path, "\ufeff" + "\n".join(lines) + "\n\n", ".jsonl")
     assert table.frame.schema == {"a": pl.Int64, "b": pl.String, "c": pl.Float64, "e": pl.Null, "d": pl.Boolean}
-    assert rows(table) == [(1, "x", 2.0, None, None), (None, None, 1.5, None, True)]
+    assert table.frame.rows() == [(1, "x", 2.0, None, None), (None, None, 1.5, None, True)]
     assert table.locate(1).endswith("row 2 of " + str(tmp_path / "t.jsonl") + " (line 3)")
 
 
@@ -294,6 +286,7 @@ def test_no_header_is_for_csv(tmp_path: Path) -> None:
         read(tmp_path, '{"a": 1}\n', ".jsonl", header=False)
 
 
+@pytest.mark.slow
 def test_hundred_thousand_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(100_003)]
     table = read(tmp_path, f"{','.join(names)}\n" + f"{','.join(['1.5'] * len(names))}\n" * 3)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from own_data import parts
 from torch import Tensor
 
 from attnlab import tasks
@@ -37,13 +38,6 @@ def prose(count: int, *, repeated: int = 0, between: str = "\n\n", wrap: bool = 
     if wrap:
         texts = [text[:71] + "\n" + text[71:] for text in texts]
     return between.join(texts + texts[:repeated]).encode()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "book.txt"
-    path.write_bytes(prose(60, repeated=20))  # a quarter of it twice
-    return path
 
 
 def load(path: Path, **asked: Any) -> TaskData:
@@ -82,14 +76,14 @@ def test_every_byte_is_in_one_part(name: str, split_by: Any) -> None:
     units = {unit.strip() for unit in read.units} if read.unit == "paragraphs" else read.units
     if split_by and split_by != "position" and len(units) < 10:
         return  # refused, as test_bad_files has it
-    parts = read.parts(TaskConfig(seed=3))
-    assert sum(map(len, parts)) == len(text)
+    split = read.parts(TaskConfig(seed=3))
+    assert sum(map(len, split)) == len(text)
     if split_by == "position" or read.unit == "position":
-        assert b"".join(parts) == text
+        assert b"".join(split) == text
     else:
         again = {"lines": lambda part: part.splitlines(keepends=True), "paragraphs": paragraphs}[read.unit]
-        assert sum((Counter(again(part)) for part in parts), Counter()) == Counter(read.units)
-        for part in parts:
+        assert sum((Counter(again(part)) for part in split), Counter()) == Counter(read.units)
+        for part in split:
             remaining = iter(read.units)
             assert all(unit in remaining for unit in again(part))  # in the order of the text
 
@@ -102,31 +96,33 @@ def test_the_paragraphs_of_any_text_are_its_bytes(text: bytes) -> None:
     assert b"".join(text.splitlines(keepends=True)) == text
 
 
-def test_copies_of_a_paragraph_are_in_one_part(file: Path) -> None:
-    text = file.read_bytes()
-    parts = corpus(text, "book", None).parts(TaskConfig())
-    where = Counter(p for part in parts for p in set(paragraphs(text)) if p.strip() in part)
+def test_copies_of_a_paragraph_are_in_one_part() -> None:
+    text = prose(60, repeated=20)  # a quarter of it twice
+    split = corpus(text, "book", None).parts(TaskConfig())
+    where = Counter(p for part in split for p in set(paragraphs(text)) if p.strip() in part)
     assert len(where) > 50
     assert set(where.values()) == {1}
-    assert sum(map(len, parts)) == len(text)
-    summary_lines = load(file, seq_length=13).summary_lines
-    assert summary_lines[0].startswith(f"{file}: {len(text):,} bytes in 80 paragraphs, sha256 ")
-    assert summary_lines[1] == "split by paragraphs: blank lines separate its paragraphs"
-    assert summary_lines[2] == "20 of the paragraphs repeat another; all copies are in the same part"
 
 
-def test_repeated_lines_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "code.txt").write_bytes(CODE)
-    first, *others = load(tmp_path / "code.txt", seq_length=13).summary_lines
-    assert f"{len(CODE):,} bytes in {CODE.count(bytes([10]))} lines" in first
-    assert not any("repeat" in fact for fact in others)
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (prose(60), ["60 paragraphs", "by paragraphs: blank lines separate its paragraphs"]),
+        (prose(60, repeated=20), ["80 paragraphs", "by paragraphs: blank lines separate its paragraphs", "20 of the"]),
+        (CODE, [f"{CODE.count(bytes([10]))} lines", "by lines: it consists of lines, not of paragraphs of prose"]),
+        (LETTERS, ["2,003 bytes, sha256", "at two positions: it has only 1 line"]),
+    ],
+)
+def test_summary_lines(text: bytes, lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(text)
+    summary_lines = load(tmp_path / "x.txt", seq_length=13).summary_lines
+    assert summary_lines[0].startswith(f"{tmp_path / 'x.txt'}: {len(text):,} bytes")
+    assert all(part in line for part, line in zip(lines, summary_lines, strict=True))
 
 
-def test_split_by_position(tmp_path: Path) -> None:
-    _, validation, test = corpus(LETTERS, "", "position").parts(TaskConfig(val_fraction=0.25))
-    assert (len(test), len(validation)) == (401, 400)
-    (tmp_path / "x.txt").write_bytes(LETTERS)
-    assert load(tmp_path / "x.txt").summary_lines[1] == "split at two positions: it has only 1 line"
+def test_sizes_of_a_split_by_position() -> None:
+    split = corpus(LETTERS, "", "position").parts(TaskConfig(val_fraction=0.25))
+    assert list(map(len, split)) == [1202, 400, 401]
 
 
 def slow_bits(train: bytes, test: bytes, order: int) -> float:
@@ -165,19 +161,19 @@ def test_only_the_bytes_of_the_file_are_measured(tmp_path: Path, monkeypatch: py
     values = {b.name: b.values["bits_per_byte"] for b in task_data.baselines()}
     assert values[f"byte {order + 1}-gram"] == pytest.approx(slow_bits(train, test, order))
     assert all(0.5 < values[name] < 8 for name in ("zlib", "lzma"))
-    assert sum(part.x.numel() for part in (task_data.train, task_data.validation, task_data.test)) <= len(text)
+    assert sum(part.x.numel() for part in parts(task_data)) <= len(text)
     asked = bytes(task_data.test.y.flatten().tolist())
     assert asked == test[1 : 1 + len(asked)]
 
 
 def test_cost_of_baselines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = prose(97), prose(53)[::-1], prose(31)
-    assert not any("text" in b.name for b in baselines(*parts))
+    train, validation, test = prose(97), prose(53)[::-1], prose(31)
+    assert not any("text" in b.name for b in baselines(train, validation, test))
     monkeypatch.setattr(text_baselines, "MAX_TRAIN", 2**10)
     monkeypatch.setattr(text_baselines, "MAX_TEST", 2**9)
-    bounded = baselines(*parts)
+    bounded = baselines(train, validation, test)
     assert all("of training text" in b.name and "of test text" in b.name for b in bounded)
-    shortened = baselines(parts[0][-(2**10) :], parts[1], parts[2][: 2**9])
+    shortened = baselines(train[-(2**10) :], validation, test[: 2**9])
     assert [b.values for b in bounded] == [b.values for b in shortened]
 
 

@@ -235,34 +235,31 @@ def baseline_features(layout: Layout, values: ColumnValues, rows: int) -> Featur
         from sklearn.preprocessing import OneHotEncoder
 
         matrix, _, means, spreads = number_matrix(layout, values, rows)
-        numbers = [np.nan_to_num((matrix[part] - means) / spreads) for part in (train, test)]
+        blocks = [tuple(np.nan_to_num((matrix[part] - means) / spreads) for part in (train, test))]
         if not layout.categories and not layout.texts:
-            return tuple(numbers)
-        both = [[csr_matrix(part)] for part in numbers]
+            return blocks[0]
         if layout.categories:
             codes = np.column_stack([category_codes(category, values) for category in layout.categories])
             encoder = OneHotEncoder(handle_unknown="ignore").fit(codes[train])
-            for blocks, part in zip(both, (train, test), strict=True):
-                blocks.append(encoder.transform(codes[part]))
+            blocks.append((encoder.transform(codes[train]), encoder.transform(codes[test])))
         for text in layout.texts:
             words = values[text.name].fill_null("")
-            for blocks, features in zip(both, _tfidf(words[train].to_list(), words[test].to_list()), strict=False):
-                blocks.append(features)
-        return tuple(hstack(blocks, format="csr") for blocks in both)
+            blocks += _tfidf(words[train].to_list(), words[test].to_list())
+        return tuple(hstack(list(map(csr_matrix, part)), format="csr") for part in zip(*blocks, strict=True))
 
     return features
 
 
-def _tfidf(train: list[str], test: list[str]) -> tuple[Any, ...]:
-    """tf-idf features of words, or of characters if the texts have no white space."""
+def _tfidf(train: list[str], test: list[str]) -> list[tuple[Any, Any]]:
+    """tf-idf features of words, or of characters if the texts have no white space; none if all are empty."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if not any(text.strip() for text in train):
+        return []
     prose = sum(len(text.split()) > 1 for text in train) * 2 >= len(train)
     by_character = {"analyzer": "char", "ngram_range": (1, 3)}
     vectorizer = TfidfVectorizer(**({"token_pattern": r"\S+"} if prose else by_character))
-    if not any(text.strip() for text in train):
-        return ()
-    return vectorizer.fit_transform(train), vectorizer.transform(test)
+    return [(vectorizer.fit_transform(train), vectorizer.transform(test))]
 
 
 def _bytes(text: pl.Series, most: int) -> list[bytes]:
