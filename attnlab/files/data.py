@@ -16,6 +16,9 @@ _MARKS = {  # UTF-32 before UTF-16: its mark begins with the other
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v"))
+"""Control characters that are in no text."""
+_UNASSIGNED = b"\x81\x8d\x8f\x90\x9d"
+"""Bytes that are no character in Windows-1252."""
 _CHUNK = 2**20
 
 
@@ -66,48 +69,35 @@ def detect_encoding(path: Path) -> Encoding:
         UserError: for a file that is no text in any of them, with the line.
         OSError: what `open` raises.
     """
+    decoder, line, wrong, binary, unassigned = codecs.getincrementaldecoder("utf-8")(), 1, 0, False, False
     with open_data(path) as file:
         start = file.read(4)
         for label, marks in _MARKS.items():
             if start.startswith(marks):
                 return Encoding(label.lower(), label)
         file.seek(0)
-        line = _first_wrong_line(path, file)
-        if line is None:
-            return Encoding("utf-8-sig")
-        file.seek(0)
-        _check_cp1252(path, file, line, marked=start.startswith(codecs.BOM_UTF8))
-        return Encoding("cp1252", "Windows-1252 (Latin-1)")
-
-
-def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
-    """The first line that is no UTF-8, None where all are; UserError for a NUL byte."""
-    decoder, line, wrong = codecs.getincrementaldecoder("utf-8")(), 1, None
-    while True:
-        chunk = file.read(_CHUNK)
-        if 0 in chunk:
-            line += chunk.count(b"\n", 0, chunk.index(0))
-            raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
-        if wrong is None:
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                wrong = line + error.object.count(b"\n", 0, error.start)
-        if not chunk:
-            return wrong
-        line += chunk.count(b"\n")
-
-
-def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> None:
-    """Refuse what is no Windows-1252 either: five bytes are none, and control characters are in no text.
-
-    A file that is ``marked`` as UTF-8 is nothing else.
-    """
-    while chunk := file.read(_CHUNK):
-        if len(chunk.translate(None, _CONTROLS)) < len(chunk):
-            raise UserError(f"{path} is binary: line {line:,} is no UTF-8 text; give plain text")
-        if marked or len(chunk.translate(None, b"\x81\x8d\x8f\x90\x9d")) < len(chunk):
-            raise UserError(f"line {line:,} of {path} is no UTF-8 text; save it as UTF-8")
+        while True:
+            chunk = file.read(_CHUNK)
+            if 0 in chunk:
+                line += chunk.count(b"\n", 0, chunk.index(0))
+                raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
+            if not wrong:
+                try:
+                    decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    wrong = line + error.object.count(b"\n", 0, error.start)
+            if not chunk:
+                break
+            line += chunk.count(b"\n")
+            binary = binary or len(chunk.translate(None, _CONTROLS)) < len(chunk)
+            unassigned = unassigned or len(chunk.translate(None, _UNASSIGNED)) < len(chunk)
+    if not wrong:
+        return Encoding("utf-8-sig")
+    if binary:
+        raise UserError(f"{path} is binary: line {wrong:,} is no UTF-8 text; give plain text")
+    if unassigned or start.startswith(codecs.BOM_UTF8):
+        raise UserError(f"line {wrong:,} of {path} is no UTF-8 text; save it as UTF-8")
+    return Encoding("cp1252", "Windows-1252 (Latin-1)")
 
 
 def _check_kind(path: Path, mode: int, flag: str) -> None:

@@ -89,7 +89,7 @@ def supervised(
         mean, unit = (float(each[0]) for each in mean_and_std(known[:, None]))
         about = {"mean": mean, "unit": unit}
         outputs, metric = Outputs("values", 1), "rmse"
-        encoded_y = standardized_target(y, mean, unit, target.name, locate).astype(np.float32)
+        encoded_y = standardized_target(y, mean, unit, target.name, locate)
         kind = f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, errors are in its unit"
     encoded = encode(parts.train)
 

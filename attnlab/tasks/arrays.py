@@ -37,11 +37,7 @@ class Arrays(Task):
     needs_data = True
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Read, check and split ``x`` and ``y``.
-
-        Raises:
-            UserError: for an invalid file, shape or value.
-        """
+        """Read, check and split ``x`` and ``y``."""
         check_options(config, "arrays", "data", "target_type")
         if config.data is None:
             raise UserError("arrays needs your own file: give --data FILE.npz with the arrays x and y")
@@ -71,12 +67,7 @@ class Arrays(Task):
     def read(
         self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False
     ) -> Split:
-        """``x``, standardized as in training, and ``y`` if the file holds a valid one.
-
-        Raises:
-            UserError: for an ``x`` that does not match the network; if ``labelled``, also for a ``y`` that is missing
-                or invalid.
-        """
+        """``x``, standardized as in training, and ``y``, empty if it is missing or invalid and not ``labelled``."""
         check_file(path, "arrays", self.suffixes)
         x, y = read_x(path, inputs, length), torch.empty(0)
         if inputs.kind == "vectors":
@@ -86,8 +77,7 @@ class Arrays(Task):
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
             targets = read_y(path, npz.Arrays(path), len(x))
-            encoded = encode_target(series(targets), encoding, locate=locator(path), gaps=not labelled)
-            y = torch.from_numpy(encoded if "labels" in encoding else encoded.astype(np.float32)).unsqueeze(1)
+            y = encode_target(series(targets), encoding, locate=locator(path), gaps=not labelled)
         except UserError:
             if labelled:
                 raise

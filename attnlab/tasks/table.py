@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,12 +62,7 @@ class Table(Task):
     needs_data = True
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Read the table, decide the kinds of its columns, split the rows and encode them.
-
-        Raises:
-            UserError: for a file that is missing or malformed, columns that are missing or unusable, a missing target,
-                a value that is too large (with its row), or a single class.
-        """
+        """Read the table, decide the kinds of its columns, split the rows and encode them."""
         check_options(
             config, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header"
         )
@@ -82,7 +78,7 @@ class Table(Task):
         columns, uses = choose(read_columns(file), name, config)
         if config.missing == "drop":
             rows, fact = complete_rows(columns, target_gaps(targets, file.decimal), config)
-            targets, columns = targets[rows], [column.take(rows) for column in columns]
+            targets, columns = targets[rows], [replace(column, values=column.values[rows]) for column in columns]
             summary_lines += (fact,)
 
         def locate(row: int) -> str:
@@ -114,7 +110,7 @@ class Table(Task):
                 f"each value of {listed(leaking)} occurs with one class of {name} only, so it may leak the target; "
                 "leave such columns out with --ignore if they are not known at prediction time",
             )
-        use_of = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
+        uses[name] = ColumnUse(name, "target", target.why)
         return supervised(
             target,
             row_keys(columns, config.seq_length),
@@ -122,7 +118,7 @@ class Table(Task):
             config,
             locate=locate,
             summary_lines=summary_lines,
-            columns=tuple(use_of[each] for each in file.frame.columns),
+            columns=tuple(uses[each] for each in file.frame.columns),
         )
 
     def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
@@ -130,11 +126,7 @@ class Table(Task):
         return self.read(path, inputs, length, encoding, labelled=True)
 
     def columns(self, path: Path) -> dict[str, str]:
-        """The columns that hold values, each with its kind: number, date, category, text, id or one value.
-
-        Raises:
-            UserError: for a file that is missing or malformed.
-        """
+        """The columns that hold values, each with its kind: number, date, category, text, id or one value."""
         return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
 
     def read(
@@ -160,8 +152,7 @@ class Table(Task):
         if known.target in file.frame.columns:
             try:
                 targets = file.frame[known.target]
-                encoded = encode_target(targets, encoding, decimal=file.decimal, locate=file.locate, gaps=not labelled)
-                y = torch.from_numpy(encoded if known.labels else encoded.astype(np.float32)).unsqueeze(1)
+                y = encode_target(targets, encoding, decimal=file.decimal, locate=file.locate, gaps=not labelled)
             except UserError:
                 if labelled:
                     raise

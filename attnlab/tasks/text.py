@@ -49,11 +49,7 @@ class Text(Task):
     defaults = {"causal": True, "epochs": 3, "embed_dim": 128, "learning_rate": 2e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128).
-
-        Raises:
-            UserError: for a file that is missing, empty, binary or too short.
-        """
+        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128)."""
         check_options(config, "text", "seq_length", "data", "split_by")
         N = check_length(config, "text", LENGTH, 2, LONGEST)
         text = (
@@ -84,11 +80,7 @@ class Text(Task):
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """A .txt file cut into windows of ``length`` bytes, or one window of a shorter file.
-
-        Raises:
-            UserError: for a file that is missing, empty or binary.
-        """
+        """A .txt file cut into windows of ``length`` bytes, or one window of a shorter file."""
         text = read_text(path)
         if len(text) < 2:
             raise UserError(f"{path} holds one byte, which cannot be predicted from earlier ones; add more")
@@ -102,9 +94,6 @@ class Text(Task):
         ``bits_per_byte`` is the mean over the bytes of the line after the first, None if there are none; ``bytes`` is
         its length, and ``next`` the three most likely next bytes. In a line that is longer than the network's length,
         every byte is scored once, from a context of at least half that length.
-
-        Raises:
-            UserError: for a file that is missing, empty or binary.
         """
         lines = read_text(path).splitlines()
         bits, following = [0.0] * len(lines), [""] * len(lines)

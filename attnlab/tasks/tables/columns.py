@@ -51,10 +51,6 @@ class Column:
         """(rows,), where a value is missing."""
         return missing_rows(self.values)
 
-    def take(self, rows: NDArray[np.int64]) -> Column:
-        """Some of the rows."""
-        return replace(self, values=self.values[rows])
-
 
 def read_columns(file: TableFile) -> list[Column]:
     """Every column of a file, in order."""
@@ -69,14 +65,19 @@ def read_columns(file: TableFile) -> list[Column]:
     return [known.get(c.name) or _of_others(c) for c in frame]
 
 
-def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> tuple[list[Column], tuple[ColumnUse, ...]]:
+def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> tuple[list[Column], dict[str, ColumnUse]]:
     """The columns to predict from, and the use of every column; UserError for options that contradict the table."""
     by_name = {column.name: column for column in columns}
     named, ignored = dict.fromkeys(config.features or ()), dict.fromkeys(config.ignore)
-    _check_names("features", list(named), by_name, target, config)
-    _check_names("ignore", list(ignored), by_name, target, config)
-    both = [name for name in named if name in ignored]
-    if both:
+    for option, names in {"features": named, "ignore": ignored}.items():
+        for name in names:
+            if name not in by_name:
+                near = nearest(name, by_name)
+                hint = f"did you mean {near}?" if near else f"choose from {listed(list(by_name), 20)}"
+                raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
+            if name == target:
+                raise UserError(f"{name} is the --target, so it cannot be in --{option}; remove it there")
+    if both := [name for name in named if name in ignored]:
         raise UserError(f"{listed(both)} is in --features and in --ignore; remove it from one of them")
     used: dict[str, Column] = {}
     reasons: dict[str, str] = {}
@@ -96,23 +97,18 @@ def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> tuple[
             raise UserError(column.why)
         else:
             used[name] = column
-    unusable = [name for name in named if name not in used]
-    if unusable:
-        raise UserError(f"--features {unusable[0]} cannot be used: {reasons[unusable[0]]}")
+    for name in named:
+        if name not in used:
+            raise UserError(f"--features {name} cannot be used: {reasons[name]}")
     if not used:  # all columns may be identifiers, such as DNA sequences
-        left = [c for c in columns if c.kind == "id" and c.name in reasons and reasons[c.name] == c.why]
+        left = [c for c in columns if c.kind == "id" and reasons.get(c.name) == c.why]
         used = {c.name: _as_feature(c, "; used because there are no other columns") for c in left}
     if not used:
         details = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
         raise UserError(f"{config.data} has no column to predict {target} from{details}")
-    uses = (
-        ColumnUse(c.name, c.kind, c.why)
-        if (c := used.get(column.name))
-        else ColumnUse(column.name, "left out", reasons.get(column.name, ""))
-        for column in columns
-        if column.name != target
-    )
-    return list(used.values()), tuple(uses)
+    uses = {name: ColumnUse(name, "left out", why) for name, why in reasons.items()}
+    uses |= {name: ColumnUse(name, column.kind, column.why) for name, column in used.items()}
+    return list(used.values()), uses
 
 
 def is_plain(column: pl.Series) -> bool:
@@ -216,16 +212,6 @@ def _same(one: Any, other: Any) -> bool:
     if one.shape != other.shape or (one.ndim == 1 and one[0] != other[0] and one[0] == one[0]):
         return False  # the first row decides for most columns
     return bool(np.array_equal(one, other, equal_nan=True))
-
-
-def _check_names(option: str, names: list[str], known: dict[str, Column], target: str, config: TaskConfig) -> None:
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near}?" if near else f"choose from {listed(list(known), 20)}"
-            raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
-        if name == target:
-            raise UserError(f"{name} is the --target, so it cannot be in --{option}; remove it there")
 
 
 def _mixed(name: str, what: str, text: pl.Series, other: NDArray[np.bool_], file: TableFile) -> str:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attnlab.tasks._standardize import MAX_STANDARDIZED
 from attnlab.tasks.base import UNSEEN
@@ -67,21 +69,23 @@ def read_target(
 
 def encode_target(
     column: pl.Series, encoding: dict[str, Any], *, decimal: str = ".", locate: Locate, gaps: bool = False
-) -> NDArray[Any]:
-    """More targets (rows,), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
+) -> Tensor:
+    """More targets (rows, 1), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
 
     With ``gaps``, values that are missing or not numbers become `UNSEEN` or NaN; otherwise UserError as `read_target`.
     """
     parsed, missing, other = _parsed(column, decimal, locate, "leave such rows out", gaps=gaps)
     if "labels" in encoding:
-        return np.where(missing, UNSEEN, _codes(column, encoding["labels"]))
-    _check_numbers(column, parsed, other & (not gaps), locate)
-    return standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
+        y = np.where(missing, UNSEEN, _codes(column, encoding["labels"]))
+    else:
+        _check_numbers(column, parsed, other & (not gaps), locate)
+        y = standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
+    return torch.from_numpy(y).unsqueeze(1)
 
 
 def standardized_target(
     values: NDArray[np.float64], mean: float, unit: float, name: str, locate: Locate
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """``(values - mean) / unit``; UserError for a value so far from the mean that its squared error overflows."""
     parsed = (values - mean) / unit
     far = np.abs(parsed) > MAX_STANDARDIZED
@@ -91,7 +95,7 @@ def standardized_target(
             f"{name} is {values[row]:g} in {locate(row)}, {abs(parsed[row]):.0e} times the spread of the training rows "
             "away from their mean; correct it, or leave the row out"
         )
-    return parsed
+    return parsed.astype(np.float32)
 
 
 def _is_readable(column: pl.Series) -> bool:
@@ -165,7 +169,7 @@ def _codes(column: pl.Series, labels: list[Any]) -> NDArray[np.int64]:
     """(rows,) indices into ``labels``, `UNSEEN` for other values."""
     index = {_key(label): i for i, label in enumerate(labels)}
     unique = column.unique()
-    codes = [next((index[key] for key in _keys(value, labels) if key in index), UNSEEN) for value in unique.to_list()]
+    codes = [next((index[key] for key in _keys(value, labels) if key in index), UNSEEN) for value in unique]
     return column.replace_strict(unique, codes, return_dtype=pl.Int64).to_numpy().copy()
 
 
