@@ -52,11 +52,7 @@ def shuffled(count: int, config: TaskConfig, what: str = "rows", groups: Rows | 
 def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig, groups: Rows | None = None) -> Parts:
     """A random split with the same class proportions in each part, and every class in each part.
 
-    Args:
-        classes: (rows,) indices into ``labels``.
-        labels: the classes' names.
-        config: the seed and ``val_fraction``.
-        groups: as in `shuffled`; the rows of a group may have several classes.
+    ``classes`` (rows,) are indices into ``labels``; ``groups`` are as in `shuffled`, and may have several classes.
 
     Raises:
         UserError: for fewer rows than `MIN_ROWS`, a single class, or a class with fewer than three different rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -138,10 +137,3 @@ def test_x_that_does_not_fit(given: dict[str, Any], says: str, tmp_path: Path) -
     np.savez(tmp_path / "a.npz", **given)
     with pytest.raises(UserError, match=re.escape(says)):
         read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.npz")
-    with pytest.raises(UserError, match="is a pipe"):
-        Arrays(tmp_path / "a.npz")

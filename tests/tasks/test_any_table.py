@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_data import more, parts, uses, write
+from own_data import more, parts, row_bytes, uses, write
 
 from attnlab import tasks
 from attnlab.tasks.base import UNSEEN, TaskConfig
@@ -105,6 +105,7 @@ def test_any_table(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if missing == "mean":
             again = more(path, task_data, labelled=True)
             assert len(again.x) == frame.height
+            assert row_bytes(again) == set.union(*map(row_bytes, parts(task_data)))
             assert task_data.metric == "rmse" or (again.y != UNSEEN).all()
         assert len(task_data.baselines()) == 3  # one that fails is a warning, which is an error here
 

@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 
 from attnlab.files import data as data_files
+from attnlab.files.npz import Arrays
 from attnlab.tasks.tables import parquet_file
 from attnlab.tasks.tables.file import TableFile
 from attnlab.tasks.tables.reader import read_table
@@ -189,6 +190,8 @@ def test_invalid_files_are_refused(suffix: str, content: str | bytes, says: str,
 
 
 def test_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--no_header is for \.csv"):
+        read(tmp_path, '{"a": 1}\n', ".jsonl", header=False)
     lines = ['{"a": 1, "b": "x", "c": 2, "e": null}', "", '{"a": null, "c": 1.5, "d": true, "e": null}']
     table = read(tmp_path, "\ufeff" + "\n".join(lines) + "\n\n", ".jsonl")
     assert table.frame.schema == {"a": pl.Int64, "b": pl.String, "c": pl.Float64, "e": pl.Null, "d": pl.Boolean}
@@ -281,11 +284,6 @@ def test_parquet_is_read_if_the_probe_cannot_start(
     assert len(read(tmp_path, PARQUET, ".parquet").frame) == 101
 
 
-def test_no_header_is_for_csv(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--no_header is for \.csv"):
-        read(tmp_path, '{"a": 1}\n', ".jsonl", header=False)
-
-
 @pytest.mark.slow
 def test_hundred_thousand_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(100_003)]
@@ -295,7 +293,7 @@ def test_hundred_thousand_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs pipes and sockets in the file system")
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".npz"])
 def test_only_regular_files_are_opened(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     os.mkfifo(f"pipe{suffix}")
@@ -304,8 +302,9 @@ def test_only_regular_files_are_opened(suffix: str, tmp_path: Path, monkeypatch:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"socket{suffix}")
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("opened"))  # to open a device may do something
+    open_file: Any = Arrays if suffix == ".npz" else read_table
     with pytest.raises(UserError, match="is a folder; name a file in it"):
-        read_table(Path(f"folder{suffix}"))
+        open_file(Path(f"folder{suffix}"))
     for kind in ("pipe", "device", "socket"):
         with pytest.raises(UserError, match=f"is a {kind}; write its content to a file first"):
-            read_table(Path(f"{kind}{suffix}"))
+            open_file(Path(f"{kind}{suffix}"))

@@ -20,11 +20,6 @@ COUNT = 67
 X = [i * i % 61 / 7 + i for i in range(COUNT)]
 
 
-def jsonl(tmp_path: Path, answers: list[Any]) -> Path:
-    lines = [json.dumps({"x": x, "y": y}) for x, y in zip(X, answers, strict=True)]
-    return write("\n".join(lines), tmp_path / "t.jsonl")
-
-
 def cycle(*answers: Any) -> list[Any]:
     return [answers[i % len(answers)] for i in range(COUNT)]
 
@@ -60,7 +55,7 @@ def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) ->
     [([3, 1, 2], [1, 2, 3]), ([True, False], [False, True]), (["b", "a"], ["a", "b"]), ([2.0, 1.0], [1.0, 2.0])],
 )
 def test_labels_of_jsonl(answers: list[Any], labels: list[Any], tmp_path: Path) -> None:
-    task_data = table(jsonl(tmp_path, cycle(*answers)), "y")
+    task_data = table(write(pl.DataFrame({"x": X, "y": cycle(*answers)}), tmp_path / "t.jsonl"), "y")
     assert task_data.encoding["labels"] == labels
     assert {type(label) for label in task_data.encoding["labels"]} == {type(label) for label in labels}
     assert json.loads(json.dumps(task_data.encoding)) == task_data.encoding
@@ -87,8 +82,8 @@ def test_integers_of_csv_match_parquet(tmp_path: Path) -> None:
     ],
 )
 def test_classes_or_quantities(answers: list[Any], metric: str, tmp_path: Path) -> None:
-    for path in (csv(tmp_path, x=X, y=answers), jsonl(tmp_path, answers)):
-        assert table(path, "y").metric == metric
+    assert table(csv(tmp_path, x=X, y=answers), "y").metric == metric
+    assert table(write(pl.DataFrame({"x": X, "y": answers}), tmp_path / "t.jsonl"), "y").metric == metric
 
 
 def test_target_type(tmp_path: Path) -> None:
@@ -98,7 +93,8 @@ def test_target_type(tmp_path: Path) -> None:
     assert np.unique(targets(task_data).round(5)).tolist() == [1, 2, 4]
     task_data = table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class")
     assert task_data.encoding["labels"] == ["1.5", "2", "4"]
-    assert table(jsonl(tmp_path, cycle(True, False)), "y", target_type="number").metric == "rmse"
+    frame = pl.DataFrame({"x": X, "y": cycle(True, False)})
+    assert table(write(frame, tmp_path / "t.jsonl"), "y", target_type="number").metric == "rmse"
 
 
 def test_target_constant_in_the_training_rows(tmp_path: Path) -> None:

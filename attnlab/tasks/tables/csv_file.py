@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +13,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from attnlab.files.data import detect_encoding, open_data
 from attnlab.tasks.tables.columns import blocks
-from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, open_lines, shown
 from attnlab.tasks.tables.values import UNITS
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -39,9 +37,7 @@ _COMMAS, _NO_THOUSANDS, _POINTS = (
 
 def read_csv(path: Path, *, header: bool) -> TableFile:
     """Read a CSV file; every field is a string, and an empty one is null. MalformedError has the line of the error."""
-    encoding = detect_encoding(path)
-    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec, newline="") as text, _any_field_size():
-        lines = _lines(text)
+    with open_lines(path) as (lines, encoding), _any_field_size():
         start, cut = _sample(lines)
         usual = "\t" if path.suffix.lower() == ".tsv" else ","
         separator = find_separator(start, usual, cut=cut)
@@ -64,7 +60,7 @@ def read_csv(path: Path, *, header: bool) -> TableFile:
         )
     summary_lines = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
     summary_lines += ["numbers with decimal commas"] if decimal == "," else []
-    summary_lines += [f"read as {encoding.label}"] if encoding.label else []
+    summary_lines += [f"read as {encoding}"] if encoding else []
     summary_lines += ["no header, so the columns are named column_1, column_2 ..."] if not header else []
     return TableFile(frame, path, decimal, tuple(summary_lines), np.array(numbers, np.int64))
 
@@ -180,13 +176,6 @@ def looks_like_data(first: Sequence[str], frame: pl.DataFrame, decimal: str) -> 
 
 def _is_number(text: str, decimal: str) -> bool:
     return _NUMBER.fullmatch(text.replace(",", ".", 1) if decimal == "," else text) is not None
-
-
-def _lines(text: Iterable[str]) -> Iterator[str]:
-    try:
-        yield from text
-    except UnicodeError:
-        raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
 
 
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:

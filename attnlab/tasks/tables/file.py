@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.files.data import check_size
+from attnlab.files.data import check_size, detect_encoding, open_data
 
 MAX_COLUMNS = 1_000_000
 
@@ -71,3 +73,14 @@ def shown(text: str, most: int = 60) -> str:
 def check_cells(path: Path, rows: int, columns: int) -> None:
     """Refuse a table that does not fit into memory, as `check_size`."""
     check_size(path, rows * columns * 16)  # polars stores a short string in 16 bytes
+
+
+@contextlib.contextmanager
+def open_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
+    """The lines of a text file with their ends, and the name of its encoding if that is not UTF-8."""
+    encoding = detect_encoding(path)
+    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec, newline="") as text:
+        try:
+            yield text, encoding.label
+        except UnicodeError:
+            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from attnlab.files.data import detect_encoding, open_data
-from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, open_lines, shown
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -23,25 +21,20 @@ def read_jsonl(path: Path) -> TableFile:
     A column of numbers, Booleans or strings has that type. Integers beyond 64 bits and values of mixed types become
     strings; lists and objects become their JSON text in a list.
     """
-    encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer)
-    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
-        try:
-            for number, line in enumerate(text, 1):
-                if not line.strip():
-                    continue
-                for name, value in _parsed(decoder, line, number).items():
-                    column = columns.get(name)
-                    if column is None:
-                        column = columns[name] = []
-                        check_cells(path, len(lines) + 1, len(columns))
-                    column.extend([None] * (len(lines) - len(column)))
-                    column.append(value)
-                lines.append(number)
-        except UnicodeError:
-            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
+    with open_lines(path) as (text, encoding):
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            for name, value in _parsed(decoder, line, number).items():
+                if name not in columns:
+                    columns[name] = []
+                    check_cells(path, len(lines) + 1, len(columns))
+                columns[name] += [None] * (len(lines) - len(columns[name]))
+                columns[name].append(value)
+            lines.append(number)
     if not lines:
         raise MalformedError("it holds only empty lines")
     check_names(list(columns))
@@ -50,7 +43,7 @@ def read_jsonl(path: Path) -> TableFile:
     for name, column in columns.items():
         column.extend([None] * (len(lines) - len(column)))
         series.append(_series(name, column, lines))
-    summary_lines = (f"read as {encoding.label}",) if encoding.label else ()
+    summary_lines = (f"read as {encoding}",) if encoding else ()
     return TableFile(pl.DataFrame(series), path, summary_lines=summary_lines, lines=np.array(lines, np.int64))
 
 

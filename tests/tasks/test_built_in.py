@@ -1,17 +1,19 @@
-"""The tasks with random examples, and options that do not fit a task."""
+"""The tasks with data of their own, and options that do not fit a task."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from own_data import parts, row_bytes
 
 from attnlab import tasks
-from attnlab.network import Inputs
-from attnlab.tasks.base import IGNORE, TaskConfig
+from attnlab.network import Inputs, Outputs
+from attnlab.tasks.base import IGNORE, Split, TaskConfig, TaskData
 from attnlab.tasks.induction import followers
 from attnlab.tasks.multi_lookup import QUESTIONS, SYMBOLS, positions
 from attnlab.tasks.recall import VOCABULARY, mqar
@@ -23,12 +25,11 @@ DRAWN = ["multi_lookup", "recall", "induction"]
 @pytest.mark.parametrize("name", DRAWN)
 def test_random_examples(name: str) -> None:
     one, same, other = (tasks.load(name).load(TaskConfig(seed=seed)) for seed in (3, 3, 4))
-    for part in ("train", "validation", "test"):
-        assert torch.equal(getattr(one, part).x, getattr(same, part).x)
-        assert torch.equal(getattr(one, part).y, getattr(same, part).y)
-        assert not torch.equal(getattr(one, part).x, getattr(other, part).x)
-    trained = {row.tobytes() for row in one.train.x.numpy()}
-    assert not any(row.tobytes() in trained for row in one.test.x.numpy())
+    for first, second, third in zip(*map(parts, (one, same, other)), strict=True):
+        assert torch.equal(first.x, second.x)
+        assert torch.equal(first.y, second.y)
+        assert not torch.equal(first.x, third.x)
+    assert row_bytes(one.train).isdisjoint(row_bytes(one.test))
     values = [b.values["accuracy"] for b in one.baselines()]
     assert 0.6 > values[0] > values[1] > 0
 
@@ -73,6 +74,32 @@ def test_followers_by_hand() -> None:
     _ = IGNORE
     x = np.array([[2, 0, 5, 1, 0, 3, 5, 0, 2]])  # c a f b a d f a c
     assert followers(x).tolist() == [[_, _, _, _, 5, _, 1, 3, 0]]
+
+
+def test_digits(tmp_path: Path) -> None:
+    task = tasks.load("digits")
+    task_data = task.load(TaskConfig())
+    assert sum(len(part.x) for part in parts(task_data)) == 1797
+    assert len(set.union(*map(row_bytes, parts(task_data)))) == 1797
+    assert task_data.train.x.shape[1:] == (8, 8)
+    assert (task_data.train.x.min(), task_data.train.x.max()) == (0, 1)
+    for part in parts(task_data):
+        share = part.y.flatten().bincount()
+        assert (share / share.sum() - 0.1).abs().max() < 0.015
+    neighbours, regression, majority = (b.values["accuracy"] for b in task_data.baselines())
+    assert neighbours > 0.96
+    assert 0.93 < regression < 0.99
+    assert majority == pytest.approx(0.1, abs=0.01)
+    for pixel, refusal in ((0.5, contextlib.nullcontext()), (16.0, pytest.raises(UserError, match="pixels from 0 "))):
+        np.savez(tmp_path / "x.npz", x=np.full((3, 8, 8), pixel))
+        with refusal:
+            assert task.read(tmp_path / "x.npz", task_data.inputs, 8, {}).x.dtype == torch.float32
+
+
+def test_wrong_target_shape_is_refused() -> None:
+    flat = Split(torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="of kind classes need"):
+        TaskData(flat, flat, flat, Inputs("vectors", 8), Outputs("classes", 10), 8, "accuracy")
 
 
 @pytest.mark.parametrize(
