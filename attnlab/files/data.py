@@ -6,7 +6,7 @@ import codecs
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from attnlab.utils.errors import UserError
 
@@ -55,15 +55,10 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-class Encoding(NamedTuple):
-    """How a file's bytes are characters: Python's name of the codec, and what to call it where it is not UTF-8."""
+def detect_encoding(path: Path) -> tuple[str, str]:
+    """Python's codec of a text file, and what to call it where it is not UTF-8.
 
-    codec: str
-    label: str = ""
-
-
-def detect_encoding(path: Path) -> Encoding:
-    """UTF-8, UTF-16 and UTF-32 with a byte order mark, or else Windows-1252, which Latin-1 text reads the same in.
+    It is UTF-8, UTF-16 or UTF-32 with a byte order mark, or else Windows-1252, which reads Latin-1 text the same.
 
     Raises:
         UserError: for a file that is no text in any of them, with the line.
@@ -74,7 +69,7 @@ def detect_encoding(path: Path) -> Encoding:
         start = file.read(4)
         for label, marks in _MARKS.items():
             if start.startswith(marks):
-                return Encoding(label.lower(), label)
+                return label.lower(), label
         file.seek(0)
         while True:
             chunk = file.read(_CHUNK)
@@ -92,12 +87,12 @@ def detect_encoding(path: Path) -> Encoding:
             binary = binary or len(chunk.translate(None, _CONTROLS)) < len(chunk)
             unassigned = unassigned or len(chunk.translate(None, _UNASSIGNED)) < len(chunk)
     if not wrong:
-        return Encoding("utf-8-sig")
+        return "utf-8-sig", ""
     if binary:
         raise UserError(f"{path} is binary: line {wrong:,} is no UTF-8 text; give plain text")
     if unassigned or start.startswith(codecs.BOM_UTF8):
         raise UserError(f"line {wrong:,} of {path} is no UTF-8 text; save it as UTF-8")
-    return Encoding("cp1252", "Windows-1252 (Latin-1)")
+    return "cp1252", "Windows-1252 (Latin-1)"
 
 
 def _check_kind(path: Path, mode: int, flag: str) -> None:

@@ -56,7 +56,7 @@ class Arrays(Task):
             return Encoded(standard, inputs, x.shape[1], None, encoding, flattened(standard))
 
         return supervised(
-            read_target(series(y), config.target_type, locate=locator(config.data)),
+            read_target(y, config.target_type, locate=locator(config.data)),
             x.reshape(len(x), -1),
             encoded,
             config,
@@ -77,7 +77,7 @@ class Arrays(Task):
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
             targets = read_y(path, npz.Arrays(path), len(x))
-            y = encode_target(series(targets), encoding, locate=locator(path), gaps=not labelled)
+            y = encode_target(targets, encoding, locate=locator(path), gaps=not labelled)
         except UserError:
             if labelled:
                 raise
@@ -88,7 +88,7 @@ class Arrays(Task):
         return self.read(path, inputs, length, encoding, labelled=True)
 
 
-def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_x_and_y(path: Path) -> tuple[NDArray[Any], pl.Series]:
     """``x`` as in the file (tokens as int64), and ``y``; UserError for arrays that do not match."""
     arrays = npz.Arrays(path)
     if "x" not in arrays:
@@ -118,7 +118,7 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     return x, y
 
 
-def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
+def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> pl.Series:
     """``y`` among the arrays of a file: one target per sequence; UserError if it is missing, or has another shape."""
     if "y" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but y is missing")
@@ -127,7 +127,7 @@ def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray
         raise UserError(f"y in {path} has shape {y.shape}; expected {(rows,)}, one target for each sequence of x")
     if y.dtype.kind not in "biufU":
         raise UserError(f"y in {path} has dtype {y.dtype}; expected numbers, strings or Booleans")
-    return y
+    return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
 
 
 def refuse_large(x: NDArray[Any], path: Path) -> None:
@@ -154,11 +154,6 @@ def far_from(x: NDArray[Any], path: Path | None) -> Any:
         )
 
     return refuse
-
-
-def series(y: NDArray[Any]) -> pl.Series:
-    """``y`` as a column."""
-    return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
 
 
 def locator(path: Path | None) -> Locate:

@@ -8,7 +8,7 @@ and shorter rows are padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -111,13 +111,6 @@ ColumnValues = dict[str, Any]
 """The values of columns by name, arrays or series as in `Column`."""
 
 
-class Cells(NamedTuple):
-    """``x`` (B, N, 2) float32, a code and a value per cell, and ``lengths`` (B,) where there are texts."""
-
-    x: NDArray[np.float32]
-    lengths: Rows | None
-
-
 def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layout:
     """The layout of columns, with the statistics of the training rows; ``seq_length`` limits the bytes of each text."""
     of_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "date", "category", "text")}
@@ -145,8 +138,12 @@ def _numbers(names: list[str], matrix: NDArray[np.float64]) -> Numbers:
     return Numbers(names=names, means=means.tolist(), spreads=spreads.tolist())
 
 
-def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> Cells:
-    """Rows as cells; UserError for a number too far from the training rows for float32, with its row and column."""
+def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> tuple[NDArray[np.float32], Rows | None]:
+    """``x`` (B, N, 2), a code and a value per cell, and ``lengths`` (B,) where there are texts.
+
+    Raises:
+        UserError: for a number too far from the training rows for float32, with its row and column.
+    """
     matrix, names, means, spreads = number_matrix(layout, values, rows)
 
     def refuse(row: int, column: int) -> UserError:
@@ -173,7 +170,7 @@ def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> C
             x[row, at : at + len(letters), 0] = np.frombuffer(letters, np.uint8).astype(np.float32) + code
         start += size
         code += 256
-    return Cells(x, lengths if texts else None)
+    return x, lengths if texts else None
 
 
 def number_matrix(

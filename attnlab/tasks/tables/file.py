@@ -78,9 +78,9 @@ def check_cells(path: Path, rows: int, columns: int) -> None:
 @contextlib.contextmanager
 def open_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
     """The lines of a text file with their ends, and the name of its encoding if that is not UTF-8."""
-    encoding = detect_encoding(path)
-    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec, newline="") as text:
+    codec, label = detect_encoding(path)
+    with open_data(path) as file, io.TextIOWrapper(file, codec, newline="") as text:
         try:
-            yield text, encoding.label
+            yield text, label
         except UnicodeError:
             raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None

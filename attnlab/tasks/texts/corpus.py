@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,17 +103,11 @@ def _choose(blocks: list[bytes], lines: list[bytes]) -> tuple[Unit, str]:
 
 def paragraphs(text: bytes) -> list[bytes]:
     """The paragraphs of a text, each with the blank lines after it; leading blank lines belong to the first."""
-    units: list[list[bytes]] = [[]]
-    begun = ended = False
-    for line in text.splitlines(keepends=True):
-        if line.strip():
-            if ended:
-                units.append([])
-            begun, ended = True, False
-        else:
-            ended = begun
-        units[-1].append(line)
-    return [b"".join(unit) for unit in units]
+    lines = text.splitlines(keepends=True)
+    runs = [b"".join(run) for _, run in itertools.groupby(lines, lambda line: bool(line.strip()))]
+    if runs and not runs[0].strip():
+        runs[:2] = [b"".join(runs[:2])]
+    return [b"".join(runs[i : i + 2]) for i in range(0, len(runs), 2)] or [b""]
 
 
 def read_text(path: Path) -> bytes:
