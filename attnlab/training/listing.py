@@ -124,9 +124,6 @@ def differences(a: Run, b: Run) -> dict[str, dict[str, list[Any]]]:
     """The differences between two runs, as ``{group: {name: [of a, of b]}}``; None for a missing value.
 
     The groups are ``settings``, ``data``, ``versions`` and ``results``.
-
-    Raises:
-        UserError: for a damaged run.
     """
     groups = {
         "settings": [_settings(run) for run in (a, b)],

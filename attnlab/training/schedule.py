@@ -65,11 +65,7 @@ def schedule(how: Training, task_data: TaskData) -> Schedule:
 
 
 def validation_sample(task_data: TaskData, count: int) -> Split:
-    """``count`` validation examples, the same in every evaluation and for every seed, with every class.
-
-    Raises:
-        UserError: for fewer examples than classes.
-    """
+    """``count`` validation examples, the same in every evaluation and for every seed, with every class."""
     split = task_data.validation
     if count >= len(split.x):
         return split
