@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_failing_baselines_do_not_fail_the_run(tmp_path: Path) -> None:
     def failing() -> list[Any]:
         raise ValueError("this solver needs samples of at least 2 classes")
 
-    ready = small.experiment(small.replace_baselines(failing))
+    ready = small.experiment(replace(small.task_data(), baselines=failing))
     run = train.start(ready, tmp_path / "run")
     _, result = train.train(ready, run)
     assert result is not None
