@@ -43,6 +43,9 @@ BOMBS: dict[str, dict[str, Any]] = {
     "head_dim": {"model": "latent", "options": {"num_heads": 2, "head_dim": 10**9}},
     "rotary_dim": {"model": "latent", "options": {"num_heads": 2, "rotary_dim": 65_536}},
     "t5": {"options": {"num_heads": 2, "positions": "t5(buckets=65536)"}},
+    "another width": {"embed_dim": 16},
+    "an unknown field": {"colour": 1},
+    "heads that do not divide": {"options": {"num_heads": 3}},
     "a type": {"options": {"num_heads": 2.0}},
     "a truth value": {"options": {"num_heads": True}},
     "a list": {"options": {"num_heads": [2]}},
@@ -65,6 +68,10 @@ def test_network_larger_than_its_file_is_refused_before_allocation(
     monkeypatch.setattr(Network, "__init__", watched)
     refused("bomb.safetensors", attnlab.load, path)
     refused("bomb.safetensors", predict_file, path, Path("not read"))
+
+
+def test_unknown_mechanism_is_refused(received: Path) -> None:
+    refused("unknown model 'multihed'; did you mean multihead", attnlab.load, bomb(received, model="multihed"))
 
 
 def test_large_number_without_memory_cost_is_accepted(received: Path) -> None:

@@ -81,7 +81,7 @@ def test_initialization_depends_only_on_the_seed() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 3}, r"multihead: embed_dim \(8\) must be divisible by num_heads \(3\)"),
-        ({"task": "text", "causal": False}, r"text predicts the next token, so the network must be causal"),
+        ({"task": "recall", "causal": False}, r"recall predicts the next token, so the network must be causal"),
         ({"device": "cuda:99"}, r"available: auto, cpu"),
         ({"embed_dim": 65536, "layers": 9}, r"parameters need .* reduce --embed_dim or --layers"),
     ],
