@@ -44,7 +44,6 @@ BOMBS: dict[str, dict[str, Any]] = {
     "rotary_dim": {"model": "latent", "options": {"num_heads": 2, "rotary_dim": 65_536}},
     "t5": {"options": {"num_heads": 2, "positions": "t5(buckets=65536)"}},
     "another width": {"embed_dim": 16},
-    "an unknown field": {"colour": 1},
     "heads that do not divide": {"options": {"num_heads": 3}},
     "a type": {"options": {"num_heads": 2.0}},
     "a truth value": {"options": {"num_heads": True}},
@@ -70,7 +69,8 @@ def test_network_larger_than_its_file_is_refused_before_allocation(
     refused("bomb.safetensors", predict_file, path, Path("not read"))
 
 
-def test_unknown_mechanism_is_refused(received: Path) -> None:
+def test_unknown_names_are_refused(received: Path) -> None:
+    refused("colour", attnlab.load, bomb(received, colour=1))
     refused("unknown model 'multihed'; did you mean multihead", attnlab.load, bomb(received, model="multihed"))
 
 
