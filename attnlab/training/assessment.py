@@ -41,13 +41,7 @@ def assess_network(
 
 
 def assess(scores: Tensor, y: Tensor, objective: Objective, labels: list[Any] | None) -> dict[str, Any]:
-    """Metrics of a network's scores.
-
-    Args:
-        scores: (B, 1, C) of classes, or (B, 1) of standardized values, on the CPU.
-        y: (B, 1) the targets.
-        objective: computes the metrics.
-        labels: the names of the classes; None for values.
+    """Metrics of (B, 1, C) scores of ``labels``, or of (B, 1) standardized values, with (B, 1) targets, on the CPU.
 
     Returns:
         ``metrics`` by name (None if undefined); for classes ``labels``, ``per_class`` (precision, recall, F1, count)

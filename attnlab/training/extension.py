@@ -81,8 +81,5 @@ def extend(run: Run, settings: Settings) -> Run:
     (unit, before), (_, after) = length(run.settings), length(settings)
     entry = {"from_step": stopped_at(run), f"{unit}_before": before, unit: after}
     return run.replace_config(
-        {
-            "settings": {**run.config["settings"], unit: after},
-            "extended": [*run.config.get("extended", []), entry],
-        }
+        {"settings": {**run.config["settings"], unit: after}, "extended": [*run.config.get("extended", []), entry]}
     )

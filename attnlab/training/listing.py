@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlab.training.extension import stopped_at
 from attnlab.training.folder import RUN_FILES, RUNS, sweep
+from attnlab.training.locks import is_locked
 from attnlab.training.runs import Run
 from attnlab.training.settings import current_names
 from attnlab.utils.errors import UserError
@@ -108,7 +109,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _status(run: Run, result: dict[str, Any] | None) -> str:
     if result is not None:
         return str(result["ended"])
-    return "running" if run.is_running() else "stopped"
+    return "running" if is_locked(run.path) else "stopped"
 
 
 def _differing(settings: list[dict[str, Any]]) -> set[str]:

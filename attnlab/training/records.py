@@ -9,15 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.network.received import Description, Number, Options, OptionValue

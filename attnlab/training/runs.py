@@ -35,7 +35,7 @@ from attnlab.tasks.base import TaskData
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import load_tensors, save_tensors
 from attnlab.training.folder import RUNS
-from attnlab.training.locks import LockedFolder, is_locked
+from attnlab.training.locks import LockedFolder
 from attnlab.training.network_file import load_network, save_network
 from attnlab.training.paths import absolute, file_hash, shown
 from attnlab.training.settings import Settings, defaults
@@ -56,13 +56,7 @@ class Run:
 
     @staticmethod
     def create(path: Path | None, config: dict[str, Any], *, overwrite: bool = False) -> Run:
-        """A new folder with ``config``, created atomically.
-
-        Args:
-            path: the folder; None takes the next free ``runs/TASK-MODEL-NNN``.
-            config: the content of config.json.
-            overwrite: replace an earlier run.
-        """
+        """A new folder with ``config``, created atomically; by default the next free ``runs/TASK-MODEL-NNN``."""
         target = RUNS if path is None else Path(os.path.realpath(path))
         parent = target if path is None else target.parent
         try:
@@ -119,10 +113,6 @@ class Run:
         finally:
             self._locked.close()
             self._locked = None
-
-    def is_running(self) -> bool:
-        """Whether a process trains in this folder."""
-        return is_locked(self.path)
 
     def place(self, name: str) -> Path:
         """The path to write a file of this run to; see `alone` for a folder that was removed."""

@@ -149,12 +149,6 @@ def test_mismatched_data_are_refused(arrays: dict[str, Any], done: Done, tmp_pat
     small.refused("new.npz", predict_file, done.run.path, tmp_path / "new.npz")
 
 
-def test_hub_folder_round_trip(done: Done, tmp_path: Path) -> None:
-    network, x = attnlab.load(done.run.path), done.experiment.task_data.test.x
-    network.save_pretrained(tmp_path / "hub")
-    assert torch.equal(Network.from_pretrained(tmp_path / "hub")(x), network(x))
-
-
 def test_no_result_without_a_network(tmp_path: Path) -> None:
     run = small.started(tmp_path / "run")
     message = f"no evaluation gave a finite metric, so {run.path} holds no network"
