@@ -312,15 +312,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+@functools.cache
 def field_types(group: type) -> dict[str, Any]:
     """The types of the settings in a group."""
     hints = typing.get_type_hints(group)
     return {f.name: hints[f.name] for f in fields(group) if f.name != "options"}
 
 
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
+
+
 def _validated(name: str, value: Any, kind: Any, source: str) -> Any:
     """``value`` if it has the type ``kind``; an integer is accepted for a float."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     from attnlab.utils.validation import expected
 
@@ -329,6 +337,6 @@ def _validated(name: str, value: Any, kind: Any, source: str) -> Any:
     try:
         if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
             raise UserError(f"{name} must be a valid string, not {reprlib.repr(value)} (in {source})")
-        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{name} must be {expected(error)}, not {reprlib.repr(value)} (in {source})") from None

@@ -23,13 +23,6 @@ from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
 
 
-def fewer_classes(classes: int) -> TaskData:
-    asked = task_data()
-    splits = {name: getattr(asked, name) for name in ("train", "validation", "test")}
-    cut = {name: split._replace(y=split.y.clamp(max=classes - 1)) for name, split in splits.items()}
-    return replace(asked, outputs=Outputs("classes", classes), **cut)
-
-
 def fresh(asked: TaskData | None = None, **changes: Any) -> Network:
     return experiment(asked, seed=5, **changes).network
 
@@ -49,7 +42,7 @@ def test_all_parameters_are_copied(kind: str, done: Path, tmp_path: Path) -> Non
 
 
 def test_output_layer_is_new_for_other_classes(done: Path) -> None:
-    network = fresh(fewer_classes(3))
+    network = fresh(replace(task_data(), outputs=Outputs("classes", 3)))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     _, lines = initialize(network, done, {})
     assert lines[1] == f"the output layer is new: {CLASSES} classes there, 3 classes here"
