@@ -14,16 +14,8 @@ CORE = ("torch", "numpy", "safetensors", "jaxtyping")
 
 EXTRAS = {
     "train": (
-        "docstring_parser",
-        "huggingface_hub",
-        "matplotlib",
-        "polars",
-        "pydantic",
-        "questionary",
-        "rich",
-        "scipy",
-        "sklearn",
-        "tyro",
+        *("docstring_parser", "huggingface_hub", "matplotlib", "polars", "pydantic"),
+        *("questionary", "rich", "scipy", "sklearn", "tyro"),
     ),
     "hf": ("transformers",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
