@@ -113,17 +113,6 @@ def test_text_is_generated(here: Path) -> None:
     assert output_of(*generate, "--temperature", "0") == output_of(*generate, "--temperature", "0", "--seed", "1")
 
 
-def test_train_and_predict_on_a_table() -> None:
-    rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(211, 3))
-    lines = [f"{a:.3f},{b:.3f},{c:.3f},{'up' if a > 0 else 'down'}" for a, b, c in numbers]
-    write_files(Path(), {"mine.csv": "\n".join(["a,b,c,way", *lines]) + "\n", "new.csv": "c,b,a\n0,0,3\n0,0,-3\n"})
-    out = output_of(*HEADS, "--data", "mine.csv", "--target", "way", "--epochs", "30", "--run_dir", "run")
-    assert "mine.csv: 211 rows" in out.split("step ")[0], "before training"
-    rows = list(csv.DictReader(io.StringIO(output_of("predict", "run", "--data", "new.csv"))))
-    assert [next(v for v in row.values() if v in ("up", "down")) for row in rows] == ["up", "down"]
-
-
 def test_data_that_moved_are_found_with_a_flag() -> None:
     rows = "".join(f"{i * 7 % 31},{'up' if i * 7 % 31 > 15 else 'down'}\n" for i in range(97))
     write_files(Path(), {"mine.csv": "a,way\n" + rows, "other.csv": "a,way\n" + rows.replace("30,", "29,")})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
-import select
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from calls import CommandResult, call, contents_of, output_of, write_files
 from attnlab.catalog import registry
 from attnlab.training.runs import Run
 
-if sys.platform == "win32":  # pragma: no cover
-    pytest.skip("no pseudo-terminals here", allow_module_level=True)
-import pty
+pexpect = pytest.importorskip("pexpect")  # not on Windows
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SHORT = ("--steps", "2", "--quiet", "--run_dir", "run")
 QUESTIONS = (
     "the mechanism",
@@ -258,65 +256,28 @@ def test_an_invalid_flag_starts_nothing() -> None:
 # On a terminal
 
 
-class Terminal:
-    """``attnlab`` on a pseudo-terminal."""
-
-    def __init__(self, *words: str, columns: int = 100) -> None:
-        self._raw, self._read_up_to = "", 0
-        self.process, self._end = pty.fork()
-        if not self.process:
-            os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="40")
-            os.execv(sys.executable, [sys.executable, "-m", "attnlab", *words])
-
-    @property
-    def shown(self) -> str:
-        """All that was printed, without what moves the cursor and colours it."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw)
-
-    def until(self, text: str) -> None:
-        """Read until a text comes, after the last one that was waited for."""
-        while text not in self.shown[self._read_up_to :]:
-            assert self._more(), f"{text!r} did not come: {self.shown}"
-        self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
-
-    def _more(self) -> bool:
-        if not select.select([self._end], [], [], 120)[0]:  # the program waits for a key
-            os.kill(self.process, signal.SIGKILL)
-            return False
-        try:
-            text = os.read(self._end, 65536).decode(errors="replace")
-        except OSError:  # the program has exited
-            return False
-        if "\x1b[6n" in text:  # asks for the position of the cursor
-            os.write(self._end, b"\x1b[1;1R")
-        self._raw += text
-        return bool(text)
-
-    def type(self, keys: str) -> None:
-        """Press keys."""
-        os.write(self._end, keys.encode())
-
-    def leave(self) -> int:
-        """The exit code, after reading the rest."""
-        while self._more():
-            pass
-        os.close(self._end)
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-
-
 DOWN, ENTER, CTRL_C, CTRL_D, ERASE = "\x1b[B", "\r", "\x03", "\x04", "\x7f"
 SMALL = ("--layers=1", "--batch_size=32", "--learning_rate=0.01")
 
 
 def dialogue(*steps: str, flags: tuple[str, ...], code: int = 0, columns: int = 100) -> str:
     """Everything shown while keys are typed: ``steps`` alternates between a text to wait for and the keys."""
-    terminal = Terminal("train", "--interactive", *SHORT, *flags, columns=columns)
+    words = ["-m", "attnlab", "train", "--interactive", *SHORT, *flags]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    terminal = pexpect.spawn(sys.executable, words, encoding="utf-8", env=env, dimensions=(40, columns), timeout=120)
+    raw, start = "", 0
     for text, keys in zip(steps[::2], steps[1::2], strict=True):
-        terminal.until(text)
-        terminal.type(keys)
-    assert terminal.leave() == code, terminal.shown
-    assert "Traceback" not in terminal.shown
-    return terminal.shown
+        while text not in (shown := CONTROL.sub("", raw))[start:]:
+            raw += terminal.read_nonblocking(65536, timeout=120)
+        start = shown.index(text, start) + len(text)
+        terminal.send(keys)
+    with contextlib.suppress(pexpect.EOF):
+        while True:
+            raw += terminal.read_nonblocking(65536, timeout=120)
+    shown = CONTROL.sub("", raw)
+    assert terminal.wait() == code, shown
+    assert "Traceback" not in shown
+    return shown
 
 
 def test_arrow_keys_and_an_invalid_answer() -> None:
