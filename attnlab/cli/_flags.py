@@ -80,11 +80,7 @@ class TrainArgs:
 
 
 def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> TrainArgs:
-    """Parse the flags of ``train``.
-
-    Args:
-        arguments: what follows ``train`` on the command line.
-        validate: whether to check the ranges of the values, too.
+    """Parse what follows ``train`` on the command line, and with ``validate`` check the ranges of the values.
 
     Raises:
         UserError: for an invalid flag, value or combination.
@@ -146,9 +142,6 @@ def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[st
     """The arguments without the flags that take several values, and the values of these by flag.
 
     A repeated flag adds to its values; ``--ignore=--x`` gives a value that starts with two hyphens.
-
-    Raises:
-        UserError: for a flag without a value.
     """
     names = {f.name for f in dataclasses.fields(Data) if f.type == "OptionalStrs"}
     rest: list[str] = []

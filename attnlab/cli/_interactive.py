@@ -56,10 +56,7 @@ class Question:
 
 
 def ask_for_settings(arguments: Sequence[str]) -> list[str] | None:
-    """Ask for everything that is not among ``arguments``.
-
-    Returns:
-        The arguments with the answers as flags, or None if the user decides not to train.
+    """The arguments, with the answers to what they leave open as flags; None if the user decides not to train.
 
     Raises:
         UserError: for an invalid flag, or input that ends before the last question.
@@ -323,12 +320,6 @@ def _select(text: str, choices: list[Any], default: str | None) -> Any:
 
 
 def _wrap(text: str, indent: int, *, reserved: int = 0) -> str:
-    """``text`` in lines that fit the terminal.
-
-    Args:
-        text: one line.
-        indent: spaces before the lines after the first; fewer on a narrow terminal.
-        reserved: columns that are not available.
-    """
+    """``text`` in lines that fit the terminal, without its ``reserved`` columns; the lines after the first indented."""
     columns = max(shutil.get_terminal_size().columns - reserved, 20)
     return textwrap.fill(text, columns, subsequent_indent=" " * min(indent, columns // 3), break_on_hyphens=False)

@@ -232,7 +232,7 @@ def test_the_cache_does_not_grow_while_decoding_is_measured(monkeypatch: pytest.
         return forward(self, x, *args, **options)
 
     monkeypatch.setattr(MultiAttention, "_forward", recording)
-    lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=2)
+    lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})})
     assert set(calls) == {(0, 8), (0, 16), (8, 1), (16, 1)}
 
 
