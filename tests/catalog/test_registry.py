@@ -72,10 +72,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.update(kept)
 
 
-def write(folder: Path, name: str, code: str, init: str = "") -> None:
+def write(folder: Path, name: str, code: str | bytes, init: str = "") -> None:
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(init or f"from .{name} import Stub as Stub\n", encoding="utf-8")
-    (folder / name / f"{name}.py").write_text(code, encoding="utf-8")
+    (folder / name / f"{name}.py").write_bytes(code if isinstance(code, bytes) else code.encode())
 
 
 def test_a_folder_is_listed_by_its_presence(folder: Path) -> None:
@@ -108,16 +108,24 @@ def test_a_folder_that_cannot_be_imported_is_listed_and_says_why(folder: Path, c
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("class Stub:\n    pass\n", "has no class with `card = ...`"),
+        ("class Stub(:", "cannot be read: invalid syntax"),
+        ("x = '\0'", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("", "has no class with `card = ...` in its body, written with literals only"),
+        ("class Stub:\n    size = 3\n", "has no class"),
+        ("card = Card()\n", "has no class"),
+        ("class Stub:\n    card = Card(title=f'{x}')\n", "written with literals only"),
+        (f"{GOOD}\n    def __init__(self, n: int = 2**7): ...\n", r"default of n in .* is 2 \*\* 7; write a literal"),
         (GOOD.replace('title="Stub", ', ""), "the card in .* is wrong: .*missing 1 required.*'title'"),
         (GOOD.replace('title="Stub"', 'titel="Stub"'), "is wrong: .*'titel'"),
         (GOOD.replace("supports=()", 'supports=("casual",)'), "is wrong: supports names 'casual'; did you mean causal"),
         (GOOD.replace('kind="exact"', 'kind="fast"'), "is wrong: kind is 'fast'"),
     ],
 )
-def test_a_broken_file_is_one_line_that_names_it(folder: Path, code: str, says: str) -> None:
+def test_a_broken_file_is_one_line_that_names_it(folder: Path, code: str | bytes, says: str) -> None:
     write(folder, "stub", code)
     for ask in (registry.entry, registry.load):
         with pytest.raises(UserError, match=says) as caught:
             ask("stub")
         assert str(folder / "stub" / "stub.py") in str(caught.value)
+        assert "\n" not in str(caught.value)
