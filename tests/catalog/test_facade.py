@@ -78,6 +78,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_layers_work_without_the_extras() -> None:
     hidden = [module for modules in EXTRAS.values() for module in modules]
     done = run(HIDE.format(hidden) + CORE)

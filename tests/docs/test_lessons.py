@@ -110,6 +110,7 @@ def test_every_figure_is_shown_and_small(path: Path) -> None:
         assert 500 <= width <= 1000, figure.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["selfhead", "multihead", "groupedquery", "bigbird"])  # the last has options only
 def test_all_figures_of_a_lesson_are_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
