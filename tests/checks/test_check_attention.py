@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from attnlab.checks.suite import run_check
 from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
-from attnlab.nn.attention import Attention, Card
+from attnlab.nn.attention import Attention
 from attnlab.utils.errors import UnknownNameError, UserError
 
 
@@ -210,21 +211,7 @@ def test_integer_parameter_and_view_fail_one_check() -> None:
 class RunningMean(Attention):
     """The mean of the values so far: another operator than softmax, without a mask."""
 
-    card = Card(
-        title="",
-        summary="",
-        paper="",
-        authors="",
-        year=2026,
-        arxiv=None,
-        kind="another operator",
-        heads="1",
-        time="n",
-        memory="n",
-        representation="",
-        use_case="",
-        supports=("causal", "weights"),
-    )
+    card = replace(Plain.card, kind="another operator", heads="1", memory="n", supports=("causal", "weights"))
 
     def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0, **options: Any) -> None:
         super().__init__(embed_dim, causal=causal, dropout=dropout)

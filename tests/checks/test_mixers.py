@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from plain import Plain
 from torch import Tensor, nn
 
 from attnlab.checks import check_attention
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Card
 from attnlab.nn.cache import RecurrentState
 from attnlab.nn.mixer import SequenceMixer
 
@@ -28,21 +29,8 @@ def current_keys(mask: BoundMask, x: Tensor) -> Tensor:
 class MovingAverage(SequenceMixer):
     """An exponential moving average of the values, one decay per channel; always causal."""
 
-    card = Card(
-        title="",
-        summary="",
-        paper="",
-        authors="",
-        year=2026,
-        arxiv=None,
-        kind="another operator",
-        heads="1",
-        time="n²·d",
-        memory="n²·d",
-        representation="",
-        use_case="",
-        supports=("causal", "padding", "segments", "cache"),
-    )
+    supports = ("causal", "padding", "segments", "cache")
+    card = replace(Plain.card, kind="another operator", heads="1", memory="n²·d", supports=supports)
     cache_type = RecurrentState
 
     def __init__(

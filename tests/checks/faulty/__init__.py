@@ -1,7 +1,7 @@
 """Faulty layers: attention with one error each, and the check that must detect it.
 
-Most override one method of `Plain`; the docstring states the error. Every module here is imported. None is named
-``reference``: a module of that name beside a layer is taken for its reference implementation.
+Most replace one method of `Plain`; the name or the docstring states the error. Every module here is imported. None is
+named ``reference``: a module of that name beside a layer is taken for its reference implementation.
 """
 
 from __future__ import annotations
