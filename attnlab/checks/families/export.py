@@ -17,7 +17,7 @@ from torch._functorch import config as functorch_config
 from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
 from attnlab.checks.probes import describe, difference, gradient, located
-from attnlab.checks.registry import Measurement, Values, check, largest
+from attnlab.checks.registry import Values, check
 from attnlab.masks import from_attention_mask, padding
 from attnlab.utils.extras import MissingExtraError, need
 
@@ -30,8 +30,8 @@ SIZES = ((B, N), (B - 1, N + 4), (B + 3, 2 * N + 3), (B, 2))
 """Items and tokens of the calls of a program that was exported with the first."""
 
 
-@check("compile_matches_eager", slow=True)
-def compiled(case: LayerUnderTest) -> Measurement:
+@check("compile_matches_eager", slow=True, limit=TOLERANCE)
+def compiled(case: LayerUnderTest) -> Values:
     """The difference between torch.compile and eager mode, in outputs and gradients.
 
     One graph for every length; several where the layer is not declared exportable. By inductor on an accelerator or
@@ -39,24 +39,18 @@ def compiled(case: LayerUnderTest) -> Measurement:
     """
     has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
     backend = "inductor" if has_compiler else "aot_eager"
-
-    def measure() -> Values:
-        for module, masked, where in _modules(case):
-            torch.compiler.reset()
-            fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
-            for length in LENGTHS:
-                arguments = _arguments(case, length, masked)
-                x = arguments[0].requires_grad_()
-                with located(where):
-                    outs = fast(*arguments), module(*arguments)
+    for module, masked, where in _modules(case):
+        torch.compiler.reset()
+        fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
+        for length in LENGTHS:
+            arguments = _arguments(case, length, masked)
+            x = arguments[0].requires_grad_()
+            # `gradient` keeps the graph, which donated buffers do not allow; the compiler's own deprecations.
+            with functorch_config.patch(donated_buffer=False), warnings.catch_warnings(action="ignore"), located(where):
+                outs = fast(*arguments), module(*arguments)
                 slopes = [gradient(out.square().sum(), x) for out in outs]
-                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where})"
-
-    # `gradient` keeps the graph, which donated buffers do not allow.
-    with warnings.catch_warnings(action="ignore"), functorch_config.patch(donated_buffer=False):
-        result = largest(measure(), TOLERANCE)
+            yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where}) by {backend}"
     torch.compiler.reset()
-    return Measurement(result.value, TOLERANCE, f"{result.detail} by {backend}".strip())
 
 
 @check("export_matches_eager", needs=("export",), slow=True, limit=TOLERANCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ FACTOR = 1.5
 QUANTIZATION_TOLERANCE = 0.1
 """The largest change of an output by int8 weights, relative to the largest output."""
 
+MERGEABLE = nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm
+
 Call = Callable[[nn.Module], Tensor]
 
 
@@ -34,7 +37,8 @@ def submodules_are_called(case: LayerUnderTest) -> Values:
     update, as LoRA does, and by one with a forward hook.
     """
     for is_causal in case.causal_choices:
-        names = [name for name, module in case.build(is_causal).named_modules() if name and _can_merge(module)]
+        modules = case.build(is_causal).named_modules()
+        names = [name for name, module in modules if name and isinstance(module, MERGEABLE)]
         if not names:
             raise NotApplicable("it has no submodule of torch.nn with parameters")
         for change in (_add_low_rank, _scale_by_hook):
@@ -129,42 +133,29 @@ def _decode(layer: nn.Module, x: Tensor, mask: object) -> Tensor:
     return torch.cat([layer(part, mask=mask, cache=cache) for part in x.split([N - 3, 1, 2], 1)], 1)
 
 
-class _WithUpdate(nn.Module):
-    """A module in place of another, to whose output it adds; it has no ``weight``."""
+class _Sum(nn.Module):
+    """The sum of two modules, in place of the first; it has no ``weight``."""
 
-    def __init__(self, inner: nn.Module, update: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, inner: nn.Module, update: nn.Module) -> None:
         super().__init__()
         self.inner, self.update = inner, update
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.inner(x)
-        return out + self.update(x, out)
-
-
-def _can_merge(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm)
+        out: Tensor = self.inner(x) + self.update(x)
+        return out
 
 
 def _add_low_rank(wrapped: nn.Module, merged: nn.Module, name: str, case: LayerUnderTest) -> None:
     """A low-rank update"""
     parent, _, last = name.rpartition(".")
     module, target = wrapped.get_submodule(name), merged.get_submodule(name)
-    update: Callable[[Tensor, Tensor], Tensor]
+    update = deepcopy(module)  # the output is linear in the parameters
     with torch.no_grad():
-        if isinstance(module, nn.Linear) and isinstance(target, nn.Linear):
-            down = case.random(module.in_features, RANK, seed=6)
-            up = case.random(RANK, module.out_features, seed=7) / RANK
-            update = lambda x, out: x @ down.to(x.dtype) @ up.to(x.dtype)  # noqa: E731
-            target.weight += (down @ up).T
-        elif isinstance(module, nn.Embedding) and isinstance(target, nn.Embedding):
-            table = case.random(*module.weight.shape, seed=6)
-            update = lambda x, out: nn.functional.embedding(x, table)  # noqa: E731
-            target.weight += table
-        else:
-            update = lambda x, out: 0.5 * out  # noqa: E731
-            for parameter in target.parameters(recurse=False):
-                parameter.mul_(1.5)
-    setattr(wrapped.get_submodule(parent), last, _WithUpdate(module, update))
+        for change, parameter in zip(update.parameters(), target.parameters(), strict=True):
+            *rows, columns = change.shape
+            change.copy_(case.random(*rows, RANK, seed=6) @ case.random(RANK, columns, seed=7) / RANK)
+            parameter.add_(change)
+    setattr(wrapped.get_submodule(parent), last, _Sum(module, update))
 
 
 def _scale_by_hook(wrapped: nn.Module, merged: nn.Module, name: str, case: LayerUnderTest) -> None:
