@@ -111,4 +111,6 @@ def _run(case: LayerUnderTest, call: ReferenceCall) -> tuple[Tensor, Tensor, dic
     with located(str(call)):
         actual = case(layer, x, call.mask, **extra)
     trained = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
-    return actual, case.reference(layer, x, **mask, **extra), {"x": x, **extra, **trained}
+    with x.device:  # a reference names no device for its tensors
+        expected = case.reference(layer, x, **mask, **extra)
+    return actual, expected, {"x": x, **extra, **trained}
