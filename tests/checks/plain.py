@@ -1,8 +1,9 @@
-"""Multi-head attention in eager PyTorch that fulfils the whole contract: the base of the faulty layers."""
+"""The base of the faulty layers: multi-head attention in eager PyTorch that fulfils the whole contract."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.attention import Attention
 from attnlab.nn.cache import KVCache
+from attnlab.nn.mixer import SequenceMixer
 
 
 class Plain(Attention):
@@ -100,3 +102,17 @@ class Plain(Attention):
     def _apply_weights(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         v = self.split(self.value(x if context is None else context))
         return self.output((weights @ v).transpose(1, 2).flatten(2))
+
+
+FAULTY: list[tuple[str, type[SequenceMixer]]] = []
+
+
+def fails(*checks: str, replaces: str = "", base: type[SequenceMixer] = Plain) -> Callable[[Any], Any]:
+    """Register a layer that must fail these checks: a class, or ``base`` with a function in place of one method."""
+
+    def register(fault: Any) -> Any:
+        layer = fault if isinstance(fault, type) else type(fault.__name__, (base,), {replaces: fault})
+        FAULTY.extend((check, layer) for check in checks)
+        return fault
+
+    return register

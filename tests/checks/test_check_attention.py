@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import third_party
 import torch
+from faulty.recurrence import MovingAverage
 from plain import Plain
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -239,6 +240,15 @@ def test_capabilities_of_a_mechanism_are_those_of_its_card() -> None:
     assert report["no_masked_key_leakage"].detail == "it does not take every mask"
     assert report["matches_reference_outputs"].detail == "it has no reference implementation"
     assert report["unsupported_arguments_raise"].outcome == "pass"
+
+
+@pytest.mark.slow
+def test_recurrence_passes_all_checks_but_those_that_need_weights_a_context_or_every_mask() -> None:
+    report = check_attention(MovingAverage, fast=True)
+    assert {row.detail for row in report.rows if row.outcome == "not applicable"} == {
+        *("it does not return attention weights", "it does not take every mask", "it takes no bias"),
+        *("it takes no context", "it is not declared permutation-equivariant", "it has no reference implementation"),
+    }
 
 
 @pytest.mark.slow

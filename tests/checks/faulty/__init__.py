@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from faulty._registry import FAULTY as FAULTY
+from plain import FAULTY as FAULTY
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"faulty.{_module.name}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
-
-from faulty._registry import fails
 
 
 @fails("cache_matches_full_pass", replaces="normalize")

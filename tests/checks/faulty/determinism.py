@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
-
-from faulty._registry import fails
 
 
 @fails("no_dropout_in_eval", replaces="drop")

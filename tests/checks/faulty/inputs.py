@@ -6,10 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor, nn
-
-from faulty._registry import fails
 
 
 @fails("output_shape", replaces="forward")

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import torch
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
 
 from attnlab.masks import as_mask, from_cu_seqlens, from_tensor
 from attnlab.models.multihead import MultiAttention
-from faulty._registry import fails
 
 SEGMENTS = type(from_cu_seqlens(torch.tensor([0, 1])))
 

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import torch
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnlab.models.multihead import MultiAttention
-from faulty._registry import fails
 
 
 @fails("matches_reference_outputs", replaces="_project_qkv", base=MultiAttention)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
 
 from attnlab.ops.attention_map import DenseMap
-from faulty._registry import fails
 
 
 @fails("fully_masked_rows_are_zero", replaces="forward")

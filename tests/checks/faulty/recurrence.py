@@ -1,16 +1,14 @@
-"""The suite on a mixer that is not softmax attention: a recurrence with padding, segments and a recurrent state."""
+"""Errors of a mixer that is not softmax attention: a recurrence with padding, segments and a recurrent state."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor, nn
 
-from attnlab.checks import check_attention
 from attnlab.masks import BoundMask
 from attnlab.nn.cache import RecurrentState
 from attnlab.nn.mixer import SequenceMixer
@@ -66,74 +64,29 @@ class MovingAverage(SequenceMixer):
         return self.output(nn.functional.dropout(state.to(x.dtype), self.dropout, self.training))
 
 
-NEEDED = {
-    "no_future_leakage",
-    "no_future_leakage_with_mask",
-    "no_padding_leakage",
-    "padding_invariance",
-    "left_padding_invariance",
-    "packed_sequences_are_independent",
-    "cache_matches_full_pass",
-    "cache_crop_and_reorder",
-    "failed_call_keeps_cache",
-    "low_precision_error_growth",
-}
+@fails("no_padding_leakage", "left_padding_invariance", replaces="_forward", base=MovingAverage)
+def adds_padding_to_the_state(self: MovingAverage, x: Tensor, mask: BoundMask | None, **options: Any) -> Tensor:
+    return MovingAverage._forward(self, x, None, **options)
 
 
-@pytest.mark.slow
-def test_recurrence_passes_every_applicable_check() -> None:
-    report = check_attention(MovingAverage, fast=True)
-    assert {row.check for row in report.rows if row.outcome == "pass"} >= NEEDED
-    reasons = {row.check: row.detail for row in report.rows if row.outcome == "not applicable"}
-    assert reasons["no_masked_key_leakage"] == "it does not take every mask"
-    assert reasons["weights_sum_to_one"] == "it does not return attention weights"
-    assert reasons["windowed_cache_matches_full_pass"] == "it does not take every mask"
+@fails("packed_sequences_are_independent", "no_future_leakage_with_mask", replaces="allowed", base=MovingAverage)
+def keeps_the_state_across_segments(self: MovingAverage, x: Tensor, mask: BoundMask | None) -> Tensor:
+    return MovingAverage.allowed(self, x, None)
 
 
-class IgnoresPadding(MovingAverage):
-    """Adds the values of padding to the state."""
-
-    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
-        return super()._forward(x, None, cache)
-
-
-class KeepsStateAcrossSegments(MovingAverage):
-    """Does not reset the state between segments."""
-
-    def allowed(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        return super().allowed(x, None)
+@fails("cache_matches_full_pass", replaces="_forward", base=MovingAverage)
+def starts_every_cached_step_from_zero(
+    self: MovingAverage, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None
+) -> Tensor:
+    if cache is not None:
+        cache.replace(x.shape[1], torch.zeros(len(x), x.shape[2], dtype=state_dtype(x), device=x.device))
+    return MovingAverage._forward(self, x, mask)
 
 
-class ForgetsTheState(MovingAverage):
-    """Starts every cached step from zero."""
-
-    def _forward(self, x: Tensor, mask: BoundMask | None, cache: RecurrentState | None = None) -> Tensor:
-        out = super()._forward(x, mask)
-        if cache is not None:
-            cache.replace(x.shape[1], torch.zeros(len(x), x.shape[2], dtype=state_dtype(x), device=x.device))
-        return out
-
-
-class AccumulatesInLowPrecision(MovingAverage):
-    """Accumulates the decays in the dtype of the tokens."""
-
-    def inputs(self, x: Tensor, mask: BoundMask | None) -> tuple[Tensor, Tensor]:
-        values, log_decay = super().inputs(x, mask)
-        total = log_decay.to(x.dtype).cumsum(1)
-        return values, total - torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
-
-
-@pytest.mark.parametrize(
-    ("layer", "check"),
-    [
-        (IgnoresPadding, "no_padding_leakage"),
-        (IgnoresPadding, "left_padding_invariance"),
-        (KeepsStateAcrossSegments, "packed_sequences_are_independent"),
-        (KeepsStateAcrossSegments, "no_future_leakage_with_mask"),
-        (ForgetsTheState, "cache_matches_full_pass"),
-        (AccumulatesInLowPrecision, "low_precision_accuracy"),
-    ],
-)
-def test_faulty_recurrence_fails_its_check(layer: type[SequenceMixer], check: str) -> None:
-    row = check_attention(layer, only=[check], raises=False)[check]
-    assert row.outcome == "fail", row
+@fails("low_precision_accuracy", replaces="inputs", base=MovingAverage)
+def accumulates_decays_in_low_precision(
+    self: MovingAverage, x: Tensor, mask: BoundMask | None
+) -> tuple[Tensor, Tensor]:
+    values, log_decay = MovingAverage.inputs(self, x, mask)
+    total = log_decay.to(x.dtype).cumsum(1)
+    return values, total - torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
