@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.masks.arguments import (
-    as_int64,
-    as_lengths,
-    check_int,
-    short,
-)
+from attnlab.masks.arguments import as_int64, as_lengths, check_int, short
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
 from attnlab.utils.tracing import can_inspect_values

@@ -13,7 +13,7 @@ from attnlab.masks import BoundMask, SegmentMask
 from attnlab.masks.rule import Rule
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
-from attnlab.utils.tracing import autocast_dtype, can_inspect_values
+from attnlab.utils.tracing import can_inspect_values, full_precision
 
 
 class NormalizedScan(AttentionMap):
@@ -82,9 +82,7 @@ class NormalizedScan(AttentionMap):
             return self._segment_sums(values, self.segments)
         if self.causal:
             return linear_scan(self.q, self.k, values)[0]
-        if autocast_dtype(values.device) is None:
-            return self.q @ (self.k.mT @ values)
-        with torch.autocast(values.device.type, enabled=False):  # sums over all tokens keep their precision
+        with full_precision(values.device):  # sums over all tokens keep their precision
             return self.q @ (self.k.mT @ values)
 
     def _segment_sums(self, values: Tensor, ids: Tensor) -> Tensor:
