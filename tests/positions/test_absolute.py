@@ -17,6 +17,7 @@ from attnlab.models.multihead import MultiAttention
 from attnlab.positions import AbsoluteEmbedding, Learned, Sinusoidal, make_absolute
 
 B, N, L = 3, 7, 23
+META = torch.zeros(B, dtype=torch.long, device="meta")
 
 
 def tokens(length: int = N, width: int = 10) -> Tensor:
@@ -116,40 +117,16 @@ def test_export_and_half_precision(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (
-            lambda: made("learned")(tokens(24)),
-            ValueError,
-            "has 24 tokens, but there are only 23 learned positions",
-        ),
+        (lambda: made("learned")(tokens(24)), ValueError, "has 24 tokens, but there are only 23 learned positions"),
         (lambda: made("learned")(tokens(1), first=23), ValueError, "has 24 tokens"),
-        (
-            lambda: made("sinusoidal")(tokens(N, 12)),
-            ValueError,
-            r"\(batch, length, 10\), not \(3, 7, 12\)",
-        ),
+        (lambda: made("sinusoidal")(tokens(N, 12)), ValueError, r"\(batch, length, 10\), not \(3, 7, 12\)"),
         (lambda: made("none")(tokens()[0]), ValueError, r"not \(7, 10\)"),
         (lambda: made("sinusoidal")(tokens(), first=-1), ValueError, "first must be at least 0, not -1"),
-        (
-            lambda: made("learned")(tokens(), starts=torch.zeros(B)),
-            TypeError,
-            "must be integers, not torch.float32",
-        ),
+        (lambda: made("learned")(tokens(), starts=torch.zeros(B)), TypeError, "must be integers, not torch.float32"),
         (lambda: made("learned")(tokens(), starts=torch.zeros(B).bool()), TypeError, "not torch.bool"),
-        (
-            lambda: made("none")(tokens(), starts=torch.zeros(2).long()),
-            ValueError,
-            r"= \(3,\), not \(2",
-        ),
-        (
-            lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])),
-            ValueError,
-            "must be at least 0, not -2",
-        ),
-        (
-            lambda: made("none")(tokens(), starts=torch.zeros(B, dtype=torch.long, device="meta")),
-            ValueError,
-            "starts is on meta, x on cpu",
-        ),
+        (lambda: made("none")(tokens(), starts=torch.zeros(2).long()), ValueError, r"= \(3,\), not \(2"),
+        (lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])), ValueError, "must be at least 0, not -2"),
+        (lambda: made("none")(tokens(), starts=META), ValueError, "starts is on meta, x on cpu"),
         (lambda: Learned(0, 10), ValueError, "length must be at least 1, not 0"),
         (lambda: made("sinusoid"), ValueError, "learned, sinusoidal or none, not 'sinusoid'; did you mean sinusoidal?"),
     ],

@@ -102,7 +102,7 @@ def test_the_table_learns_under_dropout() -> None:
     [
         (lambda: T5Bias(H, num_buckets=2), ValueError, "num_buckets must be an integer from 4 to 65536, not 2"),
         (lambda: T5Bias(H, causal=True, num_buckets=3), ValueError, "num_buckets must be even"),
-        (lambda: T5Bias(H, num_buckets=8.0), TypeError, "num_buckets must be an integer, not 8.0"),  # type: ignore[arg-type]
+        (lambda: T5Bias(H, num_buckets=8.0), TypeError, "num_buckets must be an integer, not 8.0"),
         (lambda: T5Bias(H, max_distance=8), ValueError, "max_distance must be an integer from 9 to"),
         (lambda: T5Bias(H, causal=True, max_distance=16), ValueError, "max_distance must be an integer from 17 to"),
     ],
