@@ -19,9 +19,10 @@ from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.bias import Bias, cut, four_axes
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.rowwise import RowwiseMap, at_least_float32, by_tiles, one_tile, row_tiles
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32, one_tile, row_tiles
 from attnlab.ops.softmax import masked_softmax
 from attnlab.utils.tracing import can_inspect_device, full_precision, widest_dtype
 

@@ -74,7 +74,7 @@ def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
     out = bound.zero_fully_masked_rows(torch.ones(B, N, 5, device=lengths.device))
     matrix = mask.materialize(N, device=lengths.device)
     again = mask.bind(N, shape=(B, H), device=lengths.device)  # has no matrix yet
-    return [*tiles, again.rows(some), out, bound.tensor(), matrix, again.fully_masked()]
+    return [*tiles, again.tile(some, slice(0, N)), out, bound.tensor(), matrix, again.fully_masked()]
 
 
 @every_rule

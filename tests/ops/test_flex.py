@@ -23,6 +23,7 @@ from attnlab.masks import (
     sliding_window,
 )
 from attnlab.ops.backends import flex
+from attnlab.ops.call import AttentionCall
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.softmax import softmax_attention, softmax_weights
 
@@ -87,12 +88,11 @@ def test_unsupported_calls_use_another_backend() -> None:
 
 
 def test_flex_is_not_chosen_on_a_cpu() -> None:
-    q, k, _ = tensors(M)
-    assert flex.block_mask(q, k, sliding_window(7).bind(M)) is None
+    call = AttentionCall(*tensors(M), mask=sliding_window(7).bind(M))
+    assert flex.Flex().applies(call) is None
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_flex_on_a_gpu() -> None:
     q, k, v = (torch.randn(B, H, 2048, 64, device="cuda", requires_grad=True) for _ in range(3))
     bound = (causal() & sliding_window(256)).bind(2048, device="cuda")
@@ -116,5 +116,5 @@ def test_the_compiled_kernel_matches() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.compiler.reset()
-        out = flex.flexible(q, k, v, flex._blocks(mask, q.device), d**-0.5)
+        out = flex.Flex().run(AttentionCall(q, k, v, mask), flex.block_mask(mask, q.device))
     torch.testing.assert_close(out, softmax_weights(q, k, mask) @ v, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,4 @@
-"""FlexAttention on a GPU: the mask is compiled into the kernel, and fully masked blocks are left out.
-
-Axes: B batch, H heads, N queries, M keys, d head_dim.
-"""
+"""FlexAttention on a GPU: the mask is compiled into the kernel, and fully masked blocks are left out."""
 
 from __future__ import annotations
 
@@ -25,19 +22,26 @@ MIN_MASKED_BLOCKS = 25.0
 
 
 class Flex:
-    """FlexAttention for masks that leave out many blocks on a GPU."""
+    """FlexAttention for masks that leave out many blocks on a GPU.
+
+    Source: Dong et al. 2024, "Flex Attention", arXiv:2412.05496, section 3.
+    """
 
     def applies(self, call: AttentionCall) -> BlockMask | None:
+        """Return the blocks of keys that each block of queries attends to; None if too few are masked."""
         mask = call.mask
-        if mask is None or call.can_inspect or torch.compiler.is_compiling():
+        if mask is None or call.can_inspect or torch.compiler.is_compiling() or not mask.mask.by_position:
             return None
         if call.dropout or call.bias is not None or call.sink is not None or mask.is_causal or mask.allows_all:
             return None
-        return block_mask(call.q, call.k, mask)
+        if not _takes(call.q) or min(mask.queries, mask.keys) < MIN_FLEX_LENGTH:
+            return None
+        blocks = block_mask(mask, call.q.device)
+        return blocks if blocks.sparsity() >= MIN_MASKED_BLOCKS else None
 
     def run(self, call: AttentionCall, plan: BlockMask) -> Tensor:
         width, call = call.v.shape[-1], call.expand()
-        return unpad(flexible(call.q, call.k, call.v, plan, call.score_scale), width)
+        return unpad(compiled()(call.q, call.k, call.v, block_mask=plan, scale=call.score_scale), width)
 
     def explain(self, call: AttentionCall, plan: BlockMask) -> Dispatch:
         assert call.mask is not None
@@ -45,59 +49,23 @@ class Flex:
         return Dispatch("flex", why)
 
 
-def block_mask(q: Tensor, k: Tensor, mask: BoundMask) -> BlockMask | None:
-    """The blocks of keys that each block of queries attends to; None if too few are masked.
-
-    Args:
-        q: (B, H, N, d), on a GPU.
-        k: (B, H, M, d).
-        mask: the keys that each query attends to.
-
-    Source: Dong et al. 2024, "Flex Attention", arXiv:2412.05496, section 3.
-    """
-    N, M = q.shape[2], k.shape[2]
-    if not _takes(q) or min(N, M) < MIN_FLEX_LENGTH or not mask.mask.by_position:
-        return None
-    blocks = _blocks(mask, q.device)
-    return blocks if blocks.sparsity() >= MIN_MASKED_BLOCKS else None
-
-
-def flexible(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, scale: float) -> Tensor:
-    """``softmax(scale · q kᵀ) v`` over the keys that the blocks and their rule allow.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, M, d).
-        v: (B, H, M, d).
-        blocks: from `block_mask`.
-        scale: the factor of the scores.
-
-    Returns:
-        (B, H, N, d); zeros in a fully masked row.
-    """
-    return compiled()(q, k, v, block_mask=blocks, scale=scale)
-
-
 @functools.cache
 def compiled() -> Callable[..., Tensor]:
-    """The compiled kernel: uncompiled, FlexAttention materializes all weights."""
+    """Return the compiled kernel: uncompiled, FlexAttention materializes all weights."""
     return torch.compile(flex_attention)
 
 
 def _takes(q: Tensor) -> bool:
-    return (
-        q.is_cuda
-        and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and q.shape[-1] >= 16
-        and not torch._C._are_functorch_transforms_active()
-    )
+    dtypes = torch.float32, torch.float16, torch.bfloat16
+    return q.is_cuda and q.dtype in dtypes and q.shape[-1] >= 16 and not torch._C._are_functorch_transforms_active()
 
 
-def _blocks(mask: BoundMask, device: torch.device) -> BlockMask:
-    at, first = mask.first + mask.offset, mask.first
+def block_mask(mask: BoundMask, device: torch.device) -> BlockMask:
+    """Return the blocks of a mask, and the mask as a function of single positions."""
+    first_query, first = mask.first + mask.offset, mask.first
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return mask.mask.allowed(b, h, at + q, first + k)
+        return mask.mask.allowed(b, h, first_query + q, first + k)
 
     B, H = (count if count > 1 else None for count in (mask.mask.batch_size, mask.mask.num_heads))
     return create_block_mask(rule, B, H, mask.queries, mask.keys, device=device)

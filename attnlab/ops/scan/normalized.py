@@ -129,7 +129,7 @@ class NormalizedScan(AttentionMap):
     def _rows(self, rows: Tensor) -> Tensor:
         scores = self.q[:, :, rows] @ self.k.mT
         if self.mask is not None:
-            scores = scores.masked_fill(~self.mask.rows(rows), 0.0)
+            scores = scores.masked_fill(~self.mask.tile(rows, slice(0, self.mask.keys)), 0.0)
         return _normalized(torch.cat([scores, scores.sum(-1, keepdim=True)], -1), self._like)
 
 
