@@ -166,14 +166,7 @@ class BoundMask:
         output at a padded position is computed from them.
         """
         if self._real is None:
-            self._real = []
-            last = self.first + self.keys
-            position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
-            for rule in self.mask.conjuncts:
-                if rule.is_padding:
-                    item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
-                    real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
-                    self._real.append(real.unsqueeze(-1))
+            self._real = [real.unsqueeze(-1) for real in self.real_keys(x.shape[1])]
         if not self._real:
             return x
         # The product of an input, a parameter and a query stays finite.
@@ -185,6 +178,16 @@ class BoundMask:
         for real in self._real:
             x = torch.where(real | (x.abs() < limit), x, 0.0)
         return x
+
+    def real_keys(self, number: int) -> list[Tensor]:
+        """Return which of the last keys hold a token under each padding mask, Boolean (B | 1, number)."""
+        last, real = self.first + self.keys, []
+        position = torch.arange(last - number, last, device=self._device).unsqueeze(0)
+        for rule in self.conjuncts:
+            if rule.is_padding:
+                item = torch.arange(rule.batch_size, device=self._device).unsqueeze(1)
+                real.append(rule.allowed(item, torch.zeros_like(item), position, position))
+        return real
 
     def key_range(self, queries: slice) -> slice:
         """Return the range from the first to the last key that these rows may attend to.

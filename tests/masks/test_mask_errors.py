@@ -61,6 +61,9 @@ VALUE_ERRORS = {
     "documents(floats(7))": "integers of shape (length,) or (batch, length)",
     "documents(ones(7))": "got torch.bool",
     "documents(t([0, 0, 1])).materialize(5)": "has 3 positions, but there are 5",
+    "(causal() & documents(t([0, 0, 1]))).materialize(5)": "has 3 positions, but there are 5",
+    "(~documents(t([0, 0, 1]))).materialize(5)": "has 3 positions, but there are 5",
+    "per_head([causal(), documents(t([0, 0, 1]))]).materialize(5)": "has 3 positions, but there are 5",
     "from_tensor(ones(7))": "not (7,)",
     "from_tensor(ones(2, 7)).materialize(7)": "2 x 7 (queries x keys)",
     "from_tensor(ones(5, 7)).materialize(7)": "use from_attention_mask where True means a real token, and "

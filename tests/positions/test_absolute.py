@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -62,26 +61,17 @@ def test_none_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
-@given(cuts=st.lists(st.integers(0, L), max_size=5))
-def test_pieces_match_the_whole_sequence(name: str, cuts: list[int]) -> None:
-    positions, x = made(name), tokens(L)
-    edges = [0, *sorted(cuts), L]
-    parts = [positions(x[:, a:b], first=a) for a, b in pairwise(edges)]
-    assert torch.equal(torch.cat(parts, 1), positions(x))
-
-
-@pytest.mark.parametrize("name", ["learned", "sinusoidal"])
-@given(starts=st.lists(st.integers(0, 40), min_size=B, max_size=B), first=st.integers(0, 30))
-def test_positions_count_from_the_first_real_token(name: str, starts: list[int], first: int) -> None:
+@given(starts=st.none() | st.lists(st.integers(0, 40), min_size=B, max_size=B), first=st.integers(0, 30))
+def test_positions_count_from_the_first_real_token(name: str, starts: list[int] | None, first: int) -> None:
+    """The first token of the cache without ``starts``."""
     positions, x = made(name), tokens()
-    if name == "learned" and first + N - min(starts) > L:
+    each = [0] * B if starts is None else starts
+    if name == "learned" and first + N - min(each) > L:
         return
-    out = positions(x, first=first, starts=torch.tensor(starts))
-    for b, start in enumerate(starts):
-        for i in range(N):
-            if first + i >= start:
-                alone = positions(x[b : b + 1, i : i + 1], first=first + i - start)
-                assert torch.equal(out[b, i], alone[0, 0])
+    out = positions(x, first=first, starts=None if starts is None else torch.tensor(starts))
+    for b, start in enumerate(each):
+        for i in range(max(start - first, 0), N):
+            assert torch.equal(out[b, i], positions(x[b : b + 1, i : i + 1], first=first + i - start)[0, 0])
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])

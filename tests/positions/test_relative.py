@@ -46,7 +46,7 @@ def tokens(length: int, batch: int = 1) -> Tensor:
 
 @schemes
 @given(length=lengths, shift=st.integers(0, 90), causal=st.booleans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @torch.no_grad()
 def test_left_padding_does_not_shift_positions(scheme: str, length: int, shift: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)
@@ -57,7 +57,7 @@ def test_left_padding_does_not_shift_positions(scheme: str, length: int, shift: 
 
 @schemes
 @given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5), causal=st.booleans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @torch.no_grad()
 def test_packed_sequences_match_single_ones(scheme: str, sizes: list[int], causal: bool) -> None:
     attend, parts = layer(scheme, causal=causal), [tokens(size) for size in sizes]
@@ -68,7 +68,7 @@ def test_packed_sequences_match_single_ones(scheme: str, sizes: list[int], causa
 
 @schemes
 @given(length=lengths, cuts=st.lists(st.integers(0, 160), max_size=6), size=st.none() | st.integers(1, 40))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @torch.no_grad()
 def test_cached_steps_match_the_full_pass(scheme: str, length: int, cuts: list[int], size: int | None) -> None:
     attend, x = layer(scheme), tokens(length, batch=2)
@@ -81,7 +81,7 @@ def test_cached_steps_match_the_full_pass(scheme: str, length: int, cuts: list[i
 
 @schemes
 @given(length=st.integers(130, 300), size=st.integers(1, 60), causal=st.booleans())
-@settings(deadline=None, max_examples=7)
+@settings(max_examples=7)
 @torch.no_grad()
 def test_a_window_matches_its_matrix(scheme: str, length: int, size: int, causal: bool) -> None:
     attend, x = layer(scheme, causal=causal), tokens(length)

@@ -138,12 +138,6 @@ def test_float32_angles_on_apple_gpus() -> None:
     assert widest_dtype(torch.device("cuda", 1)) == widest_dtype(torch.device("cpu")) == torch.float64
 
 
-def test_repr_shows_the_settings() -> None:
-    assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
-        Rotary(10, base=500, rotary_fraction=0.4, scaling=Scaling("ntk", 2))
-    )
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.masks import BoundMask, SegmentMask
-from attnlab.masks.rule import Rule
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.utils.tracing import can_inspect_values, full_precision
@@ -35,12 +34,12 @@ class NormalizedScan(AttentionMap):
         self.mask, self.causal = mask, False
         self.segments: Tensor | None = None
         if mask is not None:
-            for rule in mask.mask.conjuncts:
+            for real in mask.real_keys(k.shape[2]):
+                k = k.masked_fill(~real[:, None, :, None], 0.0)
+            for rule in mask.conjuncts:
                 if isinstance(rule, SegmentMask):
                     self._add_segments(rule.ids[..., : mask.first + mask.keys])
-                elif rule.is_padding:
-                    k = k.masked_fill(~_real_keys(rule, mask, k).unsqueeze(-1), 0.0)
-                else:
+                elif not rule.is_padding:
                     self.causal = True
         self.q, self.k = q, k
 
@@ -140,14 +139,6 @@ def _normalized(sums: Tensor, like: Tensor) -> Tensor:
     """
     smallest = torch.finfo(sums.dtype).tiny ** 0.5
     return (sums[..., :-1] / sums[..., -1:].clamp_min(smallest)).to(like.dtype)
-
-
-def _real_keys(rule: Rule, mask: BoundMask, k: Tensor) -> Tensor:
-    """Which of the keys ``k``, the last ones of the mask, hold a token: (B | 1, 1, M)."""
-    end = mask.first + mask.keys
-    positions = torch.arange(end - k.shape[2], end, device=k.device)
-    item = torch.arange(rule.batch_size, device=k.device).unsqueeze(1)
-    return rule.allowed(item, torch.zeros_like(item), positions, positions).unsqueeze(1)
 
 
 def _gathered(x: Tensor, order: Tensor) -> Tensor:
