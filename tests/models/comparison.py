@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlab import masks
-from attnlab.nn.attention import Attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
 CAUSAL = pytest.mark.parametrize("causal", [True, False])
 PADDED = pytest.mark.parametrize("padded", [True, False])
 
-Layer = TypeVar("Layer", bound=Attention)
+Layer = TypeVar("Layer", bound=nn.Module)
 Pairs = Callable[[Callable[[Tensor], Any]], Sequence[tuple[Tensor, Tensor]]]
 """Our parameters and theirs in our layout, each passed through a function that reads its value or its gradient."""
 

@@ -30,7 +30,7 @@ def test_brute_force(
     H: int,
     d: int,
     l: int,
-    c: int,  # noqa: E741
+    c: int,
 ) -> None:
     torch.manual_seed(0)
     layer = StridedAttention(H * d, H, pattern=pattern, stride=l, summary=c, causal=causal).to(dtype)
