@@ -18,7 +18,7 @@ ORACLES = {"test_": ("torch", "scaled_dot_product_attention under the paper's se
 @PADDED
 @pytest.mark.parametrize("pattern", ["strided", "fixed"])
 @pytest.mark.parametrize(
-    ("B", "N", "H", "d", "l", "c"), [(2, 13, 3, 5, 3, 2), (1, 17, 2, 7, 5, 1), (3, 199, 5, 2, 13, 3)]
+    ("B", "N", "H", "d", "stride", "c"), [(2, 13, 3, 5, 3, 2), (1, 17, 2, 7, 5, 1), (3, 199, 5, 2, 13, 3)]
 )
 def test_brute_force(
     dtype: torch.dtype,
@@ -29,18 +29,18 @@ def test_brute_force(
     N: int,
     H: int,
     d: int,
-    l: int,
+    stride: int,
     c: int,
 ) -> None:
     torch.manual_seed(0)
-    layer = StridedAttention(H * d, H, pattern=pattern, stride=l, summary=c, causal=causal).to(dtype)
+    layer = StridedAttention(H * d, H, pattern=pattern, stride=stride, summary=c, causal=causal).to(dtype)
 
     def strided(h: int, i: int, j: int) -> bool:
         """A^(1) = {i - l, ..., i} and A^(2) = {j : (i - j) mod l = 0}, in both directions if not causal."""
-        return abs(i - j) <= l if h < (H + 1) // 2 else (i - j) % l == 0
+        return abs(i - j) <= stride if h < (H + 1) // 2 else (i - j) % stride == 0
 
     def fixed(h: int, i: int, j: int) -> bool:
         """A^(1) = {j : ⌊j / l⌋ = ⌊i / l⌋} and A^(2) = {j : j mod l in {l - c, ..., l - 1}}."""
-        return i // l == j // l if h < (H + 1) // 2 else j % l in range(l - c, l)
+        return i // stride == j // stride if h < (H + 1) // 2 else j % stride in range(stride - c, stride)
 
     assert_softmax_under(random_biases(layer), strided if pattern == "strided" else fixed, (B, N), padded)
