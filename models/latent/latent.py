@@ -60,7 +60,7 @@ class LatentAttention(Attention):
         memory="n·d",
         representation="h softmax attention matrices over keys of one shared latent",
         use_case="decoding long contexts: d_c + d_r values per token in the cache, for any number of heads",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="groupedquery",
     )
 
