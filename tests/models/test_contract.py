@@ -57,7 +57,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
-    ("entmax", {"alpha": 2.0, "positions": "alibi"}, ("low_precision_accuracy",)),
+    ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("entmax", {"alpha": 4.0}, EDGES),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
