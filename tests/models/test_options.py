@@ -12,6 +12,7 @@ from attnlab import masks
 from attnlab.catalog import registry
 from attnlab.models.groupedquery import GroupedQueryAttention
 from attnlab.models.multihead import MultiAttention
+from attnlab.network.pruning import prune_heads
 from attnlab.positions import Rotary
 
 B, N, H, D, d = 2, 7, 3, 12, 4
@@ -101,6 +102,32 @@ def test_multi_query_attention_is_grouped_query_attention_with_one_group(positio
     grouped.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), grouped(x))
     assert torch.equal(layer.attention_weights(x), grouped.attention_weights(x))
+
+
+PRUNED: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in registry.names() if name not in ("selfhead", "latent", "groupedquery")),
+    ("additive", {"positions": "alibi"}),
+    ("differential", {"positions": "rotary"}),
+    ("forgetting", {"positions": "rotary"}),
+    ("gated", {"gate": "headwise", "positions": "t5"}),
+    ("longformer", {"window_size": 2, "num_global": 2, "positions": "t5"}),
+    ("sinks", {"sink": "zero", "positions": "alibi"}),
+    ("strided", {"pattern": "fixed", "stride": 4, "summary": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PRUNED)
+@pytest.mark.parametrize("pruned", [[1], [2, 0]])
+@torch.no_grad()
+def test_a_pruned_head_contributes_zero(name: str, options: dict[str, Any], pruned: list[int]) -> None:
+    layer, x = perturbed(build(name, embed_dim=24, causal=True, **options)), random(B, N, 24)
+    if name == "talkingheads":  # without mixing, because other heads depend on each head
+        for matrix in (layer.scores, layer.mixture):
+            torch.nn.init.eye_(matrix)
+    small = prune_heads(layer, pruned)
+    assert_same(small.attention_weights(x), layer.attention_weights(x)[:, [h for h in range(H) if h not in pruned]])
+    layer.output.weight.unflatten(1, (H, -1))[:, pruned] = 0
+    assert_same(small(x), layer(x))
 
 
 LATENT = {"embed_dim": 13, "kv_latent_dim": 7, "head_dim": 5, "rope_head_dim": 4}
