@@ -7,8 +7,9 @@ Axes: B batch, N length, H heads, d head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -91,7 +92,7 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
             count += int(real.sum())
             with ExitStack() as stack:
                 for layer, total in zip(layers, sums, strict=True):
-                    stack.enter_context(edit_heads(layer, _accumulate(total, real)))
+                    stack.enter_context(edit_heads(layer, partial(_accumulate, total, real)))
                 network(x, lengths)
     return [total / max(count, 1) for total in sums]
 
@@ -143,14 +144,10 @@ def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_he
     return heads
 
 
-def _accumulate(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
-    """An edit that returns heads (B, N, H, d) unchanged and adds those of real tokens to ``total`` (H, d)."""
-
-    def edit(heads: Tensor) -> Tensor:
-        total.add_(heads[real].sum(0))
-        return heads
-
-    return edit
+def _accumulate(total: Tensor, real: Tensor, heads: Tensor) -> Tensor:
+    """Return ``heads`` (B, N, H, d) unchanged and add those of real tokens to ``total`` (H, d)."""
+    total.add_(heads[real].sum(0))
+    return heads
 
 
 @contextmanager
