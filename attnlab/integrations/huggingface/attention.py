@@ -224,7 +224,9 @@ def attention_forward(
         )
     attention = SoftmaxMap(query, key, bound, bias, scale=scaling, sink=s_aux, softcap=softcap)
     out = attention.apply(value, dropout=dropout).transpose(1, 2).contiguous()
-    return out, attention.materialize() if output_attentions or _collects_attentions() else None
+    if not output_attentions and not torch.compiler.is_compiling():  # some layers do not pass it on
+        output_attentions = any("attentions" in name for name in capturing._active_collector.get() or ())
+    return out, attention.materialize() if output_attentions else None
 
 
 def lazy_mask(
@@ -268,19 +270,15 @@ def lazy_mask(
     if isinstance(attention_mask, LazyMask):  # made by generate()
         return attention_mask
     if isinstance(q_offset, Tensor) or use_vmap:
-        sizes = (batch_size, q_length, kv_length, q_offset, kv_offset)
-        matrix: Tensor = masking.eager_mask(
-            *sizes, mask_function, attention_mask, dtype, use_vmap=use_vmap, device=device
-        )
+        position = (batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask)
+        matrix: Tensor = masking.eager_mask(*position, dtype, use_vmap=use_vmap, device=device)
         return matrix
     local = None if local_size is None or kv_length < local_size else local_size
-    rule: Mask | None
+    rule: Mask | None = _FunctionMask(mask_function, batch_size, (None, None))
     if allow_is_causal_skip:
         rule = _FunctionMask(mask_function, batch_size, (local - 1, 0)) if local else causal()
     elif allow_is_bidirectional_skip:
         rule = _FunctionMask(mask_function, batch_size, (local, local)) if local else None
-    else:
-        rule = _FunctionMask(mask_function, batch_size, (None, None))
     if attention_mask is not None:
         real = masking.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, : kv_offset + kv_length].bool()
         if torch.compiler.is_compiling() or not bool(real.all()):
@@ -340,10 +338,3 @@ def _default_mask(
         )
     rule = causal() if sliding_window is None else causal() & masks.sliding_window(sliding_window)
     return rule.bind(N, M, device=device)
-
-
-def _collects_attentions() -> bool:
-    """Whether the model collects attention weights: some layers do not pass on ``output_attentions``."""
-    if torch.compiler.is_compiling():
-        return False
-    return any("attentions" in name for name in capturing._active_collector.get() or ())
