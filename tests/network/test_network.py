@@ -106,7 +106,7 @@ def test_invalid_lengths_are_refused(lengths: Tensor, says: str, pool: str) -> N
 def test_cells_add_the_value_of_a_number_to_its_code(numbers: int) -> None:
     cells, x = Cells(KINDS, numbers, D).double(), batch("cells").double()
     x[0, :, 0] = torch.arange(N)
-    x[..., 1] = torch.where(x[..., 0] < numbers, x[..., 1], torch.nan)  # the value of another cell has no effect
+    x[0, :, 1] = torch.where(x[0, :, 0] < numbers, x[0, :, 1], torch.nan)  # values of other cells have no effect
     out = cells(x)
     for cell, found in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
         code, value = int(cell[0]), cell[1]
