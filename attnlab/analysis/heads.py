@@ -67,11 +67,7 @@ class Study:
     validation_examples: int
 
     def plan(self, share: float) -> dict[int, list[int]]:
-        """The least important heads up to a share of all, by layer, as `prune_heads` takes them.
-
-        Raises:
-            UserError: for a share smaller than the first step of the curve or larger than all steps.
-        """
+        """The least important heads up to a share of all, by layer; see `select_heads`."""
         return select_heads([step.gone for step in self.curve], share, num_heads=len(self.heads))
 
 
@@ -147,11 +143,7 @@ def study(
 
 @contextmanager
 def without(network: Network, heads: Sequence[HeadIndex], means: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context."""
     with ExitStack() as stack:
         for i, layer in enumerate(attention_layers(network)):
             ablated = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)

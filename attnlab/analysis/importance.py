@@ -27,11 +27,7 @@ HeadIndex = tuple[int, int]
 
 
 def attention_layers(network: Network) -> list[MultiHeadBase]:
-    """The network's attention layers.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """The network's attention layers; raises UnsupportedError for a mechanism without separable heads."""
     return [as_multihead(layer) for layer in network.mechanisms()]
 
 
@@ -75,11 +71,7 @@ def importance(
 
 @torch.no_grad()
 def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list[Tensor]:
-    """The mean output of each head over all real tokens, (H, d) for each layer.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """The mean output of each head over all real tokens, (H, d) for each layer."""
     layers = attention_layers(network)
     like = next(network.parameters())
     sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
@@ -102,9 +94,6 @@ def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple
 
     Heads are pruned one by one. Where several groups of query heads share a key head, a whole group is pruned in one
     step, and its importance is the mean over its heads.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
     """
     ranked = []
     for i, (layer, values) in enumerate(zip(attention_layers(network), importances, strict=True)):
@@ -118,13 +107,8 @@ def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple
 def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_heads: int) -> dict[int, list[int]]:
     """The heads of the first ``steps`` that fit into a share of all heads, by layer, as `prune_heads` takes them.
 
-    Args:
-        steps: the heads pruned in each step (see `pruning_order`).
-        share: above 0 and below 1.
-        num_heads: of all layers.
-
     Raises:
-        UserError: for a share smaller than the first step or larger than all steps.
+        UserError: for a share that is smaller than the first step, larger than all steps, or not between 0 and 1.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of heads to prune must be above 0 and below 1, not {share:g}")

@@ -297,36 +297,40 @@ def test_a_lazy_mask_acts_as_a_matrix() -> None:
 # One layer by itself
 
 
-def test_without_a_mask_the_layer_decides_whether_it_is_causal() -> None:
-    x = torch.randn(B, N, 12, generator=torch.Generator().manual_seed(0))
-    layers = {name: model("GPT2", name).transformer.h[0].attn for name in ("sdpa", "attnlab")}
-    theirs, ours = (layers[name](x)[0] for name in ("sdpa", "attnlab"))
-    assert (ours - theirs).abs().max() < 1e-5
-    moved = x.clone()
-    moved[:, -1] += 1
-    assert torch.equal(layers["attnlab"](moved)[0][:, :-1], ours[:, :-1])
-
-
 def vectors(queries: int = N) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(B, 6, queries, 4), torch.randn(B, 2, N, 4), torch.randn(B, 2, N, 3)
 
 
-def test_grouped_heads_another_value_width_and_scale() -> None:
+class Bidirectional(nn.Module):
+    is_causal = False
+
+
+PAST = torch.ones(N, N, dtype=torch.bool).tril()
+LEFT = torch.arange(N) >= torch.tensor([[0], [2], [3]])
+NONE = {"cu_seq_lens_q": None, "sinks": None, "use_cache": True}  # has no effect
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({"is_causal": False}, PAST | True),
+        ({"module": Bidirectional()}, PAST | True),
+        (NONE, PAST),  # a layer is causal unless it says otherwise
+        ({"sliding_window": 3, "is_causal": True}, PAST.triu(-2)),
+        ({"attention_mask": lazy_mask(B, N, N, attention_mask=LEFT)}, PAST & LEFT[:, None, None]),
+        ({"attention_mask": (PAST & LEFT[:, None, None])}, PAST & LEFT[:, None, None]),
+    ],
+)
+def test_grouped_heads_another_value_width_and_scale(given: dict[str, Any], allowed: Tensor) -> None:
     q, k, v = vectors()
-    out, weights = attention_forward(nn.Module(), q, k, v, None, scaling=0.3, is_causal=False, output_attentions=True)
-    expected = (q @ k.repeat_interleave(3, 1).mT * 0.3).softmax(-1)
+    given = {"attention_mask": None, "scaling": 0.3, "output_attentions": True, **given}
+    out, weights = attention_forward(given.pop("module", nn.Module()), q, k, v, **given)
+    scores = (q @ k.repeat_interleave(3, 1).mT * 0.3).masked_fill(~allowed, -torch.inf)
+    expected = scores.softmax(-1).nan_to_num()  # a fully masked row is zero
     assert (weights - expected).abs().max() < 1e-6
     assert out.shape == (B, N, 6, 3)
     assert (out.transpose(1, 2) - expected @ v.repeat_interleave(3, 1)).abs().max() < 1e-6
-
-
-def test_a_fully_masked_row_is_zero() -> None:
-    seen = lazy_mask(B, N, N, attention_mask=padded("left").bool())
-    assert isinstance(seen, LazyMask)
-    out, _ = attention_forward(nn.Module(), *vectors(), seen)
-    assert (out[2, : N - 4] == 0).all()
-    assert (out[2, N - 4 :] != 0).all()
 
 
 LOWEST = torch.finfo(torch.float32).min
@@ -334,10 +338,9 @@ LOWEST = torch.finfo(torch.float32).min
 
 def test_a_compiled_step_gets_a_matrix() -> None:
     """The position of its query is a tensor, so that one graph serves every step."""
-    real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
-    matrix = lazy_mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
+    matrix = lazy_mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=LEFT)
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix == 0, (real & (torch.arange(N) <= 4))[:, None, None])
+    assert torch.equal(matrix == 0, (LEFT & (torch.arange(N) <= 4))[:, None, None])
     assert matrix.unique().tolist() == [LOWEST, 0]
 
 
@@ -346,12 +349,12 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
         return torch.stack([k <= q, q == 3]).any()
 
     matrix = lazy_mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
-    expected = torch.ones(N, N, dtype=torch.bool).tril()
+    expected = PAST.clone()
     expected[3] = True
     assert isinstance(matrix, Tensor)
     assert torch.equal(matrix == 0, expected.expand(B, 1, N, N))
     joined = torch.cat([matrix, lazy_mask(B, N, N)], -1)  # as T5Gemma 2 does
-    assert torch.equal(joined[..., N:] == 0, torch.ones(N, N, dtype=torch.bool).tril().expand(B, 1, N, N))
+    assert torch.equal(joined[..., N:] == 0, PAST.expand(B, 1, N, N))
     assert joined.unique().tolist() == [LOWEST, 0]
 
 
@@ -376,16 +379,6 @@ def test_unsupported_input_is_refused(given: dict[str, Any], error: type[Excepti
     options = {"attention_mask": None, **given}
     with pytest.raises(error, match=message):
         attention_forward(nn.Module(), *vectors(options.pop("queries", N)), **options)
-
-
-def test_a_window_without_a_mask_and_ignored_arguments() -> None:
-    q, k, v = vectors()
-    ignored = {"cu_seq_lens_q": None, "sinks": None, "use_cache": True}
-    out, _ = attention_forward(nn.Module(), q, k, v, None, is_causal=True, sliding_window=3, **ignored)
-    place = torch.arange(N)
-    seen = (place <= place[:, None]) & (place > place[:, None] - 3)
-    expected, _ = attention_forward(nn.Module(), q, k, v, seen[None, None])
-    assert (out - expected).abs().max() < 1e-6
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
