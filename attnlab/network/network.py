@@ -232,7 +232,7 @@ class Network(
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
     def caches(self) -> list[KVCache | RecurrentState] | None:
-        """An empty cache for every block, up to `limit` tokens; None if the mechanism has no cache."""
+        """An empty cache for every block, up to `limit` tokens; None if a layer supports no cache."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
         return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
