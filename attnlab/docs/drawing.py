@@ -51,11 +51,12 @@ def draw_heat_maps(
     lowest = min(min(map(min, matrix)) for matrix in matrices)
     highest = max(max(map(max, matrix)) for matrix in matrices)
     limit = max(1.0, highest)
+    font_size = 8 if len(labels) <= 10 or len(axes) <= 4 else 5.5
     colour_map, lower_limit = ("RdBu", -limit) if lowest < -0.01 else ("Blues", 0.0)
     for ax, matrix, title in zip(axes, matrices, titles, strict=True):
         image = ax.imshow(matrix, cmap=colour_map, vmin=lower_limit, vmax=limit, interpolation="nearest")
-        ax.set_xticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
-        ax.set_yticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
+        ax.set_xticks(range(len(labels)), labels=labels, fontsize=font_size, family="monospace")
+        ax.set_yticks(range(len(labels)), labels=labels, fontsize=font_size, family="monospace")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(title, fontsize=10, color=INK)

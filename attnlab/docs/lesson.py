@@ -66,7 +66,8 @@ def draw_attention(example: Example, file: Path) -> Path:
     """Heat maps of the attention weights on the example's text: one row per layer, one column per head."""
     layers, heads = example.attention_weights.shape[:2]
     rows, columns = (1, layers) if heads == 1 else (layers, heads)
-    figure, axes = drawing.canvas(7.6, 4.0 * rows, rows=rows, columns=columns)
+    width, height = (7.6, 4.0) if columns < 3 else (8.3, 2.3)  # of the figure, and of one row
+    figure, axes = drawing.canvas(width, height * rows, rows=rows, columns=columns)
     weights = example.attention_weights.flatten(0, 1).tolist()
     names = [(f"layer {i + 1}", f", head {h + 1}") for i in range(layers) for h in range(heads)]
     titles = [layer + (head if heads > 1 else "") for layer, head in names]
