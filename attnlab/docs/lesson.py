@@ -159,10 +159,10 @@ def read_cost(folder: Path, curves: str = "curves") -> tuple[list[int], dict[str
     return cost["lengths"], cost.get(curves, {})
 
 
-def draw_cost(folder: Path, file: Path, curves: str = "curves", *, x_label: str = "sequence length n") -> Path:
-    """The curves of ``cost.json`` in ``folder``, as a figure."""
+def draw_cost(folder: Path, file: Path, curves: str = "curves", **options: Any) -> Path:
+    """The curves of ``cost.json`` in ``folder``, as a figure; ``options`` are those of `drawing.draw_curves`."""
     figure, (ax,) = drawing.canvas(6.0, 3.4)
-    drawing.draw_curves(ax, *read_cost(folder, curves), x_label=x_label)
+    drawing.draw_curves(ax, *read_cost(folder, curves), **options)
     return drawing.save(figure, file)
 
 
