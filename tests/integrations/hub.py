@@ -1,4 +1,4 @@
-"""Small random models of transformers, one a family, each as their ``eager`` and as ours with the same weights."""
+"""Small random models of transformers, one per family, with ``eager`` and with our attention, and equal parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 VOCABULARY, B, N = 61, 3, 11
 LONG = 150
-"""Beyond the length from which the engine leaves out what is masked."""
+"""Longer than the length from which masked blocks are skipped."""
 
 SMALL = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "intermediate_size": 16}
 LLAMA = {**SMALL, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
@@ -62,7 +62,7 @@ def config(family: str, **options: Any) -> Any:
 
 
 def model(family: str, attention: str, *, dtype: torch.dtype = torch.float32, kind: str = "", **options: Any) -> Any:
-    """A model whose weights are the same whatever computes its attention, and nowhere zero."""
+    """A model whose parameters do not depend on the attention implementation and are never zero."""
     head = kind or FAMILIES[family][0]
     made = getattr(import_module("transformers"), f"{family}{head}")._from_config(
         config(family, **options), attn_implementation=attention
@@ -85,7 +85,7 @@ def tokens(length: int = N) -> Tensor:
 
 
 def padded(side: str, length: int = N) -> Tensor | None:
-    """attention_mask: none, right, left, or with a hole."""
+    """An attention_mask: none, padding on the right or left, or with a gap."""
     real = torch.ones(B, length, dtype=torch.long)
     if side == "none":
         return None

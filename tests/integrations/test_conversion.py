@@ -1,4 +1,4 @@
-"""The attention of BERT, GPT-2 and Llama as ours, and back: the same weights to the last bit, the same answers."""
+"""Conversion of the attention of BERT, GPT-2 and Llama in both directions: equal parameters and outputs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONVERSIONS = {"Bert": (from_bert, to_bert), "GPT2": (from_gpt2, to_gpt2), "Llam
 
 
 def answer(family: str, layer: Any, x: Tensor, real: Tensor | None) -> Tensor:
-    """What their layer's attention gives, up to its last projection, in their ``sdpa``: eager rounds otherwise."""
+    """The output of the original layer, with ``sdpa``, because ``eager`` rounds differently."""
     layer.config = getattr(layer, "config", None) or layer.self.config
     layer.config._attn_implementation = "sdpa"
     allowed = torch.ones(B, 1, x.shape[1], x.shape[1], dtype=torch.bool)
@@ -69,7 +69,7 @@ def _before(layer: Any, x: Tensor, allowed: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", ["none", "right", "left"])
 @pytest.mark.parametrize("length", [N, LONG])
 @pytest.mark.parametrize("family", CONVERSIONS)
-def test_the_same_answers_and_gradients(family: str, length: int, side: str) -> None:
+def test_outputs_and_gradients_are_equal(family: str, length: int, side: str) -> None:
     layer, real = theirs(family, dtype=torch.float64), padded(side, length)
     ours = CONVERSIONS[family][0](layer)
     assert not ours.training
@@ -112,7 +112,7 @@ def test_llama_decodes_with_our_cache() -> None:
 
 
 @pytest.mark.parametrize("family", CONVERSIONS)
-def test_there_and_back_is_the_same_to_the_last_bit(family: str) -> None:
+def test_round_trip_is_bit_identical(family: str) -> None:
     there, back = CONVERSIONS[family]
     rates = {"Bert": "attention_probs_dropout_prob", "GPT2": "attn_pdrop", "Llama": "attention_dropout"}
     layer, other = theirs(family, **{rates[family]: 0.2}), theirs(family)
@@ -132,7 +132,7 @@ def test_there_and_back_is_the_same_to_the_last_bit(family: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
 
 
-def test_biases_of_llama_are_converted_too() -> None:
+def test_biases_of_llama_are_converted() -> None:
     layer = theirs("Llama", attention_bias=True)
     ours = from_llama(layer)
     assert torch.equal(ours.qkv.bias[-8:], layer.v_proj.bias)
@@ -141,7 +141,7 @@ def test_biases_of_llama_are_converted_too() -> None:
         to_llama(ours, theirs("Llama"))
 
 
-def test_a_bert_that_decodes_is_causal() -> None:
+def test_a_bert_decoder_is_causal() -> None:
     ours = from_bert(theirs("Bert", is_decoder=True))
     assert ours.causal
     with pytest.raises(ValueError, match="has causal=True, but the other layer has False"):
@@ -175,9 +175,7 @@ GPT2_SCALED = "does not scale its scores by 1/√head_dim"
         ),
     ],
 )
-def test_a_layer_that_cannot_be_converted_is_refused(
-    convert: Any, layer: Any, error: type[Exception], message: str
-) -> None:
+def test_an_unsupported_layer_raises(convert: Any, layer: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convert(layer())
 
@@ -200,7 +198,7 @@ def test_a_layer_that_cannot_be_converted_is_refused(
         (to_llama, lambda: _llama(positions="none"), "Llama", "has rotary positions .*, not none"),
     ],
 )
-def test_layers_of_another_shape_are_refused(back: Any, ours: Any, family: str, message: str) -> None:
+def test_a_layer_of_another_shape_raises(back: Any, ours: Any, family: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         back(ours(), theirs(family))
 
@@ -211,7 +209,7 @@ def _llama(**options: Any) -> GroupedQueryAttention:
     )
 
 
-def test_other_rotary_frequencies_are_refused() -> None:
+def test_other_rotary_frequencies_raise() -> None:
     to_llama(_llama(), theirs("Llama"))  # both have the base 10000
     with pytest.raises(ValueError, match=r"the rotary positions differ: ours are .*base=10000"):
         to_llama(_llama(), theirs("Llama", rope_parameters=ROPES["default"]))

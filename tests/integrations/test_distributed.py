@@ -1,4 +1,4 @@
-"""A step in two processes is the step of one: DDP, and FSDP2, for every mechanism."""
+"""Training with two processes equals training with one: DDP and FSDP2, for every mechanism."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORLD, B, N, D, STEPS = 2, 4, 7, 24, 3
 
 
 class Blocks(nn.Module):
-    """Two layers with residual sums, under a causal order where there is one."""
+    """Two layers with residual connections, causal if the mechanism supports it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -80,6 +80,6 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
     assert all((tmp_path / f"done{rank}").exists() for rank in range(WORLD))

@@ -1,6 +1,6 @@
-"""Every mechanism inside of what others build on PyTorch: torch.func, autocast, the exporters. Sizes are primes.
+"""Every mechanism with torch.func, autocast and the exporters. Sizes are primes.
 
-Compiling, exporting and copying a mechanism are promises, and `test_contract` holds every mechanism to them.
+`test_contract` checks compiling, exporting and copying of every mechanism.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def tokens(length: int = N) -> Tensor:
 
 
 def ways(name: str) -> list[tuple[Attention, Mask | None]]:
-    """The layer plainly, and causal under a mask, as far as it goes."""
+    """The layer without a mask, and causal with a mask where it supports them."""
     found: list[tuple[Attention, Mask | None]] = [(make(name), None)]
     supports = found[0][0].card.supports
     seen = torch.rand(N, N, generator=torch.Generator().manual_seed(2)) > 0.4
@@ -62,7 +62,7 @@ def loss(layer: Attention, mask: Mask | None, weights: dict[str, Tensor], x: Ten
 
 @SLOWLY
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_over_items_is_the_batch(name: str) -> None:
+def test_vmap_over_items_equals_the_batch(name: str) -> None:
     for layer, mask in ways(name):
         expected = layer(tokens(), **asked(layer, mask))
         found = vmap(lambda x: layer(x.unsqueeze(0), **asked(layer, mask)).squeeze(0))(tokens())  # noqa: B023
@@ -70,7 +70,7 @@ def test_vmap_over_items_is_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_a_functional_call_are_autograd_s(name: str) -> None:
+def test_functional_call_has_the_gradients_of_autograd(name: str) -> None:
     for layer, mask in ways(name):
         layer(tokens(), **asked(layer, mask)).square().sum().backward()
         found = grad(partial(loss, layer, mask))(dict(layer.named_parameters()), tokens())
@@ -82,7 +82,7 @@ def test_gradients_of_a_functional_call_are_autograd_s(name: str) -> None:
 
 @SLOWLY
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gradient_for_each_item(name: str) -> None:
+def test_per_sample_gradients(name: str) -> None:
     for layer, mask in ways(name):
         weights = {key: parameter.detach() for key, parameter in layer.named_parameters()}
         whole = grad(partial(loss, layer, mask))(weights, tokens())
@@ -98,7 +98,7 @@ def test_a_gradient_for_each_item(name: str) -> None:
 
 @SLOWLY
 @pytest.mark.parametrize("name", NAMES)
-def test_an_ensemble_in_one_call(name: str) -> None:
+def test_an_ensemble_by_vmap(name: str) -> None:
     layers = [make(name) for _ in range(2)]
     with torch.no_grad():
         for parameter in layers[1].parameters():
@@ -117,8 +117,8 @@ def test_an_ensemble_in_one_call(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's, on the first use of forward mode
 @pytest.mark.parametrize("name", NAMES)
-def test_a_directional_derivative_forward(name: str) -> None:
-    """Forward mode: PyTorch's fused kernels have none, its plain one has."""
+def test_forward_mode_derivative(name: str) -> None:
+    """The fused kernels of PyTorch do not support forward mode, the math backend does."""
     for layer, mask in ways(name):
         x, direction = tokens(), torch.randn(B, N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         run = partial(layer, **asked(layer, mask))
@@ -154,7 +154,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
         assert 0 < (slopes[1] - slopes[0]).abs().max() < coarse * slopes[0].abs().max()
 
 
-# The exporters, with parts that no mechanism has by default
+# The exporters, with options that no mechanism has by default
 
 PLACED: dict[str, Any] = {
     "alibi": partial(MultiAttention, positions="alibi"),
@@ -170,7 +170,7 @@ def test_positions_are_exported(kind: str) -> None:
 
 
 class Padded(nn.Module):
-    """Takes the lengths of its items, and makes the mask of them inside."""
+    """A module that takes lengths and creates the padding mask itself."""
 
     def __init__(self, layer: Attention) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Padded(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["multihead", "groupedquery", "latent", "slidingwindow", "longformer"])
-def test_a_mask_made_inside_is_exported(name: str) -> None:
+def test_a_mask_created_in_the_module_is_exported(name: str) -> None:
     asked = Padded(make(name, causal=True))
     batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", max=64)
     shapes = ({0: batch, 1: length}, {0: batch})
@@ -193,7 +193,7 @@ def test_a_mask_made_inside_is_exported(name: str) -> None:
         assert (program(x, lengths) - asked(x, lengths)).abs().max() < 1e-12
 
 
-def test_an_exported_program_trains() -> None:
+def test_an_exported_program_can_be_trained() -> None:
     layer = make("multihead")
     shapes = ({0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=64)},)
     program = torch.export.export(layer, (tokens(),), dynamic_shapes=shapes).module()
@@ -206,8 +206,8 @@ def test_an_exported_program_trains() -> None:
         assert (found[name].grad - parameter.grad).abs().max() < 1e-10  # type: ignore[operator]
 
 
-def test_inside_a_module_of_ones_own_it_is_copied_and_cast() -> None:
+def test_a_module_that_contains_a_layer_is_copied_and_cast() -> None:
     model = nn.Sequential(make("multihead"), nn.LayerNorm(D, dtype=torch.float64), make("groupedquery"))
-    twin = deepcopy(model).to(torch.bfloat16)
+    copied = deepcopy(model).to(torch.bfloat16)
     assert next(model.parameters()).dtype == torch.float64
-    assert twin(tokens().bfloat16()).dtype == torch.bfloat16
+    assert copied(tokens().bfloat16()).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""A real model: the sentence embeddings of MiniLM stay the same, with our engine inside, and made of our layers."""
+"""The sentence embeddings of MiniLM are the same with our attention implementation and with converted layers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(attention: str) -> Any:
 
 
 def pooled(states: Tensor, real: Tensor) -> Tensor:
-    """The mean over the real tokens, of length one: the sentence's embedding."""
+    """The sentence embedding: the normalized mean over the real tokens."""
     mean = (states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=-1)
 
@@ -53,7 +53,7 @@ def expected(batch: Any) -> Tensor:
 
 
 @torch.no_grad()
-def test_with_our_engine_inside(batch: Any, expected: Tensor) -> None:
+def test_with_our_attention_implementation(batch: Any, expected: Tensor) -> None:
     found = pooled(load("attnlab")(**batch).last_hidden_state, batch["attention_mask"])
     assert (found - expected).abs().max() < 1e-5
     assert expected.shape == (4, 384)
@@ -61,7 +61,7 @@ def test_with_our_engine_inside(batch: Any, expected: Tensor) -> None:
 
 
 def run(model: Any, layers: list[Any], batch: Any, mask: Mask) -> Tensor:
-    """The encoder with our layers where its attention was."""
+    """The encoder with its attention replaced by our layers."""
     x = model.embeddings(batch["input_ids"], token_type_ids=batch["token_type_ids"])
     for theirs, ours in zip(model.encoder.layer, layers, strict=True):
         x = theirs.attention.output.LayerNorm(ours(x, mask=mask) + x)
@@ -84,7 +84,7 @@ def test_with_converted_layers_and_back(batch: Any, expected: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_one_by_one_as_in_a_batch(expected: Tensor) -> None:
+def test_single_sentences_equal_the_batch(expected: Tensor) -> None:
     from transformers import AutoTokenizer
 
     model, tokenizer = load("attnlab"), AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)

@@ -1,4 +1,4 @@
-"""An encoder with our layers inside gives what it gave, in train and in eval mode; and back. Sizes are primes."""
+"""An encoder with converted attention has the same outputs and can be converted back. Sizes are primes."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def tokens(*, batch_first: bool = True, length: int = N) -> Tensor:
 
 
 def scattered(*shape: int) -> Tensor:
-    """True is *may not look*; everyone may look at himself."""
+    """A random mask in which True means "do not attend"; every token attends to itself."""
     hidden = torch.rand(*shape, generator=torch.Generator().manual_seed(2)) > 0.6
     return hidden & ~torch.eye(shape[-1], dtype=torch.bool)
 
 
-ASKED: dict[str, dict[str, Any]] = {
-    "plainly": {},
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "no mask": {},
     "padding": {"src_key_padding_mask": IGNORED},
-    "padding in numbers": {"src_key_padding_mask": torch.zeros(B, N).double().masked_fill(IGNORED, -torch.inf)},
+    "floating-point padding": {"src_key_padding_mask": torch.zeros(B, N).double().masked_fill(IGNORED, -torch.inf)},
     "padding left": {"src_key_padding_mask": IGNORED.flip(1)},
     "a mask": {"mask": scattered(N, N)},
-    "a mask a head": {"mask": scattered(B * H, N, N)},
-    "numbers": {"mask": torch.randn(N, N, dtype=torch.float64)},
-    "numbers a head": {"mask": torch.randn(B * H, N, N, dtype=torch.float64)},
+    "a mask per head": {"mask": scattered(B * H, N, N)},
+    "floating-point mask": {"mask": torch.randn(N, N, dtype=torch.float64)},
+    "floating-point mask per head": {"mask": torch.randn(B * H, N, N, dtype=torch.float64)},
     "causal": {"mask": TRIANGLE},
-    "causal, said": {"mask": TRIANGLE, "is_causal": True},
+    "causal with a hint": {"mask": TRIANGLE, "is_causal": True},
     "causal, Boolean": {"mask": -torch.inf == TRIANGLE, "is_causal": True},
     "causal, padding": {"mask": -torch.inf == TRIANGLE, "src_key_padding_mask": IGNORED, "is_causal": True},
-    "numbers, padding": {
+    "floating-point mask, padding": {
         "mask": torch.randn(N, N, dtype=torch.float64),
         "src_key_padding_mask": torch.randn(B, N, dtype=torch.float64).masked_fill(IGNORED, -torch.inf),
     },
@@ -66,50 +66,50 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("how", ASKED)
-def test_the_encoder_gives_what_it_gave(how: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ARGUMENTS)
+def test_outputs_are_equal(how: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, x = encoder().train(training), tokens()
     ours = from_torch(theirs)
-    # Without gradients theirs takes its fast path, which gives NaN for a mask of numbers.
-    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", "numbers" not in how or "padding in" in how)
+    # The fast path of PyTorch, used without gradients, returns NaN for a floating-point mask.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", "floating-point mask" not in how)
     with torch.set_grad_enabled(training):
-        expected, found = theirs(x, **ASKED[how]), ours(x, **ASKED[how])
+        expected, output = theirs(x, **ARGUMENTS[how]), ours(x, **ARGUMENTS[how])
     real = torch.ones(B, N, dtype=torch.bool)
-    if (padding := ASKED[how].get("src_key_padding_mask")) is not None and not training:
+    if (padding := ARGUMENTS[how].get("src_key_padding_mask")) is not None and not training:
         real = padding == 0 if not padding.is_floating_point() else padding != -torch.inf
-    assert (found - expected)[real].abs().max() < 1e-12
+    assert (output - expected)[real].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("batch_first", "norm_first", "bias"), [(False, False, True), (True, True, False)])
-def test_the_gradients_too_and_the_other_constructions(batch_first: bool, norm_first: bool, bias: bool) -> None:
+def test_gradients_are_equal(batch_first: bool, norm_first: bool, bias: bool) -> None:
     theirs = encoder(batch_first=batch_first, norm_first=norm_first, bias=bias)
     ours = from_torch(theirs)
-    slopes = []
+    gradients = []
     for model in (theirs, ours):
         x = tokens(batch_first=batch_first).requires_grad_()
         model(x, src_key_padding_mask=IGNORED).square().sum().backward()
-        slopes.append((x.grad, model.layers[1].linear1.weight.grad, model.layers[0].norm1.weight.grad))
-    for found, expected in zip(*slopes, strict=True):
-        assert (found - expected).abs().max() < 1e-10
+        gradients.append((x.grad, model.layers[1].linear1.weight.grad, model.layers[0].norm1.weight.grad))
+    for output, expected in zip(*gradients, strict=True):
+        assert (output - expected).abs().max() < 1e-10
     weight, expected = ours.layers[0].self_attn.attention.qkv.weight, theirs.layers[0].self_attn.in_proj_weight
     assert (weight.grad - expected.grad).abs().max() < 1e-10
 
 
-def test_no_fast_path_passes_our_layer_by() -> None:
+def test_the_fast_path_does_not_bypass_the_layer() -> None:
     ours = from_torch(encoder()).eval()
     with torch.no_grad():
         taken = attnlab.explain_path(ours, tokens(), src_key_padding_mask=IGNORED)
     assert len(taken) == DEPTH
 
 
-def test_a_triangle_is_recognised_and_takes_no_matrix() -> None:
+def test_a_triangular_mask_is_recognized_as_causal() -> None:
     ours = from_torch(encoder())
     names = {path.name for path in attnlab.explain_path(ours, tokens(), mask=TRIANGLE)}
     assert names == {"causal"}
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_there_and_back_is_the_same_model(batch_first: bool) -> None:
+def test_round_trip(batch_first: bool) -> None:
     theirs = encoder(batch_first=batch_first)
     theirs.layers[0].self_attn.requires_grad_(False)
     ours = from_torch(theirs)
@@ -125,7 +125,7 @@ def test_there_and_back_is_the_same_model(batch_first: bool) -> None:
     assert [p.requires_grad for p in back.parameters()] == [p.requires_grad for p in theirs.parameters()]
 
 
-def test_a_decoder_looks_at_another_sequence() -> None:
+def test_a_decoder_with_cross_attention() -> None:
     torch.manual_seed(0)
     theirs = nn.Transformer(D, H, 1, 2, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
     ours = from_torch(theirs)
@@ -143,7 +143,7 @@ def test_a_decoder_looks_at_another_sequence() -> None:
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
-def test_it_is_asked_as_multihead_attention_is(batch_first: bool, average: bool, batched: bool) -> None:
+def test_calls_in_the_style_of_multihead_attention(batch_first: bool, average: bool, batched: bool) -> None:
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(D, H, batch_first=batch_first, dtype=torch.float64)
     ours = from_torch(theirs)
@@ -153,8 +153,8 @@ def test_it_is_asked_as_multihead_attention_is(batch_first: bool, average: bool,
         x, memory, ignored = tokens()[0], tokens(length=M)[0], IGNORED[1, :M]
     given = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
     given["attn_mask"][:, 0] = False  # the first key is real in every item: no row is empty
-    for found, expected in zip(ours(x, memory, memory, **given), theirs(x, memory, memory, **given), strict=True):
-        assert (found - expected).abs().max() < 1e-12
+    for output, expected in zip(ours(x, memory, memory, **given), theirs(x, memory, memory, **given), strict=True):
+        assert (output - expected).abs().max() < 1e-12
     assert ours(x, x, x, need_weights=False)[1] is None
 
 
@@ -179,10 +179,10 @@ def test_compiled_as_one_graph() -> None:
         assert (compiled(tokens(), **given) - ours(tokens(), **given)).abs().max() < 1e-12
 
 
-# What is refused
+# Errors
 
 
-def test_a_hint_that_contradicts_the_mask_or_has_none() -> None:
+def test_a_hint_that_contradicts_the_mask_or_has_none_raises() -> None:
     ours = from_torch(encoder())
     with pytest.raises(ValueError, match="is_causal=True, but attn_mask is not causal"):
         ours(tokens(), mask=scattered(N, N), is_causal=True)
@@ -190,13 +190,13 @@ def test_a_hint_that_contradicts_the_mask_or_has_none() -> None:
         ours(tokens(), is_causal=True)
 
 
-def test_a_value_that_is_not_the_key() -> None:
+def test_a_value_that_is_not_the_key_raises() -> None:
     ours, x = from_torch(nn.MultiheadAttention(D, H, batch_first=True, dtype=torch.float64)), tokens()
     with pytest.raises(ValueError, match="key and value must be the same tensor"):
         ours(x, x, x.clone())
 
 
-def test_a_bias_for_a_mechanism_without_the_capability() -> None:
+def test_a_bias_for_a_mechanism_without_the_capability_raises() -> None:
     class Plain(SelfAttention):
         card = replace(SelfAttention.card, supports=("causal", "mask"))
 
