@@ -1,4 +1,4 @@
-"""The options of softmax attention in every backend: shared keys, a sink, a cap on the sweightss, values of any width.
+"""The options of softmax attention in every backend: shared keys, a sink, a cap on the scores, values of any width.
 
 Sizes are primes.
 """
@@ -157,9 +157,9 @@ def test_large_matrices_are_computed_some_rows_at_a_time(monkeypatch: pytest.Mon
     q, k, v = randn((B, H, N, d), (B, H, N, d), (B, H, N, w))
     shapes = []
 
-    def normalize(sweightss: Tensor, permitted: Tensor | None) -> Tensor:
-        shapes.append(sweightss.shape[2:])
-        return masked_softmax(sweightss, permitted)
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
+        shapes.append(scores.shape[2:])
+        return masked_softmax(scores, permitted)
 
     with record_dispatch() as records:
         out = RowwiseMap(q, k, (causal() & sliding_window(7)).bind(N), None, normalize).apply(v)
@@ -177,9 +177,9 @@ def test_a_narrow_mask_is_tiled_whatever_its_length(rule: Mask, dtype: torch.dty
     length, cells = 1031, []
     q, k, v = (t.to(dtype) for t in randn((B, H, length, d), (B, H, length, d), (B, H, length, w)))
 
-    def normalize(sweightss: Tensor, permitted: Tensor | None) -> Tensor:
-        cells.append(sweightss.numel())
-        return masked_softmax(sweightss, permitted)
+    def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
+        cells.append(scores.numel())
+        return masked_softmax(scores, permitted)
 
     RowwiseMap(q.detach(), k.detach(), rule.bind(length, shape=(B, H)), None, normalize).apply(v.detach())
     assert sum(cells) <= B * H * length * (64 + 13)
