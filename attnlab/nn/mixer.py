@@ -334,6 +334,8 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             self._validate_cache(x, rule, context, cache)
             keys = seen + queries
             if isinstance(cache, KVCache):
+                if queries == 1 and mask is None and pattern is None:
+                    return None  # the last token attends to every key
                 keys, start = cache.num_cached + queries, cache.start
         elif mask is not None and rule is not None:  # with a cache, sequences may still grow to these lengths
             rule.check_lengths(keys)

@@ -118,10 +118,11 @@ class MultiHeadBase(Attention):
         would miss adapters, hooks and quantization.
         """
         H, H_kv = self.num_heads, self.num_kv_heads
-        Q, K, V = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split_with_sizes([H, H_kv, H_kv], 1)
+        # Split before the axes are swapped: the gradients are then concatenated in the layout of the product.
+        Q, K, V = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split_with_sizes([H, H_kv, H_kv], 2)
         if context is not None:
-            _, K, V = self.qkv(context).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split([H, H_kv, H_kv], 1)
-        return Q, K, V
+            _, K, V = self.qkv(context).unflatten(-1, (-1, self.head_dim)).split([H, H_kv, H_kv], 2)
+        return Q.transpose(1, 2), K.transpose(1, 2), V.transpose(1, 2)
 
     def _apply_positions(
         self, Q: Tensor, K: Tensor, bias: Tensor | None, context: Tensor | None, cache: KVCache | None = None

@@ -108,4 +108,6 @@ def _run(case: LayerUnderTest, call: ReferenceCall) -> tuple[Tensor, Tensor, dic
     assert case.reference is not None
     actual = calling(lambda: case(layer, x, call.mask, **extra), str(call))
     trained = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
-    return actual, case.reference(layer, x, **mask, **extra), {"x": x, **extra, **trained}
+    with x.device:  # a reference names no device for its tensors
+        expected = case.reference(layer, x, **mask, **extra)
+    return actual, expected, {"x": x, **extra, **trained}
