@@ -88,7 +88,7 @@ class Training:
     epochs: OptionalInt = 60
     """Passes over the training data; or give --steps."""
     steps: OptionalInt = None
-    """Optimizer steps, in place of --epochs."""
+    """Optimizer steps, instead of --epochs."""
     batch_size: int = 32
     """Sequences per step."""
     learning_rate: Annotated[float, arg(aliases=["--lr"])] = 1e-3
@@ -102,8 +102,7 @@ class Training:
     patience: OptionalInt = None
     """Stop after this many evaluations without improvement; by default never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
-    """The validation metric that selects the best network: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
-    the default depends on the task."""
+    """The validation metric that selects the best network, such as accuracy or rmse; by default that of the task."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
     """balanced: weight each class by the inverse of its frequency in the training data."""
     evaluate_every: OptionalInt = None
