@@ -38,12 +38,11 @@ class Options:
     args: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
     """Options of the constructor, as Python literals: embed_dim=64 num_heads=4."""
     embed_dim: int | None = None
-    """The width of the tokens, where the layer does not call it embed_dim, dim, d_model or hidden_size."""
+    """The width of the tokens, if the layer has no embed_dim, d_model, dim, hidden_size or n_embd."""
     call: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
     """How to call the layer, if not by layer(x, mask=mask): a function (layer, x, mask) that returns the output."""
     capabilities: Annotated[tuple[str, ...], arg(metavar="CAPABILITY ...", aliases=("--claims",))] = ()
-    """The capabilities of a layer of your own (causal, mask, ...), if its signatures do not show them. --claims is the
-    former name."""
+    """The capabilities of a layer of your own (causal, padding, ...), if its signatures do not show them."""
     only: Annotated[tuple[str, ...], arg(metavar="CHECK ...")] = ()
     """The checks to run, by the names in the table."""
     skip: Annotated[tuple[str, ...], arg(metavar="CHECK ...")] = ()

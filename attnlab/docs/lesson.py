@@ -67,7 +67,8 @@ def draw_attention(example: Example, file: Path) -> Path:
     """Heat maps of the attention weights on the example's text: one row per layer, one column per head."""
     layers, heads = example.attention_weights.shape[:2]
     rows, columns = (1, layers) if heads == 1 else (layers, heads)
-    figure, axes = drawing.canvas(7.6, 4.0 * rows, rows=rows, columns=columns)
+    width, height = (7.6, 4.0) if columns < 3 else (8.3, 2.3)  # of the figure, and of one row
+    figure, axes = drawing.canvas(width, height * rows, rows=rows, columns=columns)
     weights = example.attention_weights.flatten(0, 1).tolist()
     names = [(f"layer {i + 1}", f", head {h + 1}") for i in range(layers) for h in range(heads)]
     titles = [layer + (head if heads > 1 else "") for layer, head in names]
@@ -150,10 +151,10 @@ def read_cost(folder: Path, curves: str = "curves") -> tuple[list[int], dict[str
     return cost["lengths"], cost.get(curves, {})
 
 
-def draw_cost(folder: Path, file: Path, curves: str = "curves", *, x_label: str = "sequence length n") -> Path:
-    """The curves of ``cost.json`` in ``folder``, as a figure."""
+def draw_cost(folder: Path, file: Path, curves: str = "curves", **options: Any) -> Path:
+    """The curves of ``cost.json`` in ``folder``, as a figure; ``options`` are those of `drawing.draw_curves`."""
     figure, (ax,) = drawing.canvas(6.0, 3.4)
-    drawing.draw_curves(ax, *read_cost(folder, curves), x_label=x_label)
+    drawing.draw_curves(ax, *read_cost(folder, curves), **options)
     return drawing.save(figure, file)
 
 
