@@ -139,17 +139,10 @@ class Kernel:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
-        """Compute the output.
+        """Return the output for q (B, H, N, d), k and v (B, H, M, d): (B, H, N, d), zeros in a fully masked row.
 
-        Args:
-            q: (B, H, N, d).
-            k: (B, H, M, d).
-            v: (B, H, M, d).
-            matrix: Boolean (True means attend) or added to the scores, four axes or two.
-            causal: a square causal mask, without a matrix.
-
-        Returns:
-            (B, H, N, d); zeros in a fully masked row.
+        The matrix is Boolean (True means attend) or added to the scores, with four axes or two; ``causal`` stands for
+        a square causal mask, without a matrix.
         """
         if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:  # as in `Fused`
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
