@@ -62,6 +62,8 @@ def page(recorded: dict[str, Result], notes: str) -> str:
         lines += ["", "## Missed targets, and why", *missed]
     if "length" in recorded:
         lines += _growth(recorded["length"])
+    if "gpu" in recorded:
+        lines += _gpu(recorded["gpu"], notes)
     lines += ["", "## Environment", ""]
     for environment in dict.fromkeys(result.machine.environment for result in recorded.values()):
         lines += [f"{environment}:", ""]
@@ -111,3 +113,8 @@ def _growth(result: Result) -> list[str]:
             verb = "is faster than" if quantity == "time" else "uses less memory than"
             lines.append(f"- From about {round(length, -1):,.0f} tokens on, *{winner}* {verb} *{loser}*.")
     return [*lines, *FIGURE.split("\n")]
+
+
+def _gpu(result: Result, notes: str) -> list[str]:
+    rows = [row.markdown() for row in result.rows if not isinstance(row, NotMeasured)]
+    return ["", "## On a GPU", "", report.load("gpu").ABOUT, "", *report.HEAD, *rows, "", note("gpu", notes)]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from attnlab import tasks
-from attnlab.files.npz import read_arrays
+from attnlab.files.npz import Arrays
 from attnlab.tasks.base import TaskConfig
 from attnlab.tasks.tables.reader import read_table
 from attnlab.utils.errors import UserError
@@ -25,9 +25,8 @@ from attnlab.utils.errors import UserError
 def parquet() -> bytes:
     buffer = io.BytesIO()
     days = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 1, 13), eager=True)
-    frame = pl.DataFrame(
-        {"n": range(13), "word": ["x", None, "yz"] * 4 + [""], "day": days, "list": [[1.5, None]] * 13}
-    )
+    words = ["x", None, "yz"] * 4 + [""]
+    frame = pl.DataFrame({"n": range(13), "word": words, "day": days, "list": [[1.5, None]] * 13})
     frame.write_parquet(buffer, row_group_size=5)
     return buffer.getvalue()
 
@@ -95,7 +94,7 @@ def read(path: Path, header: bool, target: int) -> Any:
     if path.suffix == ".npz":
         with contextlib.suppress(UserError):
             tasks.load("arrays").load(TaskConfig(data=path))
-        return {name: array.shape for name, array in read_arrays(path).items()}
+        return {name: array.shape for name, array in Arrays(path).items()}
     if path.suffix == ".txt":
         return tasks.load("text").load(TaskConfig(data=path, seq_length=2)).baselines()
     table = read_table(path, header=header)
@@ -118,6 +117,7 @@ def test_whole_files_are_read(suffix: str, tmp_path: Path) -> None:
         assert read(tmp_path / f"a{suffix}", header=True, target=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WHOLE)
 def test_arbitrary_bytes_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"

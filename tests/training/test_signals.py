@@ -12,11 +12,11 @@ from attnlab.training import train
 from attnlab.training.signals import raising_signals, signals
 
 
+@pytest.mark.usefixtures("no_curve")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_during_evaluation_stops_and_resumes(
     which: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
     run = started(tmp_path / "run")
     before = signal.signal(which, handler := lambda *_: None)  # nohup and scripts start us with some of them ignored
     try:
