@@ -182,6 +182,7 @@ def test_misfits_are_refused() -> None:
         check(None, heads=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.recursive(
