@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from attnlab.analysis.importance import (
 )
 from attnlab.network import Network
 from attnlab.network.pruning import edit_heads
-from attnlab.tasks.base import Split, TaskData
+from attnlab.tasks.base import TaskData
 from attnlab.training.objective import Objective
 
 
@@ -66,11 +67,7 @@ class Study:
     validation_examples: int
 
     def plan(self, share: float) -> dict[int, list[int]]:
-        """The least important heads up to a share of all, by layer, as `prune_heads` takes them.
-
-        Raises:
-            UserError: for a share smaller than the first step of the curve or larger than all steps.
-        """
+        """The least important heads up to a share of all, by layer; see `select_heads`."""
         return select_heads([step.gone for step in self.curve], share, num_heads=len(self.heads))
 
 
@@ -105,7 +102,10 @@ def study(
     if ablation not in ("zero", "mean"):
         raise ValueError(f"ablation must be 'zero' or 'mean', not {ablation!r}")
     objective, layers = Objective.of(task_data).additive(), attention_layers(network)
-    sample = _sampled(task_data.train, examples, seed)
+    if examples < 1:
+        raise ValueError(f"importance needs at least 1 training example, not {examples}")
+    order = torch.randperm(len(task_data.train.x), generator=torch.Generator().manual_seed(seed))
+    sample = task_data.train.take(order[:examples].sort().values)
     importances = importance(network, sample, objective, batch_size=batch_size)
     means = mean_heads(network, sample, batch_size=batch_size) if ablation == "mean" else None
     indices = [(i, head) for i, layer in enumerate(layers) for head in range(layer.num_heads)]
@@ -143,34 +143,17 @@ def study(
 
 @contextmanager
 def without(network: Network, heads: Sequence[HeadIndex], means: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context."""
     with ExitStack() as stack:
         for i, layer in enumerate(attention_layers(network)):
             ablated = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)
             ablated[[head for index, head in heads if index == i]] = True
             if ablated.any():
-                stack.enter_context(edit_heads(layer, _replace(ablated, None if means is None else means[i])))
+                replacement = torch.zeros_like(ablated) if means is None else means[i]
+                stack.enter_context(edit_heads(layer, partial(_replace, ablated, replacement)))
         yield
 
 
-def _replace(ablated: Tensor, replacement: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """An edit of heads (B, N, H, d) that replaces those marked in ``ablated`` (H, 1)."""
-
-    def edit(heads: Tensor) -> Tensor:
-        if replacement is None:
-            return heads.masked_fill(ablated, 0)
-        return torch.where(ablated, replacement.to(heads.dtype), heads)
-
-    return edit
-
-
-def _sampled(split: Split, count: int, seed: int) -> Split:
-    if count < 1:
-        raise ValueError(f"importance needs at least 1 training example, not {count}")
-    if count >= len(split.x):
-        return split
-    return split.take(torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:count].sort().values)
+def _replace(ablated: Tensor, replacement: Tensor, heads: Tensor) -> Tensor:
+    """Replace the heads (B, N, H, d) that are marked in ``ablated`` (H, 1) by ``replacement`` (H, d)."""
+    return torch.where(ablated, replacement.to(heads.dtype), heads)

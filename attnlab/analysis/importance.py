@@ -7,8 +7,9 @@ Axes: B batch, N length, H heads, d head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -26,11 +27,7 @@ HeadIndex = tuple[int, int]
 
 
 def attention_layers(network: Network) -> list[MultiHeadBase]:
-    """The network's attention layers.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """The network's attention layers; raises UnsupportedError for a mechanism without separable heads."""
     return [as_multihead(layer) for layer in network.mechanisms()]
 
 
@@ -74,11 +71,7 @@ def importance(
 
 @torch.no_grad()
 def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list[Tensor]:
-    """The mean output of each head over all real tokens, (H, d) for each layer.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
-    """
+    """The mean output of each head over all real tokens, (H, d) for each layer."""
     layers = attention_layers(network)
     like = next(network.parameters())
     sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
@@ -91,7 +84,7 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
             count += int(real.sum())
             with ExitStack() as stack:
                 for layer, total in zip(layers, sums, strict=True):
-                    stack.enter_context(edit_heads(layer, _accumulate(total, real)))
+                    stack.enter_context(edit_heads(layer, partial(_accumulate, total, real)))
                 network(x, lengths)
     return [total / max(count, 1) for total in sums]
 
@@ -101,9 +94,6 @@ def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple
 
     Heads are pruned one by one. Where several groups of query heads share a key head, a whole group is pruned in one
     step, and its importance is the mean over its heads.
-
-    Raises:
-        UnsupportedError: for a mechanism without separable heads.
     """
     ranked = []
     for i, (layer, values) in enumerate(zip(attention_layers(network), importances, strict=True)):
@@ -117,13 +107,8 @@ def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple
 def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_heads: int) -> dict[int, list[int]]:
     """The heads of the first ``steps`` that fit into a share of all heads, by layer, as `prune_heads` takes them.
 
-    Args:
-        steps: the heads pruned in each step (see `pruning_order`).
-        share: above 0 and below 1.
-        num_heads: of all layers.
-
     Raises:
-        UserError: for a share smaller than the first step or larger than all steps.
+        UserError: for a share that is smaller than the first step, larger than all steps, or not between 0 and 1.
     """
     if not 0 < share < 1:
         raise UserError(f"the share of heads to prune must be above 0 and below 1, not {share:g}")
@@ -143,14 +128,10 @@ def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_he
     return heads
 
 
-def _accumulate(total: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
-    """An edit that returns heads (B, N, H, d) unchanged and adds those of real tokens to ``total`` (H, d)."""
-
-    def edit(heads: Tensor) -> Tensor:
-        total.add_(heads[real].sum(0))
-        return heads
-
-    return edit
+def _accumulate(total: Tensor, real: Tensor, heads: Tensor) -> Tensor:
+    """Return ``heads`` (B, N, H, d) unchanged and add those of real tokens to ``total`` (H, d)."""
+    total.add_(heads[real].sum(0))
+    return heads
 
 
 @contextmanager

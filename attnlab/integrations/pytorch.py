@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attnlab.masks import Mask, causal, from_attn_mask, from_key_padding_mask
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
 from attnlab.nn.attention import Attention
+from attnlab.utils.tracing import can_keep_tensors
 
 
 class TorchMHAAdapter(nn.Module):
@@ -94,8 +95,10 @@ class TorchMHAAdapter(nn.Module):
             )
         if attn_mask is not None:
             masked, bias = _split(attn_mask)
-            causal_mask = _is_causal_mask(masked) if _may_read() else None
-            if causal_mask is False and is_causal:
+            square = masked.dim() == 2 and masked.shape[0] == masked.shape[1]
+            readable = can_keep_tensors()
+            causal_mask = readable and square and torch.equal(masked, torch.ones_like(masked).triu(1))
+            if readable and not causal_mask and is_causal:
                 raise ValueError("is_causal=True, but attn_mask is not causal; omit is_causal, or correct the mask")
             rule = causal() if causal_mask else from_attn_mask(masked, self.attention.num_heads)
             bias = bias.unflatten(0, (len(x), -1)) if bias is not None and bias.dim() == 3 else bias
@@ -203,17 +206,5 @@ def _split(mask: Tensor) -> tuple[Tensor, Tensor | None]:
         return mask, None
     masked = mask == -torch.inf
     added = mask.masked_fill(masked, 0.0)
-    plain = _may_read() and not mask.requires_grad and not bool(added.any())
+    plain = can_keep_tensors() and not mask.requires_grad and not bool(added.any())
     return masked, None if plain else added
-
-
-def _is_causal_mask(masked: Tensor) -> bool:
-    """Whether exactly the later positions are masked."""
-    if masked.dim() != 2 or masked.shape[0] != masked.shape[1]:
-        return False
-    return torch.equal(masked, torch.ones_like(masked).triu(1))
-
-
-def _may_read() -> bool:
-    """Whether control flow may depend on the values of a tensor."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

@@ -31,8 +31,6 @@ from attnlab.positions import make_absolute
 from attnlab.utils.errors import UserError
 from attnlab.utils.tracing import can_inspect_values
 
-HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-
 
 class Inputs(NamedTuple):
     """The inputs of a network.
@@ -105,10 +103,17 @@ class Network(
         position_embedding: str = "learned",
     ) -> None:
         super().__init__()
-        _must_be_json(options or {})
+        for name, value in (options or {}).items():
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise TypeError(
+                    f"a network's options are saved as JSON, but {name} is a {type(value).__name__}; use a string, a "
+                    "number or a list"
+                ) from None
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
-        mechanism, options = registry.load(model), registry.current_names(model, options or {})
+        mixers = [(registry.load(model), registry.current_names(model, options or {}))] * layers  # first to last
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
@@ -120,12 +125,12 @@ class Network(
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **options),
+                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **mechanism_options),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),
             )
-            for _ in range(layers)
+            for mechanism, mechanism_options in mixers
         )
         for layer, left in (heads or {}).items():
             block = self._block(int(layer))
@@ -157,7 +162,8 @@ class Network(
         """Called by `from_pretrained` with the constructor arguments and those of ``hf_hub_download``."""
         from attnlab.network.received import check_description, fill
 
-        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        hub_options = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        hub = {name: options.pop(name) for name in hub_options if name in options}
         folder = Path(model_id)
         if folder.is_dir():
             file = folder / "model.safetensors"
@@ -197,7 +203,7 @@ class Network(
             raise ValueError("caches are for networks with one output per token, and for sequences without lengths")
         mask = None
         if lengths is not None:
-            self._check_lengths(lengths, x)
+            _check_lengths(lengths, x)
             mask = padding(lengths, mask_queries=True)
             x = _zero_padding(x, lengths)  # zero times NaN would be NaN
         x = self.embed(x).to(self.norm.weight.dtype)  # keeps the residual stream in float32 under autocast
@@ -226,7 +232,7 @@ class Network(
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
     def caches(self) -> list[KVCache | RecurrentState] | None:
-        """An empty cache for every block, up to `limit` tokens; None if the mechanism has no cache."""
+        """An empty cache for every block, up to `limit` tokens; None if a layer supports no cache."""
         if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
             return None
         return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
@@ -256,18 +262,6 @@ class Network(
         validate_indices([layer], len(self.blocks), "layer")
         return self.blocks[layer]  # type: ignore[return-value]
 
-    @staticmethod
-    def _check_lengths(lengths: Tensor, x: Tensor) -> None:
-        if lengths.shape != x.shape[:1]:
-            raise ValueError(f"lengths must have shape ({x.shape[0]},), one per sequence, not {tuple(lengths.shape)}")
-        if not (can_inspect_values(lengths) and lengths.numel()):
-            return
-        if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
-            raise ValueError(
-                f"lengths must be from 1 to {x.shape[1]}, the length of the batch, "
-                f"not {int(lengths.min())} to {int(lengths.max())}"
-            )
-
     def _pooled(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         if self.pool == "last":
             return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
@@ -276,16 +270,13 @@ class Network(
         return _zero_padding(x, lengths).sum(1) / lengths.unsqueeze(-1)
 
 
-def _must_be_json(options: dict[str, Any]) -> None:
-    """Refuse options that cannot be saved."""
-    for name, value in options.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            raise TypeError(
-                f"a network's options are saved as JSON, but {name} is a {type(value).__name__}; use a string, a "
-                "number or a list"
-            ) from None
+def _check_lengths(lengths: Tensor, x: Tensor) -> None:
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(f"lengths must have shape ({x.shape[0]},), one per sequence, not {tuple(lengths.shape)}")
+    if can_inspect_values(lengths) and lengths.numel():
+        least, most = int(lengths.min()), int(lengths.max())
+        if not 1 <= least <= most <= x.shape[1]:
+            raise ValueError(f"lengths must be from 1 to {x.shape[1]}, the length of the batch, not {least} to {most}")
 
 
 def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:

@@ -21,19 +21,21 @@ N = TypeVar("N", bound=nn.Module)
 
 MAX_HEADS = 65_536
 """Limit of heads and head dimensions: some mechanisms create Python objects for each."""
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Integer = Annotated[int, Field(ge=-(10**12), le=10**12)]
 InputKind = Literal["tokens", "vectors", "cells"]
+OutputKind = Literal["classes", "tokens", "values"]
 OptionValue = (
     None
     | bool
-    | Annotated[int, Field(ge=-(10**12), le=10**12)]
+    | Integer
     | Number
     | Annotated[str, Field(max_length=1_000)]
-    | Annotated[list[Annotated[int, Field(ge=-(10**12), le=10**12)]], Field(max_length=MAX_HEADS)]
+    | Annotated[list[Integer], Field(max_length=MAX_HEADS)]
 )
 
 
@@ -56,13 +58,11 @@ class Description(BaseModel):
     model: Name
     inputs: (
         Annotated[tuple[InputKind, Size], Field(strict=False)]
-        | Annotated[
-            tuple[InputKind, Size, Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]], Field(strict=False)
-        ]
+        | Annotated[tuple[InputKind, Size, Annotated[int, Field(strict=True, ge=0, le=10**9)]], Field(strict=False)]
     )
     outputs: (
-        Annotated[tuple[Literal["classes", "tokens", "values"], Size], Field(strict=False)]
-        | Annotated[tuple[Literal["classes", "tokens", "values"], Size, Size], Field(strict=False)]
+        Annotated[tuple[OutputKind, Size], Field(strict=False)]
+        | Annotated[tuple[OutputKind, Size, Size], Field(strict=False)]
     )
     length: Annotated[int, Field(ge=1, le=10_000_000)]
     embed_dim: Annotated[int, Field(ge=1, le=65_536)] = 64
@@ -122,10 +122,7 @@ def check_description(described: Any, shapes: Mapping[str, Shape], make: Callabl
         raise UserError(f"{source} mixes parameters of {' and '.join(sorted(map(str, floats)))}; restore it")
     for name, tensor in expected.items():
         dtype, size = shapes[name]
-        if size != tuple(tensor.shape) or (dtype.is_floating_point, dtype in FLOATS or dtype) != (
-            tensor.dtype.is_floating_point,
-            tensor.dtype in FLOATS or tensor.dtype,
-        ):
+        if size != tuple(tensor.shape) or not (dtype == tensor.dtype or {dtype, tensor.dtype} <= FLOATS):
             raise UserError(
                 f"{source} does not match the network that it describes: {name!r} is {dtype} {size}, expected "
                 f"{tensor.dtype} {tuple(tensor.shape)}; restore it"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, task_data, zero_heads
 
-from attnlab.analysis.bootstrap import per_example_metric
 from attnlab.analysis.heads import study, without
 from attnlab.analysis.importance import mean_heads
 from attnlab.network.pruning import prune_heads
@@ -18,8 +17,9 @@ from attnlab.training.objective import Objective, evaluate
 
 
 def test_only_active_head_is_found_and_pruned_last() -> None:
-    net = only(network(), 1, 2)
-    found = study(net, noisy(task_data(net)))
+    net, told = only(network(), 1, 2), []
+    found = study(net, noisy(task_data(net)), progress=lambda *done: told.append(done))
+    assert told == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
     assert found.whole == 1
     worst = min(found.heads, key=lambda head: head.without.metric)
     assert (worst.layer, worst.head) == (1, 2)
@@ -56,24 +56,23 @@ def test_curve_matches_pruning(model: str) -> None:
     assert min(step.reached.metric for step in found.curve) < 0.95, "there is something to be wrong about"
 
 
+@torch.no_grad()
 def test_without_replaces_by_zero_or_by_the_mean() -> None:
     net = network()
-    split = task_data(net).validation
+    x, _, lengths = split = task_data(net).validation
     means = mean_heads(net, split)
-    x, lengths = split.x, split.lengths
-    with torch.no_grad():
-        with without(net, [(0, 1), (1, 3)]):
-            zero = net(x, lengths)
-        with without(net, [(1, 3)], means):
-            mean = net(x, lengths)
-        attention = net.mechanisms()[1]
-        filling = columns(net, 1)[:, 3] @ means[1][3]
-        columns(net, 1)[:, 3] = 0
-        attention.output.bias.add_(filling)  # a constant is a bias
-        torch.testing.assert_close(mean, net(x, lengths))
-        attention.output.bias.sub_(filling)
-        columns(net, 0)[:, 1] = 0
-        torch.testing.assert_close(zero, net(x, lengths))
+    with without(net, [(0, 1), (1, 3)]):
+        zero = net(x, lengths)
+    with without(net, [(1, 3)], means):
+        mean = net(x, lengths)
+    attention = net.mechanisms()[1]
+    filling = columns(net, 1)[:, 3] @ means[1][3]
+    columns(net, 1)[:, 3] = 0
+    attention.output.bias.add_(filling)  # a constant is a bias
+    torch.testing.assert_close(mean, net(x, lengths))
+    attention.output.bias.sub_(filling)
+    columns(net, 0)[:, 1] = 0
+    torch.testing.assert_close(zero, net(x, lengths))
 
 
 def test_mean_ablation_of_a_constant_head_has_no_effect() -> None:
@@ -87,11 +86,16 @@ def test_mean_ablation_of_a_constant_head_has_no_effect() -> None:
     assert study(net, data, ablation="zero").heads[6].without.change < -0.1
 
 
-def test_study_does_not_use_the_test_data() -> None:
+def test_study_uses_no_test_data_and_changes_nothing() -> None:
     net = network()
     data = task_data(net)
+    before = {name: value.clone() for name, value in net.train().state_dict().items()}
     hidden = Split(torch.full_like(data.test.x, float("nan")), data.test.y, data.test.lengths)
-    assert study(net, data) == study(net, replace(data, test=hidden))
+    assert study(net, data, ablation="mean") == study(net, replace(data, test=hidden), ablation="mean")
+    assert net.training
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(layer.output._forward_pre_hooks or layer._forward_pre_hooks for layer in net.mechanisms())
 
 
 def test_training_sample_depends_on_the_seed() -> None:
@@ -104,29 +108,15 @@ def test_training_sample_depends_on_the_seed() -> None:
     assert [head.without.metric for head in few.heads] == [head.without.metric for head in other.heads]
 
 
-def test_progress_callback() -> None:
-    net = network()
-    told: list[tuple[int, int]] = []
-    study(net, task_data(net), progress=lambda done, of: told.append((done, of)))
-    assert told == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
-
-
-def test_invalid_studies_are_refused() -> None:
-    net = network()
-    with pytest.raises(ValueError, match="needs at least 1 training example, not 0"):
-        study(net, task_data(net), examples=0)
-    with pytest.raises(ValueError, match="ablation must be 'zero' or 'mean', not 'noise'"):
-        study(net, task_data(net), ablation="noise")  # type: ignore[arg-type]
-    alone = network("selfhead")
-    with pytest.raises(UnsupportedError, match="SelfAttention has no separate heads"):
-        study(alone, task_data(alone))
-
-
-def test_study_does_not_change_the_network() -> None:
-    net = network().train()
-    data = task_data(net.eval())
-    net.train()
-    before = per_example_metric(net, data.validation, Objective("accuracy"))
-    study(net, data, ablation="mean")
-    assert net.training
-    assert torch.equal(per_example_metric(net, data.validation, Objective("accuracy")), before)
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        ("multihead", {"examples": 0}, ValueError, "needs at least 1 training example, not 0"),
+        ("multihead", {"ablation": "noise"}, ValueError, "ablation must be 'zero' or 'mean', not 'noise'"),
+        ("selfhead", {}, UnsupportedError, "SelfAttention has no separate heads"),
+    ],
+)
+def test_invalid_studies_are_refused(model: str, options: dict, error: type[Exception], message: str) -> None:
+    net = network(model)
+    with pytest.raises(error, match=message):
+        study(net, task_data(net), **options)

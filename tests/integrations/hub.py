@@ -1,76 +1,53 @@
-"""Small random models of transformers, one a family, each as their ``eager`` and as ours with the same weights."""
+"""Small random models of transformers, one per family, with their ``eager`` attention and with ours."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 VOCABULARY, B, N = 61, 3, 11
 LONG = 150
-"""Beyond the length from which the engine leaves out what is masked."""
+"""Long enough for masked blocks to be skipped."""
 
 SMALL = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "intermediate_size": 16}
-LLAMA = {**SMALL, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
-CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {**SMALL, **SPECIAL, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
+WINDOWED = {**LLAMA, "sliding_window": 5}
+BERT = {**SMALL, "hidden_size": 12, "num_attention_heads": 3}
+BERT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 200}
 GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODERN_BERT = {**SMALL, **SPECIAL, "hidden_size": 24, "num_attention_heads": 6, "num_hidden_layers": 3}
+MODERN_BERT |= {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Bert": ("Model", {**SMALL, **CALM, "hidden_size": 12, "num_attention_heads": 3}),
+    "Bert": ("Model", BERT),
     "GPT2": ("LMHeadModel", GPT2),
-    "Llama": ("ForCausalLM", {**LLAMA, **SPECIAL}),
-    "Mistral": ("ForCausalLM", {**LLAMA, **SPECIAL, "sliding_window": 5}),
+    "Llama": ("ForCausalLM", LLAMA),
+    "Mistral": ("ForCausalLM", WINDOWED),
     "Gemma2": (
         "ForCausalLM",
-        {
-            **LLAMA,
-            **SPECIAL,
-            "sliding_window": 5,
-            "head_dim": 8,
-            "attn_logit_softcapping": 0.5,
-            "query_pre_attn_scalar": 13,
-        },
+        {**WINDOWED, "head_dim": 8, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 13},
     ),
-    "GptOss": (
-        "ForCausalLM",
-        {**LLAMA, **SPECIAL, "sliding_window": 5, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
-    ),
-    "Doge": ("ForCausalLM", {**LLAMA, **SPECIAL, "keep_window_size": 7}),
-    "ModernBert": (
-        "Model",
-        {
-            **SMALL,
-            **SPECIAL,
-            "hidden_size": 24,
-            "num_attention_heads": 6,
-            "num_hidden_layers": 3,
-            "local_attention": 6,
-            "cls_token_id": 1,
-            "sep_token_id": 2,
-        },
-    ),
+    "GptOss": ("ForCausalLM", {**WINDOWED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "Doge": ("ForCausalLM", {**LLAMA, "keep_window_size": 7}),
+    "ModernBert": ("Model", MODERN_BERT),
 }
 DECODERS = [name for name, (head, _) in FAMILIES.items() if head != "Model"]
 
 
-def config(family: str, **options: Any) -> Any:
-    return getattr(import_module("transformers"), f"{family}Config")(**{**FAMILIES[family][1], **options})
+def model(family: str, attention: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A model in eval mode with the same parameters for every ``attention``; none of them is zero."""
+    head, usual = FAMILIES[family]
+    config = getattr(transformers, f"{family}Config")(**{**usual, **options})
+    made = getattr(transformers, f"{family}{head}")._from_config(config, attn_implementation=attention)
+    return perturbed(made, dtype)
 
 
-def model(family: str, attention: str, *, dtype: torch.dtype = torch.float32, kind: str = "", **options: Any) -> Any:
-    """A model whose weights are the same whatever computes its attention, and nowhere zero."""
-    head = kind or FAMILIES[family][0]
-    made = getattr(import_module("transformers"), f"{family}{head}")._from_config(
-        config(family, **options), attn_implementation=attention
-    )
-    return shaken(made, dtype)
-
-
-def shaken(made: Any, dtype: torch.dtype) -> Any:
+def perturbed(made: Any, dtype: torch.dtype = torch.float32) -> Any:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in made.parameters():

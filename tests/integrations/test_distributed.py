@@ -1,4 +1,4 @@
-"""A step in two processes is the step of one: DDP, and FSDP2, for every mechanism."""
+"""Training in two processes equals training in one: DDP and FSDP2, for every mechanism."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attnlab.catalog import registry
 
-WORLD, B, N, D, STEPS = 2, 4, 7, 24, 3
+WORLD, B, N, D, STEPS = 2, 4, 7, 24, 2
 
 
 class Blocks(nn.Module):
-    """Two layers with residual sums, under a causal order where there is one."""
+    """Two layers with residual sums, causal if supported."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -41,18 +41,13 @@ def train(model: nn.Module, batch: Tensor) -> None:
         optimizer.step()
 
 
-def compare(found: nn.Module, expected: nn.Module, start: nn.Module, what: str) -> None:
-    moved = 0.0
-    for (name, have), want, before in zip(
-        found.named_parameters(), expected.parameters(), start.parameters(), strict=True
-    ):
+def compare(found: nn.Module, expected: nn.Module, what: str) -> None:
+    for (name, have), want in zip(found.named_parameters(), expected.parameters(), strict=True):
         whole = have.full_tensor() if hasattr(have, "full_tensor") else have
         assert (whole - want).abs().max() < 1e-10, f"{what}: {name}"
-        moved = max(moved, (want - before).abs().max().item())
-    assert moved > 1e-3, f"{what}: nothing was learned"
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     where, hour = f"file://{folder}/meeting", timedelta(hours=1)  # a limit for a hang, not for a slow machine
     distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=WORLD, timeout=hour)
@@ -61,25 +56,24 @@ def work(rank: int, folder: str) -> None:
         torch.manual_seed(0)
         start = Blocks(name).double()
         batch = torch.randn(B, N, D, dtype=torch.float64)
-        own = batch.chunk(WORLD)[rank]
-        single, sharded = deepcopy(start), deepcopy(start)
+        part = batch.chunk(WORLD)[rank]
+        single, sharded, replicated = deepcopy(start), deepcopy(start), DistributedDataParallel(deepcopy(start))
         train(single, batch)
+        moved = [(a - b).abs().max() for a, b in zip(single.parameters(), start.parameters(), strict=True)]
+        assert max(moved) > 1e-3, f"{name} learned nothing"
 
-        together = DistributedDataParallel(deepcopy(start))
-        train(together, own)
-        compare(together.module, single, start, f"DDP, {name}")
+        train(replicated, part)
+        compare(replicated.module, single, f"DDP, {name}")
 
         for layer in sharded.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(sharded, mesh=mesh)
         assert all(p.to_local().numel() < p.numel() for p in sharded.parameters() if p.dim() > 1 and len(p) > 1)
-        train(sharded, own)
-        compare(sharded, single, start, f"FSDP2, {name}")
-    (Path(folder) / f"done{rank}").touch()
+        train(sharded, part)
+        compare(sharded, single, f"FSDP2, {name}")
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
-    assert all((tmp_path / f"done{rank}").exists() for rank in range(WORLD))
+    multiprocessing.spawn(work, (tmp_path,), nprocs=WORLD)  # raises what a process raises

@@ -14,6 +14,7 @@ pytest.importorskip("transformers", reason="pip install 'attnlab[hf]'")
 
 import hub
 import torch
+import transformers
 from hub import DECODERS, FAMILIES, LONG, B, N, model, padded, tokens
 from torch import Tensor, nn
 
@@ -32,12 +33,20 @@ def registered() -> None:
 
 
 def states(made: Any, real: Tensor | None, length: int = N, **given: Any) -> tuple[Tensor, Tensor]:
-    """The last hidden states and a gradient that went through every layer; zeros for what is padding."""
+    """The last hidden states, with zeros in the padding, and a gradient that went through every layer."""
     body = getattr(made, made.base_model_prefix, made)
     out = body(tokens(length), attention_mask=real, **given).last_hidden_state
     out = out if real is None or real.dim() > 2 else out * real.unsqueeze(-1)
     out.square().sum(1).mean().backward()
     return out.detach(), made.get_input_embeddings().weight.grad
+
+
+def compare(family: str, *given: Any, theirs: str = "eager", limit: float = 1e-5, **options: Any) -> Tensor:
+    """Compare the `states` of a model with our and their attention; return our hidden states."""
+    call = {name: options.pop(name) for name in ("position_ids", "use_cache") if name in options}
+    expected, ours = (states(model(family, name, **options), *given, **call) for name in (theirs, "attnlab"))
+    same(ours, expected, limit)
+    return ours[0]
 
 
 def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], limit: float) -> None:
@@ -52,8 +61,7 @@ def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], limit: float) 
 def test_hidden_states_and_gradients(family: str, side: str, length: int) -> None:
     real = padded(side, length)
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-10))[: 1 + (family in EXACT)]:
-        eager, ours = (states(model(family, name, dtype=dtype), real, length) for name in ("eager", "attnlab"))
-        same(ours, eager, limit)
+        compare(family, real, length, dtype=dtype, limit=limit)
 
 
 PATHS = {
@@ -122,60 +130,46 @@ def test_a_mask_matrix() -> None:
     allowed |= torch.eye(N, dtype=torch.bool)
     numbers = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     numbers[..., 0] = numbers[..., 0] + 0.5
-    for given in (numbers, allowed):
-        eager, ours = (states(model("GPT2", name), given) for name in ("sdpa", "attnlab"))
-        same(ours, eager, 1e-5)
+    for matrix in (numbers, allowed):
+        compare("GPT2", matrix, theirs="sdpa")
 
 
-def test_packed_sequences_are_independent() -> None:
-    places = torch.cat([torch.arange(4), torch.arange(N - 4)]).expand(B, -1)
-    given = {"position_ids": places, "use_cache": False}
-    eager, ours = (states(model("Llama", name), None, **given) for name in ("eager", "attnlab"))
-    same(ours, eager, 1e-5)
-    assert (ours[0] - states(model("Llama", "attnlab"), None)[0])[:, 4:].abs().max() > 1e-3
+def test_packed_sequences_and_a_bidirectional_decoder() -> None:
+    packed = torch.cat([torch.arange(4), torch.arange(N - 4)]).expand(B, -1)
+    for options in ({"position_ids": packed, "use_cache": False}, {"is_causal": False}):
+        assert (compare("Llama", None, **options) - compare("Llama", None))[:, 4:].abs().max() > 1e-3
 
 
-def test_a_decoder_with_bidirectional_attention() -> None:
-    eager, ours = (states(model("Llama", name, is_causal=False), None) for name in ("eager", "attnlab"))
-    same(ours, eager, 1e-5)
-    assert (ours[0] - states(model("Llama", "attnlab"), None)[0]).abs().max() > 1e-3
+SIZES = {"attention_heads": 3, "ffn_dim": 16}
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "T5": {"d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 3, "dropout_rate": 0.0, "decoder_start_token_id": 0},
+    "Bart": {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in SIZES.items()},
+}
+SEQ2SEQ["Bart"] |= {"encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0}
 
 
-@pytest.mark.parametrize("family", ["T5", "Bart"])
+@pytest.mark.parametrize("family", SEQ2SEQ)
 def test_an_encoder_and_a_decoder(family: str) -> None:
     """Cross-attention, and for T5 unscaled scores and a position bias."""
-    import transformers
-
-    sizes = {"T5": {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 3, "dropout_rate": 0.0}}
-    sizes["T5"] |= {"decoder_start_token_id": 0}
-    sizes["Bart"] = {"d_model": 12, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0}
-    sizes["Bart"] |= {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in HEADS.items()}
-    found = []
+    outs = []
     for name in ("eager", "attnlab"):
-        config = getattr(transformers, f"{family}Config")(vocab_size=hub.VOCABULARY, **sizes[family])
+        config = getattr(transformers, f"{family}Config")(vocab_size=hub.VOCABULARY, d_model=12, **SEQ2SEQ[family])
         kind = getattr(transformers, f"{family}ForConditionalGeneration")
-        made = hub.shaken(kind._from_config(config, attn_implementation=name), torch.float32)
+        made = hub.perturbed(kind._from_config(config, attn_implementation=name))
         out = made(tokens(), attention_mask=padded("right"), decoder_input_ids=tokens(7))
         out.logits.square().mean().backward()
-        told = made.generate(tokens(), attention_mask=padded("left"), max_new_tokens=5, do_sample=False)
-        found.append((out.logits.detach(), made.get_input_embeddings().weight.grad, told.float()))
-    same(found[1], found[0], 1e-5)
+        generated = made.generate(tokens(), attention_mask=padded("left"), max_new_tokens=5, do_sample=False)
+        outs.append((out.logits.detach(), made.get_input_embeddings().weight.grad, generated.float()))
+    same(outs[1], outs[0], 1e-5)
 
 
-HEADS = {"attention_heads": 3, "ffn_dim": 16}
-
-
-def test_dropout_is_active_in_training_only() -> None:
+def test_dropout_is_active_in_training_only_and_unbiased() -> None:
     made = model("Bert", "attnlab", attention_probs_dropout_prob=0.4).train()
     torch.manual_seed(0)
     first, second = (made(tokens()).last_hidden_state for _ in range(2))
     assert (first - second).abs().max() > 1e-3
     made.eval()
     assert torch.equal(made(tokens()).last_hidden_state, made(tokens()).last_hidden_state)
-
-
-def test_dropout_is_right_on_average() -> None:
-    torch.manual_seed(0)
     q, k = (torch.randn(B, 2, 67, 5) for _ in range(2))
     out, _ = attention_forward(nn.Module(), q, k, torch.ones(B, 2, 67, 5), None, dropout=0.25, is_causal=False)
     assert out.std() > 1e-3
@@ -195,38 +189,31 @@ def test_compiled_as_one_graph(family: str) -> None:
     made = model(family, "attnlab")
     torch.compiler.reset()
     compiled = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
-    for side, length in (("none", N), ("left", N)):
-        real = padded(side, length)
-        expected = made(tokens(length), attention_mask=real)[0]
-        found = compiled(tokens(length), attention_mask=real)[0]
-        shown = torch.ones(B, length) if real is None else real
+    for real in (None, padded("left")):
+        expected, found = (call(tokens(), attention_mask=real)[0] for call in (made, compiled))
+        shown = torch.ones(B, N) if real is None else real
         assert ((found - expected) * shown.unsqueeze(-1)).abs().max() < 1e-5
 
 
 # Models that compute with their mask, and models with their own attention
 
-THEIR_OWN = ["Bloom", "Deberta", "Falcon", "Git", "GPTNeo", "MPNet", "Mpt", "OpenAIGPT", "XGLM", "XLNet"]
 
-
-@pytest.mark.parametrize("family", THEIR_OWN)
+@pytest.mark.parametrize(
+    "family", ["Bloom", "Deberta", "Falcon", "Git", "GPTNeo", "MPNet", "Mpt", "OpenAIGPT", "XGLM", "XLNet"]
+)
 def test_a_model_with_its_own_attention_is_refused(family: str) -> None:
-    import transformers
-
-    config = getattr(transformers, f"{family}Config")()
-    kind = getattr(transformers, f"{family}Model")
+    config, kind = getattr(transformers, f"{family}Config")(), getattr(transformers, f"{family}Model")
     says = rf"^{family}Model computes its attention itself and does not take .*'attnlab'; use attn_implementation='"
-    with torch.device("meta"), pytest.raises(ValueError, match=says):
-        kind._from_config(config, attn_implementation="attnlab")
     with torch.device("meta"):
+        with pytest.raises(ValueError, match=says):
+            kind._from_config(config, attn_implementation="attnlab")
         kind._from_config(config, attn_implementation="eager")
 
 
 def test_a_dict_excludes_a_part_with_its_own_attention() -> None:
-    import transformers
-
     vision = {"hidden_size": 12, "output_channels": 8, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_dim": 16}
     vision |= {"image_size": 32, "patch_size": 16, "window_size": 2, "global_attn_indexes": [0], "mlp_ratio": 1.0}
-    text = {**hub.LLAMA, **hub.SPECIAL, "model_type": "qwen2"}
+    text = {**hub.LLAMA, "model_type": "qwen2"}
     config = transformers.GotOcr2Config(vision_config=vision, text_config=text, image_token_id=60)
     kind = transformers.GotOcr2ForConditionalGeneration
     with pytest.raises(ValueError, match=r"GotOcr2ForConditionalGeneration computes its attention itself .*, a dict"):
@@ -235,15 +222,13 @@ def test_a_dict_excludes_a_part_with_its_own_attention() -> None:
         found = []
         for name in ("eager", "attnlab"):
             ways = {"": "eager", "text_config": name}
-            made = hub.shaken(kind._from_config(copy.deepcopy(config), attn_implementation=ways), torch.float32)
+            made = hub.perturbed(kind._from_config(copy.deepcopy(config), attn_implementation=ways))
             found.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
     assert len(records) == 2
     same(found[1], found[0], 1e-5)
 
 
 def test_a_subclass_defined_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
-
     monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))  # without a file, as __main__ there
     for family, refused in (("Llama", False), ("Bloom", True)):
         base, config = (getattr(transformers, f"{family}{what}") for what in ("Model", "Config"))
@@ -254,8 +239,6 @@ def test_a_subclass_defined_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_registering_again_changes_nothing() -> None:
-    import transformers
-
     for where, what in (
         (transformers.PreTrainedModel, "get_correct_attn_implementation"),
         (transformers.GenerationMixin, "prepare_inputs_for_generation"),
@@ -314,45 +297,51 @@ def test_a_lazy_mask_acts_as_a_matrix() -> None:
 # One layer by itself
 
 
-def test_without_a_mask_the_layer_decides_whether_it_is_causal() -> None:
-    x = torch.randn(B, N, 12, generator=torch.Generator().manual_seed(0))
-    layers = {name: model("GPT2", name).transformer.h[0].attn for name in ("sdpa", "attnlab")}
-    theirs, ours = (layers[name](x)[0] for name in ("sdpa", "attnlab"))
-    assert (ours - theirs).abs().max() < 1e-5
-    moved = x.clone()
-    moved[:, -1] += 1
-    assert torch.equal(layers["attnlab"](moved)[0][:, :-1], ours[:, :-1])
-
-
-def vectors(queries: int = N, keys: int = N) -> tuple[Tensor, Tensor, Tensor]:
+def vectors(queries: int = N) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(B, 6, queries, 4), torch.randn(B, 2, keys, 4), torch.randn(B, 2, keys, 3)
+    return torch.randn(B, 6, queries, 4), torch.randn(B, 2, N, 4), torch.randn(B, 2, N, 3)
 
 
-def test_grouped_heads_another_value_width_and_scale() -> None:
+class Bidirectional(nn.Module):
+    is_causal = False
+
+
+PAST = torch.ones(N, N, dtype=torch.bool).tril()
+LEFT = torch.arange(N) >= torch.tensor([[0], [2], [3]])
+NONE = {"cu_seq_lens_q": None, "sinks": None, "use_cache": True}  # has no effect
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({"is_causal": False}, PAST | True),
+        ({"module": Bidirectional()}, PAST | True),
+        (NONE, PAST),  # a layer is causal unless it says otherwise
+        ({"sliding_window": 3, "is_causal": True}, PAST.triu(-2)),
+        ({"attention_mask": lazy_mask(B, N, N, attention_mask=LEFT)}, PAST & LEFT[:, None, None]),
+        ({"attention_mask": (PAST & LEFT[:, None, None])}, PAST & LEFT[:, None, None]),
+    ],
+)
+def test_grouped_heads_another_value_width_and_scale(given: dict[str, Any], allowed: Tensor) -> None:
     q, k, v = vectors()
-    out, weights = attention_forward(nn.Module(), q, k, v, None, scaling=0.3, is_causal=False, output_attentions=True)
-    expected = (q @ k.repeat_interleave(3, 1).mT * 0.3).softmax(-1)
+    given = {"attention_mask": None, "scaling": 0.3, "output_attentions": True, **given}
+    out, weights = attention_forward(given.pop("module", nn.Module()), q, k, v, **given)
+    scores = (q @ k.repeat_interleave(3, 1).mT * 0.3).masked_fill(~allowed, -torch.inf)
+    expected = scores.softmax(-1).nan_to_num()  # a fully masked row is zero
     assert (weights - expected).abs().max() < 1e-6
     assert out.shape == (B, N, 6, 3)
     assert (out.transpose(1, 2) - expected @ v.repeat_interleave(3, 1)).abs().max() < 1e-6
 
 
-def test_a_fully_masked_row_is_zero() -> None:
-    seen = lazy_mask(B, N, N, attention_mask=padded("left").bool())
-    assert isinstance(seen, LazyMask)
-    out, _ = attention_forward(nn.Module(), *vectors(), seen)
-    assert (out[2, : N - 4] == 0).all()
-    assert (out[2, N - 4 :] != 0).all()
+LOWEST = torch.finfo(torch.float32).min
 
 
 def test_a_compiled_step_gets_a_matrix() -> None:
     """The position of its query is a tensor, so that one graph serves every step."""
-    real = torch.arange(N) >= torch.tensor([[0], [2], [3]])
-    matrix = lazy_mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=real)
+    matrix = lazy_mask(B, 1, N, q_offset=torch.tensor(4), attention_mask=LEFT)
     assert isinstance(matrix, Tensor)
-    assert torch.equal(matrix == 0, (real & (torch.arange(N) <= 4))[:, None, None])
-    assert matrix.unique().tolist() == [torch.finfo(torch.float32).min, 0]
+    assert torch.equal(matrix == 0, (LEFT & (torch.arange(N) <= 4))[:, None, None])
+    assert matrix.unique().tolist() == [LOWEST, 0]
 
 
 def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
@@ -360,54 +349,36 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
         return torch.stack([k <= q, q == 3]).any()
 
     matrix = lazy_mask(B, N, N, mask_function=rule, use_vmap=True, allow_is_causal_skip=False)
-    expected = torch.ones(N, N, dtype=torch.bool).tril()
+    expected = PAST.clone()
     expected[3] = True
     assert isinstance(matrix, Tensor)
     assert torch.equal(matrix == 0, expected.expand(B, 1, N, N))
     joined = torch.cat([matrix, lazy_mask(B, N, N)], -1)  # as T5Gemma 2 does
-    assert torch.equal(joined[..., N:] == 0, torch.ones(N, N, dtype=torch.bool).tril().expand(B, 1, N, N))
-    assert joined.unique().tolist() == [torch.finfo(torch.float32).min, 0]
+    assert torch.equal(joined[..., N:] == 0, PAST.expand(B, 1, N, N))
+    assert joined.unique().tolist() == [LOWEST, 0]
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (
-            {"cu_seq_lens_q": torch.tensor([0, 5])},
-            TypeError,
-            "passes cu_seq_lens_q to attention, .*, or give position_ids",
-        ),
+        ({"cu_seq_lens_q": torch.tensor([0, 5])}, TypeError, "passes cu_seq_lens_q to .*, or give position_ids"),
         ({"indices": torch.tensor([0])}, TypeError, "passes indices to attention, which attnlab does not support"),
+        ({"s_aux": torch.zeros(6), "scaling": 0.5, "sinks": torch.zeros(6)}, TypeError, "passes sinks to attention"),
         ({"attention_mask": torch.ones(B, N)}, ValueError, r"shape \(3, 11\) but a layer takes \(batch, 1 or heads"),
         ({"attention_mask": torch.ones(B, 1, N, 5)}, ValueError, "the mask is 11 x 5"),
         ({"sliding_window": 5, "is_causal": False}, ValueError, "a sliding window of 5 is ambiguous"),
-        ({"s_aux": torch.zeros(6), "scaling": 0.5, "sinks": torch.zeros(6)}, TypeError, "passes sinks to attention"),
+        ({"queries": 5, "is_causal": True}, ValueError, "the positions of 5 queries among 11 keys are ambiguous"),
+        (
+            {"queries": 5, "attention_mask": lazy_mask(B, N, N)},
+            ValueError,
+            "the mask is for 11 queries and 11 keys, not for 5 and 11",
+        ),
     ],
 )
 def test_unsupported_input_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
-    asked = {"attention_mask": None, **given}
+    options = {"attention_mask": None, **given}
     with pytest.raises(error, match=message):
-        attention_forward(nn.Module(), *vectors(), **asked)
-
-
-def test_causal_queries_among_more_keys_need_a_mask() -> None:
-    with pytest.raises(ValueError, match="the positions of 5 queries among 11 keys are ambiguous"):
-        attention_forward(nn.Module(), *vectors(5, N), None, is_causal=True)
-    with pytest.raises(ValueError, match="the mask is for 11 queries and 11 keys, not for 5 and 11"):
-        attention_forward(nn.Module(), *vectors(5, N), lazy_mask(B, N, N))
-
-
-def test_arguments_that_are_none_are_ignored() -> None:
-    attention_forward(nn.Module(), *vectors(), None, cu_seq_lens_q=None, sinks=None, use_cache=True)
-
-
-def test_a_window_without_a_mask() -> None:
-    q, k, v = vectors()
-    out, _ = attention_forward(nn.Module(), q, k, v, None, is_causal=True, sliding_window=3)
-    place = torch.arange(N)
-    seen = (place <= place[:, None]) & (place > place[:, None] - 3)
-    expected, _ = attention_forward(nn.Module(), q, k, v, seen[None, None])
-    assert (out - expected).abs().max() < 1e-6
+        attention_forward(nn.Module(), *vectors(options.pop("queries", N)), **options)
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

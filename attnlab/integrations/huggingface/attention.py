@@ -113,17 +113,11 @@ def _refuse_without_interface(model: type, name: str) -> None:
 class LazyMask:
     """An attention mask that becomes a matrix only when a model computes with it.
 
-    A model that does (Doge, DeepSeek-V3.2) gets the matrix of the ``eager`` implementation: 0 where a query may attend,
-    the lowest value of the dtype elsewhere.
-
-    Args:
-        mask: the mask for this length; None if every query attends to every key.
-        shape: (B, 1, N, M).
-        dtype: the dtype of the matrix.
-        device: the device of the matrix.
+    A model that does (Doge, DeepSeek-V3.2) gets the matrix (B, 1, N, M) of the ``eager`` implementation: 0 where a
+    query may attend, the lowest value of the dtype elsewhere.
     """
 
-    mask: BoundMask | None
+    mask: BoundMask | None  # None if every query attends to every key
     shape: tuple[int, int, int, int]
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
@@ -175,22 +169,10 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the attention of one layer; the signature is that of the implementations in transformers.
 
-    Args:
-        module: the layer; its ``is_causal`` applies if there is no mask.
-        query: (B, H, N, d).
-        key: (B, H_kv, M, d).
-        value: (B, H_kv, M, w).
-        attention_mask: the result of `lazy_mask`, or a matrix that broadcasts to (B, H, N, M): Boolean (True means
-            *attend*) or added to the scores.
-        dropout: the dropout probability of the attention weights.
-        scaling: the factor of the scores; 1 / √d by default.
-        is_causal: whether attention is causal; used only without a mask.
-        sliding_window: the size of the window; used only without a mask.
-        softcap: scores become ``softcap · tanh(score / softcap)``.
-        s_aux: (H,), the logits of attention sinks.
-        position_bias: added to the scores, broadcastable to (B, H, N, M).
-        output_attentions: whether to return the attention weights.
-        kwargs: what a model passes to all of its submodules; see `IGNORED_ARGUMENTS`.
+    ``query`` is (B, H, N, d), ``key`` (B, H_kv, M, d), ``value`` (B, H_kv, M, w), and ``s_aux`` (H,) the logits of
+    attention sinks. ``attention_mask`` is the result of `lazy_mask`, or a matrix that broadcasts to (B, H, N, M):
+    Boolean (True means *attend*) or added to the scores, as ``position_bias`` is. Without it, ``sliding_window`` and
+    ``is_causal`` apply, by default the ``is_causal`` of the module.
 
     Returns:
         The output (B, N, H, w), and the attention weights (B, H, N, M) or None.
@@ -224,7 +206,9 @@ def attention_forward(
         )
     attention = SoftmaxMap(query, key, bound, bias, scale=scaling, sink=s_aux, softcap=softcap)
     out = attention.apply(value, dropout=dropout).transpose(1, 2).contiguous()
-    return out, attention.materialize() if output_attentions or _collects_attentions() else None
+    if not output_attentions and not torch.compiler.is_compiling():  # some layers do not pass it on
+        output_attentions = any("attentions" in name for name in capturing._active_collector.get() or ())
+    return out, attention.materialize() if output_attentions else None
 
 
 def lazy_mask(
@@ -245,21 +229,9 @@ def lazy_mask(
 ) -> LazyMask | Tensor:
     """Return the attention mask of a forward pass; the signature is that of ``transformers.masking_utils.sdpa_mask``.
 
-    Args:
-        batch_size: B.
-        q_length: N.
-        kv_length: M.
-        q_offset: the position of the first query; a tensor with a static cache.
-        kv_offset: the position of the first key.
-        mask_function: whether a query may attend to a key, over (batch item, head, query, key).
-        attention_mask: (B, keys so far), True or 1 for a real token.
-        local_size: the size of a sliding window or chunk.
-        allow_is_causal_skip: whether ``mask_function`` is causal, and local at most.
-        allow_is_bidirectional_skip: whether ``mask_function`` is local at most.
-        use_vmap: whether ``mask_function`` takes single positions only.
-        device: the device of the matrix.
-        dtype: the dtype of the matrix.
-        kwargs: arguments of other implementations.
+    ``attention_mask`` is (B, keys so far), True or 1 for a real token. ``q_offset``, the position of the first query,
+    is a tensor with a static cache. ``mask_function`` is causal, or causal and local, if ``allow_is_causal_skip``; at
+    most local if ``allow_is_bidirectional_skip``; it takes single positions only if ``use_vmap``.
 
     Returns:
         A `LazyMask`. The matrix (B, 1, N, M) of the ``eager`` implementation if ``mask_function`` takes single
@@ -268,19 +240,15 @@ def lazy_mask(
     if isinstance(attention_mask, LazyMask):  # made by generate()
         return attention_mask
     if isinstance(q_offset, Tensor) or use_vmap:
-        sizes = (batch_size, q_length, kv_length, q_offset, kv_offset)
-        matrix: Tensor = masking.eager_mask(
-            *sizes, mask_function, attention_mask, dtype, use_vmap=use_vmap, device=device
-        )
+        position = (batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask)
+        matrix: Tensor = masking.eager_mask(*position, dtype, use_vmap=use_vmap, device=device)
         return matrix
     local = None if local_size is None or kv_length < local_size else local_size
-    rule: Mask | None
+    rule: Mask | None = _FunctionMask(mask_function, batch_size, (None, None))
     if allow_is_causal_skip:
         rule = _FunctionMask(mask_function, batch_size, (local - 1, 0)) if local else causal()
     elif allow_is_bidirectional_skip:
         rule = _FunctionMask(mask_function, batch_size, (local, local)) if local else None
-    else:
-        rule = _FunctionMask(mask_function, batch_size, (None, None))
     if attention_mask is not None:
         real = masking.prepare_padding_mask(attention_mask, kv_length, kv_offset)[:, : kv_offset + kv_length].bool()
         if torch.compiler.is_compiling() or not bool(real.all()):
@@ -340,10 +308,3 @@ def _default_mask(
         )
     rule = causal() if sliding_window is None else causal() & masks.sliding_window(sliding_window)
     return rule.bind(N, M, device=device)
-
-
-def _collects_attentions() -> bool:
-    """Whether the model collects attention weights: some layers do not pass on ``output_attentions``."""
-    if torch.compiler.is_compiling():
-        return False
-    return any("attentions" in name for name in capturing._active_collector.get() or ())

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-import torch
-
-from attnlab.integrations.huggingface._weights import load, projections, require, require_equal, require_positions
+from attnlab.integrations.huggingface._weights import require, require_equal
 from attnlab.models.multihead import MultiAttention  # type: ignore[import-not-found]
+from attnlab.nn.attention import copy_weights
 
 modeling: Any = import_module("transformers.models.gpt2.modeling_gpt2")
 
@@ -31,8 +30,8 @@ def from_gpt2(layer: Any) -> MultiAttention:
     ours = MultiAttention(layer.embed_dim, layer.num_heads, causal=True, dropout=layer.attn_dropout.p).to(
         layer.c_attn.weight.device, layer.c_attn.weight.dtype
     )
-    query, key, value = zip(layer.c_attn.weight.mT.chunk(3), layer.c_attn.bias.chunk(3), strict=True)
-    load(ours, query, key, value, (layer.c_proj.weight.mT, layer.c_proj.bias))
+    copy_weights(ours.qkv, layer.c_attn.weight.mT, layer.c_attn.bias)
+    copy_weights(ours.output, layer.c_proj.weight.mT, layer.c_proj.bias)
     return ours.train(layer.training)
 
 
@@ -51,27 +50,18 @@ def to_gpt2(ours: MultiAttention, layer: Any) -> Any:
         ValueError: if the shapes differ, or our layer has positions.
     """
     _check(layer, "to_gpt2")
-    require_equal(ours, embed_dim=layer.embed_dim, num_heads=layer.num_heads, causal=True)
-    require_equal(ours, num_kv_heads=ours.num_heads)
-    require_positions(ours, "none", "GPT-2")
+    sizes = {"embed_dim": layer.embed_dim, "num_heads": layer.num_heads, "num_kv_heads": layer.num_heads}
+    require_equal(ours, "GPT-2", "none", **sizes, causal=True)
     if ours.qkv.bias is None:
         raise ValueError("GPT-2's projections have a bias, but this layer was built with bias=False")
-    *qkv, (weight, bias) = projections(ours)
-    with torch.no_grad():
-        layer.c_attn.weight.copy_(torch.cat([part[0] for part in qkv]).mT)
-        layer.c_attn.bias.copy_(ours.qkv.bias)
-        layer.c_proj.weight.copy_(weight.mT)
-        layer.c_proj.bias.copy_(bias)
+    copy_weights(layer.c_attn, ours.qkv.weight.mT, ours.qkv.bias)
+    copy_weights(layer.c_proj, ours.output.weight.mT, ours.output.bias)
     layer.attn_dropout.p = ours.dropout
     return layer
 
 
 def _check(layer: Any, name: str) -> None:
     require(layer, modeling.GPT2Attention, name)
-    if layer.is_cross_attention:
-        raise ValueError(
-            "this GPT2Attention is cross-attention with its own keys; only self-attention can be converted"
-        )
     if not layer.scale_attn_weights or layer.scale_attn_by_inverse_layer_idx:
         raise ValueError(
             "this GPT2Attention does not scale its scores by 1/√head_dim (scale_attn_weights=False or "

@@ -7,9 +7,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from attnlab.integrations.huggingface._weights import load, projections, require, require_equal, require_positions
+from attnlab.integrations.huggingface._weights import load, require, require_equal, store
 from attnlab.models.groupedquery import GroupedQueryAttention  # type: ignore[import-not-found]
-from attnlab.nn.attention import copy_weights
 from attnlab.positions import Rotary
 
 modeling: Any = import_module("transformers.models.llama.modeling_llama")
@@ -57,7 +56,6 @@ def from_llama(layer: Any) -> GroupedQueryAttention:
     """
     require(layer, modeling.LlamaAttention, "from_llama")
     config, weight = layer.config, layer.q_proj.weight
-    rotary = LlamaRotary(config)
     ours = GroupedQueryAttention(
         config.hidden_size,
         config.num_attention_heads,
@@ -68,9 +66,9 @@ def from_llama(layer: Any) -> GroupedQueryAttention:
         bias=layer.q_proj.bias is not None,
         positions="rotary",
     )
-    ours.positions = rotary
+    ours.positions = LlamaRotary(config)
     ours = ours.to(weight.device, weight.dtype)
-    load(ours, *((p.weight, p.bias) for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)))
+    load(ours, (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
     return ours.train(layer.training)
 
 
@@ -92,13 +90,14 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
     config = layer.config
     require_equal(
         ours,
+        "Llama",
+        "rotary",
         embed_dim=config.hidden_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=layer.head_dim,
         causal=True,
     )
-    require_positions(ours, "rotary", "Llama")
     assert isinstance(ours.positions, Rotary)
     wanted, have = LlamaRotary(config), ours.positions
     same = (
@@ -112,9 +111,6 @@ def to_llama(ours: GroupedQueryAttention, layer: Any) -> Any:
     biased = layer.q_proj.bias is not None
     if biased != (ours.qkv.bias is not None):
         raise ValueError(f"the Llama layer has attention_bias={biased}, but this layer has bias={not biased}")
-    for theirs, weights in zip(
-        (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), projections(ours), strict=True
-    ):
-        copy_weights(theirs, *weights)
+    store(ours, (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
     layer.attention_dropout = ours.dropout
     return layer
