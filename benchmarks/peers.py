@@ -29,8 +29,7 @@ def load(package: str, module: str = "") -> Any:
     if importlib.util.find_spec(module_of(package)) is None:
         raise MissingPeerError(f"{package} is not installed; pip install 'attnlab[bench]'")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside of the package
+        with warnings.catch_warnings(action="ignore"):  # deprecations inside of the package
             return importlib.import_module(module or module_of(package))
     except Exception as error:  # an error in a package must not stop the other rows
         raise MissingPeerError(f"{package} cannot be imported ({type(error).__name__}: {error})") from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import Machine
-from benchmarks.timing import Ratio
+from benchmarks.timing import Ratio, TimingConfig, Workload, time_interleaved
 
 MET, MISSED, NOT_MEASURED = "met", "**missed**", "**not measured**"
 
@@ -78,6 +78,14 @@ class Speed(Row):
         if self.target is None:
             return None
         return round(self.ratio.median, 2) >= self.target and round(self.ratio.lower, 2) >= (self.floor or 0)
+
+
+def speed_row(
+    timing: TimingConfig, case: str, baseline: str, ours: Workload, theirs: Workload, target: float, goal: str = ""
+) -> Speed:
+    """Time one workload and one baseline."""
+    ratios, control = time_interleaved(ours, {baseline: theirs}, timing)
+    return Speed(case, baseline, ratio=ratios[baseline], control=control, target=target, goal=goal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +167,6 @@ class NotMeasured(Note):
 
 
 KINDS = {"speed": Speed, "memory": Memory, "growth": Growth, "note": Note, "not measured": NotMeasured}
-OLD_NAMES = {
-    **{"what": "case", "against": "baseline", "measured": "text", "wanted": "requirement", "reached": "is_met"},
-    **{"finding": "note", "absent": "not measured"},
-}
-"""Names of fields and kinds in results that were recorded before they were renamed; `read` accepts them."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +203,9 @@ def read_all(folder: Path) -> dict[str, Result]:
     return {file.stem: read(file) for file in sorted(folder.glob("*.json"))}
 
 
-def _row(data: dict[str, Any]) -> Row:
-    values = {OLD_NAMES.get(name, name): value for name, value in data.items()}
-    cls = KINDS[OLD_NAMES.get(kind := values.pop("kind"), kind)]
-    values |= {name: Ratio(**values[name]) for name in ("ratio", "control") if name in values}
-    return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+def _row(values: dict[str, Any]) -> Row:
+    cls = KINDS[values.pop("kind")]
+    return cls(**values | {name: Ratio(**values[name]) for name in ("ratio", "control") if name in values})
 
 
 def _rounded(value: Any) -> Any:

@@ -19,6 +19,7 @@ PICKLE = "pickle_round_trip"
 
 NO_BFLOAT16 = "its documentation does not mention bfloat16, and it raises"
 AFTER_DROPOUT = "they are those “used to compute the weighted average”, including dropout"
+DROPPED_WEIGHTS = "its documentation has a “dropout probability on `attn_output_weights`”"
 FULLY_MASKED_ONLY = "only in a fully masked row, which its documentation does not mention"
 
 HUGGING_FACE = {WEIGHTS_MASKED: FULLY_MASKED_ONLY, WEIGHTS_DROPPED: AFTER_DROPOUT}
@@ -27,7 +28,6 @@ PEERS = (
     Peer(
         package="torch",
         adapter="pytorch",
-        module="torch",
         home="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
         usage="`batch_first=True`. A mask is True for a position that “is not allowed to attend”; causal is an "
         "`attn_mask` too, because `is_causal` “provides a hint that `attn_mask` is the causal mask”. Attention weights "
@@ -35,17 +35,13 @@ PEERS = (
         layers=(
             Layer(
                 "MultiheadAttention",
-                undocumented={
-                    WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"
-                },
+                undocumented={WEIGHTS_DROPPED: DROPPED_WEIGHTS},
                 failing={WEIGHTS_MASKED: "torch_weights_make_nan"},
             ),
             Layer(
                 "PaddedMultiheadAttention",
                 capabilities=PADDED_WITH_WEIGHTS,
-                undocumented={
-                    WEIGHTS_DROPPED: "its documentation has a “dropout probability on `attn_output_weights`”"
-                },
+                undocumented={WEIGHTS_DROPPED: DROPPED_WEIGHTS},
             ),
         ),
         known={
@@ -55,8 +51,6 @@ PEERS = (
     ),
     Peer(
         package="keras",
-        adapter="keras",
-        module="keras",
         home="https://keras.io/api/layers/attention_layers/multi_head_attention/",
         usage="On PyTorch. `attention_mask` is (B, T, S), “1 indicates attention and 0 indicates no attention”; "
         "`use_causal_mask`, `training` and `return_attention_scores` as on its page. The generator of Keras is seeded.",
@@ -64,8 +58,6 @@ PEERS = (
     ),
     Peer(
         package="transformers",
-        adapter="transformers",
-        module="transformers",
         home="https://huggingface.co/docs/transformers/attention_interface",
         usage="Layers of models, with the arguments that the models pass: the additive 4-D mask, which is causal in "
         'decoders, and the cosines and sines of the positions. Attention weights with `attn_implementation="eager"`.',
@@ -89,8 +81,6 @@ PEERS = (
     ),
     Peer(
         package="x-transformers",
-        adapter="x_transformers",
-        module="x_transformers",
         home="https://github.com/lucidrains/x-transformers",
         usage="Its `Attention`, with options of its constructor, which its page lists with the prefix `attn_` (all but "
         "`sigmoid`, `orthog_projected_values` and `data_dependent_alibi`). Any mask is passed as "
@@ -131,8 +121,6 @@ PEERS = (
     ),
     Peer(
         package="local-attention",
-        adapter="local_attention",
-        module="local_attention",
         home="https://github.com/lucidrains/local-attention",
         usage="`LocalMHA`, the layer of its `LocalTransformer`, in windows of four tokens. It “auto pads both inputs "
         "and mask, then truncates output appropriately”; `dropout` is “post-attention dropout”.",
@@ -147,8 +135,6 @@ PEERS = (
     ),
     Peer(
         package="performer-pytorch",
-        adapter="performer_pytorch",
-        module="performer_pytorch",
         home="https://github.com/lucidrains/performer-pytorch",
         usage="Its “standalone self-attention layer”; `causal` is “auto-regressive or not”, a `mask` is True for a "
         "real token.",
@@ -169,8 +155,6 @@ PEERS = (
     ),
     Peer(
         package="memory-efficient-attention-pytorch",
-        adapter="memory_efficient_attention_pytorch",
-        module="memory_efficient_attention_pytorch",
         home="https://github.com/lucidrains/memory-efficient-attention-pytorch",
         usage="Its `Attention`, which “will take care of masking, causal masking”; in buckets, and with "
         "`memory_efficient` “turned off to test against normal attention”; `dropout` is an option of its constructor.",
@@ -193,8 +177,6 @@ PEERS = (
     ),
     Peer(
         package="nystrom-attention",
-        adapter="nystrom_attention",
-        module="nystrom_attention",
         home="https://github.com/lucidrains/nystrom-attention",
         usage="`attn(x, mask=mask)`, with four landmarks.",
         layers=(
@@ -215,24 +197,18 @@ PEERS = (
     ),
     Peer(
         package="native-sparse-attention-pytorch",
-        adapter="native_sparse_attention_pytorch",
-        module="native_sparse_attention_pytorch",
         home="https://github.com/lucidrains/native-sparse-attention-pytorch",
         usage="Its `SparseAttention` with the sizes of its page. It is causal with `causal=True`, not by default.",
         layers=(Layer("SparseAttention"),),
     ),
     Peer(
         package="linformer",
-        adapter="linformer",
-        module="linformer",
         home="https://github.com/lucidrains/linformer",
         usage="Its `LinformerSelfAttention`, for up to `seq_len` tokens. It takes no mask and is never causal.",
         layers=(Layer("LinformerSelfAttention"),),
     ),
     Peer(
         package="attnhut",
-        adapter="attnhut",
-        module="attnhut",
         home="https://github.com/egmaminta/attnhut",
         usage="`causal`: “If True, a position only attends to itself and the past”. `attn_mask`: "
         "“additive or boolean mask broadcastable to (batch, num_heads, seq, seq)”.",
@@ -258,8 +234,6 @@ PEERS = (
     ),
     Peer(
         package="fightingcv-attention",
-        adapter="fightingcv_attention",
-        module="fightingcv_attention",
         home="https://github.com/xmu-xiaoma666/External-Attention-pytorch",
         usage="Those of its layers that take a sequence, called as on its page. The docstring of the mask: "
         "“True indicates masking”.",

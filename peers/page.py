@@ -46,23 +46,27 @@ Checks that compile are left out, and so are those that apply to mechanisms of a
 
 def write() -> Path:
     """Write the page from the recorded results."""
-    recorded = {peer.package: result for peer in PEERS if (result := read(peer.package))}
-    PAGE.write_text(page(recorded), encoding="utf-8")
+    PAGE.write_text(page(recorded()), encoding="utf-8")
     return PAGE
+
+
+def recorded() -> dict[str, Result]:
+    """The recorded results by package."""
+    return {peer.package: result for peer in PEERS if (result := read(peer.package))}
 
 
 def page(results: dict[str, Result]) -> str:
     """The text of the page."""
     lines = [OPENING, "## Summary", "", "| package | version | layers | pass | fail | undocumented |"]
     lines += ["|---|---|---|---|---|---|"]
-    recorded = [(peer, results[peer.package]) for peer in PEERS if peer.package in results]
-    for peer, result in recorded:
+    known = [(peer, results[peer.package]) for peer in PEERS if peer.package in results]
+    for peer, result in known:
         outcomes = [outcome.outcome for layer in result.layers.values() for outcome in layer]
         counts = [outcomes.count(outcome) for outcome in ("pass", "fail", "undocumented")]
         cells = [f"[{peer.package}](#{peer.package})", result.version, len(result.layers), *counts]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "The counts are checks, summed over the layers. Checks that are not applicable are not counted.", ""]
-    for peer, result in recorded:
+    for peer, result in known:
         lines += section(peer, result)
     return "\n".join(lines).rstrip() + "\n"
 

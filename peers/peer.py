@@ -49,23 +49,31 @@ class Peer:
 
     Args:
         package: the name that pip uses.
-        adapter: the module in ``peers.adapters``.
-        module: the name that it is imported by.
         home: the address of its documentation.
         usage: how the adapter calls it, with quotations from the documentation.
         layers: the layers that are checked.
         known: where a reproduction is reported elsewhere.
         beside: reproductions of errors that no check covers, and a line on each.
+        adapter: the module in ``peers.adapters``, if it is not called as the package.
     """
 
     package: str
-    adapter: str
-    module: str
     home: str
     usage: str
     layers: tuple[Layer, ...]
     known: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
+    adapter: str = ""
+
+    @property
+    def module(self) -> str:
+        """The name that it is imported by."""
+        return self.package.replace("-", "_")
+
+    @property
+    def adapters(self) -> str:
+        """The module with its adapters."""
+        return f"peers.adapters.{self.adapter or self.module}"
 
     @property
     def installed(self) -> str | None:
@@ -74,11 +82,11 @@ class Peer:
 
     def target(self, layer: Layer) -> Any:
         """The target for `check_attention`."""
-        return partial(getattr(import_module(f"peers.adapters.{self.adapter}"), layer.kind), **layer.options)
+        return partial(getattr(import_module(self.adapters), layer.kind), **layer.options)
 
     def command(self, layer: Layer) -> str:
         """The command that repeats a row."""
-        words = ["attnlab check", f"peers.adapters.{self.adapter}:{layer.kind}", "--fast"]
+        words = ["attnlab check", f"{self.adapters}:{layer.kind}", "--fast"]
         if layer.options:
             words += ["--args", *(f"{name}={value}" for name, value in layer.options.items())]
         return " ".join([*words, *(["--capabilities", *layer.capabilities] if layer.capabilities else [])])

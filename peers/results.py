@@ -84,8 +84,7 @@ def run(peer: Peer) -> Result:
     """
     layers = {}
     for layer in peer.layers:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # of the package
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):  # of the package
             report = check_attention(
                 peer.target(layer),
                 capabilities=layer.capabilities or None,

@@ -16,7 +16,6 @@ from attnlab.utils.errors import UserError
 
 TEMPLATE = Path(__file__).parent / "template"
 FILES = ("__init__.py", "template.py", "reference.py", "README.md")
-RESERVED = ("reference", "figures")  # names of other files in the folder
 
 
 def create(name: str) -> Path:
@@ -70,8 +69,7 @@ def _check(name: str) -> None:
             f"{name!r} is not a valid name for a mechanism; use lower-case letters, digits and _, "
             f"starting with a letter, such as {near}"
         )
-    if keyword.iskeyword(name) or name in RESERVED:
-        kind = (
-            "a Python keyword" if keyword.iskeyword(name) else "the name of another file in the folder of a mechanism"
-        )
-        raise UserError(f"{name} is {kind}; try {name}_attention")
+    if keyword.iskeyword(name):
+        raise UserError(f"{name} is a Python keyword; try {name}_attention")
+    if name in ("reference", "figures"):
+        raise UserError(f"{name} is the name of another file in the folder of a mechanism; try {name}_attention")

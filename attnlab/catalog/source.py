@@ -6,16 +6,20 @@ Only literals are read and nothing is executed, so that a file that cannot be im
 from __future__ import annotations
 
 import ast
+import contextlib
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attnlab.utils.errors import UserError
 
 REQUIRED: Any = object()
 """The default of a required option."""
+
+_TYPES = {"Literal": typing.Literal, "Optional": typing.Optional, "Sequence": Sequence}
+_TYPES |= {kind.__name__: kind for kind in (int, float, bool, str)}
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,13 @@ class Option:
     help: str
 
     @property
-    def annotation_parts(self) -> list[str]:
-        """The members of a union ``A | B | C``."""
-        parts, left = [], ast.parse(self.annotation, mode="eval").body
-        while isinstance(left, ast.BinOp) and isinstance(left.op, ast.BitOr):
-            parts.append(left.right)
-            left = left.left
-        return [ast.unparse(part) for part in (left, *reversed(parts))]
-
-    @property
     def kinds(self) -> list[Any]:
-        """The types in `annotation_parts` that can be parsed from text; a class of the mechanism cannot."""
-        return [kind for part in self.annotation_parts if (kind := _named_type(part)) is not _UNKNOWN]
+        """The members of a union ``A | B`` that can be parsed from text; a class of the mechanism cannot."""
+        kinds = []
+        for member in _members(ast.parse(self.annotation, mode="eval").body):
+            with contextlib.suppress(Exception):  # another name than those in _TYPES
+                kinds.append(eval(ast.unparse(member), {"__builtins__": {}}, _TYPES))
+        return kinds
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ class ClassSource:
 
     name: str
     path: Path
-    doc: str
     attributes: dict[str, Any]
     options: tuple[Option, ...]
     renamed: dict[str, str]
@@ -70,97 +68,61 @@ def read_class(path: Path, attribute: str) -> ClassSource:
     except (SyntaxError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            attributes = _attributes(node)
-            if attribute in attributes:
-                doc = ast.get_docstring(node) or ""
-                return ClassSource(node.name, path, doc, attributes, _options(node, doc, path), _renamed(node))
+        if isinstance(node, ast.ClassDef) and attribute in (attributes := _attributes(node)):
+            init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            if init is None:
+                return ClassSource(node.name, path, attributes, (), {})
+            options = _options(init, ast.get_docstring(node) or "", path)
+            return ClassSource(node.name, path, attributes, options, _renamed(init))
     raise UserError(f"{path} has no class with `{attribute} = ...` in its body, written with literals only")
 
 
 def _attributes(node: ast.ClassDef) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for statement in node.body:
-        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-            target, value = statement.targets[0], statement.value
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            target, value = statement.target, statement.value
-        else:
-            continue
-        if not isinstance(target, ast.Name):
-            continue
-        try:
-            if isinstance(value, ast.Call):
-                found[target.id] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
-            else:
-                found[target.id] = ast.literal_eval(value)
-        except ValueError:  # not a literal
-            continue
-    return found
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                with contextlib.suppress(ValueError):  # not a literal
+                    if isinstance(value, ast.Call):
+                        attributes[name] = {str(k.arg): ast.literal_eval(k.value) for k in value.keywords}
+                    else:
+                        attributes[name] = ast.literal_eval(value)
+    return attributes
 
 
-def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+def _renamed(init: ast.FunctionDef) -> dict[str, str]:
+    for decorator in init.decorator_list:
+        match decorator:
+            case ast.Call(func=ast.Name(id="renamed_options"), keywords=keywords):
+                return {str(k.arg): str(k.value.value) for k in keywords if isinstance(k.value, ast.Constant)}
+    return {}
 
 
-def _renamed(node: ast.ClassDef) -> dict[str, str]:
-    init = _constructor(node)
-    calls = [d for d in init.decorator_list if isinstance(d, ast.Call)] if init else []
-    return {
-        str(k.arg): k.value.value
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "renamed_options"
-        for k in call.keywords
-        if isinstance(k.value, ast.Constant) and isinstance(k.value.value, str)
-    }
-
-
-def _options(node: ast.ClassDef, doc: str, path: Path) -> tuple[Option, ...]:
-    init = _constructor(node)
-    if init is None:
-        return ()
-    helps = _helps(doc)
-    positional = [*init.args.posonlyargs, *init.args.args][1:]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(init.args.defaults))
-    pairs = [
-        *zip(positional, [*defaults, *init.args.defaults], strict=True),
-        *zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True),
-    ]
-    return tuple(
-        Option(
-            name=argument.arg,
-            annotation=ast.unparse(argument.annotation) if argument.annotation else "str",
-            default=REQUIRED if default is None else _literal(default, argument.arg, path),
-            help=helps.get(argument.arg, ""),
-        )
-        for argument, default in pairs
-    )
-
-
-_UNKNOWN = object()
-
-
-def _named_type(annotation: str) -> Any:
-    """Return the type if it is a builtin or a Literal; else `_UNKNOWN`."""
-    names = {"Literal": Literal, "Optional": typing.Optional, "Sequence": Sequence}
-    names |= {kind.__name__: kind for kind in (int, float, bool, str)}
-    try:
-        return eval(annotation, {"__builtins__": {}}, names)
-    except Exception:
-        return _UNKNOWN
-
-
-def _literal(default: ast.expr, name: str, path: Path) -> Any:
-    try:
-        return ast.literal_eval(default)
-    except ValueError:
-        raise UserError(
-            f"the default of {name} in {path} is {ast.unparse(default)}; write a literal, which can be read "
-            "without running the file"
-        ) from None
-
-
-def _helps(doc: str) -> dict[str, str]:
+def _options(init: ast.FunctionDef, doc: str, path: Path) -> tuple[Option, ...]:
     from docstring_parser import parse
 
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parse(doc).params}
+    helps = {p.arg_name: " ".join((p.description or "").split()) for p in parse(doc).params}
+    positional = [*init.args.posonlyargs, *init.args.args][1:]
+    required: list[ast.expr | None] = [None] * (len(positional) - len(init.args.defaults))
+    arguments = [*positional, *init.args.kwonlyargs]
+    options = []
+    for argument, default in zip(arguments, [*required, *init.args.defaults, *init.args.kw_defaults], strict=True):
+        try:
+            value = REQUIRED if default is None else ast.literal_eval(default)
+        except ValueError:
+            raise UserError(
+                f"the default of {argument.arg} in {path} is {ast.unparse(default or argument)}; write a literal, "
+                "which can be read without running the file"
+            ) from None
+        annotation = ast.unparse(argument.annotation) if argument.annotation else "str"
+        options.append(Option(argument.arg, annotation, value, helps.get(argument.arg, "")))
+    return tuple(options)
+
+
+def _members(annotation: ast.expr) -> list[ast.expr]:
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return [*_members(annotation.left), *_members(annotation.right)]
+    return [annotation]

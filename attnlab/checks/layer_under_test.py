@@ -42,24 +42,7 @@ EXACT, ROUNDED = 1e-10, 1e-5
 
 
 class LayerUnderTest:
-    """An attention layer under test.
-
-    Args:
-        target: a layer, which is copied, or a class or another callable that makes one.
-        embed_dim: D; read from the constructor or the layer by default.
-        call: how to call the layer, if not by ``layer(x)`` and ``layer(x, mask=mask)``. The mask is None or Boolean
-            (B, N, N); True means *attend*.
-        weights: the same for its attention weights, if not by ``layer.attention_weights(x, mask=mask)``.
-        reference: ``(layer, x, mask=, attn_bias=, context=) -> out``, if there is no ``reference.py`` beside the class;
-            the mask is Boolean (B, H, N, M) and includes ``causal``.
-        capabilities: overrides those of the card or the signatures (see `CAPABILITIES`).
-        device: where to run.
-
-    Raises:
-        UnknownNameError: a capability does not exist.
-        UserError: the target is no layer and makes none, or it cannot be built, called with x alone, or moved to the
-            device, or its width is unknown.
-    """
+    """An attention layer under test; the arguments and the errors are those of `attnlab.check_attention`."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -15,10 +16,8 @@ from torch import Tensor
 from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import EXACT as EXACT
 from attnlab.checks.layer_under_test import LayerUnderTest, first_line
-from attnlab.checks.registry import Measurement
+from attnlab.checks.registry import Values
 from attnlab.masks import Mask
-
-T = TypeVar("T")
 
 NOISE_SCALE = 1e3
 """The scale of the noise that replaces forbidden tokens: a leak of one part in 10¹² is measured."""
@@ -49,46 +48,30 @@ def not_finite(*tensors: Tensor | None) -> int:
     return sum(int((~t.isfinite()).sum()) for t in tensors if t is not None)
 
 
-def largest(measured: Iterable[tuple[float, str]], limit: float) -> Measurement:
-    """The largest of several values, or NaN if one is NaN; the detail is that of the first value above the limit."""
-    value, detail = 0.0, ""
-    for number, where in measured:
-        if not number <= limit:
-            detail = detail or where
-        if math.isnan(number):
-            return Measurement(number, limit, detail)
-        value = max(value, number)
-    return Measurement(value, limit, detail)
+def exact(case: LayerUnderTest) -> float:
+    """The tolerance of the layer, as the limit of a check."""
+    return case.exact
 
 
-def largest_over_configurations(
-    case: LayerUnderTest, measure: Callable[[bool, Mask | None], float], limit: float
-) -> Measurement:
-    """The largest ``measure(is_causal, mask)`` over every configuration of the layer."""
-    return largest(
-        ((attempt(measure, is_causal, mask), describe(is_causal, mask)) for is_causal, mask in case.configurations()),
-        limit,
-    )
+def every_configuration(
+    measure: Callable[[LayerUnderTest, bool, Mask | None], float],
+) -> Callable[[LayerUnderTest], Values]:
+    """``measure(case, is_causal, mask)`` as a function of the layer that measures every configuration."""
+
+    @wraps(measure)
+    def measure_all(case: LayerUnderTest) -> Values:
+        for is_causal, mask in case.configurations():
+            with located(where := describe(is_causal, mask)):
+                yield measure(case, is_causal, mask), where
+
+    return measure_all
 
 
-def attempt(measure: Callable[[bool, Mask | None], T], is_causal: bool, mask: Mask | None) -> T:
-    """``measure(is_causal, mask)``.
-
-    Raises:
-        CheckFailed: it raised; the message includes the configuration.
-    """
-    with_context = describe(is_causal, mask)
-    return calling(lambda: measure(is_causal, mask), with_context)
-
-
-def calling(run: Callable[[], T], where: str) -> T:
-    """``run()``.
-
-    Raises:
-        CheckFailed: it raised; the message ends with ``where``.
-    """
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Turn an exception of the layer into a CheckFailed whose message ends with ``where``."""
     try:
-        return run()
+        yield
     except (NotApplicable, CheckFailed):
         raise
     except Exception as error:
@@ -136,9 +119,7 @@ def input_sensitivity(run: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Te
         yield sensitivity.index_fill(1, torch.tensor(i, device=x.device), 0.0)
 
 
-def leaks(
-    run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Iterable[int]
-) -> Iterator[tuple[float, str]]:
+def leaks(run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Iterable[int]) -> Values:
     """The dependence of each output on forbidden tokens: by gradient, and by replacing them with large noise.
 
     The noise detects what has no gradient, such as a rank, a choice or a detached statistic.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnlab.checks.capabilities import CAPABILITIES
 from attnlab.utils.errors import UnknownNameError
@@ -33,6 +35,8 @@ class Measurement:
 
 
 Measure = Callable[["LayerUnderTest"], Measurement]
+Values = Iterator[tuple[float, str]]
+"""Measured values, each with where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,37 @@ class Check:
 
 _REGISTERED: dict[str, Check] = {}
 
-_FIRST = ("shapes", "leakage", "fully_masked", "weights", "equivariance", "reference", "gradients", "determinism")
+_FIRST = ("shapes", "leakage", "fully_masked", "weights", "reference", "gradients", "determinism")
 """The families at the top of a report; the others follow in alphabetical order."""
 
 
-def check(name: str, *, needs: tuple[str, ...] = (), slow: bool = False) -> Callable[[Measure], Measure]:
+def largest(measured: Iterable[tuple[float, str]], limit: float) -> Measurement:
+    """The largest of several values, or NaN if one is NaN; the detail is that of the first value above the limit."""
+    value, detail = 0.0, ""
+    for number, where in measured:
+        if not number <= limit:
+            detail = detail or where
+        if math.isnan(number):
+            return Measurement(number, limit, detail)
+        value = max(value, number)
+    return Measurement(value, limit, detail)
+
+
+def check(
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    limit: float | Callable[[LayerUnderTest], float] = 0,
+    slow: bool = False,
+) -> Callable[[Callable[[LayerUnderTest], Measurement | Values]], Callable[..., Any]]:
     """Register a function as a check of every attention layer.
+
+    The function returns a `Measurement`, or it yields values, each with where it was measured.
 
     Args:
         name: an identifier, unique among the checks.
         needs: the capabilities (see `CAPABILITIES`) without which the check is not applicable.
+        limit: the largest value that passes, if the function yields values; a number or a function of the layer.
         slow: takes seconds; skipped by ``fast``.
 
     Raises:
@@ -68,11 +93,17 @@ def check(name: str, *, needs: tuple[str, ...] = (), slow: bool = False) -> Call
         if capability not in CAPABILITIES:
             raise UnknownNameError("capability", capability, CAPABILITIES)
 
-    def register(measure: Measure) -> Measure:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _REGISTERED:
             raise ValueError(f"a check named {name!r} exists already; choose another name")
-        _REGISTERED[name] = Check(name, needs, slow, (measure.__doc__ or "").strip(), measure)
-        return measure
+        measure = function
+        if inspect.isgeneratorfunction(function):
+
+            def measure(case: LayerUnderTest) -> Measurement:
+                return largest(function(case), limit(case) if callable(limit) else limit)
+
+        _REGISTERED[name] = Check(name, needs, slow, (function.__doc__ or "").strip(), measure)
+        return function
 
     return register
 

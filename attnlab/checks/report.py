@@ -93,9 +93,8 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        details = {"fail": 1, "not applicable": 1}
         lines = [self.summary]
         for row in self.rows:
-            text = row.detail if row.outcome in details else ""
-            lines.append(f"{row.check:<39}  {row.outcome:<14}  {row.value}  {text}".rstrip())
+            detail = "" if row.outcome == "pass" else row.detail
+            lines.append(f"{row.check:<39}  {row.outcome:<14}  {row.value}  {detail}".rstrip())
         return "\n".join(lines)

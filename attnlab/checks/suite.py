@@ -45,7 +45,8 @@ def check_attention(
         call: ``(layer, x, mask) -> out``, for a layer with another calling convention.
         weights: ``(layer, x, mask) -> (B, H, N, N)``, for a layer that returns its attention weights another way.
         reference: ``(layer, x, mask=, attn_bias=, context=) -> out``, a reference implementation to compare with; the
-            mask is Boolean (B, H, N, M). By default ``reference.py`` beside the class, if there is one.
+            mask is Boolean (B, H, N, M) and includes ``causal``. By default ``reference.py`` beside the class, if there
+            is one.
         capabilities: overrides the inferred capabilities (see `attnlab.checks.capabilities.CAPABILITIES`).
         device: where to run.
         fast: skip the slow checks, which compile, export or measure the peak memory of long sequences.

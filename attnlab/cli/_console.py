@@ -46,14 +46,7 @@ class Console(rich.console.Console):
 
 
 def plain_table(*headers: str, right: bool = False, bold: bool = True, **options: Any) -> Table:
-    """A table without lines.
-
-    Args:
-        headers: of the columns; nothing in them is markup.
-        right: whether all columns are aligned to the right.
-        bold: whether the headers are bold.
-        options: of every column, as rich takes them.
-    """
+    """A table without lines, whose columns have these headers, alignment and ``options`` of rich."""
     table = Table(box=None, pad_edge=False, header_style="bold" if bold else "")
     for header in headers:
         table.add_column(Text(header), justify="right" if right else "left", **options)

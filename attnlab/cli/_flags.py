@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +23,8 @@ from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     ALIASES,
     Data,
-    Hardware,
-    Model,
     OptionalStr,
     Settings,
-    Training,
     check,
     current_names,
     defaults,
@@ -80,11 +80,7 @@ class TrainArgs:
 
 
 def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> TrainArgs:
-    """Parse the flags of ``train``.
-
-    Args:
-        arguments: what follows ``train`` on the command line.
-        validate: whether to check the ranges of the values, too.
+    """Parse what follows ``train`` on the command line, and with ``validate`` check the ranges of the values.
 
     Raises:
         UserError: for an invalid flag, value or combination.
@@ -146,9 +142,6 @@ def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[st
     """The arguments without the flags that take several values, and the values of these by flag.
 
     A repeated flag adds to its values; ``--ignore=--x`` gives a value that starts with two hyphens.
-
-    Raises:
-        UserError: for a flag without a value.
     """
     names = {f.name for f in dataclasses.fields(Data) if f.type == "OptionalStrs"}
     rest: list[str] = []
@@ -195,26 +188,22 @@ def _base_settings(arguments: Sequence[str]) -> Settings:
 def _interface(base: Settings) -> type[Any]:
     """A dataclass of the groups of flags, with ``base`` as their defaults."""
     model = base.model.model
-    groups: list[tuple[str, Any, Any]] = [("model", Model, field(default_factory=lambda: base.model))]
-    if mechanism_options(model):
-        options = dataclasses.make_dataclass(
-            "Mechanism",
-            [
-                (
-                    option.name,
-                    Annotated[option_type(option, model), arg(help=option.help)],
-                    field(default=base.model.options.get(option.name, tyro.MISSING)),
-                )
-                for option in mechanism_options(model)
-            ],
+    values = {"model": base.model, "data": base.data, "training": base.training, "hardware": base.hardware}
+    options = [
+        (
+            option.name,
+            Annotated[option_type(option, model), arg(help=option.help)],
+            field(default=base.model.options.get(option.name, tyro.MISSING)),
         )
-        options.__doc__ = f"Options for {model}."
-        groups.append(("mechanism", options, field(default_factory=options)))
-    groups += [
-        ("data", Data, field(default_factory=lambda: base.data)),
-        ("training", Training, field(default_factory=lambda: base.training)),
-        ("hardware", Hardware, field(default_factory=lambda: base.hardware)),
-        ("output", Output, field(default_factory=Output)),
+        for option in mechanism_options(model)
+    ]
+    if options:
+        mechanism = dataclasses.make_dataclass("Mechanism", options)
+        mechanism.__doc__ = f"Options for {model}."
+        values = {"model": base.model, "mechanism": mechanism(), **values}
+    groups = [
+        (name, type(value), field(default_factory=partial(copy.copy, value)))
+        for name, value in {**values, "output": Output()}.items()
     ]
     return dataclasses.make_dataclass("Train", groups)
 
@@ -227,11 +216,9 @@ def _refuse_options_of_other_models(given: set[str], model: str) -> None:
         return
     models: dict[str, list[str]] = {}
     for name in registry.names():
-        try:
+        with contextlib.suppress(UserError):
             for option in registry.entry(name).options:
                 models.setdefault(option.name, []).append(name)
-        except UserError:
-            continue
     for flag in sorted(unknown & set(models)):
         raise UserError(f"{model} has no option {flag}; models that have it: {', '.join(models[flag])}")
 

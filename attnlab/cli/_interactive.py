@@ -29,11 +29,16 @@ CUSTOM = "\0"
 """The choice to type an answer that is not listed."""
 MY_FILE = "my own file"
 """The choice to train on a file; its name decides the task."""
+POSITION_EMBEDDINGS = {
+    "learned": "one vector per position, up to the training length",
+    "sinusoidal": "fixed sines and cosines, for any length",
+    "none": "none: the mechanism encodes positions, or order does not matter",
+}
 MAX_CHOICES = 200
 """Longer lists of columns are not printed."""
 
-Validator = Callable[[str], str | None]
-"""What is wrong with an answer, in one line, or None."""
+Validator = Callable[[str], object]
+"""Raises UserError for a wrong answer."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,7 @@ class Question:
 
 
 def ask_for_settings(arguments: Sequence[str]) -> list[str] | None:
-    """Ask for everything that is not among ``arguments``.
-
-    Returns:
-        The arguments with the answers as flags, or None if the user decides not to train.
+    """The arguments, with the answers to what they leave open as flags; None if the user decides not to train.
 
     Raises:
         UserError: for an invalid flag, or input that ends before the last question.
@@ -97,16 +99,8 @@ class _Dialogue:
         self._ask("embed_dim", "the embedding width (embed_dim)", self.settings.model.embed_dim)
         self._ask_for_mechanism_options()
         settings = self.settings
-        self._ask(
-            "position_embedding",
-            "the position embedding that is added to each token (position_embedding)",
-            settings.model.position_embedding,
-            {
-                "learned": "one vector per position, up to the training length",
-                "sinusoidal": "fixed sines and cosines, for any length",
-                "none": "none: the mechanism encodes positions, or order does not matter",
-            },
-        )
+        text = "the position embedding that is added to each token (position_embedding)"
+        self._ask("position_embedding", text, settings.model.position_embedding, POSITION_EMBEDDINGS)
         self._ask("layers", "blocks of [mechanism, MLP] (layers)", settings.model.layers)
         if "steps" not in given_flags(self.arguments):
             if settings.training.epochs is None:
@@ -140,9 +134,12 @@ class _Dialogue:
         if name in given_flags(self.arguments):
             return ""
         question = Question(name, text, str(default), choices or {}, open)
-        answer = self.prompt(
-            question, lambda reply: _flag_error([*self.arguments, *_as_flag(question, reply)]) or validator(reply)
-        )
+
+        def check(answer: str) -> None:
+            _check_flags([*self.arguments, *_as_flag(question, answer)])
+            validator(answer)
+
+        answer = self.prompt(question, check)
         self.arguments.extend(_as_flag(question, answer))
         return answer
 
@@ -155,16 +152,16 @@ class _Dialogue:
             choices = {entry.name: entry.summary for entry in entries if not entry.needs_data}
             choices[MY_FILE] = f"a table, a text or arrays ({suffixes})"
             if self._ask("task", "the task", "digits", choices) == MY_FILE:
-                self._ask("data", f"your file ({suffixes})", "", validator=partial(_file_error, None))
+                self._ask("data", f"your file ({suffixes})", "", validator=partial(_check_file, None))
         task = tasks.entry(self.settings.data.task)
         if task.suffixes:
             text = " ".join(task.suffixes) + ("" if task.needs_data else "; empty for the data of the task")
-            self._ask("data", f"your file ({text})", "", validator=partial(_file_error, task))
+            self._ask("data", f"your file ({text})", "", validator=partial(_check_file, task))
         data = self.settings.data.data
         columns = {} if data is None else tasks.load(task.name).columns(Path(data))
         if columns:
             listed = columns if len(columns) < MAX_CHOICES else {}
-            self._ask("target", "the column to predict", list(columns)[-1], listed, validator=self._target_error)
+            self._ask("target", "the column to predict", list(columns)[-1], listed, validator=self._check_target)
 
     def _ask_for_mechanism_options(self) -> None:
         model = self.settings.model
@@ -182,21 +179,16 @@ class _Dialogue:
                 "" if default is None else default,
                 dict.fromkeys(choices.names, ""),
                 open=choices.open,
-                validator=partial(self._option_error, option.name),
+                validator=partial(self._check_option, option.name),
             )
 
-    def _target_error(self, target: str) -> str | None:
-        """Why a column cannot be predicted."""
+    def _check_target(self, target: str) -> None:
         from attnlab.training.experiment import load_task_data
 
-        try:
-            load_task_data(self._parse(f"--target={target}").settings)
-        except UserError as error:
-            return str(error)
-        return None
+        load_task_data(self._parse(f"--target={target}").settings)
 
-    def _option_error(self, name: str, answer: str) -> str | None:
-        """Why the mechanism cannot be built with this option and the earlier answers."""
+    def _check_option(self, name: str, answer: str) -> None:
+        """Build the mechanism with this option and the earlier answers."""
         import torch
 
         model = self._parse(*([f"--{name}={answer}"] if answer not in ("", "yes", "no") else [])).settings.model
@@ -204,8 +196,7 @@ class _Dialogue:
             with torch.device("meta"):  # allocates nothing
                 registry.load(model.model)(embed_dim=model.embed_dim, **model.options)
         except (ValueError, TypeError) as error:
-            return str(error)
-        return None
+            raise UserError(str(error)) from None
 
 
 def _as_flag(question: Question, answer: str) -> list[str]:
@@ -216,33 +207,33 @@ def _as_flag(question: Question, answer: str) -> list[str]:
     return [f"--{question.name}={answer}"]
 
 
-def _flag_error(arguments: list[str]) -> str | None:
-    """The error that the command line would print for these arguments."""
+def _check_flags(arguments: list[str]) -> None:
     from attnlab.training import folder
 
-    try:
-        output = parse_train_args(arguments).output
-        if output.save_path is not None:
-            folder.check_save_path(Path(output.save_path), overwrite=output.overwrite)
-    except UserError as error:
-        return str(error)
-    return None
+    output = parse_train_args(arguments).output
+    if output.save_path is not None:
+        folder.check_save_path(Path(output.save_path), overwrite=output.overwrite)
 
 
-def _file_error(task: tasks.Entry | None, answer: str) -> str | None:
-    """Why a file cannot be read by the task, or by any task for None."""
-    if not answer and task is None:
-        return "give the name of a file"
-    if not answer and task is not None:
-        return f"{task.name} has no built-in data; give a file" if task.needs_data else None
+def _check_file(task: tasks.Entry | None, answer: str) -> None:
+    """Raise UserError for a file that the task, or for None any task, cannot read."""
     path = Path(answer)
+    if not answer:
+        if task is None:
+            raise UserError("give the name of a file")
+        if task.needs_data:
+            raise UserError(f"{task.name} has no built-in data; give a file")
+        return
+    name = tasks.for_file(path) if task is None else task.name
+    if not path.is_file():
+        raise UserError(f"{answer} {'is a folder; give a file in it' if path.is_dir() else 'does not exist'}")
+    tasks.load(name).columns(path)
+
+
+def _error(validator: Validator, answer: str) -> str | None:
+    """What is wrong with an answer."""
     try:
-        name = tasks.for_file(path) if task is None else task.name
-        if path.is_dir():
-            return f"{answer} is a folder; give a file in it"
-        if not path.is_file():
-            return f"{answer} does not exist"
-        tasks.load(name).columns(path)
+        validator(answer)
     except UserError as error:
         return str(error)
     return None
@@ -265,7 +256,7 @@ def ask_in_lines(question: Question, validator: Validator) -> str:
         if names and not question.open and answer not in names:
             error: str | None = str(UnknownNameError(question.name, answer, names))
         else:
-            error = validator(answer)
+            error = _error(validator, answer)
         if error is None:
             return answer
         say(_wrap(f"  {error}", 2), flush=True)
@@ -291,13 +282,13 @@ def ask_on_terminal(question: Question, validator: Validator) -> str:
         if question.open:
             choices.append(questionary.Choice("another value", CUSTOM))
         while (chosen := _select(text, choices, question.default or None)) != CUSTOM:
-            error = validator(chosen)
+            error = _error(validator, chosen)
             if error is None:
                 return str(chosen)
             say(_wrap(f"  {error}", 2), flush=True)
         text = _wrap(f"another value: {question.text}", 2, reserved=3)
     make = questionary.path if question.name in ("data", "save_path") else questionary.text
-    answer = make(text, default=question.default, validate=lambda reply: validator(reply.strip()) or True)
+    answer = make(text, default=question.default, validate=lambda reply: _error(validator, reply.strip()) or True)
     return str(answer.unsafe_ask()).strip()
 
 
@@ -329,12 +320,6 @@ def _select(text: str, choices: list[Any], default: str | None) -> Any:
 
 
 def _wrap(text: str, indent: int, *, reserved: int = 0) -> str:
-    """``text`` in lines that fit the terminal.
-
-    Args:
-        text: one line.
-        indent: spaces before the lines after the first; fewer on a narrow terminal.
-        reserved: columns that are not available.
-    """
+    """``text`` in lines that fit the terminal, without its ``reserved`` columns; the lines after the first indented."""
     columns = max(shutil.get_terminal_size().columns - reserved, 20)
     return textwrap.fill(text, columns, subsequent_indent=" " * min(indent, columns // 3), break_on_hyphens=False)

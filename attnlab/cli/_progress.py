@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -17,9 +15,9 @@ from attnlab.training.report import number
 class Display:
     """A live bar on a terminal; ten lines where the output goes to a file or a pipe."""
 
-    def __init__(self, console: Console, metric: str, step: int, steps: int, *, quiet: bool) -> None:
+    def __init__(self, console: Console, metric: str, steps: int, *, quiet: bool) -> None:
         self.console, self.metric, self.quiet = console, metric, quiet
-        self._tenth = step * 10 // steps
+        self._tenth = 0
         self._bar: Bar | None = None
         if console.is_terminal and not quiet:
             self._bar = Bar(
@@ -30,16 +28,14 @@ class Display:
                 console=console,
                 expand=True,
             )
-            self._task = self._bar.add_task("step 0", total=steps, completed=step)
+            self._task = self._bar.add_task("step 0", total=steps)
 
     def __enter__(self) -> Display:
         if self._bar is not None:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

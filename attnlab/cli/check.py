@@ -5,19 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from attnlab.catalog import registry
-from attnlab.cli._console import Console, say
+from attnlab.cli._console import Console, plain_table, say
 from attnlab.docs import trust
 from attnlab.training.settings import choices_of
 from attnlab.utils.errors import UnknownNameError, UserError
@@ -25,7 +24,7 @@ from attnlab.utils.errors import UnknownNameError, UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from attnlab.checks.report import Outcome, Report
+    from attnlab.checks.report import Report
 
 COLOURS = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
 
@@ -39,12 +38,11 @@ class Options:
     args: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
     """Options of the constructor, as Python literals: embed_dim=64 num_heads=4."""
     embed_dim: int | None = None
-    """The width of the tokens, where the layer does not call it embed_dim, dim, d_model or hidden_size."""
+    """The width of the tokens, if the layer has no embed_dim, d_model, dim, hidden_size or n_embd."""
     call: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
     """How to call the layer, if not by layer(x, mask=mask): a function (layer, x, mask) that returns the output."""
     capabilities: Annotated[tuple[str, ...], arg(metavar="CAPABILITY ...", aliases=("--claims",))] = ()
-    """The capabilities of a layer of your own (causal, mask, ...), if its signatures do not show them. --claims is the
-    former name."""
+    """The capabilities of a layer of your own (causal, padding, ...), if its signatures do not show them."""
     only: Annotated[tuple[str, ...], arg(metavar="CHECK ...")] = ()
     """The checks to run, by the names in the table."""
     skip: Annotated[tuple[str, ...], arg(metavar="CHECK ...")] = ()
@@ -66,9 +64,11 @@ def run(options: Options) -> int:
     if options.record:
         _validate_record(options)
     passed, entries = True, []
-    for name, load in _targets(options.target, _literals(options.args, options.target)):
+    args = _literals(options.args, options.target)
+    for name in [options.target] if options.target else registry.names():
         try:
-            report = _check(name, load(), options)
+            target = _third_party(name, args) if {":", ".", "/"} & set(name) else partial(registry.load(name), **args)
+            report = _check(name, target, options)
         except UserError as error:
             if options.target:
                 raise
@@ -100,24 +100,11 @@ def _validate_record(options: Options) -> None:
         raise UserError("--record writes into a checkout, but attnlab is installed as a package")
 
 
-def _targets(target: str, args: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The names to show, each with a function that loads what to check."""
-    if ":" in target:
-        yield target, partial(_third_party, target, args)
-    elif "." in target or "/" in target:
-        raise UserError(f"{target!r} names no class; write MODULE:CLASS, such as my_package.my_module:MyAttention")
-    else:
-        for name in [target] if target else registry.names():
-            yield name, partial(_mechanism, name, args)
-
-
-def _mechanism(name: str, args: dict[str, Any]) -> Callable[..., nn.Module]:
-    return partial(registry.load(name), **args)
-
-
 def _third_party(target: str, args: dict[str, Any]) -> nn.Module | Callable[..., nn.Module]:
     from torch import nn
 
+    if ":" not in target:
+        raise UserError(f"{target!r} names no class; write MODULE:CLASS, such as my_package.my_module:MyAttention")
     value = _import_name(target)
     if not args:
         return value
@@ -197,19 +184,16 @@ def _current_names(names: tuple[str, ...]) -> list[str]:
 
 
 def _print(report: Report) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("check", overflow="fold")
-    table.add_column("outcome", no_wrap=True)
-    table.add_column("measured", no_wrap=True)
+    table = plain_table("check", "outcome", "measured", no_wrap=True)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for row in report.rows:
         style = "dim" if row.outcome == "not applicable" else ""
         table.add_row(Text(row.check, style=style), Text(row.outcome, style=COLOURS[row.outcome]), row.value)
     console = Console()
     console.print(Text(report.name, style="bold"))
     console.print(table)
-    outcomes: tuple[Outcome, ...] = ("not applicable", "fail")
-    for outcome in outcomes:
-        for line in report.explain(outcome):
-            text = Text.assemble("\n", (outcome, COLOURS[outcome]), f"  {line}")
-            console.print(text, style="dim" if outcome == "not applicable" else None)
+    for line in report.explain("not applicable"):
+        console.print(f"\nnot applicable  {line}", style="dim")
+    for line in report.explain("fail"):
+        console.print(Text.assemble("\n", ("fail", COLOURS["fail"]), f"  {line}"))
     console.print(Text(f"\n{report.summary}\n", style="bold green" if report.passed else "bold red"))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from attnlab.cli._console import say
+from attnlab.cli._console import Console, say
 from attnlab.utils.errors import UserError
 
 
@@ -29,7 +29,6 @@ class Options:
 
 def run(options: Options) -> int:
     """Print the metrics, on the test data next to the baselines."""
-    from attnlab.cli._console import Console
     from attnlab.cli._format import show_result
     from attnlab.training import runs
     from attnlab.training.inference import evaluate_file

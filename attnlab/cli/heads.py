@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rich.text import Text
 from tyro.conf import Positional, arg
 
-from attnlab.cli._console import say
+from attnlab.cli._console import Console, plain_table, say
 from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,10 +54,7 @@ def run(options: Options) -> int:
         raise UserError("--prune SHARE and --save_path FILE go together: the pruned network is saved to FILE")
     if options.examples < 1:
         raise UserError(f"--examples must be at least 1, not {options.examples}")
-    from rich.text import Text
-
     from attnlab.analysis.runs import prune_run, study_run
-    from attnlab.cli._console import Console
     from attnlab.training import folder, runs
 
     trained = runs.Run.open(Path(options.run))
@@ -86,8 +84,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None) -> None:
-    from attnlab.cli._console import plain_table
+def _print(console: Console, title: str, study: Study, pruned: dict[str, Any] | None) -> None:
     from attnlab.tasks.metrics import METRICS
     from attnlab.training.report import number
 
@@ -106,7 +103,9 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
     console.print(table)
     if study.curve:
         table = plain_table("heads left", "pruned", *measures, right=True, no_wrap=True)
-        for step in _evenly_spaced(study.curve):
+        last = len(study.curve) - 1
+        for i in dict.fromkeys(round(i * last / (MAX_CURVE_ROWS - 1)) for i in range(MAX_CURVE_ROWS)):
+            step = study.curve[i]
             table.add_row(str(step.left), _join(step.gone), *cells(step.reached))
         console.print("\npruned cumulatively, the least important first (layer.head)")
         console.print(table)
@@ -127,13 +126,6 @@ def _print(console: Any, title: str, study: Study, pruned: dict[str, Any] | None
 
 def _join(heads: Iterable[tuple[int, int]]) -> str:
     return ", ".join(f"{layer}.{head}" for layer, head in heads)
-
-
-def _evenly_spaced(curve: Any) -> list[Any]:
-    last = len(curve) - 1
-    if last < MAX_CURVE_ROWS:
-        return list(curve)
-    return [curve[round(i * last / (MAX_CURVE_ROWS - 1))] for i in range(MAX_CURVE_ROWS)]
 
 
 def _signed(metric: str, value: float) -> str:

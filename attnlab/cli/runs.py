@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.padding import Padding
+from rich.text import Text
 from tyro.conf import Positional, arg
 
-from attnlab.cli._console import say
+from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._invocation import short, trainer
 from attnlab.cli._parse import parse
 from attnlab.utils.errors import UserError
@@ -63,16 +65,11 @@ def run(arguments: list[str]) -> int:
 
 def _show(listed: list[Row]) -> None:
     """Print a table if it fits the terminal, else a paragraph per run; always one line per run into a pipe."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    from attnlab.cli._console import Console, plain_table
-
     console = Console()
     rows = [_cells(row) for row in listed]
     table = plain_table(*rows[0], overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*row.values())
     width = console.width_of(table)
     if width <= console.width or not console.is_terminal:
         Console(width=width).print(table)
@@ -110,9 +107,6 @@ def _diff(arguments: list[str]) -> int:
         raise UserError("runs diff compares two runs: runs diff A B; to list a folder called diff, write ./diff")
     description = "Print the settings, data, versions and results in which two runs differ."
     options = parse(DiffOptions, arguments, command="attnlab runs diff", description=description)
-    from rich.text import Text
-
-    from attnlab.cli._console import Console, plain_table
     from attnlab.training.listing import differences
     from attnlab.training.runs import Run
 
@@ -129,7 +123,7 @@ def _diff(arguments: list[str]) -> int:
         if values:
             table.add_row(Text(group, style="bold"))
         for name, (a, b) in values.items():
-            table.add_row(Text(f"  {name}"), Text(_format(a)), Text(_format(b)))
+            table.add_row(f"  {name}", _format(a), _format(b))
     Console(width=console.width if console.is_terminal else console.width_of(table)).print(table)
     return 0
 

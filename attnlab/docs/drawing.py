@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ def draw_heat_maps(
     lowest = min(min(map(min, matrix)) for matrix in matrices)
     highest = max(max(map(max, matrix)) for matrix in matrices)
     limit = max(1.0, highest)
+    font_size = 8 if len(labels) <= 10 or len(axes) <= 4 else 5.5
     colour_map, lower_limit = ("RdBu", -limit) if lowest < -0.01 else ("Blues", 0.0)
     for ax, matrix, title in zip(axes, matrices, titles, strict=True):
         image = ax.imshow(matrix, cmap=colour_map, vmin=lower_limit, vmax=limit, interpolation="nearest")
-        ax.set_xticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
-        ax.set_yticks(range(len(labels)), labels=labels, fontsize=8, family="monospace")
+        ax.set_xticks(range(len(labels)), labels=labels, fontsize=font_size, family="monospace")
+        ax.set_yticks(range(len(labels)), labels=labels, fontsize=font_size, family="monospace")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(title, fontsize=10, color=INK)
@@ -85,12 +87,19 @@ def draw_proportions(ax: Axes, parts: Sequence[int], title: str, colour: str) ->
 
 
 def draw_curves(
-    ax: Axes, lengths: Sequence[int], curves: Mapping[str, Sequence[float]], *, x_label: str = "sequence length n"
+    ax: Axes,
+    lengths: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    *,
+    x_label: str = "sequence length n",
+    guides: Mapping[str, int] = MappingProxyType({"∝ n": 1, "∝ n²": 2}),
 ) -> None:
-    """Relative time against length on logarithmic axes, with guides for n and n²; each curve is named at its end."""
+    """Relative time against length on logarithmic axes; curves and ``guides`` (name to power) have labels."""
     first = lengths[0]
-    for power, name in ((1, "∝ n"), (2, "∝ n²")):
+    highest = max(max(ratios) for ratios in curves.values())
+    for name, power in guides.items():
         guide = [(n / first) ** power for n in lengths]
+        highest = max(highest, guide[-1])
         ax.plot(lengths, guide, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         ax.annotate(name, (lengths[-1], guide[-1]), (-4, 4), textcoords="offset points", ha="right", **_text(GREY))
     ends = sorted((ratios[-1], name) for name, ratios in curves.items())
@@ -105,7 +114,8 @@ def draw_curves(
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=10)
     ax.set_xticks(lengths, labels=[str(n) for n in lengths])
-    ax.set_yticks([1, 10, 100, 1000], labels=["1", "10", "100", "1000"])
+    ticks = [tick for tick in (1, 10, 100, 1000) if tick <= highest]
+    ax.set_yticks(ticks, labels=[str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_xlim(lengths[0] * 0.9, lengths[-1] * 1.1)
     ax.set_xlabel(x_label, fontsize=9, color=INK)

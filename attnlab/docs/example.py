@@ -5,8 +5,6 @@ The same text and task for every mechanism, so that the attention weights of two
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +66,8 @@ def train_example(
         seed: of the parameters and the training texts.
         **options: of the mechanism.
     """
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = Network(
             model,
             Inputs("tokens", len(LETTERS)),
@@ -89,15 +88,9 @@ def continue_training(network: Network, *, steps: int, seed: int = 0) -> float:
 
     With ``steps=0`` the network is only evaluated, for example after a change to its layers.
     """
-    with _seeded(seed):
-        return _train(network, DEFAULT_WORDS, steps)[0]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        return _train(network, DEFAULT_WORDS, steps)[0]
 
 
 def _train(network: Network, words: Words, max_steps: int) -> tuple[float, int]:

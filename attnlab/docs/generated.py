@@ -43,19 +43,16 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
     if root is None:
         raise UserError(f"attnlab is installed in {registry.folder().parent}; its pages are generated in a checkout")
     entries = [registry.entry(name) for name in registry.names()]
-    result = [_page(registry.folder() / "README.md", {"table": table(entries), "family": family(entries)})]
-    result += [
-        _page(e.folder / "README.md", {"badge": badge(e), "card": card(e)})
-        for e in entries
-        if lessons is None or e.name in lessons
-    ]
-    if (root / "README.md").is_file():
-        result.append(_page(root / "README.md", {"mechanisms": overview(entries)}))
-    trust_page = root / "docs" / "trust.md"
-    if trust_page.is_file():
-        folders = {e.name: e.folder for e in entries}
-        result.append(_page(trust_page, {"trust": trust.page(folders, _growth(root / "benchmarks" / "results"))}))
-    return result
+    parts = {registry.folder() / "README.md": {"table": table(entries), "family": family(entries)}}
+    for e in entries:
+        if lessons is None or e.name in lessons:
+            parts[e.folder / "README.md"] = {"badge": badge(e), "card": card(e)}
+    if (file := root / "README.md").is_file():
+        parts[file] = {"mechanisms": overview(entries)}
+    if (file := root / "docs" / "trust.md").is_file():
+        growth = _growth(root / "benchmarks" / "results" / "mechanisms.json")
+        parts[file] = {"trust": trust.page({e.name: e.folder for e in entries}, growth)}
+    return [_page(path, content) for path, content in parts.items()]
 
 
 def update(lessons: Sequence[str] | None = None) -> list[Path]:
@@ -69,34 +66,20 @@ def update(lessons: Sequence[str] | None = None) -> list[Path]:
 def table(entries: Sequence[registry.Entry]) -> str:
     """The comparison of the mechanisms: one row per mechanism."""
     columns = ("mechanism", "paper", "heads", "time", "memory", "representation", "use it for", "supports")
-    rows = [
-        (
-            f"[{e.card.title}]({e.name}/README.md) `{e.name}`",
-            f"{e.card.authors} {e.card.year}",
-            e.card.heads,
-            e.card.time,
-            e.card.memory,
-            e.card.representation,
-            e.card.use_case,
-            ", ".join(e.card.supports),
-        )
-        for e in entries
-    ]
-    return f"{_table(columns, rows)}\n\n{LEGEND}"
+    rows = []
+    for name, c in ((e.name, e.card) for e in entries):
+        source = (f"[{c.title}]({name}/README.md) `{name}`", f"{c.authors} {c.year}")
+        rows.append((*source, c.heads, c.time, c.memory, c.representation, c.use_case, ", ".join(c.supports)))
+    return f"{trust.table(columns, rows)}\n\n{LEGEND}"
 
 
 def overview(entries: Sequence[registry.Entry]) -> str:
     """The short table of the mechanisms, for the README of the project."""
     rows = [
-        (
-            f"[{e.card.title}](models/{e.name}/README.md)",
-            f"`{e.name}`",
-            f"{e.card.authors} {e.card.year}",
-            e.card.summary,
-        )
-        for e in entries
+        (f"[{c.title}](models/{name}/README.md)", f"`{name}`", f"{c.authors} {c.year}", c.summary)
+        for name, c in ((e.name, e.card) for e in entries)
     ]
-    return _table(("mechanism", "`--model`", "paper", "what it does"), rows)
+    return trust.table(("mechanism", "`--model`", "paper", "what it does"), rows)
 
 
 def badge(entry: registry.Entry) -> str:
@@ -121,7 +104,7 @@ def card(entry: registry.Entry) -> str:
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
     ]
-    return f"{_table((card.title, card.summary), rows)}\n\n{LEGEND}"
+    return f"{trust.table((card.title, card.summary), rows)}\n\n{LEGEND}"
 
 
 def family(entries: Sequence[registry.Entry]) -> str:
@@ -148,9 +131,8 @@ def family(entries: Sequence[registry.Entry]) -> str:
     return "\n".join(lines)
 
 
-def _growth(results: Path) -> dict[str, tuple[str, str]]:
+def _growth(file: Path) -> dict[str, tuple[str, str]]:
     """The measured exponents of time and memory (``python -m benchmarks mechanisms``), as text."""
-    file = results / "mechanisms.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
     exponents: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -175,8 +157,3 @@ def _page(path: Path, parts: Mapping[str, str]) -> Page:
             raise UserError(f"{path} lacks the marks of a generated part; add the lines {opening} and {closing}")
         generated = f"{before}{opened}{content}\n{closed}{after}"
     return Page(path, current, generated)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

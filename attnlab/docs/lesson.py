@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from timeit import timeit
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -66,7 +67,8 @@ def draw_attention(example: Example, file: Path) -> Path:
     """Heat maps of the attention weights on the example's text: one row per layer, one column per head."""
     layers, heads = example.attention_weights.shape[:2]
     rows, columns = (1, layers) if heads == 1 else (layers, heads)
-    figure, axes = drawing.canvas(7.6, 4.0 * rows, rows=rows, columns=columns)
+    width, height = (7.6, 4.0) if columns < 3 else (8.3, 2.3)  # of the figure, and of one row
+    figure, axes = drawing.canvas(width, height * rows, rows=rows, columns=columns)
     weights = example.attention_weights.flatten(0, 1).tolist()
     names = [(f"layer {i + 1}", f", head {h + 1}") for i in range(layers) for h in range(heads)]
     titles = [layer + (head if heads > 1 else "") for layer, head in names]
@@ -75,28 +77,24 @@ def draw_attention(example: Example, file: Path) -> Path:
     return drawing.save(figure, file)
 
 
-def measure_cost(layers: Layers, *, embed_dim: int = 64, rounds: int = 7) -> dict[str, list[float]]:
+def measure_cost(layers: Layers) -> dict[str, list[float]]:
     """The time of a forward pass at each of `LENGTHS`, relative to the first layer at the first length.
 
-    One sequence, float32, one thread, causal, no gradients. Layers and lengths are interleaved round by round, and
-    the median over the rounds is taken, so that a busy moment does not distort a single curve.
-
-    Args:
-        layers: the name of a curve to (mechanism, its options).
-        embed_dim: D.
-        rounds: how many times each is timed.
+    One sequence, D = 64, float32, one thread, causal, no gradients. Layers and lengths are interleaved round by round,
+    and the median over the rounds is taken, so that a busy moment does not distort a single curve.
     """
-    inputs = {n: torch.randn(1, n, embed_dim) for n in LENGTHS}
+    inputs = {n: torch.randn(1, n, 64) for n in LENGTHS}
 
     def passes(layer: nn.Module, n: int) -> Work:
         return lambda: layer(inputs[n]), max(1, 8192 // n)
 
-    return _measure(layers, embed_dim, rounds, passes)
+    return _measure(layers, 64, 7, passes)
 
 
-def measure_decoding(layers: Layers, *, embed_dim: int = 512, rounds: int = 11) -> dict[str, list[float]]:
+def measure_decoding(layers: Layers) -> dict[str, list[float]]:
     """The time of one decoding step with each of `LENGTHS` tokens in the cache, measured like `measure_cost`."""
-    token, repeats = torch.randn(1, 1, embed_dim), 16
+    embed_dim, rounds, repeats = 512, 11, 16
+    token = torch.randn(1, 1, embed_dim)
 
     def steps(layer: nn.Module, n: int) -> Work:
         cache = layer.make_cache(n + repeats * (rounds + 1))  # type: ignore[operator]
@@ -127,20 +125,15 @@ def _measure(
             times: dict[tuple[str, int], list[float]] = {key: [] for key in work}
             for turn in range(rounds + 1):
                 for key, samples in times.items():
-                    seconds = _time(*work[key])
+                    call, repeats = work[key]
+                    # CPU time: other processes on the machine do not count
+                    seconds = timeit(call, timer=time.process_time, number=repeats) / repeats
                     if turn:  # the first round warms up
                         samples.append(seconds)
         unit = median(next(iter(times.values())))
         return {name: [round(median(times[name, n]) / unit, 1) for n in LENGTHS] for name in layers}
     finally:
         torch.set_num_threads(threads)
-
-
-def _time(work: Callable[[], object], repeats: int) -> float:
-    start = time.process_time()  # CPU time: other processes on the machine do not count
-    for _ in range(repeats):
-        work()
-    return (time.process_time() - start) / repeats
 
 
 def write_cost(figures: ModuleType | SimpleNamespace, folder: Path) -> None:
@@ -158,10 +151,10 @@ def read_cost(folder: Path, curves: str = "curves") -> tuple[list[int], dict[str
     return cost["lengths"], cost.get(curves, {})
 
 
-def draw_cost(folder: Path, file: Path, curves: str = "curves", *, x_label: str = "sequence length n") -> Path:
-    """The curves of ``cost.json`` in ``folder``, as a figure."""
+def draw_cost(folder: Path, file: Path, curves: str = "curves", **options: Any) -> Path:
+    """The curves of ``cost.json`` in ``folder``, as a figure; ``options`` are those of `drawing.draw_curves`."""
     figure, (ax,) = drawing.canvas(6.0, 3.4)
-    drawing.draw_curves(ax, *read_cost(folder, curves), x_label=x_label)
+    drawing.draw_curves(ax, *read_cost(folder, curves), **options)
     return drawing.save(figure, file)
 
 

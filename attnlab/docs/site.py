@@ -11,8 +11,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -63,45 +62,34 @@ def build(output: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder)
         copy_pages(root, pages)
-        with warnings_of("mkdocs") as messages:
-            try:
-                site_dir = str(output.resolve())
-                config: Any = load_config(
-                    str(root / "mkdocs.yml"), docs_dir=folder, site_dir=site_dir, nav=navigation(), strict=True
-                )
-                build_site(config)
-            except MkDocsException as error:
-                raise UserError(f"the site cannot be built: {'; '.join(messages) or error}") from error
+        warnings = BufferingHandler(capacity=1000)  # in place of printing them
+        warnings.setLevel(logging.WARNING)
+        logging.getLogger("mkdocs").addHandler(warnings)
+        try:
+            site_dir = str(output.resolve())
+            config: Any = load_config(
+                str(root / "mkdocs.yml"), docs_dir=folder, site_dir=site_dir, nav=navigation(), strict=True
+            )
+            build_site(config)
+        except MkDocsException as error:
+            messages = "; ".join(record.getMessage() for record in warnings.buffer)
+            raise UserError(f"the site cannot be built: {messages or error}") from error
+        finally:
+            logging.getLogger("mkdocs").removeHandler(warnings)
     return output
-
-
-@contextmanager
-def warnings_of(logger: str) -> Iterator[list[str]]:
-    """Collect the messages of a logger from the level of warnings on, in place of printing them."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger(logger)
-    log.addHandler(handler)
-    try:
-        yield messages
-    finally:
-        log.removeHandler(handler)
 
 
 def copy_pages(root: Path, pages: Path) -> None:
     """Copy the pages of a checkout and the files that they link to into ``pages``; write the pages of the API."""
-    sources = [root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", registry.folder() / "README.md"]
-    sources += [root / "benchmarks" / "README.md", *sorted((root / "docs").glob("*.md"))]
-    sources += [registry.folder() / name / "README.md" for name in registry.names()]
-    files, pages_to_read = set(sources), list(sources)
-    while pages_to_read:  # a linked page may link to further files
-        page = pages_to_read.pop()
-        links = (link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link)
-        found = {target for link in links if (target := (page.parent / link).resolve()).is_file()} - files
-        files |= found
-        pages_to_read += [file for file in found if file.suffix == ".md"]
-    for file in files:
+    names = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "models/README.md", "benchmarks/README.md"]
+    names += [f"models/{name}/README.md" for name in registry.names()]
+    sources = [*(root / name for name in names), *(root / "docs").glob("*.md")]
+    for file in sources:  # grows: a linked page may link to further files
+        if file.suffix == ".md":
+            links = (link for link in LINK.findall(file.read_text(encoding="utf-8")) if "://" not in link)
+            targets = [(file.parent / link).resolve() for link in links]
+            sources += [target for target in dict.fromkeys(targets) if target.is_file() and target not in sources]
+    for file in sources:
         copy = pages / file.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

@@ -7,7 +7,7 @@ mechanism; docs/trust.md and a line in each lesson are generated from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,29 +104,26 @@ def page(names: Mapping[str, Path], growth: Mapping[str, tuple[str, str]]) -> st
     """
     recorded = {name: trust for name, folder in names.items() if (trust := read(folder)) != Trust()}
     head = ("", "mechanism", "pass", "not applicable", "float64", "float32", "compared with", "time", "peak memory")
-    lines = [head, ("---",) * len(head)]
+    rows = []
     for number, (name, trust) in enumerate(recorded.items(), 1):
-        first = (
-            f"{number}",
-            f"[{name}](../models/{name}/README.md)",
-            f"{trust.passed}",
-            f"{len(trust.checks) - trust.passed}",
-        )
+        link, others = f"[{name}](../models/{name}/README.md)", len(trust.checks) - trust.passed
+        first = (f"{number}", link, f"{trust.passed}", f"{others}")
         last = growth.get(name, ("–", "–"))
         for parity in trust.parity or (Parity("the reference implementation only", "", "", None, None),):
             oracle = f"{parity.oracle}, {parity.package} {parity.version}" if parity.package else parity.oracle
-            lines.append((*first, error(parity.float64), error(parity.float32), oracle, *last))
+            rows.append((*first, error(parity.float64), error(parity.float32), oracle, *last))
             first, last = ("",) * 4, ("", "")
-    marks = [("check", *(f"{number}" for number in range(1, len(recorded) + 1))), ("---",) * (len(recorded) + 1)]
     checks = dict.fromkeys(check for trust in recorded.values() for check in trust.checks)
-    marks += [(name, *(MARKS.get(trust.checks.get(name, ""), "?") for trust in recorded.values())) for name in checks]
-    return "\n".join(map(_row, lines)) + "\n\n" + "\n".join(map(_row, marks))
+    marks = [(name, *(MARKS.get(trust.checks.get(name, ""), "?") for trust in recorded.values())) for name in checks]
+    return f"{table(head, rows)}\n\n{table(('check', *map(str, range(1, len(recorded) + 1))), marks)}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; ``|`` in a cell is escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def error(value: float | None) -> str:
     """A measured difference, with one digit."""
     return "–" if value is None else "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-")
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"

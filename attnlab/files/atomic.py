@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,11 +75,7 @@ def write_text(path: Path, text: str, *, follow: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a regular file.
-
-    Raises:
-        UserError: if it is a symbolic link, has a second hard link, or cannot be written.
-    """
+    """Append a line to a regular file; UserError for a symbolic link, a second hard link, or a full disk."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _NEVER_WAIT
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
@@ -93,11 +90,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
-    """Open a regular file for reading, without blocking on a pipe or a device.
-
-    Args:
-        path: the file.
-        follow: allow symbolic links.
+    """Open a regular file for reading, without blocking on a pipe or a device; ``follow`` allows symbolic links.
 
     Raises:
         UserError: for a file that is missing, a link (without ``follow``), or not regular.
@@ -115,11 +108,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
 
 
 def read_bytes(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
-    """Return the content of a regular file of at most ``max_bytes`` bytes; see `open_regular`.
-
-    Raises:
-        UserError: also for a larger file.
-    """
+    """Return the content of a regular file of at most ``max_bytes`` bytes; see `open_regular`."""
     with open_regular(path, follow=follow) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -146,18 +135,12 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Any, most: int = MAX_JSON_DEPTH) -> None:
     """Refuse nesting that would exceed the recursion limit elsewhere."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return
-    raise ValueError("it is nested too deeply")
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not most:
+        raise ValueError("it is nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, most - 1)
 
 
 def _refuse_constant(name: str) -> None:
@@ -166,7 +149,7 @@ def _refuse_constant(name: str) -> None:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if math.isinf(value):
         raise ValueError(f"the number {text[:40]} is too large")
     return value
 

@@ -6,24 +6,19 @@ import codecs
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from attnlab.utils.errors import UserError
 
-_KINDS = {
-    stat.S_IFDIR: "a folder; name a file in it",
-    stat.S_IFIFO: "a pipe; write its content to a file first",
-    stat.S_IFSOCK: "a socket; write its content to a file first",
-    stat.S_IFCHR: "a device; write its content to a file first",
-    stat.S_IFBLK: "a device; write its content to a file first",
+_STREAMS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+_MARKS = {  # UTF-32 before UTF-16: its mark begins with the other
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
-_MARKS = (  # UTF-32 before UTF-16: its mark begins with the other
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
-    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
-)
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v"))
+"""Control characters that are in no text."""
+_UNASSIGNED = b"\x81\x8d\x8f\x90\x9d"
+"""Bytes that are no character in Windows-1252."""
 _CHUNK = 2**20
 
 
@@ -52,11 +47,7 @@ def memory_limit() -> int:
 
 
 def check_size(path: Path, size: int) -> None:
-    """Refuse content that does not fit into memory.
-
-    Raises:
-        UserError: for a ``size`` in bytes above `memory_limit`, with both.
-    """
+    """Raise UserError for a ``size`` in bytes above `memory_limit`."""
     if size > memory_limit():
         raise UserError(
             f"the content of {path} takes {size:,} bytes of memory, more than a quarter of this machine's "
@@ -64,69 +55,49 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-class Encoding(NamedTuple):
-    """How a file's bytes are characters: Python's name of the codec, and what to call it where it is not UTF-8."""
+def detect_encoding(path: Path) -> tuple[str, str]:
+    """Python's codec of a text file, and what to call it where it is not UTF-8.
 
-    codec: str
-    label: str = ""
-
-
-def detect_encoding(path: Path) -> Encoding:
-    """UTF-8, UTF-16 and UTF-32 with a byte order mark, or else Windows-1252, which Latin-1 text reads the same in.
+    It is UTF-8, UTF-16 or UTF-32 with a byte order mark, or else Windows-1252, which reads Latin-1 text the same.
 
     Raises:
         UserError: for a file that is no text in any of them, with the line.
         OSError: what `open` raises.
     """
+    decoder, line, wrong, binary, unassigned = codecs.getincrementaldecoder("utf-8")(), 1, 0, False, False
     with open_data(path) as file:
         start = file.read(4)
-        for mark, codec, label in _MARKS:
-            if start.startswith(mark):
-                return Encoding(codec, label)
+        for label, marks in _MARKS.items():
+            if start.startswith(marks):
+                return label.lower(), label
         file.seek(0)
-        line = _first_wrong_line(path, file)
-        if line is None:
-            return Encoding("utf-8-sig")
-        file.seek(0)
-        _check_cp1252(path, file, line, marked=start.startswith(codecs.BOM_UTF8))
-        return Encoding("cp1252", "Windows-1252 (Latin-1)")
-
-
-def _first_wrong_line(path: Path, file: BinaryIO) -> int | None:
-    """The first line that is no UTF-8; None where all are.
-
-    Raises:
-        UserError: for a NUL byte.
-    """
-    decoder, line, wrong = codecs.getincrementaldecoder("utf-8")(), 1, None
-    while True:
-        chunk = file.read(_CHUNK)
-        if 0 in chunk:
-            line += chunk.count(b"\n", 0, chunk.index(0))
-            raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
-        if wrong is None:
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                wrong = line + error.object.count(b"\n", 0, error.start)
-        if not chunk:
-            return wrong
-        line += chunk.count(b"\n")
-
-
-def _check_cp1252(path: Path, file: BinaryIO, line: int, *, marked: bool) -> None:
-    """Refuse what is no Windows-1252 either: five bytes are none, and control characters are in no text.
-
-    Raises:
-        UserError: with the line that is no UTF-8; where the file is ``marked`` as that, it is nothing else.
-    """
-    while chunk := file.read(_CHUNK):
-        if len(chunk.translate(None, _CONTROLS)) < len(chunk):
-            raise UserError(f"{path} is binary: line {line:,} is no UTF-8 text; give plain text")
-        if marked or len(chunk.translate(None, b"\x81\x8d\x8f\x90\x9d")) < len(chunk):
-            raise UserError(f"line {line:,} of {path} is no UTF-8 text; save it as UTF-8")
+        while True:
+            chunk = file.read(_CHUNK)
+            if 0 in chunk:
+                line += chunk.count(b"\n", 0, chunk.index(0))
+                raise UserError(f"{path} is binary: line {line:,} holds a NUL byte; give plain text")
+            if not wrong:
+                try:
+                    decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    wrong = line + error.object.count(b"\n", 0, error.start)
+            if not chunk:
+                break
+            line += chunk.count(b"\n")
+            binary = binary or len(chunk.translate(None, _CONTROLS)) < len(chunk)
+            unassigned = unassigned or len(chunk.translate(None, _UNASSIGNED)) < len(chunk)
+    if not wrong:
+        return "utf-8-sig", ""
+    if binary:
+        raise UserError(f"{path} is binary: line {wrong:,} is no UTF-8 text; give plain text")
+    if unassigned or start.startswith(codecs.BOM_UTF8):
+        raise UserError(f"line {wrong:,} of {path} is no UTF-8 text; save it as UTF-8")
+    return "cp1252", "Windows-1252 (Latin-1)"
 
 
 def _check_kind(path: Path, mode: int, flag: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{flag} {path} is a folder; name a file in it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{flag} {path} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file; name one')}")
+        kind = _STREAMS.get(stat.S_IFMT(mode), "special file")
+        raise UserError(f"{flag} {path} is a {kind}; write its content to a file first")

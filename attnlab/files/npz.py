@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
 from collections import Counter
@@ -81,27 +82,15 @@ class Arrays(Mapping[str, NDArray[Any]]):
             raise ValueError(f"{name} declares {declared:,} bytes and has {size:,}")
 
 
-class _refusing:  # noqa: N801
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     """Convert the errors of a damaged archive to a UserError of one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            reason = (str(error) or type(error).__name__).split("\n")[0][:200]
-            raise UserError(
-                f"{self.path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
-            ) from None
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Return the arrays of an .npz file by name.
-
-    Raises:
-        UserError: for an invalid file.
-    """
-    return Arrays(path)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0][:200]
+        raise UserError(
+            f"{path} is no readable .npz file ({reason}); make one with numpy.savez(path, x=x, y=y)"
+        ) from None

@@ -23,14 +23,8 @@ ENTRIES = 100_000
 PICKLE_BYTES = 2**24
 """The longest pickle in a .pth file that is read, in bytes."""
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool},
 }
 """The dtypes of parameters, optimizer states and random states."""
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
@@ -50,6 +44,9 @@ class RefusedError(ValueError):
 
 class UnsafeError(RefusedError):
     """A file that contains more than tensors."""
+
+    def __init__(self, reason: str = "it holds more than tensors, or was altered") -> None:
+        super().__init__(reason)
 
 
 class SafetensorsFile:
@@ -98,17 +95,17 @@ def read_pth(file: BinaryIO) -> dict[str, Any]:
                 raise UnsafeError("it would unpack to more than it holds")
             described = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             if len(described) != 1 or described[0].file_size > PICKLE_BYTES:
-                raise UnsafeError("it holds more than tensors, or was altered")
+                raise UnsafeError
             _check_calls(archive.read(described[0]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         file.seek(0)
         if file.read(1) == b"\x80":  # a bare pickle
-            raise UnsafeError("it holds more than tensors, or was altered") from None
+            raise UnsafeError from None
         raise RefusedError(str(error)) from None
     file.seek(0)
     content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
-        raise UnsafeError("it holds more than tensors, or was altered")
+        raise UnsafeError
     tensors = content.get("state_dict")
     if isinstance(tensors, dict):
         _check_storages(tensors, size)
@@ -116,11 +113,7 @@ def read_pth(file: BinaryIO) -> dict[str, Any]:
 
 
 def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Check that no tensor contains NaN or infinity.
-
-    Raises:
-        UserError: with the name of the first one that does; ``source`` names the file.
-    """
+    """Raise UserError for the first tensor with NaN or infinity; ``source`` names the file."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{source} has NaN or infinity in {name!r}; restore it, or train again")
@@ -154,11 +147,11 @@ def _check_calls(pickle: bytes) -> None:
                 kind = "holds more than tensors" if module.startswith("torch") else f"would run {module}.{name}"
                 raise UnsafeError(f"it {kind}")
             if operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ", "NEWOBJ_EX", "OBJ"):
-                raise UnsafeError("it holds more than tensors, or was altered")
+                raise UnsafeError
     except UnsafeError:
         raise
     except Exception as error:  # pickletools raises many kinds of errors for invalid data
-        raise UnsafeError("it holds more than tensors, or was altered") from error
+        raise UnsafeError from error
 
 
 def _check_storages(tensors: dict[Any, Any], size: int) -> None:
@@ -168,7 +161,7 @@ def _check_storages(tensors: dict[Any, Any], size: int) -> None:
         raise RefusedError(f"it lists more than {ENTRIES:,} tensors")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise UnsafeError("it holds more than tensors, or was altered")
+            raise UnsafeError
         if tensor.dtype not in DTYPES.values():
             raise RefusedError(
                 f"{name!r:.60} has the dtype {tensor.dtype}; weights are float64, float32, float16 or bfloat16"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnlab.masks.arguments import as_int64, check_int, require_tensor, short
+from attnlab.masks.arguments import as_int64, check_int, require_tensor
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
 from attnlab.utils.tracing import can_inspect_device
@@ -47,6 +47,7 @@ class BlockSparseMask(Mask):
 
     size: int
     pattern: Tensor
+    _name = "block_sparse"
     is_sparse = has_fixed_size = True
 
     def __post_init__(self) -> None:
@@ -86,9 +87,6 @@ class BlockSparseMask(Mask):
         h = h if self.num_heads > 1 else torch.zeros_like(h)
         return pattern[b, h, q, k] & inside
 
-    def __repr__(self) -> str:
-        return f"block_sparse({self.size}, {short(self.pattern)})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockSummaryMask(Mask):
@@ -96,6 +94,7 @@ class BlockSummaryMask(Mask):
 
     size: int
     count: int = 1
+    _name = "block_summary"
     is_sparse = True
 
     def __post_init__(self) -> None:
@@ -113,9 +112,6 @@ class BlockSummaryMask(Mask):
     def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         return k % self.size >= self.size - self.count
 
-    def __repr__(self) -> str:
-        return f"block_summary({self.size}, {self.count})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RandomBlocksMask(Mask):
@@ -126,6 +122,7 @@ class RandomBlocksMask(Mask):
     seed: int | Tensor
     _draws: list[Tensor] = field(default_factory=list, init=False)
     """The block drawn by each of the first blocks, per draw; filled when it is needed."""
+    _name = "random_blocks"
     is_sparse = True
 
     def __post_init__(self) -> None:
@@ -177,9 +174,6 @@ class RandomBlocksMask(Mask):
         for _ in range(3):
             value = (value * value + seed + 40692) % PRIME  # below 2^62
         return value % block.clamp(min=1)
-
-    def __repr__(self) -> str:
-        return f"random_blocks({self.size}, {self.count}, {short(self.seed)})"
 
 
 def block_local(size: int, *, neighbors: int = 0) -> Mask:

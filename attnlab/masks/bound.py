@@ -64,7 +64,13 @@ class BoundMask:
         if mask.has_fixed_size:
             mask.check(queries, first + keys)
         if shape is not None and (mask.batch_size not in (1, shape[0]) or mask.num_heads not in (1, shape[1])):
-            raise ValueError(_misfit((mask.batch_size, mask.num_heads, queries, keys), (*shape, queries, keys)))
+            actual, expected = (mask.batch_size, mask.num_heads, queries, keys), (*shape, queries, keys)
+            text = f"the mask has shape {actual}, which does not fit (batch, heads, queries, keys) = {expected}"
+            if actual[:2] == (shape[1], 1):
+                text += (
+                    "; three axes are (batch, queries, keys), so a mask per head needs four, (1, heads, queries, keys)"
+                )
+            raise ValueError(text)
         self.mask, self.queries, self.keys, self.offset, self.first = mask, queries, keys, offset, first
         self.conjuncts = mask.conjuncts
         self.is_causal = False
@@ -90,13 +96,9 @@ class BoundMask:
         )
 
     @property
-    def max_keys_per_query(self) -> int:
-        """The largest number of keys that a query may attend to; an average if a few queries have many more."""
-        back, ahead = self.mask.band
-        if back is not None and ahead is not None:
-            stride = self.mask.stride
-            return min(self.keys, back // stride + 1 + ahead // stride)
-        if not self._can_enumerate_keys or not self.queries:
+    def mean_keys_per_query(self) -> int:
+        """The number of keys that a query may attend to on average, or all where that is not known."""
+        if not self._lists_keys or not self.queries:
             return self.keys
         return -(-sum(count(rows) * count(keys) for rows, keys in self.tiles(QUERY_CHUNK)) // self.queries)
 
@@ -113,20 +115,15 @@ class BoundMask:
             self._tensor = matrix[(None,) * (4 - matrix.dim())]
         return self._tensor
 
-    def tile(self, queries: slice, keys: Index) -> Tensor:
-        """Return these rows and columns of `tensor`, without evaluating the rest where the mask allows that."""
+    def tile(self, queries: Index, keys: Index) -> Tensor:
+        """Return these rows and columns of `tensor`, without evaluating the rest where the mask allows that.
+
+        At least one of them is a slice.
+        """
         if self._tensor is not None or not self.mask.by_position:
             matrix = self.tensor()
             return matrix[..., _broadcast(matrix.shape[-2], queries), _broadcast(matrix.shape[-1], keys)]
         part = self.mask.allowed(*self._axes(queries, keys))
-        return part[(None,) * (4 - part.dim())]
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Return selected rows of `tensor`, (B | 1, H | 1, rows, N_k), without evaluating the rest if possible."""
-        if self._tensor is not None or not self.mask.by_position:
-            matrix = self.tensor()
-            return matrix if matrix.shape[-2] == 1 else matrix[..., index, :]
-        part = self.mask.allowed(*self._axes(index, slice(0, self.keys)))
         return part[(None,) * (4 - part.dim())]
 
     def without(self, rule: Rule) -> BoundMask | None:
@@ -169,14 +166,7 @@ class BoundMask:
         output at a padded position is computed from them.
         """
         if self._real is None:
-            self._real = []
-            last = self.first + self.keys
-            position = torch.arange(last - x.shape[1], last, device=x.device).unsqueeze(0)
-            for rule in self.mask.conjuncts:
-                if rule.is_padding:
-                    item = torch.arange(rule.batch_size, device=x.device).unsqueeze(1)
-                    real = rule.allowed(item, torch.zeros_like(item), position, position)  # (B | 1, n)
-                    self._real.append(real.unsqueeze(-1))
+            self._real = [real.unsqueeze(-1) for real in self.real_keys(x.shape[1])]
         if not self._real:
             return x
         # The product of an input, a parameter and a query stays finite.
@@ -188,6 +178,16 @@ class BoundMask:
         for real in self._real:
             x = torch.where(real | (x.abs() < limit), x, 0.0)
         return x
+
+    def real_keys(self, number: int) -> list[Tensor]:
+        """Return which of the last keys hold a token under each padding mask, Boolean (B | 1, number)."""
+        last, real = self.first + self.keys, []
+        position = torch.arange(last - number, last, device=self._device).unsqueeze(0)
+        for rule in self.conjuncts:
+            if rule.is_padding:
+                item = torch.arange(rule.batch_size, device=self._device).unsqueeze(1)
+                real.append(rule.allowed(item, torch.zeros_like(item), position, position))
+        return real
 
     def key_range(self, queries: slice) -> slice:
         """Return the range from the first to the last key that these rows may attend to.
@@ -257,25 +257,22 @@ class BoundMask:
             return ~self.tensor().any(-1).any(1).expand(-1, self.queries)
         size = min(256, max(1, CHUNK // max(1, self.mask.batch_size * self.mask.num_heads * self.keys)))
         tiles = self.tiles(size) or [(slice(0, 0), slice(0, 0))]
-        return in_order(
-            [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles],
-            [rows for rows, _ in tiles],
-            -1,
-        )
+        parts = [~self.tile(*part).any(-1).any(1).expand(-1, count(part[0])) for part in tiles]
+        return in_order(parts, [rows for rows, _ in tiles], -1)
 
     @property
     def _may_read(self) -> bool:
         return can_inspect_device(torch.device(self._device or "cpu"))
 
     @property
-    def _can_enumerate_keys(self) -> bool:
-        """Whether the keys of a few queries can be found without evaluating the mask for all keys."""
-        return None not in self.mask.band or (self.mask.is_sparse and self._may_read)
+    def _lists_keys(self) -> bool:
+        """Whether `Rule.candidate_keys` finds few keys for a few queries, and its result can be read."""
+        return self.mask.is_sparse and self._may_read
 
     def _candidate_keys(self, rows: slice) -> Index:
         """`key_range` without the keys in between that none of the rows may attend to."""
         key_range = self.key_range(rows)
-        if None not in self.mask.band or not self._can_enumerate_keys:
+        if None not in self.mask.band or not self._lists_keys:
             return key_range
         keys, start = positions(key_range, 0, self._device), self.first + self.offset
         keys = keys[self.mask.candidate_keys(range(start + rows.start, start + rows.stop), keys + self.first)]
@@ -345,13 +342,6 @@ def _with_axes(mask: Rule, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Prepend batch items and heads, (B, 1, 1, 1) and (H, 1, 1), to these positions."""
     b = torch.arange(mask.batch_size, device=q.device).view(-1, 1, 1, 1)
     return b, torch.arange(mask.num_heads, device=q.device).view(-1, 1, 1), q, k
-
-
-def _misfit(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    text = f"the mask has shape {shape}, which does not fit (batch, heads, queries, keys) = {expected}"
-    if shape[:2] == (expected[1], 1):
-        text += "; three axes are (batch, queries, keys), so a mask per head needs four, (1, heads, queries, keys)"
-    return text
 
 
 def _broadcast(size: int, part: Index) -> Index:

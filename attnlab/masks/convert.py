@@ -135,12 +135,13 @@ def to_cu_seqlens(mask: Mask) -> Tensor:
     Raises:
         ValueError: for another mask, or if a document is not contiguous.
     """
-    if not isinstance(mask, SegmentMask) or (mask.ids.dim() == 2 and mask.ids.shape[0] != 1):
+    if not isinstance(mask, SegmentMask) or mask.batch_size != 1:
         raise ValueError(f"only documents(ids) over one row has cu_seqlens, got {mask}")
-    ids, counts = torch.unique_consecutive(mask.ids.flatten(), return_counts=True)
-    if ids.unique().numel() != ids.numel():
+    segments = mask.segments(mask.ids.shape[-1])
+    if segments is None:
         raise ValueError("a document that is interrupted by another cannot be converted to cu_seqlens")
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    ends = [part.stop for part in segments]
+    return torch.tensor([0, *ends], dtype=torch.int32, device=mask.ids.device)
 
 
 def _keys_alone(mask: Mask, queries: int, keys: int | None, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from attnlab.masks.mask import Mask
 class CausalMask(Mask):
     """Each query attends to its own position and to earlier ones."""
 
-    band = (None, 0)
+    _name, band = "causal", (None, 0)
     includes_diagonal = is_causal_only = is_relative = is_contiguous = True
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -25,15 +25,13 @@ class CausalMask(Mask):
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(stop=q + 1)]
 
-    def __repr__(self) -> str:
-        return "causal()"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SlidingWindowMask(Mask):
     """Each query attends to keys less than ``size`` positions away."""
 
     size: int
+    _name = "sliding_window"
     includes_diagonal = is_relative = is_contiguous = is_sparse = True
 
     def __post_init__(self) -> None:
@@ -46,15 +44,13 @@ class SlidingWindowMask(Mask):
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(start=q - self.size + 1, stop=q + self.size)]
 
-    def __repr__(self) -> str:
-        return f"sliding_window({self.size})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StridedMask(Mask):
     """Each query attends to keys whose distance is a multiple of ``stride``."""
 
     stride: int
+    _name = "strided"
     includes_diagonal = is_relative = is_sparse = is_stride_only = True
 
     def __post_init__(self) -> None:
@@ -66,15 +62,13 @@ class StridedMask(Mask):
     def clauses(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Clauses:
         return [Clause(stride=self.stride)]
 
-    def __repr__(self) -> str:
-        return f"strided({self.stride})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GlobalTokensMask(Mask):
     """The first ``count`` positions attend to all keys, and all queries attend to them."""
 
     count: int
+    _name = "global_tokens"
     is_sparse = True
 
     def __post_init__(self) -> None:
@@ -88,9 +82,6 @@ class GlobalTokensMask(Mask):
 
     def candidate_keys(self, queries: range, k: Tensor) -> Tensor:
         return k < self.count if queries.start >= self.count else torch.ones_like(k, dtype=torch.bool)
-
-    def __repr__(self) -> str:
-        return f"global_tokens({self.count})"
 
 
 _CAUSAL = CausalMask()

@@ -22,6 +22,9 @@ class Mask(Rule):
     operands.
     """
 
+    _name: str
+    """The function that makes the mask, as `repr` shows it with the fields."""
+
     def __and__(self, other: Mask | Tensor) -> Mask:
         return AndMask(self, as_mask(other))
 
@@ -36,6 +39,9 @@ class Mask(Rule):
 
     def __ror__(self, other: Tensor) -> Mask:
         return as_mask(other) | self
+
+    def __repr__(self) -> str:
+        return f"{self._name}({', '.join(short(getattr(self, field.name)) for field in fields(self) if field.init)})"  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -109,27 +115,28 @@ class Mask(Rule):
         for name, value in properties.items():
             object.__setattr__(self, name, value)
 
+    def _combine(self, *parts: Mask, **properties: Any) -> None:
+        """Set these properties, and those that follow from the masks that this one combines."""
+        batch_size = num_heads = 1
+        for part in parts:
+            batch_size = batch_size if part.batch_size == 1 else part.batch_size
+            num_heads = num_heads if part.num_heads == 1 else part.num_heads
+        self._set(
+            parts=parts,
+            batch_size=batch_size,
+            num_heads=num_heads,
+            tensors=tuple(tensor for part in parts for tensor in part.tensors),
+            has_fixed_size=any(part.has_fixed_size for part in parts),
+            max_sequence=max(part.max_sequence for part in parts),
+            by_position=all(part.by_position for part in parts),
+        )
+        self._set(**properties)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Pair(Mask):
     left: Mask
     right: Mask
-
-    def _join(self, **properties: Any) -> None:
-        left, right = self.left, self.right
-        self._set(
-            batch_size=left.batch_size if right.batch_size == 1 else right.batch_size,
-            num_heads=left.num_heads if right.num_heads == 1 else right.num_heads,
-            tensors=left.tensors + right.tensors,
-            has_fixed_size=left.has_fixed_size or right.has_fixed_size,
-            max_sequence=max(left.max_sequence, right.max_sequence),
-            by_position=left.by_position and right.by_position,
-            **properties,
-        )
-
-    def check(self, queries: int, keys: int) -> None:
-        self.left.check(queries, keys)
-        self.right.check(queries, keys)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +150,9 @@ class AndMask(_Pair):
             b if a is None else a if b is None else min(a, b),
             d if c is None else c if d is None else min(c, d),
         )
-        self._join(
+        self._combine(
+            left,
+            right,
             band=(back, ahead),
             stride=math.lcm(left.stride, right.stride),
             is_sparse=left.is_sparse or right.is_sparse or (back is not None and ahead is not None),
@@ -175,7 +184,9 @@ class OrMask(_Pair):
     def __post_init__(self) -> None:
         left, right = self.left, self.right
         (a, c), (b, d) = left.band, right.band
-        self._join(
+        self._combine(
+            left,
+            right,
             band=(None if a is None or b is None else max(a, b), None if c is None or d is None else max(c, d)),
             is_sparse=left.is_sparse and right.is_sparse,
             includes_diagonal=left.includes_diagonal or right.includes_diagonal,
@@ -201,18 +212,7 @@ class NotMask(Mask):
     mask: Mask
 
     def __post_init__(self) -> None:
-        mask = self.mask
-        self._set(
-            batch_size=mask.batch_size,
-            num_heads=mask.num_heads,
-            tensors=mask.tensors,
-            has_fixed_size=mask.has_fixed_size,
-            max_sequence=mask.max_sequence,
-            by_position=mask.by_position,
-        )
-
-    def check(self, queries: int, keys: int) -> None:
-        self.mask.check(queries, keys)
+        self._combine(self.mask)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.allowed(b, h, q, k)
@@ -235,6 +235,7 @@ class TensorMask(Mask):
 
     matrix: Tensor
 
+    _name = "from_tensor"
     by_position = False
     has_fixed_size = True
 
@@ -272,9 +273,6 @@ class TensorMask(Mask):
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.matrix.unsqueeze(1) if self.matrix.dim() == 3 else self.matrix
-
-    def __repr__(self) -> str:
-        return f"from_tensor({short(self.matrix)})"
 
 
 def from_tensor(matrix: Tensor) -> Mask:

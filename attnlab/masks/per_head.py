@@ -21,21 +21,13 @@ class PerHeadMask(Mask):
 
     def __post_init__(self) -> None:
         rules, ends = self.rules, accumulate(self.counts)
-        self._set(
+        self._combine(
+            *rules,
             num_heads=sum(self.counts),
-            batch_size=max(rule.batch_size for rule in rules),
-            tensors=tuple(tensor for rule in rules for tensor in rule.tensors),
-            has_fixed_size=any(rule.has_fixed_size for rule in rules),
-            max_sequence=max(rule.max_sequence for rule in rules),
-            by_position=all(rule.by_position for rule in rules),
             is_relative=all(rule.is_relative for rule in rules),
             includes_diagonal=all(rule.includes_diagonal for rule in rules),  # needed by conjunctions of these
             head_groups=[(slice(e - n, e), rule) for e, n, rule in zip(ends, self.counts, rules, strict=True)],
         )
-
-    def check(self, queries: int, keys: int) -> None:
-        for rule in self.rules:
-            rule.check(queries, keys)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         first, *others = [

@@ -58,6 +58,8 @@ class Rule:
     """Whether every query may attend to its own position, so that no row is fully masked."""
     head_groups: list[tuple[slice, Any]] | None = None
     """If the rule differs per head: consecutive heads that share a rule, and that rule."""
+    parts: tuple[Rule, ...] = ()
+    """The rules that this one combines."""
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether query ``q`` of head ``h`` in batch item ``b`` may attend to key ``k``, elementwise.
@@ -83,6 +85,8 @@ class Rule:
 
     def check(self, queries: int, keys: int) -> None:
         """Raise ValueError if the rule does not fit ``queries`` and ``keys``."""
+        for part in self.parts:
+            part.check(queries, keys)
 
     def check_lengths(self, length: int) -> None:
         """Raise ValueError if the rule names a sequence longer than ``length``."""

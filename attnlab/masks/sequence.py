@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.masks.arguments import (
-    as_int64,
-    as_lengths,
-    check_int,
-    short,
-)
+from attnlab.masks.arguments import as_int64, as_lengths, check_int, short
 from attnlab.masks.clauses import Clause, Clauses
 from attnlab.masks.mask import Mask
 from attnlab.utils.tracing import can_inspect_values
@@ -25,6 +20,7 @@ class PrefixMask(Mask):
     """All queries attend to the first ``length`` keys; one integer, or one per batch item, (B,)."""
 
     length: int | Tensor
+    _name = "prefix"
 
     def __post_init__(self) -> None:
         if isinstance(self.length, Tensor):
@@ -47,9 +43,6 @@ class PrefixMask(Mask):
         if isinstance(self.length, int):
             return self.length
         return self.length[b if self.batch_size > 1 else torch.zeros_like(b)]
-
-    def __repr__(self) -> str:
-        return f"prefix({short(self.length)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,6 +105,7 @@ class KeyMask(Mask):
     """All queries attend to the keys where ``keep``, Boolean (B, N_k), is True."""
 
     keep: Tensor
+    _name = "keys"
     is_padding = has_fixed_size = True
 
     def __post_init__(self) -> None:
@@ -138,15 +132,13 @@ class KeyMask(Mask):
             return None
         return [slice(a, a + n) for a, n in zip(starts.flatten().tolist(), counts.flatten().tolist(), strict=True)]
 
-    def __repr__(self) -> str:
-        return f"keys({short(self.keep)})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentMask(Mask):
     """Each query attends to keys of its own document; ``ids``, (N,) or (B, N), holds the document of each position."""
 
     ids: Tensor
+    _name = "documents"
     includes_diagonal = is_segments = has_fixed_size = True
 
     def __post_init__(self) -> None:
@@ -169,16 +161,12 @@ class SegmentMask(Mask):
         return (ids[b, q] == ids[b, k]) & inside
 
     def segments(self, length: int) -> list[slice] | None:
-        if self.ids.dim() == 2 and self.ids.shape[0] != 1:
+        if self.batch_size != 1:
             return None
         ids, counts = torch.unique_consecutive(self.ids.flatten()[:length], return_counts=True)
         if ids.unique().numel() != ids.numel():  # a document is interrupted by another
             return None
-        ends = counts.cumsum(0).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-    def __repr__(self) -> str:
-        return f"documents({short(self.ids)})"
+        return [slice(end - count, end) for end, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True)]
 
 
 def prefix(length: int | Tensor) -> Mask:

@@ -14,7 +14,7 @@ CAPABILITIES = {
     "causal": "can be restricted to earlier tokens (causal=True)",
     "padding": "takes a padding mask",
     "segments": "takes a mask of packed documents",
-    "arbitrary_mask": "takes any mask",
+    "arbitrary_mask": "takes any mask",  # a card that names it need not name padding and segments
     "attn_bias": "takes a bias that is added to the scores",
     "context": "attends to another sequence (cross-attention)",
     "cache": "decodes token by token with a cache",
@@ -66,7 +66,8 @@ class Card:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
         if isinstance(self.supports, str):
             raise ValueError(f"supports is the text {self.supports!r}; write a tuple: ({self.supports!r},)")
-        object.__setattr__(self, "supports", current_capabilities(self.supports))
+        supports = current_capabilities("mask" if word == "arbitrary_mask" else word for word in self.supports)
+        object.__setattr__(self, "supports", tuple(dict.fromkeys(supports)))
         for word in self.supports:
             if word not in CAPABILITIES:
                 near = nearest(word, CAPABILITIES)

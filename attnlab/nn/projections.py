@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 T = TypeVar("T")
 
@@ -42,6 +43,18 @@ def reset_children(module: nn.Module) -> None:
             reset()
         else:
             reset_children(child)
+
+
+def plain_weight(layer: nn.Module) -> Tensor | None:
+    """Return the weight of a projection whose call computes ``x W^T`` and nothing else; None for any other module.
+
+    Adapters, hooks, parametrizations, quantization and offloading replace the class, the parameter or ``forward``, or
+    register a hook: the module must then be called.
+    """
+    if type(layer) is not nn.Linear or layer.bias is not None or type(layer.weight) is not nn.Parameter:
+        return None
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks
+    return None if hooked or "forward" in vars(layer) else layer.weight
 
 
 def copy_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -5,6 +5,8 @@ Axes: B batch, H heads, N queries, M keys.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -50,31 +52,16 @@ class RelativeBias:
         """Return the whole matrix, (1 | B, H, N, M)."""
         return self.tile(slice(0, self.queries), slice(0, self.keys))
 
-    def tile(self, queries: slice, keys: slice) -> Tensor:
+    def tile(self, queries: Index, keys: Index) -> Tensor:
         """Return these rows and columns, (1 | B, H, rows, columns)."""
-        rows, columns = queries.stop - queries.start, keys.stop - keys.start
-        start = keys.start - queries.stop + self.queries  # the first key of the last row, at the largest distance back
-        if torch.compiler.is_compiling():  # `unfold` fixes the length
-            key, row = (torch.arange(n, device=self.line.device) for n in (columns, rows))
-            tile = self.line[:, start + rows - 1 - row[:, None] + key].unsqueeze(0)
-        elif rows and columns:
-            near = self.line[:, start : start + rows + columns - 1]
+        if not torch.compiler.is_compiling() and _is_range(queries) and _is_range(keys):  # `unfold` fixes the length
+            columns, last = keys.stop - keys.start, self.queries - queries.start + keys.stop - 1
+            near = self.line[:, keys.start - queries.stop + self.queries : last]  # from the largest distance back
             tile = near.unfold(-1, columns, 1).flip(-2).unsqueeze(0)  # each row starts one distance earlier
         else:
-            tile = self.line.new_zeros(1, len(self.line), rows, columns)
+            row, key = (positions(part, 0, self.line.device) for part in (queries, keys))
+            tile = self.line[:, key - row[:, None] + self.queries - 1].unsqueeze(0)
         return tile if self.matrix is None else tile + cut(self.matrix, queries, keys)
-
-    def at(self, rows: Tensor, keys: Tensor) -> Tensor:
-        """Return selected rows and columns, (1 | B, H, rows, columns)."""
-        part = self.line[:, keys - rows[:, None] + self.queries - 1].unsqueeze(0)
-        if self.matrix is None:
-            return part
-        matrix = of_rows(self.matrix, rows)
-        return part + (matrix if matrix.shape[-1] == 1 else matrix[..., keys])
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """Return selected rows, (1 | B, H, rows, M)."""
-        return self.at(rows, torch.arange(self.keys, device=self.line.device))
 
     def to(self, dtype: torch.dtype) -> RelativeBias:
         """Return the same bias in another precision."""
@@ -93,21 +80,12 @@ Bias = Tensor | RelativeBias
 """A term of the scores that broadcasts to (B, H, N, M)."""
 
 
-def cut(bias: Bias, queries: slice, keys: Index) -> Tensor:
-    """Return the part for these rows and columns."""
+def cut(bias: Bias, queries: Index, keys: Index) -> Tensor:
+    """Return the part for these rows and columns; at least one of them is a slice."""
     if isinstance(bias, RelativeBias):
-        if isinstance(keys, slice) and keys.step is None:
-            return bias.tile(queries, keys)
-        return bias.at(positions(queries, 0, bias.line.device), positions(keys, 0, bias.line.device))
+        return bias.tile(queries, keys)
     rows = slice(None) if bias.shape[-2] == 1 else queries
     return bias[..., rows, slice(None) if bias.shape[-1] == 1 else keys]
-
-
-def of_rows(bias: Bias, rows: Tensor) -> Tensor:
-    """Return selected rows, with all keys."""
-    if isinstance(bias, RelativeBias):
-        return bias.rows(rows)
-    return bias if bias.shape[-2] == 1 else bias[..., rows, :]
 
 
 def of_heads(bias: Bias, heads: slice) -> Bias:
@@ -129,3 +107,8 @@ def four_axes(bias: Bias) -> Bias:
 def materialized(bias: Bias) -> Tensor:
     """Return the whole matrix, for kernels that need it."""
     return bias.tensor() if isinstance(bias, RelativeBias) else bias
+
+
+def _is_range(index: Index) -> TypeGuard[slice]:
+    """Whether these are consecutive positions, at least one."""
+    return isinstance(index, slice) and index.step is None and index.start < index.stop

@@ -9,8 +9,6 @@ Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these r
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +19,12 @@ from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.bias import Bias, cut, four_axes
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.rowwise import RowwiseMap, at_least_float32, by_tiles, one_tile, row_tiles
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32, one_tile, row_tiles
 from attnlab.ops.softmax import masked_softmax
-from attnlab.utils.tracing import autocast_dtype, can_inspect_device, widest_dtype
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+from attnlab.utils.tracing import can_inspect_device, full_precision, widest_dtype
 
 
 class DecayedMap(AttentionMap):
@@ -67,13 +62,13 @@ class DecayedMap(AttentionMap):
         fused = self.contiguous and not dropout and not learned
         fused = fused and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         fused = fused and forward_ad.unpack_dual(self.gates).tangent is None
-        with _full_precision(values.device):
+        with full_precision(values.device):
             if fused:
                 return self._fused(at_least_float32(values)).to(values.dtype)
             return self._by_rows().apply(at_least_float32(values), dropout=dropout).to(values.dtype)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        with _full_precision(self.q.device):
+        with full_precision(self.q.device):
             return self._by_rows()._rows(rows).to(self._like.dtype)
 
     def _by_rows(self) -> RowwiseMap:

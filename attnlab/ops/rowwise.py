@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from attnlab.masks import BoundMask
-from attnlab.masks.bound import QUERY_CHUNK, Index, count, in_order, slices
+from attnlab.masks.bound import QUERY_CHUNK, Index, count, slices
 from attnlab.ops.attention_map import AttentionMap
-from attnlab.ops.backends.tiles import preallocated
-from attnlab.ops.bias import Bias, cut, of_rows
+from attnlab.ops.backends.tiles import Tiles, by_tiles
+from attnlab.ops.bias import Bias, cut
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.utils.tracing import can_inspect_values
 
@@ -75,10 +74,7 @@ class RowwiseMap(AttentionMap):
         B, H, N, M = self.shape
 
         def part(rows: slice, keys: Index) -> Tensor:
-            permitted = None if self.mask is None else self.mask.tile(rows, keys)
-            bias = None if self.bias is None else cut(self.bias, rows, keys)
-            weights = self._weights(rows, keys, permitted, bias)
-            return torch.dropout(weights, dropout, dropout > 0) @ values[:, :, keys]
+            return torch.dropout(self._weights(rows, keys), dropout, dropout > 0) @ values[:, :, keys]
 
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))
@@ -90,30 +86,23 @@ class RowwiseMap(AttentionMap):
 
     def _rows(self, rows: Tensor) -> Tensor:
         B, H, _, M = self.shape
-        parts = []
-        for part in rows.split(max(1, MAX_TILE_VALUES // max(1, B * H * M * self._score_cost))):
-            permitted = None if self.mask is None else self.mask.rows(part)
-            bias = None if self.bias is None else of_rows(self.bias, part)
-            parts.append(self._weights(part, slice(0, M), permitted, bias))
-        return torch.cat(parts, 2)
+        parts = rows.split(max(1, MAX_TILE_VALUES // max(1, B * H * M * self._score_cost)))
+        return torch.cat([self._weights(part, slice(0, M)) for part in parts], 2)
 
-    def _weights(self, rows: Index, keys: Index, permitted: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _weights(self, rows: Index, keys: Index) -> Tensor:
+        permitted = None if self.mask is None else self.mask.tile(rows, keys)
         scores = self._score_fn(self.q[:, :, rows], self.k[:, :, keys])
-        if bias is not None:
-            scores = scores + bias.to(scores.dtype)
+        if self.bias is not None:
+            scores = scores + cut(self.bias, rows, keys).to(scores.dtype)
         if self._added is not None:
             scores = scores + self._added(rows, keys, permitted).to(scores.dtype)
         return self._normalize(scores, permitted)
 
 
-def row_tiles(mask: BoundMask | None, N: int, M: int, cost: int) -> list[tuple[slice, Index]]:
+def row_tiles(mask: BoundMask | None, N: int, M: int, cost: int) -> Tiles:
     """Return all rows in tiles, each with the keys that it may attend to; one tile where more would save nothing.
 
-    Args:
-        mask: which keys each query attends to.
-        N: the number of queries.
-        M: the number of keys.
-        cost: the temporary values per pair of a query and a key.
+    The cost is the number of temporary values per pair of a query and a key.
     """
     whole = one_tile(N, M)
     budget = MAX_TILE_VALUES // max(1, cost)
@@ -129,40 +118,16 @@ def row_tiles(mask: BoundMask | None, N: int, M: int, cost: int) -> list[tuple[s
         if budget >= N * M and 1.5 * tiled_cost > cost * N * M:
             return whole
         return tiles or whole
-    keys = mask.max_keys_per_query  # on average, where some rows may attend to more keys than others
+    keys = mask.mean_keys_per_query
     size = max(1, budget // max(1, keys))
     if keys < M:
         size = min(size, QUERY_CHUNK)
     return mask.tiles(size) if size < N else whole
 
 
-def one_tile(N: int, M: int) -> list[tuple[slice, Index]]:
+def one_tile(N: int, M: int) -> Tiles:
     """Return one tile of all rows with all keys."""
     return [(slice(0, N), slice(0, M))]
-
-
-def by_tiles(
-    part: Callable[[slice, Index], Tensor], tiles: list[tuple[slice, Index]], *, random: bool = False
-) -> Tensor:
-    """Return ``part`` of every tile, (B, H, n, w), as one tensor (B, H, N, w).
-
-    With several tiles, the backward pass recomputes each: keeping what it needs of all would be the whole matrix.
-
-    Args:
-        part: computes a tile.
-        tiles: from `row_tiles`.
-        random: whether ``part`` draws random numbers.
-    """
-    if len(tiles) == 1:
-        return part(*tiles[0])
-
-    def compute(rows: slice, keys: Index) -> Tensor:
-        if torch.is_grad_enabled():
-            out: Tensor = checkpoint(part, rows, keys, use_reentrant=False, preserve_rng_state=random)
-            return out
-        return part(rows, keys)
-
-    return in_order(preallocated(compute, tiles), [rows for rows, _ in tiles], 2)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

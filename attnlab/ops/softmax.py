@@ -111,28 +111,19 @@ class SoftmaxMap(AttentionMap):
         Raises:
             ValueError: for values of another batch size, number of heads or length.
         """
-        k, (B, H), (heads, M) = self.k, self.q.shape[:2], self.k.shape[1:3]
-        shape = values.shape
+        q, k, shape = self.q, self.k, values.shape
+        (B, H), (heads, M) = q.shape[:2], k.shape[1:3]
         if len(shape) != 4 or shape[0] not in (1, B) or shape[1] not in (1, heads, H) or shape[2] != M:
             raise ValueError(
                 f"values must have shape (batch, heads, keys, width) = ({B}, {H}, {M}, width), with 1 in place of the "
                 f"batch or the heads, or {heads} heads as the keys have, not {tuple(shape)}"
             )
         if shape[1] not in (1, heads):
-            k = repeat_kv(k, num_groups(self.q, k))
+            k = repeat_kv(k, num_groups(q, k))
         if shape[0] != B or shape[1] != k.shape[1]:
             values = values.expand(B, k.shape[1], -1, -1)
         call = AttentionCall(
-            self.q,
-            k,
-            values,
-            self.mask,
-            self.bias,
-            self.scale,
-            self.sink,
-            self.softcap,
-            dropout,
-            can_inspect_values(self.q),
+            q, k, values, self.mask, self.bias, self.scale, self.sink, self.softcap, dropout, can_inspect_values(q)
         )
         for backend in BACKENDS:
             plan = backend.applies(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ class Entry:
     name: str
     class_name: str
     summary: str
-    caveat: str
-    suffixes: tuple[str, ...]
-    needs_data: bool
-    defaults: dict[str, Any]
+    caveat: str = ""
+    suffixes: tuple[str, ...] = ()
+    needs_data: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -47,33 +47,17 @@ def resolve(name: str) -> str:
 
 
 def entry(name: str) -> Entry:
-    """The description of a task, read from its source.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-    """
+    """The description of a task, read from its source; UnknownNameError for an unknown name."""
     name = resolve(name)
     if name not in names():
         raise UnknownNameError("task", name, names())
     source = read_class(FOLDER / f"{name}.py", "summary")
-    attributes = source.attributes
-    return Entry(
-        name,
-        source.name,
-        attributes["summary"],
-        attributes.get("caveat", ""),
-        tuple(attributes.get("suffixes", ())),
-        attributes.get("needs_data", False),
-        attributes.get("defaults", {}),
-    )
+    known = {field.name for field in fields(Entry)}
+    return Entry(name, source.name, **{key: value for key, value in source.attributes.items() if key in known})
 
 
 def for_file(path: Path) -> str:
-    """The task that reads files like ``path``.
-
-    Raises:
-        UserError: if no task does, with the suffixes that tasks read.
-    """
+    """The task that reads files like ``path``; UserError with the known suffixes if no task does."""
     entries = [entry(name) for name in names()]
     for candidate in entries:
         if path.suffix.lower() in candidate.suffixes:
@@ -83,10 +67,6 @@ def for_file(path: Path) -> str:
 
 
 def load(name: str) -> Task:
-    """The task with this name.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-    """
+    """The task with this name; UnknownNameError for an unknown name."""
     described = entry(name)
     return getattr(import_module(f"attnlab.tasks.{described.name}"), described.class_name)()

@@ -5,6 +5,7 @@ scikit-learn is imported where it is used, because that takes a second.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from attnlab.tasks.metrics import class_metrics, value_metrics
 MAX_TRAIN = 10_000
 """Training rows of the baselines, to limit their time."""
 NEIGHBOURS = 3
+NEIGHBOURS_NAME = f"{NEIGHBOURS} nearest neighbours"
 MAX_DISTANCE_COST = 5e9
 """Multiplications of the nearest neighbours: training rows × test rows × features."""
 MAX_ITER = 300
@@ -26,10 +28,10 @@ MAX_ITER = 300
 MAX_REGRESSION_COST = 5e10
 """Multiplications of logistic regression: iterations × rows × classes × features."""
 
-Features = Callable[[Rows, Rows], tuple[Any, Any]]
+Features = Callable[[Rows, Rows], tuple[Any, ...]]
 """Maps the indices of the training and test rows to their features, arrays or sparse matrices."""
-Method = Callable[[Any, Any], tuple[str, dict[str, float]]]
-"""Maps the features of the training and test rows to a suffix for the name, and the metrics."""
+Method = tuple[Any, Callable[[Any], float], Callable[[Any], float]]
+"""A model, and how many training and test rows it may use, given the features of the training rows."""
 
 
 def flattened(x: NDArray[Any]) -> Features:
@@ -40,110 +42,99 @@ def flattened(x: NDArray[Any]) -> Features:
 def classifiers(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
     """Three nearest neighbours, logistic regression and the majority class, with every metric for classes.
 
-    A method that fails has no metrics, and its name gives the reason.
-
-    Args:
-        features: the features of the training and the test rows.
-        y: (rows,) classes, counted from 0.
-        parts: the split.
+    ``y`` is (rows,), classes from 0. A method that fails has no metrics, and its name gives the reason.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
     classes = int(y.max()) + 1
-    rows = parts.train[sample(y[parts.train], MAX_TRAIN, 0)]
-    train_y, test_y = y[rows], y[parts.test]
 
-    def scores(model: Any, test_x: Any, tested: NDArray[Any]) -> dict[str, float]:
+    def scores(model: Any, x: Any, tested: Rows) -> dict[str, float]:
         probabilities = np.zeros((len(tested), classes))
-        probabilities[:, model.classes_] = model.predict_proba(test_x)
-        return class_metrics(probabilities, tested)
+        probabilities[:, model.classes_] = model.predict_proba(x)
+        return class_metrics(probabilities, y[tested])
 
-    def neighbours(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        tested = _few(x, test_x, test_y)
-        model = KNeighborsClassifier(min(NEIGHBOURS, len(rows))).fit(x, train_y)
-        return _note(rows, parts, tested), scores(model, test_x[tested], test_y[tested])
+    def most_rows(x: Any) -> float:
+        return MAX_REGRESSION_COST / (MAX_ITER * classes * _width(x))
 
-    def linear(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        few = sample(train_y, int(MAX_REGRESSION_COST / (MAX_ITER * classes * _width(x))), 0)
-        model = LogisticRegression(max_iter=MAX_ITER).fit(x[few], train_y[few])
-        return _note(few, parts), scores(model, test_x, test_y)
-
-    def majority() -> dict[str, float]:
-        most = np.bincount(y[parts.train]).argmax()
-        return class_metrics(np.eye(classes)[np.full(len(test_y), most)], test_y)
-
-    methods = {f"{NEIGHBOURS} nearest neighbours": neighbours, "logistic regression": linear}
-    return _computed(methods, "majority class", majority, lambda: features(rows, parts.test))
+    methods: dict[str, Method] = {
+        NEIGHBOURS_NAME: (KNeighborsClassifier(min(NEIGHBOURS, len(parts.train))), _all, _near_rows),
+        "logistic regression": (LogisticRegression(max_iter=MAX_ITER), most_rows, _all),
+    }
+    majority = np.eye(classes)[np.full(len(parts.test), np.bincount(y[parts.train]).argmax())]
+    return [
+        *_computed(methods, features, y, y, parts, scores),
+        Baseline("majority class", class_metrics(majority, y[parts.test])),
+    ]
 
 
 def regressors(features: Features, y: NDArray[Any], parts: Parts) -> list[Baseline]:
-    """Three nearest neighbours, ridge regression and the mean, with every metric for values; arguments as above.
+    """Three nearest neighbours, ridge regression and the mean, with every metric for values.
 
     The methods are fitted to standardized targets; predictions are converted back to the unit of ``y`` in float64.
     """
     from sklearn.linear_model import Ridge
     from sklearn.neighbors import KNeighborsRegressor
 
-    test_y = y[parts.test]
     mean = y[parts.train].mean()
     unit = np.abs(y[parts.train] - mean).max() or 1.0
-    rows = parts.train[sample(np.zeros(len(parts.train), np.int64), MAX_TRAIN, 0)]
-    train_y = (y[rows] - mean) / unit
 
-    def neighbours(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        tested = _few(x, test_x, np.zeros(len(test_y), np.int64))
-        model = KNeighborsRegressor(min(NEIGHBOURS, len(rows))).fit(x, train_y)
-        return _note(rows, parts, tested), value_metrics(model.predict(test_x[tested]) * unit + mean, test_y[tested])
+    def scores(model: Any, x: Any, tested: Rows) -> dict[str, float]:
+        return value_metrics(model.predict(x) * unit + mean, y[tested])
 
-    def linear(x: Any, test_x: Any) -> tuple[str, dict[str, float]]:
-        model = Ridge().fit(x, train_y)
-        return _note(rows, parts), value_metrics(model.predict(test_x) * unit + mean, test_y)
-
-    def constant() -> dict[str, float]:
-        return value_metrics(np.full(len(test_y), mean), test_y)
-
-    methods = {f"{NEIGHBOURS} nearest neighbours": neighbours, "ridge regression": linear}
-    return _computed(methods, "mean", constant, lambda: features(rows, parts.test))
+    methods: dict[str, Method] = {
+        NEIGHBOURS_NAME: (KNeighborsRegressor(min(NEIGHBOURS, len(parts.train))), _all, _near_rows),
+        "ridge regression": (Ridge(), _all, _all),
+    }
+    constant = value_metrics(np.full(len(parts.test), mean), y[parts.test])
+    target = (y - mean) / unit
+    return [
+        *_computed(methods, features, target, np.zeros(len(y), np.int64), parts, scores),
+        Baseline("mean", constant),
+    ]
 
 
 def _computed(
     methods: Mapping[str, Method],
-    trivial: str,
-    constant: Callable[[], dict[str, float]],
-    features: Callable[[], tuple[Any, Any]],
+    features: Features,
+    target: NDArray[Any],
+    strata: NDArray[Any],
+    parts: Parts,
+    scores: Callable[[Any, Any, Rows], dict[str, float]],
 ) -> list[Baseline]:
-    """The results of the methods, and of the trivial baseline, which needs no features."""
+    """The results of the methods; samples keep a row of each of the ``strata``."""
     from sklearn.exceptions import ConvergenceWarning
 
     results = []
+    rows = parts.train[sample(strata[parts.train], MAX_TRAIN, 0)]
+    x: Any = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # MAX_ITER is enough for a baseline
-        both: tuple[Any, Any] | None = None
-        for name, method in methods.items():
+        for name, (model, most_rows, most_tested) in methods.items():
             try:
-                both = features() if both is None else both
-                note, values = method(*both)
+                if x is None:
+                    x, test_x = features(rows, parts.test)
+                few = sample(strata[rows], most_rows(x), 0)
+                tested = sample(strata[parts.test], max(1, most_tested(x)), 0)
+                values = scores(model.fit(x[few], target[rows[few]]), test_x[tested], parts.test[tested])
             except Exception as error:  # a failed baseline must not lose the trained network
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 results.append(Baseline(f"{name} (failed: {reason})", {}))
-            else:
-                results.append(Baseline(name + note, values))
-    return [*results, Baseline(trivial, constant())]
+                continue
+            notes = [f"on {len(few):,} rows"] if len(few) < len(parts.train) else []
+            notes += [f"tested on {len(tested):,}"] if len(tested) < len(parts.test) else []
+            results.append(Baseline(name + (f" ({', '.join(notes)})" if notes else ""), values))
+    return results
 
 
-def _few(x: Any, test_x: Any, classes: NDArray[Any]) -> Rows:
-    """As many test rows as fit into the cost limit."""
-    return sample(classes, max(1, int(MAX_DISTANCE_COST / (x.shape[0] * _width(x)))), 0)
+def _all(x: Any) -> float:
+    return math.inf
+
+
+def _near_rows(x: Any) -> float:
+    return MAX_DISTANCE_COST / (x.shape[0] * _width(x))
 
 
 def _width(x: Any) -> float:
     """Nonzero features per row; those of a sparse matrix cost ten times as much."""
     return max(1.0, 10 * x.nnz / x.shape[0] if hasattr(x, "nnz") else x.shape[1])
-
-
-def _note(rows: Rows, parts: Parts, tested: Rows | None = None) -> str:
-    parts_used = [f"on {len(rows):,} rows"] if len(rows) < len(parts.train) else []
-    if tested is not None and len(tested) < len(parts.test):
-        parts_used.append(f"tested on {len(tested):,}")
-    return f" ({', '.join(parts_used)})" if parts_used else ""

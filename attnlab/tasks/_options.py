@@ -11,37 +11,24 @@ from attnlab.utils.errors import UserError
 _NO_COLUMNS = "{task} has no columns, so --{name} {value} has no effect; leave it out"
 _REFUSALS = {
     "data": "{task} has its own data and cannot read {value}; leave out --task to select the task that can",
-    "target": _NO_COLUMNS,
-    "target_type": _NO_COLUMNS,
-    "features": _NO_COLUMNS,
-    "ignore": _NO_COLUMNS,
-    "missing": _NO_COLUMNS,
+    **dict.fromkeys(("target", "target_type", "features", "ignore", "missing"), _NO_COLUMNS),
     "header": "{task} has no columns, so --no_header has no effect; leave it out",
     "split_by": "--split_by {value} is for text, which {task} is not; leave it out",
     "seq_length": "the data of {task} determine the sequence length, so leave out --seq_length {value}",
 }
-_DEFAULTS = TaskConfig()
 
 
 def check_options(config: TaskConfig, task: str, *options: str) -> None:
-    """Refuse options that the task would ignore.
-
-    Raises:
-        UserError: for an option with another value than its default, except ``options``, the seed and the fractions.
-    """
+    """Raise UserError for an option with another value than its default that is not among the task's ``options``."""
     for name, refusal in _REFUSALS.items():
         value = getattr(config, name)
-        if value != getattr(_DEFAULTS, name) and name not in options:
+        if value != getattr(TaskConfig, name) and name not in options:
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UserError(refusal.format(task=task, name=name, value=shown))
 
 
 def check_length(config: TaskConfig, task: str, default: int, low: int, high: int) -> int:
-    """The sequence length: ``seq_length`` or ``default``.
-
-    Raises:
-        UserError: for a length that is not from ``low`` to ``high``.
-    """
+    """``seq_length`` or ``default``; UserError for a length that is not from ``low`` to ``high``."""
     length = default if config.seq_length is None else config.seq_length
     if not low <= length <= high:
         raise UserError(f"--seq_length for {task} must be from {low:,} to {high:,}, not {length:,}")

@@ -34,11 +34,7 @@ class Parts(NamedTuple):
 def shuffled(count: int, config: TaskConfig, what: str = "rows", groups: Rows | None = None) -> Parts:
     """A random split: a fifth of the rows to test, ``val_fraction`` of the rest to validate, the others to train.
 
-    Args:
-        count: the number of rows.
-        config: the seed and ``val_fraction``.
-        what: the name of the rows in messages.
-        groups: (count,) group indices from 0; rows of the same group stay in one part.
+    ``groups`` (count,) are group indices from 0: rows of the same group stay in one part.
 
     Raises:
         UserError: for fewer rows than `MIN_ROWS`, or fewer than three groups.
@@ -56,18 +52,15 @@ def shuffled(count: int, config: TaskConfig, what: str = "rows", groups: Rows | 
 def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig, groups: Rows | None = None) -> Parts:
     """A random split with the same class proportions in each part, and every class in each part.
 
-    Args:
-        classes: (rows,) indices into ``labels``.
-        labels: the classes' names.
-        config: the seed and ``val_fraction``.
-        groups: (rows,) group indices from 0; rows of the same group stay in one part, whatever their classes.
+    ``classes`` (rows,) are indices into ``labels``; ``groups`` are as in `shuffled`, and may have several classes.
 
     Raises:
         UserError: for fewer rows than `MIN_ROWS`, a single class, or a class with fewer than three different rows.
     """
     check_count(len(classes))
     if len(labels) < 2:
-        raise UserError(f"every row is of one class ({_first(labels)}), so there is nothing to learn; two are needed")
+        one = labels[0] if len(labels) else "none"
+        raise UserError(f"every row is of one class ({one}), so there is nothing to learn; two are needed")
     groups = np.arange(len(classes)) if groups is None else groups
     sizes = np.bincount(groups)
     # Each class of each group once, as two parallel arrays.
@@ -87,13 +80,10 @@ def stratified(classes: NDArray[Any], labels: Sequence[Any], config: TaskConfig,
     return _parts(part_of[groups])
 
 
-def sample(classes: NDArray[Any], count: int, seed: int) -> Rows:
+def sample(classes: NDArray[Any], count: float, seed: int) -> Rows:
     """The indices of ``count`` random rows with at least one row of every class, in ascending order.
 
-    Args:
-        classes: (rows,) the class of every row; all equal if there are no classes.
-        count: the number of rows; more if there are more classes, and all if there are fewer rows.
-        seed: of the sample.
+    There are more than ``count`` if there are more classes, and all if there are fewer rows.
     """
     if count >= len(classes):
         return np.arange(len(classes))
@@ -101,26 +91,22 @@ def sample(classes: NDArray[Any], count: int, seed: int) -> Rows:
     needed = np.zeros(len(classes), bool)
     needed[np.unique(classes[order], return_index=True)[1]] = True
     order = np.concatenate([order[needed], order[~needed]])
-    return np.sort(order[: max(count, int(needed.sum()))])
+    return np.sort(order[: max(int(count), int(needed.sum()))])
 
 
 def groups_of_equal_rows(rows: NDArray[Any]) -> Rows:
     """(rows,) group indices from 0 in order of first appearance; equal rows of (rows, features) form a group."""
     known: dict[bytes, int] = {}
-    groups = np.empty(len(rows), np.int64)
+    groups = []
     for first in range(0, len(rows), BLOCK):
         block = rows[first : first + BLOCK] + rows.dtype.type(0)  # -0.0 becomes 0.0, whose bytes differ
-        for i, row in enumerate(np.ascontiguousarray(block), first):
-            groups[i] = known.setdefault(blake2b(row, digest_size=16).digest(), len(known))
-    return groups
+        digests = (blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(block))
+        groups += [known.setdefault(digest, len(known)) for digest in digests]
+    return np.array(groups, np.int64)
 
 
 def check_count(count: int, what: str = "rows") -> None:
-    """Refuse fewer rows than `MIN_ROWS`.
-
-    Raises:
-        UserError: with the number of rows.
-    """
+    """Raise UserError for fewer rows than `MIN_ROWS`."""
     if count < MIN_ROWS:
         raise UserError(
             f"there are too few {what} to train, validate and test on ({count}); at least {MIN_ROWS} are needed"
@@ -161,11 +147,7 @@ def _assign(pools: list[Rows], sizes: Rows, config: TaskConfig) -> NDArray[np.in
 def _complete(part_of: NDArray[np.int64], owners: Rows, kinds: Rows, labels: Sequence[Any]) -> None:
     """Move groups, in place, until every class is in every part; needed only if groups have several classes.
 
-    Args:
-        part_of: (groups,) the part of every group.
-        owners: (pairs,) groups.
-        kinds: (pairs,) a class of the group.
-        labels: the classes' names.
+    ``part_of`` is (groups,); ``owners`` and ``kinds`` are (pairs,), a group and one of its classes.
     """
     counts = np.zeros((len(labels), 3), np.int64)
     np.add.at(counts, (kinds, part_of[owners]), 1)
@@ -188,7 +170,3 @@ def _complete(part_of: NDArray[np.int64], owners: Rows, kinds: Rows, labels: Seq
 
 def _parts(part_of: NDArray[np.int64]) -> Parts:
     return Parts(*(np.flatnonzero(part_of == part) for part in range(3)))
-
-
-def _first(labels: Sequence[Any]) -> str:
-    return str(labels[0]) if len(labels) else "none"

@@ -45,12 +45,8 @@ def standardize(
 ) -> NDArray[np.float32]:
     """``(x - mean) / spread`` of (B, ...), computed in float64; NaN becomes 0, the mean.
 
-    Args:
-        x: (B, ...).
-        mean: (...), of the training rows.
-        spread: (...), their standard deviation.
-        refuse: the error for a row and an index into the flattened row whose value is too far from the mean for
-            float32.
+    ``refuse`` makes the error for a row and an index into the flattened row whose value is too far from the mean for
+    float32.
     """
     flat, out = x.reshape(len(x), -1), np.empty(x.shape, np.float32)
     written, shift, scale = out.reshape(flat.shape), mean.ravel(), spread.ravel()

@@ -12,33 +12,23 @@ from numpy.typing import NDArray
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import Features, classifiers, regressors
-from attnlab.tasks._split import groups_of_equal_rows, listed, shuffled, stratified
+from attnlab.tasks._split import Rows, groups_of_equal_rows, listed, shuffled, stratified
 from attnlab.tasks._standardize import mean_and_std
-from attnlab.tasks.base import Baseline, ColumnUse, Split, TaskConfig, TaskData
+from attnlab.tasks.base import ColumnUse, Split, TaskConfig, TaskData
 from attnlab.tasks.tables.target import Locate, Target, standardized_target
 from attnlab.utils.errors import UserError
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """All rows as network inputs, standardized by the training rows.
-
-    Args:
-        x: (B, N), (B, N, F) or cells (B, N, 2), depending on ``inputs``.
-        inputs: the kind and size of ``x``.
-        length: the longest possible sequence.
-        lengths: (B,), if some of ``x`` is padding.
-        encoding: JSON values with which `Task.read` reads more data.
-        features: the input of the baselines.
-        summary_lines: how the data were encoded.
-    """
+    """All rows as network inputs, standardized by the training rows; the fields are those of `TaskData`."""
 
     x: NDArray[Any]
+    """(B, N), (B, N, F) or cells (B, N, 2), depending on ``inputs``."""
     inputs: Inputs
     length: int
     lengths: Rows | None
+    """(B,), if some of ``x`` is padding."""
     encoding: dict[str, Any]
     features: Features
     summary_lines: tuple[str, ...] = ()
@@ -56,14 +46,8 @@ def supervised(
 ) -> TaskData:
     """A classification or a regression.
 
-    Args:
-        target: the targets.
-        rows: (B, features), the inputs; equal rows stay in one part of the split.
-        encode: encodes all rows, given the indices of the training rows.
-        config: the seed and ``val_fraction``.
-        locate: names a row in messages.
-        summary_lines: how the data were interpreted so far.
-        columns: the use of each column.
+    Equal ``rows`` (B, features) stay in one part of the split. ``encode`` encodes all rows, given the indices of the
+    training rows.
 
     Raises:
         UserError: for too few rows, a single class or value, or what ``encode`` refuses.
@@ -79,43 +63,36 @@ def supervised(
         parts = stratified(y, labels, config, groups)
         counts = np.bincount(y[parts.train])
         about = {"labels": labels, "majority": int(counts.argmax()), "share": float(counts.max() / counts.sum())}
-        outputs = Outputs("classes", len(labels))
-        encoded_y = y
+        outputs, metric, encoded_y = Outputs("classes", len(labels)), "accuracy", y
+        kind = f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
     else:
         parts = shuffled(len(y), config, groups=groups)
         known = y[parts.train]
         if known.max() == known.min():
             raise UserError(f"every training row has the same {target.name} ({known[0]:.9g}): nothing to learn")
-        mean, spread = mean_and_std(known[:, None])
-        unit = float(spread[0])
-        about = {"mean": float(mean[0]), "unit": unit}
-        outputs = Outputs("values", 1)
-        encoded_y = standardized_target(y, float(mean[0]), unit, target.name, locate).astype(np.float32)
+        mean, unit = (float(each[0]) for each in mean_and_std(known[:, None]))
+        about = {"mean": mean, "unit": unit}
+        outputs, metric = Outputs("values", 1), "rmse"
+        encoded_y = standardized_target(y, mean, unit, target.name, locate)
+        kind = f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, errors are in its unit"
     encoded = encode(parts.train)
 
     def split(part: Rows) -> Split:
         lengths = None if encoded.lengths is None else torch.from_numpy(encoded.lengths[part])
         return Split(torch.from_numpy(encoded.x[part]), torch.from_numpy(encoded_y[part]).unsqueeze(1), lengths)
 
-    def baselines() -> list[Baseline]:
-        return (regressors if labels is None else classifiers)(encoded.features, y, parts)
-
-    kind = (
-        f"regression: {target.name} from {y.min():.9g} to {y.max():.9g}, errors are in its unit"
-        if labels is None
-        else f"classification: {target.name} is one of {len(labels):,}: {listed(labels)}"
-    )
+    train, validation, test = map(split, parts)
     return TaskData(
-        split(parts.train),
-        split(parts.validation),
-        split(parts.test),
+        train,
+        validation,
+        test,
         inputs=encoded.inputs,
         outputs=outputs,
         length=encoded.length,
-        metric="rmse" if labels is None else "accuracy",
+        metric=metric,
         unit=unit,
         encoding={"target": target.name, **about, **encoded.encoding},
         summary_lines=(*summary_lines, *encoded.summary_lines, kind),
         columns=columns,
-        baselines=baselines,
+        baselines=lambda: (regressors if labels is None else classifiers)(encoded.features, y, parts),
     )

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from attnlab.files.npz import read_arrays
+from attnlab.files import npz
 from attnlab.network import Inputs
 from attnlab.tasks._baselines import flattened
 from attnlab.tasks._options import check_file, check_options
@@ -37,11 +37,7 @@ class Arrays(Task):
     needs_data = True
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Read, check and split ``x`` and ``y``.
-
-        Raises:
-            UserError: for an invalid file, shape or value.
-        """
+        """Read, check and split ``x`` and ``y``."""
         check_options(config, "arrays", "data", "target_type")
         if config.data is None:
             raise UserError("arrays needs your own file: give --data FILE.npz with the arrays x and y")
@@ -60,31 +56,18 @@ class Arrays(Task):
             return Encoded(standard, inputs, x.shape[1], None, encoding, flattened(standard))
 
         return supervised(
-            read_target(series(y), config.target_type, locate=locator("y", config.data)),
+            read_target(y, config.target_type, locate=locator(config.data)),
             x.reshape(len(x), -1),
             encoded,
             config,
-            locate=locator("y", config.data),
+            locate=locator(config.data),
             summary_lines=(f"{config.data}: {len(x):,} sequences of {x.shape[1]}, {kind}",),
         )
 
-    def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """``x``, standardized as in training, and ``y`` if the file holds a valid one.
-
-        Raises:
-            UserError: for an ``x`` that does not match the network.
-        """
-        return self._sequences(path, inputs, length, encoding, labelled=False)
-
-    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """The same, with ``y``.
-
-        Raises:
-            UserError: as `read`, and for a ``y`` that is missing or invalid.
-        """
-        return self._sequences(path, inputs, length, encoding, labelled=True)
-
-    def _sequences(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
+    def read(
+        self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False
+    ) -> Split:
+        """``x``, standardized as in training, and ``y``, empty if it is missing or invalid and not ``labelled``."""
         check_file(path, "arrays", self.suffixes)
         x, y = read_x(path, inputs, length), torch.empty(0)
         if inputs.kind == "vectors":
@@ -93,22 +76,21 @@ class Arrays(Task):
             shift, scale = (np.array(encoding[name])[: x.shape[1]] for name in ("shift", "scale"))
             x = torch.from_numpy(standardize(numbers, shift, scale, far_from(numbers, path)))
         try:
-            targets = read_y(path, read_arrays(path), len(x))
-            encoded = encode_target(series(targets), encoding, locate=locator("y", path), gaps=not labelled)
-            y = torch.from_numpy(encoded if "labels" in encoding else encoded.astype(np.float32)).unsqueeze(1)
+            targets = read_y(path, npz.Arrays(path), len(x))
+            y = encode_target(targets, encoding, locate=locator(path), gaps=not labelled)
         except UserError:
             if labelled:
                 raise
         return Split(x, y)
 
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """The same, with the targets."""
+        return self.read(path, inputs, length, encoding, labelled=True)
 
-def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``x`` as in the file (tokens as int64), and ``y``.
 
-    Raises:
-        UserError: for a file that cannot be read, or arrays that do not match.
-    """
-    arrays = read_arrays(path)
+def read_x_and_y(path: Path) -> tuple[NDArray[Any], pl.Series]:
+    """``x`` as in the file (tokens as int64), and ``y``; UserError for arrays that do not match."""
+    arrays = npz.Arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but x is missing")
     x = arrays["x"]
@@ -136,12 +118,8 @@ def read_x_and_y(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     return x, y
 
 
-def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
-    """``y`` among the arrays of a file: one target per sequence.
-
-    Raises:
-        UserError: if it is missing, or has another shape or type.
-    """
+def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> pl.Series:
+    """``y`` among the arrays of a file: one target per sequence; UserError if it is missing, or has another shape."""
     if "y" not in arrays:
         raise UserError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected x and y, but y is missing")
     y = arrays["y"]
@@ -149,15 +127,11 @@ def read_y(path: Path, arrays: Mapping[str, NDArray[Any]], rows: int) -> NDArray
         raise UserError(f"y in {path} has shape {y.shape}; expected {(rows,)}, one target for each sequence of x")
     if y.dtype.kind not in "biufU":
         raise UserError(f"y in {path} has dtype {y.dtype}; expected numbers, strings or Booleans")
-    return y
+    return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
 
 
 def refuse_large(x: NDArray[Any], path: Path) -> None:
-    """Refuse values that float32 cannot represent.
-
-    Raises:
-        UserError: with the first such value and its index.
-    """
+    """Raise UserError for the first value that float32 cannot represent, with its index."""
     if x.dtype.kind != "f" or x.dtype.itemsize <= 4:
         return
     large = np.abs(x) > LARGEST
@@ -182,14 +156,9 @@ def far_from(x: NDArray[Any], path: Path | None) -> Any:
     return refuse
 
 
-def series(y: NDArray[Any]) -> pl.Series:
-    """``y`` as a column."""
-    return pl.Series("y", y.astype(np.float64) if y.dtype.kind == "f" else y)
-
-
-def locator(name: str, path: Path | None) -> Locate:
-    """Names an index of an array in messages."""
-    return lambda row: f"{name}[{row}] of {path}"
+def locator(path: Path | None) -> Locate:
+    """Names an index of ``y`` in messages."""
+    return lambda row: f"y[{row}] of {path}"
 
 
 def first(where: NDArray[np.bool_]) -> tuple[int, ...]:

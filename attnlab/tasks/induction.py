@@ -41,18 +41,16 @@ class Induction(Task):
             x = generator.integers(0, SYMBOLS, (count, N))
             return x, followers(x)
 
-        train, validation, test = draw_splits(config, TRAIN, draw)
+        splits = draw_splits(config, TRAIN, draw)
         return TaskData(
-            train,
-            validation,
-            test,
+            *splits,
             inputs=Inputs("tokens", SYMBOLS),
             outputs=Outputs("tokens", SYMBOLS),
             length=N,
             metric="accuracy",
             causal=True,
             summary_lines=(f"{SYMBOLS} symbols, {N} tokens; a target at every repeated symbol",),
-            baselines=lambda: baselines(test),
+            baselines=lambda: baselines(splits[2]),
         )
 
 

@@ -48,11 +48,9 @@ class MultiLookup(Task):
             x[:, -1] = SYMBOLS + questions
             return x, np.take_along_axis(x, where[questions], axis=1)
 
-        train, validation, test = draw_splits(config, TRAIN, draw)
+        splits = draw_splits(config, TRAIN, draw)
         return TaskData(
-            train,
-            validation,
-            test,
+            *splits,
             inputs=Inputs("tokens", SYMBOLS + QUESTIONS),
             outputs=Outputs("classes", SYMBOLS, POSITIONS),
             length=N,
@@ -61,7 +59,7 @@ class MultiLookup(Task):
             summary_lines=(
                 f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {POSITIONS} positions",
             ),
-            baselines=lambda: baselines(test, torch.from_numpy(where)),
+            baselines=lambda: baselines(splits[2], torch.from_numpy(where)),
         )
 
 

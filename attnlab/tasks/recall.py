@@ -47,11 +47,9 @@ class Recall(Task):
         def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
             return mqar(generator, count, N, pairs=N // 8)
 
-        train, validation, test = draw_splits(config, TRAIN, draw)
+        splits = draw_splits(config, TRAIN, draw)
         return TaskData(
-            train,
-            validation,
-            test,
+            *splits,
             inputs=Inputs("tokens", VOCABULARY),
             outputs=Outputs("tokens", VOCABULARY),
             length=N,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from attnlab.tasks._options import check_options
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks.base import ColumnUse, Split, Task, TaskConfig, TaskData
-from attnlab.tasks.tables.cells import Layout, baseline_features, encode, fit, row_keys
+from attnlab.tasks.tables.cells import ColumnValues, Layout, baseline_features, encode, fit, row_keys
 from attnlab.tasks.tables.columns import Column, choose, read_columns
 from attnlab.tasks.tables.file import TableFile
 from attnlab.tasks.tables.new_rows import column_values, refuse_gaps, refuse_large
@@ -61,12 +62,7 @@ class Table(Task):
     needs_data = True
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Read the table, decide the kinds of its columns, split the rows and encode them.
-
-        Raises:
-            UserError: for a file that is missing or malformed, columns that are missing or unusable, a missing target,
-                a value that is too large (with its row), or a single class.
-        """
+        """Read the table, decide the kinds of its columns, split the rows and encode them."""
         check_options(
             config, "table", "data", "target", "seq_length", "target_type", "features", "ignore", "missing", "header"
         )
@@ -82,7 +78,7 @@ class Table(Task):
         columns, uses = choose(read_columns(file), name, config)
         if config.missing == "drop":
             rows, fact = complete_rows(columns, target_gaps(targets, file.decimal), config)
-            targets, columns = targets[rows], [column.take(rows) for column in columns]
+            targets, columns = targets[rows], [replace(column, values=column.values[rows]) for column in columns]
             summary_lines += (fact,)
 
         def locate(row: int) -> str:
@@ -106,7 +102,7 @@ class Table(Task):
                 lengths,
                 {"missing": config.missing, "header": config.header, "columns": layout.model_dump()},
                 baseline_features(layout, values, len(rows)),
-                tuple(cut_texts(layout, columns)),
+                tuple(cut_texts(layout, values)),
             )
 
         if leaking := leaking_columns(columns, target):
@@ -114,7 +110,7 @@ class Table(Task):
                 f"each value of {listed(leaking)} occurs with one class of {name} only, so it may leak the target; "
                 "leave such columns out with --ignore if they are not known at prediction time",
             )
-        use_of = {use.name: use for use in (*uses, ColumnUse(name, "target", target.why))}
+        uses[name] = ColumnUse(name, "target", target.why)
         return supervised(
             target,
             row_keys(columns, config.seq_length),
@@ -122,37 +118,29 @@ class Table(Task):
             config,
             locate=locate,
             summary_lines=summary_lines,
-            columns=tuple(use_of[each] for each in file.frame.columns),
+            columns=tuple(uses[each] for each in file.frame.columns),
         )
 
-    def columns(self, path: Path) -> dict[str, str]:
-        """The columns that hold values, each with its kind: number, date, category, text, id or one value.
+    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+        """The same, with the targets."""
+        return self.read(path, inputs, length, encoding, labelled=True)
 
-        Raises:
-            UserError: for a file that is missing or malformed.
-        """
+    def columns(self, path: Path) -> dict[str, str]:
+        """The columns that hold values, each with its kind: number, date, category, text, id or one value."""
         return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
 
-    def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
+    def read(
+        self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False
+    ) -> Split:
         """More rows. ``y`` is empty if the file lacks the target; `UNSEEN` or NaN marks a missing or invalid value.
 
         Missing numbers become the mean of the training rows, unless training refused or dropped them. Unknown values
         of a category share one code.
 
         Raises:
-            UserError: for a file that lacks a column, or a value of another kind, with its row.
+            UserError: for a file that lacks a column, or a value of another kind, with its row; if ``labelled``, also
+                for a target that is missing or invalid.
         """
-        return self._rows(path, inputs, length, encoding, labelled=False)
-
-    def read_labelled(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """More rows with their targets, to evaluate on.
-
-        Raises:
-            UserError: as `read`, and for a target that is missing or invalid, with its row.
-        """
-        return self._rows(path, inputs, length, encoding, labelled=True)
-
-    def _rows(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool) -> Split:
         known = parse_encoding(encoding, inputs, length)
         file = read_table(path, header=known.header or path.suffix.lower() not in HEADERLESS)
         values = column_values(known.columns, file)
@@ -164,8 +152,7 @@ class Table(Task):
         if known.target in file.frame.columns:
             try:
                 targets = file.frame[known.target]
-                encoded = encode_target(targets, encoding, decimal=file.decimal, locate=file.locate, gaps=not labelled)
-                y = torch.from_numpy(encoded if known.labels else encoded.astype(np.float32)).unsqueeze(1)
+                y = encode_target(targets, encoding, decimal=file.decimal, locate=file.locate, gaps=not labelled)
             except UserError:
                 if labelled:
                     raise
@@ -175,11 +162,7 @@ class Table(Task):
 
 
 def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Encoding:
-    """The recorded encoding of a run, checked against its network.
-
-    Raises:
-        UserError: for an encoding that is damaged, or of a version of attnlab with another format.
-    """
+    """The recorded encoding of a run, checked against its network."""
     try:
         known = Encoding.model_validate(encoding)
         fits = known.columns.inputs == inputs and known.columns.length <= length and known.labels != []
@@ -196,11 +179,7 @@ def parse_encoding(encoding: dict[str, Any], inputs: Inputs, length: int) -> Enc
 
 
 def find_target(file: TableFile, config: TaskConfig) -> str:
-    """The column to predict.
-
-    Raises:
-        UserError: for a target that is not given or does not exist, with the columns that do.
-    """
+    """The column to predict; UserError with the known columns if it is not given or does not exist."""
     known = file.frame.columns
     if config.target is None:
         raise UserError(f"give the column of {config.data} to predict with --target; choose from {listed(known, 20)}")
@@ -214,14 +193,11 @@ def find_target(file: TableFile, config: TaskConfig) -> str:
 def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
     """The columns with few values, each of which occurs with a single class, like a copy of the target."""
     leaking: list[str] = []
-    if target.labels is None:
-        return leaking
     for column in columns:
-        if column.kind not in ("category", "number"):
+        if target.labels is None or column.kind not in ("category", "number"):
             continue
-        numbers = column.values
-        if not isinstance(numbers, np.ndarray):
-            numbers = numbers.rank("dense").fill_null(0).to_numpy()
+        values = column.values
+        numbers = values if column.kind == "number" else values.rank("dense").fill_null(0).to_numpy()
         known, which = np.unique(numbers, return_inverse=True)
         if len(known) <= MAX_CLASSES and len(np.unique(which * len(target.labels) + target.values)) == len(known):
             leaking.append(column.name)
@@ -229,28 +205,19 @@ def leaking_columns(columns: Sequence[Column], target: Target) -> list[str]:
 
 
 def complete_rows(columns: Sequence[Column], missing: NDArray[np.bool_], config: TaskConfig) -> tuple[Rows, str]:
-    """The rows without a missing value, and a line about the others.
-
-    Raises:
-        UserError: if no row is complete.
-    """
-    counts = {column.name: int(column.missing.sum()) for column in columns}
+    """The rows without a missing value, and a line about the others; UserError if there are none."""
     incomplete = np.logical_or.reduce([missing, *(column.missing for column in columns)])
     if incomplete.all():
-        worst = max(counts, key=lambda name: counts[name])
+        worst = max(columns, key=lambda column: column.missing.sum())
         raise UserError(
-            f"every row of {config.data} has a missing value, most of them in {worst} ({counts[worst]:,} rows); leave "
-            f"that column out with --ignore {worst}, or fill values in with --missing mean"
+            f"every row of {config.data} has a missing value, most of them in {worst.name} ({worst.missing.sum():,} "
+            f"rows); leave that column out with --ignore {worst.name}, or fill values in with --missing mean"
         )
     return np.flatnonzero(~incomplete), f"{incomplete.sum():,} rows with a missing value are left out (--missing drop)"
 
 
-def cut_texts(layout: Layout, columns: Sequence[Column]) -> Iterator[str]:
+def cut_texts(layout: Layout, values: ColumnValues) -> Iterator[str]:
     """A line for each column whose texts are truncated."""
-    limits = {text.name: text.bytes for text in layout.texts}
-    for column in columns:
-        if column.name in limits:
-            limit = limits[column.name]
-            cut = int((column.values.str.len_bytes() > limit).sum())  # type: ignore[union-attr]
-            if cut:
-                yield f"{cut:,} texts in {column.name} are cut after {limit:,} bytes; --seq_length sets another limit"
+    for name, limit in ((text.name, text.bytes) for text in layout.texts):
+        if cut := int((values[name].str.len_bytes() > limit).sum()):
+            yield f"{cut:,} texts in {name} are cut after {limit:,} bytes; --seq_length sets another limit"

@@ -15,7 +15,7 @@ from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks._options import check_length, check_options
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData
 from attnlab.tasks.texts.baselines import baselines
-from attnlab.tasks.texts.corpus import Corpus, corpus, read_text, standard_library
+from attnlab.tasks.texts.corpus import Corpus, Unit, corpus, read_text, standard_library
 from attnlab.utils.errors import UserError
 
 LENGTH = 128
@@ -49,14 +49,14 @@ class Text(Task):
     defaults = {"causal": True, "epochs": 3, "embed_dim": 128, "learning_rate": 2e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128).
-
-        Raises:
-            UserError: for a file that is missing, empty, binary or too short.
-        """
+        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128)."""
         check_options(config, "text", "seq_length", "data", "split_by")
         N = check_length(config, "text", LENGTH, 2, LONGEST)
-        text = python_documentation(config) if config.data is None else own_text(config.data, config)
+        text = (
+            python_documentation(config.split_by)
+            if config.data is None
+            else corpus(read_text(config.data), str(config.data), config.split_by)
+        )
         parts = text.parts(config)
         shortest = min(map(len, parts))
         if shortest <= N:
@@ -80,11 +80,7 @@ class Text(Task):
         )
 
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
-        """A .txt file cut into windows of ``length`` bytes, or one window of a shorter file.
-
-        Raises:
-            UserError: for a file that is missing, empty or binary.
-        """
+        """A .txt file cut into windows of ``length`` bytes, or one window of a shorter file."""
         text = read_text(path)
         if len(text) < 2:
             raise UserError(f"{path} holds one byte, which cannot be predicted from earlier ones; add more")
@@ -98,9 +94,6 @@ class Text(Task):
         ``bits_per_byte`` is the mean over the bytes of the line after the first, None if there are none; ``bytes`` is
         its length, and ``next`` the three most likely next bytes. In a line that is longer than the network's length,
         every byte is scored once, from a context of at least half that length.
-
-        Raises:
-            UserError: for a file that is missing, empty or binary.
         """
         lines = read_text(path).splitlines()
         bits, following = [0.0] * len(lines), [""] * len(lines)
@@ -127,22 +120,12 @@ class Text(Task):
         }
 
 
-def own_text(path: Path, config: TaskConfig) -> Corpus:
-    """The user's own text.
-
-    Raises:
-        UserError: for a file that is missing, empty or binary.
-    """
-    return corpus(read_text(path), str(path), config.split_by)
-
-
-def python_documentation(config: TaskConfig) -> Corpus:
+def python_documentation(split_by: Unit | None) -> Corpus:
     """The English that ships with Python."""
-    source = "Python's own help topics and docstrings"
-    units = [paragraph + b"\n\n" for paragraph in standard_library()]
-    units[-1] = units[-1].removesuffix(b"\n\n")
-    if config.split_by not in (None, "paragraphs"):
-        return corpus(b"".join(units), source, config.split_by)
+    source, paragraphs = "Python's own help topics and docstrings", standard_library()
+    if split_by not in (None, "paragraphs"):
+        return corpus(b"\n\n".join(paragraphs), source, split_by)
+    units = [*(paragraph + b"\n\n" for paragraph in paragraphs[:-1]), paragraphs[-1]]
     return Corpus(source, units, "paragraphs", "each paragraph once")
 
 

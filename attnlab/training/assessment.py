@@ -32,22 +32,16 @@ def assess_network(
     autocast: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
     """``test_loss``, and the entries of `assess` as far as they are defined, of a network on a split."""
-    if has_details(network.outputs, len(split.x)):
-        scores = predict(network, split, batch_size=batch_size, autocast=autocast)
-        loss = float(objective.each(scores, split.y)[0].double().mean())
-        return {"test_loss": loss, **assess(scores, split.y, objective, class_names(network.outputs, encoding))}
-    loss, metric = evaluate(network, split, objective, batch_size=batch_size, autocast=autocast)
-    return {"test_loss": loss, "metrics": as_json({objective.metric: metric}), "notes": []}
+    if not has_details(network.outputs, len(split.x)):
+        loss, metric = evaluate(network, split, objective, batch_size=batch_size, autocast=autocast)
+        return {"test_loss": loss, "metrics": as_json({objective.metric: metric}), "notes": []}
+    scores = predict(network, split, batch_size=batch_size, autocast=autocast)
+    loss = float(objective.each(scores, split.y)[0].double().mean())
+    return {"test_loss": loss, **assess(scores, split.y, objective, class_names(network.outputs, encoding))}
 
 
 def assess(scores: Tensor, y: Tensor, objective: Objective, labels: list[Any] | None) -> dict[str, Any]:
-    """Metrics of a network's scores.
-
-    Args:
-        scores: (B, 1, C) of classes, or (B, 1) of standardized values, on the CPU.
-        y: (B, 1) the targets.
-        objective: computes the metrics.
-        labels: the names of the classes; None for values.
+    """Metrics of (B, 1, C) scores of ``labels``, or of (B, 1) standardized values, with (B, 1) targets, on the CPU.
 
     Returns:
         ``metrics`` by name (None if undefined); for classes ``labels``, ``per_class`` (precision, recall, F1, count)
@@ -60,8 +54,7 @@ def assess(scores: Tensor, y: Tensor, objective: Objective, labels: list[Any] | 
     result["notes"] += imbalance(target, labels)
     if len(labels) <= MAX_CLASSES:
         predicted = scores[:, 0].argmax(-1).numpy()
-        matrix = confusion(predicted, target, len(labels)).tolist()
-        result |= {"labels": labels, "per_class": per_class(predicted, target, labels), "confusion": matrix}
+        result |= {"labels": labels, **per_class(predicted, target, labels)}
     return result
 
 
@@ -77,20 +70,17 @@ def as_json(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def confusion(predicted: NDArray[Any], y: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """(classes, classes): the number of examples of each true class (rows) and predicted class (columns)."""
-    return np.bincount(y * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+def per_class(predicted: NDArray[Any], y: NDArray[Any], labels: list[Any]) -> dict[str, Any]:
+    """The entries ``per_class`` and ``confusion`` of `assess`; precision, recall and F1 are 0 where undefined."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-
-def per_class(predicted: NDArray[Any], y: NDArray[Any], labels: list[Any]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and the number of examples of each class; 0 where undefined."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(y, predicted, labels=range(len(labels)), zero_division=0)
-    return [
+    classes = range(len(labels))
+    columns = precision_recall_fscore_support(y, predicted, labels=classes, zero_division=0)
+    each = [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "count": int(n)}
         for label, p, r, f, n in zip(labels, *columns, strict=True)
     ]
+    return {"per_class": each, "confusion": confusion_matrix(y, predicted, labels=classes).tolist()}
 
 
 def imbalance(y: NDArray[Any], labels: list[Any]) -> list[str]:

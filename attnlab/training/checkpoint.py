@@ -44,14 +44,10 @@ Check = Callable[[dict[str, Any], dict[str, Shape]], None]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], *, follow: bool = False) -> None:
-    """Write tensors and a JSON description of them, atomically, with a checksum over both.
+    """Write tensors and a JSON description of them, atomically, with a checksum over both; no tensor is copied.
 
-    For .pth and .pt the content is a plain ``torch.save`` of
-    ``{"state_dict": tensors, "attnlab": about}``. No tensor is copied.
-
-    Raises:
-        UserError: if the file cannot be written; see `atomically` for ``follow``.
-        ValueError: for what `load_tensors` would refuse: another dtype, NaN in the description, too many tensors.
+    For .pth and .pt the content is a plain ``torch.save`` of ``{"state_dict": tensors, "attnlab": about}``. Raises a
+    ValueError for what `load_tensors` would refuse: another dtype, NaN in the description, too many tensors.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if wrong := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPES.values()}:
@@ -80,19 +76,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], 
 def load_tensors(
     path: Path, check: Check | None = None, *, follow: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Read the tensors and the description that `save_tensors` wrote; every damaged or foreign file is refused.
 
     Args:
         path: the file.
         check: called with the description and the shapes; for safetensors before any tensor is read.
         follow: allow symbolic links.
-
-    Returns:
-        The tensors and their description.
-
-    Raises:
-        UserError: for a file that is missing, truncated, of another program, altered, not regular, or that declares
-            more than it holds.
     """
     if not os.path.lexists(path) or path.is_dir():
         raise UserError(f"there is no checkpoint {path}; attnlab runs lists the runs that have one")
@@ -131,11 +120,7 @@ def load_tensors(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The description in a .safetensors checkpoint; tensors and checksum are not read.
-
-    Raises:
-        UserError: for a file that is missing, truncated or of another program.
-    """
+    """The description in a .safetensors checkpoint; tensors and checksum are not read."""
     with open_regular(path) as file:
         try:
             about = _description(SafetensorsFile(path, file).metadata[KEY])
@@ -160,7 +145,7 @@ def is_checkpoint(path: Path) -> bool:
 def check_output(
     path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False, flag: str = "--output", ours: bool = False
 ) -> None:
-    """Refuse an output file that would replace a file that attnlab did not write.
+    """Refuse an output file that is a folder, or would replace a file that attnlab did not write.
 
     Args:
         path: the output file.
@@ -168,9 +153,6 @@ def check_output(
         overwrite: allow replacing an existing file.
         flag: the flag with the path, for messages.
         ours: allow replacing a checkpoint of attnlab without ``overwrite``.
-
-    Raises:
-        UserError: if the file exists and may not be replaced, or is a folder.
     """
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder; name a file in it")

@@ -40,13 +40,9 @@ class Estimate:
 
 
 def estimate(network: Network, task_data: TaskData, settings: Settings, *, done: int = 0) -> Estimate:
-    """Time a few training steps and evaluation batches; the network and the random state are not changed.
+    """Time a few training steps and evaluation batches of a run of which ``done`` steps were trained earlier.
 
-    Args:
-        network: the network of the run.
-        task_data: its data.
-        settings: of the run.
-        done: steps that were trained earlier.
+    The network and the random state are not changed.
     """
     settings = copy.deepcopy(settings)
     settings.hardware.compile = False

@@ -16,7 +16,7 @@ from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.network import Network
 from attnlab.tasks.base import Baseline, TaskConfig, TaskData
-from attnlab.training import hardware, records
+from attnlab.training import hardware
 from attnlab.training.initial import initialize
 from attnlab.training.objective import Objective, with_metric
 from attnlab.training.paths import shown
@@ -61,15 +61,7 @@ class Experiment:
 
 
 def prepare(settings: Settings, *, began: bool = False) -> Experiment:
-    """Load the data and build the network.
-
-    Args:
-        settings: of the run.
-        began: whether a checkpoint will replace the initial parameters, so that ``init_from`` is not read.
-
-    Raises:
-        UserError: for invalid settings or data.
-    """
+    """Load the data and build the network; if the run ``began``, its checkpoint replaces ``init_from``."""
     check(settings)
     device = hardware.prepare(settings.hardware)
     batch_size = settings.training.batch_size
@@ -93,11 +85,7 @@ def prepare(settings: Settings, *, began: bool = False) -> Experiment:
 
 
 def reopen(run: Run, device: str = "auto", *, data: Path | None = None) -> Experiment:
-    """The data and the best network of a run; ``data`` is the new path of its file, None if it was not moved.
-
-    Raises:
-        UserError: for a run without a network, or a damaged one.
-    """
+    """The data and the best network of a run; ``data`` is the new path of its file, None if it was not moved."""
     settings = run.settings
     settings.hardware.device = device
     if data is not None:
@@ -108,16 +96,17 @@ def reopen(run: Run, device: str = "auto", *, data: Path | None = None) -> Exper
         task_data = _double(task_data)
     resolved = hardware.prepare(settings.hardware)
     network = run.load_model()
-    records.check_fit(network, task_data, run.path)
+    expected = (task_data.inputs, task_data.outputs, task_data.length)
+    actual = (network.inputs, network.outputs, network.length)
+    if actual != expected:
+        raise UserError(
+            f"{run.path} holds a network for {actual}, but its data have {expected}; restore it, or train again"
+        )
     return Experiment(settings, task_data, network.to(resolved), resolved)
 
 
 def load_task_data(settings: Settings) -> TaskData:
-    """The data of the task at these settings.
-
-    Raises:
-        UserError: for invalid settings or data.
-    """
+    """The data of the task at these settings."""
     data = settings.data
     config = TaskConfig(
         seed=settings.training.seed,
@@ -136,11 +125,7 @@ def load_task_data(settings: Settings) -> TaskData:
 
 
 def build(settings: Settings, task_data: TaskData) -> Network:
-    """The network for the task.
-
-    Raises:
-        UserError: for invalid options, or a task that needs a capability that the mechanism lacks.
-    """
+    """The network for the task; refuses a task that needs a capability that the mechanism lacks."""
     model, task = settings.model, settings.data.task
     supports = registry.load(model.model).card.supports
     options = dict(model.options)
@@ -173,11 +158,7 @@ def build(settings: Settings, task_data: TaskData) -> Network:
 
 
 def check_same_data(run: Run, task_data: TaskData) -> None:
-    """Refuse data that are encoded differently than when the run was started.
-
-    Raises:
-        UserError: with the entries that differ.
-    """
+    """Refuse data that are encoded differently than when the run was started."""
     recorded, data = run.config["encoding"], run.config["settings"]["data"]
     now = json.loads(json.dumps(task_data.encoding))
     if same_values(now, recorded):
@@ -207,8 +188,7 @@ def same_values(a: Any, b: Any) -> bool:
 
 
 def _double(task_data: TaskData) -> TaskData:
-    train, validation, test = (split.double() for split in (task_data.train, task_data.validation, task_data.test))
-    return replace(task_data, train=train, validation=validation, test=test)
+    return replace(task_data, **{n: getattr(task_data, n).double() for n in ("train", "validation", "test")})
 
 
 def _models_with(capability: str) -> str:

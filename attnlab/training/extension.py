@@ -23,11 +23,7 @@ def length(settings: Settings) -> tuple[str, int]:
 
 
 def extends(run: Run, settings: Settings) -> bool:
-    """Whether ``settings`` train a run for longer than its own settings.
-
-    Raises:
-        UserError: for settings with a shorter training, or in another unit.
-    """
+    """Whether ``settings`` train a run for longer; refuses a shorter training, or one in another unit."""
     (unit, before), (new_unit, after) = length(run.settings), length(settings)
     if new_unit != unit:
         raise UserError(f"{run.path} is trained by {unit} ({unit}={before}); extend it with --{unit}, not --{new_unit}")
@@ -42,20 +38,12 @@ def extends(run: Run, settings: Settings) -> bool:
 
 
 def stopped_at(run: Run) -> int:
-    """The step of a run's last checkpoint; 0 before the first.
-
-    Raises:
-        UserError: for a damaged checkpoint.
-    """
+    """The step of a run's last checkpoint; 0 before the first."""
     return int(last_checkpoint(run)["step"]) if run.began else 0
 
 
 def last_checkpoint(run: Run) -> dict[str, Any]:
-    """The description of a run's last checkpoint, read without its tensors.
-
-    Raises:
-        UserError: for a checkpoint that is missing or damaged.
-    """
+    """The description of a run's last checkpoint, read without its tensors."""
     file = run.path / "state.safetensors"
     about = read_about(file)
     records.check(records.StateRecord, about, file)
@@ -63,11 +51,7 @@ def last_checkpoint(run: Run) -> dict[str, Any]:
 
 
 def check_extension(run: Run) -> None:
-    """Refuse to extend a run that is out of patience, because it would stop again immediately.
-
-    Raises:
-        UserError: for such a run.
-    """
+    """Refuse to extend a run that is out of patience, because it would stop again immediately."""
     patience = run.settings.training.patience
     about = last_checkpoint(run) if run.began else {}
     if patience is not None and about.get("waited", 0) >= patience:
@@ -78,13 +62,7 @@ def check_extension(run: Run) -> None:
 
 
 def extension_summary(run: Run, settings: Settings, epoch_steps: int) -> str:
-    """One line about an extension and its effect on the learning rate.
-
-    Args:
-        run: before the extension.
-        settings: after the extension.
-        epoch_steps: optimizer steps per epoch.
-    """
+    """One line about an extension of ``run`` to ``settings``, and its effect on the learning rate."""
     (unit, before), (_, after) = length(run.settings), length(settings)
     factor = epoch_steps if unit == "epochs" else 1
     step, how = stopped_at(run), settings.training
@@ -98,16 +76,10 @@ def extend(run: Run, settings: Settings) -> Run:
     """The run with the longer training of ``settings``, written to its config.json.
 
     Its earlier result becomes invalid. The folder must be locked (see `Run.alone`).
-
-    Raises:
-        UserError: see `check_extension`.
     """
     check_extension(run)
     (unit, before), (_, after) = length(run.settings), length(settings)
     entry = {"from_step": stopped_at(run), f"{unit}_before": before, unit: after}
     return run.replace_config(
-        {
-            "settings": {**run.config["settings"], unit: after},
-            "extended": [*run.config.get("extended", []), entry],
-        }
+        {"settings": {**run.config["settings"], unit: after}, "extended": [*run.config.get("extended", []), entry]}
     )

@@ -33,12 +33,7 @@ ABANDONED = 3600
 
 
 def check_run_dir(path: Path, *, overwrite: bool) -> None:
-    """Check before training whether a run folder can be created.
-
-    Raises:
-        UserError: for a path that cannot be written to, a folder that exists (without ``overwrite``), or one with
-            files that no run wrote.
-    """
+    """Refuse a path where no run folder can be created; with ``overwrite`` it may be a run, and nothing else."""
     restore_replaced(path)
     try:
         try_to_make(path)
@@ -58,12 +53,7 @@ def check_run_dir(path: Path, *, overwrite: bool) -> None:
 
 
 def check_save_path(path: Path, *, overwrite: bool = False) -> None:
-    """Check before training whether the network can be saved to ``path``, leaving nothing behind.
-
-    Raises:
-        UserError: for an unknown suffix, a folder, a file that attnlab did not write (without ``overwrite``), a file
-            of a run, or a path that cannot be written to.
-    """
+    """Refuse a path that the network cannot be saved to, before training; leaves nothing behind."""
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"--save_path {path} must end in .safetensors, .pth or .pt")
     try:
@@ -87,11 +77,7 @@ def looks_like_a_run(path: Path) -> bool:
 
 
 def try_to_make(path: Path) -> None:
-    """Check whether a file or a folder could be created, leaving nothing behind.
-
-    Raises:
-        OSError: if not.
-    """
+    """Raise an OSError if a file or a folder cannot be created; leaves nothing behind."""
     target = Path(os.path.realpath(path))  # follows a link
     folder = target.parent
     while not os.path.lexists(folder):  # the first existing parent

@@ -19,14 +19,11 @@ def generate(
 
     Args:
         network: predicts bytes; its context is the last `limit` bytes if its positions are limited.
-        prompt: the beginning of the text.
+        prompt: the beginning of the text; the empty text is refused.
         length: bytes to generate.
         temperature: divides the logits; 0 always takes the most likely byte.
         top_k: sample from the k most likely bytes; 0 for all.
         seed: of the sampling.
-
-    Raises:
-        UserError: for a prompt that is empty or not valid Unicode.
     """
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,11 +18,7 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device(name: str) -> torch.device:
-    """The device ``name``; ``auto`` is the fastest that is available.
-
-    Raises:
-        UserError: for a device that is not available, with those that are.
-    """
+    """The device ``name``; ``auto`` is the fastest that is available."""
     devices = available()
     if name == "auto":
         return torch.device(next((d for d in ("cuda:0", "mps") if d in devices), "cpu"))
@@ -47,13 +44,7 @@ SMALL_STEP = 2e9
 
 
 def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
-    """Set the number of threads; by default one for a small step and PyTorch's default for a large one.
-
-    Args:
-        hardware: the settings.
-        parameters: of the network.
-        tokens: per batch.
-    """
+    """Set the number of threads; by default one for a small step and PyTorch's default for a large one."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     elif 6 * parameters * tokens < SMALL_STEP:  # 2 to multiply and add forward, twice that backward
@@ -61,11 +52,7 @@ def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
 
 
 def prepare(hardware: Hardware) -> torch.device:
-    """The device, checked together with the precision.
-
-    Raises:
-        UserError: for a device that is not available, or a precision that it does not support.
-    """
+    """The device, checked together with the precision."""
     resolved = device(hardware.device)
     if hardware.precision == "float64" and resolved.type == "mps":
         raise UserError("mps has no float64; use --precision float32 or --device cpu")
@@ -87,27 +74,20 @@ def autocast(hardware: Hardware, on: torch.device) -> AbstractContextManager[Any
 
 @contextlib.contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
-    """Turn out-of-memory errors into advice.
-
-    Raises:
-        UserError: with the settings to reduce.
-    """
+    """Turn out-of-memory errors into advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _advice(batch_size) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error).lower():
-            raise _advice(batch_size) from error
-        raise
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not re.search("not enough memory|can't allocate memory", str(error), re.IGNORECASE):
+            raise
+        raise UserError(
+            f"out of memory; reduce --batch_size ({batch_size} now), --seq_length, --embed_dim or --layers"
+        ) from error
 
 
 def check_memory(parameters: int, precision: str, on: torch.device) -> None:
-    """Refuse a network whose parameters, gradients and optimizer state do not fit into memory.
-
-    Raises:
-        UserError: with both sizes.
-    """
+    """Refuse a network whose parameters, gradients and optimizer state do not fit into memory."""
     needed = 4 * parameters * (8 if precision == "float64" else 4)
     if on.type == "cuda":
         there = torch.cuda.get_device_properties(on).total_memory
@@ -120,10 +100,6 @@ def check_memory(parameters: int, precision: str, on: torch.device) -> None:
             f"{parameters:,} parameters need {needed / 2**30:,.0f} GiB to train, but there are "
             f"{there / 2**30:,.0f} GiB on {on}; reduce --embed_dim or --layers"
         )
-
-
-def _advice(batch_size: int) -> UserError:
-    return UserError(f"out of memory; reduce --batch_size ({batch_size} now), --seq_length, --embed_dim or --layers")
 
 
 def _native(precision: str) -> bool:

@@ -22,11 +22,7 @@ from attnlab.utils.errors import UserError
 
 
 def load_with_encoding(path: Path, device: str = "auto") -> tuple[Network, dict[str, Any]]:
-    """The network of a run folder or a file, and the description of its data.
-
-    Raises:
-        UserError: for a network that is missing or damaged.
-    """
+    """The network of a run folder or a file, and the description of its data."""
     if path.is_dir():
         Run.open(path).load_model()  # refuses files put together from two runs
         path = path / "model.safetensors"
@@ -49,11 +45,7 @@ class Predictions:
 
 
 def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
-    """Predictions of the network at ``path`` (a run folder or a file) for the examples in ``data``.
-
-    Raises:
-        UserError: for data that do not match the network.
-    """
+    """Predictions of the network at ``path`` (a run folder or a file) for the examples in ``data``."""
     network, about = load_with_encoding(path, device)
     scored: list[tuple[Split, Tensor]] = []
 
@@ -73,11 +65,7 @@ def predict_file(path: Path, data: Path, device: str = "auto") -> Predictions:
 
 
 def evaluate_file(path: Path, data: Path, device: str = "auto") -> dict[str, Any]:
-    """The result of the network at ``path`` on new data with targets; its training data are not read.
-
-    Raises:
-        UserError: for data that do not match the network, or lack the target, or hold an unknown class.
-    """
+    """The result of the network at ``path`` on new data with targets; its training data are not read."""
     network, about = load_with_encoding(path, device)
     task, encoding = tasks.load(about["task"]), about["encoding"]
     with records.reading_encoding(path):

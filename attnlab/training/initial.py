@@ -20,11 +20,7 @@ STATISTICS = {"means", "spreads"}
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the parameters; for a run's folder, its best network.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The file with the parameters; for a run's folder, its best network."""
     file = Run.open(path).path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         what = f"the run {path} has no network yet" if path.is_dir() else f"{path} is not there"
@@ -36,18 +32,10 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
     """Copy the parameters of the network at ``path``, a run or a file, into ``network``.
 
     The output layer keeps its new parameters if the outputs or classes differ, and the embedding if the columns of the
-    tables differ.
-
-    Args:
-        network: changed in place.
-        path: a run's folder or a file.
-        encoding: of the data that the network will be trained on.
+    tables differ from ``encoding``. Parameters with other names or shapes are refused.
 
     Returns:
         The SHA-256 of the file, and lines for the user: which layers are not copied, and which options differ.
-
-    Raises:
-        UserError: for another mechanism, or parameters with other names or shapes.
     """
     sha256 = file_hash(str(weights_file(path)))
     assert sha256 is not None
@@ -97,11 +85,7 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
 
 
 def check_weights(run: Run) -> None:
-    """Refuse to start a run from other parameters than those in its config.
-
-    Raises:
-        UserError: if their file is missing or altered.
-    """
+    """Refuse to start a run from other parameters than those in its config."""
     path = run.config["settings"].get("init_from")
     if path is not None and file_hash(str(weights_file(Path(path)))) != run.config["init_sha256"]:
         raise UserError(

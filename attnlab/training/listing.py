@@ -9,6 +9,7 @@ from typing import Any
 
 from attnlab.training.extension import stopped_at
 from attnlab.training.folder import RUN_FILES, RUNS, sweep
+from attnlab.training.locks import is_locked
 from attnlab.training.runs import Run
 from attnlab.training.settings import current_names
 from attnlab.utils.errors import UserError
@@ -108,7 +109,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _status(run: Run, result: dict[str, Any] | None) -> str:
     if result is not None:
         return str(result["ended"])
-    return "running" if run.is_running() else "stopped"
+    return "running" if is_locked(run.path) else "stopped"
 
 
 def _differing(settings: list[dict[str, Any]]) -> set[str]:
@@ -124,9 +125,6 @@ def differences(a: Run, b: Run) -> dict[str, dict[str, list[Any]]]:
     """The differences between two runs, as ``{group: {name: [of a, of b]}}``; None for a missing value.
 
     The groups are ``settings``, ``data``, ``versions`` and ``results``.
-
-    Raises:
-        UserError: for a damaged run.
     """
     groups = {
         "settings": [_settings(run) for run in (a, b)],

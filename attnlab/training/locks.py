@@ -44,11 +44,7 @@ class LockedFolder:
             return True
 
     def recover(self, config: str) -> Path:
-        """Create the folder again under the next free name ``PATH-recovered``, with ``config`` and the kept files.
-
-        Raises:
-            UserError: if it cannot be created.
-        """
+        """Create the folder again under the next free name ``PATH-recovered``, with ``config`` and the kept files."""
         number, path = 1, self._path.with_name(f"{self._path.name}-recovered")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +72,7 @@ class LockedFolder:
 
 
 def lock(path: Path) -> int:
-    """Lock a folder; closing the returned handle, or the end of the process, unlocks it.
-
-    Raises:
-        UserError: for a folder that another process has locked, or that is missing.
-    """
+    """Lock a folder; closing the returned handle, or the end of the process, unlocks it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:

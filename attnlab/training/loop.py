@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from attnlab.utils.errors import UserError
 
 SYNC_EVERY = 20
 """Steps between two reads of the loss: on a GPU each read waits for the device."""
+COUNTERS = ("step", "best", "best_step", "loss_sum", "loss_count", "seconds", "evaluation_seconds")
+"""Attributes of a `Trainer` that its checkpoints hold under the same names."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,7 @@ class Outcome:
 
 
 class Trainer:
-    """Trains one network on one task.
-
-    Args:
-        network: on its device.
-        task_data: the data; the training data are moved to the network's device.
-        settings: of the run.
-        run: receives the checkpoints; None to write nothing.
-        checkpoint_seconds: seconds between two checkpoints.
-    """
+    """Trains a network on its device; ``run`` receives the checkpoints, None to write nothing."""
 
     def __init__(
         self,
@@ -112,9 +106,7 @@ class Trainer:
     def fit(self, callback: Callback | None = None) -> Outcome:
         """Train to the end, or until a signal asks to stop, and leave the best network in the run's folder.
 
-        Raises:
-            UserError: if the loss becomes NaN or infinite (the last good checkpoint is kept), or memory or disk space
-                runs out.
+        A loss that becomes NaN or infinite is a `UserError`; the last good checkpoint is kept.
         """
         how = self.settings.training
         began, first_step, spent = time.perf_counter(), self.step, self.seconds
@@ -134,9 +126,10 @@ class Trainer:
                 if pending < SYNC_EVERY and not evaluating and not received:
                     continue
                 values = losses[:pending].tolist()
-                self._check_finite(values)
-                for value in values:  # one by one: the same sum wherever a checkpoint cut it
-                    self.loss_sum += value
+                for step, value in enumerate(values, self.step - pending + 1):
+                    if not math.isfinite(value):
+                        self._diverged(f"the loss became {value} at step {step}")
+                    self.loss_sum += value  # one by one: the same sum wherever a checkpoint cut it
                 self.loss_count += pending
                 loss, pending = sum(values) / len(values), 0
                 now = time.perf_counter()
@@ -156,16 +149,9 @@ class Trainer:
                     self._save_state()
                     saved = time.perf_counter()
             self._save_state()
-        ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
-        return Outcome(
-            ended,
-            self.step,
-            self.best,
-            self.best_step,
-            self.seconds,
-            self.evaluation_seconds,
-            received[0] if stopped else None,
-        )
+        how_ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
+        seconds, signal = (self.seconds, self.evaluation_seconds), received[0] if stopped else None
+        return Outcome(how_ended, self.step, self.best, self.best_step, *seconds, signal)
 
     def training_step(self) -> Tensor:
         """One optimizer step; returns the loss on the device."""
@@ -188,20 +174,13 @@ class Trainer:
         return loss.detach()
 
     def restore(self) -> None:
-        """Load the run's last checkpoint; a run that was stopped before its first one starts from the beginning.
-
-        Raises:
-            UserError: for a checkpoint that is missing, damaged or of another run.
-        """
+        """Load the run's last checkpoint; a run that was stopped before its first one starts from the beginning."""
         assert self.run is not None
         if not self.run.began:
             return
         tensors, about = self.run.load_state(self.network, self.optimizer)
         if about["step"] > self.steps:
-            raise UserError(
-                f"{self.run.path / 'state.safetensors'} is damaged: it is at step {about['step']:,} of "
-                f"{self.steps:,}; restore it, or train again"
-            )
+            self._damaged_state(f"it is at step {about['step']:,} of {self.steps:,}")
         if about["best"] is not None:
             self.run.load_model()  # fail now rather than at the end
         self.network.load_state_dict(_below("model.", tensors))
@@ -216,14 +195,10 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         except (RuntimeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.run.path / 'state.safetensors'} is damaged: {str(error).splitlines()[0]}; restore it, or train "
-                "again"
-            ) from None
-        self.step, self.evals_since_best, self.seconds = about["step"], about["waited"], about["seconds"]
-        self.evaluation_seconds = about["evaluation_seconds"]
-        self.best, self.best_step = about["best"], about["best_step"]
-        self.loss_sum, self.loss_count = about["loss_sum"], about["loss_count"]
+            self._damaged_state(str(error).splitlines()[0])
+        for name in COUNTERS:
+            setattr(self, name, about[name])
+        self.evals_since_best = about["waited"]
         self.run.rewind(self.step)
 
     def _out_of_patience(self) -> bool:
@@ -274,23 +249,13 @@ class Trainer:
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        about: dict[str, Any] = {
-            "step": self.step,
-            "best": self.best,
-            "best_step": self.best_step,
-            "waited": self.evals_since_best,
-            "loss_sum": self.loss_sum,
-            "loss_count": self.loss_count,
-            "seconds": self.seconds,
-            "evaluation_seconds": self.evaluation_seconds,
-            "scaler": self.scaler.state_dict(),
-        }
+        about = {name: getattr(self, name) for name in COUNTERS}
+        about |= {"waited": self.evals_since_best, "scaler": self.scaler.state_dict()}
         self.run.save_state(tensors, about)
 
-    def _check_finite(self, values: list[float]) -> None:
-        for offset, value in enumerate(values):
-            if not math.isfinite(value):
-                self._diverged(f"the loss became {value} at step {self.step - len(values) + offset + 1}")
+    def _damaged_state(self, reason: str) -> NoReturn:
+        assert self.run is not None
+        raise UserError(f"{self.run.path / 'state.safetensors'} is damaged: {reason}; restore it, or train again")
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.parameters):

@@ -22,15 +22,12 @@ def save_network(path: Path, network: Network, about: dict[str, Any], *, follow:
 def load_network(path: Path, *, trained: bool = False, follow: bool = True) -> tuple[Network, dict[str, Any]]:
     """The network in a checkpoint file, in eval mode, and the file's description of it.
 
-    The description is checked against the tensors before memory is allocated.
+    The description is checked against the tensors before memory is allocated; NaN and infinite parameters are refused.
 
     Args:
         path: the file.
         trained: refuse a file without a description of the training data.
         follow: allow symbolic links.
-
-    Raises:
-        UserError: for a file that is missing, damaged, has NaN or infinite parameters, or needs an unknown mechanism.
     """
 
     def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:

@@ -41,15 +41,9 @@ class Objective:
 
     @staticmethod
     def of(task_data: TaskData, class_weight: str | None = None) -> Objective:
-        """The objective of a task.
+        """The objective of a task; the ``class_weight`` ``balanced`` is for data with one class per example.
 
-        Args:
-            task_data: the data.
-            class_weight: ``balanced`` weights each class by the inverse of its frequency in the training data, as in
-                scikit-learn.
-
-        Raises:
-            UserError: for ``class_weight`` on data without one class per example.
+        It weights each class by the inverse of its frequency in the training data, as in scikit-learn.
         """
         if class_weight is None:
             return Objective(task_data.metric, task_data.unit)
@@ -129,11 +123,7 @@ def metrics_of(task_data: TaskData) -> tuple[str, ...]:
 
 
 def with_metric(task_data: TaskData, metric: str | None) -> TaskData:
-    """The task data with ``metric`` in place of the default metric.
-
-    Raises:
-        UserError: for a metric that is not defined for the task, with those that are.
-    """
+    """The task data with ``metric``, which must be defined for them, in place of the default metric."""
     if metric is None or metric == task_data.metric:
         return task_data
     if metric not in metrics_of(task_data):

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
-from attnlab.network import Network
 from attnlab.network.received import Description, Number, Options, OptionValue
-from attnlab.tasks.base import TaskData
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
-from attnlab.training.settings import RANGES, Settings, field_types
+from attnlab.training.settings import RANGES, field_types
 from attnlab.utils.errors import UserError
 from attnlab.utils.validation import first_error
 
@@ -42,13 +29,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def _known(metric: str) -> str:
-    if metric not in METRICS:
-        raise ValueError(f"must be one of {', '.join(METRICS)}")
-    return metric
-
-
-MetricName = Annotated[str, AfterValidator(_known)]
+MetricName = Annotated[str, Field(pattern=f"^({'|'.join(METRICS)})$")]
 MetricValues = dict[MetricName, Number | None]
 _OPTIONS: TypeAdapter[Any] = TypeAdapter(Options, config=ConfigDict(strict=True))
 
@@ -71,20 +52,13 @@ class _SettingsRecord(Record):
         return self
 
 
-def _in_range(name: str, value: Any) -> Any:
-    low, high = RANGES[name]
-    if value is not None and not low <= value <= high:
-        raise ValueError(f"must be from {low:,.9g} to {high:,.9g}")
-    return value
-
-
 def _settings_record() -> type[_SettingsRecord]:
     """A field for every setting, with its type and range; settings newer than the file may be missing."""
     made: dict[str, Any] = {}
-    for group in fields(Settings):
-        for name, kind in field_types(type(getattr(Settings(), group.name))).items():
-            ranged = Annotated[kind, AfterValidator(functools.partial(_in_range, name))] if name in RANGES else kind
-            made[name] = (ranged, Field(default=None, validate_default=False))
+    for types in field_types().values():
+        for name, kind in types.items():
+            low, high = RANGES.get(name, (None, None))
+            made[name] = (Annotated[kind, Field(ge=low, le=high)], None)
     made |= {name: (made[name][0], ...) for name in ("model", "task", "data", "seed")}  # every attnlab had these
     return create_model("SettingsRecord", __base__=_SettingsRecord, **made)
 
@@ -269,38 +243,16 @@ class StateRecord(Record):
 
 
 def check(kind: type[Record], value: Any, source: Path | str, advice: str = "restore it, or train again") -> None:
-    """Refuse a value that is not a valid record.
-
-    Raises:
-        UserError: with the first wrong field and ``advice``.
-    """
+    """Refuse a value that is not a valid record, with the first wrong field and ``advice``."""
     try:
         kind.model_validate(value)
     except ValidationError as error:
         raise UserError(f"{source} is damaged: {first_error(error)}; {advice}") from None
 
 
-def check_fit(network: Network, task_data: TaskData, source: Path) -> None:
-    """Refuse a network that does not match the data of its run.
-
-    Raises:
-        UserError: with the shapes of the data and of the network.
-    """
-    expected = (task_data.inputs, task_data.outputs, task_data.length)
-    actual = (network.inputs, network.outputs, network.length)
-    if actual != expected:
-        raise UserError(
-            f"{source} holds a network for {actual}, but its data have {expected}; restore it, or train again"
-        )
-
-
 @contextlib.contextmanager
 def reading_encoding(source: Path) -> Iterator[None]:
-    """Turn errors caused by an invalid encoding, which may come from a received file, into one line.
-
-    Raises:
-        UserError: in place of the errors that wrong types raise.
-    """
+    """Turn errors caused by an invalid encoding, which may come from a received file, into one line."""
     try:
         yield
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -309,21 +261,12 @@ def reading_encoding(source: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> Any:
-    """The JSON content of a file of a run folder.
-
-    Raises:
-        UserError: for a file that is missing, too large, a link or not a regular file.
-        ValueError: for invalid JSON.
-    """
+    """The JSON content of a regular file of a run folder; raises a ValueError for invalid JSON."""
     return parse_json(read_bytes(path, JSON_BYTES))
 
 
 def write(kind: type[Record], value: dict[str, Any]) -> str:
-    """A record as JSON text.
-
-    Raises:
-        ValueError: for a value that would be refused when it is read.
-    """
+    """A record as JSON text; raises a ValueError for a value that would be refused when it is read."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     kind.model_validate(json.loads(text))
     if len(text.encode(errors="replace")) > JSON_BYTES:
@@ -332,15 +275,7 @@ def write(kind: type[Record], value: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path, metric: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without an incomplete last line.
-
-    Args:
-        path: the file.
-        metric: the run's metric; every line must have its validation value.
-
-    Raises:
-        UserError: for the first damaged line.
-    """
+    """The lines of a metrics.jsonl, each with the run's ``metric``, without an incomplete last line."""
     with open_regular(path) as file:
         lines: list[dict[str, Any]] = []
         try:

@@ -112,13 +112,11 @@ PyTorch {markdown(run.config["torch"])}, {threads} CPU thread{"s" if threads > 1
 
 def draw_curve(run: Run, result: dict[str, Any]) -> None:
     """Draw curve.png: the losses, and the validation metric with the test metrics of the network and the baselines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metric, lines = result["metric"], run.metrics()
     steps = [line["step"] for line in lines]
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot(steps, [line["train_loss"] for line in lines], color="#0072b2", label="training")
     left.plot(steps, [line["validation_loss"] for line in lines], color="#d55e00", label="validation")
@@ -142,7 +140,6 @@ def draw_curve(run: Run, result: dict[str, Any]) -> None:
 
 def draw_confusion(run: Run, result: dict[str, Any]) -> None:
     """Draw confusion.png: the fraction of each true class (row) that was predicted as each class (column)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     matrix = np.array(result["confusion"])
@@ -150,7 +147,6 @@ def draw_confusion(run: Run, result: dict[str, Any]) -> None:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = min(10.0, 3.2 + 0.42 * len(labels))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)

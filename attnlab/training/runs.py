@@ -35,7 +35,7 @@ from attnlab.tasks.base import TaskData
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import load_tensors, save_tensors
 from attnlab.training.folder import RUNS
-from attnlab.training.locks import LockedFolder, is_locked
+from attnlab.training.locks import LockedFolder
 from attnlab.training.network_file import load_network, save_network
 from attnlab.training.paths import absolute, file_hash, shown
 from attnlab.training.settings import Settings, defaults
@@ -56,16 +56,7 @@ class Run:
 
     @staticmethod
     def create(path: Path | None, config: dict[str, Any], *, overwrite: bool = False) -> Run:
-        """A new folder with ``config``, created atomically.
-
-        Args:
-            path: the folder; None takes the next free ``runs/TASK-MODEL-NNN``.
-            config: the content of config.json.
-            overwrite: replace an earlier run.
-
-        Raises:
-            UserError: for a folder that exists or cannot be created.
-        """
+        """A new folder with ``config``, created atomically; by default the next free ``runs/TASK-MODEL-NNN``."""
         target = RUNS if path is None else Path(os.path.realpath(path))
         parent = target if path is None else target.parent
         try:
@@ -82,21 +73,16 @@ class Run:
             else:
                 folder.check_run_dir(path, overwrite=overwrite)
                 folder.replace(new, target)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(new, ignore_errors=True)
-            raise UserError(f"cannot make the run folder {path or parent}: {error.strerror}") from None
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise UserError(f"cannot make the run folder {path or parent}: {error.strerror}") from None
             raise
         return Run(path, config)
 
     @staticmethod
     def open(path: Path) -> Run:
-        """The run in a folder.
-
-        Raises:
-            UserError: for a folder that is missing, holds no run, or was altered.
-        """
+        """The run in a folder; one that is missing, holds no run, or was altered is refused."""
         folder.restore_replaced(path)
         file = path / "config.json"
         if not os.path.lexists(file):
@@ -119,9 +105,6 @@ class Run:
 
         If the folder is removed, moved or replaced meanwhile, further files go to a new folder ``NAME-recovered``,
         which becomes this run's `path`.
-
-        Raises:
-            UserError: if another process trains in the folder.
         """
         self._locked = LockedFolder(self.path)
         try:
@@ -131,26 +114,14 @@ class Run:
             self._locked.close()
             self._locked = None
 
-    def is_running(self) -> bool:
-        """Whether a process trains in this folder."""
-        return is_locked(self.path)
-
     def place(self, name: str) -> Path:
-        """The path to write a file of this run to; see `alone` for a folder that was removed.
-
-        Raises:
-            UserError: if no folder can be created.
-        """
+        """The path to write a file of this run to; see `alone` for a folder that was removed."""
         if self._locked is not None and self._locked.was_removed():
             self.path = self._locked.recover(records.write(records.Config, self.config))
         return self.path / name
 
     def replace_config(self, changes: dict[str, Any]) -> Run:
-        """Change the run's config and write config.json, atomically; returns the run.
-
-        The ``id`` stays, so that the checkpoints still belong to the run; the result of the earlier config becomes
-        invalid.
-        """
+        """Change config.json; with the same ``id``, checkpoints still belong to the run, but its result does not."""
         config = json.loads(json.dumps({**self.config, **changes}))
         config["sha256"] = _fingerprint(config)
         write_text(self.place("config.json"), records.write(records.Config, config))
@@ -166,11 +137,7 @@ class Run:
         return settings
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl; NaN and infinity become null.
-
-        Raises:
-            UserError: if the file cannot be written, or is a link.
-        """
+        """Append one line to metrics.jsonl; NaN and infinity become null."""
         line = {name: None if value != value or abs(value) == float("inf") else value for name, value in line.items()}
         records.MetricsLine.model_validate(line)
         file = self.place("metrics.jsonl")
@@ -178,11 +145,7 @@ class Run:
         self._keep(file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, without an incomplete last line.
-
-        Raises:
-            UserError: for a damaged file.
-        """
+        """The lines of metrics.jsonl, without an incomplete last line."""
         file = self.path / "metrics.jsonl"
         return records.read_metrics(file, self.config["metric"]) if os.path.lexists(file) else []
 
@@ -200,11 +163,7 @@ class Run:
         self._keep(file)
 
     def load_model(self) -> Network:
-        """The best network so far, in eval mode.
-
-        Raises:
-            UserError: for a file that is missing, damaged, or of another run.
-        """
+        """The best network so far, in eval mode."""
         file = self.place("model.safetensors")
         network, about = load_network(file, trained=True, follow=False)
         self._check_id("model.safetensors", about)
@@ -222,15 +181,7 @@ class Run:
         save_tensors(self.place("state.safetensors"), tensors, about)
 
     def load_state(self, network: Network, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state of training: its tensors and their description.
-
-        Args:
-            network: the network to resume; it is not changed.
-            optimizer: of the network.
-
-        Raises:
-            UserError: for a file that is missing, damaged, of another run, or of another network.
-        """
+        """The tensors and the description of the state of training of ``network``, which is not changed."""
         file = self.path / "state.safetensors"
 
         def check(about: dict[str, Any], shapes: dict[str, Shape]) -> None:
@@ -246,11 +197,7 @@ class Run:
 
     @property
     def began(self) -> bool:
-        """Whether there is a checkpoint to resume from.
-
-        Raises:
-            UserError: if only the state of a run is missing.
-        """
+        """Whether there is a checkpoint to resume from; a run that lacks only this one is refused."""
         if os.path.lexists(self.path / "state.safetensors"):
             return True
         if os.path.lexists(self.path / "model.safetensors") or self.metrics():
@@ -258,11 +205,7 @@ class Run:
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The test result; None before training has ended, also if the run was extended after an earlier end.
-
-        Raises:
-            UserError: for a damaged file.
-        """
+        """The test result; None before training has ended, also if the run was extended after an earlier end."""
         file = self.path / "result.json"
         if not os.path.lexists(file):
             return None
@@ -279,11 +222,7 @@ class Run:
         write_text(self.place("result.json"), records.write(records.Result, result))
 
     def export(self, path: Path) -> None:
-        """Copy the best network to a .safetensors, .pth or .pt file.
-
-        Raises:
-            UserError: for a network that is missing or damaged, or a file that cannot be written.
-        """
+        """Copy the best network to a .safetensors, .pth or .pt file."""
         self.load_model()
         try:
             Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
@@ -362,15 +301,7 @@ def has_same_content(run: Run, data: Path) -> bool:
 
 
 def check_data(run: Run, data: str | None = None) -> None:
-    """Refuse to resume a run on other data than those that it was started with.
-
-    Args:
-        run: the run.
-        data: the new path of its file; None if it was not moved.
-
-    Raises:
-        UserError: if the file is missing or altered.
-    """
+    """Refuse to resume a run on other data; ``data`` is the new path of its file, None if it was not moved."""
     data = data or run.config["settings"]["data"]
     if data is None:
         return

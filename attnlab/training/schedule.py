@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnlab.tasks._split import sample
 from attnlab.tasks.base import Split, TaskData
+from attnlab.training.objective import one_class_per_example
 from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
@@ -65,15 +66,11 @@ def schedule(how: Training, task_data: TaskData) -> Schedule:
 
 
 def validation_sample(task_data: TaskData, count: int) -> Split:
-    """``count`` validation examples, the same in every evaluation and for every seed, with every class.
-
-    Raises:
-        UserError: for fewer examples than classes.
-    """
+    """``count`` validation examples, the same in every evaluation and for every seed, with every class."""
     split = task_data.validation
     if count >= len(split.x):
         return split
-    if task_data.outputs.kind == "classes" and task_data.outputs.slots == 1:
+    if one_class_per_example(task_data):
         classes = split.y[:, 0].numpy()
         present = len(torch.unique(split.y[:, 0]))
         if count < present:

@@ -88,7 +88,7 @@ class Training:
     epochs: OptionalInt = 60
     """Passes over the training data; or give --steps."""
     steps: OptionalInt = None
-    """Optimizer steps, in place of --epochs."""
+    """Optimizer steps, instead of --epochs."""
     batch_size: int = 32
     """Sequences per step."""
     learning_rate: Annotated[float, arg(aliases=["--lr"])] = 1e-3
@@ -102,8 +102,7 @@ class Training:
     patience: OptionalInt = None
     """Stop after this many evaluations without improvement; by default never."""
     metric: Annotated[str | None, arg(metavar="STR")] = None
-    """The validation metric that selects the best network: accuracy, balanced_accuracy, f1, roc_auc, rmse, mae, r2 ...;
-    the default depends on the task."""
+    """The validation metric that selects the best network, such as accuracy or rmse; by default that of the task."""
     class_weight: Annotated[Literal["balanced"] | None, arg(metavar="{balanced}")] = None
     """balanced: weight each class by the inverse of its frequency in the training data."""
     evaluate_every: OptionalInt = None
@@ -147,8 +146,7 @@ class Settings:
     def updated(self, values: dict[str, Any], source: str) -> Settings:
         """A copy with ``values`` (by flag name); ``epochs`` replaces ``steps``, and the other way round.
 
-        Raises:
-            UserError: for an unknown name or a value of another type; the message names ``source``.
+        Unknown names and values of another type are refused; the message names ``source``.
         """
         values = current_names(values, source)
         model = values.get("model", self.model.model)
@@ -168,18 +166,14 @@ class Settings:
 
     def _types(self, model: str) -> dict[str, Any]:
         """The type of every setting, including the options of a mechanism."""
-        groups = [field_types(type(getattr(self, group.name))) for group in fields(self)]
         options = {option.name: option_type(option, model) for option in mechanism_options(model)}
-        return functools.reduce(operator.or_, groups) | options
+        return functools.reduce(operator.or_, field_types().values()) | options
 
     def _replaced(self, values: dict[str, Any]) -> Settings:
         """A copy with ``values``; names that are no fields are options of the mechanism."""
         groups, options = {}, dict(values)
-        for group in fields(self):
-            before = getattr(self, group.name)
-            groups[group.name] = replace(
-                before, **{n: options.pop(n) for n in field_types(type(before)) if n in options}
-            )
+        for name, kinds in field_types().items():
+            groups[name] = replace(getattr(self, name), **{n: options.pop(n) for n in kinds if n in options})
         groups["model"] = replace(groups["model"], options={**groups["model"].options, **options})
         return Settings(**groups)
 
@@ -189,11 +183,7 @@ ALIASES = {"lr": "learning_rate", "clip": "grad_clip"}
 
 
 def current_names(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Settings by their current names, and the task by its current name.
-
-    Raises:
-        UserError: for a setting that is given under both names.
-    """
+    """Settings by their current names, each given once, and the task by its current name."""
     renamed = {ALIASES.get(name, name): value for name, value in values.items()}
     if len(renamed) < len(values):
         both = next(f"{name} and {ALIASES[name]}" for name in values if ALIASES.get(name) in values)
@@ -225,11 +215,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def check(settings: Settings) -> None:
-    """Refuse values out of range and unknown names.
-
-    Raises:
-        UserError: for the first wrong setting, with the allowed values.
-    """
+    """Refuse values out of range and unknown names."""
     registry.entry(settings.model.model)
     tasks.entry(settings.data.task)
     for name, value in settings.flat().items():
@@ -247,11 +233,7 @@ def mechanism_options(model: str) -> tuple[Option, ...]:
 
 
 def option_type(option: Option, model: str) -> Any:
-    """The type of an option on the command line: of ``str | Positions`` only ``str``.
-
-    Raises:
-        UserError: for a type that can be neither a flag nor a setting in a file.
-    """
+    """The type of an option on the command line, which must be simple: of ``str | Positions`` only ``str``."""
     kinds = option.kinds
     if kinds in ([], [None]):
         raise UserError(
@@ -282,11 +264,7 @@ def choices_of(option: Option, model: str) -> Choices:
 
 
 def defaults(model: str, task: str) -> Settings:
-    """The default settings of a mechanism on a task.
-
-    Raises:
-        UnknownNameError: for an unknown model or task.
-    """
+    """The default settings of a mechanism on a task."""
     task = tasks.resolve(task)
     options = {o.name: o.default for o in mechanism_options(model) if o.default is not REQUIRED}
     start = Settings(model=Model(model=model, options=options), data=Data(task=task))
@@ -299,11 +277,7 @@ CONFIG_BYTES = 2**24
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a .json or .toml file, or in the config.json of a run.
-
-    Raises:
-        UserError: for a file that is missing or malformed, or sets a name twice.
-    """
+    """The settings in a .json or .toml file, or in the config.json of a run."""
     try:
         with open_data(path, "--config") as file:
             data = file.read(CONFIG_BYTES + 1)
@@ -333,19 +307,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def field_types(group: type) -> dict[str, Any]:
-    """The types of the settings in a group."""
-    hints = typing.get_type_hints(group)
-    return {f.name: hints[f.name] for f in fields(group) if f.name != "options"}
+@functools.cache
+def field_types() -> dict[str, dict[str, Any]]:
+    """The types of the settings in each group."""
+    groups = {group.name: type(getattr(Settings(), group.name)) for group in fields(Settings)}
+    hints = {name: typing.get_type_hints(group) for name, group in groups.items()}
+    return {name: {n: kind for n, kind in types.items() if n != "options"} for name, types in hints.items()}
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
 
 
 def _validated(name: str, value: Any, kind: Any, source: str) -> Any:
-    """``value`` if it has the type ``kind``; an integer is accepted for a float.
-
-    Raises:
-        UserError: for another type; the message names ``source``.
-    """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    """``value`` if it has the type ``kind``; an integer is accepted for a float."""
+    from pydantic import ValidationError
 
     from attnlab.utils.validation import expected
 
@@ -354,6 +333,6 @@ def _validated(name: str, value: Any, kind: Any, source: str) -> Any:
     try:
         if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
             raise UserError(f"{name} must be a valid string, not {reprlib.repr(value)} (in {source})")
-        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{name} must be {expected(error)}, not {reprlib.repr(value)} (in {source})") from None

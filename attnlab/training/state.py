@@ -17,16 +17,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_state(shapes: Mapping[str, Shape], network: nn.Module, optimizer: Optimizer, file: Path) -> None:
-    """Refuse a checkpoint whose tensors do not match the network and its optimizer.
+    """Refuse a checkpoint whose tensors do not match the network and its optimizer; ``file`` is its path.
 
-    Args:
-        shapes: ``model.NAME``, ``optimizer.INDEX.KEY``, ``random.cpu`` and ``random.cuda``.
-        network: the network to continue with.
-        optimizer: its optimizer.
-        file: the checkpoint, for the message.
-
-    Raises:
-        UserError: for the first tensor that is missing, unexpected, or of another shape or dtype.
+    The names are ``model.NAME``, ``optimizer.INDEX.KEY``, ``random.cpu`` and ``random.cuda``.
     """
     shapes = current_state(network, shapes, "model.")
     expected_shapes = {f"model.{name}": Shape(t.dtype, tuple(t.shape)) for name, t in network.state_dict().items()}

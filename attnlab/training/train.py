@@ -41,22 +41,13 @@ def train(
     callback: Callback | None = None,
     on_end: Callable[[], None] | None = None,
 ) -> tuple[Outcome, dict[str, Any] | None]:
-    """Train, then evaluate on the test data.
+    """Train, call ``on_end``, then evaluate on the test data.
 
-    Args:
-        experiment: the data and the network.
-        run: the folder.
-        resume: continue from the folder's last checkpoint; if ``experiment`` has more epochs or steps than the run,
-            extend it.
-        checkpoint_seconds: seconds between checkpoints.
-        callback: called with the `Progress` of training.
-        on_end: called between training and evaluation.
+    With ``resume``, training continues from the folder's last checkpoint; if ``experiment`` has more epochs or steps
+    than the run, the run is extended. A second signal while training stops raises a `StoppedError`.
 
     Returns:
         How training ended, and the result (see `evaluate_test`), None if a signal stopped training or evaluation.
-
-    Raises:
-        StoppedError: for a second signal while training stops.
     """
     settings, task_data = experiment.settings, experiment.task_data
     with hardware.memory_advice(settings.training.batch_size), run.alone(), raising_signals():
@@ -79,11 +70,7 @@ def train(
 
 
 def evaluate_test(experiment: Experiment, run: runs.Run, outcome: Outcome) -> dict[str, Any]:
-    """The best network's result on the test data, with the baselines; written to the run's folder.
-
-    Raises:
-        UserError: if no evaluation gave a finite metric.
-    """
+    """The best network's result on the test data, with the baselines; written to the run's folder."""
     from attnlab.training.report import write_report
 
     if outcome.best is None:
@@ -101,9 +88,6 @@ def evaluate_run(run: runs.Run, device: str = "auto", *, data: Path | None = Non
 
     ``ended`` is how the run ended, ``finished`` or ``early``, and ``unfinished`` if training has not ended.
     ``data`` is the new path of its file, None if it was not moved.
-
-    Raises:
-        UserError: for a run without a network, or a damaged one.
     """
     experiment = reopen(run, device, data=data)
     _, about = load_tensors(run.path / "model.safetensors")

@@ -14,16 +14,8 @@ CORE = ("torch", "numpy", "safetensors", "jaxtyping")
 
 EXTRAS = {
     "train": (
-        "docstring_parser",
-        "huggingface_hub",
-        "matplotlib",
-        "polars",
-        "pydantic",
-        "questionary",
-        "rich",
-        "scipy",
-        "sklearn",
-        "tyro",
+        *("docstring_parser", "huggingface_hub", "matplotlib", "polars", "pydantic"),
+        *("questionary", "rich", "scipy", "sklearn", "tyro"),
     ),
     "hf": ("transformers",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
@@ -39,12 +31,7 @@ class MissingExtraError(UserError, ImportError):
 
 
 def need(extra: str, what: str) -> None:
-    """Raise MissingExtraError if a module of ``extra`` is not installed.
-
-    Args:
-        extra: a name in `EXTRAS`.
-        what: what needs it, the beginning of the message.
-    """
+    """Raise MissingExtraError if a module of ``extra``, which ``what`` needs, is not installed."""
     missing = [_package(module) for module in EXTRAS[extra] if not find_spec(module)]
     if missing:
         raise MissingExtraError(f"{what} needs {' and '.join(missing)}; pip install 'attnlab[{extra}]'")

@@ -5,6 +5,9 @@ The functions are flat, because every forward pass calls them.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +67,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without autocast on this device."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

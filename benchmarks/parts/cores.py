@@ -15,9 +15,8 @@ from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.compare import speed_row
 from benchmarks.peers import MissingPeerError, load
-from benchmarks.results import NotMeasured, Row
+from benchmarks.results import NotMeasured, Row, speed_row
 from benchmarks.timing import TimingConfig, backward, forward
 from peers.adapters import pytorch
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.compare import speed_row
 from benchmarks.peers import MissingPeerError, adapter, load
-from benchmarks.results import NotMeasured, Row
+from benchmarks.results import NotMeasured, Row, speed_row
 from benchmarks.timing import TimingConfig, Workload, forward
 
 TITLE = "Decoding"

@@ -22,8 +22,7 @@ from attnlab.training.loop import Trainer
 from attnlab.training.schedule import lr_at
 from attnlab.training.settings import Training, defaults
 from attnlab.training.train import start
-from benchmarks.compare import speed_row
-from benchmarks.results import Row
+from benchmarks.results import Row, speed_row
 from benchmarks.timing import TimingConfig
 
 TARGET = 0.90

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from attnlab.masks import padding
 from attnlab.models.multihead import MultiAttention
-from benchmarks.compare import speed_row
-from benchmarks.results import Row
+from benchmarks.results import Row, speed_row
 from benchmarks.timing import TimingConfig, backward, forward
 
 TITLE = "Padded batches"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -51,17 +51,7 @@ class AdditiveAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax matrices of learned scores",
         use_case="short sequences; the history of attention",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
     )
 
     def __init__(
@@ -76,21 +66,15 @@ class AdditiveAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if self.positions.name == "rotary":
             raise ValueError(
                 "rotary positions need a product of query and key, and additive attention adds them; use alibi or t5"
             )
-        self.score = nn.Parameter(torch.empty(num_heads, self.head_dim, device=device, dtype=dtype))  # v
+        self.score = nn.Parameter(torch.empty(num_heads, self.head_dim, **factory))  # v
         self._reset_score()
 
     def reset_parameters(self) -> None:

@@ -1,7 +1,4 @@
-"""The formula of additive attention in eager PyTorch.
-
-Axes: B batch, H heads, N queries, M keys, D embed_dim.
-"""
+"""The formula of additive attention in eager PyTorch."""
 
 from __future__ import annotations
 

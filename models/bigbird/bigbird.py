@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class BigBirdAttention(MultiHeadBase):
         memory="n·d",
         representation="h block-sparse softmax attention matrices",
         use_case="long documents as a whole: classification, question answering",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="longformer",
     )
 
@@ -79,15 +79,9 @@ class BigBirdAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         self.block_size = check_positive_int("block_size", block_size)
         self.window_size = check_positive_int("window_size", window_size)

@@ -51,7 +51,7 @@ class DifferentialAttention(MultiHeadBase):
         memory="n·d",
         representation="h differences of two softmax attention matrices; entries may be negative",
         use_case="retrieval from long contexts that are mostly irrelevant",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class EntmaxAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse attention matrices whose rows sum to one",
         use_case="attention weights that people read; tasks with few relevant positions",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -65,15 +65,9 @@ class EntmaxAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if not 1.0 < alpha <= 4.0:
             raise ValueError(f"alpha must be above 1 (softmax is the limit) and at most 4, not {alpha}")

@@ -1,29 +1,17 @@
-"""The formula of entmax attention in eager PyTorch.
-
-Axes: B batch, H heads, N queries, M keys, D embed_dim.
-"""
+"""The formula of entmax attention in eager PyTorch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from ..multihead.reference import merge_heads, position_bias, project_qkv, rotate
+from ..multihead.reference import merge_heads, scores_and_values
 from .entmax import EntmaxAttention
 
 
-def reference(
-    layer: EntmaxAttention,
-    x: Tensor,
-    mask: Tensor | None = None,
-    context: Tensor | None = None,
-) -> Tensor:
+def reference(layer: EntmaxAttention, x: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
     """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
-    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads)
-    Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
-    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
+    scores, V = scores_and_values(layer, x, None, context)  # (B, H, N, M), (B, H, M, d)
     empty = torch.zeros(1, dtype=torch.bool) if mask is None else ~mask.any(-1, keepdim=True)
     scores = scores if mask is None else scores.masked_fill(~mask & ~empty, -torch.inf)
     return merge_heads(layer.output, entmax(scores, layer.alpha).masked_fill(empty, 0) @ V, mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +57,9 @@ class ForgettingAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices with a learned decay",
         use_case="causal language models without other positional encodings",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
-
-    supports_packing = True
 
     def __init__(
         self,
@@ -76,15 +74,9 @@ class ForgettingAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if self.positions.name in ("alibi", "t5"):
             raise ValueError(
@@ -92,7 +84,7 @@ class ForgettingAttention(MultiHeadBase):
                 "its gates already lower the scores with distance"
             )
         self.forget_bias_init = forget_bias_init
-        self.forget = make_linear(embed_dim, num_heads, device=device, dtype=dtype)  # W_f, b_f
+        self.forget = make_linear(embed_dim, num_heads, **factory)  # W_f, b_f
         nn.init.constant_(self.forget.bias, forget_bias_init)
 
     def reset_parameters(self) -> None:
@@ -109,14 +101,11 @@ class ForgettingAttention(MultiHeadBase):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B N D"]:
         Q, K, V = self._project_qkv(x, None)
-        Q, K, added = self._apply_positions(Q, K, attn_bias, None, cache)
-        gates = self._gates(x)
+        Q, K, bias = self._apply_positions(Q, K, attn_bias, None, cache)
+        gates, dropout = self._gates(x), self.dropout if self.training else 0.0
         if cache is not None:
             K, V, gates = cache.update(K, V, gates)
-        heads = DecayedMap(Q, K, gates.squeeze(-1), mask, added).apply(
-            V, dropout=self.dropout if self.training else 0.0
-        )
-        return self._merge_heads(heads, x)
+        return self._merge_heads(DecayedMap(Q, K, gates.squeeze(-1), mask, bias).apply(V, dropout=dropout), x)
 
     def _build_map(
         self,
@@ -126,8 +115,8 @@ class ForgettingAttention(MultiHeadBase):
         context: Tensor | None = None,
     ) -> DecayedMap:
         Q, K, _ = self._project_qkv(x, None)
-        Q, K, added = self._apply_positions(Q, K, attn_bias, None)
-        return DecayedMap(Q, K, self._gates(x).squeeze(-1), mask, added)
+        Q, K, bias = self._apply_positions(Q, K, attn_bias, None)
+        return DecayedMap(Q, K, self._gates(x).squeeze(-1), mask, bias)
 
     def _gates(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N 1"]:
         return F.logsigmoid(at_least_float32(self.forget(x))).mT.unsqueeze(-1)  # log f

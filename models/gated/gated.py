@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -45,17 +45,7 @@ class GatedAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices, and gates per token",
         use_case="deep networks; long sequences, where softmax attention needs a sink",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -72,20 +62,14 @@ class GatedAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if gate not in ("elementwise", "headwise"):
             raise ValueError(f"gate must be 'elementwise' or 'headwise', not {gate!r}")
         width = self.head_dim if gate == "elementwise" else 1
-        self.gate = OutputGate(embed_dim, num_heads, width, bias=bias, device=device, dtype=dtype)
+        self.gate = OutputGate(embed_dim, num_heads, width, bias=bias, **factory)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # (concat(heads) ⊙ σ(x W_G)) W_O

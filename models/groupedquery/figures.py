@@ -21,9 +21,8 @@ DECODING: lesson.Layers = {
 
 def draw(folder: Path) -> list[Path]:
     """Draw the figures into ``folder``."""
-    decoding = lesson.draw_cost(
-        Path(__file__).parent, folder / "decoding.png", "decoding", x_label="tokens in the KV cache"
-    )
+    here, file = Path(__file__).parent, folder / "decoding.png"
+    decoding = lesson.draw_cost(here, file, "decoding", x_label="tokens in the KV cache", guides={"∝ n": 1})
     return [_sharing(folder / "sharing.png"), _two_heads(folder / "two_heads.png"), decoding]
 
 
@@ -58,6 +57,6 @@ def _two_heads(file: Path) -> Path:
     for j, value in enumerate((21, 42, 63)):
         box = {"boxstyle": "round,pad=0.5", "facecolor": PALE, "edgecolor": GREY, "linewidth": 0.8}
         keys.text(1, 2 - j, f"key {j}\nvalue {value}", ha="center", va="center", fontsize=10, color=INK, bbox=box)
-    drawing.draw_proportions(late, (1, 2, 4), "query head 1: prefers late tokens\n1 : 2 : 4  →  51", BLUE)
-    drawing.draw_proportions(early, (4, 2, 1), "query head 2: prefers early tokens\n4 : 2 : 1  →  33", ORANGE)
+    drawing.draw_proportions(late, (1, 2, 4), "query head 1: late tokens\n1 : 2 : 4  →  51", BLUE)
+    drawing.draw_proportions(early, (4, 2, 1), "query head 2: early tokens\n4 : 2 : 1  →  33", ORANGE)
     return drawing.save(figure, file)

@@ -45,17 +45,7 @@ class GroupedQueryAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices over h_kv sets of keys",
         use_case="decoding: a KV cache of h_kv / h of the size",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multiquery",
     )
 

@@ -13,6 +13,7 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Attention, Card, check_positive_int, make_linear, renamed_options
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import rms_norm
+from attnlab.nn.projections import plain_weight
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, Rotary, parse_positions
 
@@ -59,7 +60,7 @@ class LatentAttention(Attention):
         memory="n·d",
         representation="h softmax attention matrices over keys of one shared latent",
         use_case="decoding long contexts: d_c + d_r values per token in the cache, for any number of heads",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="groupedquery",
     )
 
@@ -161,8 +162,9 @@ class LatentAttention(Attention):
         dropout: float,
     ) -> Float[Tensor, "B N D"]:
         """The same output without expanded keys: q · (W_UK c) = (W_UKᵀ q) · c, and Σ w (W_UV c) = W_UV Σ w c."""
-        # The outputs for the unit vectors are the columns of the matrix, including the effect of adapters.
-        matrix = self.kv_up(torch.eye(self.kv_latent_dim, dtype=latents.dtype, device=latents.device)).mT
+        matrix = plain_weight(self.kv_up)
+        if matrix is None:  # the outputs for the unit vectors are the columns of the matrix, with adapters and hooks
+            matrix = self.kv_up(torch.eye(self.kv_latent_dim, dtype=latents.dtype, device=latents.device)).mT
         W_UK, W_UV = matrix.to(Q.dtype).unflatten(0, (2, self.num_heads, -1))  # (h, d_k, d_c) each
         q_C, q_R = Q.split([self.head_dim, self.rope_head_dim], -1)
         q = torch.cat([q_C @ W_UK, q_R], -1)  # (B, h, N, d_c + d_r)
@@ -173,7 +175,8 @@ class LatentAttention(Attention):
     def _is_cheaper_absorbed(self, queries: int, keys: int) -> bool:
         """Whether `_attend_absorbed` takes fewer multiplications per head than `_expand_kv` and attention."""
         d_k, d_c = self.head_dim, self.kv_latent_dim
-        absorbed = 2 * d_k * d_c**2 + queries * (2 * d_c * keys + 2 * d_k * d_c)
+        matrix = 0 if plain_weight(self.kv_up) is not None else 2 * d_k * d_c**2
+        absorbed = matrix + queries * (2 * d_c * keys + 2 * d_k * d_c)
         return absorbed < 2 * d_k * keys * (d_c + queries)
 
     def _merge_heads(self, heads: Float[Tensor, "B h N d_k"]) -> Float[Tensor, "B N D"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -51,7 +51,7 @@ class LongformerAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse softmax attention matrices: a band, g rows and g columns",
         use_case="long documents with a token that represents all: classification, question answering",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "weights"),
         parent="slidingwindow",
     )
 
@@ -70,19 +70,13 @@ class LongformerAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         self.window_size = check_positive_int("window_size", window_size)
         self.num_global = check_positive_int("num_global", num_global)
-        self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, device=device, dtype=dtype)
+        self.qkv_global = make_linear(embed_dim, 3 * embed_dim, bias=bias, **factory)
         self.qkv_global.load_state_dict(self.qkv.state_dict())  # both start equal, as in the paper
 
     def reset_parameters(self) -> None:

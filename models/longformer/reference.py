@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..multihead.reference import masked_softmax, merge_heads, position_bias, project_qkv, rotate
+from ..multihead.reference import masked_softmax, merge_heads, scores_and_values
 from .longformer import LongformerAttention
 
 
@@ -22,10 +20,8 @@ def reference(
     allowed = allowed if mask is None else allowed & mask
 
     def heads(qkv: torch.nn.Linear) -> Tensor:
-        Q, K, V = project_qkv(qkv, x, None, H)
-        Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
-        scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)
-        return masked_softmax(scores if attn_bias is None else scores + attn_bias, allowed) @ V
+        scores, V = scores_and_values(layer, x, attn_bias, qkv=qkv)
+        return masked_softmax(scores, allowed) @ V
 
     is_global = (i < g)[:, None]  # (N, 1)
     return merge_heads(layer.output, torch.where(is_global, heads(layer.qkv_global), heads(layer.qkv)), allowed)

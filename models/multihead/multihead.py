@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -42,17 +42,7 @@ class MultiAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices over slices of the width",
         use_case="the default; tasks that read several positions at once",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="selfhead",
     )
 
@@ -69,15 +59,9 @@ class MultiAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
 
     @classmethod

@@ -22,11 +22,22 @@ def reference(
     context: Tensor | None = None,
 ) -> Tensor:
     """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, M) and includes ``causal``."""
-    Q, K, V = project_qkv(layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
+    scores, V = scores_and_values(layer, x, attn_bias, context)
+    return merge_heads(layer.output, masked_softmax(scores, mask) @ V, mask)
+
+
+def scores_and_values(
+    layer: MultiHeadBase,
+    x: Tensor,
+    attn_bias: Tensor | None = None,
+    context: Tensor | None = None,
+    qkv: nn.Linear | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``Q Kᵀ / √d``, with positions and bias, (B, H, N, M), and V, (B, H, M, d); from ``layer.qkv`` by default."""
+    Q, K, V = project_qkv(qkv or layer.qkv, x, context, layer.num_heads, layer.num_kv_heads)
     Q, K = rotate(Q, layer.positions), rotate(K, layer.positions)
-    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)  # (B, H, N, M)
-    weights = masked_softmax(scores if attn_bias is None else scores + attn_bias, mask)
-    return merge_heads(layer.output, weights @ V, mask)
+    scores = Q @ K.mT / math.sqrt(layer.head_dim) + position_bias(layer.positions, Q, K)
+    return scores if attn_bias is None else scores + attn_bias, V
 
 
 def project_qkv(
@@ -104,20 +115,3 @@ def t5_bucket(offset: int, t5: T5Bias) -> int:
         return start + distance
     coarse = int(math.log(distance / (count // 2)) / math.log(t5.max_distance / (count // 2)) * (count - count // 2))
     return start + min(count // 2 + coarse, count - 1)
-
-
-# For the references that are loops still
-
-
-def turned(x: Tensor, d: int, rotary: Rotary) -> Tensor:
-    """`rotate` for heads side by side, (B, N, H * d)."""
-    return rotate(split_heads(x, x.shape[-1] // d), rotary).transpose(1, 2).flatten(2)
-
-
-def distance(layer: MultiHeadBase, head: int, offset: int) -> Tensor | float:
-    """What positions add to a score of this head, for a key that is ``offset`` ahead of the query."""
-    if isinstance(layer.positions, ALiBi):
-        return -layer.positions.slopes[head] * abs(offset)
-    if isinstance(layer.positions, T5Bias):
-        return layer.positions.table.weight[t5_bucket(offset, layer.positions), head]
-    return 0.0

@@ -42,17 +42,7 @@ class MultiQueryAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax attention matrices over one set of keys",
         use_case="decoding many sequences: a KV cache of 1 / h of the size",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 

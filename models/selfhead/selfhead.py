@@ -38,7 +38,7 @@ class SelfAttention(Attention):
         memory="n·d",
         representation="one softmax attention matrix",
         use_case="learning how attention works; tasks that read one position at a time",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights", "equivariant"),
         parent="additive",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,17 +48,7 @@ class SigmoidAttention(MultiHeadBase):
         memory="n·d",
         representation="h matrices of independent attention weights between 0 and 1",
         use_case="tasks where a query attends to many positions at once, or to none",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -74,15 +64,9 @@ class SigmoidAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
 
     def _attention_map(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,17 +48,7 @@ class SinkAttention(MultiHeadBase):
         memory="n·d",
         representation="h softmax matrices whose rows may sum to less than one",
         use_case="long or windowed contexts, where a query may have no relevant key",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
+        supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -75,19 +65,13 @@ class SinkAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if sink not in ("learned", "zero"):
             raise ValueError(f"sink must be 'learned' or 'zero', not {sink!r}")
-        logits = torch.zeros(num_heads, device=device, dtype=dtype)
+        logits = torch.zeros(num_heads, **factory)
         self.sink = nn.Parameter(logits, requires_grad=sink == "learned")
 
     def reset_parameters(self) -> None:

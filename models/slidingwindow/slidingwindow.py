@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -46,7 +46,7 @@ class SlidingWindowAttention(MultiHeadBase):
         memory="n·d",
         representation="h banded softmax attention matrices",
         use_case="long sequences with local dependencies; decoding with a KV cache of w tokens",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="strided",
     )
 
@@ -65,15 +65,9 @@ class SlidingWindowAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         self.window_size = check_positive_int("window_size", window_size)
         self.dilation = check_positive_int("dilation", dilation)

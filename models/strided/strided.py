@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -53,7 +53,7 @@ class StridedAttention(MultiHeadBase):
         memory="n·d",
         representation="h sparse softmax attention matrices: a band, or every l-th key",
         use_case="long sequences with a period, such as image rows or audio; with l near √n the time is n·√n·d",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "attn_bias", "cache", "weights"),
+        supports=("causal", "arbitrary_mask", "attn_bias", "cache", "weights"),
         parent="multihead",
     )
 
@@ -73,15 +73,9 @@ class StridedAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if num_heads < 2:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -52,7 +52,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         memory="n·d",
         representation="h attention matrices, each a mixture of h softmax matrices of mixed scores",
         use_case="many narrow heads",
-        supports=("causal", "padding", "segments", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
+        supports=("causal", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
     )
 
@@ -68,15 +68,9 @@ class TalkingHeadsAttention(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            embed_dim,
-            num_heads,
-            causal=causal,
-            dropout=dropout,
-            bias=bias,
-            positions=positions,
-            device=device,
-            dtype=dtype,
+            embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, positions=positions, **factory
         )
         if self.positions.name in ("alibi", "t5"):
             raise ValueError(
@@ -84,8 +78,8 @@ class TalkingHeadsAttention(MultiHeadBase):
                 "mixing the scores would mix the position biases of the heads too"
             )
         # The identity: multi-head attention at the start.
-        self.scores = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_l
-        self.mixture = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))  # P_w
+        self.scores = nn.Parameter(torch.eye(num_heads, **factory))  # P_l
+        self.mixture = nn.Parameter(torch.eye(num_heads, **factory))  # P_w
 
     def reset_parameters(self) -> None:
         """Initialize the projections at random and both mixtures to the identity."""

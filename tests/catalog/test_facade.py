@@ -18,8 +18,8 @@ HIDE = "import sys\nfor name in {}: sys.modules[name] = None\n"
 """Makes imports of these modules fail as if they were not installed."""
 
 
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_every_mechanism_is_importable_by_its_class_name() -> None:
@@ -78,6 +78,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_layers_work_without_the_extras() -> None:
     hidden = [module for modules in EXTRAS.values() for module in modules]
     done = run(HIDE.format(hidden) + CORE)
@@ -87,17 +88,20 @@ def test_layers_work_without_the_extras() -> None:
     assert done.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["rich", "tyro", "torch"])
-def test_the_command_line_names_what_is_missing(module: str) -> None:
-    code = HIDE.format([module]) + "from attnlab.__main__ import main\nsys.exit(main(['check', '--device', 'cpu']))"
-    done = run(code)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: attnlab needs {module}, which is not installed: run `make train`, or ")
-    assert done.stderr.count("\n") == 1
+COMMAND = "from attnlab.__main__ import main\nsys.exit(main(['check', '--device', 'cpu']))"
+MAIN = "import runpy; runpy.run_path('main.py', run_name='__main__')"
 
 
-def test_main_names_what_is_missing() -> None:
-    done = run(HIDE.format(["torch", "tyro"]) + "import runpy; runpy.run_path('main.py', run_name='__main__')")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: attnlab needs tyro, which is not installed: run `make train`, or ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("hidden", "code", "missing"),
+    [
+        (["rich"], COMMAND, "rich"),
+        (["tyro"], COMMAND, "tyro"),
+        (["torch"], COMMAND, "torch"),
+        (["torch", "tyro"], MAIN, "tyro"),
+    ],
+)
+def test_the_command_line_names_what_is_missing(hidden: list[str], code: str, missing: str) -> None:
+    done = run(HIDE.format(hidden) + code)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: attnlab needs {missing}, which is not installed: run `make train`, or ")

@@ -47,46 +47,37 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
-def attnlab(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command in the copy, which comes before what is installed because it is the current folder."""
-    return python(checkout, "-m", "attnlab", *words)
-
-
-def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def python(checkout: Path, *words: str) -> str:
+    """The output of Python in the copy, which comes before what is installed because it is the current folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=checkout, env=environment)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=checkout, env=environment)
+    assert done.returncode == 0, done
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_a_new_mechanism_is_known_everywhere(checkout: Path) -> None:
     before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
-    made = attnlab(checkout, "new", "sliding_window")
-    assert made.returncode == 0, made.stderr
-    assert "added to models/README.md" in made.stdout
+    assert "added to models/README.md" in python(checkout, "-m", "attnlab", "new", "sliding_window")
     folder = checkout / "models" / "sliding_window"
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "__init__.py", "reference.py", "sliding_window.py"]
     changed = [path for path, was in before.items() if path.read_bytes() != was]
     pages = {checkout / "README.md", checkout / "models" / "README.md"}  # both have a generated table of mechanisms
     assert set(changed) == pages, "no other file is touched"
 
-    listed = json.loads(attnlab(checkout, "models", "--json").stdout)
+    listed = json.loads(python(checkout, "-m", "attnlab", "models", "--json"))
     assert listed["sliding_window"]["title"] == "Sliding window"
     assert "[Sliding window](sliding_window/README.md)" in (checkout / "models" / "README.md").read_text("utf-8")
     assert "one head of softmax attention" in (folder / "README.md").read_text("utf-8")
     assert "emplate" not in "".join(path.read_text("utf-8") for path in folder.iterdir())
-    assert "--embed_dim" in python(checkout, "main.py", "--model", "sliding_window", "--help").stdout
-    assert attnlab(checkout, "docs", "--check").returncode == 0
-
-    step = python(checkout, "-W", "error", "-c", STEP)
-    assert step.returncode == 0, step.stderr
+    assert "--embed_dim" in python(checkout, "main.py", "--model", "sliding_window", "--help")
+    python(checkout, "-m", "attnlab", "docs", "--check")
+    python(checkout, "-W", "error", "-c", STEP)
     # The tests that run for every mechanism pass for it too, the conformance suite among them.
     chosen = ("-m", "not exhaustive", "-k", "sliding_window")
-    asked = python(checkout, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *FOR_EVERY_MECHANISM)
-    assert asked.returncode == 0, asked.stdout
-    ruff = python(checkout, "-m", "ruff", "check", "--no-cache", "models/sliding_window")
-    assert ruff.returncode == 0, ruff.stdout
-    formatted = python(checkout, "-m", "ruff", "format", "--no-cache", "--check", "models/sliding_window")
-    assert formatted.returncode == 0, formatted.stdout
+    python(checkout, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *FOR_EVERY_MECHANISM)
+    python(checkout, "-m", "ruff", "check", "--no-cache", "models/sliding_window")
+    python(checkout, "-m", "ruff", "format", "--no-cache", "--check", "models/sliding_window")
 
 
 def test_the_template_computes_self_attention() -> None:
@@ -94,11 +85,9 @@ def test_the_template_computes_self_attention() -> None:
 
     from attnlab.models.selfhead import SelfAttention
 
-    theirs = SelfAttention(12)
-    ours = TemplateAttention(12)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 5, 12)
-    torch.testing.assert_close(ours(x), theirs(x))
+    template, single_head, x = TemplateAttention(12), SelfAttention(12), torch.randn(2, 5, 12)
+    template.load_state_dict(single_head.state_dict())
+    torch.testing.assert_close(template(x), single_head(x))
 
 
 @pytest.fixture
@@ -179,11 +168,13 @@ def test_an_installed_copy_refuses(models: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(models.iterdir())
 
 
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["new", "selfhead"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: models/selfhead exists already; choose another name, or edit the existing files\n"
-    )
-    assert main(["new"]) == 2
-    assert capsys.readouterr().err == "error: give the name of the new mechanism: attnlab new my_attention\n"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["new", "selfhead"], "models/selfhead exists already; choose another name, or edit the existing files"),
+        (["new"], "give the name of the new mechanism: attnlab new my_attention"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"

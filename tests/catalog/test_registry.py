@@ -14,7 +14,6 @@ import attnlab
 from attnlab.catalog import registry
 from attnlab.catalog.source import REQUIRED
 from attnlab.nn.attention import Attention
-from attnlab.nn.card import CAPABILITIES
 from attnlab.utils.errors import UnknownNameError, UserError
 
 GOOD = """
@@ -30,31 +29,23 @@ class Stub(Attention):
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_what_is_read_is_what_is_imported(name: str) -> None:
-    entry, found = registry.entry(name), registry.load(name)
-    assert found.__name__ == entry.class_name
-    assert found.card == entry.card
-    parameters = [p for p in inspect.signature(found).parameters.values() if p.name not in registry.FACTORY]
-    assert [p.name for p in parameters] == [o.name for o in entry.options]
-    for parameter, option in zip(parameters, entry.options, strict=True):
-        assert (option.default is REQUIRED) == (parameter.default is inspect.Parameter.empty)
-        assert option.default is REQUIRED or option.default == parameter.default
-        assert option.annotation == parameter.annotation  # both are text
-        assert option.help, f"the docstring of {name} does not say what {option.name} is"
-
-
-@pytest.mark.parametrize("name", registry.names())
-def test_a_mechanism_keeps_the_house_rules(name: str) -> None:
-    entry, found = registry.entry(name), registry.load(name)
-    assert issubclass(found, Attention)
-    assert name.isidentifier()
-    assert name == name.lower()
-    parameters = inspect.signature(found).parameters
+def test_what_is_read_is_what_is_imported_and_keeps_the_house_rules(name: str) -> None:
+    entry, mechanism = registry.entry(name), registry.load(name)
+    assert issubclass(mechanism, Attention)
+    assert (mechanism.__name__, mechanism.card) == (entry.class_name, entry.card)
+    parameters = inspect.signature(mechanism).parameters
     assert next(iter(parameters)) == "embed_dim"
     assert all(parameters[option].kind is inspect.Parameter.KEYWORD_ONLY for option in ("causal", "dropout"))
-    assert set(entry.card.supports) <= set(CAPABILITIES)
-    for file in ("__init__.py", "reference.py", "README.md"):
-        assert (entry.folder / file).is_file()
+    read = {option.name: (option.default, option.annotation) for option in entry.options}
+    assert read == {
+        p.name: (REQUIRED if p.default is p.empty else p.default, p.annotation)
+        for p in parameters.values()
+        if p.name not in registry.FACTORY
+    }
+    assert all(option.help for option in entry.options), "the docstring describes every option"
+    assert name.isidentifier()
+    assert name == name.lower()
+    assert all((entry.folder / file).is_file() for file in ("__init__.py", "reference.py", "README.md"))
     assert callable(import_module(f"attnlab.models.{name}.reference").reference)
 
 
@@ -81,10 +72,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.update(kept)
 
 
-def write(folder: Path, name: str, code: str, init: str = "") -> None:
+def write(folder: Path, name: str, code: str | bytes, init: str = "") -> None:
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(init or f"from .{name} import Stub as Stub\n", encoding="utf-8")
-    (folder / name / f"{name}.py").write_text(code, encoding="utf-8")
+    (folder / name / f"{name}.py").write_bytes(code if isinstance(code, bytes) else code.encode())
 
 
 def test_a_folder_is_listed_by_its_presence(folder: Path) -> None:
@@ -100,10 +91,17 @@ def test_a_folder_is_listed_by_its_presence(folder: Path) -> None:
     assert registry.load("stub")(8).embed_dim == 8
 
 
-def test_a_folder_that_cannot_be_imported_is_listed_and_says_why(folder: Path) -> None:
-    write(folder, "stub", "import nowhere_at_all\n" + GOOD)
+@pytest.mark.parametrize(
+    ("code", "init", "says"),
+    [
+        ("import nowhere_at_all\n", "", "models/stub cannot be imported: ModuleNotFoundError: No module named 'nowher"),
+        ("", "# empty\n", "models/stub/__init__.py must import Stub from its file"),
+    ],
+)
+def test_a_folder_that_cannot_be_imported_is_listed_and_says_why(folder: Path, code: str, init: str, says: str) -> None:
+    write(folder, "stub", code + GOOD, init)
     assert registry.entry("stub").class_name == "Stub"
-    with pytest.raises(UserError, match="models/stub cannot be imported: ModuleNotFoundError: No module named 'nowher"):
+    with pytest.raises(UserError, match=says):
         registry.load("stub")
 
 
@@ -111,22 +109,23 @@ def test_a_folder_that_cannot_be_imported_is_listed_and_says_why(folder: Path) -
     ("code", "says"),
     [
         ("class Stub(:", "cannot be read: invalid syntax"),
-        ("class Stub:\n    pass\n", "has no class with `card = ...`"),
+        ("x = '\0'", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("", "has no class with `card = ...` in its body, written with literals only"),
+        ("class Stub:\n    size = 3\n", "has no class"),
+        ("card = Card()\n", "has no class"),
+        ("class Stub:\n    card = Card(title=f'{x}')\n", "written with literals only"),
+        (f"{GOOD}\n    def __init__(self, n: int = 2**7): ...\n", r"default of n in .* is 2 \*\* 7; write a literal"),
         (GOOD.replace('title="Stub", ', ""), "the card in .* is wrong: .*missing 1 required.*'title'"),
         (GOOD.replace('title="Stub"', 'titel="Stub"'), "is wrong: .*'titel'"),
         (GOOD.replace("supports=()", 'supports=("casual",)'), "is wrong: supports names 'casual'; did you mean causal"),
         (GOOD.replace('kind="exact"', 'kind="fast"'), "is wrong: kind is 'fast'"),
     ],
 )
-def test_a_broken_file_is_one_line_that_names_it(folder: Path, code: str, says: str) -> None:
+def test_a_broken_file_is_one_line_that_names_it(folder: Path, code: str | bytes, says: str) -> None:
     write(folder, "stub", code)
     for ask in (registry.entry, registry.load):
         with pytest.raises(UserError, match=says) as caught:
             ask("stub")
         assert str(folder / "stub" / "stub.py") in str(caught.value)
-
-
-def test_a_folder_whose_package_hides_its_class(folder: Path) -> None:
-    write(folder, "stub", GOOD, init="# empty\n")
-    with pytest.raises(UserError, match=r"models/stub/__init__.py must import Stub from its file"):
-        registry.load("stub")
+        assert "\n" not in str(caught.value)

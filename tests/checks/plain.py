@@ -1,8 +1,10 @@
-"""Multi-head attention in eager PyTorch that fulfils the whole contract: the base of the faulty layers."""
+"""The base of the faulty layers: multi-head attention in eager PyTorch that fulfils the whole contract."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,38 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
-from attnlab.nn.attention import Attention, Card
+from attnlab.models.multihead import MultiAttention
+from attnlab.nn.attention import Attention
 from attnlab.nn.cache import KVCache
+from attnlab.nn.mixer import SequenceMixer
 
 
 class Plain(Attention):
     """One submodule per projection, attention weights materialized, and one method per step to override."""
 
-    card = Card(
-        title="",
-        summary="",
-        paper="",
-        authors="",
-        year=2017,
-        arxiv=None,
-        kind="exact",
-        heads="h",
-        time="n²·d",
-        memory="n²·h + n·d",
-        representation="",
-        use_case="",
-        supports=(
-            "causal",
-            "padding",
-            "segments",
-            "arbitrary_mask",
-            "attn_bias",
-            "context",
-            "cache",
-            "weights",
-            "equivariant",
-        ),
-    )
+    card = replace(MultiAttention.card, memory="n²·h + n·d")
 
     def __init__(
         self,
@@ -78,6 +58,10 @@ class Plain(Attention):
         allowed = mask.tensor()
         return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)
 
+    def returned(self, weights: Tensor) -> Tensor:
+        """Change the weights that are returned."""
+        return weights
+
     def drop(self, weights: Tensor) -> Tensor:
         return F.dropout(weights, self.dropout, self.training)
 
@@ -113,8 +97,22 @@ class Plain(Attention):
     ) -> Tensor:
         q, k, _ = self.project(x, context)
         scores = self.scores(q, k)
-        return self.normalize(scores if attn_bias is None else scores + attn_bias, mask)
+        return self.returned(self.normalize(scores if attn_bias is None else scores + attn_bias, mask))
 
     def _apply_weights(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         v = self.split(self.value(x if context is None else context))
         return self.output((weights @ v).transpose(1, 2).flatten(2))
+
+
+FAULTY: list[tuple[str, type[SequenceMixer]]] = []
+
+
+def fails(*checks: str, replaces: str = "", base: type[SequenceMixer] = Plain) -> Callable[[Any], Any]:
+    """Register a layer that must fail these checks: a class, or ``base`` with a function in place of one method."""
+
+    def register(fault: Any) -> Any:
+        layer = fault if isinstance(fault, type) else type(fault.__name__, (base,), {replaces: fault})
+        FAULTY.extend((check, layer) for check in checks)
+        return fault
+
+    return register

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import third_party
 import torch
+from faulty.recurrence import MovingAverage
 from plain import Plain
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -30,12 +33,11 @@ from attnlab.checks import (
     check_attention,
 )
 from attnlab.checks.capabilities import CAPABILITIES
+from attnlab.checks.registry import largest
 from attnlab.checks.renamed import OLD_NAMES
 from attnlab.checks.suite import run_check
-from attnlab.masks import BoundMask
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.selfhead import SelfAttention
-from attnlab.nn.attention import Attention, Card
 from attnlab.utils.errors import UnknownNameError, UserError
 
 
@@ -43,50 +45,50 @@ def outcomes(report: Report, outcome: str) -> set[str]:
     return {row.check for row in report.rows if row.outcome == outcome}
 
 
+def one(target: Any, check: str, **options: Any) -> Row:
+    """The row of one check."""
+    return check_attention(target, only=[check], raises=False, **options).rows[0]
+
+
+@pytest.fixture(scope="module")
+def tutorial() -> Report:
+    return check_attention(third_party.Tutorial, fast=True, raises=False)
+
+
 # Third-party layers
 
 
+@pytest.mark.slow
 def test_third_party_layer_has_the_capabilities_of_its_signatures() -> None:
     report = check_attention(third_party.Correct, fast=True)
     assert {"no_future_leakage_with_mask", "weights_sum_to_one", "dropout_is_unbiased"} <= outcomes(report, "pass")
     assert report["unsupported_arguments_raise"].detail == "it is no attnlab.Attention"
 
 
-def test_failures_are_listed_with_value_and_location() -> None:
+def test_failures_are_listed_with_value_and_location(tutorial: Report) -> None:
     with pytest.raises(AssertionError) as caught:
-        check_attention(third_party.Tutorial, fast=True)
+        tutorial.raise_for_failures()
     message = str(caught.value)
     assert message.startswith("Tutorial fails 5 of 29 checks:\n")
+    with pytest.raises(AssertionError, match="Tutorial fails 1 of 1 checks:\n  no_future_leakage_with_mask: "):
+        check_attention(third_party.Tutorial, only=["no_future_leakage_with_mask"])
     assert re.search(r"no_future_leakage_with_mask: 2.2e\+03 \(at most 1e-09\): output 0 depends on token 2", message)
     assert "of item 1 (causal=True and mask=padding([7, 4]))" in message
-
-
-def test_instance_is_copied_and_checked_as_it_is() -> None:
-    torch.manual_seed(0)
-    layer = third_party.Correct(16, causal=True)
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    report = check_attention(layer, embed_dim=16, fast=True)
-    assert report["no_future_leakage"].outcome == "pass"
-    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
-    assert layer.training
-    assert next(layer.parameters()).dtype == torch.float32
 
 
 @pytest.mark.slow
 def test_options_of_an_instance_are_fixed() -> None:
     report = check_attention(SelfAttention(12), fast=True)
-    row = report["no_future_leakage"]
-    assert (row.outcome, row.detail) == ("not applicable", "it is built with causal=False")
-    assert report["no_dropout_in_eval"].detail == "it is built with dropout=0"
-    row = check_attention(SelfAttention(12, causal=True), only=["permutation_equivariance"]).rows[0]
+    reasons = {row.check: row.detail for row in report.rows if row.outcome == "not applicable"}
+    assert reasons["no_future_leakage"] == "it is built with causal=False"
+    assert reasons["no_dropout_in_eval"] == "it is built with dropout=0"
+    row = one(SelfAttention(12, causal=True), "permutation_equivariance")
     assert (row.outcome, row.detail) == ("not applicable", "it is built with causal=True")
 
 
 def test_capabilities_can_be_declared() -> None:
-    report = check_attention(
-        lambda: third_party.AlwaysCausal({"n": 16}), embed_dim=16, capabilities={"causal"}, fast=True, raises=False
-    )
-    assert report["no_future_leakage"].outcome == "pass"
+    make = partial(third_party.AlwaysCausal, {"n": 16})
+    assert one(make, "no_future_leakage", embed_dim=16, capabilities={"causal"}).outcome == "pass"
 
 
 def test_call_adapts_another_calling_convention() -> None:
@@ -106,9 +108,7 @@ def test_reference_can_be_passed() -> None:
         scores = q @ k.mT / q.shape[-1]  # not its root
         return (scores if mask is None else scores.masked_fill(~mask[:, 0], -1e300)).softmax(-1) @ v
 
-    only = ["matches_reference_outputs"]
-    report = check_attention(third_party.Tutorial, reference=reference, only=only, raises=False)
-    assert report.rows[0].outcome == "fail"
+    assert one(third_party.Tutorial, "matches_reference_outputs", reference=reference).outcome == "fail"
 
 
 class Frozen(third_party.Correct):
@@ -119,23 +119,11 @@ class Frozen(third_party.Correct):
         self.out.requires_grad_(False)
 
 
-def test_frozen_parameter_needs_no_gradient() -> None:
-    check_attention(Frozen, fast=True)
-
-
 class Checkpointed(third_party.Correct):
     """Uses a reentrant checkpoint, which supports ``backward()`` only."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return checkpoint(super().forward, x, mask, use_reentrant=True) if x.requires_grad else super().forward(x, mask)
-
-
-@pytest.mark.slow
-def test_reentrant_checkpoint_is_differentiated_by_backward() -> None:
-    report = check_attention(Checkpointed, fast=True, raises=False)
-    assert report["gradients_match_finite_differences"].outcome == "pass"
-    # A reentrant checkpoint records no graph of the gradient, and does not raise.
-    assert outcomes(report, "fail") == {"second_derivatives_exact_or_raise"}
 
 
 class Float32Softmax(third_party.Correct):
@@ -154,13 +142,13 @@ class WrongGradient(Float32Softmax):
         return 1.05 * out - 0.05 * out.detach()
 
 
+@pytest.mark.slow
 def test_float32_softmax_has_wider_tolerances() -> None:
     report = check_attention(Float32Softmax, fast=True)
     assert report["gradients_match_finite_differences"].limit == 1e-2
     assert report["packed_sequences_are_independent"].limit == 1e-5
-    only = ["non_contiguous_input"]
-    assert check_attention(third_party.Correct, only=only).rows[0].limit == 1e-10
-    assert not check_attention(WrongGradient, only=["gradients_match_finite_differences"], raises=False).passed
+    assert one(third_party.Correct, "non_contiguous_input").limit == 1e-10
+    assert one(WrongGradient, "gradients_match_finite_differences").outcome == "fail"
 
 
 class UniformMaskedRows(nn.Module):
@@ -178,14 +166,6 @@ class UniformMaskedRows(nn.Module):
         return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("capabilities", [{"causal", "mask"}, {"causal", "padding"}])
-@pytest.mark.parametrize("make", [UniformMaskedRows, UniformMaskedRows(12, causal=True)])
-def test_fully_masked_rows_of_third_party_layers_fail_one_check(make: Any, capabilities: set[str]) -> None:
-    report = check_attention(make, embed_dim=12, capabilities=capabilities, fast=True, raises=False)
-    assert outcomes(report, "fail") - {"empty_input"} == {"fully_masked_rows_are_zero"}
-    assert report["no_future_leakage_with_mask"].outcome == "pass"
-
-
 class IntegerParameter(third_party.Correct):
     """Has an integer parameter, drawn if there is dropout; flattens its tokens by ``view``."""
 
@@ -200,55 +180,63 @@ class IntegerParameter(third_party.Correct):
         return super().forward(x.view(-1, x.shape[-1]).view(x.shape), mask)
 
 
-def test_integer_parameter_and_view_fail_one_check() -> None:
-    assert outcomes(check_attention(IntegerParameter, fast=True, raises=False), "fail") == {"non_contiguous_input"}
+@pytest.mark.parametrize(
+    ("make", "capabilities", "failing"),
+    [
+        pytest.param(Frozen, None, set(), marks=pytest.mark.slow),
+        # A reentrant checkpoint records no graph of the gradient, and does not raise.
+        pytest.param(Checkpointed, None, {"second_derivatives_exact_or_raise"}, marks=pytest.mark.slow),
+        pytest.param(IntegerParameter, None, {"non_contiguous_input"}, marks=pytest.mark.slow),
+        *(
+            (make, capabilities, {"fully_masked_rows_are_zero"})
+            for make in (UniformMaskedRows, UniformMaskedRows(12, causal=True))
+            for capabilities in ({"causal", "mask"}, {"causal", "padding"})
+        ),
+    ],
+)
+def test_layer_fails_no_other_check(make: Any, capabilities: set[str] | None, failing: set[str]) -> None:
+    before = deepcopy(make)
+    report = check_attention(make, embed_dim=12, capabilities=capabilities, fast=True, raises=False)
+    assert outcomes(report, "fail") - {"empty_input"} == failing
+    assert report["gradients_match_finite_differences"].outcome == "pass"
+    assert not capabilities or report["no_future_leakage_with_mask"].outcome == "pass"
+    if isinstance(make, nn.Module):  # it was copied
+        assert make.training
+        assert all(torch.equal(before.state_dict()[name], value) for name, value in make.state_dict().items())
 
 
 # Layers of attnlab
 
 
-class RunningMean(Attention):
-    """The mean of the values so far: another operator than softmax, without a mask."""
+class CausalOnly(Plain):
+    """Its card declares another operator than softmax, without masks."""
 
-    card = Card(
-        title="",
-        summary="",
-        paper="",
-        authors="",
-        year=2026,
-        arxiv=None,
-        kind="another operator",
-        heads="1",
-        time="n",
-        memory="n",
-        representation="",
-        use_case="",
-        supports=("causal", "weights"),
-    )
-
-    def __init__(self, embed_dim: int, *, causal: bool = False, dropout: float = 0.0, **options: Any) -> None:
-        super().__init__(embed_dim, causal=causal, dropout=dropout)
-        self.value, self.output = (nn.Linear(embed_dim, embed_dim, **options) for _ in range(2))
-
-    def _attention_weights(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        allowed = torch.ones(x.shape[1], x.shape[1]).to(x) if mask is None else mask.tensor()[0, 0].to(x)
-        return 2 * (allowed / allowed.sum(-1, keepdim=True)).expand(len(x), 1, -1, -1)
-
-    def _apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
-        return self.output(weights.squeeze(1) @ self.value(x))
-
-    def _forward(self, x: Tensor, mask: BoundMask | None) -> Tensor:
-        weights = torch.dropout(self._attention_weights(x, mask), self.dropout, self.training)
-        return self._apply_weights(weights, x)
+    card = replace(Plain.card, kind="another operator", supports=("causal", "weights"))
 
 
-def test_capabilities_of_a_mechanism_are_those_of_its_card() -> None:
-    report = check_attention(RunningMean, fast=True)
-    assert report["weights_reproduce_output"].outcome == "pass"
-    assert report["weights_sum_to_one"].detail == "its attention weights are not probabilities"
-    assert report["no_masked_key_leakage"].detail == "it does not take every mask"
-    assert report["matches_reference_outputs"].detail == "it has no reference implementation"
-    assert report["unsupported_arguments_raise"].outcome == "pass"
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [
+        ("weights_reproduce_output", ""),
+        ("unsupported_arguments_raise", ""),
+        ("weights_sum_to_one", "its attention weights are not probabilities"),
+        ("no_masked_key_leakage", "it does not take every mask"),
+        ("matches_reference_outputs", "it has no reference implementation"),
+    ],
+)
+def test_capabilities_of_a_mechanism_are_those_of_its_card(check: str, reason: str) -> None:
+    row = one(CausalOnly, check)
+    assert row.outcome == ("not applicable" if reason else "pass")
+    assert reason in row.detail
+
+
+@pytest.mark.slow
+def test_recurrence_passes_all_checks_but_those_that_need_weights_a_context_or_every_mask() -> None:
+    report = check_attention(MovingAverage, fast=True)
+    assert {row.detail for row in report.rows if row.outcome == "not applicable"} == {
+        *("it does not return attention weights", "it does not take every mask", "it takes no bias"),
+        *("it takes no context", "it is not declared permutation-equivariant", "it has no reference implementation"),
+    }
 
 
 @pytest.mark.slow
@@ -256,25 +244,27 @@ def test_plain_attention_passes_the_contract() -> None:
     assert "submodules_are_called" in outcomes(check_attention(Plain, fast=True), "pass")
 
 
-def test_options_are_bound_by_partial() -> None:
-    case = LayerUnderTest(partial(MultiAttention, num_heads=4, embed_dim=8))
-    assert (case.embed_dim, case.num_heads, case.name) == (8, 4, "MultiAttention")
+class Derived(MultiAttention):
+    """Passes keyword arguments on to its base class."""
+
+    def __init__(self, *args: Any, colour: str = "red", **options: Any) -> None:
+        super().__init__(*args, **options)
 
 
-def test_width_fits_the_number_of_heads() -> None:
-    assert LayerUnderTest(partial(MultiAttention, num_heads=8)).embed_dim == 24
-    assert LayerUnderTest(MultiAttention, embed_dim=40).embed_dim == 40
-
-
-def test_keyword_arguments_are_passed_to_the_base_class() -> None:
-    class Derived(MultiAttention):
-        def __init__(self, *args: Any, colour: str = "red", **options: Any) -> None:
-            super().__init__(*args, **options)
-
-    assert LayerUnderTest(Derived).causal_choices == (False, True)
-    assert LayerUnderTest(partial(Derived, num_heads=2)).num_heads == 2
-    assert LayerUnderTest(Derived).reference is LayerUnderTest(MultiAttention).reference
-    assert LayerUnderTest(RunningMean).reference is None
+@pytest.mark.parametrize(
+    ("target", "options", "expected"),
+    [
+        (partial(MultiAttention, num_heads=4, embed_dim=8), {}, (8, 4, "MultiAttention")),
+        (partial(MultiAttention, num_heads=8), {}, (24, 8, "MultiAttention")),
+        (MultiAttention, {"embed_dim": 40}, (40, 8, "MultiAttention")),
+        (partial(Derived, num_heads=2), {}, (12, 2, "Derived")),
+    ],
+)
+def test_sizes_fit_the_constructor(target: Any, options: dict[str, int], expected: tuple[int, int, str]) -> None:
+    case = LayerUnderTest(target, **options)
+    assert (case.embed_dim, case.num_heads, case.name) == expected
+    assert case.causal_choices == (False, True)
+    assert case.reference is LayerUnderTest(MultiAttention).reference is not None
 
 
 def test_dropout_of_an_instance_may_be_a_module() -> None:
@@ -290,20 +280,18 @@ def test_layer_that_cannot_be_copied() -> None:
 
     with pytest.raises(UserError, match="Uncopyable cannot be copied: RuntimeError: no copy"):
         check_attention(Uncopyable(12))
-    row = check_attention(Uncopyable, only=["deepcopy_is_independent"], raises=False).rows[0]
-    assert (row.outcome, row.detail) == ("fail", "RuntimeError: no copy")
+    name = "deepcopy_is_independent"
+    assert one(Uncopyable, name) == Row(name, "fail", detail="RuntimeError: no copy")
 
 
 # The report
 
 
-def test_report_as_text_and_json() -> None:
-    report = check_attention(third_party.Tutorial, fast=True, raises=False)
-    assert not report.passed
-    assert len(str(report).splitlines()) == 1 + len(report.rows)
-    assert re.search(r"fully_masked_rows_are_zero +fail +nan \(at most 0\)", str(report))
-    content = json.loads(report.to_json())
-    assert content["passed"] is False
+def test_report_as_text_and_json(tutorial: Report) -> None:
+    assert len(str(tutorial).splitlines()) == 1 + len(tutorial.rows)
+    assert re.search(r"fully_masked_rows_are_zero +fail +nan \(at most 0\)", str(tutorial))
+    content = json.loads(tutorial.to_json())
+    assert content["passed"] is tutorial.passed is False
     assert content["left_out"] == 4
     row = next(row for row in content["checks"] if row["check"] == "fully_masked_rows_are_zero")
     assert (row["outcome"], row["measured"], row["limit"]) == ("fail", "nan", 0.0)
@@ -326,23 +314,15 @@ def test_only_skip_and_progress() -> None:
     assert report.left_out == len(all_checks()) - 1
 
 
-def test_global_generator_is_restored() -> None:
+def test_results_are_reproducible_under_no_grad_and_keep_the_generator() -> None:
+    only = ["gradients_match_finite_differences", "dropout_is_unbiased", "no_batch_leakage", "low_precision_accuracy"]
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    check_attention(SelfAttention, only=["dropout_is_unbiased"])
+    first = check_attention(SelfAttention, only=only)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_checks_run_under_no_grad() -> None:
     with torch.no_grad():
-        check_attention(SelfAttention, only=["gradients_match_finite_differences", "no_future_leakage"])
-
-
-def test_results_are_reproducible() -> None:
-    only = ["gradients_match_finite_differences", "dropout_is_unbiased", "no_batch_leakage", "low_precision_accuracy"]
-    first, second = (check_attention(SelfAttention, only=only) for _ in range(2))
-    assert first == second
+        assert check_attention(SelfAttention, only=only) == first
 
 
 # Old names
@@ -351,8 +331,7 @@ def test_results_are_reproducible() -> None:
 def test_old_names_are_accepted_with_a_warning() -> None:
     assert set(OLD_NAMES.values()) <= set(all_checks())
     with pytest.warns(DeprecationWarning, match="the check 'keeps the shape' is now 'output_shape'"):
-        report = check_attention(SelfAttention, only=["keeps the shape"])
-    assert [row.check for row in report.rows] == ["output_shape"]
+        assert one(SelfAttention, "keeps the shape").check == "output_shape"
     with pytest.warns(DeprecationWarning, match="claims= is deprecated; use capabilities="):
         check_attention(third_party.Correct, only=["output_shape"], claims={"padding"})
 
@@ -365,11 +344,7 @@ def test_old_names_are_accepted_with_a_warning() -> None:
     [
         (3, {}, "expected a layer, or a class or function that makes one, got 3"),
         (lambda: 3, {}, "<lambda> makes a int, not an nn.Module"),
-        (
-            third_party.NeedsConfig,
-            {},
-            "NeedsConfig cannot be built: TypeError: .*'config'; pass its options, or a",
-        ),
+        (third_party.NeedsConfig, {}, "NeedsConfig cannot be built: TypeError: .*'config'; pass its options, or a"),
         (partial(MultiAttention, num_heads=5), {"embed_dim": 12}, r"cannot be built: ValueError: embed_dim \(12\)"),
         (third_party.Correct(16), {}, "the width of the tokens of Correct is not known; pass embed_dim"),
         (nn.MultiheadAttention(8, 2), {}, "cannot be called with x alone .*; pass call="),
@@ -388,28 +363,36 @@ def test_invalid_target_or_option_raises_one_line(target: Any, options: dict[str
 # Checks
 
 
-def run(measure: Any) -> Row:
-    return run_check(Check("p", (), slow=False, doc="", measure=measure), LayerUnderTest(SelfAttention))
-
-
-def raises(error: Exception) -> Any:
+@pytest.mark.parametrize(
+    ("result", "row"),
+    [
+        (RuntimeError("the first line\nthe second"), Row("p", "fail", detail="RuntimeError: the first line")),
+        (ValueError(), Row("p", "fail", detail="ValueError")),
+        (CheckFailed("reason"), Row("p", "fail", detail="reason")),
+        (NotApplicable("reason"), Row("p", "not applicable", detail="reason")),
+        (Measurement(1.0, 1.0), Row("p", "pass", 1.0, 1.0)),
+        (Measurement(1.1, 1.0, "here"), Row("p", "fail", 1.1, 1.0, "here")),
+    ],
+)
+def test_result_of_a_check_is_a_row(result: Any, row: Row) -> None:
     def measure(case: LayerUnderTest) -> Measurement:
-        raise error
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    return measure
-
-
-def test_exception_is_a_failure_in_one_line() -> None:
-    row = run(raises(RuntimeError("the first line\nthe second")))
-    assert (row.outcome, row.measured, row.detail) == ("fail", None, "RuntimeError: the first line")
-    assert run(raises(ValueError())).detail == "ValueError"
-    assert run(raises(CheckFailed("reason"))) == Row("p", "fail", detail="reason")
-    assert run(raises(NotApplicable("reason"))) == Row("p", "not applicable", detail="reason")
+    assert run_check(Check("p", (), slow=False, doc="", measure=measure), LayerUnderTest(SelfAttention)) == row
 
 
-@pytest.mark.parametrize(("value", "outcome"), [(1.0, "pass"), (1.1, "fail"), (float("nan"), "fail")])
-def test_value_is_compared_with_its_limit(value: float, outcome: str) -> None:
-    assert run(lambda case: Measurement(value, 1.0)).outcome == outcome
+@pytest.mark.parametrize(
+    ("values", "value", "detail"),
+    [((0.5, 2.0, 3.0), 3.0, "1"), ((0.5, 1.0), 1.0, ""), ((0.5, math.nan, 3.0), math.nan, "1"), ((), 0.0, "")],
+)
+def test_largest_value_counts_and_the_first_above_the_limit_is_located(
+    values: tuple[float, ...], value: float, detail: str
+) -> None:
+    result = largest(((number, str(i)) for i, number in enumerate(values)), 1.0)
+    assert (result.value, result.detail) == (pytest.approx(value, nan_ok=True), detail)
+    assert result.passed is (not detail)
 
 
 def test_registration_rejects_duplicates_and_unknown_capabilities() -> None:
@@ -436,12 +419,9 @@ class Branching(third_party.Correct):
 
 
 def test_branching_layer_fails_export_only_if_declared_exportable() -> None:
-    only = ["export_matches_eager", "onnx_matches_eager", "traceable"]
-    report = check_attention(Branching, only=only)
-    assert outcomes(report, "not applicable") == set(only)
-    assert report["traceable"].detail == "it is not declared exportable"
-    declared = check_attention(Branching, only=only[:1], capabilities={"mask", "export"}, raises=False)
-    assert outcomes(declared, "fail") == {"export_matches_eager"}
+    for name in ("export_matches_eager", "onnx_matches_eager", "traceable"):
+        assert one(Branching, name) == Row(name, "not applicable", detail="it is not declared exportable")
+    assert one(Branching, "export_matches_eager", capabilities={"mask", "export"}).outcome == "fail"
 
 
 @pytest.mark.slow

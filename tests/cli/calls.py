@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 from attnlab.cli import main
 
+SMALL = ("train", "--embed_dim", "8", "--layers", "1")
+TABLE = ("--model", "multihead", "--num_heads", "2", "--data", "mine.csv", "--target", "way")
+ROWS = "".join(f"{i % 7}.5,{i % 5},{'xyz'[i % 3]}\n" for i in range(89))
+
 
 class CommandResult(NamedTuple):
     """The exit code and the two outputs of a command."""
@@ -29,6 +33,18 @@ def call(*words: str) -> CommandResult:
     return CommandResult(code, out.getvalue(), err.getvalue())
 
 
+def output_of(*words: str) -> str:
+    """The output of a command that succeeds."""
+    done = call(*words)
+    assert done.code == 0, done
+    return done.out
+
+
+def trained(*words: str, run: str = "run") -> str:
+    """Train a small network; the output."""
+    return output_of(*SMALL, "--quiet", *words, "--run_dir", run)
+
+
 def contents_of(folder: Path) -> dict[str, bytes]:
     """The files below a folder with their contents, and the folders with none."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
@@ -38,8 +54,7 @@ def error_of(*words: str) -> str:
     """The one-line error of a command, which must not change the current folder."""
     before = contents_of(Path())
     done = call(*words)
-    assert done.code == 2, done
-    assert done.out == ""
+    assert (done.code, done.out) == (2, ""), done
     assert done.err.startswith("error: ")
     assert done.err.endswith("\n")
     assert done.err.count("\n") == 1, done.err

@@ -7,16 +7,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from calls import call, contents_of, error_of, write_files
+from calls import SMALL, call, contents_of, error_of, write_files
 
-from attnlab.training.checkpoint import load_tensors
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
-from attnlab.training.settings import RANGES
 
-SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--num_heads", "2", "--steps", "3")
+pytestmark = pytest.mark.slow
+FILES: dict[str, str | bytes] = {
+    "good.csv": "a,b\n" + "".join(f"{i % 7},{'xy'[i % 7 > 3]}\n" for i in range(89)),
+    "empty.csv": "",
+    "empty.txt": "",
+    "head.csv": "a,b\n",
+    "ragged.csv": "a,b\n1,2\n3\n",
+    "one_class.csv": "a,b\n" + "1,x\n" * 41,
+    "bad.jsonl": '{"a": 1, "b": "x"}\n{"a":\n',
+    "bad.parquet": b"PAR1xx",
+    "bad.npz": b"PK\x03\x04nothing",
+    "binary.txt": bytes(range(256)) * 3,
+    "archive.zip": "a",
+    "bad.toml": "embed_dim = = 3",
+    "unknown.toml": "embed_dimm = 64",
+    "typed.json": '{"embed_dim": "wide"}',
+    "other_model.toml": 'model = "selfhead"\nnum_heads = 2\n',
+}
 
-FLAGS = {
+TRAIN = {
     # unknown names
     "--model multihed": "unknown model 'multihed'; did you mean multihead?",
     "--model ../selfhead": "unknown model '../selfhead'; did you mean selfhead?",
@@ -52,11 +67,11 @@ FLAGS = {
     # devices and memory
     "--device cuda:77": "device 'cuda:77' is not available; available: auto, cpu",
     "--device gpu": "unknown device 'gpu'; available: auto, cpu",
-    "--embed_dim 65536 --layers 1000": "parameters need",
+    "--embed_dim 65536 --layers 20": "parameters need",
     # tasks
     "--seq_length 5": "the data of digits determine the sequence length, so leave out --seq_length 5",
     "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
-    "--task text --no_causal": "text predicts the next token, so the network must be causal: leave out --no_causal",
+    "--task text --data mine.txt --no_causal": "text predicts the next token, so the network must be causal: leave out",
     "--target b": "digits has no columns, so --target b has no effect; leave it out",
     # user files
     "--data not_there.csv --target b": "--data not_there.csv does not exist; check the name",
@@ -89,6 +104,34 @@ FLAGS = {
     "--config bad.toml": "--config bad.toml is malformed",
     "--config unknown.toml": "unknown.toml",
     "--config typed.json": "typed.json",
+    "--config other_model.toml": "selfhead has no option num_heads; models that have it: ",
+    "--options x": "unknown option --options; did you mean --positions?",
+    "--ignore --seed 3": "--ignore needs at least one name; write one that starts with a hyphen as --ignore=NAME",
+    # interactive
+    "--interactive --embed_dimm=3": "unknown option --embed_dimm; did you mean --embed_dim?",
+    "--interactive --resume=x": "x is no run folder",
+    "--interactive --resume digits": "leave out --interactive or --resume",
+    # existing runs
+    "--run_dir digits": "digits exists; give another --run_dir, --resume digits, or --overwrite to replace it",
+    "--resume digits --embed_dim 16": "with embed_dim=8, so it cannot resume with 16; leave out --embed_dim",
+    "--resume digits --num-heads=2": "was started with num_heads=4, so it cannot resume with 2; leave out --num_heads",
+    "--resume digits --model selfhead": "was started with model=multihead, so it cannot resume with selfhead",
+    "--resume digits --positions=alibi": "with positions=none, so it cannot resume with alibi; leave out --positions",
+    "--resume digits --position_embedding none": "with position_embedding=learned, so it cannot resume with none",
+    "--resume digits --no_mlp": "was started with mlp=True, so it cannot resume with False",
+    "--resume digits --run_dir other": "leave out --run_dir",
+    "--resume digits --overwrite": "leave out --overwrite",
+    "--resume digits --steps 4": "for steps=5 and has reached its end, step 5, so it cannot be trained for 4",
+    "--resume digits --epochs 9": "is trained by steps (steps=5); extend it with --steps, not --epochs",
+    "--resume digits --steps 9 --learning_rate 1": "with learning_rate=0.001, so it cannot resume with 1.0",
+    "--resume digits --steps 1000000000": "steps must be from 1 to 100,000,000, not 1000000000",
+    "--resume digits --steps 9 --epochs 9": "--epochs and --steps both set the length of the run; give one of them",
+    "--resume runs/plateau --epochs 9": "is out of patience: its last 1 evaluations",
+    # initial parameters
+    "--embed_dim 8 --init_from alone": "holds a selfhead network, but the run trains multihead; give --model selfhead",
+    "--init_from none": "none is not there; give a run, or a file written by --save_path",
+    "--init_from mine.csv": "mine.csv is truncated or not a checkpoint",
+    "--embed_dim 8 --num_heads 4 --layers 3 --init_from digits": "is missing there and (8,) here",
 }
 
 COMMANDS = {
@@ -117,193 +160,71 @@ COMMANDS = {
     "tasks digits": "unexpected argument 'digits'",
     "check multihed": "unknown model 'multihed'; did you mean multihead?",
     "new 9lives": "'9lives' is not a valid name for a mechanism",
+    # existing runs
+    "generate digits": "digits was trained on digits, not on text",
+    "predict digits --data good.csv": "good.csv",
+    "heads alone": "alone: SelfAttention has no separate heads",
+    "heads digits --prune 0 --save_path x.pth": "the share of heads to prune must be above 0 and below 1, not 0",
+    "heads digits --prune 0.9 --save_path x.pth": "0.9 of 8 heads cannot be pruned",
+    "heads digits --prune 0.1 --save_path x.pth": "so that 1 to 6 can be pruned, a share from 0.125 to 0.75",
+    "heads grouped --prune 0.2 --save_path x.pth": "so that 2 to 4 can be pruned",
+    "heads digits --prune 0.5 --save_path x.bin": "--save_path x.bin must end in .safetensors, .pth or .pt",
+    "heads digits --prune 0.5 --save_path digits/model.safetensors": "is inside the folder of the run",
+    "heads digits --device gpu": "unknown device 'gpu'",
+    "heads digits --prune half": "--prune must be a number, not 'half'",
+    "runs diff": "to list a folder called diff, write ./diff",
+    "runs diff digits": "B is missing",
+    "runs diff digits none": "none is no run folder",
 }
 
 
 @pytest.fixture
-def mine(empty_folder: Path) -> Path:
-    """A folder with valid and invalid files."""
-    write_files(
-        empty_folder,
-        {
-            "good.csv": "a,b\n" + "".join(f"{i % 7},{'xy'[i % 7 > 3]}\n" for i in range(89)),
-            "empty.csv": "",
-            "empty.txt": "",
-            "head.csv": "a,b\n",
-            "ragged.csv": "a,b\n1,2\n3\n",
-            "one_class.csv": "a,b\n" + "1,x\n" * 41,
-            "bad.jsonl": '{"a": 1, "b": "x"}\n{"a":\n',
-            "bad.parquet": b"PAR1xx",
-            "bad.npz": b"PK\x03\x04nothing",
-            "binary.txt": bytes(range(256)) * 3,
-            "archive.zip": "a",
-            "bad.toml": "embed_dim = = 3",
-            "unknown.toml": "embed_dimm = 64",
-            "typed.json": '{"embed_dim": "wide"}',
-        },
-    )
-    return empty_folder
+def mine(made: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a folder with runs and with valid and invalid files; an error leaves it as it is."""
+    folder = tmp_path_factory.getbasetemp() / "mine"
+    if not folder.exists():
+        shutil.copytree(made, folder)
+        write_files(folder, FILES)
+    monkeypatch.chdir(folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", FLAGS)
-def test_invalid_training(line: str, mine: Path) -> None:
-    assert FLAGS[line] in error_of("train", *line.split())
+@pytest.mark.parametrize("line", [*(f"train {line}" for line in TRAIN), *COMMANDS])
+def test_invalid_commands(line: str, mine: None) -> None:
+    message = COMMANDS[line] if line in COMMANDS else TRAIN[line.removeprefix("train ")]
+    assert message in error_of(*line.split())
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_a_setting_outside_its_range(name: str) -> None:
-    low, high = RANGES[name]
-    for value in (low - 1, high * 10 + 1):
-        assert f"{name} must be from {low:,.9g} to {high:,.9g}, not {value}" in error_of("train", f"--{name}={value}")
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_invalid_commands(line: str, mine: Path) -> None:
-    assert COMMANDS[line] in error_of(*line.split())
-
-
-def test_an_argument_that_is_not_utf_8() -> None:
+def test_unusual_arguments() -> None:
     assert "is not valid UTF-8" in error_of("train", "--data", "m\udcffine.csv")
-
-
-def test_an_error_is_one_line() -> None:
     assert error_of("train", "--data", "a\nb.csv", "--target", "c").count("\n") == 0
 
 
-def test_a_config_option_that_the_model_lacks(mine: Path) -> None:
-    write_files(mine, {"s.toml": 'model = "selfhead"\nnum_heads = 2\n'})
-    assert "selfhead has no option num_heads; models that have it: " in error_of("train", "--config", "s.toml")
+def test_overwrite_replaces_a_run(here: Path) -> None:
+    assert call(*SMALL, "--quiet", "--steps", "3", "--seed", "1", "--run_dir", "digits", "--overwrite").code == 0
+    assert Run.open(Path("digits")).settings.training.seed == 1
 
 
-# An existing run
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trained") / "run"
-    assert call(*SMALL, "--quiet", "--run_dir", str(path)).code == 0
-    return path
-
-
-@pytest.fixture
-def run(trained: Path) -> Path:
-    return Path(shutil.copytree(trained, "run"))
-
-
-def test_a_run_is_not_overwritten_by_default(run: Path) -> None:
-    assert error_of(*SMALL, "--run_dir", "run") == (
-        "run exists; give another --run_dir, --resume run, or --overwrite to replace it"
-    )
-
-
-def test_overwrite_replaces_a_run(run: Path) -> None:
-    assert call(*SMALL, "--quiet", "--seed", "1", "--run_dir", "run", "--overwrite").code == 0
-    assert Run.open(run).settings.training.seed == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--embed_dim 16", "run was started with embed_dim=8, so it cannot resume with 16; leave out --embed_dim"),
-        ("--num-heads=4", "run was started with num_heads=2, so it cannot resume with 4; leave out --num_heads"),
-        ("--steps 2", "run is trained for steps=3 and has reached its end, step 3, so it cannot be trained for 2"),
-        ("--model selfhead", "run was started with model=multihead, so it cannot resume with selfhead"),
-        (
-            "--positions=alibi",
-            "run was started with positions=none, so it cannot resume with alibi; leave out --positions",
-        ),
-        ("--position_embedding none", "run was started with position_embedding=learned, so it cannot resume with none"),
-        ("--no_mlp", "run was started with mlp=True, so it cannot resume with False"),
-        ("--run_dir other", "leave out --run_dir"),
-        ("--overwrite", "leave out --overwrite"),
-    ],
-)
-def test_resuming_with_a_changed_option(flags: str, message: str, run: Path) -> None:
-    assert message in error_of("train", "--resume", "run", *flags.split())
-
-
-def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
-    before = contents_of(run)
-    done = call("train", "--resume", "run", "--embed_dim", "8", "--num_heads", "2")
+def test_resuming_a_finished_run_changes_nothing(here: Path) -> None:
+    before = contents_of(here)
+    done = call("train", "--resume", "digits", "--embed_dim", "8", "--num_heads", "4")
     assert done.code == 0
-    assert "run has already finished" in done.out
-    assert contents_of(run) == before
+    assert "digits has already finished" in done.out
+    assert contents_of(here) == before
 
 
-def damaged(path: Path, how: str) -> None:
-    whole = path.read_bytes()
-    if how == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "altered":
-        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    else:
-        torch.save({"network": print}, path)  # a pickle that would call something
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
-@pytest.mark.parametrize("command", ["evaluate run", "predict run --data x.npz"])
-def test_a_damaged_checkpoint(how: str, command: str, run: Path) -> None:
-    write_files(Path(), {"x.npz": b"not read"})
-    damaged(run / "model.safetensors", how)
-    assert "model.safetensors" in error_of(*command.split())
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "altered", "a pickle"])
-def test_a_damaged_state(how: str, run: Path) -> None:
-    (run / "result.json").unlink()
-    damaged(run / "state.safetensors", how)
-    before = contents_of(run)
-    done = call("train", "--resume", "run", "--quiet")
-    assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert "state.safetensors" in done.err
-    assert {name: content for name, content in contents_of(run).items() if name in before} == before
-
-
-def test_a_pickle_is_not_executed(empty_folder: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (Path("trapped"),)
-
-    torch.save({"weights": Trap()}, "x.pth")
-    write_files(empty_folder, {"d.npz": b"not read"})
-    assert "x.pth" in error_of("predict", "x.pth", "--data", "d.npz")
-    assert not Path("trapped").exists()
-
-
-def test_generate_needs_a_network_trained_on_text(run: Path) -> None:
-    assert "run was trained on digits, not on text" in error_of("generate", "run")
-
-
-def test_data_that_do_not_match_the_network(run: Path, mine: Path) -> None:
-    assert "good.csv" in error_of("predict", "run", "--data", "good.csv")
-
-
-# During training
-
-
-def test_a_nan_loss_keeps_the_last_finite_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    training_step = Trainer.training_step
-
-    def poisoned(trainer: Trainer) -> object:
-        if trainer.run is not None and trainer.step == 61:
-            with torch.no_grad():
-                next(trainer.network.parameters()).fill_(float("nan"))
-        return training_step(trainer)
-
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
-    words = [*SMALL[:-1], "97", "--checkpoint_seconds", "0", "--run_dir", "run", "--quiet"]
-    done = call(*words)
-    assert done.code == 2
-    assert done.err.count("\n") == 1
-    assert "step 62" in done.err
+def test_damaged_checkpoints(here: Path) -> None:
+    (here / "digits/result.json").unlink()
     for name in ("model.safetensors", "state.safetensors"):
-        tensors, _ = load_tensors(Path("run") / name)
-        assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+        path = here / "digits" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for line in ("evaluate digits", "predict digits --data x.npz"):
+        assert "model.safetensors" in error_of(*line.split())
+    before = contents_of(here)
+    done = call("train", "--resume", "digits", "--quiet")
+    assert (done.code, done.err.startswith("error: "), done.err.count("\n")) == (2, True, 1)
+    assert "state.safetensors" in done.err
+    assert contents_of(here).items() >= before.items()
 
 
 def test_out_of_memory_names_what_to_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +232,6 @@ def test_out_of_memory_names_what_to_reduce(monkeypatch: pytest.MonkeyPatch) -> 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
 
     monkeypatch.setattr(Trainer, "training_step", exhausted)
-    done = call(*SMALL, "--quiet")
+    done = call(*SMALL, "--quiet", "--steps", "3")
     assert done.code == 2
-    assert done.err == ("error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n")
+    assert done.err == "error: out of memory; reduce --batch_size (32 now), --seq_length, --embed_dim or --layers\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calls import call, contents_of, write_files
+from calls import SMALL, call, contents_of, output_of, trained, write_files
 
 import attnlab
 from attnlab import cli
@@ -24,8 +24,8 @@ from attnlab.cli._invocation import program, trainer
 from attnlab.network import Network
 from attnlab.training.runs import Run
 
-SMALL = ("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--num_heads", "2")
-DIGITS = (*SMALL, "--steps", "5")
+HEADS = (*SMALL, "--num_heads", "2")
+DIGITS = (*HEADS, "--steps", "5")
 
 
 def test_train_evaluate_predict_runs() -> None:
@@ -82,132 +82,72 @@ def test_train_evaluate_predict_runs() -> None:
 
 
 def test_the_command_in_the_report_reproduces_the_run() -> None:
-    assert call(*DIGITS, "--quiet", "--seed", "3", "--run_dir", "a").code == 0
-    report = Path("a/report.md").read_text("utf-8")
-    command = report.split("```sh\n")[1].split("\n")[0]
+    done = call(*DIGITS, "--json", "--seed", "3", "--run_dir", "a")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == Run.open(Path("a")).result(), "nothing else is printed"
+    command = Path("a/report.md").read_text("utf-8").split("```sh\n")[1].split("\n")[0]
     assert command.startswith("attnlab train --model multihead --task digits ")
-    assert call("train", *command.split()[2:], "--quiet", "--run_dir", "b").code == 0
-    assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
+    words = command.split()[1:]
+    quiet = output_of(*words, "--quiet", "--run_dir", "b")
+    assert "test accuracy" in quiet
+    assert "step 5 of 5" not in quiet
+    assert "next:" not in quiet
+    out = output_of(*words, "--run_dir", "my run; ü", "--save_path", "models/x.safetensors")
+    shown = next(line.strip() for line in out.splitlines() if " evaluate " in line)
+    assert shown.endswith("evaluate 'my run; ü'"), "paths are quoted for the shell"
+    assert "saved to models/x.safetensors" in out
+    output_of("train", "--resume", "b", "--save_path", "late.pth")  # a finished run can still be saved
+    assert len({Path(run, "model.safetensors").read_bytes() for run in ("a", "b", "my run; ü")}) == 1
+    expected = attnlab.load("a").state_dict()
+    for path in ("models/x.safetensors", "late.pth"):
+        network = attnlab.load(path)
+        assert isinstance(network, Network)
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
 
 
-def test_json_is_the_only_output() -> None:
-    done = call(*DIGITS, "--json", "--run_dir", "run")
-    assert done.code == 0
-    assert json.loads(done.out) == Run.open(Path("run")).result()
-    assert done.err == ""
-
-
-def test_quiet_prints_only_the_result() -> None:
-    out = call(*DIGITS, "--quiet").out
-    assert "test accuracy" in out
-    assert "step 5 of 5" not in out
-    assert "next:" not in out
-
-
-@pytest.mark.parametrize("path", ["x.pth", "models/x.safetensors"])
-def test_save_path(path: str) -> None:
-    done = call(*DIGITS, "--save_path", path, "--run_dir", "run")
-    assert done.code == 0
-    assert f"saved to {path}" in done.out
-    network = attnlab.load(path)
-    assert isinstance(network, Network)
-    for one, two in zip(network.parameters(), attnlab.load("run").parameters(), strict=True):
-        assert torch.equal(one, two)
-    assert call("predict", path, "--data", "none.npz").code == 2
-
-
-def test_a_finished_run_can_still_be_saved() -> None:
-    assert call(*DIGITS, "--quiet", "--run_dir", "run").code == 0
-    assert call("train", "--resume", "run", "--save_path", "late.pth").code == 0
-    assert Path("late.pth").is_file()
-
-
-def test_printed_paths_are_quoted_for_the_shell() -> None:
-    done = call(*DIGITS, "--run_dir", "my run; ü")
-    assert done.code == 0
-    command = next(line.strip() for line in done.out.splitlines() if " evaluate " in line)
-    assert command.endswith("evaluate 'my run; ü'")
-
-
-def test_text_is_generated() -> None:
-    write_files(Path(), {"mine.txt": "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(331))})
-    words = (*SMALL, "--data", "mine.txt", "--steps", "2", "--seq_length", "13", "--run_dir", "run")
-    done = call(*words)
-    assert done.code == 0, done.err
-    assert "generate run --prompt" in done.out
-    texts = [
-        call("generate", "run", "--prompt", "the ", "--length", "23", "--seed", seed).out for seed in ("0", "0", "1")
-    ]
-    assert texts[0].startswith("the ")
-    assert texts[0] == texts[1] != texts[2]
-    greedy = [
-        call("generate", "run", "--length", "23", "--temperature", "0", "--seed", seed).out for seed in ("0", "1")
-    ]
-    assert greedy[0] == greedy[1]
-
-
-def test_train_and_predict_on_a_table() -> None:
-    rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(211, 3))
-    lines = [f"{a:.3f},{b:.3f},{c:.3f},{'up' if a > 0 else 'down'}" for a, b, c in numbers]
-    write_files(Path(), {"mine.csv": "\n".join(["a,b,c,way", *lines]) + "\n", "new.csv": "c,b,a\n0,0,3\n0,0,-3\n"})
-    done = call(*SMALL, "--data", "mine.csv", "--target", "way", "--epochs", "30", "--run_dir", "run")
-    assert done.code == 0, done.err
-    assert "mine.csv: 211 rows" in done.out.split("step ")[0], "before training"
-    rows = list(csv.DictReader(io.StringIO(call("predict", "run", "--data", "new.csv").out)))
-    assert [next(v for v in row.values() if v in ("up", "down")) for row in rows] == ["up", "down"]
+def test_text_is_generated(here: Path) -> None:
+    generate = ("generate", "text", "--length", "23")
+    first, again, other = (output_of(*generate, "--prompt", "the ", "--seed", seed) for seed in "001")
+    assert first.startswith("the ")
+    assert first == again != other
+    assert output_of(*generate, "--temperature", "0") == output_of(*generate, "--temperature", "0", "--seed", "1")
 
 
 def test_data_that_moved_are_found_with_a_flag() -> None:
     rows = "".join(f"{i * 7 % 31},{'up' if i * 7 % 31 > 15 else 'down'}\n" for i in range(97))
     write_files(Path(), {"mine.csv": "a,way\n" + rows, "other.csv": "a,way\n" + rows.replace("30,", "29,")})
-    assert call(*SMALL, "--data", "mine.csv", "--target", "way", "--steps", "3", "--run_dir", "run").code == 0
+    trained("--num_heads", "2", "--data", "mine.csv", "--target", "way", "--steps", "3")
     Path("mine.csv").rename("moved.csv")
-    done = call("train", "--resume", "run", "--steps", "5")
-    assert done.code == 2
-    assert "mine.csv, which no longer exists; restore it, or give its new path with --data" in done.err
-    done = call("train", "--resume", "run", "--steps", "5", "--data", "other.csv")
-    assert done.code == 2
-    assert "other.csv was altered since run was started" in done.err
-    done = call("train", "--resume", "run", "--steps", "5", "--data", "moved.csv")
-    assert done.code == 0, done.err
-    assert "step 5 of 5" in done.out
+    extend = ("train", "--resume", "run", "--steps", "5")
+    gone = "mine.csv, which no longer exists; restore it, or give its new path with --data"
+    assert gone in call(*extend).err
+    assert "other.csv was altered since run was started" in call(*extend, "--data", "other.csv").err
+    assert "step 5 of 5" in output_of(*extend, "--data", "moved.csv")
     result = Run.open(Path("run")).result()
     assert result is not None
-    moved = json.loads(call("evaluate", "run", "--data", "moved.csv", "--json").out)
+    moved = json.loads(output_of("evaluate", "run", "--data", "moved.csv", "--json"))
     assert (moved["metrics"], moved["confusion"]) == (result["metrics"], result["confusion"])
     assert moved["notes"][0].startswith("the run was trained on moved.csv: only its test rows")
-    assert json.loads(call("evaluate", "run", "--data", "other.csv", "--json").out)["test_examples"] == 97
+    assert json.loads(output_of("evaluate", "run", "--data", "other.csv", "--json"))["test_examples"] == 97
 
 
 # Pipes and terminals
 
 
-def started(*words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "attnlab", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
+def test_a_closed_pipe_and_a_terminal_without_utf_8_are_no_errors() -> None:
+    command = [sys.executable, "-m", "attnlab", "models"]
+    closed = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
-
-
-def test_a_closed_pipe_is_not_an_error() -> None:
-    process = started("models", PYTHONUNBUFFERED="1")
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    process.stderr.close()
-    assert process.wait() == 141
-
-
-def test_a_terminal_without_utf_8_is_not_an_error() -> None:
-    process = started("models", PYTHONIOENCODING="ascii")
-    out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    assert "multihead" in out
+    assert closed.stdout is not None
+    closed.stdout.close()
+    assert closed.stderr is not None
+    with closed.stderr as errors:
+        assert errors.read() == b""
+    assert closed.wait() == 141
+    ascii = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (ascii.returncode, ascii.stderr) == (0, "")
+    assert "multihead" in ascii.stdout
 
 
 def test_a_pipe_gets_utf_8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +162,9 @@ def test_a_pipe_gets_utf_8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_reported() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run(
-            [sys.executable, "-m", "attnlab", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert done.returncode == 2
-    assert done.stderr == "error: No space left on device\n"
+        command = [sys.executable, "-m", "attnlab", "models"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
 
 
 @pytest.mark.parametrize("width", [40, 72])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from calls import call, write_files
 from hypothesis import HealthCheck, example, given, settings
@@ -31,21 +28,8 @@ FLAGS = {
     "runs": ["--folder", "--json"],
     "train": flags(_interface(defaults("multihead", "digits"))),
 }
-PLACES = [
-    "run",
-    "text",
-    "mine.csv",
-    "x.npz",
-    "words.txt",
-    "s.toml",
-    "s.json",
-    "none",
-    ".",
-    "",
-    "diff",
-    "out.csv",
-    "o.pth",
-]
+FILES = ["mine.csv", "mine.txt", "x.npz", "s.toml", "s.json", "out.csv", "o.pth"]
+PLACES = ["runs/one", "text", *FILES, "none", ".", "", "diff"]
 
 numbers = st.integers(-3, 70).map(str) | st.integers().map(str) | st.floats().map(str)
 names = st.sampled_from([*PLACES, *registry.names(), *tasks.names(), "None", "nan", "true", "cpu", "way", "a,b", "f1"])
@@ -57,7 +41,7 @@ values = numbers | names | texts
 FITTING: dict[str, list[str]] = {
     "--model": registry.names(),
     "--task": tasks.names(),
-    "--data": ["mine.csv", "words.txt", "x.npz"],
+    "--data": ["mine.csv", "mine.txt", "x.npz"],
     "--target": ["way", "a", "a,b", "None", "-x"],
     "--target_type": ["class", "number"],
     "--missing": ["mean", "error", "drop"],
@@ -69,13 +53,13 @@ FITTING: dict[str, list[str]] = {
     "--precision": ["float64", "bfloat16"],
     "--ablation": ["zero", "mean"],
     "--output": ["out.csv", "out.jsonl", "none/out.csv"],
-    "--save_path": ["o.pth", "none/o.safetensors", "run"],
-    "--run_dir": ["new", "run", "mine.csv"],
-    "--config": ["s.toml", "s.json", "run/config.json"],
-    "--resume": ["run", "text"],
-    "--init_from": ["run", "o.pth"],
+    "--save_path": ["o.pth", "none/o.safetensors", "runs/one"],
+    "--run_dir": ["new", "runs/one", "mine.csv"],
+    "--config": ["s.toml", "s.json", "runs/one/config.json"],
+    "--resume": ["runs/one", "text"],
+    "--init_from": ["runs/one", "o.pth"],
     "--device": ["cpu", "auto", "cuda:99"],
-    "--run": ["run", "text"],
+    "--run": ["runs/one", "text"],
 }
 
 
@@ -85,11 +69,11 @@ def fitting(draw: st.DrawFn) -> list[str]:
     command = draw(st.sampled_from(["train", "train", *COMMANDS]))
     words = [command]
     if command in ("evaluate", "predict", "generate", "heads"):
-        words.append(draw(st.sampled_from(["run", "text", "run", "none"])))
+        words.append(draw(st.sampled_from(["runs/one", "text", "runs/one", "none"])))
     if command == "predict":
-        words += ["--data", draw(st.sampled_from(["mine.csv", "words.txt", "x.npz", "none.csv"]))]
+        words += ["--data", draw(st.sampled_from(["mine.csv", "mine.txt", "x.npz", "none.csv"]))]
     if command == "runs":
-        words += draw(st.sampled_from([[], ["."], ["diff", "run", "text"], ["diff", "run", "none"]]))
+        words += draw(st.sampled_from([[], ["."], ["diff", "runs/one", "text"], ["diff", "runs/one", "none"]]))
     for flag in draw(st.lists(st.sampled_from(FLAGS[command]), max_size=4, unique=True)):
         if flag in ("--json", "--quiet", "--interactive", "--overwrite", "--mlp", "--bias", "--causal", "--compile"):
             words.append(flag)
@@ -102,17 +86,8 @@ def fitting(draw: st.DrawFn) -> list[str]:
 def misspelled(draw: st.DrawFn, flag: str) -> str:
     """A flag with a letter more, less or in another place, or spelled with hyphens."""
     at = draw(st.integers(2, len(flag) - 1))
-    return draw(
-        st.sampled_from(
-            [
-                flag.replace("_", "-"),
-                flag[:at] + flag[at + 1 :],
-                flag[:at] + flag[at] + flag[at:],
-                flag.upper(),
-                flag[1:],
-            ]
-        )
-    )
+    doubled = flag[:at] + flag[at] + flag[at:]
+    return draw(st.sampled_from([flag.replace("_", "-"), flag[:at] + flag[at + 1 :], doubled, flag.upper(), flag[1:]]))
 
 
 @st.composite
@@ -127,30 +102,9 @@ def lines(draw: st.DrawFn) -> list[str]:
         flag.map(lambda word: [word]),
         values.map(lambda word: [word]),
     )
-    first = draw(st.sampled_from([[], ["run"], ["text"], ["none"], ["diff"], ["diff", "run", "text"]]))
+    first = draw(st.sampled_from([[], ["runs/one"], ["text"], ["none"], ["diff"], ["diff", "runs/one", "text"]]))
     rest = draw(st.lists(given_flag, max_size=5))
     return [command, *first, *(word for words in rest for word in words)]
-
-
-@pytest.fixture(scope="module")
-def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small runs and some files; only to be read."""
-    folder = tmp_path_factory.mktemp("lines")
-    small = ("--quiet", "--steps", "2", "--model", "multihead", "--embed_dim", "8", "--num_heads", "2", "--layers", "1")
-    with contextlib.chdir(folder):
-        write_files(
-            folder,
-            {
-                "mine.csv": "a,b,way\n" + "".join(f"{i % 7}.5,{i % 5},{'xyz'[i % 3]}\n" for i in range(89)),
-                "words.txt": "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(97)),
-                "s.toml": "embed_dim = 8\n",
-                "s.json": '{"embed_dim": "wide"}',
-            },
-        )
-        np.savez("x.npz", x=np.zeros((3, 8, 8), "float32"))
-        assert call("train", *small, "--data", "mine.csv", "--target", "way", "--run_dir", "run").code == 0
-        assert call("train", *small, "--data", "words.txt", "--seq_length", "13", "--run_dir", "text").code == 0
-    return folder
 
 
 @pytest.fixture
@@ -163,31 +117,27 @@ def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
     def generate(*_: Any, length: int, **__: Any) -> list[str]:
         return ["text"] * min(length, 3)
 
-    monkeypatch.setattr("attnlab.cli.train.train", lambda _: 0)
+    monkeypatch.setattr("attnlab.cli._training.train", lambda _: 0)
     monkeypatch.setattr("attnlab.analysis.runs.study_run", study)
     monkeypatch.setattr("attnlab.training.generate.generate", generate)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(line=fitting() | lines())
 @example(line=["train", "--ignore", "a", "--", "--interactive"])
-@example(line=["train", "--interactive", "--resume", "run"])
-@example(line=["train", "--config", "run", "--task", ""])
-@example(line=["runs", "diff", "run", "text", "extra"])
-@example(line=["predict", "run", "--data", "mine.csv", "--output", "x" * 300 + ".csv"])
-def test_no_command_line_raises(line: list[str], prepared_folder: Path, nothing_long: None) -> None:
-    here = Path.cwd()
-    if not (here / "run").exists():
-        shutil.copytree(prepared_folder, here, dirs_exist_ok=True)
-    before = sys.stdin
-    sys.stdin = io.StringIO("\n" * 3)
-    try:
+@example(line=["train", "--interactive", "--resume", "runs/one"])
+@example(line=["train", "--config", "runs/one", "--task", ""])
+@example(line=["runs", "diff", "runs/one", "text", "extra"])
+@example(line=["predict", "runs/one", "--data", "mine.csv", "--output", "x" * 300 + ".csv"])
+def test_no_command_line_raises(line: list[str], here: Path, nothing_long: None) -> None:
+    write_files(here, {"s.toml": "embed_dim = 8\n", "s.json": '{"embed_dim": "wide"}'})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdin", io.StringIO("\n" * 3))
         done = call(*line)
-    finally:
-        sys.stdin = before
     assert done.code in (0, 2), done
     if done.code == 2:
         assert done.err.startswith("error: "), done

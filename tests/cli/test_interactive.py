@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
-import select
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from calls import CommandResult, call, contents_of, error_of, write_files
+from calls import CommandResult, call, contents_of, output_of, write_files
 
 from attnlab.catalog import registry
 from attnlab.training.runs import Run
 
-if sys.platform == "win32":  # pragma: no cover
-    pytest.skip("no pseudo-terminals here", allow_module_level=True)
-import pty
+pexpect = pytest.importorskip("pexpect")  # not on Windows
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SHORT = ("--steps", "2", "--quiet", "--run_dir", "run")
 QUESTIONS = (
     "the mechanism",
@@ -37,9 +34,10 @@ QUESTIONS = (
 )
 
 
-def answered(monkeypatch: pytest.MonkeyPatch, typed: str, *words: str) -> CommandResult:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    return call("train", "--interactive", *words)
+def answered(typed: str, *words: str) -> CommandResult:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdin", io.StringIO(typed))
+        return call("train", "--interactive", *SHORT, *words)
 
 
 def flat(done: CommandResult) -> str:
@@ -52,45 +50,43 @@ def same_as(done: CommandResult) -> list[str]:
     return shlex.split(done.out.split("equivalent command:\n  ")[1].split("\n")[0])
 
 
-def test_empty_answers_take_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = answered(monkeypatch, "\n" * 20, *SHORT)
+def test_empty_answers_take_the_defaults() -> None:
+    done = answered("\n" * 20)
     assert (done.code, done.err) == (0, "")
     assert all(question in done.out for question in QUESTIONS)
     settings = Run.open(Path("run")).settings
     assert (settings.model.model, settings.data.task, settings.model.embed_dim) == ("multihead", "digits", 64)
 
 
-def test_choices_by_name_and_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_by_name_and_by_number() -> None:
     """Also: the card of each model is shown beside its name."""
     tail = "\n16\n\n\n\n\n\nno\n"
-    by_name = answered(monkeypatch, "selfhead\ndigits" + tail, *SHORT)
-    number = re.search(r"^ +(\d+)  selfhead +(.+)$", by_name.out, re.MULTILINE)
-    assert number is not None
-    assert "head" in number[2]
+    by_name = answered("selfhead\ndigits" + tail)
+    number = re.search(r"^ +(\d+)  selfhead +.*head", by_name.out, re.MULTILINE)
     task = re.search(r"^  (\d)  digits ", by_name.out, re.MULTILINE)
+    assert number is not None
     assert task is not None
-    by_number = answered(monkeypatch, f"{number[1]}\n{task[1]}{tail}", *SHORT)
+    by_number = answered(f"{number[1]}\n{task[1]}{tail}")
     assert same_as(by_name) == same_as(by_number)
     assert by_name.code == by_number.code == 0
     assert "nothing was started" in by_name.out
     assert contents_of(Path()) == {}
 
 
-def test_the_equivalent_command_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = answered(monkeypatch, "multihead\ndigits\n24\n3\n\nrotary(base=500)\n2\n1\n16\n0.01\n\nyes\n", *SHORT)
+def test_the_equivalent_command_trains_the_same_network() -> None:
+    done = answered("multihead\ndigits\n24\n3\n\nrotary(base=500)\n2\n1\n16\n0.01\n\nyes\n")
     assert done.code == 0, done
-    program, command, *words = same_as(done)
-    assert (program, command) == ("attnlab", "train")
+    program, *words = same_as(done)
+    assert program == "attnlab"
     words[words.index("run")] = "again"
-    assert call("train", *words).code == 0
+    output_of(*words)
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
-    settings = Run.open(Path("run")).settings
-    assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.layers) == (24, 3, 1)
-    assert settings.model.options["positions"] == "rotary(base=500)"
-    assert settings.model.position_embedding == "sinusoidal"
+    model = Run.open(Path("run")).settings.model
+    assert (model.embed_dim, model.options["num_heads"], model.layers) == (24, 3, 1)
+    assert (model.options["positions"], model.position_embedding) == ("rotary(base=500)", "sinusoidal")
 
 
-def test_invalid_answers_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_answers_are_asked_again() -> None:
     typed = [
         *("multihed", "97", "multihead", "digit", "digits"),
         *("0", "wide", "-3", "10"),
@@ -104,7 +100,7 @@ def test_invalid_answers_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> Non
         *("x.bin", "/proc/none/x.pth", ""),
         *("perhaps", "no"),
     ]
-    done = answered(monkeypatch, "\n".join(typed) + "\n", *SHORT)
+    done = answered("\n".join(typed) + "\n")
     assert done.code == 0, done
     for words in (
         "unknown model 'multihed'; did you mean multihead?",
@@ -131,34 +127,31 @@ def test_invalid_answers_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert contents_of(Path()) == {}
 
 
-def test_given_flags_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_flags_are_not_asked_for() -> None:
     words = ("--model", "multihead", "--embed-dim=16", "--num_heads", "2", "--layers", "1", "--no-bias")
-    done = answered(monkeypatch, "\n" * 9, *SHORT, *words)
+    done = answered("\n" * 9, *words)
     assert done.code == 0, done
     for question in ("the mechanism [", "embed_dim)", "num_heads)", "layers)", "(bias)", "optimizer steps"):
         assert question not in done.out
     for question in ("the task", "(batch_size)", "(learning_rate)", "train now"):
         assert question in done.out
-    settings = Run.open(Path("run")).settings
-    assert (settings.model.embed_dim, settings.model.options["num_heads"], settings.model.options["bias"]) == (
-        *(16, 2),
-        False,
-    )
+    model = Run.open(Path("run")).settings.model
+    assert (model.embed_dim, model.options["num_heads"], model.options["bias"]) == (16, 2, False)
 
 
-def test_the_default_number_of_heads_divides_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = answered(monkeypatch, "multihead\ndigits\n35\n" + "\n" * 8 + "no\n", *SHORT)
+def test_the_default_number_of_heads_divides_the_width() -> None:
+    done = answered("multihead\ndigits\n35\n" + "\n" * 8 + "no\n")
     assert done.code == 0, done
     assert "(num_heads) [7]" in done.out
 
 
-def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_and_its_column() -> None:
     rows = "".join(f"{i % 7},{'xy'[i % 7 > 3]},same\n" for i in range(89))
     write_files(Path(), {"mine.csv": "number,letter,one\n" + rows, "ragged.csv": "a,b\n1,2\n3\n"})
     Path("folder.csv").mkdir()
     names = ["", "none.csv", "x.doc", "folder.csv", "ragged.csv", "mine.csv"]
     typed = ["multihead", "my own file", *names, "size", "one", "letter", "16", "2"]
-    done = answered(monkeypatch, "\n".join(typed) + "\n" * 9, *SHORT)
+    done = answered("\n".join(typed) + "\n" * 9)
     assert done.code == 0, done
     for words in (
         "my own file a table, a text or arrays (",
@@ -176,52 +169,51 @@ def test_a_file_and_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.data.target, settings.data.task) == ("letter", "table")
 
 
-def test_the_last_column_is_the_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = "".join(f"{i % 7},{i % 5},{'xy'[i % 7 > 3]}\n" for i in range(89))
-    write_files(Path(), {"mine.csv": "number,other,letter\n" + rows})
-    done = answered(monkeypatch, "my own file\nmine.csv\n\n", *SHORT, "--model=selfhead")
-    assert "the column to predict [letter]: letter the embedding width (embed_dim)" in flat(done)
+@pytest.mark.parametrize(
+    ("name", "text", "question"),
+    [
+        (
+            "mine.csv",
+            "number,other,letter\n" + "".join(f"{i % 7},{i % 5},{'xy'[i % 7 > 3]}\n" for i in range(89)),
+            "the column to predict [letter]: letter the embedding width (embed_dim)",
+        ),
+        (
+            "wide.csv",  # many columns are not listed
+            ",".join(f"c{i}" for i in range(211)) + "\n" + ",".join(["1"] * 211) + "\n",
+            "): wide.csv the column to predict [c210]:",
+        ),
+        (
+            "mine.txt",
+            "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(97)),
+            "): mine.txt the embedding width (embed_dim)",
+        ),
+    ],
+)
+def test_the_last_column_is_the_default_target_and_a_text_has_none(name: str, text: str, question: str) -> None:
+    write_files(Path(), {name: text})
+    done = answered(f"my own file\n{name}\n\n", "--model=selfhead")
+    assert "my own file your file (" in flat(done)
+    assert question in flat(done)
     assert "the input ended before the last question" in done.err
 
 
-def test_a_text_file_has_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(97))
-    write_files(Path(), {"mine.txt": text})
-    done = answered(monkeypatch, "my own file\nmine.txt\n", *SHORT, "--model=selfhead")
-    assert "my own file your file (" in flat(done)
-    assert "): mine.txt the embedding width (embed_dim)" in flat(done)
-
-
 @pytest.mark.parametrize("task", ["table", "arrays"])
-def test_a_task_that_needs_a_file_is_not_listed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"unknown task '{task}'; " in flat(answered(monkeypatch, f"multihead\n{task}\n", *SHORT))
-    done = answered(monkeypatch, "multihead\n\n", *SHORT, "--task", task)
-    assert f"{task} has no built-in data; give a file" in flat(done)
+def test_a_task_that_needs_a_file_is_not_listed(task: str) -> None:
+    assert f"unknown task '{task}'; " in flat(answered(f"multihead\n{task}\n"))
+    assert f"{task} has no built-in data; give a file" in flat(answered("multihead\n\n", "--task", task))
 
 
 def test_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns in (40, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
-        done = answered(monkeypatch, "multihed\nlongformer\ndigits\n", *SHORT)
+        done = answered("multihed\nlongformer\ndigits\n")
         assert done.code == 2
         assert max(map(len, done.out.splitlines())) <= columns
         for text in (registry.entry("longformer").card.summary, "unknown model 'multihed'; did you mean multihead?"):
             assert text in flat(done)
-
-
-def test_the_equivalent_command_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    done = answered(monkeypatch, "\n" * 5 + "no\n", *SHORT, "--model=selfhead", "--layers=1", "--embed_dim=8")
-    assert same_as(done)[-2:] == ["run", "--quiet"]
-
-
-def test_many_columns_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"c{i}" for i in range(211)]
-    rows = "".join(",".join(str((i * j) % 7) for j in range(210)) + f",{'xy'[i % 2]}\n" for i in range(97))
-    write_files(Path(), {"wide.csv": ",".join(names) + "\n" + rows})
-    done = answered(monkeypatch, "multihead\nmy own file\nwide.csv\n", *SHORT)
-    assert "the column to predict [c210]:" in flat(done)
-    assert " c17 " not in done.out
+    done = answered("\n" * 5 + "no\n", "--model=selfhead", "--layers=1", "--embed_dim=8")
+    assert same_as(done)[-2:] == ["run", "--quiet"], "the equivalent command is not wrapped"
 
 
 class Interrupted(io.StringIO):
@@ -229,8 +221,8 @@ class Interrupted(io.StringIO):
         raise KeyboardInterrupt
 
 
-CLOSED = "--interactive reads answers from standard input, which is closed; give the settings as flags"
-INVALID_UTF_8 = io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8")
+CLOSED = "error: --interactive reads answers from standard input, which is closed; give the settings as flags"
+NOT_UTF_8 = io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8")
 closed_stream = io.StringIO()
 closed_stream.close()
 
@@ -238,119 +230,56 @@ closed_stream.close()
 @pytest.mark.parametrize(
     ("stdin", "error", "code"),
     [
-        (None, f"error: {CLOSED}", 2),
-        (closed_stream, f"error: {CLOSED}", 2),
-        (
-            io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"),
-            "error: the input is not valid UTF-8; nothing was started",
-            2,
-        ),
+        (None, CLOSED, 2),
+        (closed_stream, CLOSED, 2),
+        (NOT_UTF_8, "error: the input is not valid UTF-8; nothing was started", 2),
         (Interrupted(), "stopped", 130),
+        *(
+            (io.StringIO(typed), "error: the input ended before the last question; nothing was started", 2)
+            for typed in ("", "multihead\n", "multihead\ndigits\n" + "\n" * 6)
+        ),
     ],
-    ids=["no stream", "closed", "not UTF-8", "Ctrl-C"],
 )
 def test_unreadable_input(stdin: object, error: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)
-    done = call("train", "--interactive")
+    done = call("train", "--interactive", *SHORT)
     assert (done.code, done.err) == (code, f"{error}\n")
     assert contents_of(Path()) == {}
 
 
-def test_closed_input_of_a_process() -> None:
-    command = f"{shlex.quote(sys.executable)} -m attnlab train --interactive <&-"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {CLOSED}\n")
-
-
-@pytest.mark.parametrize("typed", ["", "multihead\n", "multihead\ndigits\n" + "\n" * 6])
-def test_input_that_ends_early_starts_nothing(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = answered(monkeypatch, typed, *SHORT)
+def test_an_invalid_flag_starts_nothing() -> None:
+    done = answered("\n" * 20, "--embed_dim=0")
     assert (done.code, done.err) == (2, "error: the input ended before the last question; nothing was started\n")
     assert contents_of(Path()) == {}
-
-
-@pytest.mark.parametrize("flag", ["--embed_dim=0", "--learning_rate=nan", "--embed_dimm=3", "--resume=x"])
-def test_an_invalid_flag(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = answered(monkeypatch, "\n" * 20, flag)
-    assert (done.code, done.err.startswith("error: "), done.err.count("\n")) == (2, True, 1)
-    assert contents_of(Path()) == {}
-
-
-def test_help_asks_nothing() -> None:
-    assert "usage: attnlab train" in call("train", "--interactive", "--help").out
-
-
-def test_interactive_and_resume_exclude_each_other() -> None:
-    assert call("train", *SHORT, "--embed_dim", "8", "--layers", "1").code == 0
-    assert "leave out --interactive or --resume" in error_of("train", "--interactive", "--resume", "run")
 
 
 # On a terminal
 
 
-class Terminal:
-    """``attnlab`` on a pseudo-terminal."""
-
-    def __init__(self, *words: str, columns: int = 100) -> None:
-        self._raw, self._read_up_to = "", 0
-        self.process, self._end = pty.fork()
-        if not self.process:
-            os.environ.update(TERM="xterm", COLUMNS=str(columns), LINES="40")
-            os.execv(sys.executable, [sys.executable, "-m", "attnlab", *words])
-
-    @property
-    def shown(self) -> str:
-        """All that was printed, without what moves the cursor and colours it."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw)
-
-    def until(self, text: str) -> None:
-        """Read until a text comes, after the last one that was waited for."""
-        while text not in self.shown[self._read_up_to :]:
-            assert self._more(), f"{text!r} did not come: {self.shown}"
-        self._read_up_to = self.shown.index(text, self._read_up_to) + len(text)
-
-    def _more(self) -> bool:
-        if not select.select([self._end], [], [], 120)[0]:  # the program waits for a key
-            os.kill(self.process, signal.SIGKILL)
-            return False
-        try:
-            text = os.read(self._end, 65536).decode(errors="replace")
-        except OSError:  # the program has exited
-            return False
-        if "\x1b[6n" in text:  # asks for the position of the cursor
-            os.write(self._end, b"\x1b[1;1R")
-        self._raw += text
-        return bool(text)
-
-    def type(self, keys: str) -> None:
-        """Press keys."""
-        os.write(self._end, keys.encode())
-
-    def leave(self) -> int:
-        """The exit code, after reading the rest."""
-        while self._more():
-            pass
-        os.close(self._end)
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-
-
 DOWN, ENTER, CTRL_C, CTRL_D, ERASE = "\x1b[B", "\r", "\x03", "\x04", "\x7f"
 SMALL = ("--layers=1", "--batch_size=32", "--learning_rate=0.01")
-HEADS = ("--model=multihead", "--task=digits", "--bias")
 
 
 def dialogue(*steps: str, flags: tuple[str, ...], code: int = 0, columns: int = 100) -> str:
     """Everything shown while keys are typed: ``steps`` alternates between a text to wait for and the keys."""
-    terminal = Terminal("train", "--interactive", *SHORT, *flags, columns=columns)
+    words = ["-m", "attnlab", "train", "--interactive", *SHORT, *flags]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    terminal = pexpect.spawn(sys.executable, words, encoding="utf-8", env=env, dimensions=(40, columns), timeout=120)
+    raw, start = "", 0
     for text, keys in zip(steps[::2], steps[1::2], strict=True):
-        terminal.until(text)
-        terminal.type(keys)
-    assert terminal.leave() == code, terminal.shown
-    assert "Traceback" not in terminal.shown
-    return terminal.shown
+        while text not in (shown := CONTROL.sub("", raw))[start:]:
+            raw += terminal.read_nonblocking(65536, timeout=120)
+        start = shown.index(text, start) + len(text)
+        terminal.send(keys)
+    with contextlib.suppress(pexpect.EOF):
+        while True:
+            raw += terminal.read_nonblocking(65536, timeout=120)
+    shown = CONTROL.sub("", raw)
+    assert terminal.wait() == code, shown
+    assert "Traceback" not in shown
+    return shown
 
 
-@pytest.mark.slow
 def test_arrow_keys_and_an_invalid_answer() -> None:
     dialogue(
         *("the mechanism", "", "selfhead", "selfhead" + DOWN + ENTER),  # typing filters the choices
@@ -363,58 +292,36 @@ def test_arrow_keys_and_an_invalid_answer() -> None:
     assert (model.model, model.embed_dim) == ("selfhead", 16)
 
 
-@pytest.mark.slow
-def test_enter_has_no_effect_while_no_choice_matches() -> None:
+def test_an_invalid_choice_is_asked_again_and_another_value_can_be_typed() -> None:
     shown = dialogue(
-        *("the task", "", "my own file", "indxction" + ENTER, "\x07", ERASE * 9 + "induction" + ENTER),
-        *("(position_embedding)", CTRL_C),
-        flags=("--model", "selfhead", "--embed_dim=8", "--layers=1"),
-        code=130,
-    )
-    assert "the task induction" in shown
-
-
-@pytest.mark.slow
-def test_choices_are_wrapped_on_a_narrow_terminal() -> None:
-    summary = registry.entry("longformer").card.summary
-    steps = ("the mechanism", "", "longformer", "longformer", "/ ", CTRL_C)
-    assert len(summary) > 60
-    assert summary in " ".join(dialogue(*steps, flags=(), code=130, columns=60).split())
-
-
-@pytest.mark.slow
-def test_an_invalid_choice_is_asked_again() -> None:
-    dialogue(
         *("(positions)", DOWN + ENTER, "rotary positions need an even", ""),
-        *("(positions)", DOWN * 2 + ENTER, "the position embedding that", DOWN + ENTER, "save_path", ENTER),
-        *("train now", "y"),
-        flags=(*HEADS, "--embed_dim=10", "--num_heads=10", *SMALL),
-    )
-    model = Run.open(Path("run")).settings.model
-    assert (model.options["positions"], model.position_embedding) == ("alibi", "sinusoidal")
-
-
-@pytest.mark.slow
-def test_another_value_than_the_choices() -> None:
-    dialogue(
         *("(positions)", "", "another value", DOWN * 4 + ENTER, "another value: ", ""),
         *("none", ERASE * 4 + "t5(buckets=3)" + ENTER, "buckets must be an integer from 4", ERASE * 2 + "8)" + ENTER),
-        *("train now", "y"),
-        flags=(*HEADS, "--embed_dim=8", "--num_heads=2", *SMALL, "--position_embedding=none", "--save_path=x.pth"),
+        *("the position embedding that", DOWN + ENTER, "save_path", ENTER, "train now", "n"),
+        flags=("--model=multihead", "--task=digits", "--bias", "--embed_dim=10", "--num_heads=10", *SMALL),
     )
-    assert Run.open(Path("run")).settings.model.options["positions"] == "t5(buckets=8)"
+    assert "--position_embedding sinusoidal" in shown
+    assert "--positions 't5(buckets=8)'" in shown
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "question", "keys", "code"),
-    [
-        ((), "the mechanism", CTRL_C, 130),
-        (("--model=selfhead", "--task=digits"), "(embed_dim)", CTRL_C, 130),
-        (("--model=selfhead", "--task=digits"), "(embed_dim)", ERASE * 2 + CTRL_D, 0),
-    ],
-)
-def test_leaving_a_terminal(flags: tuple[str, ...], question: str, keys: str, code: int) -> None:
-    shown = dialogue(question, keys, flags=flags, code=code)
+def test_choices_are_wrapped_on_a_narrow_terminal_and_can_be_left() -> None:
+    summary = registry.entry("longformer").card.summary
+    steps = ("the mechanism", "", "longformer", "longformer", "/ ", CTRL_C)
+    shown = dialogue(*steps, flags=(), code=130, columns=60)
+    assert len(summary) > 60
+    assert summary in " ".join(shown.split())
+    assert "stopped" in shown
+    assert contents_of(Path()) == {}
+
+
+@pytest.mark.parametrize(("leave", "code"), [(CTRL_C, 130), (ERASE * 2 + CTRL_D, 0)])
+def test_enter_has_no_effect_while_no_choice_matches_and_a_question_can_be_left(leave: str, code: int) -> None:
+    shown = dialogue(
+        *("the task", "", "my own file", "indxction" + ENTER, "\x07", ERASE * 9 + "induction" + ENTER),
+        *("(embed_dim)", leave),
+        flags=("--model", "selfhead"),
+        code=code,
+    )
+    assert "the task induction" in shown
     assert ("stopped" if code else "left; nothing was started") in shown
     assert contents_of(Path()) == {}

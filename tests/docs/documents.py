@@ -5,7 +5,8 @@
 - Numbers agree within half a unit of the last digit shown, and within 0.02 where a network is trained; ``...`` stands
   for anything.
 - A statement with the comment ``# raises Error: message`` must raise that error; the page continues after it.
-- ``sh`` blocks run in a copy of the checkout.
+- ``sh`` blocks run in a copy of the checkout; plain calls of the command line run in this process, which has imported
+  torch already.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from markdown_it import MarkdownIt
+
+from attnlab.cli import main
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"python", "sh", "text"}
@@ -206,7 +211,6 @@ class Runner:
         home = self.folder.parent / "home"
         home.mkdir(exist_ok=True)
         environment = {
-            **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder),
             "HOME": str(home),
@@ -215,18 +219,35 @@ class Runner:
             "HF_HUB_OFFLINE": "1",
             "PIP_NO_INDEX": "1",
         }
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(script)],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{where} exits with {done.returncode}:\n{done.stdout}{done.stderr}"
+        with mock.patch.dict(os.environ, environment), contextlib.chdir(self.folder):
+            run = run_here if all(map(CALL.fullmatch, script)) else run_in_shell
+            code, printed, errors = run(script)
+        assert code == 0, f"{where} exits with {code}:\n{printed}{errors}"
         if script == typed:  # a shorter command prints something else
             trains = any(command.startswith("python main.py") for command in typed)
-            compare(block.output, done.stdout, where, TRAINING_TOLERANCE if trains else 0.0)
+            compare(block.output, printed, where, TRAINING_TOLERANCE if trains else 0.0)
+
+
+CALL = re.compile(r"(python main.py|attnlab (?!new))[^|><$;&\n]*")
+"""A call of the command line without shell syntax; `attnlab new` adds a mechanism, which a new process must find."""
+
+
+def run_in_shell(script: list[str]) -> tuple[int, str, str]:
+    """Return the exit code, the output and the errors of the commands."""
+    command = ["bash", "-euo", "pipefail", "-c", "\n".join(script)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_here(script: list[str]) -> tuple[int, str, str]:
+    """Return what `run_in_shell` returns, without a process per command."""
+    code, out, errors = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for command in script:
+            program, *arguments = shlex.split(command)
+            code = code or main(["train", *arguments[1:]] if program == "python" else arguments)
+    return code, out.getvalue(), errors.getvalue()
 
 
 def compare(shown: str | None, printed: str, where: str, tolerance: float = 0.0) -> None:

@@ -20,7 +20,6 @@ from worked_examples import EXACT, VALUES
 from attnlab.catalog import registry
 from attnlab.docs import drawing, example, lesson
 from attnlab.models.multihead import MultiAttention
-from attnlab.nn.cache import RecurrentState
 from attnlab.tasks.base import IGNORE
 
 ROOT = Path(__file__).parents[2]
@@ -56,25 +55,16 @@ def section(path: Path, title: str) -> str:
 
 
 @every_lesson
-def test_sections_are_in_order(path: Path) -> None:
-    titles = re.findall(r"^## +(.*)$", prose(path.read_text("utf-8")), flags=re.MULTILINE)
-    assert titles == [title for title in SECTIONS if title in titles]
-
-
-@every_lesson
-def test_generated_parts_are_below_the_title_and_in_the_last_section(path: Path) -> None:
+def test_sections_length_and_generated_parts(path: Path) -> None:
     text = path.read_text("utf-8")
+    titles = re.findall(r"^## +(.*)$", prose(text), flags=re.MULTILINE)
+    assert titles == [title for title in SECTIONS if title in titles]
     title = text.split("\n")[0]
     assert re.match(r"# .+\(.+ · (exact|approximation|another operator)\)$", title), title
     assert "<!-- badge -->\n" in text.partition("\n## ")[0]
     card = section(path, SECTIONS[-1])
     assert "<!-- card -->\n" in card
     assert f"attnlab check {path.parent.name} --fast" in card
-
-
-@every_lesson
-def test_it_takes_fifteen_minutes_to_read(path: Path) -> None:
-    text = path.read_text("utf-8")
     assert len(prose(text).split()) <= MAX_WORDS
     lines = {block.line: block.code.count("\n") + 1 for block in blocks(text)}
     assert {line: count for line, count in lines.items() if count > MAX_CODE_LINES} == {}
@@ -120,6 +110,7 @@ def test_every_figure_is_shown_and_small(path: Path) -> None:
         assert 500 <= width <= 1000, figure.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["selfhead", "multihead", "groupedquery", "bigbird"])  # the last has options only
 def test_all_figures_of_a_lesson_are_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
@@ -135,30 +126,23 @@ def test_the_example_network_has_the_options_of_the_lesson() -> None:
     assert (layer.num_heads, layer.num_random) == (2, 1)
 
 
-def cost_from_benchmark(path: Path) -> bool:
-    """Whether a lesson's table of costs comes from the benchmark of all mechanisms."""
-    return "python -m benchmarks mechanisms" in section(path, "Cost")
-
-
-@pytest.mark.parametrize("name", [name for name, path in LESSONS.items() if cost_from_benchmark(path)])
-def test_the_table_of_costs_matches_the_benchmark(name: str) -> None:
-    results = json.loads((ROOT / "benchmarks" / "results" / "mechanisms.json").read_text("utf-8"))["rows"]
-    times = {row["case"]: row["values"] for row in results if row["quantity"] == "time"}
-    rows = {row[0]: row[1:] for row in tables(section(LESSONS[name], "Cost"))}
-    assert [int(cell) for cell in rows["n"]] == results[0]["lengths"]
-    for curve, mechanism in {"multi-head attention": "multihead", "this": name}.items():
-        assert [float(cell) for cell in rows[curve]] == [round(t / times["multihead"][0], 1) for t in times[mechanism]]
-
-
-@pytest.mark.parametrize("name", [n for n, p in LESSONS.items() if p.with_name("cost.json").is_file()])
-def test_the_table_of_costs_matches_cost_json(name: str) -> None:
-    folder = LESSONS[name].parent
-    (lengths, curves), (_, decoding) = lesson.read_cost(folder), lesson.read_cost(folder, "decoding")
-    assert not curves.keys() & decoding.keys(), "the names of the rows are unique"
-    rows = {row[0]: row[1:] for row in tables(section(LESSONS[name], "Cost"))}
-    assert [int(cell) for cell in rows["n"]] == lengths
-    for curve, ratios in {**curves, **decoding}.items():
-        assert [float(cell) for cell in rows[curve]] == ratios
+@every_lesson
+def test_the_table_of_costs_matches_the_measurements(path: Path) -> None:
+    cost, expected = section(path, "Cost"), {}
+    if "python -m benchmarks mechanisms" in cost:
+        results = json.loads((ROOT / "benchmarks" / "results" / "mechanisms.json").read_text("utf-8"))["rows"]
+        times = {row["case"]: row["values"] for row in results if row["quantity"] == "time"}
+        first = times["multihead"][0]
+        expected = {"n": results[0]["lengths"]}
+        for curve, mechanism in {"multi-head attention": "multihead", "this": path.parent.name}.items():
+            expected[curve] = [round(time / first, 1) for time in times[mechanism]]
+    if path.with_name("cost.json").is_file():
+        (lengths, curves), (_, decoding) = lesson.read_cost(path.parent), lesson.read_cost(path.parent, "decoding")
+        assert not curves.keys() & decoding.keys(), "the names of the rows are unique"
+        expected |= {"n": lengths, **curves, **decoding}
+    rows = {row[0]: row[1:] for row in tables(cost)}
+    for name, numbers in expected.items():
+        assert [float(cell) for cell in rows[name]] == numbers, name
 
 
 def test_figures_are_reproducible_and_white(tmp_path: Path) -> None:
@@ -171,12 +155,8 @@ def test_figures_are_reproducible_and_white(tmp_path: Path) -> None:
     assert figure.get_facecolor() == (1, 1, 1, 1)
     assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("key position", "query position")
     assert figure.axes[-1].get_ylabel() == "attention weight"
-
-
-def test_negative_weights_get_a_diverging_colour_map() -> None:
-    figure, (ax,) = drawing.canvas(4, 3)
-    drawing.draw_heat_maps(figure, [ax], [[[1.5, -0.5], [0.0, 1.0]]], ["x", "y"], ["signed"])
-    (image,) = ax.get_images()
+    drawing.draw_heat_maps(figure, [matrix], [[[1.5, -0.5], [0.0, 1.0]]], ["x", "y"], ["signed"])
+    image = matrix.get_images()[-1]
     assert (image.get_cmap().name, image.get_clim()) == ("RdBu", (-1.5, 1.5))
 
 
@@ -195,6 +175,7 @@ def test_training_is_reproducible_and_leaves_the_global_seed_alone() -> None:
     assert not once.network.training
 
 
+@pytest.mark.slow
 def test_training_continues_and_zero_steps_only_evaluate() -> None:
     network = example.train_example("selfhead", max_steps=3).network
     before = [parameter.clone() for parameter in network.parameters()]
@@ -231,14 +212,17 @@ def test_only_predictable_letters_are_targets(words: example.Words) -> None:
 # Measuring
 
 
-def test_costs_are_relative_to_the_first_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
+@pytest.mark.slow
+def test_measured_costs_are_relative_to_the_first_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesson, "LENGTHS", (1024, 2048))
+    layers = {"a": ("multihead", {"num_heads": 2}), "b": ("linear", {"num_heads": 2})}  # a cache and a recurrent state
     threads = torch.get_num_threads()
-    curves = lesson.measure_cost({"a": ("selfhead", {}), "b": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=1)
+    lesson.write_cost(SimpleNamespace(COST=layers, DECODING=layers), tmp_path)
     assert torch.get_num_threads() == threads
-    assert list(curves) == ["a", "b"]
-    assert curves["a"][0] == 1
-    assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in curves.values())
+    for kind in ("curves", "decoding"):
+        lengths, curves = lesson.read_cost(tmp_path, kind)
+        assert (lengths, list(curves), curves["a"][0]) == ([1024, 2048], ["a", "b"], 1)
+        assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in curves.values())
 
 
 def test_the_cache_does_not_grow_while_decoding_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,32 +235,8 @@ def test_the_cache_does_not_grow_while_decoding_is_measured(monkeypatch: pytest.
         return forward(self, x, *args, **options)
 
     monkeypatch.setattr(MultiAttention, "_forward", recording)
-    layers = {"a": ("multihead", {"num_heads": 2}), "b": ("multihead", {"num_heads": 1})}
-    curves = lesson.measure_decoding(layers, embed_dim=8, rounds=2)
-    assert list(curves) == ["a", "b"]
-    assert curves["a"][0] == 1
+    lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})})
     assert set(calls) == {(0, 8), (0, 16), (8, 1), (16, 1)}
-
-
-def test_decoding_with_a_recurrent_state_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
-
-    def recurrent(self: MultiAttention, x: Tensor, mask: object, cache: RecurrentState) -> Tensor:
-        cache.replace(x.shape[1], x[:, -1])
-        return x
-
-    monkeypatch.setattr(MultiAttention, "_forward", recurrent)
-    monkeypatch.setattr(MultiAttention, "cache_type", RecurrentState)
-    curves = lesson.measure_decoding({"a": ("multihead", {"num_heads": 2})}, embed_dim=8, rounds=3)
-    assert len(curves["a"]) == 2
-
-
-def test_measured_costs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesson, "LENGTHS", (8, 16))
-    lesson.write_cost(SimpleNamespace(COST={"a": ("selfhead", {})}, DECODING={"b": ("selfhead", {})}), tmp_path)
-    lengths, curves = lesson.read_cost(tmp_path)
-    assert (lengths, list(curves)) == ([8, 16], ["a"])
-    assert list(lesson.read_cost(tmp_path, "decoding")[1]) == ["b"]
 
 
 def test_a_lesson_without_layers_to_measure_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

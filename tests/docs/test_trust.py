@@ -53,10 +53,7 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["multihead", "--fast"],
-            "--record needs all checks with the default options; leave out --fast",
-        ),
+        (["multihead", "--fast"], "--record needs all checks with the default options; leave out --fast"),
         (["multihead", "--only", "output_shape"], "leave out --only"),
         (["torch.nn:Linear"], "--record saves the outcomes of a mechanism in models/, not of 'torch.nn:Linear'"),
     ],

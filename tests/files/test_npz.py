@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 
 from attnlab.files import data as data_files
 from attnlab.files import npz
-from attnlab.files.npz import read_arrays
+from attnlab.files.npz import Arrays
 from attnlab.network import Inputs
 from attnlab.tasks.base import read_x
 from attnlab.utils.errors import UserError
@@ -36,30 +34,27 @@ def archive(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZI
     return path
 
 
-def test_arrays_come_as_they_were_saved(tmp_path: Path) -> None:
-    for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "a.npz", x=X, y=np.asfortranarray(X[0]), words=np.array(["a", "bc"]), none=np.zeros((0, 3)))
-        arrays = read_arrays(tmp_path / "a.npz")
-        assert list(arrays) == ["x", "y", "words", "none"]
-        assert np.array_equal(arrays["x"], X)
-        assert np.array_equal(arrays["y"], X[0])
-        assert arrays["words"].tolist() == ["a", "bc"]
-        assert arrays["none"].shape == (0, 3)
-        assert arrays["x"].flags.writeable
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_come_as_they_were_saved(save: Any, tmp_path: Path) -> None:
+    saved = {"x": X, "y": np.asfortranarray(X[0]), "words": np.array(["a", "bc"]), "none": np.zeros((0, 3))}
+    save(tmp_path / "a.npz", **saved)
+    arrays = Arrays(tmp_path / "a.npz")
+    assert list(arrays) == list(saved)
+    assert all(np.array_equal(arrays[name], saved[name]) for name in saved)
+    assert arrays["x"].flags.writeable
 
 
-def test_float64_keeps_its_digits(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", x=X)
-    x = read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
-    assert x.dtype == torch.float64
-    assert np.array_equal(x.numpy(), X)
-    np.savez(tmp_path / "a.npz", x=X > 1e9)
-    assert read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5).dtype == torch.float64
+@pytest.mark.parametrize("x", [X, X > 1e9])
+def test_float64_keeps_its_digits(x: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=x)
+    read = read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
+    assert read.dtype == torch.float64
+    assert np.array_equal(read.numpy(), x)
 
 
 def test_entries_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
     entries = {"z.npy": b"no array", "evil.py": b"1/0", "y.npz": b"PK", "x.npy": header("'<f8'", "(2, 1)") + b"\0" * 16}
-    arrays = read_arrays(archive(tmp_path / "a.npz", entries))
+    arrays = Arrays(archive(tmp_path / "a.npz", entries))
     assert list(arrays) == ["z", "x"]
     assert arrays["x"].tolist() == [[0], [0]]
     with pytest.raises(UserError, match=r"no readable \.npz"):
@@ -73,16 +68,16 @@ def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path, monkeypatch: pyte
     size, declared = path.stat().st_size, 128 + 8 * 1_009 * 31 * 7
     assert declared > 100 * size
     with pytest.raises(UserError, match=rf"has {size:,} bytes and declares {declared:,} in x\.npy"):
-        read_arrays(path)["x"]
+        Arrays(path)["x"]
     np.savez_compressed(path, x=np.arange(20_011) % 251)  # honest data pass
-    assert len(read_arrays(path)["x"]) == 20_011
+    assert len(Arrays(path)["x"]) == 20_011
 
 
 def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "a.npz", x=X)
     monkeypatch.setattr(data_files, "memory_limit", lambda: X.nbytes)
     with pytest.raises(UserError, match=r"takes 1,448 bytes of memory, more than .* \(1,320\)"):
-        read_arrays(tmp_path / "a.npz")["x"]
+        Arrays(tmp_path / "a.npz")["x"]
 
 
 @pytest.mark.parametrize(
@@ -106,27 +101,26 @@ def test_headers_that_lie(content: bytes, says: str, tmp_path: Path) -> None:
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         path = archive(tmp_path / "a.npz", {"x.npy": content}, compression)
         with pytest.raises(UserError, match=re.escape(says)) as error:
-            read_arrays(path)["x"]
+            Arrays(path)["x"]
         assert "\n" not in str(error.value)
 
 
 def test_archives_that_numpy_does_not_write(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, X)
-    path = archive(tmp_path / "a.npz", {"x.npy": buffer.getvalue()}, zipfile.ZIP_LZMA)
+    np.savez(tmp_path / "a.npz", x=X)
+    with zipfile.ZipFile(tmp_path / "a.npz") as file:
+        content = file.read("x.npy")
+    path = archive(tmp_path / "a.npz", {"x.npy": content}, zipfile.ZIP_LZMA)
     with pytest.raises(UserError, match="compressed in a way that numpy does not write"):
-        read_arrays(path)["x"]
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("x.npy", buffer.getvalue())
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            file.writestr("x.npy", buffer.getvalue())
+        Arrays(path)["x"]
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("x.npy", content)
     with pytest.raises(UserError, match="two arrays called x"):
-        read_arrays(path)
-    content = bytearray((archive(path, {"x.npy": buffer.getvalue()})).read_bytes())
-    content[300] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="Bad CRC-32"):
-        read_arrays(path)["x"]
+        Arrays(path)
+    damaged = bytearray(archive(path, {"x.npy": content}).read_bytes())
+    damaged[300] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"Bad CRC-32"):
+        Arrays(path)["x"]
 
 
 @pytest.mark.parametrize(
@@ -143,10 +137,3 @@ def test_x_that_does_not_fit(given: dict[str, Any], says: str, tmp_path: Path) -
     np.savez(tmp_path / "a.npz", **given)
     with pytest.raises(UserError, match=re.escape(says)):
         read_x(tmp_path / "a.npz", Inputs("vectors", 3), 5)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.npz")
-    with pytest.raises(UserError, match="is a pipe"):
-        read_arrays(tmp_path / "a.npz")

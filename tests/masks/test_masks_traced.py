@@ -6,6 +6,7 @@ Sizes are primes: B = 2, H = 3, N = 11.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -73,53 +74,41 @@ def evaluated(make: Maker, lengths: Tensor, bits: Tensor) -> list[Tensor]:
     out = bound.zero_fully_masked_rows(torch.ones(B, N, 5, device=lengths.device))
     matrix = mask.materialize(N, device=lengths.device)
     again = mask.bind(N, shape=(B, H), device=lengths.device)  # has no matrix yet
-    return [*tiles, again.rows(some), out, bound.tensor(), matrix, again.fully_masked()]
+    return [*tiles, again.tile(some, slice(0, N)), out, bound.tensor(), matrix, again.fully_masked()]
 
 
 @every_rule
-def test_every_rule_on_the_meta_device(make: Maker) -> None:
-    result, expected = evaluated(make, *inputs("meta")), evaluated(make, *inputs())
-    assert [t.shape for t in result[-4:]] == [t.shape for t in expected[-4:]]
-    assert all(t.is_meta for t in result)
-
-
-@every_rule
-def test_every_rule_under_fake_tensors(make: Maker) -> None:
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_every_rule_without_values(make: Maker, device: str) -> None:
+    """On the meta device, and under fake tensors on a CPU; also in the forward pass of a layer."""
     expected = evaluated(make, *inputs())
-    with FakeTensorMode():
-        result = evaluated(make, *inputs())
-    assert [(t.shape, t.dtype) for t in result[-4:]] == [(t.shape, t.dtype) for t in expected[-4:]]
+    with nullcontext() if device == "meta" else FakeTensorMode():
+        result = evaluated(make, *inputs(device))
+        layer, x = MultiAttention(6, H, causal=True, device=device), torch.empty(B, N, 6, device=device)
+        assert layer(x, mask=make(*inputs(device))).shape == x.shape
+    assert [(t.shape, t.dtype, t.device.type) for t in result[-4:]] == [
+        (t.shape, t.dtype, device) for t in expected[-4:]
+    ]
 
 
 @pytest.mark.slow
 @every_rule
-@pytest.mark.parametrize("mode", ["real", "fake"])
-def test_every_rule_is_traced_by_make_fx(make: Maker, mode: str) -> None:
-    expected = evaluated(make, *inputs())
-    graph = make_fx(lambda n, t: evaluated(make, n, t), tracing_mode=mode)(*inputs())
-    for result, eager in zip(graph(*inputs())[-4:], expected[-4:], strict=True):
-        assert torch.equal(result, eager)
-    other = torch.tensor([5, 2]), inputs()[1].flip(1)
-    for result, eager in zip(graph(*other)[-4:], evaluated(make, *other)[-4:], strict=True):
-        assert torch.equal(result, eager), "the graph must not contain the traced values"
+def test_every_rule_is_traced_by_make_fx(make: Maker) -> None:
+    """The graph does not contain the traced values."""
+    graph = make_fx(lambda n, t: evaluated(make, n, t))(*inputs())
+    for values in (inputs(), (torch.tensor([5, 2]), inputs()[1].flip(1))):
+        for result, eager in zip(graph(*values)[-4:], evaluated(make, *values)[-4:], strict=True):
+            assert torch.equal(result, eager)
 
 
-@every_rule
-def test_every_rule_in_a_forward_pass_without_values(make: Maker) -> None:
-    layer = MultiAttention(6, H, causal=True)
-    shape = (B, N, 6)
-    assert layer.to("meta")(torch.empty(shape, device="meta"), mask=make(*inputs("meta"))).shape == shape
-    with FakeTensorMode():
-        fake = MultiAttention(6, H, causal=True)
-        assert fake(torch.empty(shape), mask=make(*inputs())).shape == shape
-
-
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_repr_shows_shapes_without_values(device: str) -> None:
-    lengths, bits = inputs(device)
-    shown = {
-        "padding": "padding([3, 7])" if device == "cpu" else "padding(<2>)",
-        "random blocks of a tensor": f"random_blocks(2, 1, {'10' if device == 'cpu' else '<>'})",
-    }
-    for name, text in shown.items():
-        assert repr(RULES[name](lengths, bits)) == text
+@pytest.mark.parametrize(
+    ("name", "device", "text"),
+    [
+        ("padding", "cpu", "padding([3, 7])"),
+        ("padding", "meta", "padding(<2>)"),
+        ("random blocks of a tensor", "cpu", "random_blocks(2, 1, 10)"),
+        ("random blocks of a tensor", "meta", "random_blocks(2, 1, <>)"),
+    ],
+)
+def test_repr_shows_shapes_without_values(name: str, device: str, text: str) -> None:
+    assert repr(RULES[name](*inputs(device))) == text

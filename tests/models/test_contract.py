@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 from mechanisms import REPRESENTATIVES
 
@@ -34,6 +37,64 @@ def test_conformance(name: str) -> None:
     report = check_attention(registry.load(name), fast=True)
     assert report["matches_reference_outputs"].outcome == "pass", f"models/{name}/reference.py is missing"
     assert_recorded(name, report)
+
+
+ISOLATED = ("tokens_interact", "weights_are_per_head")
+"""In some of the checks a token attends only to itself, so none reaches another and all heads agree."""
+
+AMPLIFIED = ("bfloat16_autocast", "low_precision_accuracy")
+"""Where both softmaxes of differential attention nearly agree, the norm amplifies the rounding of bfloat16."""
+
+EDGES = ("bfloat16_autocast", "gradients_match_finite_differences", "cross_attention", "dynamic_quantization")
+EDGES += ("low_precision_accuracy", "low_precision_error_growth")
+"""Above α = 2 the slope is unbounded where a weight begins, hardly any key has a nonzero weight, and rounding changes
+much. At α = 2 the derivative jumps there, and rounding decides which weights are zero."""
+
+OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("additive", {"num_heads": 2, "positions": "t5"}, ()),
+    ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
+    ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
+    ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
+    ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
+    ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
+    ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
+    ("entmax", {"alpha": 4.0}, EDGES),
+    ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
+    ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
+    ("groupedquery", {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4, "positions": "rotary"}, ()),
+    ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
+    ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
+    ("latent", {"positions": "none"}, ()),
+    ("longformer", {"window_size": 1, "num_global": 3}, ()),
+    ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
+    ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
+    ("slidingwindow", {"window_size": 1}, ISOLATED),
+    ("slidingwindow", {"window_size": 2, "dilation": 2}, ISOLATED),
+    ("slidingwindow", {"window_size": 3, "positions": "alibi"}, ()),
+    ("strided", {"stride": 3, "positions": "alibi"}, ()),
+    ("strided", {"pattern": "fixed", "stride": 4, "summary": 2}, ()),
+    ("talkingheads", {"num_heads": 2, "positions": "rotary"}, ()),
+]
+"""Mechanism, options, and checks that do not apply to it."""
+
+REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    *(("additive", {"num_heads": 2, "positions": "alibi"}, ()), ("entmax", {"alpha": 1.25}, ())),
+    *(("entmax", {"positions": p}, ()) for p in ("rotary", "alibi")),
+    *((name, {"num_heads": 2, "positions": p}, ()) for name in ("gated", "sigmoid") for p in ("rotary", "t5")),
+    *(("multiquery", {"num_heads": 2, "positions": p}, ()) for p in ("rotary", "alibi")),
+    *(("sinks", {"num_heads": 2, "positions": p}, ()) for p in ("none", "t5")),
+]
+"""Options whose code path `OPTIONS` has too."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "skip"),
+    [*OPTIONS, *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in REPEATED)],
+)
+def test_conformance_with_options(name: str, options: dict[str, Any], skip: tuple[str, ...]) -> None:
+    check_attention(partial(registry.load(name), **options), fast=True, skip=skip)
 
 
 @pytest.mark.slow

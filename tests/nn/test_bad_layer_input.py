@@ -19,8 +19,13 @@ from attnlab.nn.attention import Attention
 
 B, N, D = 2, 5, 24
 
-every = pytest.mark.parametrize("name", REPRESENTATIVES)
-any_mask = pytest.mark.parametrize("name", supporting("arbitrary_mask", among=REPRESENTATIVES))
+
+def every(*capabilities: str) -> pytest.MarkDecorator:
+    """The representatives that have these capabilities."""
+    return pytest.mark.parametrize("name", supporting(*capabilities, among=REPRESENTATIVES))
+
+
+any_mask = every("arbitrary_mask")
 
 
 def layer(name: str, **options: Any) -> Attention:
@@ -128,23 +133,19 @@ BIASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@every
+@every("attn_bias")
 @pytest.mark.parametrize("case", BIASES)
 def test_a_bias_that_does_not_fit(name: str, case: str) -> None:
     make, error, message = BIASES[case]
-    if not layer(name).supports("attn_bias"):
-        pytest.skip("it takes no bias")
     for method in (layer(name), layer(name, causal=True).attention_weights):
         with pytest.raises(error, match=re.escape(message)):
             method(x(), attn_bias=make())
 
 
-@any_mask
+@every("arbitrary_mask", "context")
 def test_causal_with_a_context_of_another_length(name: str) -> None:
     """causal=True refuses it; with mask=causal() the last query is aligned with the last key."""
     attend = layer(name)
-    if not attend.supports("context"):
-        pytest.skip("it takes no context")
     is_causal = layer(name, causal=True)
     weights = torch.rand(B, attend.num_heads, N, 7)
     for context in (x(7), x(3), x(0)):
@@ -162,11 +163,9 @@ def test_causal_with_a_context_of_another_length(name: str) -> None:
     assert torch.equal(attended, ones(B, N, 7).tril(2))
 
 
-@every
+@every("context")
 def test_a_context_that_does_not_fit(name: str) -> None:
     attend = layer(name)
-    if not attend.supports("context"):
-        pytest.skip("it takes no context")
     for context in (x(batch=3), x()[0], x()[..., :7]):
         for method in (attend, attend.attention_weights):
             with pytest.raises(ValueError, match=r"context must have shape \(2, length, 24\), not "):
@@ -198,23 +197,17 @@ CACHES: dict[str, tuple[Callable[[Attention], tuple[Attention, Tensor, dict[str,
 }
 
 
-@every
+@every("cache")
 @pytest.mark.parametrize("case", CACHES)
 @torch.no_grad()
 def test_a_cache_that_does_not_fit_stays_as_it_was(name: str, case: str) -> None:
-    attend = layer(name, causal=True)
-    if not attend.supports("cache"):
-        pytest.skip("it takes no cache")
-    if "bias" in case and not attend.supports("attn_bias"):
-        pytest.skip("it takes no bias")
-    make, message = CACHES[case]
-    cache, tokens = attend.make_cache(7), x(7)
-    if case == "full" and not isinstance(cache, KVCache):
-        pytest.skip("a recurrent state has no capacity")
-    if "mask" in case and not attend.supports("arbitrary_mask"):
-        pytest.skip("it does not take every mask")
+    attend, (make, message), tokens = layer(name, causal=True), CACHES[case], x(7)
+    cache = attend.make_cache(7)
     first = attend(tokens[:, :5], cache=cache)
     other, inputs, options = make(attend)
+    capability = {"mask": "arbitrary_mask", "attn_bias": "attn_bias"}.get(next(iter(options), ""), "cache")
+    if not attend.supports(capability) or (case == "full" and not isinstance(cache, KVCache)):
+        pytest.skip("it does not take this argument, or its state has no capacity")
     with pytest.raises(ValueError, match=re.escape(message)):
         other(inputs, cache=cache, **options)
     rest = attend(tokens[:, 5:], cache=cache)

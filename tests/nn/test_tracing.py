@@ -77,15 +77,15 @@ def test_fake_tensors(name: str, case: str, is_causal: bool, train: bool) -> Non
 
 
 @every_mechanism_with("none", "padding", "window", "prefix")
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_a_trace_matches_eager(name: str, case: str, mode: str) -> None:
+@pytest.mark.slow
+def test_a_trace_matches_eager(name: str, case: str) -> None:
     layer, x = build(name, causal=True).eval(), torch.randn(B, N, D)
 
     def run(x: Tensor) -> Tensor:
         return layer(x, mask=masks()[case])
 
     with torch.no_grad():
-        traced = make_fx(run, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+        traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
         other = torch.randn(B, N, D, generator=torch.Generator().manual_seed(5))
         torch.testing.assert_close(traced(other), run(other), rtol=1e-4, atol=1e-5)
 

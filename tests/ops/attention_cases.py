@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,17 +38,9 @@ def reference_weights(
     return exponentials / total.clamp(min=1e-300)
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask | None,
-    bias: Tensor | None = None,
-    sink: Tensor | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, bias: Tensor | None = None, **options: Any) -> Tensor:
     """The output of attention; shared values are repeated for each query head."""
-    return reference_weights(q, k, mask, bias, sink, softcap) @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return reference_weights(q, k, mask, bias, **options) @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
 def assert_match(out: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:

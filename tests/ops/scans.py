@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 B, H, d, w = 2, 3, 5, 7
-KINDS = (
-    "plain",
-    "constant decay",
-    "scalar decay",
-    "vector decay",
-    "delta rule",
-    "delta rule, scalar decay",
-    "delta rule, vector decay",
-)
+DECAYS = {"constant decay": (H,), "scalar decay": (B, H, -1), "vector decay": (B, H, -1, d)}
+KINDS = ["plain", *DECAYS, "delta rule", "delta rule, scalar decay", "delta rule, vector decay"]
 FORMS = ("recurrent", "chunked", "parallel", "auto")
 Case = dict[str, Tensor]
 
 
-def scan_case(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Case:
-    """The arguments of one scan, with a nonzero initial state."""
+def scan_case(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int = 0, *, started: bool = True) -> Case:
+    """The arguments of one scan, with a nonzero initial state or none."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=generator)
 
     tensors = {"q": randn(B, H, N, d), "k": F.normalize(randn(B, H, N, d), dim=-1), "v": randn(B, H, N, w)}
-    decays = {"constant": (H,), "scalar": (B, H, N), "vector": (B, H, N, d)}
-    for name, shape in decays.items():
+    for name, shape in DECAYS.items():
         if name in kind:
-            tensors["log_decay"] = F.logsigmoid(randn(*shape) + 1)
+            tensors["log_decay"] = F.logsigmoid(randn(*(N if n == -1 else n for n in shape)) + 1)
     if "delta" in kind:
         tensors["beta"] = randn(B, H, N).sigmoid() * 1.5
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return {**tensors, "state": randn(B, H, d, w).to(wide)}
+    return tensors | {"state": randn(B, H, d, w).to(wide)} if started else tensors
 
 
 def by_hand(case: Case) -> tuple[Tensor, Tensor]:
-    """The formula in Python loops."""
+    """The formula, element by element of the outputs and the state."""
     q, k, v, states = case["q"], case["k"], case["v"], case["state"].clone()
     out = torch.zeros_like(v)
-    for b, h, t in itertools.product(range(B), range(H), range(q.shape[2])):
+    for b, h, t in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
         state = states[b, h]
-        decay = torch.ones(d, dtype=torch.float64)
         if "log_decay" in case:
-            decay = (case["log_decay"][h] if case["log_decay"].dim() == 1 else case["log_decay"][b, h, t]).exp() * decay
-        old = [[float(decay[i]) * float(state[i, j]) for j in range(w)] for i in range(d)]
-        for j in range(w):
-            u = float(v[b, h, t, j])
-            if "beta" in case:
-                u = float(case["beta"][b, h, t]) * (u - math.fsum(old[i][j] * float(k[b, h, t, i]) for i in range(d)))
+            decay = (case["log_decay"][h] if case["log_decay"].dim() == 1 else case["log_decay"][b, h, t]).exp()
             for i in range(d):
-                state[i, j] = old[i][j] + float(k[b, h, t, i]) * u
-            out[b, h, t, j] = math.fsum(float(state[i, j]) * float(q[b, h, t, i]) for i in range(d))
+                state[i] *= decay if decay.dim() == 0 else decay[i]
+        for j in range(w):
+            u = v[b, h, t, j]
+            if "beta" in case:
+                u = case["beta"][b, h, t] * (u - sum(state[i, j] * k[b, h, t, i] for i in range(d)))
+            for i in range(d):
+                state[i, j] += k[b, h, t, i] * u
+            out[b, h, t, j] = sum(state[i, j] * q[b, h, t, i] for i in range(d))
     return out, states
 
 
@@ -66,3 +55,7 @@ def part(case: Case, rows: slice, state: Tensor | None = None) -> Case:
     """These steps, with another initial state, or none."""
     cut = {name: x if x.dim() == 1 else x[:, :, rows] for name, x in case.items() if name != "state"}
     return cut if state is None else {**cut, "state": state}
+
+
+def leaves(case: Case) -> Case:
+    return {name: x.clone().requires_grad_() for name, x in case.items()}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from attention_cases import randn
+from attention_cases import assert_match, randn, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnlab.masks import causal, sliding_window
-from attnlab.ops.backends.sdpa import Kernel
-from attnlab.ops.backends.segments import Plan, Segments
-from attnlab.ops.backends.tiles import tiled
-from attnlab.ops.bias import RelativeBias, cut, materialized, of_rows
-from attnlab.ops.call import AttentionCall
+from attnlab.masks import Mask, causal, from_cu_seqlens, padding, sliding_window
+from attnlab.ops.bias import RelativeBias, cut, materialized
+from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.rowwise import RowwiseMap
-from attnlab.ops.softmax import masked_softmax
+from attnlab.ops.softmax import masked_softmax, softmax_attention
 
 B, H = 2, 3
 
@@ -54,7 +50,7 @@ def test_a_tile_is_a_part_of_the_matrix(data: Any, queries: int, keys: int, matr
         patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
         assert torch.equal(materialized(bias), whole)
         assert torch.equal(cut(bias, rows, columns), whole[..., rows, columns])
-    assert torch.equal(of_rows(bias, chosen), whole[..., chosen, :])
+    assert torch.equal(cut(bias, chosen, slice(0, keys)), whole[..., chosen, :])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(0, 0), (0, 5), (5, 0)])
@@ -93,7 +89,6 @@ def test_a_line_of_another_length_is_refused() -> None:
 # In the backends
 
 N, d = 293, 5
-KERNEL = Kernel(1 / math.sqrt(d))
 
 
 class NeverWhole(RelativeBias):
@@ -109,35 +104,25 @@ class NeverWhole(RelativeBias):
         return super().tile(queries, keys)
 
 
-@pytest.mark.parametrize("backend", ["window", "items", "segments", "rows"])
-def test_backends_materialize_only_tiles(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**9)
+@pytest.mark.parametrize(
+    ("backend", "mask", "most"),
+    [
+        ("window", causal() & sliding_window(11), N * (64 + 10)),
+        ("items", causal() & padding(torch.tensor([203, 90])), N * (203 + 90)),
+        ("segments", causal() & from_cu_seqlens(torch.tensor([0, 100, 131, N])), 100**2 + 31**2 + 162**2),
+        ("rows", causal() & sliding_window(11), 2 * N * (5 + 10)),  # 5 rows at a time; recomputed in backward
+    ],
+)
+def test_backends_materialize_only_tiles(backend: str, mask: Mask, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.ops.rowwise.MAX_TILE_VALUES", 2**9)  # 5 rows of 5 + 11 keys of 6 heads
     NeverWhole.elements = 0
     q, k, v, line = randn(*[(B, H, N, d)] * 3, (H, 2 * N - 1))
-    bias, position = NeverWhole(line, N, N), torch.arange(N)
-    call = AttentionCall(q, k, v, None, bias)
-    near = (causal() & sliding_window(11)).bind(N, shape=(B, H))
-    if backend == "window":
-        out, permitted, most = (
-            tiled(AttentionCall(q, k, v, near, bias), KERNEL, near.tiles(64)),
-            near.tensor(),
-            N * (64 + 10),
-        )
-    elif backend == "rows":  # 2**9 values are 5 rows of 5 + 11 keys of 6 heads; recomputed in backward
-        out, permitted, most = RowwiseMap(q, k, near, bias, masked_softmax).apply(v), near.tensor(), 2 * N * (5 + 10)
-    elif backend == "items":
-        out = Segments().compute(call, KERNEL, Plan("items", causal(), [slice(0, 203), slice(90, N)]))
-        permitted, most = torch.stack([position < 203, position >= 90])[:, None, None], N * 2 * 203
-    else:
-        out = Segments().compute(
-            call, KERNEL, Plan("segments", causal(), [slice(0, 100), slice(100, 131), slice(131, N)])
-        )
-        segment = (position >= 100).long() + (position >= 131)
-        permitted, most = (segment[:, None] == segment)[None, None], 100**2 + 31**2 + 162**2
-    scores = q @ k.mT / math.sqrt(d) + RelativeBias(line, N, N).tensor()
-    expected = scores.masked_fill(~permitted, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(out, expected)
-    direction = torch.randn(out.shape, dtype=out.dtype)
-    gradients = (torch.autograd.grad((result * direction).sum(), line)[0] for result in (out, expected))
-    torch.testing.assert_close(*gradients)
+    bound, bias = mask.bind(N, shape=(B, H)), NeverWhole(line, N, N)
+    with record_dispatch() as records:
+        if backend == "rows":
+            out = RowwiseMap(q, k, bound, bias, masked_softmax).apply(v)
+        else:
+            out = softmax_attention(q, k, v, bound, bias)
+    assert [record.name for record in records] == [backend]
+    assert_match(out, reference(q, k, v, mask, RelativeBias(line, N, N).tensor()), [q, k, v, line])
     assert 0 < NeverWhole.elements <= most

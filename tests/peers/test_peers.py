@@ -16,16 +16,16 @@ from peers.peer import Layer, Peer
 from peers.results import REPRODUCTIONS, CatalogMismatchError, outcomes
 
 FILES = sorted(REPRODUCTIONS.glob("*.py"))
+RECORDED = page.recorded()
 
 
 def owner(file: Path) -> Peer:
     """The package whose result names a reproduction."""
-    return next(peer for peer in PEERS if (result := results.read(peer.package)) and file.stem in result.messages)
+    return next(peer for peer in PEERS if file.stem in RECORDED[peer.package].messages)
 
 
 def skip_unless_as_recorded(peer: Peer) -> results.Result:
-    recorded = results.read(peer.package)
-    assert recorded is not None
+    recorded = RECORDED[peer.package]
     if peer.installed != recorded.version:
         pytest.skip(f"needs {peer.package}=={recorded.version}, found {peer.installed}")
     return recorded
@@ -35,14 +35,12 @@ def skip_unless_as_recorded(peer: Peer) -> results.Result:
 
 
 def test_page_is_up_to_date() -> None:
-    recorded = {peer.package: result for peer in PEERS if (result := results.read(peer.package))}
-    assert page.PAGE.read_text("utf-8") == page.page(recorded), "generate it with: python -m peers page"
+    assert page.PAGE.read_text("utf-8") == page.page(RECORDED), "generate it with: python -m peers page"
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.package)
 def test_results_cover_all_layers_and_checks(peer: Peer) -> None:
-    recorded = results.read(peer.package)
-    assert recorded is not None
+    recorded = RECORDED[peer.package]
     fast = [name for name, check in all_checks().items() if not check.slow and name not in results.NOT_RECORDED]
     assert {name: [o.check for o in layer] for name, layer in recorded.layers.items()} == {
         layer.name: fast for layer in peer.layers
@@ -53,8 +51,7 @@ def test_results_cover_all_layers_and_checks(peer: Peer) -> None:
 
 
 def test_every_reproduction_is_recorded() -> None:
-    names = [name for peer in PEERS if (result := results.read(peer.package)) for name in result.messages]
-    assert sorted(names) == [file.stem for file in FILES]
+    assert sorted(name for result in RECORDED.values() for name in result.messages) == [file.stem for file in FILES]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

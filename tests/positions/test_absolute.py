@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from attnlab.models.multihead import MultiAttention
 from attnlab.positions import AbsoluteEmbedding, Learned, Sinusoidal, make_absolute
 
 B, N, L = 3, 7, 23
+META = torch.zeros(B, dtype=torch.long, device="meta")
 
 
 def tokens(length: int = N, width: int = 10) -> Tensor:
@@ -61,26 +61,17 @@ def test_none_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
-@given(cuts=st.lists(st.integers(0, L), max_size=5))
-def test_pieces_match_the_whole_sequence(name: str, cuts: list[int]) -> None:
-    positions, x = made(name), tokens(L)
-    edges = [0, *sorted(cuts), L]
-    parts = [positions(x[:, a:b], first=a) for a, b in pairwise(edges)]
-    assert torch.equal(torch.cat(parts, 1), positions(x))
-
-
-@pytest.mark.parametrize("name", ["learned", "sinusoidal"])
-@given(starts=st.lists(st.integers(0, 40), min_size=B, max_size=B), first=st.integers(0, 30))
-def test_positions_count_from_the_first_real_token(name: str, starts: list[int], first: int) -> None:
+@given(starts=st.none() | st.lists(st.integers(0, 40), min_size=B, max_size=B), first=st.integers(0, 30))
+def test_positions_count_from_the_first_real_token(name: str, starts: list[int] | None, first: int) -> None:
+    """The first token of the cache without ``starts``."""
     positions, x = made(name), tokens()
-    if name == "learned" and first + N - min(starts) > L:
+    each = [0] * B if starts is None else starts
+    if name == "learned" and first + N - min(each) > L:
         return
-    out = positions(x, first=first, starts=torch.tensor(starts))
-    for b, start in enumerate(starts):
-        for i in range(N):
-            if first + i >= start:
-                alone = positions(x[b : b + 1, i : i + 1], first=first + i - start)
-                assert torch.equal(out[b, i], alone[0, 0])
+    out = positions(x, first=first, starts=None if starts is None else torch.tensor(starts))
+    for b, start in enumerate(each):
+        for i in range(max(start - first, 0), N):
+            assert torch.equal(out[b, i], positions(x[b : b + 1, i : i + 1], first=first + i - start)[0, 0])
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
@@ -103,6 +94,7 @@ def test_padding_may_exceed_the_table() -> None:
         learned(x, starts=torch.tensor([5, 4, 6]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "none"])
 def test_export_and_half_precision(name: str) -> None:
     positions = make_absolute(name, length=L, embed_dim=10)
@@ -116,40 +108,16 @@ def test_export_and_half_precision(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (
-            lambda: made("learned")(tokens(24)),
-            ValueError,
-            "has 24 tokens, but there are only 23 learned positions",
-        ),
+        (lambda: made("learned")(tokens(24)), ValueError, "has 24 tokens, but there are only 23 learned positions"),
         (lambda: made("learned")(tokens(1), first=23), ValueError, "has 24 tokens"),
-        (
-            lambda: made("sinusoidal")(tokens(N, 12)),
-            ValueError,
-            r"\(batch, length, 10\), not \(3, 7, 12\)",
-        ),
+        (lambda: made("sinusoidal")(tokens(N, 12)), ValueError, r"\(batch, length, 10\), not \(3, 7, 12\)"),
         (lambda: made("none")(tokens()[0]), ValueError, r"not \(7, 10\)"),
         (lambda: made("sinusoidal")(tokens(), first=-1), ValueError, "first must be at least 0, not -1"),
-        (
-            lambda: made("learned")(tokens(), starts=torch.zeros(B)),
-            TypeError,
-            "must be integers, not torch.float32",
-        ),
+        (lambda: made("learned")(tokens(), starts=torch.zeros(B)), TypeError, "must be integers, not torch.float32"),
         (lambda: made("learned")(tokens(), starts=torch.zeros(B).bool()), TypeError, "not torch.bool"),
-        (
-            lambda: made("none")(tokens(), starts=torch.zeros(2).long()),
-            ValueError,
-            r"= \(3,\), not \(2",
-        ),
-        (
-            lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])),
-            ValueError,
-            "must be at least 0, not -2",
-        ),
-        (
-            lambda: made("none")(tokens(), starts=torch.zeros(B, dtype=torch.long, device="meta")),
-            ValueError,
-            "starts is on meta, x on cpu",
-        ),
+        (lambda: made("none")(tokens(), starts=torch.zeros(2).long()), ValueError, r"= \(3,\), not \(2"),
+        (lambda: made("none")(tokens(), starts=torch.tensor([0, -2, 1])), ValueError, "must be at least 0, not -2"),
+        (lambda: made("none")(tokens(), starts=META), ValueError, "starts is on meta, x on cpu"),
         (lambda: Learned(0, 10), ValueError, "length must be at least 1, not 0"),
         (lambda: made("sinusoid"), ValueError, "learned, sinusoidal or none, not 'sinusoid'; did you mean sinusoidal?"),
     ],

@@ -88,6 +88,7 @@ def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
     assert scaled.attention_factor == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("width", [12, 64, 128])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
@@ -123,7 +124,7 @@ def test_scaling_matches_transformers(base: float, width: int, fraction: float) 
 # As a module
 
 
-def test_angles_stay_expectedin_low_precision() -> None:
+def test_angles_stay_exact_in_low_precision() -> None:
     layer = MultiAttention(24, 2, positions="rotary")
     for moved in (layer.half(), copy.deepcopy(layer).to(torch.bfloat16), pickle.loads(pickle.dumps(layer))):
         assert moved.positions.frequencies == layer.positions.frequencies
@@ -138,12 +139,6 @@ def test_float32_angles_on_apple_gpus() -> None:
     assert widest_dtype(torch.device("cuda", 1)) == widest_dtype(torch.device("cpu")) == torch.float64
 
 
-def test_repr_shows_the_settings() -> None:
-    assert "width=4 of 10, base=500, layout='half', scaling=Scaling(kind='ntk', factor=2" in repr(
-        Rotary(10, base=500, rotary_fraction=0.4, scaling=Scaling("ntk", 2))
-    )
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -153,22 +148,14 @@ def test_repr_shows_the_settings() -> None:
         (lambda: Rotary(8, rotary_fraction=1.5), ValueError, "rotary_fraction must be a number from 0 to 1, not 1.5"),
         (lambda: Rotary(8, base=math.nan), ValueError, "base must be a number from 1.001 to 1e.30, not nan"),
         (lambda: Rotary(8, base=1), ValueError, "not 1"),
-        (lambda: Rotary(8, base="1e4"), TypeError, "base must be a number, not '1e4'"),  # type: ignore[arg-type]
-        (lambda: Rotary(8, layout="whole"), ValueError, "layout must be half or interleaved, not 'whole'"),  # type: ignore[arg-type]
+        (lambda: Rotary(8, base="1e4"), TypeError, "base must be a number, not '1e4'"),
+        (lambda: Rotary(8, layout="whole"), ValueError, "layout must be half or interleaved, not 'whole'"),
         (lambda: Scaling("linear", 0.5), ValueError, "factor must be a number from 1 to 1e.09, not 0.5"),
         (lambda: Scaling("linear", True), TypeError, "factor must be a number, not True"),
         (lambda: Scaling("yarn", 2.0), ValueError, "yarn needs original_max_length="),
-        (
-            lambda: Scaling("yarn", 2.0, original_max_length=2.5),
-            TypeError,
-            "original_max_length must be an integer, not 2.5",
-        ),  # type: ignore[arg-type]
-        (
-            lambda: Scaling("ntk", 2.0, original_max_length=64),
-            ValueError,
-            "original_max_length= is for yarn; ntk scaling does not need",
-        ),
-        (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),  # type: ignore[arg-type]
+        (lambda: Scaling("yarn", 2.0, 2.5), TypeError, "original_max_length must be an integer, not 2.5"),
+        (lambda: Scaling("ntk", 2.0, 64), ValueError, "original_max_length= is for yarn; ntk scaling does not need"),
+        (lambda: Scaling("cubic", 2.0), ValueError, "linear, ntk or yarn, not 'cubic'"),
     ],
 )
 def test_invalid_arguments_are_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -30,9 +30,14 @@ def table(path: Path, target: str | None, **asked: Any) -> TaskData:
     return tasks.load("table").load(TaskConfig(data=path, target=target, **asked))
 
 
+def arrays(tmp_path: Path, asked: dict[str, Any] | None = None, **given: Any) -> TaskData:
+    np.savez(tmp_path / "a.npz", **given)
+    return tasks.load("arrays").load(TaskConfig(data=tmp_path / "a.npz", **asked or {}))
+
+
 def more(path: Path, task_data: TaskData, *, labelled: bool = False) -> Split:
     """Another file, encoded like ``task_data``."""
-    task: Any = tasks.load("table")
+    task = tasks.load(tasks.for_file(path))
     read = task.read_labelled if labelled else task.read
     return read(path, task_data.inputs, task_data.length, task_data.encoding)
 
@@ -45,18 +50,17 @@ def whys(task_data: TaskData) -> dict[str, str]:
     return {column.name: column.why for column in task_data.columns}
 
 
-def rows(task_data: TaskData) -> list[set[bytes]]:
-    """The rows of each part without padding."""
-    found = []
-    for split in (task_data.train, task_data.validation, task_data.test):
-        lengths = [split.x.shape[1]] * len(split.x) if split.lengths is None else split.lengths.tolist()
-        found.append({row[:n].numpy().tobytes() for row, n in zip(split.x, lengths, strict=True)})
-    return found
+def parts(task_data: TaskData) -> tuple[Split, Split, Split]:
+    return task_data.train, task_data.validation, task_data.test
+
+
+def row_bytes(split: Split) -> set[bytes]:
+    """The rows without padding."""
+    lengths = [split.x.shape[1]] * len(split.x) if split.lengths is None else split.lengths.tolist()
+    return {row[:n].numpy().tobytes() for row, n in zip(split.x, lengths, strict=True)}
 
 
 def targets(task_data: TaskData) -> np.ndarray:
     """All targets in float64, in no particular order."""
-    y = np.concatenate(
-        [part.y.double().numpy()[:, 0] for part in (task_data.train, task_data.validation, task_data.test)]
-    )
+    y = np.concatenate([part.y.double().numpy()[:, 0] for part in parts(task_data)])
     return y * task_data.unit + task_data.encoding.get("mean", 0.0)

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from own_data import csv, rows, table
+from own_data import arrays, csv, parts, row_bytes, table
 
-from attnlab import tasks
 from attnlab.tasks._split import Parts, groups_of_equal_rows, sample, shuffled, stratified
 from attnlab.tasks.base import TaskConfig
 from attnlab.utils.errors import UserError
 
 
-def check(parts: Parts, count: int, groups: np.ndarray) -> None:
-    assert sorted(np.concatenate(parts)) == list(range(count))
-    assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
-    together = [set(groups[part]) for part in parts]
+def check(split: Parts, count: int, groups: np.ndarray) -> None:
+    assert sorted(np.concatenate(split)) == list(range(count))
+    assert all(len(part) and (np.diff(part) > 0).all() for part in split)
+    together = [set(groups[part]) for part in split]
     assert sum(map(len, together)) == len(set.union(*together))
 
 
@@ -76,40 +75,26 @@ def test_copies_count_once_per_class() -> None:
         stratified(classes, ["common", "rare"], TaskConfig(), groups)
 
 
-def test_duplicate_rows_cannot_be_memorized(tmp_path: Path) -> None:
+def test_equal_rows_are_in_one_part(tmp_path: Path) -> None:
     generator = np.random.default_rng(7)
     a, b = generator.integers(0, 7, 211), generator.integers(0, 11, 211)
     words = np.array(["red", "green", "blue"])[generator.integers(0, 3, 211)]
-    path = csv(tmp_path, a=a, b=b / 3, colour=words, y=np.array(["p", "q"])[generator.integers(0, 2, 211)])
-    task_data = table(path, "y")
-    train, validation, test = rows(task_data)
-    assert not train & test
-    assert not train & validation
-    assert not validation & test
+    answers = np.array(["p", "q"])[generator.integers(0, 2, 211)]
+    classes = table(csv(tmp_path, a=a, b=b / 3, colour=words, y=answers), "y")
     copies = 211 - len({*zip(a, b, words, strict=True)})
-    assert any(fact.startswith(f"{copies} of 211 rows repeat an earlier row") for fact in task_data.summary_lines)
-    assert all(baseline.values["accuracy"] < 0.8 for baseline in task_data.baselines())
-
-
-def test_duplicate_rows_of_a_regression_and_of_arrays(tmp_path: Path) -> None:
-    generator = np.random.default_rng(11)
-    for seed in range(3):
-        train, validation, test = rows(
-            table(csv(tmp_path, a=generator.integers(0, 31, 211), y=generator.random(211)), "y", seed=seed)
-        )
-        assert not (train & test | train & validation | validation & test)
-        for x in (generator.integers(0, 3, (211, 3)), generator.integers(0, 3, (211, 2, 2)) / 7):
-            np.savez(tmp_path / "a.npz", x=x, y=generator.integers(0, 2, 211))
-            task_data = tasks.load("arrays").load(TaskConfig(seed=seed, data=tmp_path / "a.npz"))
-            train, validation, test = rows(task_data)
-            assert not (train & test | train & validation | validation & test)
-            assert "repeat an earlier row" in " ".join(task_data.summary_lines)
-
-
-def test_texts_equal_up_to_the_limit_are_copies(tmp_path: Path) -> None:
+    assert any(fact.startswith(f"{copies} of 211 rows repeat an earlier row") for fact in classes.summary_lines)
+    assert all(baseline.values["accuracy"] < 0.8 for baseline in classes.baselines())
     texts = [f"{i % 50:02} words and then {i}" for i in range(211)]
-    train, validation, test = rows(table(csv(tmp_path, a=texts, y=["p", "q"] * 105 + ["p"]), "y", seq_length=8))
-    assert not (train & test | train & validation | validation & test)
+    loaded = [classes, table(csv(tmp_path, a=texts, y=answers), "y", seq_length=8)]
+    for seed in range(3):
+        loaded.append(table(csv(tmp_path, a=generator.integers(0, 31, 211), y=generator.random(211)), "y", seed=seed))
+        y = generator.integers(0, 2, 211)
+        loaded.append(arrays(tmp_path, {"seed": seed}, x=generator.integers(0, 3, (211, 3)), y=y))
+        loaded.append(arrays(tmp_path, {"seed": seed}, x=generator.integers(0, 3, (211, 2, 2)) / 7, y=y))
+    for task_data in loaded:
+        train, validation, test = map(row_bytes, parts(task_data))
+        assert not (train & test | train & validation | validation & test)
+        assert "repeat an earlier row" in " ".join(task_data.summary_lines)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=97), st.integers(1, 120), st.integers(0, 5))

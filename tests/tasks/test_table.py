@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from own_data import csv, more, rows, table, targets, uses, write
+from own_data import csv, more, parts, row_bytes, table, targets, uses, write
 
 from attnlab import tasks
 from attnlab.network import Inputs
-from attnlab.tasks.base import UNSEEN, TaskConfig
+from attnlab.tasks.base import UNSEEN
 from attnlab.utils.errors import UserError
 
 GENERATOR = np.random.default_rng(5)
@@ -35,34 +35,20 @@ TEXTS = pl.DataFrame(
 )
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_the_three_formats_agree(suffix: str, tmp_path: Path) -> None:
-    task_data = table(write(FRAME, tmp_path / f"t{suffix}"), "town")
-    assert task_data.encoding["labels"] == ["Bern", "Cork", "Lund"]
-    used = {"height": "number", "age": "number", "weight": "number", "town": "target"}
-    assert uses(task_data) == {**used, "smokes": "category" if suffix == ".csv" else "number"}
-    assert task_data.train.x.shape[1:] == (4, 2)
-    assert task_data.metric == "accuracy"
-    assert len({b.name for b in task_data.baselines()}) == 3
-
-
-def test_regression_is_in_the_users_unit(tmp_path: Path) -> None:
-    task_data = table(write(FRAME, tmp_path / "t.csv"), "weight")
-    assert np.sort(targets(task_data)) == pytest.approx(sorted(FRAME["weight"].to_list()), abs=1e-4)
-    assert task_data.metric == "rmse"
-    assert task_data.unit == task_data.encoding["unit"]
-    errors = {b.name: b.values["rmse"] for b in task_data.baselines()}
-    assert errors["ridge regression"] < 1  # weight follows from height
-    assert 3 < errors["mean"] < 30
-
-
-def test_standardized_by_the_training_rows_alone(tmp_path: Path) -> None:
+def test_regression_is_standardized_by_the_training_rows(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "weight", features=("height", "age"))
+    assert (task_data.metric, task_data.unit) == ("rmse", task_data.encoding["unit"])
     values = task_data.train.x[..., 1].double()
     assert values.mean(0).abs().max() < 1e-6
     assert values.std(0, unbiased=False) == pytest.approx([1, 1], abs=1e-5)
     assert task_data.test.x[..., 1].mean(0).abs().max() > 1e-3
     assert task_data.train.y.mean().abs() < 1e-5
+    again = more(tmp_path / "t.csv", task_data).y[:, 0].double() * task_data.unit + task_data.encoding["mean"]
+    assert again.numpy() == pytest.approx(FRAME["weight"].to_numpy(), abs=1e-4)
+    assert np.sort(targets(task_data)) == pytest.approx(FRAME["weight"].sort().to_numpy(), abs=1e-4)
+    errors = {b.name: b.values["rmse"] for b in task_data.baselines()}
+    assert errors["ridge regression"] < 1  # weight follows from height
+    assert 3 < errors["mean"] < 30
 
 
 def test_text_is_read_as_bytes(tmp_path: Path) -> None:
@@ -96,17 +82,12 @@ def mixed(count: int = 53) -> pl.DataFrame:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_all_kinds_of_columns_together(suffix: str, tmp_path: Path) -> None:
-    task_data = table(write(mixed(), tmp_path / f"t{suffix}"), "kind")
-    assert uses(task_data) == {
-        "row": "left out",
-        "size": "number",
-        "colour": "category",
-        "day": "date",
-        "title": "text",
-        "body": "text",
-        "code": "left out",
-        "kind": "target",
-    }
+    frame = mixed().with_columns(same=pl.lit(3), nothing=pl.lit(None, pl.String))
+    task_data = table(write(frame, tmp_path / f"t{suffix}"), "kind")
+    used = {"size": "number", "colour": "category", "day": "date", "title": "text", "body": "text"}
+    assert uses(task_data) == {**dict.fromkeys(frame.columns, "left out"), **used, "kind": "target"}
+    kinds = {"row": "id", "code": "id", "kind": "category", "same": "one value"}
+    assert tasks.load("table").columns(tmp_path / f"t{suffix}") == {**used, **kinds}
     # size, then days, sin and cos of the month and of the weekday; three colours, unknown and missing; two texts
     assert task_data.inputs == Inputs("cells", 6 + 5 + 2 * 256, 6)
     assert all(column.why for column in task_data.columns)
@@ -124,37 +105,19 @@ def test_all_kinds_of_columns_together(suffix: str, tmp_path: Path) -> None:
     assert len(task_data.baselines()) == 3
 
 
-def test_new_rows_are_encoded_as_in_training(tmp_path: Path) -> None:
-    for frame, target in ((FRAME, "town"), (TEXTS, "stars"), (mixed(), "kind")):
-        task_data = table(write(frame, tmp_path / "t.csv"), target)
-        write(frame.drop(target), tmp_path / "more.csv")
-        again = more(tmp_path / "more.csv", task_data)
-        assert again.y.numel() == 0
-        lengths = [again.x.shape[1]] * len(again.x) if again.lengths is None else again.lengths.tolist()
-        known = {row[:n].numpy().tobytes() for row, n in zip(again.x, lengths, strict=True)}
-        assert set.union(*rows(task_data)) == known
-
-
-def test_targets_are_read_if_present(tmp_path: Path) -> None:
-    task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
-    write(FRAME.with_columns(town=pl.Series(["Lund", "Rome"] + ["Bern"] * 39)), tmp_path / "more.csv")
-    assert more(tmp_path / "more.csv", task_data).y[:3, 0].tolist() == [2, UNSEEN, 0]
-    task_data = table(tmp_path / "t.csv", "weight")
-    again = more(tmp_path / "t.csv", task_data)
-    assert (again.y.double() * task_data.unit + task_data.encoding["mean"])[:, 0].numpy() == pytest.approx(
-        FRAME["weight"].to_numpy(), abs=1e-4
-    )
-
-
 def test_evaluation_needs_every_target(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
-    gap = write(FRAME.with_columns(town=pl.Series([None, *FRAME["town"][1:]])), tmp_path / "gap.csv")
-    assert more(gap, task_data).y[:, 0].tolist()[:2] == [UNSEEN, 2]
+    again = more(tmp_path / "t.csv", task_data, labelled=True)
+    assert again.y.shape == (41, 1)
+    assert row_bytes(again) == set.union(*map(row_bytes, parts(task_data)))
+    gap = write(FRAME.with_columns(town=pl.Series([None, "Rome", *FRAME["town"][2:]])), tmp_path / "gap.csv")
+    assert more(gap, task_data).y[:4, 0].tolist() == [UNSEEN, UNSEEN, 1, 0]
     with pytest.raises(UserError, match=r"town is missing .* in row 1 of"):
         more(gap, task_data, labelled=True)
+    less = write(FRAME.drop("town"), tmp_path / "less.csv")
+    assert more(less, task_data).y.numel() == 0
     with pytest.raises(UserError, match="lacks the target town"):
-        more(write(FRAME.drop("town"), tmp_path / "less.csv"), task_data, labelled=True)
-    assert more(tmp_path / "t.csv", task_data, labelled=True).y.shape == (41, 1)
+        more(less, task_data, labelled=True)
 
 
 def test_unknown_values(tmp_path: Path) -> None:
@@ -168,18 +131,23 @@ def test_unknown_values(tmp_path: Path) -> None:
     cells = {name: more(write(frame, tmp_path / "new.csv"), task_data).x[0] for name, frame in new.items()}
     assert [int(cells[name][6, 0]) - 6 for name in new] == [0, 1, 4]  # of blue, green and red the last
     assert cells["missing"][0].tolist() == cells["known"][0].tolist() == [0, 0]
-    with pytest.raises(UserError, match=r"size is 'tall' in row 1 of .*trained on numbers"):
-        more(write(row.with_columns(size=pl.lit("tall")), tmp_path / "new.csv"), task_data)
-    with pytest.raises(UserError, match=r"day is 'soon' in row 1 of .*trained on dates"):
-        more(write(row.with_columns(day=pl.lit("soon")), tmp_path / "new.csv"), task_data)
-    with pytest.raises(UserError, match="lacks the column size, body"):
-        more(write(row.drop("size", "body"), tmp_path / "new.csv"), task_data)
+    for frame, message in (
+        (row.with_columns(size=pl.lit("tall")), r"size is 'tall' in row 1 of .*trained on numbers"),
+        (row.with_columns(day=pl.lit("soon")), r"day is 'soon' in row 1 of .*trained on dates"),
+        (row.drop("size", "body"), "lacks the column size, body"),
+    ):
+        with pytest.raises(UserError, match=message):
+            more(write(frame, tmp_path / "new.csv"), task_data)
 
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
 def test_missing_values_are_refused_if_training_had_none(policy: str, tmp_path: Path) -> None:
     whole = mixed().filter(pl.col("size").is_not_null(), pl.col("colour").is_not_null(), pl.col("title") != "")
-    task_data = table(write(whole, tmp_path / "t.csv"), "kind", missing=policy)
+    write(mixed() if policy == "drop" else whole, tmp_path / "t.csv")
+    task_data = table(tmp_path / "t.csv", "kind", missing=policy)
+    assert len(targets(task_data)) == 50
+    left_out = [fact for fact in task_data.summary_lines if fact.startswith("3 rows with a missing value are left out")]
+    assert len(left_out) == (policy == "drop")
     with pytest.raises(UserError, match=f"size is missing in row 8 of .*--missing {policy}"):
         more(write(mixed(), tmp_path / "more.csv"), task_data)
 
@@ -192,105 +160,32 @@ def test_values_seen_once_share_the_code_of_unknown_ones(tmp_path: Path) -> None
     assert (task_data.train.x[:, 6, 0] == 6).sum() > 5
 
 
-def test_missing_values(tmp_path: Path) -> None:
-    path = write(mixed(), tmp_path / "t.csv")
-    with pytest.raises(UserError, match=r"size is missing in row 8 of .*, and --missing error"):
-        table(path, "kind", missing="error")
-    task_data = table(path, "kind", missing="drop")
-    assert len(targets(task_data)) == 50
-    assert any(fact.startswith("3 rows with a missing value are left out") for fact in task_data.summary_lines)
-    empty = csv(tmp_path, a=[""] * 7 + list(range(3, 9)), b=list(range(6)) + [""] * 7, y=["p", "q"] * 6 + ["p"])
-    with pytest.raises(UserError, match=r"every row of .* has a missing value, most of them in .*--ignore"):
-        table(empty, "y", missing="drop")
-
-
-def test_missing_value_strings(tmp_path: Path) -> None:
-    gaps = ["", "NA", "n/a", "NaN", "nan", "NULL", "null", "None", " ", "inf", "-Infinity", "?"]
-    path = csv(tmp_path, a=[*gaps, *(i / 7 for i in range(31))], y=["p", "q", "r"] * 14 + ["p"])
-    task_data = table(path, "y")
-    assert uses(task_data)["a"] == "number"
-    assert "12 missing" in {column.name: column.why for column in task_data.columns}["a"]
-    values = torch.cat([part.x[:, 0, 1] for part in (task_data.train, task_data.validation, task_data.test)])
-    assert (values == 0).sum() >= 12
-
-
-@pytest.mark.parametrize(
-    ("content", "target", "message"),
-    [
-        ("a,b\n1,2\n", None, "with --target; choose from a, b"),
-        ("a,b\n1,2\n", "c", "no column c; --target must be one of a, b"),
-        ("alpha,b\n1,2\n", "alpah", "no column alpah; did you mean alpha"),
-        ("a,b\n", "b", "no rows"),
-        ("a,b\n" + "1,2\n" * 5, "b", r"too few rows .* \(5\)"),
-        ("a,b\n" + "1,x\n" * 20, "b", r"one class \(x\)"),
-        ("a,b\n" + "".join(f"{i},x\n" for i in range(20)) + "2,y\n", "b", r"fewer: y \(1\)"),
-        ("a,b\n" + "1,x\n2,y\n" * 9 + "3,\n", "b", r"b is missing .* row 19 .*\(line 20\)"),
-        ("b\n" + "x\ny\n" * 9, "b", "no column to predict b from"),
-        ("a,b\n" + "1,x\n1,y\n" * 9, "b", "no column to predict b from; a: the same value"),
-        ("a,b\n" + "".join(f"{i},1.5\n" for i in range(20)), "b", "b is 1.5 in every row"),
-        ("a,b\n" + "".join(f"{i % 2},{i / 3}\n" for i in range(20)), "b", "only 2 different rows"),
-    ],
-)
-def test_bad_csv(content: str, target: str | None, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        table(write(content, tmp_path / "t.csv"), target)
-
-
-def test_seq_length_is_for_texts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--seq_length is for text"):
-        table(write(FRAME, tmp_path / "t.csv"), "town", seq_length=7)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_columns_have_plain_types(suffix: str, tmp_path: Path) -> None:
-    frame = mixed().with_columns(same=pl.lit(3), nothing=pl.lit(None, pl.String))
-    assert tasks.load("table").columns(write(frame, tmp_path / f"t{suffix}")) == {
-        "row": "id",
-        "size": "number",
-        "colour": "category",
-        "day": "date",
-        "title": "text",
-        "body": "text",
-        "code": "id",
-        "kind": "category",
-        "same": "one value",
-    }
-
-
 def test_encoding_of_another_version_is_refused(tmp_path: Path) -> None:
     task_data = table(write(FRAME, tmp_path / "t.csv"), "town")
-    old = {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]}
-    numbers = task_data.encoding["columns"]["numbers"]
-    twice = {"names": ["days"], "means": [0.0], "spreads": [1.0]}
-    dates = [{"name": numbers["names"][0], "form": "%Y-%m-%d", "parts": twice}]
-    for encoding in (
-        old,
+    inputs, length, encoding = task_data.inputs, task_data.length, task_data.encoding
+    columns, numbers = encoding["columns"], encoding["columns"]["numbers"]
+    days = {"names": ["days"], "means": [0.0], "spreads": [1.0]}
+    for wrong in (
+        {"columns": ["height"], "shift": [1.0], "scale": [1.0], "labels": ["a", "b"]},
         {},
-        {**task_data.encoding, "labels": []},
-        {**task_data.encoding, "labels": ["1", 1]},
-        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "dates": dates}},
-        {**task_data.encoding, "mean": "much"},
-        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "texts": [{"name": "town", "bytes": 7}]}},
-        {**task_data.encoding, "columns": {**task_data.encoding["columns"], "numbers": {**numbers, "means": []}}},
-        {
-            **task_data.encoding,
-            "columns": {**task_data.encoding["columns"], "numbers": {**numbers, "spreads": [0.0] * 3}},
-        },
+        {**encoding, "labels": []},
+        {**encoding, "labels": ["1", 1]},
+        {**encoding, "mean": "much"},
+        *(
+            {**encoding, "columns": {**columns, **part}}
+            for part in (
+                {"dates": [{"name": numbers["names"][0], "form": "%Y-%m-%d", "parts": days}]},
+                {"texts": [{"name": "town", "bytes": 7}]},
+                {"numbers": {**numbers, "means": []}},
+                {"numbers": {**numbers, "spreads": [0.0] * 3}},
+            )
+        ),
     ):
         with pytest.raises(UserError, match="encoding of the table cannot be used"):
-            tasks.load("table").read(tmp_path / "t.csv", task_data.inputs, task_data.length, encoding)
-    for inputs, length in (
-        (task_data.inputs._replace(size=3), task_data.length),
-        (task_data.inputs, task_data.length - 1),
-    ):
+            tasks.load("table").read(tmp_path / "t.csv", inputs, length, wrong)
+    for other_inputs, other_length in ((inputs._replace(size=3), length), (inputs, length - 1)):
         with pytest.raises(UserError, match="does not match the network"):
-            tasks.load("table").read(tmp_path / "t.csv", inputs, length, task_data.encoding)
-
-
-@pytest.mark.parametrize("name", ["table", "arrays"])
-def test_without_a_file(name: str) -> None:
-    with pytest.raises(UserError, match="needs your own file: give --data"):
-        tasks.load(name).load(TaskConfig())
+            tasks.load("table").read(tmp_path / "t.csv", other_inputs, other_length, encoding)
 
 
 def test_every_suffix_has_one_task() -> None:
@@ -300,10 +195,8 @@ def test_every_suffix_has_one_task() -> None:
 
 def test_leaking_column_is_named(tmp_path: Path) -> None:
     """A leaking column is used, because it may be legitimate, and named."""
-    rows = [f"{i * 7 % 31},{'AB'[i % 2]},{3 + i % 2},{'BA'[i % 3 == 0]},{'xy'[i % 2]}" for i in range(61)]
-    (tmp_path / "t.csv").write_text("\n".join(["a,code,number,other,y", *rows]) + "\n", encoding="utf-8")
-    task_data = tasks.load("table").load(TaskConfig(data=tmp_path / "t.csv", target="y"))
-    assert any(
-        fact.startswith("each value of code, number occurs with one class of y only")
-        for fact in task_data.summary_lines
-    )
+    i = np.arange(61)
+    answers = np.where(i % 2, "x", "z")
+    path = csv(tmp_path, a=i * 7 % 31, code=np.where(i % 2, "A", "B"), number=3 + i % 2, other=i % 3 == 0, y=answers)
+    fact = "each value of code, number occurs with one class of y only"
+    assert any(line.startswith(fact) for line in table(path, "y").summary_lines)

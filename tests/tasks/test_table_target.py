@@ -20,11 +20,6 @@ COUNT = 67
 X = [i * i % 61 / 7 + i for i in range(COUNT)]
 
 
-def jsonl(tmp_path: Path, answers: list[Any]) -> Path:
-    lines = [json.dumps({"x": x, "y": y}) for x, y in zip(X, answers, strict=True)]
-    return write("\n".join(lines), tmp_path / "t.jsonl")
-
-
 def cycle(*answers: Any) -> list[Any]:
     return [answers[i % len(answers)] for i in range(COUNT)]
 
@@ -32,7 +27,7 @@ def cycle(*answers: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("answers", "labels"),
     [
-        (["1", "01", "001"], ["001", "01", "1"]),
+        (["1", "01", "001", "01"], ["001", "01", "1"]),
         (["10", "9", "-3"], [-3, 9, 10]),
         (["1.0", "2.0", "10.0"], ["1.0", "2.0", "10.0"]),
         (["true", "false"], ["false", "true"]),
@@ -45,10 +40,14 @@ def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) ->
     task_data = table(csv(tmp_path, x=X, y=cycle(*answers)), "y")
     assert task_data.encoding["labels"] == labels
     assert {str(label) for label in labels} == set(answers)  # they are printed as they came
-    known = more(tmp_path / "t.csv", task_data, labelled=True).y[: len(answers), 0].tolist()
-    assert [str(labels[i]) for i in known] == answers
-    assert uses(task_data)["y"] == "target"
+    y = more(tmp_path / "t.csv", task_data, labelled=True).y
+    scores = torch.eye(len(labels))[y]
+    decoded = tasks.load("table").decode(task_data.outputs, scores, task_data.test, task_data.encoding)
+    assert list(map(str, decoded["prediction"])) == cycle(*answers)
+    assert (uses(task_data)["y"], task_data.encoding["target"]) == ("target", "y")
     assert whys(task_data)["y"].startswith(f"{len(labels)} classes")
+    shares = torch.bincount(task_data.train.y[:, 0]) / len(task_data.train.y)
+    assert shares[task_data.encoding["majority"]] == shares.max() == pytest.approx(task_data.encoding["share"])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_labels_of_csv(answers: list[str], labels: list[Any], tmp_path: Path) ->
     [([3, 1, 2], [1, 2, 3]), ([True, False], [False, True]), (["b", "a"], ["a", "b"]), ([2.0, 1.0], [1.0, 2.0])],
 )
 def test_labels_of_jsonl(answers: list[Any], labels: list[Any], tmp_path: Path) -> None:
-    task_data = table(jsonl(tmp_path, cycle(*answers)), "y")
+    task_data = table(write(pl.DataFrame({"x": X, "y": cycle(*answers)}), tmp_path / "t.jsonl"), "y")
     assert task_data.encoding["labels"] == labels
     assert {type(label) for label in task_data.encoding["labels"]} == {type(label) for label in labels}
     assert json.loads(json.dumps(task_data.encoding)) == task_data.encoding
@@ -84,7 +83,7 @@ def test_integers_of_csv_match_parquet(tmp_path: Path) -> None:
 )
 def test_classes_or_quantities(answers: list[Any], metric: str, tmp_path: Path) -> None:
     assert table(csv(tmp_path, x=X, y=answers), "y").metric == metric
-    assert table(jsonl(tmp_path, answers), "y").metric == metric
+    assert table(write(pl.DataFrame({"x": X, "y": answers}), tmp_path / "t.jsonl"), "y").metric == metric
 
 
 def test_target_type(tmp_path: Path) -> None:
@@ -92,35 +91,16 @@ def test_target_type(tmp_path: Path) -> None:
     task_data = table(path, "y", target_type="number")
     assert task_data.metric == "rmse"
     assert np.unique(targets(task_data).round(5)).tolist() == [1, 2, 4]
-    assert table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class").encoding["labels"] == [
-        "1.5",
-        "2",
-        "4",
-    ]
-    with pytest.raises(UserError, match=r"y is 'b' in row 2 of .*not a number"):
-        table(csv(tmp_path, x=X, y=cycle("1", "b")), "y", target_type="number")
-    with pytest.raises(UserError, match=r"fewer: .* \(1\)"):
-        table(csv(tmp_path, x=X, y=[i / 3 for i in range(COUNT)]), "y", target_type="class")
-    assert table(jsonl(tmp_path, cycle(True, False)), "y", target_type="number").metric == "rmse"
-
-
-@pytest.mark.parametrize("answers", [["0.1"] * COUNT, ["1e9"] * COUNT, ["3", "3.0"] * 33 + ["3"]])
-def test_constant_regression_target(answers: list[str], tmp_path: Path) -> None:
-    """The standard deviation of COUNT times 0.1 is not 0 in floating point."""
-    with pytest.raises(UserError, match=r"y is .* in every row"):
-        table(csv(tmp_path, x=X, y=answers), "y", target_type="number")
+    task_data = table(csv(tmp_path, x=X, y=cycle(1.5, 2, 4)), "y", target_type="class")
+    assert task_data.encoding["labels"] == ["1.5", "2", "4"]
+    frame = pl.DataFrame({"x": X, "y": cycle(True, False)})
+    assert table(write(frame, tmp_path / "t.jsonl"), "y", target_type="number").metric == "rmse"
 
 
 def test_target_constant_in_the_training_rows(tmp_path: Path) -> None:
     x = [0.5] * 60 + [float(i) for i in range(1, 8)]  # the repeated row is larger than the test part: it is trained on
-    y = [0.1] * 60 + [0.1] * 6 + [0.7]
-    messages = set()
-    for seed in range(7):
-        try:
-            table(csv(tmp_path, x=x, y=y), "y", seed=seed)
-        except UserError as error:
-            messages.add(str(error))
-    assert messages == {"every training row has the same y (0.1): nothing to learn"}
+    path = csv(tmp_path, x=x, y=[0.1] * 66 + [0.7])
+    assert {refusal(path, seed) for seed in range(3)} == {"every training row has the same y (0.1): nothing to learn"}
 
 
 def test_integers_above_64_bits(tmp_path: Path) -> None:
@@ -128,73 +108,27 @@ def test_integers_above_64_bits(tmp_path: Path) -> None:
     task_data = table(csv(tmp_path, x=X, y=huge), "y")
     assert task_data.metric == "rmse"
     assert np.sort(targets(task_data)) == pytest.approx(np.array(huge, dtype=np.float64), abs=100)
-    with pytest.raises(UserError, match="in every row as a float64"):
-        table(csv(tmp_path, x=X, y=[2**64 + i for i in range(COUNT)]), "y")
-
-
-@pytest.mark.parametrize("value", ["1e39", "-4e38", "1e999"])
-def test_targets_beyond_float32_are_refused(value: str, tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=[*X[:40], value, *X[41:]])
-    with pytest.raises(UserError, match=r"y is .* in row 41 of .*\(line 42\).*float32"):
-        table(path, "y")
 
 
 def test_target_too_far_from_the_others_is_refused(tmp_path: Path) -> None:
     """In any part of the split: its square would overflow in float32."""
-    path = csv(tmp_path, x=X, y=[*X[:40], 1e37, *X[41:]])
-    refused, trained = 0, 0
-    for seed in range(12):
-        try:
-            task_data = table(path, "y", seed=seed)
-        except UserError as error:
-            refused += "y is 1e+37 in row 41" in str(error)
-        else:
-            assert torch.isfinite(task_data.train.y.square()).all()
-            assert task_data.train.y.max() > 5
-            trained += 1
-    assert (refused + trained, min(refused, trained) > 0) == (12, True)
+    messages = [refusal(csv(tmp_path, x=X, y=[*X[:40], 1e37, *X[41:]]), seed) for seed in range(12)]
+    assert {message[:22] for message in messages} == {"", "y is 1e+37 in row 41 o"}
 
 
-def test_missing_targets(tmp_path: Path) -> None:
-    gaps = {3: "", 5: "NA", 7: "null"}
-    answers = [gaps.get(i, "ab"[i % 2]) for i in range(COUNT)]
-    path = csv(tmp_path, x=X, y=answers)
-    with pytest.raises(UserError, match=r"y is missing .* row 4 of .*\(line 5\)"):
-        table(path, "y")
-    task_data = table(path, "y", missing="drop")
-    assert sum(len(part.x) for part in (task_data.train, task_data.validation, task_data.test)) == COUNT - 3
+def refusal(path: Path, seed: int) -> str:
+    """The message of the error, or none if the targets can be trained on."""
+    try:
+        task_data = table(path, "y", seed=seed)
+    except UserError as error:
+        return str(error)
+    assert torch.isfinite(task_data.train.y.square()).all()
+    assert task_data.train.y.max() > 5
+    return ""
+
+
+def test_rows_without_a_target_can_be_dropped(tmp_path: Path) -> None:
+    answers = ["", "NA", "null", *cycle("a", "b")[3:]]
+    task_data = table(csv(tmp_path, x=X, y=answers), "y", missing="drop")
+    assert len(targets(task_data)) == COUNT - 3
     assert task_data.encoding["labels"] == ["a", "b"]
-
-
-def test_invalid_regression_targets(tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=[*X[:40], "4o", *X[41:]])
-    with pytest.raises(UserError, match=r"y holds numbers, but '4o' in row 41 .*--target_type class"):
-        table(path, "y")
-    with pytest.raises(UserError, match=r"y is missing or not finite in row 41"):
-        table(csv(tmp_path, x=X, y=[*X[:40], "?", *X[41:]]), "y")
-
-
-@pytest.mark.parametrize("values", [[[1]] * COUNT, [{"a": 1}] * COUNT])
-def test_target_of_another_type_is_refused(values: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="y holds neither numbers nor strings"):
-        table(jsonl(tmp_path, values), "y")
-
-
-def test_the_majority_is_recorded(tmp_path: Path) -> None:
-    task_data = table(csv(tmp_path, x=X, y=cycle("a", "b", "b", "c")), "y")
-    assert task_data.encoding["majority"] == 1
-    share = (task_data.train.y == 1).double().mean()
-    assert task_data.encoding["share"] == pytest.approx(float(share))
-    assert task_data.encoding["target"] == "y"
-
-
-def test_predictions_use_the_labels_of_the_file(tmp_path: Path) -> None:
-    task_data = table(csv(tmp_path, x=X, y=cycle("1", "01", "001")), "y")
-    answers = tasks.load("table").decode(task_data.outputs, torch.eye(3)[:, None], task_data.test, task_data.encoding)
-    assert answers["prediction"] == ["001", "01", "1"]
-
-
-def test_class_named_none(tmp_path: Path) -> None:
-    path = csv(tmp_path, x=X, y=cycle("Mild", "None", "Severe"))
-    with pytest.raises(UserError, match=r"y is 'None' in row 2 .*means a missing value; if it is a class, give it"):
-        table(path, "y")

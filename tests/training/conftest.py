@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import F, N, trainer
+from small import F, N, experiment, trainer
 
 from attnlab.training import train
 from attnlab.training.experiment import prepare
@@ -17,10 +17,25 @@ from attnlab.training.settings import defaults
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, read-only."""
+    """A finished run with its result, read-only."""
     path = tmp_path_factory.mktemp("done") / "run"
-    trainer(path).fit()
+    ready = experiment()
+    train.train(ready, train.start(ready, path), checkpoint_seconds=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with another seed, read-only."""
+    path = tmp_path_factory.mktemp("other") / "run"
+    trainer(path, seed=7).fit()
+    return path
+
+
+@pytest.fixture
+def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without the figure, which takes most of the time of a small run."""
+    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
 
 
 @pytest.fixture
@@ -29,7 +44,7 @@ def copied(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "copied"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run on a small file of arrays without baselines, read-only."""
     folder = tmp_path_factory.mktemp("sent")

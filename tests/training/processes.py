@@ -30,36 +30,26 @@ class Server:
         n-th change of a file ("change") or in the middle of its n-th atomic write ("write"), whatever the speed of the
         machine; if it ends, it leaves how many of each there were in the file ``counted``.
         """
-        self._say({"start": arguments, "folder": str(folder), **order})
-        return int(self._hear())
-
-    def running(self, process: int) -> bool:
-        """Whether the process is running."""
-        self._say({"poll": process})
-        return bool(json.loads(self._hear()) is None)
+        return self._ask({"start": arguments, "folder": str(folder), **order})
 
     def wait(self, process: int) -> int:
         """The exit code of a process; -9 for one that was killed."""
-        self._say({"wait": process})
-        return int(self._hear())
+        return self._ask({"wait": process})
 
     def close(self) -> None:
         """End the server."""
         self._process.communicate("")
 
-    def _say(self, order: dict[str, Any]) -> None:
+    def _ask(self, order: dict[str, Any]) -> int:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-
-    def _hear(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        return int(self._process.stdout.readline())
 
 
 def serve() -> None:
-    """Answer each line of input with one line."""
-
+    """Answer each line of input with a number in one line."""
     for name in ("sklearn.datasets", "torch._dynamo", "attnlab.cli._progress", "attnlab.cli._format"):
         import_module(name)  # and all else that a run imports, before it is forked
     import attnlab.tasks.digits
@@ -70,21 +60,15 @@ def serve() -> None:
     attnlab.training.report.draw_curve = lambda run, _: attnlab.training.report.write_text(run.path / "curve.png", "")
     gc.freeze()
 
-    ended: dict[int, int] = {}
     for line in sys.stdin:
         order = json.loads(line)
-        if "start" in order:
-            child = os.fork()
-            if not child:
-                become(order)
-            print(child, flush=True)
-        else:
-            process = order.get("wait", order.get("poll"))
-            if process and process not in ended:
-                found, status = os.waitpid(process, 0 if "wait" in order else os.WNOHANG)
-                if found:
-                    ended[process] = os.waitstatus_to_exitcode(status)
-            print(json.dumps(ended.get(process)), flush=True)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            become(order)
+        print(child, flush=True)
 
 
 def become(order: dict[str, Any]) -> None:

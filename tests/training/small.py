@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,11 +15,12 @@ from torch import Tensor
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.tasks.base import Baseline, Split, TaskData
 from attnlab.training import checkpoint, train
-from attnlab.training.checkpoint import KEY
+from attnlab.training.checkpoint import KEY, load_tensors
 from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
+from attnlab.utils.errors import UserError
 
 N, F, CLASSES = 5, 3, 7
 TRAIN, VALIDATION, TEST = 37, 11, 13
@@ -104,19 +105,28 @@ def same(a: Network | dict[str, Tensor], b: Network | dict[str, Tensor]) -> bool
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def last(path: Path) -> dict[str, Tensor]:
+    """The parameters of a run after its last step."""
+    tensors = load_tensors(path / "state.safetensors")[0]
+    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without times."""
-    return [without_times(line) for line in lines]
+    return [without_times(line) for line in Run.open(path).metrics()]
+
+
+def refused(message: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """A call raises a one-line `UserError` that contains ``message``."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
     """A record without times."""
     return {key: value for key, value in record.items() if not key.endswith(("second", "seconds"))}
-
-
-def replace_baselines(baselines: Callable[[], list[Baseline]]) -> TaskData:
-    """The same task with other baselines."""
-    return replace(task_data(), baselines=baselines)
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: Any) -> None:

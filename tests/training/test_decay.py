@@ -15,25 +15,9 @@ from attnlab.training.decay import decayed
 from attnlab.training.settings import defaults
 
 AROUND = {"blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight", "readout.weight"}
-SELFHEAD = {f"{name}.weight" for name in ("query", "key", "value", "output")}
 MECHANISMS = (
-    "additive",
-    "bigbird",
-    "chunked",
-    "differential",
-    "entmax",
-    "forgetting",
-    "gated",
-    "groupedquery",
-    "latent",
-    "longformer",
-    "multihead",
-    "multiquery",
-    "selfhead",
-    "sigmoid",
-    "sinks",
-    "slidingwindow",
-    "strided",
+    *("additive", "bigbird", "chunked", "differential", "entmax", "forgetting", "gated", "groupedquery", "latent"),
+    *("longformer", "multihead", "multiquery", "selfhead", "sigmoid", "sinks", "slidingwindow", "strided"),
     "talkingheads",
 )
 """Mechanisms whose parameters are listed here."""
@@ -41,7 +25,7 @@ EXTRA = {
     "forgetting": {"forget.weight"},
     "gated": {"gate.projection.weight"},
     "longformer": {"qkv_global.weight"},
-    "selfhead": SELFHEAD - {"output.weight"},
+    "selfhead": {"query.weight", "key.weight", "value.weight"},
     "latent": {"kv_down.weight", "kv_up.weight", "query.weight"},
 }
 
@@ -58,15 +42,16 @@ def names(module: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
 
 def expected(model: str) -> set[str]:
     """The parameters that decay: no embedding, bias, norm, lambda or mixing matrix."""
-    attention = (
-        EXTRA.get(model, set()) | {"output.weight"} | (set() if model in ("selfhead", "latent") else {"qkv.weight"})
-    )
+    attention = EXTRA.get(model, set()) | {"output.weight"}
+    if model not in ("selfhead", "latent"):
+        attention.add("qkv.weight")
     return AROUND | {f"blocks.0.attention.{name}" for name in attention}
 
 
-@pytest.mark.parametrize("model", MECHANISMS)
-def test_the_parameters_that_decay_in_every_mechanism(model: str) -> None:
-    made = network(model)
+@pytest.mark.parametrize(("model", "options"), [("multihead", {"positions": "t5"}), *((m, {}) for m in MECHANISMS)])
+def test_the_parameters_that_decay(model: str, options: dict[str, Any]) -> None:
+    """Not every parameter with two axes decays: embeddings, position biases and mixing matrices do not."""
+    made = network(model, **options)
     decay, rest = decayed(made)
     assert names(made, decay) == expected(model)
     assert {id(p) for p in decay}.isdisjoint(id(p) for p in rest)
@@ -81,16 +66,6 @@ def test_linear_weights_decay_and_vectors_do_not(model: str) -> None:
     assert linear <= names(made, decay)
     assert all(parameter.dim() >= 2 for parameter in decay)
     assert "embed.weight" in names(made, rest)
-
-
-@pytest.mark.parametrize("model", ["multihead", "differential", "talkingheads", "additive"])
-def test_grouping_by_dimension_is_detected(model: str) -> None:
-    """The faulty rule that every parameter with two axes decays."""
-    options = {"positions": "t5"} if model == "multihead" else {}
-    made = network(model, **options)
-    wrong = names(made, [p for p in made.parameters() if p.dim() >= 2])
-    assert {"embed.weight", "position_embedding.table"} <= wrong - expected(model)
-    assert names(made, decayed(made)[0]) == expected(model)
 
 
 def test_vectors_are_embedded_by_a_linear_layer_which_decays() -> None:

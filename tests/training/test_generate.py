@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from small import refused
 from torch import Tensor, nn
 
 from attnlab.network import Network
 from attnlab.training.generate import generate
-from attnlab.utils.errors import UserError
 
 
 class Known(nn.Module):
@@ -59,45 +61,39 @@ def test_invalid_prompts_are_refused() -> None:
     network = Known()
     written(network, "a\udcff", length=1, temperature=0)  # a byte of the command line that is no UTF-8
     assert network.seen[0] == [ord("a"), 0xFF]
-    for prompt, says in (("", "the prompt is empty"), ("\ud800", "the prompt is not valid Unicode")):
-        with pytest.raises(UserError, match=says):
-            written(network, prompt, length=1)
+    for prompt, message in (("", "the prompt is empty"), ("\ud800", "the prompt is not valid Unicode")):
+        refused(message, written, network, prompt, length=1)
 
 
-def test_context_is_limited() -> None:
-    network = Known(limit=7)
+@pytest.mark.parametrize("limit", [7, None])
+def test_limit_of_the_context(limit: int | None) -> None:
+    network = Known(limit)
     written(network, "abcde", length=5, temperature=0)
-    assert [bytes(window).decode() for window in network.seen] == ["abcde", "abcdef", "abcdefg", "bcdefgh", "cdefghi"]
+    windows = ["abcde", "abcdef", "abcdefg", "abcdefgh", "abcdefghi"]
+    assert [bytes(window).decode() for window in network.seen] == [window[-(limit or 99) :] for window in windows]
 
 
-def test_unlimited_context() -> None:
-    network = Known(limit=None)
-    written(network, "abcde", length=5, temperature=0)
-    assert [bytes(window).decode() for window in network.seen] == ["abcdefghi"[:n] for n in range(5, 10)]
+UNLIMITED = ("sinusoidal", 90, [3, *[1] * 89])
 
 
-def test_cached_generation_is_identical_and_processes_each_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("positions", "position_embedding", "length", "read"),
+    [("none", "learned", 17, [3, *[1] * 10, *[13] * 6]), *((p, *UNLIMITED) for p in ("none", "rotary", "alibi"))],
+)
+def test_cached_generation_is_identical_and_processes_each_byte_once(
+    positions: str, position_embedding: str, length: int, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the training length, 13, learned positions shift, so that nothing is cached."""
     torch.manual_seed(0)
-    network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, embed_dim=16, causal=True)
-    read: list[int] = []
-    network.embed.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
-    with_cache = "".join(generate(network, "abc", length=17, temperature=1, seed=3))
-    assert read == [3, *[1] * 10, *[13] * 6]
+    about: Any = {"embed_dim": 16, "causal": True, "options": {"positions": positions, "num_heads": 4}}
+    shape = (("tokens", 256), ("tokens", 256), 13)
+    network = Network("multihead", *shape, position_embedding=position_embedding, **about)
+    lengths: list[int] = []
+    network.embed.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
+    with_cache = list(generate(network, "abc", length=length, temperature=1, seed=3))
+    assert lengths == read
     monkeypatch.setattr(Network, "caches", lambda self: None)
-    assert with_cache == "".join(generate(network, "abc", length=17, temperature=1, seed=3))
-
-
-@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
-def test_cache_is_kept_without_learned_positions(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    about = {"embed_dim": 16, "causal": True, "options": {"positions": positions, "num_heads": 4}}
-    network = Network("multihead", ("tokens", 256), ("tokens", 256), 13, position_embedding="sinusoidal", **about)
-    read: list[int] = []
-    network.embed.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
-    with_cache = "".join(generate(network, "abc", length=90, temperature=1, seed=3))
-    assert read == [3, *[1] * 89]
-    monkeypatch.setattr(Network, "caches", lambda self: None)
-    assert with_cache == "".join(generate(network, "abc", length=90, temperature=1, seed=3))
+    assert with_cache == list(generate(network, "abc", length=length, temperature=1, seed=3))
 
 
 def test_multibyte_characters_are_complete() -> None:

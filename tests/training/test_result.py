@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pytest
 import small
 import torch
@@ -18,38 +19,51 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 import attnlab
 from attnlab.training import train
-from attnlab.training.assessment import confusion, imbalance, per_class
+from attnlab.training.assessment import imbalance, per_class
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.inference import evaluate_file, predict_file
 from attnlab.training.objective import Objective, metrics_of, with_metric
 from attnlab.training.report import metric_names, number
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
-from attnlab.utils.errors import UserError
 
 ROWS, N, D = 173, 5, 3
 
 
-def arrays(path: Path, *, regression: bool) -> Path:
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(ROWS, N, D)).astype(np.float32)
-    y: Any = 1e4 + 250 * x[:, 0, 0] if regression else np.array(["ant", "bee", "cow"])[x[:, 0].argmax(1)]
-    np.savez(path / "data.npz", x=x, y=y)
-    return path / "data.npz"
+class Finished(NamedTuple):
+    """A run on arrays, read-only; its data file was moved to ``data``, so that no evaluation reads the original."""
+
+    experiment: Experiment
+    run: Run
+    result: dict[str, Any]
+    data: Path
 
 
-def finished(path: Path, data: Path, **changes: Any) -> tuple[Experiment, Run, dict[str, Any]]:
-    values = {"data": str(data), "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, **changes}
-    settings = defaults("multihead", "arrays").updated(values, "the test")
+def finished(folder: Path, y: Callable[[Any], Any], metric: str) -> Finished:
+    x = np.random.default_rng(0).normal(size=(ROWS, N, D)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=y(x))
+    values = {"embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 40, "batch_size": 16, "metric": metric}
+    settings = defaults("multihead", "arrays").updated({**values, "data": str(folder / "data.npz")}, "the test")
     experiment = prepare(settings)
-    run = train.start(experiment, path / "run")
-    _, result = train.train(experiment, run)
-    assert result is not None
-    return experiment, run, json.loads((run.path / "result.json").read_text())
+    run = train.start(experiment, folder / "run")
+    train.train(experiment, run)
+    data = (folder / "data.npz").rename(folder / "moved.npz")
+    return Finished(experiment, run, json.loads((run.path / "result.json").read_text()), data)
 
 
-def test_classes(tmp_path: Path) -> None:
-    experiment, run, result = finished(tmp_path, arrays(tmp_path, regression=False), metric="f1")
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("classes")
+    return finished(folder, lambda x: np.array(["ant", "bee", "cow"])[x[:, 0].argmax(1)], "f1")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return finished(tmp_path_factory.mktemp("values"), lambda x: 1e4 + 250 * x[:, 0, 0], "mae")
+
+
+def test_classes(classes: Finished) -> None:
+    experiment, run, result, _ = classes
     test = experiment.task_data.test
     with torch.no_grad():
         scores = attnlab.load(run.path)(test.x)[:, 0].double()
@@ -69,14 +83,10 @@ def test_classes(tmp_path: Path) -> None:
     assert result["test"] == result["metrics"]["f1"]
     assert result["test_loss"] == pytest.approx(sk.log_loss(y, p), abs=1e-5)
     assert result["confusion"] == sk.confusion_matrix(y, predicted).tolist()
-    for i, each in enumerate(result["per_class"]):
-        assert each == {
-            "label": result["labels"][i],
-            "precision": pytest.approx(precision[i]),
-            "recall": pytest.approx(recall[i]),
-            "f1": pytest.approx(f1[i]),
-            "count": count[i],
-        }
+    rows = [list(each.values()) for each in result["per_class"]]
+    assert [row[0] for row in rows] == result["labels"]
+    assert np.array([row[1:] for row in rows]) == pytest.approx(np.stack([precision, recall, f1, count], 1))
+    assert list(result["per_class"][0]) == ["label", "precision", "recall", "f1", "count"]
     report = (run.path / "report.md").read_text()
     for name in metric_names(result):
         assert number(name, result["metrics"][name]) in report
@@ -89,51 +99,45 @@ def test_classes(tmp_path: Path) -> None:
     assert best == pytest.approx(sk.f1_score(validation.y[:, 0].numpy(), chosen, average="macro", zero_division=0))
 
 
-def test_values(tmp_path: Path) -> None:
-    data = arrays(tmp_path, regression=True)
-    experiment, run, result = finished(tmp_path, data, metric="mae")
+def value_metrics(true: Any, predicted: Any) -> dict[str, float]:
+    return {
+        "rmse": sk.root_mean_squared_error(true, predicted),
+        "mae": sk.mean_absolute_error(true, predicted),
+        "r2": sk.r2_score(true, predicted),
+    }
+
+
+def test_values(values: Finished) -> None:
+    experiment, run, result, data = values
     test, encoding = experiment.task_data.test, experiment.task_data.encoding
     with torch.no_grad():
-        predicted = attnlab.load(run.path)(test.x)[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
-    y = test.y[:, 0].double().numpy() * encoding["unit"] + encoding["mean"]
-    expected = {
-        "rmse": sk.root_mean_squared_error(y, predicted),
-        "mae": sk.mean_absolute_error(y, predicted),
-        "r2": sk.r2_score(y, predicted),
-    }
-    assert result["metrics"] == pytest.approx(expected, rel=1e-5)
+        scores = attnlab.load(run.path)(test.x)
+    predicted, y = (part[:, 0].double().numpy() * encoding["unit"] + encoding["mean"] for part in (scores, test.y))
+    assert result["metrics"] == pytest.approx(value_metrics(y, predicted), rel=1e-5)
     assert result["test"] == result["metrics"]["mae"]
     assert "confusion" not in result
-    again = evaluate_file(run.path, data)
+    again, answers = evaluate_file(run.path, data), predict_file(run.path, data)
     assert again["test_examples"] == ROWS
-    answers = predict_file(run.path, data)
-    true = np.load(data)["y"]
-    assert again["metrics"]["rmse"] == pytest.approx(
-        sk.root_mean_squared_error(true, answers.columns["prediction"]), rel=1e-5
-    )
+    assert again["metrics"] == pytest.approx(value_metrics(np.load(data)["y"], answers.columns["prediction"]), rel=1e-5)
     assert answers.metrics == pytest.approx(again["metrics"], rel=1e-6)
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_baselines(regression: bool, tmp_path: Path) -> None:
+def test_baselines(regression: bool, request: pytest.FixtureRequest) -> None:
     """The nearest neighbours, the linear model and the trivial baseline, recomputed."""
-    experiment, _, result = finished(tmp_path, arrays(tmp_path, regression=regression))
-    train_x, test_x = (
-        part.x.double().flatten(1).numpy() for part in (experiment.task_data.train, experiment.task_data.test)
-    )
-    train_y, test_y = (
-        part.y[:, 0].double().numpy() for part in (experiment.task_data.train, experiment.task_data.test)
-    )
+    experiment, _, result, _ = request.getfixturevalue("values" if regression else "classes")
+    data = experiment.task_data
+    train_x, test_x = (part.x.double().flatten(1).numpy() for part in (data.train, data.test))
+    train_y, test_y = (part.y[:, 0].double().numpy() for part in (data.train, data.test))
     models = (
         (KNeighborsRegressor(3), Ridge(), DummyRegressor())
         if regression
         else (KNeighborsClassifier(3), LogisticRegression(max_iter=300), DummyClassifier())
     )
-    assert len(result["baselines"]) == 3
     for baseline, model in zip(result["baselines"], models, strict=True):
         predicted = model.fit(train_x, train_y).predict(test_x)
         if regression:
-            expected = experiment.task_data.unit * sk.root_mean_squared_error(test_y, predicted)
+            expected = data.unit * sk.root_mean_squared_error(test_y, predicted)
             assert baseline["metrics"]["rmse"] == pytest.approx(expected, rel=1e-4)
         else:
             assert baseline["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(test_y, predicted))
@@ -142,58 +146,23 @@ def test_baselines(regression: bool, tmp_path: Path) -> None:
         assert baseline["value"] == baseline["metrics"][result["metric"]]
 
 
-def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    rows = [
-        {
-            "size": 1.7e9 + draw.normal(),
-            "town": draw.choice(["Bern", "Basel", "Zug"]),
-            "day": f"2024-{draw.integers(1, 13):02}-{draw.integers(1, 29):02}",
-            "note": f"a note about {draw.integers(1_000)}",
-        }
-        for _ in range(ROWS)
-    ]
-    for row in rows:
-        row["price"] = 3 * (row["size"] - 1.7e9) + 1e6
-    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
-    changes = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
-    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **changes}, "the test")
-    experiment = prepare(settings)
-    run = train.start(experiment, tmp_path / "run")
-    _, result = train.train(experiment, run)
-    assert result is not None
-    predicted = np.array(predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
-    whole = evaluate_file(run.path, tmp_path / "t.csv")
-    prices = np.array([row["price"] for row in rows])
-    assert whole["metrics"]["mae"] == pytest.approx(sk.mean_absolute_error(prices, predicted), rel=1e-5)
-    encoding, test_y = experiment.task_data.encoding, experiment.task_data.test.y[:, 0].double().numpy()
-    tested = [int(np.abs(prices - (y * encoding["unit"] + encoding["mean"])).argmin()) for y in test_y]
-    assert len(set(tested)) == len(tested)
-    expected = sk.mean_absolute_error(prices[tested], predicted[tested])
-    assert result["metrics"]["mae"] == pytest.approx(expected, rel=1e-5)
-    assert result["test"] == result["metrics"]["mae"]
-
-
-def test_evaluation_without_the_original_data(tmp_path: Path) -> None:
-    data = arrays(tmp_path, regression=False)
-    _, run, _ = finished(tmp_path, data)
-    x, y = np.load(data)["x"], np.load(data)["y"]
-    data.unlink()
-    np.savez(tmp_path / "new.npz", x=x[:29], y=y[:29])
-    result = evaluate_file(run.path, tmp_path / "new.npz")
-    answers = predict_file(run.path, tmp_path / "new.npz")
-    assert result["metrics"]["accuracy"] == pytest.approx(sk.accuracy_score(y[:29], answers.columns["prediction"]))
+def test_evaluation_on_new_data(classes: Finished, tmp_path: Path) -> None:
+    path, new, stored = classes.run.path, tmp_path / "new.npz", np.load(classes.data)
+    x, y = stored["x"], stored["y"]
+    np.savez(new, x=x[:29], y=y[:29])
+    answers = predict_file(path, new)
+    accuracy = sk.accuracy_score(y[:29], answers.columns["prediction"])
+    assert evaluate_file(path, new)["metrics"]["accuracy"] == pytest.approx(accuracy)
     p = np.stack([answers.columns[f"proba_{label}"] for label in ("ant", "bee", "cow")], 1)
     assert p.sum(1) == pytest.approx(np.ones(29))
     assert answers.columns["probability"] == p.max(1).tolist()
-    np.savez(tmp_path / "new.npz", x=x[:7])
-    assert predict_file(run.path, tmp_path / "new.npz").metrics is None
-    with pytest.raises(UserError, match=r"new\.npz holds x; expected x and y"):
-        evaluate_file(run.path, tmp_path / "new.npz")
-    np.savez(tmp_path / "new.npz", x=x[:3], y=np.array(["ant", "dog", "bee"]))
-    with pytest.raises(UserError, match=r"row 2 of .*new\.npz is none of the classes .* ant, bee, cow"):
-        evaluate_file(run.path, tmp_path / "new.npz")
-    assert predict_file(run.path, tmp_path / "new.npz").scored == 2
+    np.savez(new, x=x[:7])
+    assert predict_file(path, new).metrics is None
+    small.refused("new.npz holds x; expected x and y", evaluate_file, path, new)
+    np.savez(new, x=x[:3], y=np.array(["ant", "dog", "bee"]))
+    message = f"row 2 of {new} is none of the classes that the network was trained on: ant, bee, cow"
+    small.refused(message, evaluate_file, path, new)
+    assert predict_file(path, new).scored == 2
 
 
 def test_misleading_accuracy_warning() -> None:
@@ -206,9 +175,9 @@ def test_misleading_accuracy_warning() -> None:
 
 def test_class_that_is_never_predicted() -> None:
     predicted, y = np.array([0, 0, 0]), np.array([0, 0, 1])
-    assert confusion(predicted, y, 3).tolist() == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
-    assert [each["precision"] for each in per_class(predicted, y, ["a", "b", "c"])] == [2 / 3, 0, 0]
-    assert [each["recall"] for each in per_class(predicted, y, ["a", "b", "c"])] == [1, 0, 0]
+    by_class = per_class(predicted, y, ["a", "b", "c"])
+    assert by_class["confusion"] == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [(c["precision"], c["recall"]) for c in by_class["per_class"]] == [(2 / 3, 1), (0, 0), (0, 0)]
 
 
 def test_balanced_class_weights_match_scikit_learn() -> None:
@@ -229,8 +198,8 @@ def test_balanced_class_weights_match_scikit_learn() -> None:
 def test_undefined_metric_is_refused() -> None:
     asked = small.task_data()
     assert with_metric(asked, "roc_auc").metric == "roc_auc"
-    with pytest.raises(UserError, match=r"--metric rmse cannot be computed here; choose from accuracy, balanced"):
-        with_metric(asked, "rmse")
+    message = "--metric rmse cannot be computed here; choose from accuracy, balanced"
+    small.refused(message, with_metric, asked, "rmse")
     assert "f1" in metrics_of(asked)
 
 
@@ -238,7 +207,7 @@ def test_failing_baselines_do_not_fail_the_run(tmp_path: Path) -> None:
     def failing() -> list[Any]:
         raise ValueError("this solver needs samples of at least 2 classes")
 
-    ready = small.experiment(small.replace_baselines(failing))
+    ready = small.experiment(replace(small.task_data(), baselines=failing))
     run = train.start(ready, tmp_path / "run")
     _, result = train.train(ready, run)
     assert result is not None

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import KilledError, experiment, files, same, started, untimed
+from small import KilledError, experiment, files, lines, refused, same, started
 
 import attnlab
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import runs, train
 from attnlab.training.folder import check_run_dir
 from attnlab.training.listing import find
-from attnlab.training.locks import lock
+from attnlab.training.locks import is_locked, lock
 from attnlab.training.runs import Run
-from attnlab.utils.errors import UserError
 
 
 def test_default_run_dir_is_the_next_free_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,50 +42,42 @@ def test_new_run_is_complete_from_the_start(tmp_path: Path) -> None:
     assert not run.began
 
 
+def unchanged(folder: Path, message: str, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """A call is refused and changes no file."""
+    before = files(folder)
+    refused(message, call, *args, **options)
+    assert files(folder) == before
+
+
 def test_existing_run_is_not_overwritten(copied: Path) -> None:
-    before = files(copied)
-    with pytest.raises(UserError, match=r"exists; give another --run_dir, --resume .*copied, or --overwrite"):
-        started(copied)
-    assert files(copied) == before
-    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
+    message = f"exists; give another --run_dir, --resume {copied}, or --overwrite"
+    unchanged(copied.parent, message, started, copied)
 
 
 def test_overwrite_removes_the_earlier_run(copied: Path) -> None:
     (copied / f"{UNFINISHED}half").touch()
     started(copied, overwrite=True, dropout=0.25)
-    assert [p.name for p in copied.iterdir()] == ["config.json"]
+    assert [*files(copied.parent)] == ["copied/config.json"]
     assert Run.open(copied).settings.model.dropout == 0.25
-    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
 
 
+@pytest.mark.parametrize("call", [check_run_dir, started])
 @pytest.mark.parametrize("other", ["data.csv", "notes/draft.txt", "report.md/mine.txt"])
-def test_overwrite_removes_only_what_a_run_wrote(other: str, copied: Path) -> None:
-    if other == "report.md/mine.txt":
-        (copied / "report.md").unlink(missing_ok=True)
+def test_overwrite_removes_only_what_a_run_wrote(other: str, call: Callable[..., Any], copied: Path) -> None:
+    (copied / "report.md").unlink()
     (copied / other).parent.mkdir(exist_ok=True)
     (copied / other).write_text("mine", encoding="utf-8")
-    before = files(copied)
-    name = other.split("/")[0]
-    for ask in (lambda: check_run_dir(copied, overwrite=True), lambda: started(copied, overwrite=True)):
-        with pytest.raises(UserError, match=f"removes only what a run wrote, and .*copied also holds {name}; move"):
-            ask()
-    assert files(copied) == before
-    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
+    message = f"removes only what a run wrote, and {copied} also holds {other.split('/')[0]}; move"
+    unchanged(copied.parent, message, call, copied, overwrite=True)
 
 
-@pytest.mark.parametrize("there", ["a folder of mine", "a file", "a package"])
-def test_overwrite_replaces_runs_only(there: str, tmp_path: Path) -> None:
-    place = tmp_path / "mine"
-    if there == "a file":
-        place.write_text("mine", encoding="utf-8")
-    else:
-        place.mkdir()
-        (place / ("config.json" if there == "a package" else "thesis.tex")).write_text('{"name": 1}', encoding="utf-8")
-    before = files(tmp_path)
-    for ask in (lambda: check_run_dir(place, overwrite=True), lambda: started(place, overwrite=True)):
-        with pytest.raises(UserError, match=r"--overwrite replaces run folders only, and .*mine is none"):
-            ask()
-    assert files(tmp_path) == before
+@pytest.mark.parametrize("call", [check_run_dir, started])
+@pytest.mark.parametrize("file", ["mine/thesis.tex", "mine", "mine/config.json"])
+def test_overwrite_replaces_runs_only(file: str, call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text('{"name": 1}', encoding="utf-8")
+    message = f"--overwrite replaces run folders only, and {tmp_path / 'mine'} is none"
+    unchanged(tmp_path, message, call, tmp_path / "mine", overwrite=True)
 
 
 def test_overwrite_accepts_empty_folders_and_damaged_runs(tmp_path: Path, copied: Path) -> None:
@@ -100,9 +91,7 @@ def test_overwrite_accepts_empty_folders_and_damaged_runs(tmp_path: Path, copied
 
 def test_impossible_run_dir_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot make a run folder in .*file"):
-        started(tmp_path / "file" / "run")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    unchanged(tmp_path, f"cannot make a run folder in {tmp_path / 'file'}", started, tmp_path / "file" / "run")
 
 
 def test_unfinished_folders_are_removed_after_an_hour(tmp_path: Path) -> None:
@@ -117,29 +106,20 @@ def test_unfinished_folders_are_removed_after_an_hour(tmp_path: Path) -> None:
 
 
 def test_folder_is_locked(copied: Path) -> None:
-    one, two = Run.open(copied), Run.open(copied)
-    (copied / f"{UNFINISHED}of one").touch()
+    one, two, half = Run.open(copied), Run.open(copied), copied / f"{UNFINISHED}of one"
+    half.touch()
     with one.alone():
-        assert not (copied / f"{UNFINISHED}of one").exists(), (
-            "an unfinished run is removed when no other process holds the folder"
-        )
-        (copied / f"{UNFINISHED}of one").touch()
-        with (
-            pytest.raises(UserError, match=r"another process is training in .*copied; wait for it, or stop it"),
-            two.alone(),
-        ):
-            pass
-        assert (copied / f"{UNFINISHED}of one").exists(), "not by another"
-        with pytest.raises(UserError, match=r"another process is training"):
-            started(copied, overwrite=True)
-    with two.alone():
-        pass
-
-
-def test_folder_is_unlocked_after_an_error(copied: Path) -> None:
-    with pytest.raises(KilledError), Run.open(copied).alone():
+        assert not half.exists(), "an unfinished file is removed when no other process holds the folder"
+        half.touch()
+        message = f"another process is training in {copied}; wait for it, or stop it"
+        refused(message, two.alone().__enter__)
+        refused(message, started, copied, overwrite=True)
+        assert half.exists(), "not by another"
+        assert is_locked(copied)
+    assert not is_locked(copied)
+    with pytest.raises(KilledError), two.alone():
         raise KilledError
-    with Run.open(copied).alone():
+    with two.alone():  # an error unlocks it too
         pass
 
 
@@ -189,7 +169,7 @@ def test_killed_overwrite_leaves_one_of_the_two_runs(read: str, done: Path, tmp_
 
 
 def test_failed_overwrite_keeps_the_earlier_run(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, rename = files(copied), Path.rename
+    rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
         if self.name.startswith(UNFINISHED) and not self.name.endswith(".replaced"):
@@ -197,10 +177,8 @@ def test_failed_overwrite_keeps_the_earlier_run(copied: Path, monkeypatch: pytes
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(UserError, match=r"cannot make the run folder .*: No space left on device"):
-        started(copied, overwrite=True)
-    assert files(copied) == before
-    assert [p.name for p in copied.parent.iterdir()] == ["copied"]
+    message = f"cannot make the run folder {copied}: No space left on device"
+    unchanged(copied.parent, message, started, copied, overwrite=True)
 
 
 def test_run_being_replaced_is_not_restored(copied: Path) -> None:
@@ -240,55 +218,31 @@ def test_sweep_does_not_follow_links(copied: Path, tmp_path: Path) -> None:
     assert files(copied) == before
 
 
-def test_removed_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
-    ready, path = experiment(), tmp_path / "run"
-    train.start(ready, path)
-    monkeypatch.chdir(path)
-    run = Run.open(Path())
-
-    def callback(seen: Any) -> None:
-        if seen.step == 21:
-            shutil.rmtree(path)
-
-    train.train(ready, run, callback=callback)
-    assert run.path == tmp_path / "run-recovered"
-    assert Run.open(run.path).result() is not None
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+@pytest.mark.usefixtures("no_curve")
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced", "removed working directory"])
 def test_removed_folder_is_recovered_under_another_name(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnlab.training.report.draw_curve", lambda *_: None)
     ready, path = experiment(), tmp_path / "run"
     run = train.start(ready, path)
+    if how == "removed working directory":
+        monkeypatch.chdir(path)
+        run = Run.open(Path())
     (tmp_path / "run-recovered").mkdir()
 
     def callback(seen: Any) -> None:
         if seen.step == 21:  # the best network may have been saved long before
             shutil.move(path, tmp_path / "elsewhere")
-            if how == "removed":
+            if how.startswith("removed"):
                 shutil.rmtree(tmp_path / "elsewhere")
             if how == "replaced":
                 path.mkdir()
 
-    outcome, result = train.train(ready, run, callback=callback)
+    _, result = train.train(ready, run, callback=callback)
     assert run.path == tmp_path / "run-recovered-2"
-    assert result == Run.open(run.path).result()
     assert result is not None
+    assert result == Run.open(run.path).result()
     assert result["run"] == str(run.path)
-    undisturbed = train.start(experiment(), tmp_path / "undisturbed")
-    assert train.train(experiment(), undisturbed)[0].best == outcome.best
-    assert same(attnlab.load(run.path), attnlab.load(undisturbed.path))
-    assert untimed(run.metrics()) == untimed(undisturbed.metrics())
+    assert same(attnlab.load(run.path), attnlab.load(done))
+    assert lines(run.path) == lines(done)
     assert how != "replaced" or list(path.iterdir()) == [], "what took its place is left alone"
-
-
-def test_whether_a_run_is_running(copied: Path) -> None:
-    run = Run.open(copied)
-    assert not run.is_running()
-    with run.alone():
-        assert Run.open(copied).is_running()
-    assert not run.is_running()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import refused
 
 from attnlab.analysis.runs import study_run
 from attnlab.training import train
-from attnlab.training.experiment import check_same_data, load_task_data, prepare, same_values
-from attnlab.training.inference import predict_file
+from attnlab.training.experiment import check_same_data, prepare, same_values
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
@@ -45,23 +45,15 @@ def test_another_corpus_is_refused(command: Any, run: Run, monkeypatch: pytest.M
         command(run)
 
 
-def test_extension_in_another_unit_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnlab.tasks.text.standard_library", lambda: documentation(1))
-    task_data = load_task_data(run.settings)
-    check_same_data(run, task_data)
-    task_data.encoding["split_by"] = "lines"
-    with pytest.raises(UserError, match=r"\(in split_by\)"):
-        check_same_data(run, task_data)
-
-
 def test_changed_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"".join(b"line %d\n" % i for i in range(307)))
     changes = {**SETTINGS, "data": str(tmp_path / "x.txt")}
     experiment = prepare(defaults("multihead", "text").updated(changes, "the test"))
     run = train.start(experiment, tmp_path / "run")
+    check_same_data(run, experiment.task_data)
     run.config["encoding"]["split_by"] = "position"
-    with pytest.raises(UserError, match=r"x\.txt is encoded differently .*\(in split_by\); use the version"):
-        check_same_data(run, experiment.task_data)
+    message = f"x.txt is encoded differently than when {run.path} was started (in split_by); use the version"
+    refused(message, check_same_data, run, experiment.task_data)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +70,3 @@ def test_changed_encoding_is_refused(tmp_path: Path) -> None:
 )
 def test_same_values_up_to_rounding(a: Any, b: Any, same: bool) -> None:
     assert same_values(a, b) is same
-
-
-def test_whole_lines_are_predicted_from_a_run(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "new.txt").write_bytes(b"paragraph 7 of the documentation\n\nb\n")
-    columns = predict_file(run.path, tmp_path / "new.txt").columns
-    assert columns["line"] == ["paragraph 7 of the documentation", "", "b"]
-    assert columns["bytes"] == [32, 0, 1]
-    assert 0 < columns["bits_per_byte"][0] < 20
-    assert columns["bits_per_byte"][1:] == [None, None]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import refused
 
 from attnlab import tasks
 from attnlab.catalog import registry
@@ -41,36 +42,17 @@ def changed(name: str, value: Any) -> Settings:
     return settings
 
 
-def refused(settings: Settings) -> str:
-    with pytest.raises(UserError) as caught:
-        check(settings)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("name", RANGES)
 def test_range_limits(name: str) -> None:
     low, high = RANGES[name]
     check(changed(name, low))
     check(changed(name, high))
-    tiny = 1 if name in WHOLE else 1e-9 * max(1.0, high)
-    for beyond in (low - tiny, high + tiny):
-        error = refused(changed(name, beyond))
-        assert error.startswith(f"{name} must be from ")
-        assert "\n" not in error
-
-
-@pytest.mark.parametrize("name", sorted(set(RANGES) - WHOLE))
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_nonfinite_and_huge_values_are_refused(name: str, value: float) -> None:
-    assert refused(changed(name, value)).startswith(f"{name} must be from ")
-
-
-@pytest.mark.parametrize("name", sorted(WHOLE))
-@pytest.mark.parametrize("value", [-1, 10**30, -(10**400), 10**400])
-def test_huge_integers_are_refused_in_a_short_line(name: str, value: int) -> None:
-    error = refused(changed(name, value))
-    assert error.startswith(f"{name} must be from ")
-    assert len(error) < 150
+    whole = name in WHOLE
+    tiny = 1 if whole else 1e-9 * max(1.0, high)
+    beyond = [-1, 10**30, -(10**400), 10**400] if whole else [math.nan, math.inf, -math.inf, 1e300]
+    for value in (low - tiny, high + tiny, *beyond):
+        with pytest.raises(UserError, match=f"^{name} must be from .{{,100}}$"):
+            check(changed(name, value))
 
 
 def test_every_number_has_a_range() -> None:
@@ -78,26 +60,16 @@ def test_every_number_has_a_range() -> None:
     assert numbers <= set(RANGES)
 
 
-def test_the_defaults_of_every_model_and_task_are_within_their_ranges() -> None:
-    for model in registry.names():
-        for task in tasks.names():
-            check(defaults(model, task))
-
-
 def test_epochs_or_steps() -> None:
     both, neither = Settings(), Settings()
     both.training.steps = 5
     neither.training.epochs = None
     for settings in (both, neither):
-        assert "by epochs or by steps" in refused(settings)
+        refused("the training length is set by epochs or by steps; give one of them", check, settings)
     updated = Settings().updated({"steps": 5}, "a file")
     assert (updated.training.steps, updated.training.epochs) == (5, None)
     again = updated.updated({"epochs": 3}, "a file")
     assert (again.training.steps, again.training.epochs) == (None, 3)
-    with pytest.raises(
-        UserError, match=r"epochs and steps both set the training length; give one of them \(in a file\)"
-    ):
-        Settings().updated({"steps": 5, "epochs": 3}, "a file")
     assert Settings().updated({"steps": 5, "epochs": None}, "a file").training.steps == 5
 
 
@@ -119,12 +91,14 @@ def test_epochs_or_steps() -> None:
         ({"learning_rates": 0.1}, "unknown setting 'learning_rates'; did you mean learning_rate? (in a file)"),
         ({"heads": 4}, "unknown setting 'heads'; "),
         ({"quiet": True}, "unknown setting 'quiet'; "),
+        ({"positions": 3}, "positions must be 'none', 'rotary', 'alibi' or 't5' or a valid string, not 3"),
+        ({"position_embedding": "waves"}, "must be 'learned', 'sinusoidal' or 'none', not 'waves'"),
+        ({"steps": 5, "epochs": 3}, "epochs and steps both set the training length; give one of them (in a file)"),
+        ({"clip": 0.5, "grad_clip": 0.5}, "clip and grad_clip are the same setting; give one of them (in a file)"),
     ],
 )
 def test_wrong_types_and_unknown_names_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Settings().updated(values, "a file")
-    assert message in str(caught.value)
+    refused(message, Settings().updated, values, "a file")
 
 
 def test_integer_is_accepted_for_float() -> None:
@@ -133,16 +107,15 @@ def test_integer_is_accepted_for_float() -> None:
 
 
 def test_unknown_names_suggest_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown model 'multihed'; did you mean multihead"):
-        defaults("multihed", "digits")
-    with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits"):
-        defaults("multihead", "digit")
+    refused("unknown model 'multihed'; did you mean multihead", defaults, "multihed", "digits")
+    refused("unknown task 'digit'; did you mean digits", defaults, "multihead", "digit")
 
 
 @pytest.mark.parametrize("model", registry.names())
 @pytest.mark.parametrize("task", tasks.names())
 def test_settings_round_trip(model: str, task: str) -> None:
     settings = defaults(model, task)
+    check(settings)
     flat = settings.flat()
     assert set(settings.model.options) == {option.name for option in mechanism_options(model)}
     assert set(settings.model.options) <= set(flat), "an option of the mechanism is a setting like any other"
@@ -201,24 +174,13 @@ def test_config_formats(tmp_path: Path) -> None:
         ("a.json", '{"settings": 3}', "holds 3; expected settings by name"),
         ("a.json", "[" * 100_000, "is malformed: it is nested too deeply"),
         ("a.json", '{"embed_dim": ' + "9" * 5000 + "}", "is malformed: "),
+        ("a.json", b"\xff\xfe\x00{", "is malformed: "),
     ],
 )
-def test_malformed_config_is_refused_in_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_malformed_config_is_refused_in_one_line(name: str, text: str | bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError) as caught:
-        read_config(path)
-    assert f"--config {path}" in str(caught.value)
-    assert message in str(caught.value)
-    with pytest.raises(UserError, match=r"cannot read --config .*: No such file"):
-        read_config(tmp_path / "missing.toml")
-
-
-def test_binary_config_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(UserError, match=r"is malformed: "):
-        read_config(path)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(f"--config {path} {message}", read_config, path)
 
 
 # The types of a mechanism's own options
@@ -252,40 +214,26 @@ def test_option_types_and_choices(annotation: str, kind: Any, choices: Choices) 
     "annotation", ["Tensor", "Tensor | None", "Tensor | Mask", "__import__('os')", "dict[str, int]"]
 )
 def test_unsupported_option_types(annotation: str) -> None:
-    with pytest.raises(UserError, match=r"models/mine has an option of type .*, which cannot be a flag; use int"):
-        option_type(option(annotation), "mine")
-
-
-def test_positions_in_a_config_are_strings() -> None:
-    words = "rotary(base=500000)"
-    assert Settings().updated({"positions": words}, "a file").model.options["positions"] == words
-    with pytest.raises(UserError, match="positions must be 'none', 'rotary', 'alibi' or 't5' or a valid string, not 3"):
-        Settings().updated({"positions": 3}, "a file")
-    with pytest.raises(UserError, match="position_embedding must be 'learned', 'sinusoidal' or 'none', not 'waves'"):
-        Settings().updated({"position_embedding": "waves"}, "a file")
+    message = f"models/mine has an option of type {annotation}, which cannot be a flag; use int"
+    refused(message, option_type, option(annotation), "mine")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_pipe_as_config_is_refused(tmp_path: Path) -> None:
+def test_only_small_regular_files_are_configs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"--config .*a\.json is a pipe; write its content to a file first"):
-        read_config(tmp_path / "a.json")
     (tmp_path / "b.toml").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match=r"--config .*b\.toml is a device"):
-        read_config(tmp_path / "b.toml")
-
-
-def test_oversized_config_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(2**34)  # a hole: no byte of it is on the disk
-    with pytest.raises(UserError, match=r"huge\.json has 17,179,869,184 bytes; settings are far smaller"):
-        read_config(tmp_path / "huge.json")
+    for name, message in {
+        "a.json": "a.json is a pipe; write its content to a file first",
+        "b.toml": "b.toml is a device",
+        "huge.json": "huge.json has 17,179,869,184 bytes; settings are far smaller",
+        "missing.toml": "missing.toml: No such file",
+    }.items():
+        refused(message, read_config, tmp_path / name)
 
 
 def test_earlier_names_of_settings_and_tasks() -> None:
     updated = Settings().updated({"clip": 0.5, "lr": 0.25, "task": "fetch"}, "a file")
     assert (updated.training.grad_clip, updated.training.learning_rate) == (0.5, 0.25)
-    assert updated.data.task == "multi_lookup"
-    assert tasks.entry("fetch").name == "multi_lookup"
-    with pytest.raises(UserError, match=r"clip and grad_clip are the same setting; give one of them \(in a file\)"):
-        Settings().updated({"clip": 0.5, "grad_clip": 0.5}, "a file")
+    assert updated.data.task == tasks.entry("fetch").name == "multi_lookup"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from attnlab.network import Network
 from attnlab.training import assessment, hardware, objective, train
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.inference import predict_file
+from attnlab.training.loop import Outcome
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults
 from attnlab.utils.errors import UserError
@@ -27,13 +27,29 @@ def settings(task: str = "digits", **changes: Any) -> Settings:
     return defaults("multihead", task).updated({**tiny, **changes}, "the test")
 
 
+class Done(NamedTuple):
+    """A finished run, read-only; for each split that was scored at the end, whether it was the test data."""
+
+    experiment: Experiment
+    run: Run
+    result: dict[str, Any]
+    scored: list[bool]
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Run, dict[str, Any]]:
-    experiment = prepare(settings())
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    experiment, scored, predict = prepare(settings()), list[bool](), assessment.predict
+
+    def watched(network: Network, split: Any, **more: Any) -> Any:
+        scored.append(split is experiment.task_data.test)
+        return predict(network, split, **more)
+
     run = train.start(experiment, tmp_path_factory.mktemp("done") / "run")
-    _, result = train.train(experiment, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "predict", watched)
+        _, result = train.train(experiment, run)
     assert result is not None
-    return experiment, run, result
+    return Done(experiment, run, result, scored)
 
 
 def test_every_task_without_a_file_can_be_prepared() -> None:
@@ -65,9 +81,9 @@ def test_initialization_depends_only_on_the_seed() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 3}, r"multihead: embed_dim \(8\) must be divisible by num_heads \(3\)"),
-        ({"task": "text", "causal": False}, r"text predicts the next token, so the network must be causal"),
+        ({"task": "recall", "causal": False}, r"recall predicts the next token, so the network must be causal"),
         ({"device": "cuda:99"}, r"available: auto, cpu"),
-        ({"embed_dim": 65536, "layers": 999}, r"parameters need .* reduce --embed_dim or --layers"),
+        ({"embed_dim": 65536, "layers": 9}, r"parameters need .* reduce --embed_dim or --layers"),
     ],
 )
 def test_invalid_settings_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -75,10 +91,9 @@ def test_invalid_settings_are_refused(changes: dict[str, Any], message: str) -> 
         prepare(settings(changes.pop("task", "digits"), **changes))
 
 
-def test_the_result_is_of_the_best_network_on_the_test_data(
-    done: tuple[Experiment, Run, dict[str, Any]],
-) -> None:
-    experiment, run, result = done
+def test_the_result_is_of_the_best_network_on_the_test_data(done: Done) -> None:
+    experiment, run, result, scored = done
+    assert scored == [True]
     test = experiment.task_data.test
     scores = objective.predict(attnlab.load(run.path), test, batch_size=31)
     assert result["test"] == pytest.approx(float((scores.argmax(-1) == test.y).float().mean()))
@@ -88,49 +103,35 @@ def test_the_result_is_of_the_best_network_on_the_test_data(
     assert run.result() == result
 
 
-def test_the_test_data_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    experiment = prepare(settings())
-    splits = []
-    predict = assessment.predict
-
-    def watched(network: Network, split: Any, **more: Any) -> Any:
-        splits.append(split is experiment.task_data.test)
-        return predict(network, split, **more)
-
-    monkeypatch.setattr(assessment, "predict", watched)
-    train.train(experiment, train.start(experiment, tmp_path / "run"))
-    assert splits == [True]
+def test_evaluate_run_gives_the_same_values(done: Done) -> None:
+    again = train.evaluate_run(Run.open(done.run.path))
+    assert small.without_times(again) == small.without_times(done.result)
 
 
-def test_evaluate_run_gives_the_same_values(done: tuple[Experiment, Run, dict[str, Any]]) -> None:
-    _, run, result = done
-    again = train.evaluate_run(Run.open(run.path))
-    assert small.without_times(again) == small.without_times(result)
-
-
-def test_float64_network_stays_float64(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_curve")
+def test_float64_network_stays_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.tasks.digits.classifiers", lambda *_: [])
     experiment = prepare(settings(precision="float64"))
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
-    network = attnlab.load(run.path)
-    assert next(network.parameters()).dtype == torch.float64
+    assert next(attnlab.load(run.path).parameters()).dtype == torch.float64
     assert result is not None
     assert train.evaluate_run(run)["test"] == result["test"]
     np.savez(tmp_path / "new.npz", x=experiment.task_data.test.x[:3].float().numpy())
     assert len(predict_file(run.path, tmp_path / "new.npz").columns["prediction"]) == 3
 
 
+@pytest.mark.usefixtures("no_curve")
 def test_mixed_precision_keeps_float32_parameters(tmp_path: Path) -> None:
-    experiment = prepare(settings(precision="bfloat16"))
+    experiment = small.experiment(precision="bfloat16")
     run = train.start(experiment, tmp_path / "run")
     _, result = train.train(experiment, run)
     assert result is not None
     assert next(attnlab.load(run.path).parameters()).dtype == torch.float32
 
 
-def test_predictions_are_those_of_the_network(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
-    experiment, run, _ = done
-    x = experiment.task_data.test.x[:11]
+def test_predictions_are_those_of_the_network(done: Done, tmp_path: Path) -> None:
+    run, x = done.run, done.experiment.task_data.test.x[:11]
     np.savez(tmp_path / "new.npz", x=x.numpy())
     run.export(tmp_path / "x.pth")
     answers = predict_file(run.path, tmp_path / "new.npz")
@@ -143,29 +144,15 @@ def test_predictions_are_those_of_the_network(done: tuple[Experiment, Run, dict[
     [{"y": np.zeros(3)}, {"x": np.zeros((3, 8))}, {"x": np.zeros((3, 8, 7))}, {"x": np.zeros((3, 99, 8))},
      {"x": np.full((3, 8, 8), np.nan)}, {"x": np.array([None, {}])}],
 )  # fmt: skip
-def test_mismatched_data_are_refused(
-    arrays: dict[str, Any], done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_mismatched_data_are_refused(arrays: dict[str, Any], done: Done, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", **arrays)
-    with pytest.raises(UserError, match=r"new\.npz"):
-        predict_file(done[1].path, tmp_path / "new.npz")
-
-
-def test_hub_folder_round_trip(done: tuple[Experiment, Run, dict[str, Any]], tmp_path: Path) -> None:
-    network = attnlab.load(done[1].path)
-    network.save_pretrained(tmp_path / "hub")
-    back = Network.from_pretrained(tmp_path / "hub")
-    x = done[0].task_data.test.x
-    assert torch.equal(back(x), network(x))
+    small.refused("new.npz", predict_file, done.run.path, tmp_path / "new.npz")
 
 
 def test_no_result_without_a_network(tmp_path: Path) -> None:
-    experiment = small.experiment()
-    run = train.start(experiment, tmp_path / "run")
-    trainer = small.trainer(tmp_path / "run")
-    outcome = trainer.fit()
-    with pytest.raises(UserError, match=r"no evaluation gave a finite metric, so .*run holds no network"):
-        train.evaluate_test(experiment, run, replace(outcome, best=None))
+    run = small.started(tmp_path / "run")
+    message = f"no evaluation gave a finite metric, so {run.path} holds no network"
+    small.refused(message, train.evaluate_test, small.experiment(), run, Outcome("finished", 23, None, 0, 1.0))
     assert run.result() is None
 
 

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import EXACT, LayerUnderTest, N
-from attnlab.checks.probes import calling, describe, difference, gradients, largest, seeded
-from attnlab.checks.registry import Measurement, check
+from attnlab.checks.probes import describe, difference, gradients, located, seeded
+from attnlab.checks.registry import Values, check
 from attnlab.masks import Mask, causal, padding, sliding_window
 
 STEP = 1e-7
@@ -29,71 +29,61 @@ Case = tuple[str, nn.Module, Tensor, Mask | None]
 """A description, a layer, its input and a mask."""
 
 
-@check("second_derivatives_exact_or_raise")
-def second_order(case: LayerUnderTest) -> Measurement:
+@check("second_derivatives_exact_or_raise", limit=TOLERANCE)
+def second_order(case: LayerUnderTest) -> Values:
     """The difference between a Hessian-vector product and finite differences of the gradient, in float64.
 
     In tokens and parameters, by ``autograd.grad`` and by ``backward(create_graph=True)``; an error passes.
     """
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for where, layer, x, mask in _cases(case):
-            leaves = _leaves(layer, x)
-            expected = None
-            for method, product in _PRODUCTS.items():
-                try:
+    for where, layer, x, mask in _cases(case):
+        leaves, expected = _leaves(layer, x), None
+        for method, product in _PRODUCTS.items():
+            try:
+                with _no_warnings():
                     actual = product(case, layer, leaves, mask)
-                except RuntimeError:
-                    continue
-                expected = expected or _finite_differences(case, layer, leaves, mask)
-                for name, slope in zip(leaves, actual, strict=True):
-                    yield difference(slope, expected[name]), f"the second derivative in {name} by {method} ({where})"
-
-    return _largest(case, measure)
+            except RuntimeError:
+                continue
+            expected = expected or _finite_differences(case, layer, leaves, mask)
+            for name, slope in zip(leaves, actual, strict=True):
+                yield difference(slope, expected[name]), f"the second derivative in {name} by {method} ({where})"
 
 
-@check("higher_derivatives_with_math_backend", needs=("contract",))
-def with_math_backend(case: LayerUnderTest) -> Measurement:
+@check("higher_derivatives_with_math_backend", needs=("contract",), limit=TOLERANCE)
+def with_math_backend(case: LayerUnderTest) -> Values:
     """The difference between derivatives under ``sdpa_kernel(SDPBackend.MATH)`` and finite differences, in float64.
 
     Hessian-vector products, and forward mode by `torch.func.jvp` and `torch.autograd.forward_ad`.
     """
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for where, layer, x, mask in _cases(case):
-            with sdpa_kernel(SDPBackend.MATH):
-                leaves = _leaves(layer, x)
-                expected = _finite_differences(case, layer, leaves, mask)
-                for method, product in _PRODUCTS.items():
-                    message = f"the second derivative by {method}, {where}"
-                    actual = calling(lambda: product(case, layer, leaves, mask), message)  # noqa: B023
-                    for name, slope in zip(leaves, actual, strict=True):
-                        detail = f"the second derivative in {name} by {method} ({where})"
-                        yield difference(slope, expected[name]), detail
-                direction, run = _direction(case, x, 0), _seeded(case, layer, mask)
-                with torch.no_grad():
-                    output = run(x)
-                    slope = (run(x + STEP * direction) - run(x - STEP * direction)) / (2 * STEP)
-                for method, jvp in (("torch.func.jvp", _jvp), ("forward_ad", _forward_ad)):
-                    primal, tangent = calling(lambda: jvp(run, x.detach(), direction), f"{method}, {where}")  # noqa: B023
-                    changed = difference(primal, output)
-                    if "dropout" in where and changed > TOLERANCE:
-                        continue  # other values were dropped
+    for where, layer, x, mask in _cases(case):
+        with sdpa_kernel(SDPBackend.MATH), _no_warnings():
+            leaves = _leaves(layer, x)
+            expected = _finite_differences(case, layer, leaves, mask)
+            for method, product in _PRODUCTS.items():
+                with located(f"the second derivative by {method}, {where}"):
+                    actual = product(case, layer, leaves, mask)
+                for name, slope in zip(leaves, actual, strict=True):
+                    yield difference(slope, expected[name]), f"the second derivative in {name} by {method} ({where})"
+            direction, run = _direction(case, x, 0), _seeded(case, layer, mask)
+            with torch.no_grad():
+                output = run(x)
+                slope = (run(x + STEP * direction) - run(x - STEP * direction)) / (2 * STEP)
+            for method, jvp in (("torch.func.jvp", _jvp), ("forward_ad", _forward_ad)):
+                with located(f"{method}, {where}"):
+                    primal, tangent = jvp(run, x.detach(), direction)
+                changed = difference(primal, output)
+                if "dropout" not in where or changed <= TOLERANCE:  # otherwise other values were dropped
                     yield max(changed, difference(tangent, slope)), f"{method} ({where})"
 
-    return _largest(case, measure)
 
-
-def _largest(case: LayerUnderTest, measure: Callable[[], Iterator[tuple[float, str]]]) -> Measurement:
-    if case.exact != EXACT:
-        raise NotApplicable("it rounds to float32, which is too coarse for finite differences of gradients")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
-        return largest(measure(), TOLERANCE)
+def _no_warnings() -> warnings.catch_warnings[None]:
+    """Of torch: deprecations, and a reference cycle in ``backward(create_graph=True)``, which is broken here."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _cases(case: LayerUnderTest) -> Iterator[Case]:
     """Calls without a mask, with masks and with dropout, at 7 tokens and at enough tokens for another backend."""
+    if case.exact != EXACT:
+        raise NotApplicable("it rounds to float32, which is too coarse for finite differences of gradients")
     long = N
     while case.num_heads * long * long < ELEMENTS:
         long += 1
@@ -140,9 +130,7 @@ def _by_grad(case: LayerUnderTest, layer: nn.Module, leaves: dict[str, Tensor], 
 def _by_backward(case: LayerUnderTest, layer: nn.Module, leaves: dict[str, Tensor], mask: Mask | None) -> list[Tensor]:
     """The same by ``backward(create_graph=True)``."""
     tensors = list(leaves.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of a reference cycle, which is broken below
-        _value(case, layer, leaves["x"], mask).backward(create_graph=True)
+    _value(case, layer, leaves["x"], mask).backward(create_graph=True)
     slopes = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in tensors]
     for leaf in tensors:
         leaf.grad = None

@@ -16,8 +16,8 @@ from torch._functorch import config as functorch_config
 
 from attnlab.checks.capabilities import CheckFailed, NotApplicable
 from attnlab.checks.layer_under_test import B, LayerUnderTest, N, as_matrix, first_line
-from attnlab.checks.probes import calling, describe, difference, gradient, largest
-from attnlab.checks.registry import Measurement, check
+from attnlab.checks.probes import describe, difference, gradient, located
+from attnlab.checks.registry import Values, check
 from attnlab.masks import from_attention_mask, padding
 from attnlab.utils.extras import MissingExtraError, need
 
@@ -30,8 +30,8 @@ SIZES = ((B, N), (B - 1, N + 4), (B + 3, 2 * N + 3), (B, 2))
 """Items and tokens of the calls of a program that was exported with the first."""
 
 
-@check("compile_matches_eager", slow=True)
-def compiled(case: LayerUnderTest) -> Measurement:
+@check("compile_matches_eager", slow=True, limit=TOLERANCE)
+def compiled(case: LayerUnderTest) -> Values:
     """The difference between torch.compile and eager mode, in outputs and gradients.
 
     One graph for every length; several where the layer is not declared exportable. By inductor on an accelerator or
@@ -39,38 +39,33 @@ def compiled(case: LayerUnderTest) -> Measurement:
     """
     has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
     backend = "inductor" if has_compiler else "aot_eager"
-
-    def measure() -> Iterator[tuple[float, str]]:
+    # `gradient` keeps the graph, which donated buffers do not allow; the compiler's own deprecations.
+    with functorch_config.patch(donated_buffer=False), warnings.catch_warnings(action="ignore"):
         for module, masked, where in _modules(case):
             torch.compiler.reset()
             fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
             for length in LENGTHS:
                 arguments = _arguments(case, length, masked)
                 x = arguments[0].requires_grad_()
-                outs = calling(lambda: fast(*arguments), where), module(*arguments)  # noqa: B023
+                with located(where):
+                    outs = fast(*arguments), module(*arguments)
                 slopes = [gradient(out.square().sum(), x) for out in outs]
-                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where})"
-
-    # `gradient` keeps the graph, which donated buffers do not allow.
-    with warnings.catch_warnings(), functorch_config.patch(donated_buffer=False):
-        warnings.simplefilter("ignore")  # the compiler's own deprecations
-        result = largest(measure(), TOLERANCE)
+                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where}) by {backend}"
     torch.compiler.reset()
-    return Measurement(result.value, TOLERANCE, f"{result.detail} by {backend}".strip())
 
 
-@check("export_matches_eager", needs=("export",), slow=True)
-def exported(case: LayerUnderTest) -> Measurement:
+@check("export_matches_eager", needs=("export",), slow=True, limit=TOLERANCE)
+def exported(case: LayerUnderTest) -> Values:
     """The difference between torch.export and eager mode, at other batch sizes and lengths than the exported ones."""
 
     def convert(module: _Module, masked: bool, where: str) -> Callable[..., Tensor]:
         return _export(torch.export.export, module, _arguments(case, N, masked), where).module()
 
-    return _largest_over_sizes(case, convert)
+    yield from _over_sizes(case, convert)
 
 
-@check("onnx_matches_eager", needs=("export",), slow=True)
-def onnx(case: LayerUnderTest) -> Measurement:
+@check("onnx_matches_eager", needs=("export",), slow=True, limit=TOLERANCE)
+def onnx(case: LayerUnderTest) -> Values:
     """The same, exported to ONNX and run by onnxruntime on the CPU."""
     try:
         need("export", "it")
@@ -92,26 +87,20 @@ def onnx(case: LayerUnderTest) -> Measurement:
 
         return run
 
-    return _largest_over_sizes(case, convert)
+    yield from _over_sizes(case, convert)
 
 
-def _largest_over_sizes(
-    case: LayerUnderTest, convert: Callable[[_Module, bool, str], Callable[..., Tensor]]
-) -> Measurement:
-    """The largest difference between the converted layer and the layer, over all sizes."""
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for module, masked, where in _modules(case):
+def _over_sizes(case: LayerUnderTest, convert: Callable[[_Module, bool, str], Callable[..., Tensor]]) -> Values:
+    """The difference between the converted layer and the layer, for all sizes."""
+    for module, masked, where in _modules(case):
+        with warnings.catch_warnings(action="ignore"):  # the exporters' own deprecations
             program = convert(module.eval(), masked, where)
             for batch, length in SIZES:
                 arguments = _arguments(case, length, masked, batch)
-                out = calling(lambda: program(*arguments), where)  # noqa: B023
+                with located(where):
+                    out = program(*arguments)
                 detail = f"{batch} items of {length} tokens, exported with {B} of {N} ({where})"
                 yield difference(out, module(*arguments)), detail
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own deprecations
-        return largest(measure(), TOLERANCE)
 
 
 def _export(
@@ -127,12 +116,7 @@ def _export(
     if arguments[-1].dtype == torch.bool and arguments[-1].dim() == 3:
         shapes[-1][2] = length
     try:
-        return export(
-            module,
-            arguments,
-            dynamic_shapes=tuple(shapes),
-            **options,
-        )
+        return export(module, arguments, dynamic_shapes=tuple(shapes), **options)
     except Exception as error:
         reason: BaseException = error
         while reason.__cause__ is not None:

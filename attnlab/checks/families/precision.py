@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from weakref import WeakKeyDictionary
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.layer_under_test import LayerUnderTest, N
-from attnlab.checks.probes import gradient, largest
-from attnlab.checks.registry import Measurement, check
+from attnlab.checks.probes import gradient
+from attnlab.checks.registry import Values, check
 
 LONG = 1024
 LENGTHS = {
@@ -33,27 +32,23 @@ Errors = dict[tuple[str, int], float]
 _cache: WeakKeyDictionary[LayerUnderTest, Errors] = WeakKeyDictionary()
 
 
-@check("low_precision_accuracy")
-def accuracy(case: LayerUnderTest) -> Measurement:
+@check("low_precision_accuracy", limit=MAX_ROUNDOFFS)
+def accuracy(case: LayerUnderTest) -> Values:
     """The error of outputs and gradients in float32, float16 and bfloat16 at up to 1,024 tokens, in unit roundoffs.
 
     The root mean square difference from float64 with the same rounded parameters, relative to that of the output.
     """
-    errors = _errors(case)
-    return largest(((error, f"{name}, {length} tokens") for (name, length), error in errors.items()), MAX_ROUNDOFFS)
+    for (name, length), error in _errors(case).items():
+        yield error, f"{name}, {length} tokens"
 
 
-@check("low_precision_error_growth")
-def growth(case: LayerUnderTest) -> Measurement:
+@check("low_precision_error_growth", limit=MAX_GROWTH)
+def growth(case: LayerUnderTest) -> Values:
     """The ratio between the error of ``low_precision_accuracy`` at the longest length and at 64 tokens."""
     errors = _errors(case)
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for name, lengths in LENGTHS.items():
-            short, long = errors[name, lengths[1]], errors[name, lengths[-1]]
-            yield long / max(short, 1.0), f"{name}, from {lengths[1]} to {lengths[-1]} tokens"
-
-    return largest(measure(), MAX_GROWTH)
+    for name, lengths in LENGTHS.items():
+        short, long = errors[name, lengths[1]], errors[name, lengths[-1]]
+        yield long / max(short, 1.0), f"{name}, from {lengths[1]} to {lengths[-1]} tokens"
 
 
 def _errors(case: LayerUnderTest) -> Errors:

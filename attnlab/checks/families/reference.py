@@ -1,51 +1,55 @@
-"""Outputs and gradients match those of the reference implementation."""
+"""Outputs and gradients match those of the reference implementation, and outputs those of permuted tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from attnlab.checks.layer_under_test import B, LayerUnderTest, M, N
-from attnlab.checks.probes import calling, describe, difference, largest
-from attnlab.checks.registry import Measurement, check
+from attnlab.checks.layer_under_test import B, LayerUnderTest, M, N, as_matrix
+from attnlab.checks.probes import describe, difference, exact, located
+from attnlab.checks.registry import Values, check
 from attnlab.masks import Mask, causal, from_tensor
 
 BLOCK = 64
 """The block size of several backends; longer sequences are compared with this one by other checks."""
 
 
-@check("matches_reference_outputs", needs=("reference",))
-def outputs(case: LayerUnderTest) -> Measurement:
+@check("permutation_equivariance", needs=("equivariant",), limit=exact)
+def permutation_equivariance(case: LayerUnderTest) -> Values:
+    """The difference between the output of permuted tokens, with the mask permuted, and the permuted output."""
+    layer, x = case.layer(causal=False) if "causal" in case.capabilities else case.layer(), case.tokens()
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1)).to(x.device)
+    yield difference(case(layer, x[:, order]), case(layer, x)[:, order]), "no mask"
+    for mask in case.masks() if "arbitrary_mask" in case.capabilities else []:
+        matrix = as_matrix(mask, x, x)
+        permuted = case(layer, x[:, order], matrix[:, order][:, :, order])
+        yield difference(permuted, case(layer, x, matrix)[:, order]), f"mask={mask}"
+
+
+@check("matches_reference_outputs", needs=("reference",), limit=exact)
+def outputs(case: LayerUnderTest) -> Values:
     """The difference from the outputs of the reference, for all arguments and their combinations, in float64."""
-    calls = [*_calls(case), ReferenceCall(case.causal_choices[-1], None, length=BLOCK, batch=1)]
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for call in calls:
-            actual, expected, _ = _run(case, call)
-            yield difference(actual, expected), str(call)
-
-    return largest(measure(), case.exact)
+    for call in (*_calls(case), ReferenceCall(case.causal_choices[-1], None, length=BLOCK, batch=1)):
+        actual, expected, _ = _run(case, call)
+        yield difference(actual, expected), str(call)
 
 
-@check("matches_reference_gradients", needs=("reference",))
-def gradients(case: LayerUnderTest) -> Measurement:
+@check("matches_reference_gradients", needs=("reference",), limit=exact)
+def gradients(case: LayerUnderTest) -> Values:
     """The difference from the gradients of the reference, in every input and parameter, in float64."""
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for call in _calls(case):
-            actual, expected, inputs = _run(case, call)
-            cotangent = case.random(*expected.shape, seed=3)
-            slopes = [
-                torch.autograd.grad(out, list(inputs.values()), cotangent, allow_unused=True, materialize_grads=True)
-                for out in (actual, expected)
-            ]
-            for name, ours, reference in zip(inputs, *slopes, strict=True):
-                yield difference(ours, reference), f"the gradient of {name} ({call})"
-
-    return largest(measure(), case.exact)
+    for call in _calls(case):
+        *outs, inputs = _run(case, call)
+        cotangent = case.random(*outs[1].shape, seed=3)
+        slopes = [
+            torch.autograd.grad(out, list(inputs.values()), cotangent, allow_unused=True, materialize_grads=True)
+            for out in outs
+        ]
+        for name, ours, reference in zip(inputs, *slopes, strict=True):
+            yield difference(ours, reference), f"the gradient of {name} ({call})"
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,9 @@ def _calls(case: LayerUnderTest) -> Iterator[ReferenceCall]:
         # A causal layer rejects a context of another length.
         contexts = [N] if is_causal else [M, 2 * M + 1]
         lengths = [None, *contexts] if "context" in case.capabilities else [None]
-        for bias in biases:
-            for length in lengths:
-                for mask in (None, *per_head[length]):
-                    if bias or length:
-                        yield ReferenceCall(is_causal, mask, bias, length)
+        for bias, length in list(product(biases, lengths))[1:]:
+            for mask in (None, *per_head[length]):
+                yield ReferenceCall(is_causal, mask, bias, length)
 
 
 def _per_head_masks(case: LayerUnderTest, keys: int) -> list[Mask]:
@@ -106,7 +108,8 @@ def _run(case: LayerUnderTest, call: ReferenceCall) -> tuple[Tensor, Tensor, dic
         rule = past if rule is None else past & rule
     mask = {} if rule is None else {"mask": rule.expand(shape)}
     assert case.reference is not None
-    actual = calling(lambda: case(layer, x, call.mask, **extra), str(call))
+    with located(str(call)):
+        actual = case(layer, x, call.mask, **extra)
     trained = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
     with x.device:  # a reference names no device for its tensors
         expected = case.reference(layer, x, **mask, **extra)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn.utils import prune
 
 from attnlab.checks.capabilities import NotApplicable
 from attnlab.checks.layer_under_test import LayerUnderTest, M, N
-from attnlab.checks.probes import calling, difference, largest
-from attnlab.checks.registry import Measurement, check
+from attnlab.checks.probes import difference, exact, located
+from attnlab.checks.registry import Values, check
 from attnlab.masks import causal, padding, sliding_window
 
 LENGTH = 67
@@ -23,83 +24,75 @@ FACTOR = 1.5
 QUANTIZATION_TOLERANCE = 0.1
 """The largest change of an output by int8 weights, relative to the largest output."""
 
+MERGEABLE = nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm
+
 Call = Callable[[nn.Module], Tensor]
 
 
-@check("submodules_are_called", needs=("contract",))
-def submodules_are_called(case: LayerUnderTest) -> Measurement:
+@check("submodules_are_called", needs=("contract",), limit=exact)
+def submodules_are_called(case: LayerUnderTest) -> Values:
     """The difference between a modified submodule and the same change merged into its weights, on every code path.
 
     Each submodule of `torch.nn` that has parameters is replaced by a module without ``weight`` that adds a low-rank
     update, as LoRA does, and by one with a forward hook.
     """
+    for is_causal in case.causal_choices:
+        modules = case.build(is_causal).named_modules()
+        names = [name for name, module in modules if name and isinstance(module, MERGEABLE)]
+        if not names:
+            raise NotApplicable("it has no submodule of torch.nn with parameters")
+        for change in (_add_low_rank, _scale_by_hook):
+            wrapped, merged = case.build(is_causal), case.build(is_causal)
+            for name in names:
+                change(wrapped, merged, name, case)
+            for path, call in _calls(case, is_causal).items():
+                where = f"{path}, {change.__doc__} in {', '.join(names)}"
+                with located(where):
+                    out = call(wrapped)
+                yield difference(out, call(merged)), where
 
-    def measure() -> Iterator[tuple[float, str]]:
-        for is_causal in case.causal_choices:
-            names = [name for name, module in case.build(is_causal).named_modules() if name and _can_merge(module)]
-            if not names:
-                raise NotApplicable("it has no submodule of torch.nn with parameters")
-            for change in (_add_low_rank, _scale_by_hook):
-                wrapped, merged = case.build(is_causal), case.build(is_causal)
-                for name in names:
-                    change(wrapped, merged, name, case)
-                for path, call in _calls(case, is_causal).items():
-                    where = f"{path}, {change.__doc__} in {', '.join(names)}"
-                    yield difference(calling(lambda: call(wrapped), where), call(merged)), where  # noqa: B023
 
-    return largest(measure(), case.exact)
-
-
-@check("dynamic_quantization", needs=("contract",))
-def dynamic_quantization(case: LayerUnderTest) -> Measurement:
+@check("dynamic_quantization", needs=("contract",), limit=QUANTIZATION_TOLERANCE)
+def dynamic_quantization(case: LayerUnderTest) -> Values:
     """The difference between ``quantize_dynamic`` and float32, relative to the largest output; on a CPU."""
     if case.device.type != "cpu" or torch.backends.quantized.engine == "none":
         raise NotApplicable("torch quantizes linear layers to int8 on a CPU only")
-
-    def measure() -> Iterator[tuple[float, str]]:
-        for is_causal in case.causal_choices:
-            layer = case.build(is_causal, dtype=torch.float32)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated in favour of torchao
-                quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
-                for path, call in _calls(case, is_causal, torch.float32).items():
-                    where = f"{path}, quantized to int8"
-                    yield difference(calling(lambda: call(quantized), where), call(layer)), where  # noqa: B023
-
-    return largest(measure(), QUANTIZATION_TOLERANCE)
+    for is_causal in case.causal_choices:
+        layer = case.build(is_causal, dtype=torch.float32)
+        with warnings.catch_warnings(action="ignore"):  # torch.ao.quantization is deprecated in favour of torchao
+            quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+            for path, call in _calls(case, is_causal, torch.float32).items():
+                where = f"{path}, quantized to int8"
+                with located(where):
+                    out = call(quantized)
+                yield difference(out, call(layer)), where
 
 
-@check("pruning", needs=("contract",))
-def pruning(case: LayerUnderTest) -> Measurement:
+@check("pruning", needs=("contract",), limit=exact)
+def pruning(case: LayerUnderTest) -> Values:
     """The difference between two steps of SGD on a layer pruned by `torch.nn.utils.prune` and on masked weights."""
+    for is_causal in case.causal_choices:
+        names = [name for name, module in case.build(is_causal).named_modules() if isinstance(module, nn.Linear)]
+        for path, call in _calls(case, is_causal, grad=True).items():
+            pruned, masked = case.build(is_causal, train=True), case.build(is_causal, train=True)
+            for name in names:
+                prune.l1_unstructured(pruned.get_submodule(name), "weight", amount=0.3)
+            for _ in range(2):
+                with torch.no_grad():
+                    for name in names:
+                        kept = pruned.get_submodule(name).get_buffer("weight_mask")
+                        masked.get_submodule(name).get_parameter("weight").mul_(kept)
+                with located(where := f"{path}, pruned"):
+                    outs = [_training_step(layer, call) for layer in (pruned, masked)]
+                yield difference(*outs), where
 
-    def training_step(layer: nn.Module, call: Call) -> Tensor:
-        layer.zero_grad()
-        out = call(layer)
-        out.square().sum().backward()
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                if parameter.grad is not None:
-                    parameter.sub_(0.01 * parameter.grad)
-        return out.detach()
 
-    def measure() -> Iterator[tuple[float, str]]:
-        for is_causal in case.causal_choices:
-            names = [name for name, module in case.build(is_causal).named_modules() if isinstance(module, nn.Linear)]
-            for path, call in _calls(case, is_causal, grad=True).items():
-                pruned, masked = case.build(is_causal, train=True), case.build(is_causal, train=True)
-                for name in names:
-                    prune.l1_unstructured(pruned.get_submodule(name), "weight", amount=0.3)
-                for _ in range(2):
-                    with torch.no_grad():
-                        for name in names:
-                            kept = pruned.get_submodule(name).get_buffer("weight_mask")
-                            masked.get_submodule(name).get_parameter("weight").mul_(kept)
-                    where = f"{path}, pruned"
-                    outs = calling(lambda: [training_step(layer, call) for layer in (pruned, masked)], where)  # noqa: B023
-                    yield difference(*outs), where
-
-    return largest(measure(), case.exact)
+def _training_step(layer: nn.Module, call: Call) -> Tensor:
+    layer.zero_grad()
+    out = call(layer)
+    out.square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.01).step()
+    return out.detach()
 
 
 def _calls(
@@ -140,42 +133,29 @@ def _decode(layer: nn.Module, x: Tensor, mask: object) -> Tensor:
     return torch.cat([layer(part, mask=mask, cache=cache) for part in x.split([N - 3, 1, 2], 1)], 1)
 
 
-class _WithUpdate(nn.Module):
-    """A module in place of another, to whose output it adds; it has no ``weight``."""
+class _Sum(nn.Module):
+    """The sum of two modules, in place of the first; it has no ``weight``."""
 
-    def __init__(self, inner: nn.Module, update: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, inner: nn.Module, update: nn.Module) -> None:
         super().__init__()
         self.inner, self.update = inner, update
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.inner(x)
-        return out + self.update(x, out)
-
-
-def _can_merge(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | nn.RMSNorm)
+        out: Tensor = self.inner(x) + self.update(x)
+        return out
 
 
 def _add_low_rank(wrapped: nn.Module, merged: nn.Module, name: str, case: LayerUnderTest) -> None:
     """A low-rank update"""
     parent, _, last = name.rpartition(".")
     module, target = wrapped.get_submodule(name), merged.get_submodule(name)
-    update: Callable[[Tensor, Tensor], Tensor]
+    update = deepcopy(module)  # the output is linear in the parameters
     with torch.no_grad():
-        if isinstance(module, nn.Linear) and isinstance(target, nn.Linear):
-            down = case.random(module.in_features, RANK, seed=6)
-            up = case.random(RANK, module.out_features, seed=7) / RANK
-            update = lambda x, out: x @ down.to(x.dtype) @ up.to(x.dtype)  # noqa: E731
-            target.weight += (down @ up).T
-        elif isinstance(module, nn.Embedding) and isinstance(target, nn.Embedding):
-            table = case.random(*module.weight.shape, seed=6)
-            update = lambda x, out: nn.functional.embedding(x, table)  # noqa: E731
-            target.weight += table
-        else:
-            update = lambda x, out: 0.5 * out  # noqa: E731
-            for parameter in target.parameters(recurse=False):
-                parameter.mul_(1.5)
-    setattr(wrapped.get_submodule(parent), last, _WithUpdate(module, update))
+        for change, parameter in zip(update.parameters(), target.parameters(), strict=True):
+            *rows, columns = change.shape
+            change.copy_(case.random(*rows, RANK, seed=6) @ case.random(RANK, columns, seed=7) / RANK)
+            parameter.add_(change)
+    setattr(wrapped.get_submodule(parent), last, _Sum(module, update))
 
 
 def _scale_by_hook(wrapped: nn.Module, merged: nn.Module, name: str, case: LayerUnderTest) -> None:

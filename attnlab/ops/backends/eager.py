@@ -23,16 +23,9 @@ def explicit_attention(
     sink: Tensor | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """``(softmax([sink | scale · q kᵀ + matrix]) ⊙ keep) [0 | v]``, (B, H, N, w).
+    """``(softmax([sink | scale · q kᵀ + matrix]) ⊙ keep) [0 | v]``, (B, H, N, w); ``keep`` holds the dropout factors.
 
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, M, d).
-        v: (B, H, M, w).
-        matrix: Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M).
-        scale: the factor of the scores.
-        sink: (H,), a logit in every row that takes weight and has no value.
-        keep: (B, H, N, M), the dropout factors.
+    The matrix is Boolean (True means attend) or added to the scores, broadcastable to (B, H, N, M).
     """
     scores = scale * (q @ k.mT)
     if matrix is not None and matrix.dtype != torch.bool:

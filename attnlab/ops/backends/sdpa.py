@@ -93,15 +93,11 @@ class Sdpa:
 
     def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
         call = call.expand()
-        if call.bias is None and call.mask is None:
-            name, why = "fused", "every key is attended to"
-        elif call.bias is None and call.mask is not None and call.mask.is_causal:
-            name, why = "causal", "a plain causal mask, for which the kernel needs no matrix"
-        else:
-            parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
-            size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
-            name, why = "matrix", f"{' and '.join(parts)}, as a matrix of {size}"
-        return Dispatch(name, why)
+        if call.bias is None and (call.mask is None or call.mask.is_causal):
+            return Fused().explain(call, call.mask is not None)
+        parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
+        size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
+        return Dispatch("matrix", f"{' and '.join(parts)}, as a matrix of {size}")
 
 
 def unpad(out: Tensor, width: int) -> Tensor:
@@ -139,17 +135,10 @@ class Kernel:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
-        """Compute the output.
+        """Return the output for q (B, H, N, d), k and v (B, H, M, d): (B, H, N, d), zeros in a fully masked row.
 
-        Args:
-            q: (B, H, N, d).
-            k: (B, H, M, d).
-            v: (B, H, M, d).
-            matrix: Boolean (True means attend) or added to the scores, four axes or two.
-            causal: a square causal mask, without a matrix.
-
-        Returns:
-            (B, H, N, d); zeros in a fully masked row.
+        The matrix is Boolean (True means attend) or added to the scores, with four axes or two; ``causal`` stands for
+        a square causal mask, without a matrix.
         """
         if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:  # as in `Fused`
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()

@@ -138,26 +138,37 @@ class Rows(InParts):
 
 
 def tiled(call: AttentionCall, kernel: Kernel, tiles: Tiles, *, recompute: bool = False) -> Tensor:
-    """Return the output, (B, H, N, d), computed tile by tile; the keys of a window are a view, not a copy.
-
-    Args:
-        call: an expanded call.
-        kernel: computes a tile.
-        tiles: all queries, each tile with its keys.
-        recompute: whether the backward pass computes the matrix of each tile again, in place of keeping all of them.
+    """Return the output of an expanded call, tile by tile; the keys of a window are a view, not a copy.
 
     Source: Beltagy et al. 2020, "Longformer", section 3.1, and Zaheer et al. 2020, "Big Bird", for the patterns.
     """
 
     def part(rows: slice, keys: Index) -> Tensor:
         k, v = (t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (call.k, call.v))
-        tile = call.q[:, :, rows], k, v, call.mask, call.bias, kernel, rows, keys
-        if recompute and torch.is_grad_enabled():
-            return _checkpointed(compute_part, kernel, *tile)
-        return compute_part(*tile)
+        return compute_part(call.q[:, :, rows], k, v, call.mask, call.bias, kernel, rows, keys)
 
-    parts = preallocated(part, tiles) if recompute else [part(*tile) for tile in tiles]
-    return in_order([part.transpose(1, 2) for part in parts], [rows for rows, _ in tiles], 1).transpose(1, 2)
+    return by_tiles(part, tiles, recompute=recompute, random=kernel.dropout > 0)
+
+
+def by_tiles(
+    part: Callable[[slice, Index], Tensor], tiles: Tiles, *, recompute: bool = True, random: bool = False
+) -> Tensor:
+    """Return ``part`` of every tile, (B, H, n, w), as one tensor (B, H, N, w), laid out as (B, N, H, w).
+
+    With ``recompute`` and several tiles, the backward pass computes each again: keeping what it needs of all would be
+    the whole matrix. ``random`` tells whether ``part`` draws random numbers.
+    """
+    if len(tiles) == 1:
+        return part(*tiles[0])
+
+    def compute(rows: slice, keys: Index) -> Tensor:
+        if not torch.is_grad_enabled():
+            return part(rows, keys)
+        out: Tensor = checkpoint(part, rows, keys, use_reentrant=False, preserve_rng_state=random)
+        return out
+
+    outs = preallocated(compute, tiles) if recompute else [part(*tile) for tile in tiles]
+    return in_order([out.transpose(1, 2) for out in outs], [rows for rows, _ in tiles], 1).transpose(1, 2)
 
 
 def preallocated(compute: Callable[[slice, Index], Tensor], tiles: Tiles) -> list[Tensor]:
@@ -196,16 +207,17 @@ def folded(call: AttentionCall, kernel: Kernel, tiles: Tiles) -> Tensor:
         assert isinstance(keys, slice)
         row, key = (slice(at.start // stride, at.start // stride + count(at)) for at in (rows, keys))
         tile = q[:, :, row], k[:, :, key], v[:, :, key], rows, keys
-        parts.append(_checkpointed(part, kernel, *tile) if recompute else part(*tile))
+        if recompute:
+            parts.append(checkpoint(part, *tile, use_reentrant=False, preserve_rng_state=kernel.dropout > 0))
+        else:
+            parts.append(part(*tile))
     return torch.cat(parts, 2).unflatten(0, (B, stride)).permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, :N]
 
 
 def sparse_tiles(mask: BoundMask, *, one_residue: bool) -> Tiles | None:
     """Return the tiles of a sparse mask; None where they would not save enough.
 
-    Args:
-        mask: the keys that each query attends to.
-        one_residue: whether the tiles of the first residue of the stride stand for all (`folded`).
+    With ``one_residue``, those of the first residue of the stride stand for all (`folded`).
     """
     if not mask.mask.is_sparse:
         return None
@@ -247,8 +259,3 @@ def concatenate(parts: list[Tensor], axis: int) -> Tensor:
 def _of_items(tensor: Tensor, items: slice) -> Tensor:
     """Select batch items of a tensor that broadcasts to (B, H, N, M)."""
     return tensor if len(tensor) == 1 else tensor[items]
-
-
-def _checkpointed(compute: Callable[..., Tensor], kernel: Kernel, *arguments: Any) -> Tensor:
-    out: Tensor = checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=kernel.dropout > 0)
-    return out

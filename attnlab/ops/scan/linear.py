@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.scan.blocks import blockwise
+from attnlab.ops.scan.blocks import blockwise, joined
 from attnlab.ops.scan.checks import accumulation, check
 from attnlab.ops.scan.forms import Steps, chunked, recurrent
-from attnlab.utils.tracing import autocast_dtype
+from attnlab.utils.tracing import full_precision
 
 MAX_RECURRENT_STEPS = 4
 """Steps up to which the recurrent form is as fast as the others."""
@@ -76,11 +76,6 @@ def linear_scan(
     section 3 (both).
     """
     check(q, k, v, log_decay, beta, state, segments, form, chunk)
-    if autocast_dtype(q.device) is not None:  # it would lower the precision of the sums
-        with torch.autocast(q.device.type, enabled=False):
-            return linear_scan(
-                q, k, v, log_decay=log_decay, beta=beta, state=state, segments=segments, form=form, chunk=chunk
-            )
     if log_decay is not None:
         if log_decay.dim() == 1:
             log_decay = log_decay.unsqueeze(-1).expand(1, -1, q.shape[2])
@@ -90,13 +85,14 @@ def linear_scan(
     if state is None:
         count = () if segments is None else (len(segments),)
         state = q.new_zeros(*count, *q.shape[:2], q.shape[3], v.shape[3], dtype=accumulation(q, k, v, log_decay, beta))
-    if segments is None:
-        return _whole(steps, state, form, chunk)
-    parts = steps.split([part.stop - part.start for part in segments])
-    results = [_whole(part, first, form, chunk) for part, first in zip(parts, state.unbind(0), strict=True)]
+    with full_precision(q.device):  # autocast would lower the precision of the sums
+        if segments is None:
+            return _whole(steps, state, form, chunk)
+        parts = steps.split([part.stop - part.start for part in segments])
+        results = [_whole(part, first, form, chunk) for part, first in zip(parts, state.unbind(0), strict=True)]
     if not results:
         return torch.zeros_like(v), state
-    return _concatenate([out for out, _ in results]), torch.stack([last for _, last in results])
+    return joined([out for out, _ in results]), torch.stack([last for _, last in results])
 
 
 def _whole(steps: Steps, state: Tensor, form: str, chunk: int) -> tuple[Tensor, Tensor]:
@@ -120,8 +116,3 @@ def _choose(N: int, chunk: int, compiling: bool) -> Dispatch:
     if not compiling and chunk >= N:  # compiled, one graph for every length
         return Dispatch("parallel", f"{N} steps are one chunk")
     return Dispatch("chunked", f"{chunk} steps at once, and a state between chunks")
-
-
-def _concatenate(outs: list[Tensor]) -> Tensor:
-    """Concatenate the steps, laid out as (B, N, H, w): merging the heads is then free."""
-    return outs[0] if len(outs) == 1 else torch.cat([out.transpose(1, 2) for out in outs], 1).transpose(1, 2)

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.masks import BoundMask, SegmentMask
-from attnlab.masks.rule import Rule
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
-from attnlab.utils.tracing import autocast_dtype, can_inspect_values
+from attnlab.utils.tracing import can_inspect_values, full_precision
 
 
 class NormalizedScan(AttentionMap):
@@ -35,12 +34,12 @@ class NormalizedScan(AttentionMap):
         self.mask, self.causal = mask, False
         self.segments: Tensor | None = None
         if mask is not None:
-            for rule in mask.mask.conjuncts:
+            for real in mask.real_keys(k.shape[2]):
+                k = k.masked_fill(~real[:, None, :, None], 0.0)
+            for rule in mask.conjuncts:
                 if isinstance(rule, SegmentMask):
                     self._add_segments(rule.ids[..., : mask.first + mask.keys])
-                elif rule.is_padding:
-                    k = k.masked_fill(~_real_keys(rule, mask, k).unsqueeze(-1), 0.0)
-                else:
+                elif not rule.is_padding:
                     self.causal = True
         self.q, self.k = q, k
 
@@ -82,9 +81,7 @@ class NormalizedScan(AttentionMap):
             return self._segment_sums(values, self.segments)
         if self.causal:
             return linear_scan(self.q, self.k, values)[0]
-        if autocast_dtype(values.device) is None:
-            return self.q @ (self.k.mT @ values)
-        with torch.autocast(values.device.type, enabled=False):  # sums over all tokens keep their precision
+        with full_precision(values.device):  # sums over all tokens keep their precision
             return self.q @ (self.k.mT @ values)
 
     def _segment_sums(self, values: Tensor, ids: Tensor) -> Tensor:
@@ -131,7 +128,7 @@ class NormalizedScan(AttentionMap):
     def _rows(self, rows: Tensor) -> Tensor:
         scores = self.q[:, :, rows] @ self.k.mT
         if self.mask is not None:
-            scores = scores.masked_fill(~self.mask.rows(rows), 0.0)
+            scores = scores.masked_fill(~self.mask.tile(rows, slice(0, self.mask.keys)), 0.0)
         return _normalized(torch.cat([scores, scores.sum(-1, keepdim=True)], -1), self._like)
 
 
@@ -142,14 +139,6 @@ def _normalized(sums: Tensor, like: Tensor) -> Tensor:
     """
     smallest = torch.finfo(sums.dtype).tiny ** 0.5
     return (sums[..., :-1] / sums[..., -1:].clamp_min(smallest)).to(like.dtype)
-
-
-def _real_keys(rule: Rule, mask: BoundMask, k: Tensor) -> Tensor:
-    """Which of the keys ``k``, the last ones of the mask, hold a token: (B | 1, 1, M)."""
-    end = mask.first + mask.keys
-    positions = torch.arange(end - k.shape[2], end, device=k.device)
-    item = torch.arange(rule.batch_size, device=k.device).unsqueeze(1)
-    return rule.allowed(item, torch.zeros_like(item), positions, positions).unsqueeze(1)
 
 
 def _gathered(x: Tensor, order: Tensor) -> Tensor:

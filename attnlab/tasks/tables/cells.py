@@ -8,7 +8,7 @@ and shorter rows are padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -107,60 +107,39 @@ class Layout(Recorded):
         return self.inputs.numbers + len(self.categories) + sum(text.bytes for text in self.texts)
 
 
-ColumnValues = dict[str, NDArray[np.float64] | pl.Series]
-"""The values of columns by name, as in `Column`."""
-
-
-class Cells(NamedTuple):
-    """``x`` (B, N, 2) float32, a code and a value per cell, and ``lengths`` (B,) where there are texts."""
-
-    x: NDArray[np.float32]
-    lengths: Rows | None
+ColumnValues = dict[str, Any]
+"""The values of columns by name, arrays or series as in `Column`."""
 
 
 def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layout:
-    """The layout of columns, with the statistics of the training rows.
+    """The layout of columns, with the statistics of the training rows; ``seq_length`` limits the bytes of each text."""
+    of_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "date", "category", "text")}
+    matrix = _stacked([column.values[train] for column in of_kind["number"]], len(train))
+    dates, texts = [], []
+    for column in of_kind["date"]:
+        parts = date_parts(column.values[train])
+        varying = np.fmin.reduce(parts, axis=0) != np.fmax.reduce(parts, axis=0)
+        varying[0] = True
+        kept = [name for name, varies in zip(DATE_PARTS, varying, strict=True) if varies]
+        dates.append(Date(name=column.name, form=column.form, parts=_numbers(kept, parts[:, varying])))
+    for column in of_kind["text"]:
+        longest = int(column.values.str.len_bytes().max() or 1)
+        texts.append(Text(name=column.name, bytes=max(1, min(longest, seq_length or MAX_TEXT_BYTES))))
+    return Layout(
+        numbers=_numbers([column.name for column in of_kind["number"]], matrix),
+        dates=dates,
+        categories=[Category(name=c.name, levels=_repeated(c.values[train])) for c in of_kind["category"]],
+        texts=texts,
+    )
 
-    Args:
-        columns: the inputs.
-        train: the indices of the training rows.
-        seq_length: limit of the bytes of each text; None for `MAX_TEXT_BYTES`.
-    """
-    names = [column.name for column in columns if column.kind == "number"]
-    matrix = _stacked([column.values[train] for column in columns if column.kind == "number"], len(train))
+
+def _numbers(names: list[str], matrix: NDArray[np.float64]) -> Numbers:
     means, spreads = mean_and_std(matrix)
-    dates = []
-    for column in columns:
-        if column.kind == "date":
-            parts = date_parts(_array(column.values)[train])
-            varying = np.fmin.reduce(parts, axis=0) != np.fmax.reduce(parts, axis=0)
-            varying[0] = True
-            mean, spread = mean_and_std(parts[:, varying])
-            kept = [name for name, varies in zip(DATE_PARTS, varying, strict=True) if varies]
-            about = Numbers(names=kept, means=mean.tolist(), spreads=spread.tolist())
-            dates.append(Date(name=column.name, form=column.form, parts=about))
-    categories = [
-        Category(name=column.name, levels=_repeated(_series(column.values)[train]))
-        for column in columns
-        if column.kind == "category"
-    ]
-    texts = []
-    for column in columns:
-        if column.kind == "text":
-            longest = int(_series(column.values).str.len_bytes().max() or 1)  # type: ignore[arg-type]
-            texts.append(Text(name=column.name, bytes=max(1, min(longest, seq_length or MAX_TEXT_BYTES))))
-    numbers = Numbers(names=names, means=means.tolist(), spreads=spreads.tolist())
-    return Layout(numbers=numbers, dates=dates, categories=categories, texts=texts)
+    return Numbers(names=names, means=means.tolist(), spreads=spreads.tolist())
 
 
-def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> Cells:
-    """Rows as cells.
-
-    Args:
-        layout: the encoding.
-        values: its columns.
-        rows: B.
-        locate: names a row in messages.
+def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> tuple[NDArray[np.float32], Rows | None]:
+    """``x`` (B, N, 2), a code and a value per cell, and ``lengths`` (B,) where there are texts.
 
     Raises:
         UserError: for a number too far from the training rows for float32, with its row and column.
@@ -175,8 +154,9 @@ def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> C
         )
 
     first = matrix.shape[1] + len(layout.categories)
-    texts = [_bytes(_series(values[text.name]), text.bytes) for text in layout.texts]
-    lengths = first + sum((np.array(list(map(len, text))) for text in texts), np.zeros(rows, np.int64))
+    texts = [_bytes(values[text.name], text.bytes) for text in layout.texts]
+    sizes = [np.array(list(map(len, text)), np.int64) for text in texts]
+    lengths = first + sum(sizes, np.zeros(rows, np.int64))
     x = np.zeros((rows, int(lengths.max(initial=first)), 2), np.float32)
     x[:, : matrix.shape[1], 0] = np.arange(matrix.shape[1])
     x[:, : matrix.shape[1], 1] = standardize(matrix, means, spreads, refuse)
@@ -185,23 +165,22 @@ def encode(layout: Layout, values: ColumnValues, rows: int, locate: Locate) -> C
         x[:, i, 0] = code + category_codes(category, values)
         code += 2 + len(category.levels)
     start = np.full(rows, first)
-    for text in texts:
+    for text, size in zip(texts, sizes, strict=True):
         for row, (at, letters) in enumerate(zip(start, text, strict=True)):
-            x[row, at : at + len(letters), 0] = np.frombuffer(letters, np.uint8)
-            x[row, at : at + len(letters), 0] += code
-        start += np.array(list(map(len, text)))
+            x[row, at : at + len(letters), 0] = np.frombuffer(letters, np.uint8).astype(np.float32) + code
+        start += size
         code += 256
-    return Cells(x, lengths if texts else None)
+    return x, lengths if texts else None
 
 
 def number_matrix(
     layout: Layout, values: ColumnValues, rows: int
 ) -> tuple[NDArray[np.float64], list[str], NDArray[np.float64], NDArray[np.float64]]:
     """The numbers and parts of dates (B, numbers), NaN where missing; their names, means and standard deviations."""
-    columns = [_array(values[name]) for name in layout.numbers.names]
+    columns = [values[name] for name in layout.numbers.names]
     names, means, spreads = list(layout.numbers.names), list(layout.numbers.means), list(layout.numbers.spreads)
     for date in layout.dates:
-        parts = date_parts(_array(values[date.name]))
+        parts = date_parts(values[date.name])
         columns += [parts[:, DATE_PARTS.index(part)] for part in date.parts.names]
         names += [f"{date.name} ({part})" for part in date.parts.names]
         means += date.parts.means
@@ -223,7 +202,7 @@ def date_parts(days: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def category_codes(category: Category, values: ColumnValues) -> Rows:
     """(B,) codes: 0 for unknown values, 1 for missing ones, and from 2 on for the levels."""
-    text = _series(values[category.name])
+    text = values[category.name]
     level = text.cast(pl.Enum(category.levels), strict=False).to_physical().cast(pl.Int64)
     codes = (level + 2).fill_null(0).to_numpy().copy()
     codes[text.is_null().to_numpy()] = 1
@@ -248,40 +227,36 @@ def row_keys(columns: Sequence[Column], seq_length: int | None) -> NDArray[np.fl
 def baseline_features(layout: Layout, values: ColumnValues, rows: int) -> Features:
     """The features of the baselines: standardized numbers, one-hot categories and the tf-idf of texts."""
 
-    def features(train: Rows, test: Rows) -> tuple[Any, Any]:
+    def features(train: Rows, test: Rows) -> tuple[Any, ...]:
         from scipy.sparse import csr_matrix, hstack
         from sklearn.preprocessing import OneHotEncoder
 
         matrix, _, means, spreads = number_matrix(layout, values, rows)
-        numbers = [np.nan_to_num((matrix[part] - means) / spreads) for part in (train, test)]
+        blocks = [tuple(np.nan_to_num((matrix[part] - means) / spreads) for part in (train, test))]
         if not layout.categories and not layout.texts:
-            return numbers[0], numbers[1]
-        both = [[csr_matrix(part)] for part in numbers]
+            return blocks[0]
         if layout.categories:
             codes = np.column_stack([category_codes(category, values) for category in layout.categories])
             encoder = OneHotEncoder(handle_unknown="ignore").fit(codes[train])
-            for blocks, part in zip(both, (train, test), strict=True):
-                blocks.append(encoder.transform(codes[part]))
+            blocks.append((encoder.transform(codes[train]), encoder.transform(codes[test])))
         for text in layout.texts:
-            words = _series(values[text.name]).fill_null("")
-            for blocks, features in zip(both, _tfidf(words[train].to_list(), words[test].to_list()), strict=False):
-                blocks.append(features)
-        joined = tuple(hstack(blocks, format="csr") for blocks in both)
-        return joined[0], joined[1]
+            words = values[text.name].fill_null("")
+            blocks += _tfidf(words[train].to_list(), words[test].to_list())
+        return tuple(hstack(list(map(csr_matrix, part)), format="csr") for part in zip(*blocks, strict=True))
 
     return features
 
 
-def _tfidf(train: list[str], test: list[str]) -> tuple[Any, ...]:
-    """tf-idf features of words, or of characters if the texts have no white space."""
+def _tfidf(train: list[str], test: list[str]) -> list[tuple[Any, Any]]:
+    """tf-idf features of words, or of characters if the texts have no white space; none if all are empty."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if not any(text.strip() for text in train):
+        return []
     prose = sum(len(text.split()) > 1 for text in train) * 2 >= len(train)
     by_character = {"analyzer": "char", "ngram_range": (1, 3)}
     vectorizer = TfidfVectorizer(**({"token_pattern": r"\S+"} if prose else by_character))
-    if not any(text.strip() for text in train):
-        return ()
-    return vectorizer.fit_transform(train), vectorizer.transform(test)
+    return [(vectorizer.fit_transform(train), vectorizer.transform(test))]
 
 
 def _bytes(text: pl.Series, most: int) -> list[bytes]:
@@ -297,13 +272,3 @@ def _repeated(text: pl.Series) -> list[str]:
 
 def _stacked(columns: Sequence[Any], rows: int) -> NDArray[np.float64]:
     return np.column_stack(columns) if columns else np.zeros((rows, 0))
-
-
-def _array(values: NDArray[np.float64] | pl.Series) -> NDArray[np.float64]:
-    assert not isinstance(values, pl.Series)
-    return values
-
-
-def _series(values: NDArray[np.float64] | pl.Series) -> pl.Series:
-    assert isinstance(values, pl.Series)
-    return values

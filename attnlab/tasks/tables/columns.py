@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -33,17 +33,17 @@ class Column:
 
     Args:
         name: its name in the file.
-        kind: ``mixed`` contains an error, and ``none`` cannot be used; ``why`` gives the details.
+        kind: ``mixed`` contains an error, and ``none`` cannot be used.
         why: the reason for the kind, for display.
-        values: (rows,) float64 of a ``number``, (rows, 2) of a ``date`` (see `dates`), NaN where missing; strings of
-            the others, null where missing.
+        values: an array, (rows,) of a ``number`` or (rows, 2) of a ``date`` (see `dates`), NaN where missing; a series
+            of strings of the others, null where missing.
         form: the date format.
     """
 
     name: str
     kind: Literal["number", "date", "category", "text", "id", "mixed", "none"]
     why: str
-    values: NDArray[np.float64] | pl.Series
+    values: Any
     form: str = ""
 
     @property
@@ -51,47 +51,33 @@ class Column:
         """(rows,), where a value is missing."""
         return missing_rows(self.values)
 
-    def take(self, rows: NDArray[np.int64]) -> Column:
-        """Some of the rows."""
-        return replace(self, values=self.values[rows])
-
-
-class Choice(NamedTuple):
-    """The columns to predict from, and the use of every column."""
-
-    used: list[Column]
-    uses: tuple[ColumnUse, ...]
-
 
 def read_columns(file: TableFile) -> list[Column]:
     """Every column of a file, in order."""
     frame = file.frame
-    plain = [c for c in frame if is_plain(c)]
-    text = [c for c in frame if c.dtype == pl.String]
     known: dict[str, Column] = {}
-    for group in (plain, text):
-        for columns in blocks(group):
-            values = numbers(columns, file.decimal)
-            known |= {column.name: column for column in _numeric(columns, values)}
-            for i, column in enumerate(columns):
-                if column.name not in known:
-                    known[column.name] = _of_strings(column, values.other[i], values.missing[i], file)
+    for columns in blocks([c for c in frame if is_plain(c) or c.dtype == pl.String]):
+        values = numbers(columns, file.decimal)
+        known |= {column.name: column for column in _numeric(columns, values)}
+        for i, column in enumerate(columns):
+            if column.name not in known:
+                known[column.name] = _of_strings(column, values.other[i], values.missing[i], file)
     return [known.get(c.name) or _of_others(c) for c in frame]
 
 
-def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice:
-    """The columns to predict from.
-
-    Raises:
-        UserError: for ``--features`` or ``--ignore`` with the target or an unknown column, a required column that
-            cannot be used, or no usable column.
-    """
+def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> tuple[list[Column], dict[str, ColumnUse]]:
+    """The columns to predict from, and the use of every column; UserError for options that contradict the table."""
     by_name = {column.name: column for column in columns}
     named, ignored = dict.fromkeys(config.features or ()), dict.fromkeys(config.ignore)
-    _check_names("features", list(named), by_name, target, config)
-    _check_names("ignore", list(ignored), by_name, target, config)
-    both = [name for name in named if name in ignored]
-    if both:
+    for option, names in {"features": named, "ignore": ignored}.items():
+        for name in names:
+            if name not in by_name:
+                near = nearest(name, by_name)
+                hint = f"did you mean {near}?" if near else f"choose from {listed(list(by_name), 20)}"
+                raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
+            if name == target:
+                raise UserError(f"{name} is the --target, so it cannot be in --{option}; remove it there")
+    if both := [name for name in named if name in ignored]:
         raise UserError(f"{listed(both)} is in --features and in --ignore; remove it from one of them")
     used: dict[str, Column] = {}
     reasons: dict[str, str] = {}
@@ -101,35 +87,28 @@ def choose(columns: Sequence[Column], target: str, config: TaskConfig) -> Choice
             continue
         if name in ignored or (named and name not in named):
             reasons[name] = "in --ignore" if name in ignored else "not in --features"
-        elif _same(column, by_name[target]):
+        elif _same(column.values, by_name[target].values):
             reasons[name] = f"equal to the target {target} in every row, so it would leak the target"
-        elif column.kind == "id":
+        elif column.kind in ("id", "none"):
             reasons[name] = column.why
-            if named:
-                used[name] = _as_feature(column)
-        elif column.kind == "none":
-            reasons[name] = column.why
+            if named and column.kind == "id":
+                used[name] = _as_feature(column, "; used because --features names it")
         elif column.kind == "mixed":
             raise UserError(column.why)
         else:
             used[name] = column
-    unusable = [name for name in named if name not in used]
-    if unusable:
-        raise UserError(f"--features {unusable[0]} cannot be used: {reasons[unusable[0]]}")
+    for name in named:
+        if name not in used:
+            raise UserError(f"--features {name} cannot be used: {reasons[name]}")
     if not used:  # all columns may be identifiers, such as DNA sequences
-        left = [c for c in columns if c.kind == "id" and c.name in reasons and reasons[c.name] == c.why]
+        left = [c for c in columns if c.kind == "id" and reasons.get(c.name) == c.why]
         used = {c.name: _as_feature(c, "; used because there are no other columns") for c in left}
     if not used:
         details = "".join(f"; {name}: {why}" for name, why in list(reasons.items())[:5])
         raise UserError(f"{config.data} has no column to predict {target} from{details}")
-    uses = (
-        ColumnUse(c.name, c.kind, c.why)
-        if (c := used.get(column.name))
-        else ColumnUse(column.name, "left out", reasons.get(column.name, ""))
-        for column in columns
-        if column.name != target
-    )
-    return Choice(list(used.values()), tuple(uses))
+    uses = {name: ColumnUse(name, "left out", why) for name, why in reasons.items()}
+    uses |= {name: ColumnUse(name, column.kind, column.why) for name, column in used.items()}
+    return list(used.values()), uses
 
 
 def is_plain(column: pl.Series) -> bool:
@@ -149,23 +128,20 @@ def blocks(columns: Sequence[pl.Series]) -> Iterator[list[pl.Series]]:
 
 def _numeric(columns: Sequence[pl.Series], values: Values) -> Iterator[Column]:
     """The columns that hold numbers, or no value at all."""
-    low, high = (reduce(values.numbers, axis=1) for reduce in (np.fmin.reduce, np.fmax.reduce))
+    low, high = np.fmin.reduce(values.numbers, axis=1), np.fmax.reduce(values.numbers, axis=1)
     missing = values.missing.sum(axis=1)
-    numeric = np.logical_not(values.other.any(axis=1))
     with np.errstate(invalid="ignore", over="ignore"):  # strings such as 1e999 are infinite
         steps = np.diff(values.numbers, axis=1)
         consecutive = np.logical_and.reduce(steps == 1, axis=1) & (values.numbers[:, 0] % 1 == 0)
-    for i, column in enumerate(columns):
-        if not numeric[i]:
-            continue
-        numbers, name = values.numbers[i], column.name
+    for i in np.flatnonzero(~values.other.any(axis=1)).tolist():
+        numbers, name = values.numbers[i], columns[i].name
         if missing[i] == len(numbers):
             yield Column(name, "none", "no value in any row", numbers)
         elif low[i] == high[i]:
             yield Column(name, "none", f"the same value in every row ({low[i]:.9g})", numbers)
         elif consecutive[i]:
             yield Column(name, "id", "consecutive integers", numbers)
-        elif _names_an_id(name) and _all_different(numbers):
+        elif _ID_NAMES & set(map(str.lower, _WORD.findall(name))) and _all_different(numbers):
             yield Column(name, "id", "different integers in a column named like an identifier", numbers)
         else:
             yield Column(name, "number", f"{low[i]:.9g} to {high[i]:.9g}{_gaps(missing[i])}", numbers)
@@ -180,8 +156,7 @@ def _of_strings(column: pl.Series, other: NDArray[np.bool_], missing: NDArray[np
     gaps = _gaps(len(text) - total)
     if distinct == 1:
         return Column(name, "none", f"the same value in every row ({present[0][:40]!r})", text)
-    date = _date(column, text, file)
-    if date is not None:
+    if date := _date(column, text, file):
         return date
     if distinct > MAX_CODES and other.sum() <= (1 - MOSTLY) * total:
         return Column(name, "mixed", _mixed(name, "numbers", text, other, file), text)
@@ -198,16 +173,13 @@ def _date(column: pl.Series, text: pl.Series, file: TableFile) -> Column | None:
     forms = sorted({form for example in examples.head(5) if len(example) < 50 for form in date_formats(example)})
     if not forms:
         return None
-    read = [(form, dates(column, form)) for form in forms]
-    complete = [(form, values) for form, values in read if not values.other.any()]
-    if len(complete) > 1:
-        example = examples[0]
-        why = f"dates such as {example}, whose day and month are ambiguous; write them as 2024-01-31"
+    read = sorted(((form, dates(column, form)) for form in forms), key=lambda pair: int(pair[1].other.sum()))
+    if len(read) > 1 and not read[1][1].other.any():
+        why = f"dates such as {examples[0]}, whose day and month are ambiguous; write them as 2024-01-31"
         return Column(column.name, "none", why, text)
-    if complete:
-        form, values = complete[0]
+    form, values = read[0]
+    if not values.other.any():
         return Column(column.name, "date", _span(values), values.numbers, form)
-    form, values = min(read, key=lambda pair: int(pair[1].other.sum()))
     if values.other.sum() <= (1 - MOSTLY) * len(examples):
         return Column(column.name, "mixed", _mixed(column.name, "dates", text, values.other, file), text)
     return None
@@ -226,34 +198,20 @@ def _of_others(column: pl.Series) -> Column:
     return Column(column.name, "none", "neither numbers, dates nor text", empty)
 
 
-def _as_feature(column: Column, why: str = "; used because --features names it") -> Column:
+def _as_feature(column: Column, why: str) -> Column:
     """An identifier as a feature."""
     kind: Literal["text", "number"] = "text" if isinstance(column.values, pl.Series) else "number"
     return replace(column, kind=kind, why=column.why + why)
 
 
-def _same(column: Column, target: Column) -> bool:
-    """Whether two columns are equal in every row."""
-    one, other = column.values, target.values
+def _same(one: Any, other: Any) -> bool:
+    """Whether the values of two columns are equal in every row."""
     if isinstance(one, pl.Series) or isinstance(other, pl.Series):
-        return isinstance(one, pl.Series) and isinstance(other, pl.Series) and _equal_strings(one, other)
+        both = isinstance(one, pl.Series) and isinstance(other, pl.Series)
+        return both and one.null_count() < len(one) and bool(one.eq_missing(other).all())
     if one.shape != other.shape or (one.ndim == 1 and one[0] != other[0] and one[0] == one[0]):
         return False  # the first row decides for most columns
     return bool(np.array_equal(one, other, equal_nan=True))
-
-
-def _equal_strings(one: pl.Series, other: pl.Series) -> bool:
-    return one.null_count() < len(one) and bool(one.eq_missing(other).all())
-
-
-def _check_names(option: str, names: list[str], known: dict[str, Column], target: str, config: TaskConfig) -> None:
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near}?" if near else f"choose from {listed(list(known), 20)}"
-            raise UserError(f"{config.data} has no column {name} (in --{option}); {hint}")
-        if name == target:
-            raise UserError(f"{name} is the --target, so it cannot be in --{option}; remove it there")
 
 
 def _mixed(name: str, what: str, text: pl.Series, other: NDArray[np.bool_], file: TableFile) -> str:
@@ -268,10 +226,6 @@ def _span(values: Values) -> str:
     days = values.numbers[:, 1]
     low, high = (str(np.datetime64(int(np.floor(day)), "D")) for day in (np.nanmin(days), np.nanmax(days)))
     return f"{low} to {high}{_gaps(int(values.missing.sum()))}"
-
-
-def _names_an_id(name: str) -> bool:
-    return not _ID_NAMES.isdisjoint(word.lower() for word in _WORD.findall(name))
 
 
 def _all_different(values: NDArray[np.float64]) -> bool:

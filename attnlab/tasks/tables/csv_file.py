@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
+import polars as pl
 
-from attnlab.files.data import detect_encoding, open_data
-from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
+from attnlab.tasks.tables.columns import blocks
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, open_lines, shown
 from attnlab.tasks.tables.values import UNITS
-
-if TYPE_CHECKING:
-    import polars as pl
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 1_000, 1_000_000
@@ -26,160 +24,109 @@ _CHUNK_CELLS = 8_000_000
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 _COMMA_NUMBER = re.compile(r"\s*[+-]?\d*,\d+\s*")
-_BETWEEN = "\x1f"
-"""Joins the fields of a column for a single search."""
-
-
-def _in_a_field(pattern: str) -> re.Pattern[str]:
-    unit = rf"\s*[{UNITS}]?\s*"
-    return re.compile(rf"(?<![^{_BETWEEN}])\s*[+-]?{unit}(?:{pattern}){unit}(?![^{_BETWEEN}])")
-
-
-_COMMAS = _in_a_field(r"\d*,\d+")
-_NO_THOUSANDS = _in_a_field(r"0?,\d+|\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+")
-_POINTS = _in_a_field(r"\d*\.\d+")
+_UNIT = rf"\s*[{UNITS}]?\s*"
+_COMMAS, _NO_THOUSANDS, _POINTS = (
+    rf"^\s*[+-]?{_UNIT}(?:{digits}){_UNIT}$"
+    for digits in (
+        r"\d*,\d+",
+        r"0?,\d+|\d{4,},\d+|\d*,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+",
+        r"\d*\.\d+",
+    )
+)
 
 
 def read_csv(path: Path, *, header: bool) -> TableFile:
-    """Read a CSV file; every field is a string, and an empty one is null.
-
-    Raises:
-        MalformedError: with the line.
-        UserError: for a file that is binary or needs too much memory.
-    """
-    encoding = detect_encoding(path)
-    with (
-        open_data(path) as file,
-        io.TextIOWrapper(file, encoding.codec, newline="") as text,
-        _any_field_size(),
-    ):
-        lines = _lines(text)
+    """Read a CSV file; every field is a string, and an empty one is null. MalformedError has the line of the error."""
+    with open_lines(path) as (lines, encoding), _any_field_size():
         start, cut = _sample(lines)
         usual = "\t" if path.suffix.lower() == ".tsv" else ","
         separator = find_separator(start, usual, cut=cut)
-        records = Records(itertools.chain(start, lines), separator)
-        first = next(records, None)
+        body = _records(itertools.chain(start, lines), separator)
+        line, first = next(body, (0, None))
         if first is None:
             raise MalformedError("it holds only empty lines")
         if header:
-            names, body = [name.strip(" \t") for name in first], records
-            check_names(names)
+            names = [name.strip(" \t") for name in first]
         else:
-            names = [f"column_{i}" for i in range(1, len(first) + 1)]
-            check_names(names)
-            body = records.again(first)
-        reader = _Columns(path, names, separator)
-        frame = reader.read(body)
-    decimal = reader.decimal
+            names, body = [f"column_{i}" for i in range(1, len(first) + 1)], itertools.chain([(line, first)], body)
+        check_names(names)
+        frame, numbers = _read_columns(path, names, body)
+    decimal = _decimal(frame, separator)
     if header and looks_like_data(first, frame, decimal):
-        line = shown(separator.join(first))
+        line_shown = shown(separator.join(first))
         raise MalformedError(
-            f"its first line ({line}) looks like data, not like column names; add a line of names, or give --no_header"
+            f"its first line ({line_shown}) looks like data, not like column names; add a line of names, or give "
+            "--no_header"
         )
     summary_lines = [f"fields separated by {SEPARATORS[separator]}"] if separator != usual else []
     summary_lines += ["numbers with decimal commas"] if decimal == "," else []
-    summary_lines += [f"read as {encoding.label}"] if encoding.label else []
+    summary_lines += [f"read as {encoding}"] if encoding else []
     summary_lines += ["no header, so the columns are named column_1, column_2 ..."] if not header else []
-    return TableFile(frame, path, decimal, tuple(summary_lines), np.array(reader.lines, np.int64))
+    return TableFile(frame, path, decimal, tuple(summary_lines), np.array(numbers, np.int64))
 
 
-class Records:
-    """The records of a file without blank lines; ``line`` is the first line of the last record, counted from 1."""
-
-    def __init__(self, lines: Iterable[str], separator: str) -> None:
-        self.line = 0
-        self._reader = csv.reader(lines, delimiter=separator, strict=True)
-        self._again: list[list[str]] = []
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self
-
-    def __next__(self) -> list[str]:
-        if self._again:
-            return self._again.pop()
-        try:
-            while True:
-                self.line = self._reader.line_num + 1
-                record = next(self._reader)
-                if record:
-                    return record
-        except csv.Error as error:
-            reason = str(error)
-            if "unexpected end of data" in reason:
-                reason = "a quotation mark is opened here and never closed"
-            raise MalformedError(f"line {self.line}: {reason}") from None
-
-    def again(self, record: list[str]) -> Records:
-        """Yield a record again."""
-        self._again.append(record)
-        return self
+def _records(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a file without blank lines, each after its first line, counted from 1."""
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    line = 1
+    try:
+        for record in reader:
+            if record:
+                yield line, record
+            line = reader.line_num + 1
+    except csv.Error as error:
+        reason = str(error)
+        if "unexpected end of data" in reason:
+            reason = "a quotation mark is opened here and never closed"
+        raise MalformedError(f"line {line}: {reason}") from None
 
 
-class _Columns:
-    """Converts records to columns of strings, in chunks."""
+def _read_columns(
+    path: Path, names: Sequence[str], records: Iterable[tuple[int, list[str]]]
+) -> tuple[pl.DataFrame, list[int]]:
+    """Columns of strings, and the line of each row."""
+    width, most = len(names), _CHUNK_CELLS // len(names) * len(names)
+    lines: list[int] = []
+    frames: list[pl.DataFrame] = []
+    fields: list[str] = []  # one flat list: many small ones would slow down the garbage collector
 
-    def __init__(self, path: Path, names: Sequence[str], separator: str) -> None:
-        self.path, self.names, self.separator = path, names, separator
-        self.lines: list[int] = []
-        self._commas = self._no_thousands = self._points = False
+    def add_frame() -> None:
+        columns = ([field or None for field in fields[i::width]] for i in range(width))
+        frames.append(pl.DataFrame([pl.Series(*pair, dtype=pl.String) for pair in zip(names, columns, strict=True)]))
+        fields.clear()
 
-    @property
-    def decimal(self) -> Literal[".", ","]:
-        """A comma if numbers have one that is not a thousands separator, and no quoted field has a point."""
-        by_semicolon = self.separator == ";" and self._commas and not self._points
-        sure = self._no_thousands and not (self.separator == "," and self._points)
-        return "," if sure or by_semicolon else "."
+    for line, record in records:
+        if len(record) != width:
+            if len(record) == 1 and not record[0].strip():
+                continue
+            count = "1 field" if len(record) == 1 else f"{len(record):,} fields"
+            raise MalformedError(f"line {line} has {count}, but the header has {width:,}")
+        fields += record
+        lines.append(line)
+        if len(fields) > most:
+            add_frame()
+            check_cells(path, len(lines), width)
+    add_frame()
+    return pl.concat(frames, rechunk=True), lines
 
-    def read(self, records: Records) -> pl.DataFrame:
-        import polars as pl
 
-        width, frames = len(self.names), []
-        most = _CHUNK_CELLS // width * width
-        fields: list[str] = []  # one flat list: many small ones would slow down the garbage collector
-        for record in records:
-            if len(record) != width:
-                if len(record) == 1 and not record[0].strip():
-                    continue
-                count = "1 field" if len(record) == 1 else f"{len(record):,} fields"
-                raise MalformedError(f"line {records.line} has {count}, but the header has {width:,}")
-            fields += record
-            self.lines.append(records.line)
-            if len(fields) > most:
-                frames.append(self._frame(fields))
-                fields = []
-                check_cells(self.path, len(self.lines), width)
-        frames.append(self._frame(fields))
-        return pl.concat(frames, rechunk=True) if len(frames) > 1 else frames[0]
+def _decimal(frame: pl.DataFrame, separator: str) -> Literal[".", ","]:
+    """A comma if numbers have one that is not a thousands separator, and no quoted field has a point."""
 
-    def _frame(self, fields: list[str]) -> pl.DataFrame:
-        import polars as pl
+    def any_field(pattern: str) -> bool:
+        return any(pl.concat(group).str.contains(pattern).any() for group in blocks(frame.get_columns()))
 
-        series = []
-        for i, name in enumerate(self.names):
-            column = fields[i :: len(self.names)]
-            if not self._no_thousands or self.separator == ",":
-                self._detect_decimals(column)
-            series.append(pl.Series(name, [field or None for field in column], dtype=pl.String))
-        return pl.DataFrame(series)
-
-    def _detect_decimals(self, column: Sequence[str]) -> None:
-        joined = _BETWEEN.join(column)
-        if "," in joined:
-            self._commas = self._commas or _COMMAS.search(joined) is not None
-            self._no_thousands = self._no_thousands or _NO_THOUSANDS.search(joined) is not None
-        self._points = self._points or ("." in joined and _POINTS.search(joined) is not None)
+    if any_field(_NO_THOUSANDS):
+        return "." if separator == "," and any_field(_POINTS) else ","
+    return "," if separator == ";" and any_field(_COMMAS) and not any_field(_POINTS) else "."
 
 
 def find_separator(start: Sequence[str], usual: str, *, cut: bool = False) -> str:
     """The separator: the character with which every record has as many fields as the header.
 
     Among several, the one that leaves the fewest other separators inside fields (except decimal commas), and then the
-    one with the most fields. If there is none, the one that gives the header the most fields.
-
-    Args:
-        start: the first lines.
-        usual: the separator of the file's suffix; preferred in a tie.
-        cut: whether the last record may be incomplete.
+    one with the most fields. If there is none, the one that gives the header the most fields. ``usual`` wins a tie;
+    ``cut`` means that the last record may be incomplete.
     """
     best, score = usual, (False, 0.0, 1)
     for separator in [usual, *(s for s in SEPARATORS if s != usual)]:
@@ -231,13 +178,6 @@ def _is_number(text: str, decimal: str) -> bool:
     return _NUMBER.fullmatch(text.replace(",", ".", 1) if decimal == "," else text) is not None
 
 
-def _lines(text: Iterable[str]) -> Iterator[str]:
-    try:
-        yield from text
-    except UnicodeError:
-        raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
-
-
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
     """The first lines, at least two, and whether there may be more."""
     sample: list[str] = []
@@ -250,11 +190,11 @@ def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
     return sample, False
 
 
-class _any_field_size:  # noqa: N801
-    """Lifts the csv module's limit of 131,072 characters per field."""
-
-    def __enter__(self) -> None:
-        self._before = csv.field_size_limit(2**31 - 1)
-
-    def __exit__(self, *_: Any) -> None:
-        csv.field_size_limit(self._before)
+@contextlib.contextmanager
+def _any_field_size() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters per field."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

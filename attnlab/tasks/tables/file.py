@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from attnlab.files.data import check_size
-
-if TYPE_CHECKING:
-    import polars as pl
+from attnlab.files.data import check_size, detect_encoding, open_data
 
 MAX_COLUMNS = 1_000_000
 
@@ -38,7 +38,7 @@ class TableFile:
     lines: NDArray[np.int64] | None = None
 
     def locate(self, row: int) -> str:
-        """The location of a row, counted from 0, for messages: ``row 7 of t.csv (line 9)``."""
+        """The location of a row, counted from 0: ``row 7 of t.csv (line 9)``."""
         line = "" if self.lines is None else f" (line {self.lines[row]:,})"
         return f"row {row + 1:,} of {self.path}{line}"
 
@@ -48,11 +48,7 @@ class MalformedError(Exception):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse column names that are empty, repeated, not valid Unicode, or too many.
-
-    Raises:
-        MalformedError: for the first such name.
-    """
+    """Raise MalformedError for column names that are empty, repeated, not valid Unicode, or too many."""
     if len(names) > MAX_COLUMNS:
         raise MalformedError(f"it has {len(names):,} columns; at most {MAX_COLUMNS:,} are read")
     seen: set[str] = set()
@@ -75,9 +71,16 @@ def shown(text: str, most: int = 60) -> str:
 
 
 def check_cells(path: Path, rows: int, columns: int) -> None:
-    """Refuse a table that does not fit into memory.
-
-    Raises:
-        UserError: with the bytes that it needs.
-    """
+    """Refuse a table that does not fit into memory, as `check_size`."""
     check_size(path, rows * columns * 16)  # polars stores a short string in 16 bytes
+
+
+@contextlib.contextmanager
+def open_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
+    """The lines of a text file with their ends, and the name of its encoding if that is not UTF-8."""
+    codec, label = detect_encoding(path)
+    with open_data(path) as file, io.TextIOWrapper(file, codec, newline="") as text:
+        try:
+            yield text, label
+        except UnicodeError:
+            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None

@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import numpy as np
+import polars as pl
 
-from attnlab.files.data import detect_encoding, open_data
-from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, shown
-
-if TYPE_CHECKING:
-    import polars as pl
+from attnlab.tasks.tables.file import MalformedError, TableFile, check_cells, check_names, open_lines, shown
 
 _INT64 = range(-(2**63), 2**63)
 
 
 def read_jsonl(path: Path) -> TableFile:
-    """Read a file with one JSON object per line; missing keys become null.
+    """Read a file with one JSON object per line; missing keys become null. MalformedError has the line of the error.
 
     A column of numbers, Booleans or strings has that type. Integers beyond 64 bits and values of mixed types become
     strings; lists and objects become their JSON text in a list.
-
-    Raises:
-        MalformedError: with the line.
-        UserError: for a file that is binary or needs too much memory.
     """
-    import polars as pl
-
-    encoding = detect_encoding(path)
     columns: dict[str, list[Any]] = {}
     lines: list[int] = []
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer)
-    with open_data(path) as file, io.TextIOWrapper(file, encoding.codec) as text:
-        try:
-            for number, line in enumerate(text, 1):
-                if not line.strip():
-                    continue
-                for name, value in _parsed(decoder, line, number).items():
-                    column = columns.get(name)
-                    if column is None:
-                        column = columns[name] = []
-                        check_cells(path, len(lines) + 1, len(columns))
-                    column.extend([None] * (len(lines) - len(column)))
-                    column.append(value)
-                lines.append(number)
-        except UnicodeError:
-            raise MalformedError("its byte order mark does not match its encoding; save it as UTF-8") from None
+    with open_lines(path) as (text, encoding):
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            for name, value in _parsed(decoder, line, number).items():
+                if name not in columns:
+                    columns[name] = []
+                    check_cells(path, len(lines) + 1, len(columns))
+                columns[name] += [None] * (len(lines) - len(columns[name]))
+                columns[name].append(value)
+            lines.append(number)
     if not lines:
         raise MalformedError("it holds only empty lines")
     check_names(list(columns))
@@ -57,7 +43,7 @@ def read_jsonl(path: Path) -> TableFile:
     for name, column in columns.items():
         column.extend([None] * (len(lines) - len(column)))
         series.append(_series(name, column, lines))
-    summary_lines = (f"read as {encoding.label}",) if encoding.label else ()
+    summary_lines = (f"read as {encoding}",) if encoding else ()
     return TableFile(pl.DataFrame(series), path, summary_lines=summary_lines, lines=np.array(lines, np.int64))
 
 
@@ -91,11 +77,9 @@ def _integer(digits: str) -> int:
 
 
 def _series(name: str, column: list[Any], lines: list[int]) -> pl.Series:
-    import polars as pl
-
     kinds = {type(value) for value in column} - {type(None)}
     if kinds & {list, dict}:
-        nested = [None if value is None else [_text(value)] for value in column]
+        nested = [None if value is None else [json.dumps(value)] for value in column]
         return pl.Series(name, nested, dtype=pl.List(pl.String))
     if kinds == {bool}:
         return pl.Series(name, column, dtype=pl.Boolean)
@@ -105,28 +89,17 @@ def _series(name: str, column: list[Any], lines: list[int]) -> pl.Series:
         return pl.Series(name, [None if value is None else _float(value) for value in column], dtype=pl.Float64)
     if not kinds:
         return pl.Series(name, column, dtype=pl.Null)
-    texts = [value if value is None or isinstance(value, str) else _text(value) for value in column]
-    try:
-        return pl.Series(name, texts, dtype=pl.String)
-    except UnicodeEncodeError:
-        _refuse_surrogate(name, texts, lines)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value)
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in column]
+    for text, line in zip(texts, lines, strict=True):
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
+    return pl.Series(name, texts, dtype=pl.String)
 
 
 def _float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def _refuse_surrogate(name: str, texts: list[str | None], lines: list[int]) -> NoReturn:
-    for text, line in zip(texts, lines, strict=True):
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError:
-            raise MalformedError(f"line {line}: {shown(name)} is not valid Unicode ({shown(text or '')})") from None
-    raise AssertionError("all strings are valid Unicode")
+        return math.copysign(math.inf, value)

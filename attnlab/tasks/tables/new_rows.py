@@ -18,11 +18,7 @@ from attnlab.utils.errors import UserError
 
 
 def column_values(layout: Layout, file: TableFile) -> ColumnValues:
-    """The columns that ``layout`` names.
-
-    Raises:
-        UserError: for a missing column, or a value of another kind, with its row.
-    """
+    """The columns that ``layout`` names; UserError for a missing column, or a value of another kind, with its row."""
     frame = file.frame
     present = set(frame.columns)
     lacking = [name for name in layout.names if name not in present]
@@ -35,10 +31,8 @@ def column_values(layout: Layout, file: TableFile) -> ColumnValues:
             raise UserError(f"{column.name} in {file.path} holds no numbers; the network was trained on numbers")
     for group in blocks(numeric):
         parsed = numbers(group, file.decimal)
-        for i, column in enumerate(group):
-            values[column.name] = parsed.numbers[i]
-            if parsed.other[i].any():
-                values[column.name] = _with_booleans(column, parsed.numbers[i], parsed.other[i], file.locate)
+        for column, found, other in zip(group, parsed.numbers, parsed.other, strict=True):
+            values[column.name] = _with_booleans(column, found, other, file.locate) if other.any() else found
     for date in layout.dates:
         values[date.name] = _dates(frame[date.name], date.form, file.locate)
     for name in (part.name for group in (layout.categories, layout.texts) for part in group):
@@ -49,11 +43,7 @@ def column_values(layout: Layout, file: TableFile) -> ColumnValues:
 
 
 def refuse_gaps(values: ColumnValues, locate: Locate, why: str) -> None:
-    """Refuse missing values.
-
-    Raises:
-        UserError: for the first, with its column and row.
-    """
+    """Raise UserError for the first missing value, with its column and row."""
     for name, column in values.items():
         missing = missing_rows(column)
         if missing.any():
@@ -62,11 +52,7 @@ def refuse_gaps(values: ColumnValues, locate: Locate, why: str) -> None:
 
 
 def refuse_large(values: ColumnValues, locate: Locate) -> None:
-    """Refuse numbers that float32 cannot represent.
-
-    Raises:
-        UserError: for the first, with its column and row.
-    """
+    """Raise UserError for the first number that float32 cannot represent, with its column and row."""
     for name, column in values.items():
         if isinstance(column, pl.Series) or column.ndim > 1:
             continue

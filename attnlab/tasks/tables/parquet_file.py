@@ -6,25 +6,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+import polars as pl
 
 from attnlab.files.data import check_size, memory_limit, open_data
 from attnlab.tasks.tables import parquet_probe
 from attnlab.tasks.tables.file import MalformedError, TableFile, check_names
 
-if TYPE_CHECKING:
-    import polars as pl
+_PLAIN_TYPES = {
+    **dict.fromkeys(("Categorical", "Enum", "Int128", "UInt128"), pl.String),
+    **{"Decimal": pl.Float64, "Float16": pl.Float32},
+}
+"""The types in place of categorical, decimal and unusual numeric types, by name: old versions of polars lack some."""
 
 
 def read_parquet(path: Path) -> TableFile:
-    """Read a .parquet file, after a test in another process.
-
-    Raises:
-        MalformedError: for a damaged file.
-        UserError: for a file that needs too much memory.
-    """
-    import polars as pl
-
+    """Read a .parquet file, after a test in another process; MalformedError for a damaged file."""
     try:
         with open_data(path) as file:
             _probe(path, file)
@@ -32,7 +30,9 @@ def read_parquet(path: Path) -> TableFile:
             check_names(list(pl.read_parquet_schema(file)))
             file.seek(0)
             frame = pl.read_parquet(file)
-            return TableFile(frame.with_columns(*_plain_types(frame)), path)
+            kinds = {name: str(dtype.base_type()) for name, dtype in frame.schema.items()}
+            casts = {name: _PLAIN_TYPES[kind] for name, kind in kinds.items() if kind in _PLAIN_TYPES}
+            return TableFile(frame.cast(casts), path)  # type: ignore[arg-type]
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise MalformedError(str(error).split("\n")[0][:200]) from None
 
@@ -54,20 +54,3 @@ def _probe(path: Path, file: BinaryIO) -> None:
         check_size(path, int(output))
     elif process.returncode:
         raise MalformedError(output or "it is damaged, or its content does not fit into memory")
-
-
-def _plain_types(frame: pl.DataFrame) -> list[pl.Expr]:
-    """Casts of categorical, decimal and unusual numeric types to strings or floats."""
-    import polars as pl
-
-    casts = []
-    for name, dtype in frame.schema.items():
-        if isinstance(dtype, pl.Categorical | pl.Enum):
-            casts.append(pl.col(name).cast(pl.String))
-        elif isinstance(dtype, pl.Decimal):
-            casts.append(pl.col(name).cast(pl.Float64))
-        elif str(dtype) in ("Int128", "UInt128"):
-            casts.append(pl.col(name).cast(pl.String))
-        elif str(dtype) == "Float16":
-            casts.append(pl.col(name).cast(pl.Float32))
-    return casts

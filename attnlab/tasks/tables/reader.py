@@ -14,14 +14,11 @@ from attnlab.utils.errors import UserError
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 HEADERLESS = (".csv", ".tsv")
 """Files whose columns may have no names."""
+_READERS = {".parquet": read_parquet, ".jsonl": read_jsonl}
 
 
 def read_table(path: Path, *, header: bool = True) -> TableFile:
-    """Read a .csv, .tsv, .jsonl or .parquet file.
-
-    Args:
-        path: the file.
-        header: whether the first line of a .csv names the columns; without one they are ``column_1``, ``column_2`` ...
+    """Read a .csv, .tsv, .jsonl or .parquet file; without a ``header``, columns are ``column_1``, ``column_2`` ...
 
     Raises:
         UserError: for a file that is missing, not regular, empty, binary or malformed (with the line, if there are
@@ -32,12 +29,7 @@ def read_table(path: Path, *, header: bool = True) -> TableFile:
     if not header and suffix not in HEADERLESS:
         raise UserError(f"--no_header is for .csv and .tsv files; {path} names its columns, so leave it out")
     try:
-        if suffix == ".parquet":
-            table = read_parquet(path)
-        elif suffix == ".jsonl":
-            table = read_jsonl(path)
-        else:
-            table = read_csv(path, header=header)
+        table = _READERS[suffix](path) if suffix in _READERS else read_csv(path, header=header)
     except MalformedError as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from None
     except OSError as error:

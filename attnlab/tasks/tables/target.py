@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attnlab.tasks._standardize import MAX_STANDARDIZED
 from attnlab.tasks.base import UNSEEN
-from attnlab.tasks.tables.values import LARGEST, MAX_CODES, MOSTLY, Values, numbers
+from attnlab.tasks.tables.values import LARGEST, MAX_CODES, MOSTLY, numbers
 from attnlab.utils.errors import UserError
 
 MAX_CLASSES = 20
@@ -25,14 +27,7 @@ Locate = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Target:
-    """The targets of all rows.
-
-    Args:
-        name: of the column.
-        values: (rows,) indices into ``labels``, or float64 numbers.
-        labels: the classes as in the file; None for numbers.
-        why: the reason for the type, for display.
-    """
+    """The targets: ``values`` (rows,) are indices into ``labels``, the classes as in the file, or float64 numbers."""
 
     name: str
     values: NDArray[Any]
@@ -50,18 +45,11 @@ def read_target(
 ) -> Target:
     """Classes or numbers: strings, Booleans and integers with at most `MAX_CLASSES` values are classes.
 
-    Args:
-        column: the targets.
-        kind: ``class`` or ``number``; None to decide by the values.
-        decimal: the decimal mark of numbers in strings.
-        locate: names a row in messages.
-
     Raises:
         UserError: for a value that is missing, too large or not a number, with its row; for a column of another type;
             for numbers that are all equal.
     """
-    values = _complete(column, decimal, locate, "leave such rows out (of a table with --missing drop)")
-    parsed, other = values.numbers[0], values.other[0]
+    parsed, _, other = _parsed(column, decimal, locate, "leave such rows out (of a table with --missing drop)")
     unique = column.unique().to_list()
     why = f"--target_type {kind}"
     if kind is None:
@@ -81,37 +69,24 @@ def read_target(
 
 def encode_target(
     column: pl.Series, encoding: dict[str, Any], *, decimal: str = ".", locate: Locate, gaps: bool = False
-) -> NDArray[Any]:
-    """More targets (rows,), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
+) -> Tensor:
+    """More targets (rows, 1), encoded as in training: classes, possibly `UNSEEN`, or standardized numbers.
 
-    Args:
-        column: the targets.
-        encoding: of the training data.
-        decimal: the decimal mark of numbers in strings.
-        locate: names a row in messages.
-        gaps: allow values that are missing or not numbers; they become `UNSEEN` or NaN.
-
-    Raises:
-        UserError: as `read_target`.
+    With ``gaps``, values that are missing or not numbers become `UNSEEN` or NaN; otherwise UserError as `read_target`.
     """
-    if gaps and not _is_readable(column):
-        raise UserError(f"{column.name} holds neither numbers nor strings nor Booleans")
-    values = numbers([column], decimal) if gaps else _complete(column, decimal, locate, "leave such rows out")
+    parsed, missing, other = _parsed(column, decimal, locate, "leave such rows out", gaps=gaps)
     if "labels" in encoding:
-        return np.where(values.missing[0], UNSEEN, _codes(column, encoding["labels"]))
-    parsed = values.numbers[0]
-    _check_numbers(column, parsed, values.other[0] & (not gaps), locate)
-    return standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
+        y = np.where(missing, UNSEEN, _codes(column, encoding["labels"]))
+    else:
+        _check_numbers(column, parsed, other & (not gaps), locate)
+        y = standardized_target(parsed, encoding["mean"], encoding["unit"], column.name, locate)
+    return torch.from_numpy(y).unsqueeze(1)
 
 
 def standardized_target(
     values: NDArray[np.float64], mean: float, unit: float, name: str, locate: Locate
-) -> NDArray[np.float64]:
-    """``(values - mean) / unit``.
-
-    Raises:
-        UserError: for a value so far from the mean that its squared error overflows.
-    """
+) -> NDArray[np.float32]:
+    """``(values - mean) / unit``; UserError for a value so far from the mean that its squared error overflows."""
     parsed = (values - mean) / unit
     far = np.abs(parsed) > MAX_STANDARDIZED
     if far.any():
@@ -120,28 +95,30 @@ def standardized_target(
             f"{name} is {values[row]:g} in {locate(row)}, {abs(parsed[row]):.0e} times the spread of the training rows "
             "away from their mean; correct it, or leave the row out"
         )
-    return parsed
+    return parsed.astype(np.float32)
 
 
 def _is_readable(column: pl.Series) -> bool:
     return column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)
 
 
-def _complete(column: pl.Series, decimal: str, locate: Locate, otherwise: str) -> Values:
-    """The column's numbers; missing values are refused."""
+def _parsed(
+    column: pl.Series, decimal: str, locate: Locate, otherwise: str, *, gaps: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The column's `Values`; missing values are refused unless ``gaps`` allows them."""
     if not _is_readable(column):
         raise UserError(f"{column.name} holds neither numbers nor strings nor Booleans; choose another --target")
-    values = numbers([column], decimal)
-    if values.missing.any():
-        row = int(values.missing[0].argmax())
+    parsed, missing, other = (rows[0] for rows in numbers([column], decimal))
+    if missing.any() and not gaps:
+        row = int(missing.argmax())
         value = column[row]
-        if isinstance(value, str) and value.strip() and values.other.any():
+        if isinstance(value, str) and value.strip() and other.any():
             raise UserError(
                 f"{column.name} is {value!r} in {locate(row)}, which means a missing value; if it is a class, give "
                 f"it another name; otherwise fill it in, or {otherwise}"
             )
         raise UserError(f"{column.name} is missing or not finite in {locate(row)}; fill it in, or {otherwise}")
-    return values
+    return parsed, missing, other
 
 
 def _kind(
@@ -192,7 +169,7 @@ def _codes(column: pl.Series, labels: list[Any]) -> NDArray[np.int64]:
     """(rows,) indices into ``labels``, `UNSEEN` for other values."""
     index = {_key(label): i for i, label in enumerate(labels)}
     unique = column.unique()
-    codes = [next((index[key] for key in _keys(value, labels) if key in index), UNSEEN) for value in unique.to_list()]
+    codes = [next((index[key] for key in _keys(value, labels) if key in index), UNSEEN) for value in unique]
     return column.replace_strict(unique, codes, return_dtype=pl.Int64).to_numpy().copy()
 
 

@@ -49,17 +49,13 @@ _TIME = r"(?:[T ]+(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?\s*(Z|UTC|[+-]\d{2}:?\
 
 
 class Values(NamedTuple):
-    """The values of columns.
-
-    Args:
-        numbers: float64, NaN where there is no number; infinite where it is too large for float64.
-        missing: where a value is missing.
-        other: where a value is neither missing nor a number.
-    """
+    """The values of columns."""
 
     numbers: NDArray[np.float64]
+    """NaN where there is no number; infinite where it is too large for float64."""
     missing: NDArray[np.bool_]
     other: NDArray[np.bool_]
+    """Where a value is neither missing nor a number."""
 
 
 def is_missing(text: pl.Series) -> pl.Series:
@@ -133,18 +129,16 @@ def as_float(column: pl.Series) -> NDArray[np.float64]:
 
 
 def dates(column: pl.Series, form: str) -> Values:
-    """A column as days since 1970, (rows, 2): in UTC and in local time.
+    """A column of strings, dates or date-times as days since 1970, (rows, 2): in UTC and in local time.
 
-    Args:
-        column: strings, dates or date-times.
-        form: the format, one of `DATES`.
+    ``form`` is the format of strings, one of `DATES`.
     """
-    if column.dtype == pl.Date:
-        days = as_float(column)
-        return Values(np.stack([days, days], axis=1), np.isnan(days), np.zeros(len(days), bool))
     if column.dtype != pl.String:
-        local = column.dt.replace_time_zone(None)
-        both = [as_float(c.dt.cast_time_unit("us")) / 86_400e6 for c in (column, local)]
+        if column.dtype == pl.Date:
+            both = [as_float(column)] * 2
+        else:
+            column = column.dt.cast_time_unit("us")
+            both = [as_float(c) / 86_400e6 for c in (column, column.dt.replace_time_zone(None))]
         return Values(np.stack(both, axis=1), np.isnan(both[0]), np.zeros(len(column), bool))
     text = column.str.strip_chars()
     parts = text.str.extract_groups(f"^({DATES[form]}){_TIME}$").struct.unnest().get_columns()

@@ -55,30 +55,24 @@ def ngram_bits(train: bytes, texts: Sequence[bytes], highest: int) -> NDArray[np
             if tables is not None and size < len(text):
                 followed, in_all, different = tables
                 contexts, pairs = _codes(text, size)
-                n, t = in_all[contexts], different[contexts]
-                p[size:] = np.where(n > 0, (followed[pairs] + t * p[size:]) / np.maximum(n + t, 1), p[size:])
+                n, t = _count(*in_all, contexts), _count(*different, contexts)
+                p[size:] = np.where(n > 0, (_count(*followed, pairs) + t * p[size:]) / np.maximum(n + t, 1), p[size:])
             bits[size, column] = -np.log2(p).mean()
     return bits
 
 
-class _Table:
-    """Counts of keys: sorted keys and their counts; 0 for other keys."""
-
-    def __init__(self, keys: Codes, counts: Codes) -> None:
-        self.keys, self.counts = keys, counts
-
-    def __getitem__(self, queries: Codes) -> Codes:
-        index = np.searchsorted(self.keys, queries).clip(max=max(0, len(self.keys) - 1))
-        return np.where(self.keys[index] == queries, self.counts[index], 0)
+def _count(keys: Codes, counts: Codes, queries: Codes) -> Codes:
+    """The counts of queries, given sorted keys and their counts; 0 for other keys."""
+    index = np.searchsorted(keys, queries).clip(max=max(0, len(keys) - 1))
+    return np.where(keys[index] == queries, counts[index], 0)
 
 
-def _tables(text: bytes, size: int) -> tuple[_Table, _Table, _Table]:
+def _tables(text: bytes, size: int) -> tuple[tuple[Codes, Codes], ...]:
     """Counts of contexts of ``size`` bytes with their next byte, of contexts, and of different next bytes."""
     pairs, counts = np.unique(_codes(text, size)[1], return_counts=True)
     contexts, first = np.unique(pairs >> 8, return_index=True)
-    in_all = np.add.reduceat(counts, first)
     different = np.diff(np.append(first, len(pairs)))
-    return _Table(pairs, counts), _Table(contexts, in_all), _Table(contexts, different)
+    return (pairs, counts), (contexts, np.add.reduceat(counts, first)), (contexts, different)
 
 
 def _codes(text: bytes, size: int) -> tuple[Codes, Codes]:

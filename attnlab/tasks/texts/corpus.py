@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from attnlab.utils.errors import UserError
 
 Unit = Literal["lines", "paragraphs", "position"]
 
-SUFFIXES = (".txt",)
 MIN_PROSE_LINE = 50
 """Bytes; the median line of prose is longer than this, that of code and verse shorter."""
 MAX_PARAGRAPH_LINES = 40
@@ -28,28 +28,19 @@ MAX_PARAGRAPH_LINES = 40
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to train on.
-
-    Args:
-        source: its name.
-        units: the slices of the text that are assigned to the three parts, with the white space after them; for
-            ``position`` the whole text is one.
-        unit: the kind of the units.
-        why: the reason for this unit.
-    """
+    """A text to train on, from ``source``."""
 
     source: str
     units: list[bytes]
+    """The slices of the text that are assigned to the three parts; for ``position`` the whole text is one."""
     unit: Unit
     why: str
+    """The reason for this kind of units."""
 
     @functools.cached_property
     def sha256(self) -> str:
         """The SHA-256 of the text."""
-        digest = hashlib.sha256()
-        for unit in self.units:
-            digest.update(unit)
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(self.units)).hexdigest()
 
     @property
     def summary_lines(self) -> tuple[str, ...]:
@@ -78,24 +69,18 @@ class Corpus:
             validation = test - max(1, round(config.val_fraction * test))
             return text[:validation], text[validation:test], text[test:]
         keys = [unit.strip() if self.unit == "paragraphs" else i for i, unit in enumerate(self.units)]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        part: dict[int, int] = {}
-        for i, rows in enumerate(shuffled(len(numbers), config, f"different {self.unit}")):
-            part |= dict.fromkeys(rows.tolist(), i)
-        texts: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
-        for key, unit in zip(keys, self.units, strict=True):
-            texts[part[numbers[key]]].append(unit)
-        train, validation_text, test_text = map(b"".join, texts)
-        return train, validation_text, test_text
+        different = list(dict.fromkeys(keys))
+        texts = []
+        for rows in shuffled(len(different), config, f"different {self.unit}"):
+            chosen = {different[row] for row in rows}
+            texts.append(b"".join(unit for key, unit in zip(keys, self.units, strict=True) if key in chosen))
+        return texts[0], texts[1], texts[2]
 
 
 def corpus(text: bytes, source: str, split_by: Unit | None) -> Corpus:
     """A text and its units; without ``split_by`` they are chosen by the properties of the text."""
     blocks, lines = paragraphs(text), text.splitlines(keepends=True)
-    if split_by is None:
-        unit, why = _choose(blocks, lines)
-    else:
-        unit, why = split_by, "as set by --split_by"
+    unit, why = (split_by, "as set by --split_by") if split_by else _choose(blocks, lines)
     return Corpus(source, {"paragraphs": blocks, "lines": lines, "position": [text]}[unit], unit, why)
 
 
@@ -118,26 +103,16 @@ def _choose(blocks: list[bytes], lines: list[bytes]) -> tuple[Unit, str]:
 
 def paragraphs(text: bytes) -> list[bytes]:
     """The paragraphs of a text, each with the blank lines after it; leading blank lines belong to the first."""
-    units: list[list[bytes]] = [[]]
-    begun = ended = False
-    for line in text.splitlines(keepends=True):
-        if line.strip():
-            if ended:
-                units.append([])
-            begun, ended = True, False
-        else:
-            ended = begun
-        units[-1].append(line)
-    return [b"".join(unit) for unit in units]
+    lines = text.splitlines(keepends=True)
+    runs = [b"".join(run) for _, run in itertools.groupby(lines, lambda line: bool(line.strip()))]
+    if runs and not runs[0].strip():
+        runs[:2] = [b"".join(runs[:2])]
+    return [b"".join(runs[i : i + 2]) for i in range(0, len(runs), 2)] or [b""]
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a text file.
-
-    Raises:
-        UserError: for a file that is missing, empty, larger than memory allows, or binary (it holds a NUL byte).
-    """
-    check_file(path, "text", SUFFIXES)
+    """The bytes of a text file; UserError if it is missing, empty, binary, or too large for the memory."""
+    check_file(path, "text", (".txt",))
     check_size(path, 9 * path.stat().st_size)  # the bytes, and each as a 64-bit token
     try:
         with open_data(path) as file:

@@ -6,97 +6,66 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plain import Plain
+from plain import Plain, fails
 from torch import Tensor
 
 from attnlab.ops.attention_map import DenseMap
-from faulty._registry import fails
 
 
-@fails("fully_masked_rows_are_zero")
-class AddsTheBiasToMaskedRows(Plain):
+@fails("fully_masked_rows_are_zero", replaces="forward")
+def adds_the_bias_to_masked_rows(self: Plain, x: Tensor, **options: Any) -> Tensor:
     """Fully masked rows hold the bias of the last projection."""
-
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        out = super().forward(x, **options)
-        return torch.where((out == 0).all(-1, keepdim=True), self.output.bias, out)
+    out = Plain.forward(self, x, **options)
+    return torch.where((out == 0).all(-1, keepdim=True), self.output.bias, out)
 
 
-@fails("fully_masked_rows_are_zero")
-class NanInMaskedRows(Plain):
+@fails("fully_masked_rows_are_zero", replaces="forward")
+def nan_in_masked_rows(self: Plain, x: Tensor, **options: Any) -> Tensor:
     """Fully masked rows are NaN, as is the softmax of a row of -inf."""
-
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        out = super().forward(x, **options)
-        return out.masked_fill((out == 0).all(-1, keepdim=True), torch.nan)
+    out = Plain.forward(self, x, **options)
+    return out.masked_fill((out == 0).all(-1, keepdim=True), torch.nan)
 
 
-@fails("fully_masked_rows_have_finite_gradients")
-class NanGradientsOfMaskedRows(Plain):
+@fails("fully_masked_rows_have_finite_gradients", replaces="normalize")
+def nan_gradients_of_masked_rows(self: Plain, scores: Tensor, mask: Any) -> Tensor:
     """The output is zero, but the gradient of the softmax of a row of -inf is NaN."""
-
-    def normalize(self, scores: Tensor, mask: Any) -> Tensor:
-        return (scores if mask is None else scores.masked_fill(~mask.tensor(), -torch.inf)).softmax(-1)
+    return (scores if mask is None else scores.masked_fill(~mask.tensor(), -torch.inf)).softmax(-1)
 
 
-@fails("extreme_scores_stay_finite")
-class OverflowsExp(Plain):
+@fails("extreme_scores_stay_finite", replaces="normalize")
+def overflows_exp(self: Plain, scores: Tensor, mask: Any) -> Tensor:
     """Does not subtract the largest score before the exponential."""
-
-    def normalize(self, scores: Tensor, mask: Any) -> Tensor:
-        powers = scores.exp() if mask is None else scores.exp().masked_fill(~mask.tensor(), 0.0)
-        return powers / powers.sum(-1, keepdim=True)
+    powers = scores.exp() if mask is None else scores.exp().masked_fill(~mask.tensor(), 0.0)
+    return powers / powers.sum(-1, keepdim=True)
 
 
-class WrongWeights(Plain):
-    """Returns other attention weights than those of the forward pass."""
-
-    def change(self, weights: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _attention_weights(self, x: Tensor, mask: Any, attn_bias: Any = None, context: Any = None) -> Tensor:
-        return self.change(super()._attention_weights(x, mask, attn_bias, context))
+@fails("weights_sum_to_one", replaces="returned")
+def returns_unnormalized_weights(self: Plain, weights: Tensor) -> Tensor:
+    return 1.5 * weights
 
 
-@fails("weights_sum_to_one")
-class ReturnsUnnormalizedWeights(WrongWeights):
-    """Returns weights that are not divided by their sum."""
-
-    def change(self, weights: Tensor) -> Tensor:
-        return 1.5 * weights
+@fails("weights_exclude_dropout", replaces="returned")
+def returns_dropped_weights(self: Plain, weights: Tensor) -> Tensor:
+    return F.dropout(weights, self.dropout, self.training)
 
 
-@fails("weights_exclude_dropout")
-class ReturnsDroppedWeights(WrongWeights):
-    """Returns the weights after dropout."""
-
-    def change(self, weights: Tensor) -> Tensor:
-        return F.dropout(weights, self.dropout, self.training)
+@fails("weights_reproduce_output", replaces="returned")
+def returns_the_mean_head(self: Plain, weights: Tensor) -> Tensor:
+    return weights.mean(1, keepdim=True).expand_as(weights)
 
 
-@fails("weights_reproduce_output")
-class ReturnsTheMeanHead(WrongWeights):
-    """Returns the mean over the heads for each head."""
-
-    def change(self, weights: Tensor) -> Tensor:
-        return weights.mean(1, keepdim=True).expand_as(weights)
-
-
-@fails("masked_weights_are_zero")
-class ReturnsWeightsWithoutMask(Plain):
-    """Returns the weights without the mask."""
-
-    def _attention_weights(self, x: Tensor, mask: Any, attn_bias: Any = None, context: Any = None) -> Tensor:
-        return super()._attention_weights(x, None, attn_bias, context)
+@fails("masked_weights_are_zero", replaces="_attention_weights")
+def returns_weights_without_mask(self: Plain, x: Tensor, mask: Any, **options: Any) -> Tensor:
+    return Plain._attention_weights(self, x, None, **options)
 
 
 @fails("reading_weights_keeps_output")
-class ChangesAfterReading(WrongWeights):
+class ChangesAfterReading(Plain):
     """Computes another output after the weights were read."""
 
     was_read = False
 
-    def change(self, weights: Tensor) -> Tensor:
+    def returned(self, weights: Tensor) -> Tensor:
         self.was_read = True
         return weights
 
@@ -105,48 +74,36 @@ class ChangesAfterReading(WrongWeights):
 
 
 @fails("weights_are_per_head")
-class AveragesTheHeads(ReturnsTheMeanHead):
+class AveragesTheHeads(Plain):
     """Returns weights averaged over the heads, and applies the average."""
 
+    returned = returns_the_mean_head
+
     def _apply_weights(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return super()._apply_weights(self.change(weights), x, context)
+        return super()._apply_weights(self.returned(weights), x, context)
 
 
-@fails("weights_are_per_head")
-class IgnoresTheWeights(Plain):
+@fails("weights_are_per_head", replaces="_apply_weights")
+def ignores_the_weights(self: Plain, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Computes the output from x in place of the weights that are passed."""
-
-    def _apply_weights(self, weights: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return super()._forward(x, None, context=context)
+    return Plain._forward(self, x, None, context=context)
 
 
-@fails("attention_map_matches_weights")
-class MapWithoutMask(Plain):
-    """Its attention map ignores the mask."""
-
-    def _build_map(self, x: Tensor, mask: Any, *args: Any, **options: Any) -> Any:
-        return DenseMap(super()._attention_weights(x, None, *args, **options))
+@fails("attention_map_matches_weights", replaces="_build_map")
+def map_without_mask(self: Plain, x: Tensor, mask: Any, *args: Any, **options: Any) -> Any:
+    return DenseMap(Plain._attention_weights(self, x, None, *args, **options))
 
 
-@fails("attn_bias_adds_to_scores")
-class DropsTheBiasWithMask(Plain):
-    """Ignores the bias if there is a mask."""
-
-    def _forward(self, x: Tensor, mask: Any, attn_bias: Any = None, *args: Any, **options: Any) -> Tensor:
-        return super()._forward(x, mask, attn_bias if mask is None else None, *args, **options)
+@fails("attn_bias_adds_to_scores", replaces="_forward")
+def drops_the_bias_with_mask(self: Plain, x: Tensor, mask: Any, *, attn_bias: Any = None, **options: Any) -> Tensor:
+    return Plain._forward(self, x, mask, attn_bias if mask is None else None, **options)
 
 
-@fails("cross_attention")
-class IgnoresTheContext(Plain):
-    """Attends to its own sequence in place of the context."""
-
-    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return super().project(x, None)
+@fails("cross_attention", replaces="project")
+def ignores_the_context(self: Plain, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return Plain.project(self, x, None)
 
 
-@fails("cross_attention")
-class TruncatesTheContext(Plain):
-    """Attends to as many tokens of the context as it has queries."""
-
-    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return super().project(x, None if context is None else context[:, : x.shape[1]])
+@fails("cross_attention", replaces="project")
+def truncates_the_context(self: Plain, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return Plain.project(self, x, None if context is None else context[:, : x.shape[1]])

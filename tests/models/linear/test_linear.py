@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_same
+from comparison import CAUSAL, assert_same, random, random_biases
 from torch import Tensor
 
 from attnlab import masks
@@ -18,19 +18,15 @@ from attnlab.ops.scan import NormalizedScan
 
 B, N, H, D, d = 2, 11, 3, 15, 5
 FEATURES = pytest.mark.parametrize("feature_map", ["elu", "relu", "softmax"])
-CAUSAL = pytest.mark.parametrize("causal", [False, True])
 
 
 def made(**options: Any) -> LinearAttention:
     torch.manual_seed(0)
-    layer = LinearAttention(D, H, **options).double().eval()
-    for name in ("qkv", "output"):
-        torch.nn.init.normal_(layer.get_submodule(name).bias)
-    return layer
+    return random_biases(LinearAttention(D, H, **options).double().eval())
 
 
-def tokens(length: int = N, batch: int = B) -> Tensor:
-    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+def tokens(length: int = N) -> Tensor:
+    return random(B, length, D)
 
 
 def three_tokens(causal: bool) -> Tensor:
@@ -70,44 +66,37 @@ def test_a_loop_over_states(feature_map: str, causal: bool) -> None:
     assert_same(layer(x), layer.output(out))
 
 
+IDS = torch.tensor([[0, 0, 1, 1, 1, 2, 0, 0, 2, 2, 1], [5, 5, 5, 3, 3, 3, 3, 9, 9, 9, 5]])
+DOCUMENTS = {
+    "interleaved": masks.documents(IDS),  # a document may be interrupted by another: its tokens are one sequence
+    "padded": masks.documents(IDS) & masks.padding(torch.tensor([N, N - 3])),
+    "two masks": masks.documents(torch.arange(N) // 4) & masks.documents(torch.arange(N) // 3),
+}
+
+
 @CAUSAL
-@pytest.mark.parametrize("padded", [False, True])
-def test_interleaved_documents(causal: bool, padded: bool) -> None:
-    """A document may be interrupted by another: its tokens are still one sequence."""
-    layer, x = made(causal=causal), tokens()
-    ids = torch.tensor([[0, 0, 1, 1, 1, 2, 0, 0, 2, 2, 1], [5, 5, 5, 3, 3, 3, 3, 9, 9, 9, 5]])
-    mask = masks.documents(ids)
-    if padded:
-        mask = mask & masks.padding(torch.tensor([N, N - 3]))
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents(name: str, causal: bool) -> None:
+    layer, x, mask = made(causal=causal), tokens(), DOCUMENTS[name]
     allowed = (mask & masks.causal() if causal else mask).materialize(N).expand(B, H, N, N)
     assert_same(layer(x, mask=mask), reference(layer, x, allowed))
     assert_same(layer.apply_weights(layer.attention_weights(x, mask=mask), x, mask=mask), layer(x, mask=mask))
 
 
-def test_two_document_masks_must_agree() -> None:
-    layer, x = made(), tokens()
-    first, second = torch.arange(N) // 4, torch.arange(N) // 3
-    mask = masks.documents(first) & masks.documents(second)
-    assert_same(layer(x, mask=mask), reference(layer, x, mask.materialize(N).expand(B, H, N, N)))
+CONTINUED = {
+    "left padding": masks.padding(torch.tensor([N, N - 4]), side="left", max_length=N),
+    "right padding": masks.padding(torch.tensor([N, N - 4]), max_length=N),
+    "documents": masks.documents(torch.tensor([5, 5, 5, 5, 5, 2, 2, 9, 9, 9, 4])),
+    "documents per item": masks.documents(torch.tensor([[5] * 5 + [2, 2, 9, 9, 9, 4], [0] + [1] * 10])),
+}
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_decoding_continues_a_padded_batch(side: str) -> None:
-    layer, x = made(causal=True), tokens()
-    mask = masks.padding(torch.tensor([N, N - 4]), side=side, max_length=N)
-    expected, cache = layer(x, mask=mask), layer.make_cache(N)
-    with torch.no_grad():
-        steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
-    assert_same(torch.cat(steps, 1), expected)
-
-
-@pytest.mark.parametrize("batched", [False, True])
-def test_decoding_resets_the_state_at_each_document(batched: bool) -> None:
-    ids = torch.tensor([[5, 5, 5, 5, 5, 2, 2, 9, 9, 9, 4], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
-    layer, x, mask = made(causal=True), tokens(), masks.documents(ids if batched else ids[0])
+@pytest.mark.parametrize("name", CONTINUED)
+@torch.no_grad()
+def test_decoding_under_a_mask_matches_the_full_pass(name: str) -> None:
+    layer, x, mask = made(causal=True), tokens(), CONTINUED[name]
     cache = layer.make_cache(N)
-    with torch.no_grad():
-        steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
+    steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
     assert_same(torch.cat(steps, 1), layer(x, mask=mask))
 
 
@@ -145,23 +134,22 @@ def test_bfloat16_error_does_not_grow_with_the_length() -> None:
     assert error[:, -200:].mean() < 2 * error[:, :200].mean()
 
 
-REFUSED = {
-    "a window": lambda: made()(tokens(), mask=masks.sliding_window(3)),
-    "a matrix": lambda: made()(tokens(), mask=torch.ones(N, N, dtype=torch.bool)),
-    "a bias": lambda: made()(tokens(), attn_bias=torch.zeros(N, N)),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_masks_and_biases_of_single_pairs_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": masks.sliding_window(3)},
+        {"mask": torch.ones(N, N, dtype=torch.bool)},
+        {"attn_bias": torch.zeros(N, N)},
+    ],
+    ids=["window", "matrix", "bias"],
+)
+def test_masks_and_biases_of_single_pairs_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match="LinearAttention does not support"):
-        REFUSED[name]()
+        made()(tokens(), **options)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     layer, x = made(causal=True), tokens()
-    with pytest.raises(ValueError, match="feature_map must be one of elu, relu, softmax, not 'cos'"):
-        LinearAttention(D, H, feature_map="cos")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="cache must be a RecurrentState"):
         layer(x, cache=KVCache(N))
     with pytest.raises(ValueError, match="must not be interrupted by another one"), torch.no_grad():

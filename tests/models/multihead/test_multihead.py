@@ -1,4 +1,4 @@
-"""Multi-head attention against `torch.nn.MultiheadAttention`, and what only it can do."""
+"""Multi-head attention: conversions from and to `torch.nn.MultiheadAttention`, and the attention weights of both."""
 
 from __future__ import annotations
 
@@ -7,33 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from comparison import random, random_biases
 from torch import Tensor, nn
 
 from attnlab import masks
 from attnlab.models.multihead import MultiAttention
-from attnlab.models.selfhead import SelfAttention
 
 B, N, M, H, D = 2, 5, 7, 3, 33  # heads of 11
 
 
 def theirs(**options: Any) -> nn.MultiheadAttention:
-    """Their layer, its biases moved off zero, where they would hide a mistake."""
     torch.manual_seed(0)
-    layer = nn.MultiheadAttention(D, H, batch_first=True, **{"dtype": torch.float64, **options})
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter) / 10)
-    return layer
+    return random_biases(nn.MultiheadAttention(D, H, batch_first=True, **{"dtype": torch.float64, **options}))
 
 
-def tokens(length: int = N, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(B, length, D, generator=torch.Generator().manual_seed(length), dtype=dtype)
-
-
-def test_parameters() -> None:
-    assert sum(p.numel() for p in MultiAttention(D, H).parameters()) == 4 * D**2 + 4 * D
-    assert sum(p.numel() for p in MultiAttention(D, H, bias=False).parameters()) == 4 * D**2
-    assert MultiAttention(64).num_heads == 8
+def tokens(length: int = N) -> Tensor:
+    return random(B, length, D)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -87,72 +76,13 @@ def test_to_torch_copies_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_self_attention_equals_torch(bias: bool) -> None:
+@pytest.mark.parametrize("cross", [True, False])
+def test_output_and_weights_equal_torch(bias: bool, cross: bool) -> None:
     layer, x = theirs(bias=bias), tokens()
-    out, weights = layer(x, x, x, average_attn_weights=False)
-    ours = MultiAttention.from_torch(layer)
-    torch.testing.assert_close(ours(x), out)
-    torch.testing.assert_close(ours.attention_weights(x), weights)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_cross_attention_equals_torch(bias: bool) -> None:
-    layer, x, context = theirs(bias=bias), tokens(), tokens(M)
-    lengths = torch.tensor([3, 7])
-    ignored = torch.arange(M) >= lengths[:, None]
+    context = tokens(M) if cross else x
+    lengths = torch.tensor([3, context.shape[1]])
+    ignored = torch.arange(context.shape[1]) >= lengths[:, None]
     out, weights = layer(x, context, context, key_padding_mask=ignored, average_attn_weights=False)
-    ours, mask = MultiAttention.from_torch(layer), masks.padding(lengths)
-    torch.testing.assert_close(ours(x, context=context, mask=mask), out)
-    torch.testing.assert_close(ours.attention_weights(x, context=context, mask=mask), weights)
-
-
-def test_causal_equals_torch() -> None:
-    layer, x = theirs(), tokens()
-    out, _ = layer(x, x, x, attn_mask=nn.Transformer.generate_square_subsequent_mask(N, dtype=x.dtype), is_causal=True)
-    torch.testing.assert_close(MultiAttention.from_torch(layer, causal=True)(x), out)
-
-
-def test_gradients_equal_torch() -> None:
-    layer = theirs()
-    ours = MultiAttention.from_torch(layer)
-    a, b = tokens().requires_grad_(), tokens().requires_grad_()
-    layer(a, a, a)[0].square().sum().backward()
-    ours(b).square().sum().backward()
-    torch.testing.assert_close(b.grad, a.grad)
-    torch.testing.assert_close(ours.qkv.weight.grad, layer.in_proj_weight.grad)
-    torch.testing.assert_close(ours.output.bias.grad, layer.out_proj.bias.grad)
-
-
-def test_context_equal_to_x_is_self_attention() -> None:
-    layer, x = MultiAttention(D, H).double(), tokens()
-    torch.testing.assert_close(layer(x, context=x), layer(x))
-
-
-def test_an_attn_bias_of_three_axes_is_per_head() -> None:
-    layer, x = MultiAttention(D, H).double(), tokens()
-    bias = torch.randn(H, N, N, dtype=torch.float64)
-    torch.testing.assert_close(
-        layer.attention_weights(x, attn_bias=bias), (layer.attention_weights(x).log() + bias).softmax(-1)
-    )
-
-
-def test_one_head_equals_selfhead() -> None:
-    many, one = MultiAttention(D, 1).double(), SelfAttention(D).double()
-    torch.nn.init.normal_(many.qkv.bias)
-    with torch.no_grad():
-        for layer, weight, bias in zip(
-            (one.query, one.key, one.value), many.qkv.weight.split(D), many.qkv.bias.split(D), strict=True
-        ):
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
-    one.output.load_state_dict(many.output.state_dict())
-    torch.testing.assert_close(one(tokens()), many(tokens()))
-    torch.testing.assert_close(one.attention_weights(tokens()), many.attention_weights(tokens()))
-
-
-def test_each_head_uses_its_slice_of_the_width() -> None:
-    layer, x = MultiAttention(D, H).double(), tokens()
-    before = layer.attention_weights(x)
-    with torch.no_grad():
-        layer.qkv.weight[D + 11 : D + 22].mul_(3)  # the keys of the second head
-    assert (layer.attention_weights(x) != before).flatten(2).any(-1).all(0).tolist() == [False, True, False]
+    ours, options = MultiAttention.from_torch(layer), {"context": context, "mask": masks.padding(lengths)}
+    torch.testing.assert_close(ours(x, **options), out)
+    torch.testing.assert_close(ours.attention_weights(x, **options), weights)

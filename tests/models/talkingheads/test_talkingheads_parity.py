@@ -5,25 +5,25 @@ x-transformers adds the mixture before the softmax to the scores, so its first m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from comparison import TOLERANCE, assert_same, padding_lengths, random
+from comparison import CAUSAL, DTYPES, PADDED, TOLERANCE, assert_parity, copy_parameters
+from torch import Tensor
 
-from attnlab import masks
 from attnlab.models.talkingheads import TalkingHeadsAttention
 
 ORACLES = {"test_": ("x-transformers", "Attention, talking heads")}
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("padded", [True, False])
+@DTYPES
+@CAUSAL
+@PADDED
 @pytest.mark.parametrize(("B", "N", "H", "d", "D"), [(2, 11, 3, 5, 15), (1, 17, 7, 2, 14), (3, 7, 2, 8, 16)])
 def test_x_transformers(dtype: torch.dtype, causal: bool, padded: bool, B: int, N: int, H: int, d: int, D: int) -> None:
     pytest.importorskip("x_transformers")
-    from peers.adapters.base import join_projections
     from peers.adapters.x_transformers import Attention
 
     torch.manual_seed(0)
@@ -31,27 +31,21 @@ def test_x_transformers(dtype: torch.dtype, causal: bool, padded: bool, B: int, 
     options = {"pre_talking_heads": True, "post_talking_heads": True, "custom_attn_fn": softmax}
     theirs = Attention(D, H, causal=causal, **options).inner.to(dtype)
     before, after = theirs.attend.pre_softmax_talking_heads, theirs.attend.post_softmax_talking_heads
-    projections = [theirs.to_q, theirs.to_k, theirs.to_v]
+    for mixture in (before, after):
+        torch.nn.init.normal_(mixture.weight)
     layer = TalkingHeadsAttention(D, H, causal=causal, bias=False).to(dtype)
-    join_projections(projections, layer.qkv)
-    with torch.no_grad():
-        for mixture in (before, after):
-            torch.nn.init.normal_(mixture.weight)
-        layer.output.weight.copy_(theirs.to_out.weight)
-        layer.scores.copy_(before.weight[:, :, 0, 0] + torch.eye(H))
-        layer.mixture.copy_(after.weight[:, :, 0, 0])
 
-    a, b = (random(B, N, D, dtype=dtype).requires_grad_() for _ in range(2))
-    lengths, real = padding_lengths(B, N, padded)
-    expected = theirs(a, mask=real if padded else None)
-    expected = (expected[0] if isinstance(expected, tuple) else expected)[real]
-    ours = layer(b, mask=masks.padding(lengths) if padded else None)[real]
-    W_Q, W_K, W_V = (part.weight for part in projections)
-    leaves = [a, W_Q, W_K, W_V, theirs.to_out.weight, before.weight, after.weight]
-    direction = random(*ours.shape, dtype=dtype) / N
-    x_grad, *qkv, output, scores, mixture = torch.autograd.grad((expected * direction).sum(), leaves)
-    true = [x_grad, torch.cat(qkv), output, scores[:, :, 0, 0], mixture[:, :, 0, 0]]
-    parameters = [layer.qkv.weight, layer.output.weight, layer.scores, layer.mixture]
-    found = torch.autograd.grad((ours * direction).sum(), [b, *parameters])
-    for actual, wanted in zip((ours, *found), (expected, *true), strict=True):
-        assert_same(actual, wanted, TOLERANCE[dtype])
+    def pairs(read: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        qkv = torch.cat([read(part.weight) for part in (theirs.to_q, theirs.to_k, theirs.to_v)])
+        scores, mixture = (read(part.weight)[:, :, 0, 0] for part in (before, after))
+        if read(before.weight) is before.weight:  # values, not gradients
+            scores = scores + torch.eye(H)
+        ours = layer.qkv.weight, layer.output.weight, layer.scores, layer.mixture
+        return list(zip(map(read, ours), (qkv, read(theirs.to_out.weight), scores, mixture), strict=True))
+
+    def call(x: Tensor, allowed: Tensor) -> tuple[Tensor, None]:
+        out = theirs(x, mask=allowed[:, 0, -1] if padded else None)
+        return out[0] if isinstance(out, tuple) else out, None
+
+    copy_parameters(pairs)
+    assert_parity(layer, call, pairs, (B, N), padded, TOLERANCE[dtype])
