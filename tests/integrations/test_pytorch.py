@@ -162,11 +162,7 @@ def test_a_fully_masked_row_is_zero_where_theirs_is_nan() -> None:
 def test_compiled_as_one_graph() -> None:
     ours = from_torch(encoder()).eval()
     compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    for options in (
-        {"mask": TRIANGLE, "is_causal": True},
-        {"mask": scattered(N, N)},
-        {"src_key_padding_mask": IGNORED},
-    ):
+    for options in (CALLS[name] for name in ("causal, is_causal", "mask", "padding")):
         assert (compiled(tokens(), **options) - ours(tokens(), **options)).abs().max() < 1e-12
 
 
