@@ -246,7 +246,10 @@ def run_here(script: list[str]) -> tuple[int, str, str]:
         warnings.simplefilter("ignore")
         for command in script:
             program, *arguments = shlex.split(command)
-            code = code or main(["train", *arguments[1:]] if program == "python" else arguments)
+            try:
+                code = code or main(["train", *arguments[1:]] if program == "python" else arguments)
+            except SystemExit as stop:  # --help
+                code = int(stop.code or 0)
     return code, out.getvalue(), errors.getvalue()
 
 
