@@ -95,10 +95,7 @@ def test_capabilities_can_be_declared() -> None:
 
 def test_call_adapts_another_calling_convention() -> None:
     report = check_attention(
-        third_party.HuggingFaceStyle,
-        call=third_party.call_hugging_face_style,
-        capabilities={"padding"},
-        fast=True,
+        third_party.HuggingFaceStyle, call=third_party.call_hugging_face_style, capabilities={"padding"}, fast=True
     )
     assert report["no_padding_leakage"].outcome == "pass"
     assert report["no_masked_key_leakage"].outcome == "not applicable"
