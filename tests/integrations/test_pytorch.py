@@ -74,11 +74,11 @@ def test_the_encoder_gives_the_same_outputs(call: str, training: bool, monkeypat
     # Without gradients their fast path gives NaN for an additive mask.
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", "bias" not in call)
     with torch.set_grad_enabled(training):
-        expected, found = theirs(x, **CALLS[call]), ours(x, **CALLS[call])
+        expected, actual = theirs(x, **CALLS[call]), ours(x, **CALLS[call])
     real = torch.ones(B, N, dtype=torch.bool)
     if (padding := CALLS[call].get("src_key_padding_mask")) is not None and not training:
         real = padding == 0 if not padding.is_floating_point() else padding != -torch.inf
-    assert (found - expected)[real].abs().max() < 1e-12
+    assert (actual - expected)[real].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("batch_first", "norm_first", "bias"), [(False, False, True), (True, True, False)])
@@ -91,8 +91,8 @@ def test_gradients_and_other_constructions(batch_first: bool, norm_first: bool, 
         attention = model.layers[0].self_attn
         projection = attention.attention.qkv.weight if model is ours else attention.in_proj_weight
         slopes.append([x.grad, projection.grad, *(p.grad for p in model.layers[1].linear1.parameters())])
-    for found, expected in zip(*slopes, strict=True):
-        assert (found - expected).abs().max() < 1e-10
+    for actual, expected in zip(*slopes, strict=True):
+        assert (actual - expected).abs().max() < 1e-10
 
 
 def test_eval_mode_calls_our_layers_and_recognizes_a_causal_mask() -> None:
@@ -124,13 +124,13 @@ def test_a_decoder_attends_to_another_sequence() -> None:
     theirs = nn.Transformer(D, H, 1, 2, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
     ours = from_torch(theirs)
     assert sum(isinstance(module, TorchMHAAdapter) for module in ours.modules()) == 5
-    given = {
+    options = {
         "tgt_mask": nn.Transformer.generate_square_subsequent_mask(M, dtype=torch.float64),
         "memory_mask": scattered(N, N)[:M],
         "memory_key_padding_mask": IGNORED,
     }
     source, target = tokens(), tokens(length=M)
-    assert (ours(source, target, **given) - theirs(source, target, **given)).abs().max() < 1e-12
+    assert (ours(source, target, **options) - theirs(source, target, **options)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -144,10 +144,10 @@ def test_the_interface_of_multihead_attention(batch_first: bool, average: bool, 
     ignored = IGNORED[:, :M]
     if not batched:
         x, memory, ignored = tokens()[0], tokens(length=M)[0], IGNORED[1, :M]
-    given = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
-    given["attn_mask"][:, 0] = False  # the first key is real in every item: no row is fully masked
-    for found, expected in zip(ours(x, memory, memory, **given), theirs(x, memory, memory, **given), strict=True):
-        assert (found - expected).abs().max() < 1e-12
+    options = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
+    options["attn_mask"][:, 0] = False  # the first key is real in every item: no row is fully masked
+    for actual, expected in zip(ours(x, memory, memory, **options), theirs(x, memory, memory, **options), strict=True):
+        assert (actual - expected).abs().max() < 1e-12
     assert ours(x, x, x, need_weights=False)[1] is None
 
 
@@ -162,8 +162,8 @@ def test_a_fully_masked_row_is_zero_where_theirs_is_nan() -> None:
 def test_compiled_as_one_graph() -> None:
     ours = from_torch(encoder()).eval()
     compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    for given in ({"mask": TRIANGLE, "is_causal": True}, {"mask": scattered(N, N)}, {"src_key_padding_mask": IGNORED}):
-        assert (compiled(tokens(), **given) - ours(tokens(), **given)).abs().max() < 1e-12
+    for options in (CALLS[name] for name in ("causal, is_causal", "mask", "padding")):
+        assert (compiled(tokens(), **options) - ours(tokens(), **options)).abs().max() < 1e-12
 
 
 # What is refused
