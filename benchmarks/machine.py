@@ -30,7 +30,6 @@ class Machine:
 
     @classmethod
     def current(cls, cores: list[int]) -> Machine:
-        """This machine, with the load of now."""
         versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
         versions |= {name: _version(name) for name in PACKAGES}
         date, cpus = f"{datetime.now(UTC):%Y-%m-%d}", os.cpu_count() or 1
@@ -44,7 +43,6 @@ class Machine:
 
     @property
     def environment(self) -> str:
-        """The processor, the threads and the versions."""
         pinned = f"pinned to core {', '.join(map(str, self.cores))}" if self.cores else "not pinned to a core"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"{self.processor}, {self.threads} thread(s) {pinned} of {self.cpus}; {versions}"

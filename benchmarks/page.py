@@ -47,7 +47,6 @@ def write() -> list[Path]:
 
 
 def page(recorded: dict[str, Result], notes: str) -> str:
-    """The text of the page."""
     lines = [OPENING, "| baseline | case | target | measured | | part |", "|---|---|---|---|---|---|"]
     missed: list[str] = []
     for goal in GOALS:
@@ -73,7 +72,6 @@ def page(recorded: dict[str, Result], notes: str) -> str:
 
 
 def rows_of(goal: Goal, recorded: dict[str, Result]) -> list[Row]:
-    """The rows of a goal."""
     return [row for row in recorded[goal.part].rows if row.goal == goal.key] if goal.part in recorded else []
 
 

@@ -34,7 +34,6 @@ def crossings(curves: list[Growth]) -> Iterator[tuple[str, str, float]]:
 
 
 def curves_of(result: Result, quantity: str) -> list[Growth]:
-    """The curves of one quantity."""
     return [row for row in result.rows if isinstance(row, Growth) and row.quantity == quantity]
 
 

@@ -34,12 +34,10 @@ class Part(Protocol):
 
 
 def names() -> list[str]:
-    """The names of all parts."""
     return sorted(module.name for module in pkgutil.iter_modules(parts.__path__))
 
 
 def load(name: str) -> Part:
-    """Import a part."""
     return cast(Part, importlib.import_module(f"benchmarks.parts.{name}"))
 
 
@@ -78,7 +76,6 @@ def record(result: Result, part: Part, folder: Path = RESULTS) -> None:
 
 
 def markdown(result: Result, part: Part) -> str:
-    """The report of a part."""
     return "\n".join([*opening(part), *(row.markdown() for row in result.rows), *closing(result)]) + "\n"
 
 

@@ -49,7 +49,6 @@ class Row:
         return {None: "", True: MET, False: MISSED}[self.met]
 
     def markdown(self) -> str:
-        """The row of the table."""
         cells = [self.case, self.baseline, self.measured, str(getattr(self, "control", ""))]
         return f"| {' | '.join([*cells, self.required, self.verdict])} |"
 
@@ -193,7 +192,6 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def read(file: Path) -> Result:
-    """Read a recorded result."""
     data = json.loads(file.read_text(encoding="utf-8"))
     return Result(data["part"], Machine(**data["machine"]), [_row(row) for row in data["rows"]])
 

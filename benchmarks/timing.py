@@ -101,7 +101,6 @@ def forward(run: Callable[[], Tensor]) -> Workload:
 
 
 def backward(run: Callable[[], Tensor]) -> Workload:
-    """A forward and a backward pass."""
     return lambda: run().sum().backward()
 
 

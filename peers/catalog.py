@@ -46,7 +46,7 @@ PEERS = (
         ),
         known={
             "torch_weights_make_nan": "Known as [#41508](https://github.com/pytorch/pytorch/issues/41508) and "
-            "[#160064](https://github.com/pytorch/pytorch/issues/160064).",
+            "[#160064](https://github.com/pytorch/pytorch/issues/160064)."
         },
     ),
     Peer(
@@ -76,7 +76,7 @@ PEERS = (
         ),
         beside={
             "transformers_mra_zeros": "The page of the model does not mention a kernel or a device; its code returns "
-            "zeros where the kernel could not be loaded.",
+            "zeros where the kernel could not be loaded."
         },
     ),
     Peer(
@@ -102,8 +102,7 @@ PEERS = (
                 "Attention",
                 {"orthog_projected_values": True},
                 failing=dict.fromkeys(
-                    (FUTURE, FUTURE_MASKED, MASKED, PADDING, INVARIANCE, PACKED),
-                    "x_transformers_orthogonal_future",
+                    (FUTURE, FUTURE_MASKED, MASKED, PADDING, INVARIANCE, PACKED), "x_transformers_orthogonal_future"
                 ),
             ),
             Layer("PaddedAttention", capabilities=PADDED, failing={DTYPE: "x_transformers_mask_changes_dtype"}),
@@ -116,7 +115,7 @@ PEERS = (
         ),
         beside={
             "x_transformers_cached_alibi": "Its generation uses the cache where `can_cache_kv` is True. All other "
-            "options that were tried match the full pass; `selective` is documented as unable to.",
+            "options that were tried match the full pass; `selective` is documented as unable to."
         },
     ),
     Peer(
@@ -192,7 +191,7 @@ PEERS = (
         ),
         known={
             "nystrom_attention_other_items": "The code of the paper's authors does the same; "
-            "[an issue](https://github.com/mlpen/Nystromformer/issues/3) asks about it.",
+            "[an issue](https://github.com/mlpen/Nystromformer/issues/3) asks about it."
         },
     ),
     Peer(
@@ -214,10 +213,7 @@ PEERS = (
         "“additive or boolean mask broadcastable to (batch, num_heads, seq, seq)”.",
         layers=(
             *(
-                Layer(
-                    kind,
-                    failing=dict.fromkeys((FUTURE_MASKED, INVARIANCE, PACKED), "attnhut_mask_drops_causal"),
-                )
+                Layer(kind, failing=dict.fromkeys((FUTURE_MASKED, INVARIANCE, PACKED), "attnhut_mask_drops_causal"))
                 for kind in ("StandardAttention", "GroupedQueryAttention", "MultiHeadLatentAttention")
             ),
             Layer("BigBirdAttention", capabilities=("causal", "padding")),

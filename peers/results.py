@@ -86,11 +86,7 @@ def run(peer: Peer) -> Result:
     for layer in peer.layers:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):  # of the package
             report = check_attention(
-                peer.target(layer),
-                capabilities=layer.capabilities or None,
-                fast=True,
-                skip=NOT_RECORDED,
-                raises=False,
+                peer.target(layer), capabilities=layer.capabilities or None, fast=True, skip=NOT_RECORDED, raises=False
             )
         layers[layer.name] = outcomes(layer, report)
     shown = {outcome.reason for row in layers.values() for outcome in row if outcome.outcome == "fail"}

@@ -88,14 +88,7 @@ class LayerUnderTest:
 
         Noise is added to all parameters: a bias or an output projection that is initialized to zero would hide errors.
 
-        Args:
-            dtype: of its parameters.
-            train: whether it is in training mode.
-            seed: of its parameters.
-            options: ``causal`` and ``dropout``, for its constructor.
-
-        Raises:
-            NotApplicable: it cannot be built with these options.
+        ``options`` are ``causal`` and ``dropout``, for its constructor; NotApplicable is raised where they are fixed.
         """
         given = {name: value for name, value in options.items() if name in self._accepts}
         for name in sorted(options.keys() - given.keys()):
@@ -114,11 +107,7 @@ class LayerUnderTest:
         return self.layer(causal=is_causal, **options) if "causal" in self.capabilities else self.layer(**options)
 
     def construct(self, **options: Any) -> nn.Module:
-        """A layer as the constructor returns it, without a seed, a dtype or noise.
-
-        Raises:
-            NotApplicable: the target is a layer, not a class.
-        """
+        """A layer as the constructor returns it, without a seed, a dtype or noise; not applicable to an instance."""
         if not self._accepts:
             raise NotApplicable("it is an instance; check its class")
         return self._make(**self._sizes, **options)

@@ -122,13 +122,9 @@ def input_sensitivity(run: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Te
 def leaks(run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Iterable[int]) -> Values:
     """The dependence of each output on forbidden tokens: by gradient, and by replacing them with large noise.
 
-    The noise detects what has no gradient, such as a rank, a choice or a detached statistic.
-
-    Args:
-        run: (B, N, D) to the same.
-        x: the tokens.
-        forbidden: Boolean (B, N, N), the tokens j that output i of an item must not depend on; j = i is ignored.
-        rows: the outputs to measure.
+    The noise detects what has no gradient, such as a rank, a choice or a detached statistic. ``forbidden``, Boolean
+    (B, N, N), are the tokens j that output i of an item must not depend on; j = i is ignored. ``rows`` are the outputs
+    to measure.
     """
     forbidden = forbidden & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     direction, noise = _random(x.shape[-1:], x), NOISE_SCALE * _random(x.shape, x)
@@ -152,16 +148,9 @@ def leaks(run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: I
 def batched_leaks(
     run: Callable[[Tensor], Tensor], x: Tensor, forbidden: Tensor, rows: Sequence[int]
 ) -> tuple[float, str]:
-    """As `leaks`, in one batch with an item for each output.
+    """The largest of the `leaks` of one sequence, (1, N, D), in one batch with an item for each output.
 
-    Args:
-        run: (B, N, D) to the same, for any B.
-        x: one sequence, (1, N, D).
-        forbidden: Boolean (1, N, N): the tokens that each output must not depend on.
-        rows: the outputs to measure.
-
-    Returns:
-        The largest leak, NaN where an output or a gradient is not finite, and where it was measured.
+    It is NaN where an output or a gradient is not finite.
     """
     index, item = torch.tensor(rows, device=x.device), torch.arange(len(rows), device=x.device)
     masked = forbidden[0, index].index_put((item, index), torch.tensor(False, device=x.device))
@@ -179,11 +168,11 @@ def batched_leaks(
     return leak.max().item(), f"output {rows[int(leak.argmax())]} depends on tokens that are masked for it"
 
 
-def seeded(run: Callable[[Tensor], Tensor], seed: int = 0) -> Callable[[Tensor], Tensor]:
+def seeded(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """``run`` with the same seed in every call, so that the same values are dropped."""
 
     def seeded_run(x: Tensor) -> Tensor:
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         return run(x)
 
     return seeded_run

@@ -69,11 +69,7 @@ def largest(measured: Iterable[tuple[float, str]], limit: float) -> Measurement:
 
 
 def check(
-    name: str,
-    *,
-    needs: tuple[str, ...] = (),
-    limit: float | Callable[[LayerUnderTest], float] = 0,
-    slow: bool = False,
+    name: str, *, needs: tuple[str, ...] = (), limit: float | Callable[[LayerUnderTest], float] = 0, slow: bool = False
 ) -> Callable[[Callable[[LayerUnderTest], Measurement | Values]], Callable[..., Any]]:
     """Register a function as a check of every attention layer.
 

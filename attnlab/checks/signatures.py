@@ -84,11 +84,7 @@ def fitting_sizes(
 
 
 def place(name: str, make: Callable[[], nn.Module], device: torch.device | str) -> tuple[nn.Module, torch.device]:
-    """A layer on ``device``.
-
-    Raises:
-        UserError: it cannot be copied or moved.
-    """
+    """A layer on ``device``; raises a UserError if it cannot be copied or moved."""
     try:
         layer = make()
     except Exception as error:
@@ -113,11 +109,7 @@ def head_count(layer: nn.Module) -> int:
 
 
 def layer_width(name: str, layer: nn.Module, options: dict[str, Any]) -> int:
-    """The width of the tokens, read from the options or from an attribute with one of the usual names.
-
-    Raises:
-        UserError: it is not known.
-    """
+    """The width of the tokens, read from the options or from an attribute; raises a UserError if it is not known."""
     for known in WIDTHS:
         width = options.get(known, getattr(layer, known, None))
         if isinstance(width, int):

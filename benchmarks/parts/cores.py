@@ -34,7 +34,6 @@ WINDOW = 256
 
 
 def rows(timing: TimingConfig, long: int = 8192, lengths: tuple[int, ...] = (64, 128, 256, 512)) -> Iterator[Row]:
-    """Sliding windows, linear attention, short causal sequences, dropout."""
     yield _window_layer(timing, long)
     yield from _local(timing, long)
     yield _linear(timing, long)

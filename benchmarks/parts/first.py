@@ -23,7 +23,6 @@ ABOUT = f"`python {COMMAND}`, {len(SEEDS)} seeds: test accuracy, and the duratio
 
 
 def rows(timing: TimingConfig) -> Iterator[Row]:
-    """Accuracy and duration; one run per seed."""
     accuracies, slowest = [], 0.0
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:

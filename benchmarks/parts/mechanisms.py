@@ -34,7 +34,6 @@ MARGINS = {"time": 0.2, "peak memory": 0.15}
 def rows(
     timing: TimingConfig, lengths: tuple[int, ...] = LENGTHS, names: tuple[str, ...] | None = None
 ) -> Iterator[Row]:
-    """The growth of time and of peak memory of each mechanism."""
     timing = replace(timing, min_rounds=3)
     for name in names or registry.names():
         torch.manual_seed(0)

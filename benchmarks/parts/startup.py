@@ -22,7 +22,6 @@ ABOUT = "Medians of interleaved runs; the first run of each command warms the fi
 
 
 def rows(timing: TimingConfig) -> Iterator[Row]:
-    """The duration of each command relative to importing torch."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for run in range(2 * timing.min_rounds):
         for name, arguments in COMMANDS.items():

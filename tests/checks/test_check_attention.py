@@ -76,14 +76,16 @@ def test_failures_are_listed_with_value_and_location(tutorial: Report) -> None:
     assert "of item 1 (causal=True and mask=padding([7, 4]))" in message
 
 
-@pytest.mark.slow
-def test_options_of_an_instance_are_fixed() -> None:
-    report = check_attention(SelfAttention(12), fast=True)
-    reasons = {row.check: row.detail for row in report.rows if row.outcome == "not applicable"}
-    assert reasons["no_future_leakage"] == "it is built with causal=False"
-    assert reasons["no_dropout_in_eval"] == "it is built with dropout=0"
-    row = one(SelfAttention(12, causal=True), "permutation_equivariance")
-    assert (row.outcome, row.detail) == ("not applicable", "it is built with causal=True")
+@pytest.mark.parametrize(
+    ("causal", "name", "reason"),
+    [
+        (False, "no_future_leakage", "it is built with causal=False"),
+        (False, "no_dropout_in_eval", "it is built with dropout=0"),
+        (True, "permutation_equivariance", "it is built with causal=True"),
+    ],
+)
+def test_options_of_an_instance_are_fixed(causal: bool, name: str, reason: str) -> None:
+    assert one(SelfAttention(12, causal=causal), name) == Row(name, "not applicable", detail=reason)
 
 
 def test_capabilities_can_be_declared() -> None:
@@ -93,10 +95,7 @@ def test_capabilities_can_be_declared() -> None:
 
 def test_call_adapts_another_calling_convention() -> None:
     report = check_attention(
-        third_party.HuggingFaceStyle,
-        call=third_party.call_hugging_face_style,
-        capabilities={"padding"},
-        fast=True,
+        third_party.HuggingFaceStyle, call=third_party.call_hugging_face_style, capabilities={"padding"}, fast=True
     )
     assert report["no_padding_leakage"].outcome == "pass"
     assert report["no_masked_key_leakage"].outcome == "not applicable"
@@ -393,6 +392,18 @@ def test_largest_value_counts_and_the_first_above_the_limit_is_located(
     result = largest(((number, str(i)) for i, number in enumerate(values)), 1.0)
     assert (result.value, result.detail) == (pytest.approx(value, nan_ok=True), detail)
     assert result.passed is (not detail)
+
+
+class RefusesMasks(third_party.Correct):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            raise ValueError("no mask is allowed")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["bfloat16_autocast", "non_contiguous_input", "no_masked_key_leakage"])
+def test_exception_of_the_layer_is_reported_with_its_configuration(name: str) -> None:
+    assert one(RefusesMasks, name).detail == "ValueError: no mask is allowed (mask=padding([7, 4]))"
 
 
 def test_registration_rejects_duplicates_and_unknown_capabilities() -> None:

@@ -120,10 +120,7 @@ def test_positions_are_options(positions: str, capsys: pytest.CaptureFixture[str
     [
         (["multihead", "--args", "bias=none"], "--args takes Python literals: bias=None"),
         (["multihead", "--args", "positions=rotary("], "positions is none, rotary, alibi or t5, or one of these with"),
-        (
-            ["multihead", "--args", "positions=None"],
-            "positions must be a str or an attnlab.positions.Positions",
-        ),
+        (["multihead", "--args", "positions=None"], "positions must be a str or an attnlab.positions.Positions"),
         (["multihed"], "unknown model 'multihed'; did you mean multihead?"),
         (["third_party.Correct"], "'third_party.Correct' names no class; write MODULE:CLASS"),
         (["third_party:"], "'third_party:' is not MODULE:CLASS"),

@@ -106,11 +106,7 @@ def _over_sizes(case: LayerUnderTest, convert: Callable[[_Module, bool, str], Ca
 def _export(
     export: Callable[..., Any], module: _Module, arguments: tuple[Tensor, ...], where: str, **options: Any
 ) -> Any:
-    """The program that ``export`` makes of the layer, for any batch size and length.
-
-    Raises:
-        CheckFailed: it raises; the message is that of the innermost cause.
-    """
+    """The program for any batch size and length; a failure has the message of the innermost cause."""
     batch, length = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("length", min=2, max=4096)
     shapes: list[dict[int, Any]] = [{0: batch, 1: length} for _ in arguments]
     if arguments[-1].dtype == torch.bool and arguments[-1].dim() == 3:
