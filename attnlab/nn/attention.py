@@ -23,7 +23,6 @@ from attnlab.nn.mixer import zeros_in_graph
 from attnlab.nn.projections import copy_weights as copy_weights
 from attnlab.nn.projections import current_state as current_state
 from attnlab.nn.projections import make_linear as make_linear
-from attnlab.nn.projections import reset_linear as reset_linear
 from attnlab.ops.attention_map import AttentionMap, DenseMap
 
 

@@ -74,6 +74,7 @@ def test_a_bias_with_fewer_axes_under_a_window_of_the_cache() -> None:
         torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["alibi", "t5"])
 @pytest.mark.parametrize("shape", [(), (N, N), (H, 1, N)])
 def test_relative_positions_and_a_bias_compile_as_one_graph(positions: str, shape: tuple[int, ...]) -> None:

@@ -28,6 +28,7 @@ def keras() -> Any:
     return keras
 
 
+@pytest.mark.slow  # Keras takes seconds to import
 @DTYPES
 @pytest.mark.parametrize(("causal", "cross"), [(True, False), (False, False), (False, True)])
 @PADDED
