@@ -148,7 +148,7 @@ def test_differences_between_two_runs(here: Path) -> None:
 
 
 def test_differing_models_and_data(here: Path, made: Path) -> None:
-    write_files(here, {"other.csv": "a,b,way\n" + ROWS[: len(ROWS) // 2 * 2]})
+    write_files(here, {"other.csv": "a,b,way\n" + ROWS + "1.5,2,x\n"})
     trained("--model", "selfhead", "--data", "other.csv", "--target", "way", "--steps", "5", run="runs/third")
     differences = compared("runs/one", "runs/third")
     settings, (one, other) = differences["settings"], differences["data"]["data_sha256"]
