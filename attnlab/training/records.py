@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.network.received import Description, Number, Options, OptionValue
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS
-from attnlab.training.settings import RANGES, Settings, field_types
+from attnlab.training.settings import RANGES, field_types
 from attnlab.utils.errors import UserError
 from attnlab.utils.validation import first_error
 
@@ -56,8 +55,8 @@ class _SettingsRecord(Record):
 def _settings_record() -> type[_SettingsRecord]:
     """A field for every setting, with its type and range; settings newer than the file may be missing."""
     made: dict[str, Any] = {}
-    for group in fields(Settings):
-        for name, kind in field_types(type(getattr(Settings(), group.name))).items():
+    for types in field_types().values():
+        for name, kind in types.items():
             low, high = RANGES.get(name, (None, None))
             made[name] = (Annotated[kind, Field(ge=low, le=high)], None)
     made |= {name: (made[name][0], ...) for name in ("model", "task", "data", "seed")}  # every attnlab had these

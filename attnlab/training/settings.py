@@ -166,18 +166,14 @@ class Settings:
 
     def _types(self, model: str) -> dict[str, Any]:
         """The type of every setting, including the options of a mechanism."""
-        groups = [field_types(type(getattr(self, group.name))) for group in fields(self)]
         options = {option.name: option_type(option, model) for option in mechanism_options(model)}
-        return functools.reduce(operator.or_, groups) | options
+        return functools.reduce(operator.or_, field_types().values()) | options
 
     def _replaced(self, values: dict[str, Any]) -> Settings:
         """A copy with ``values``; names that are no fields are options of the mechanism."""
         groups, options = {}, dict(values)
-        for group in fields(self):
-            before = getattr(self, group.name)
-            groups[group.name] = replace(
-                before, **{n: options.pop(n) for n in field_types(type(before)) if n in options}
-            )
+        for name, kinds in field_types().items():
+            groups[name] = replace(getattr(self, name), **{n: options.pop(n) for n in kinds if n in options})
         groups["model"] = replace(groups["model"], options={**groups["model"].options, **options})
         return Settings(**groups)
 
@@ -312,10 +308,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @functools.cache
-def field_types(group: type) -> dict[str, Any]:
-    """The types of the settings in a group."""
-    hints = typing.get_type_hints(group)
-    return {f.name: hints[f.name] for f in fields(group) if f.name != "options"}
+def field_types() -> dict[str, dict[str, Any]]:
+    """The types of the settings in each group."""
+    groups = {group.name: type(getattr(Settings(), group.name)) for group in fields(Settings)}
+    hints = {name: typing.get_type_hints(group) for name, group in groups.items()}
+    return {name: {n: kind for n, kind in types.items() if n != "options"} for name, types in hints.items()}
 
 
 @functools.cache

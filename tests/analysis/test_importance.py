@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import D, H, network, noisy, task_data
+from planted import METRICS, D, H, network, noisy, task_data
 from torch import Tensor
 
 from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
@@ -13,8 +13,6 @@ from attnlab.network.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
 from attnlab.utils.errors import UserError
-
-METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 
 
 def by_differences(net: Network, split: Split, objective: Objective, step: float = 1e-5) -> list[Tensor]:
@@ -44,7 +42,7 @@ def by_differences(net: Network, split: Split, objective: Objective, step: float
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_importance_is_the_gradient_of_a_gate(model: str, kind: str, padded: bool) -> None:
     net = network(model, kind, positions="t5")
-    data = noisy(task_data(net, METRICS[kind], padded=padded))
+    data = noisy(task_data(net, padded=padded))
     split = data.train.take(slice(11))
     objective = Objective.of(data)
     truth = by_differences(net, split, objective)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from contextlib import nullcontext
 from types import ModuleType
@@ -250,25 +251,26 @@ def test_registering_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "GptOss", "Doge"])
 @pytest.mark.parametrize("length", [3, N])
-def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(family: str, length: int) -> None:
+def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(
+    family: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a step can be compiled and exported; the window of 5 is full from the first step, or becomes it."""
     made, seen = model(family, "attnlab"), []
     made.generation_config.eos_token_id = None
     prepare = type(made).prepare_inputs_for_generation
 
-    class Watched(type(made)):  # type: ignore[misc]
-        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # transformers reads the names
-            inputs = prepare(self, *args, **kwargs)
-            seen.append(inputs["attention_mask"])
-            return inputs
+    @functools.wraps(prepare)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        inputs = prepare(*args, **kwargs)
+        seen.append(inputs["attention_mask"])
+        return inputs
 
-    made.__class__ = Watched
+    monkeypatch.setattr(type(made), "prepare_inputs_for_generation", watched)
     given = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": 0, "do_sample": False}
     made.generate(tokens(length), attention_mask=torch.ones(B, length), max_new_tokens=5, **given)
     assert len(seen) == 5
-    for masks in seen:
-        for matrix in masks.values() if isinstance(masks, dict) else [masks]:
-            assert isinstance(matrix, Tensor)
+    matrices = [mask for masks in seen for mask in (masks.values() if isinstance(masks, dict) else [masks])]
+    assert all(isinstance(matrix, Tensor) for matrix in matrices)
 
 
 def test_a_lazy_mask_acts_as_a_matrix() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pytest
 import small
 import torch
@@ -145,38 +144,6 @@ def test_baselines(regression: bool, request: pytest.FixtureRequest) -> None:
             expected = sk.f1_score(test_y, predicted, average="macro", zero_division=0)
             assert baseline["metrics"]["f1"] == pytest.approx(expected)
         assert baseline["value"] == baseline["metrics"][result["metric"]]
-
-
-def test_a_table_of_every_kind_of_column(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    rows = [
-        {
-            "size": 1.7e9 + draw.normal(),
-            "town": draw.choice(["Bern", "Basel", "Zug"]),
-            "day": f"2024-{draw.integers(1, 13):02}-{draw.integers(1, 29):02}",
-            "note": f"a note about {draw.integers(1_000)}",
-        }
-        for _ in range(ROWS)
-    ]
-    for row in rows:
-        row["price"] = 3 * (row["size"] - 1.7e9) + 1e6
-    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
-    changes = {"target": "price", "embed_dim": 8, "num_heads": 2, "layers": 1, "steps": 20, "metric": "mae"}
-    settings = defaults("multihead", "table").updated({"data": str(tmp_path / "t.csv"), **changes}, "the test")
-    experiment = prepare(settings)
-    run = train.start(experiment, tmp_path / "run")
-    _, result = train.train(experiment, run)
-    assert result is not None
-    predicted = np.array(predict_file(run.path, tmp_path / "t.csv").columns["prediction"])
-    whole = evaluate_file(run.path, tmp_path / "t.csv")
-    prices = np.array([row["price"] for row in rows])
-    assert whole["metrics"]["mae"] == pytest.approx(sk.mean_absolute_error(prices, predicted), rel=1e-5)
-    encoding, test_y = experiment.task_data.encoding, experiment.task_data.test.y[:, 0].double().numpy()
-    tested = [int(np.abs(prices - (y * encoding["unit"] + encoding["mean"])).argmin()) for y in test_y]
-    assert len(set(tested)) == len(tested)
-    expected = sk.mean_absolute_error(prices[tested], predicted[tested])
-    assert result["metrics"]["mae"] == pytest.approx(expected, rel=1e-5)
-    assert result["test"] == result["metrics"]["mae"]
 
 
 def test_evaluation_on_new_data(classes: Finished, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from small import refused
 from attnlab.analysis.runs import study_run
 from attnlab.training import train
 from attnlab.training.experiment import check_same_data, prepare, same_values
-from attnlab.training.inference import predict_file
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
@@ -71,12 +70,3 @@ def test_changed_encoding_is_refused(tmp_path: Path) -> None:
 )
 def test_same_values_up_to_rounding(a: Any, b: Any, same: bool) -> None:
     assert same_values(a, b) is same
-
-
-def test_whole_lines_are_predicted_from_a_run(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "new.txt").write_bytes(b"paragraph 7 of the documentation\n\nb\n")
-    columns = predict_file(run.path, tmp_path / "new.txt").columns
-    assert columns["line"] == ["paragraph 7 of the documentation", "", "b"]
-    assert columns["bytes"] == [32, 0, 1]
-    assert 0 < columns["bits_per_byte"][0] < 20
-    assert columns["bits_per_byte"][1:] == [None, None]

@@ -49,13 +49,9 @@ def test_evaluation_takes_a_tenth_of_a_run_at_most(
         assert within or (few and planned.evaluations == 1), (evaluated, trained)
 
 
-def test_a_short_run_over_a_long_text_is_evaluated_once() -> None:
-    """Regression test: 20 steps were followed by 20 evaluations of 11,000 windows each."""
+def test_schedule_of_short_runs_and_small_splits() -> None:
     planned = schedule(Training(epochs=None, steps=20), task_data(88_000, 11_000))
     assert (planned.evaluations, planned.validation_examples) == (1, MIN_EXAMPLES)
-
-
-def test_small_validation_split_is_evaluated_every_epoch() -> None:
     planned = schedule(Training(epochs=60), task_data(1_295, 143))
     assert (planned.evaluate_every, planned.validation_examples) == (planned.epoch_steps, 143)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,28 @@ def test_signal_during_evaluation_stops_and_resumes(
     assert result == run.result()
 
 
+@pytest.fixture
+def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The handler of SIGINT, which a shell may have started pytest with ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("sigint", [signal.SIG_IGN], indirect=True)
 def test_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with signals() as asked, raising_signals():
+    with signals() as received, raising_signals():
+        signal.raise_signal(signal.SIGINT)
+    assert received == []
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("sigint", [signal.default_int_handler], indirect=True)
+def test_second_ctrl_c_has_its_previous_effect() -> None:
+    with signals() as received:
+        signal.raise_signal(signal.SIGINT)  # to this thread, now
+        assert received == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert asked == []
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
