@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_differences_between_two_runs(here: Path) -> None:
 
 
 def test_differing_models_and_data(here: Path, made: Path) -> None:
-    write_files(here, {"other.csv": "a,b,way\n" + ROWS[: len(ROWS) // 2 * 2]})
+    write_files(here, {"other.csv": "a,b,way\n" + ROWS + "1.5,2,x\n"})
     trained("--model", "selfhead", "--data", "other.csv", "--target", "way", "--steps", "5", run="runs/third")
     differences = compared("runs/one", "runs/third")
     settings, (one, other) = differences["settings"], differences["data"]["data_sha256"]
@@ -198,3 +199,5 @@ def test_a_run_starts_from_the_parameters_of_another(here: Path) -> None:
     assert "starts from the parameters of runs/one" in out.split("step ")[0]
     assert Run.open(Path("runs/from")).config["settings"]["init_from"] == str(here / "runs/one")
     assert f"--init_from {here / 'runs/one'}" in Path("runs/from/report.md").read_text("utf-8")
+    shutil.rmtree("runs/one")  # needed at the start only
+    output_of("train", "--resume", "runs/from", "--steps", "7", "--quiet")
