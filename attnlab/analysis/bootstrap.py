@@ -44,10 +44,7 @@ def per_example_metric(
     batch_size: int = 128,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
-    """For each example the sum that the metric averages and its number of targets: (E, 2), float64 on the CPU.
-
-    Runs in eval mode; the network's mode is restored.
-    """
+    """For each example the sum that the metric averages and its number of targets: (E, 2), float64 on the CPU."""
     rows = [torch.empty(0, 2, dtype=torch.float64)]
     for scores, y in score_batches(network, split, batch_size, autocast):
         _, sums, targets = objective.each(scores, y)

@@ -23,17 +23,11 @@ from attnlab.utils.errors import UserError
 def study_run(
     run: Run, device: str = "auto", *, share: float | None = None, **options: Any
 ) -> tuple[Experiment, Study]:
-    """A run's data and best network, and the `study` of its heads.
-
-    Args:
-        run: with a trained network.
-        device: where to compute.
-        share: the share of heads to prune afterwards, checked before the study.
-        options: of `study`.
+    """A run's data and best network, and the `study` of its heads with these ``options``.
 
     Raises:
-        UserError: for a run without a network or a damaged one, a mechanism without separable heads, or a share that
-            cannot be pruned.
+        UserError: for a run without a network or a damaged one, a mechanism without separable heads, or a ``share`` of
+            the heads that cannot be pruned afterwards.
     """
     experiment = reopen(run, device)
     network = experiment.network
@@ -59,11 +53,7 @@ def study_run(
 def prune_run(run: Run, experiment: Experiment, heads: dict[int, list[int]], path: Path) -> dict[str, Any]:
     """Save a run's network without these heads to a file that `attnlab.load` and ``attnlab predict`` read.
 
-    Returns:
-        The pruned heads, the validation metric, and the number of parameters before and after.
-
-    Raises:
-        UserError: for a file that cannot be written.
+    Returns the pruned heads, the validation metric, and the number of parameters before and after.
     """
     network = prune_heads(experiment.network, heads)
     _, validation = evaluate(

@@ -31,9 +31,8 @@ _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getat
 def atomically(path: Path, *, follow: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block succeeds.
 
-    Args:
-        path: the file to write. A hard link is replaced, and never written through.
-        follow: if ``path`` is a symbolic link, replace the file that it points to instead of the link.
+    With ``follow``, a symbolic link stays, and the file that it points to is replaced. A hard link is always replaced,
+    and never written through.
 
     Raises:
         UserError: if the file cannot be written (disk full, no permission); the earlier file is then unchanged.
@@ -59,11 +58,7 @@ def atomically(path: Path, *, follow: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, follow: bool = False) -> None:
-    """Write a text file atomically; see `atomically`.
-
-    Raises:
-        UserError: if the file cannot be written, or the text contains a lone surrogate, which UTF-8 cannot encode.
-    """
+    """Write a text file as `atomically`; UserError also for a lone surrogate, which UTF-8 cannot encode."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:

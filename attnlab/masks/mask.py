@@ -22,7 +22,7 @@ class Mask(Rule):
     operands.
     """
 
-    _name: str
+    _name: str = ""
     """The function that makes the mask, as `repr` shows it with the fields."""
 
     def __and__(self, other: Mask | Tensor) -> Mask:
@@ -41,6 +41,8 @@ class Mask(Rule):
         return as_mask(other) | self
 
     def __repr__(self) -> str:
+        if not self._name:
+            return super().__repr__()
         return f"{self._name}({', '.join(short(getattr(self, field.name)) for field in fields(self) if field.init)})"  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:

@@ -86,17 +86,11 @@ class Description(BaseModel):
 
 
 def check_description(described: Any, shapes: Mapping[str, Shape], make: Callable[..., nn.Module], source: str) -> None:
-    """Refuse a description that does not match its tensors, before memory is allocated.
-
-    Args:
-        described: the arguments of `Network`, as JSON values.
-        shapes: of its tensors.
-        make: builds the network from its description.
-        source: the file, for the message.
+    """Refuse the arguments of a `Network` that do not match the shapes of its tensors, before memory is allocated.
 
     Raises:
         UserError: for a number out of range, an option of another type, or a tensor that is missing, unexpected, or of
-            another shape or dtype.
+            another shape or dtype; the message names the file ``source``.
     """
     try:
         checked = Description.model_validate(described)

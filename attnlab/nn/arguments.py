@@ -95,17 +95,17 @@ def renamed_options(**renamed: str) -> Callable[[Callable[P, None]], Callable[P,
     return decorate
 
 
-def check_positive_int(name: str, value: int) -> int:
-    """Return ``value`` if it is an integer of at least 1.
+def check_positive_int(name: str, value: int, least: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``least``.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if it is below 1.
+        ValueError: if it is smaller.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
     return value
 
 
@@ -121,25 +121,8 @@ def join_or(numbers: list[int]) -> str:
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
-def explain_constructor_option(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse the options of `nn.MultiheadAttention` that a mechanism does not have.
-
-    Raises:
-        TypeError: with the replacement.
-    """
-    for option, replacement in CONSTRUCTOR_REPLACEMENTS.items():
-        if option in options:
-            raise TypeError(f"{name} has no option {option}; {replacement}")
-
-
 def explain_unknown_arguments(name: str, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> TypeError:
-    """Return the error for arguments that ``forward`` does not have.
-
-    Args:
-        name: of the class.
-        positional: the positional arguments after ``x``.
-        keywords: the unknown keyword arguments.
-    """
+    """Return the error of a class for arguments that its ``forward`` does not have."""
     if positional:
         return TypeError(
             f"{name} takes one positional argument, x: layer(x) in place of layer(query, key, value), "

@@ -108,11 +108,7 @@ class KVCache(DecodingCache):
         return sum(t.nbytes // t.shape[-2] for t in self._tensors)
 
     def admit(self, x: Tensor) -> None:
-        """Check that new tokens (B, N, D) continue this cache, and allocate memory for them.
-
-        Raises:
-            ValueError: for another batch size or device, or for more tokens than the capacity.
-        """
+        """Check that new tokens (B, N, D) continue this cache, and allocate memory for them; see `DecodingCache`."""
         N = x.shape[1]
         if self.num_seen + N > self.capacity:
             raise ValueError(
@@ -220,10 +216,7 @@ class RecurrentState(DecodingCache):
 
 
 def snapshot(cache: Any) -> dict[str, Any]:
-    """The attributes of a cache, to which `restore` takes it back; empty for anything else.
-
-    New tokens are written behind those that were cached, so that the attributes are enough.
-    """
+    """The attributes of a cache, for `restore`; new tokens are written behind the cached ones, so they are enough."""
     return dict(vars(cache)) if isinstance(cache, DecodingCache) else {}
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from attnlab.masks import BoundMask, Mask, as_mask, causal
 from attnlab.nn.arguments import (
+    CONSTRUCTOR_REPLACEMENTS,
     check_positive_int,
     divisors_near,
-    explain_constructor_option,
     explain_input,
     explain_unknown_arguments,
     join_or,
@@ -48,7 +48,9 @@ class _ExplainsOptions:
     if not TYPE_CHECKING:  # not in SequenceMixer, whose __init__ inspect.signature shows
 
         def __new__(cls, *args: Any, **options: Any) -> Any:
-            explain_constructor_option(cls.__name__, options)
+            for option, replacement in CONSTRUCTOR_REPLACEMENTS.items():
+                if option in options:
+                    raise TypeError(f"{cls.__name__} has no option {option}; {replacement}")
             return super().__new__(cls)
 
 

@@ -103,7 +103,6 @@ class DenseMap(AttentionMap):
         self._weights = weights
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Return the weighted sums of these values."""
         return torch.dropout(self._weights, dropout, True) @ values
 
     def _rows(self, rows: Tensor) -> Tensor:

@@ -43,10 +43,9 @@ class RelativeBias:
         return self.line.requires_grad or (self.matrix is not None and self.matrix.requires_grad)
 
     @property
-    def batch_and_heads(self) -> tuple[int, int]:
-        """The numbers of batch items and heads; 1 where all are alike."""
-        items = 1 if self.matrix is None else self.matrix.shape[0]
-        return items, len(self.line)
+    def shape(self) -> tuple[int, int, int, int]:
+        """(1 | B, H, N, M)."""
+        return 1 if self.matrix is None else len(self.matrix), len(self.line), self.queries, self.keys
 
     def tensor(self) -> Tensor:
         """Return the whole matrix, (1 | B, H, N, M)."""

@@ -55,7 +55,6 @@ class DecayedMap(AttentionMap):
         self.contiguous = mask is not None and mask.is_causal_and_contiguous
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Return the weighted sums of these values, (B, H, M, w) to (B, H, N, w)."""
         # A kernel gives no gradient to a matrix, and a functorch transform hides that one is needed. In forward mode
         # both the matrix and the zeros that carry its gradient would contribute.
         learned = self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled()

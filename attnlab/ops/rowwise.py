@@ -70,7 +70,6 @@ class RowwiseMap(AttentionMap):
         self._normalize, self._score_fn, self._added, self._score_cost = normalize, score_fn, added, score_cost
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Return the weighted sums of these values, (B, H, M, w) to (B, H, N, w)."""
         B, H, N, M = self.shape
 
         def part(rows: slice, keys: Index) -> Tensor:

@@ -93,7 +93,6 @@ class Sinusoidal(AbsoluteEmbedding):
         return x + waves.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Return the options that a printed network shows."""
         return f"{self.embed_dim}"
 
 
@@ -138,7 +137,6 @@ class Learned(AbsoluteEmbedding):
             )
 
     def extra_repr(self) -> str:
-        """Return the options that a printed network shows."""
         return f"{len(self.table)}, {self.embed_dim}"
 
 

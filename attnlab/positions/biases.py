@@ -29,7 +29,6 @@ class ALiBi(Positions):
         self.slopes = tuple(_slopes(num_heads))
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Check the number of heads."""
         if num_heads != len(self.slopes):
             raise ValueError(f"these ALiBi slopes are for {len(self.slopes)} heads, not {num_heads}")
 
@@ -86,11 +85,9 @@ class T5Bias(Positions):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize the table again."""
         nn.init.normal_(self.table.weight, std=0.1)
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Check the number of heads, and that later keys have ranges."""
         if num_heads != self.table.embedding_dim:
             raise ValueError(f"this T5 bias is for {self.table.embedding_dim} heads, not {num_heads}")
         if self.causal and not causal:
@@ -104,7 +101,6 @@ class T5Bias(Positions):
         return RelativeBias(learned.T, queries, keys)
 
     def keep_heads(self, heads: list[int]) -> None:
-        """Keep the columns of these heads."""
         weight = self.table.weight
         self.table.weight = nn.Parameter(weight.detach()[:, heads], weight.requires_grad)
         self.table.embedding_dim = len(heads)
@@ -122,7 +118,6 @@ class T5Bias(Positions):
         return start + torch.where(far < near, far, (near + coarse.long()).clamp(max=count - 1))
 
     def extra_repr(self) -> str:
-        """Return the options that a printed network shows."""
         return f"causal={self.causal}, num_buckets={self.num_buckets}, max_distance={self.max_distance}"
 
 

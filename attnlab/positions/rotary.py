@@ -96,7 +96,6 @@ class Rotary(Positions):
         self.attention_factor = 0.1 * math.log(scaling.factor) + 1 if scaling and scaling.kind == "yarn" else 1.0
 
     def validate(self, *, num_heads: int, head_dim: int, causal: bool) -> None:
-        """Check the width of the heads."""
         if head_dim != self.head_dim:
             raise ValueError(f"these rotary positions are for heads of width {self.head_dim}, not {head_dim}")
 
@@ -113,7 +112,6 @@ class Rotary(Positions):
         return torch.cat([rotated, rest], -1) if rest.shape[-1] else rotated
 
     def extra_repr(self) -> str:
-        """Return the options that a printed network shows."""
         scaling = "" if self.scaling is None else f", scaling={self.scaling}"
         return f"width={self.width} of {self.head_dim}, base={self.base:g}, layout={self.layout!r}{scaling}"
 

@@ -45,18 +45,19 @@ def class_metrics(probabilities: NDArray[Any], y: NDArray[Any]) -> dict[str, flo
         Macro averages over the classes that occur in ``y``. ``roc_auc`` is the one-vs-rest mean over these classes, and
         NaN if ``y`` has a single class.
     """
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
     present = np.unique(y)
     predicted = probabilities.argmax(axis=1)
     precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, labels=present, zero_division=0)
+    areas = [roc_auc_score(y == c, probabilities[:, c]) for c in present] if len(present) > 1 else []
     return {
         "accuracy": float((predicted == y).mean()),
         "balanced_accuracy": float(recall.mean()),
         "precision": float(precision.mean()),
         "recall": float(recall.mean()),
         "f1": float(f1.mean()),
-        "roc_auc": _roc_auc(probabilities, y, present),
+        "roc_auc": float(np.mean(areas)) if len(areas) > 1 else math.nan,
     }
 
 
@@ -70,11 +71,3 @@ def value_metrics(predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
         "mae": float(np.abs(errors).mean()),
         "r2": 1 - squares / spread if spread > 0 else math.nan,
     }
-
-
-def _roc_auc(probabilities: NDArray[Any], y: NDArray[Any], present: NDArray[Any]) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    if len(present) < 2:
-        return math.nan
-    return float(np.mean([roc_auc_score(y == c, probabilities[:, c]) for c in present]))

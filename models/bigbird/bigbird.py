@@ -90,14 +90,10 @@ class BigBirdAttention(MultiHeadBase):
                 f"window_size must be odd, with the block of the token in the middle, not {window_size}; "
                 f"try {window_size + 1}"
             )
-        for name, value in {"num_global": num_global, "num_random": num_random}.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, not {value}")
+        self.num_global = check_positive_int("num_global", num_global, 0)
+        self.num_random = check_positive_int("num_random", num_random, 0)
         if num_random > MAX_RANDOM_BLOCKS:
             raise ValueError(f"num_random must be at most {MAX_RANDOM_BLOCKS:,}, not {num_random}")
-        self.num_global, self.num_random = num_global, num_random
         # A buffer, so that every layer has its own random blocks and a saved network keeps them.
         self.register_buffer("seed", torch.randint(NUM_SEEDS, (), device=device))
 

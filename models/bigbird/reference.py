@@ -13,17 +13,15 @@ def reference(
     layer: BigBirdAttention, x: Tensor, mask: Tensor | None = None, attn_bias: Tensor | None = None
 ) -> Tensor:
     """The output of ``layer(x)``, (B, N, D); ``mask`` is Boolean (B, H, N, N) and includes ``causal``."""
-    length = x.shape[1]
-    pattern = torch.tensor([[attends(layer, i, j) for j in range(length)] for i in range(length)])
-    pattern = pattern.reshape(1, 1, length, length).expand(len(x), layer.num_heads, -1, -1)
-    return multihead(layer, x, pattern if mask is None else pattern & mask, attn_bias)
-
-
-def attends(layer: BigBirdAttention, i: int, j: int) -> bool:
-    """Whether token i may attend to token j: local, global, or drawn by the later of their blocks."""
-    a, b = i // layer.block_size, j // layer.block_size
-    local = abs(a - b) <= layer.window_size // 2
-    return local or min(a, b) < layer.num_global or min(a, b) in drawn(layer, max(a, b))
+    block = torch.arange(x.shape[1]) // layer.block_size
+    j = torch.arange(-(-x.shape[1] // layer.block_size))
+    i = j[:, None]
+    pairs = ((i - j).abs() <= layer.window_size // 2) | (torch.minimum(i, j) < layer.num_global)
+    for later in j.tolist():
+        for earlier in drawn(layer, later):
+            pairs[later, earlier] = pairs[earlier, later] = True
+    allowed = pairs[block][:, block].expand(len(x), layer.num_heads, -1, -1)
+    return multihead(layer, x, allowed if mask is None else allowed & mask, attn_bias)
 
 
 def drawn(layer: BigBirdAttention, block: int) -> list[int]:

@@ -14,6 +14,7 @@ from attnlab.tasks.base import IGNORE, Split, TaskData
 
 N, F, CLASSES, H, D = 7, 3, 5, 4, 20
 TRAIN, VALIDATION, TEST = 61, 47, 13
+METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 
 
 def network(model: str = "multihead", kind: str = "classes", **options: Any) -> Network:
@@ -48,7 +49,7 @@ def only(net: Network, layer: int, head: int) -> Network:
     return net
 
 
-def task_data(net: Network, metric: Any = "accuracy", *, padded: bool = True) -> TaskData:
+def task_data(net: Network, *, padded: bool = True) -> TaskData:
     """Data whose targets are the network's own predictions."""
     kind = net.outputs.kind
 
@@ -63,18 +64,12 @@ def task_data(net: Network, metric: Any = "accuracy", *, padded: bool = True) ->
             y = y.masked_fill(torch.arange(N) >= lengths[:, None], IGNORE)
         return Split(x, y, lengths)
 
-    return TaskData(
-        draw(TRAIN, 0), draw(VALIDATION, 1), draw(TEST, 2),
-        inputs=net.inputs, outputs=net.outputs, length=N, metric=metric,
-    )  # fmt: skip
+    splits = (draw(TRAIN, 0), draw(VALIDATION, 1), draw(TEST, 2))
+    return TaskData(*splits, inputs=net.inputs, outputs=net.outputs, length=N, metric=METRICS[kind])
 
 
 def noisy(data: TaskData) -> TaskData:
     """The same with other training targets, so that the loss has a gradient."""
-    train = data.train
-    y = (
-        train.y + 1.0
-        if train.y.is_floating_point()
-        else torch.where(train.y == IGNORE, IGNORE, (train.y + 1) % CLASSES)
-    )
-    return replace(data, train=train._replace(y=y))
+    y = data.train.y
+    y = y + 1 if y.is_floating_point() else torch.where(y == IGNORE, IGNORE, (y + 1) % CLASSES)
+    return replace(data, train=data.train._replace(y=y))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import D, H, network, noisy, task_data
+from planted import METRICS, D, H, network, noisy, task_data
 from torch import Tensor
 
 from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
@@ -13,8 +13,6 @@ from attnlab.network.pruning import edit_heads
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
 from attnlab.utils.errors import UserError
-
-METRICS = {"classes": "accuracy", "tokens": "bits_per_byte", "values": "rmse"}
 
 
 def by_differences(net: Network, split: Split, objective: Objective, step: float = 1e-5) -> list[Tensor]:
@@ -44,16 +42,16 @@ def by_differences(net: Network, split: Split, objective: Objective, step: float
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_importance_is_the_gradient_of_a_gate(model: str, kind: str, padded: bool) -> None:
     net = network(model, kind, positions="t5")
-    data = noisy(task_data(net, METRICS[kind], padded=padded))
+    data = noisy(task_data(net, padded=padded))
     split = data.train.take(slice(11))
     objective = Objective.of(data)
-    truth = by_differences(net, split, objective)
+    expected = by_differences(net, split, objective)
     for batch_size in (3, 128):
-        found = importance(net, split, objective, batch_size=batch_size, normalised=False)
-        torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-9)
-    assert all((worth > 1e-4).all() for worth in truth), "there is something to be wrong about"
+        actual = importance(net, split, objective, batch_size=batch_size, normalised=False)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+    assert all((values > 1e-4).all() for values in expected), "every head matters"
     normalised = importance(net, split, objective)
-    torch.testing.assert_close(normalised, [worth / worth.norm() for worth in truth], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(normalised, [values / values.norm() for values in expected], rtol=1e-6, atol=1e-9)
 
 
 def test_long_padded_batches_are_not_packed() -> None:
@@ -63,40 +61,40 @@ def test_long_padded_batches_are_not_packed() -> None:
     split = Split(torch.randint(11, (5, 101)), torch.randint(3, (5, 1)), torch.tensor([101, 97, 71, 67, 89]))
     objective = Objective("accuracy")
     with torch.no_grad():
-        found = importance(net, split, objective, normalised=False)
-    torch.testing.assert_close(found, by_differences(net, split, objective), rtol=1e-5, atol=1e-9)
+        actual = importance(net, split, objective, normalised=False)
+    torch.testing.assert_close(actual, by_differences(net, split, objective), rtol=1e-5, atol=1e-9)
     assert all(layer.supports_packing for layer in net.mechanisms()), "and are packed again afterwards"
 
 
 def test_mean_of_a_head_ignores_padding() -> None:
     net = network()
     split = task_data(net).train
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(heads: Tensor) -> Tensor:
-        seen.append(heads)
+        outputs.append(heads)
         return heads
 
     with torch.no_grad(), edit_heads(net.mechanisms()[1], keep):
         for x, length in zip(split.x, split.lengths, strict=True):
             net(x[None, :length])
-    truth = torch.cat([heads.flatten(0, 1) for heads in seen]).mean(0)
+    expected = torch.cat([heads.flatten(0, 1) for heads in outputs]).mean(0)
     for batch_size in (11, 128):
-        torch.testing.assert_close(mean_heads(net, split, batch_size=batch_size)[1], truth)
+        torch.testing.assert_close(mean_heads(net, split, batch_size=batch_size)[1], expected)
 
 
 def test_pruning_order() -> None:
     net = network()
-    worth = [torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.tensor([0.01, 0.02, 0.03, 0.15])]
-    steps = pruning_order(net, worth)
+    values = [torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.tensor([0.01, 0.02, 0.03, 0.15])]
+    steps = pruning_order(net, values)
     assert steps == [((1, 0),), ((1, 1),), ((1, 2),), ((0, 1),), ((0, 3),), ((0, 2),)]
     assert select_heads(steps, 0.25, num_heads=8) == {1: [0, 1]}
     assert select_heads(steps, 0.3, num_heads=8) == {1: [0, 1]}, "what fits"
     assert select_heads(steps, 0.5, num_heads=8) == {1: [0, 1, 2], 0: [1]}
     assert select_heads(steps, 0.75, num_heads=8) == {1: [0, 1, 2], 0: [1, 3, 2]}
-    worth = [torch.tensor([0.1, 0.6, 0.4, 0.5])] * 2
-    assert pruning_order(network("groupedquery", num_kv_heads=2), worth) == [((0, 0), (0, 1)), ((1, 0), (1, 1))]
-    assert pruning_order(network("groupedquery", num_kv_heads=1), worth) == pruning_order(net, worth)
+    values = [torch.tensor([0.1, 0.6, 0.4, 0.5])] * 2
+    assert pruning_order(network("groupedquery", num_kv_heads=2), values) == [((0, 0), (0, 1)), ((1, 0), (1, 1))]
+    assert pruning_order(network("groupedquery", num_kv_heads=1), values) == pruning_order(net, values)
 
 
 @pytest.mark.parametrize(

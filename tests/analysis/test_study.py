@@ -17,43 +17,43 @@ from attnlab.training.objective import Objective, evaluate
 
 
 def test_only_active_head_is_found_and_pruned_last() -> None:
-    net, told = only(network(), 1, 2), []
-    found = study(net, noisy(task_data(net)), progress=lambda *done: told.append(done))
-    assert told == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
-    assert found.whole == 1
-    worst = min(found.heads, key=lambda head: head.without.metric)
+    net, calls = only(network(), 1, 2), []
+    result = study(net, noisy(task_data(net)), progress=lambda *done: calls.append(done))
+    assert calls == [(i, 15) for i in range(15)]  # whole, 8 heads alone, 6 steps
+    assert result.whole == 1
+    worst = min(result.heads, key=lambda head: head.without.metric)
     assert (worst.layer, worst.head) == (1, 2)
     assert worst.without.metric < 0.7
     assert worst.without.high < -0.1
-    for head in found.heads:
+    for head in result.heads:
         if head is not worst:
             assert (head.without.change, head.without.low, head.without.high) == (0, 0, 0)
-    assert [step.left for step in found.curve] == [7, 6, 5, 4, 3, 2]
-    assert all(step.reached.metric == 1 for step in found.curve), "it is the last of its layer"
-    assert (found.training_examples, found.validation_examples) == (TRAIN, VALIDATION)
+    assert [step.left for step in result.curve] == [7, 6, 5, 4, 3, 2]
+    assert all(step.reached.metric == 1 for step in result.curve), "it is the last of its layer"
+    assert (result.training_examples, result.validation_examples) == (TRAIN, VALIDATION)
 
 
 def test_zeroed_head_has_no_effect_and_is_pruned_first() -> None:
     net = zero_heads(network(), [(0, 3)])
-    found = study(net, noisy(task_data(net)))
-    head = found.heads[3]
+    result = study(net, noisy(task_data(net)))
+    head = result.heads[3]
     assert (head.layer, head.head, head.importance) == (0, 3, 0)
     assert head.without.change == 0
-    assert found.curve[0].gone == ((0, 3),)
-    assert found.plan(1 / 8) == {0: [3]}
+    assert result.curve[0].gone == ((0, 3),)
+    assert result.plan(1 / 8) == {0: [3]}
 
 
 @pytest.mark.parametrize("model", ["multihead", "groupedquery"])
 def test_curve_matches_pruning(model: str) -> None:
     net = network(model)
     data = noisy(task_data(net))
-    found = study(net, data)
-    for step in found.curve:
-        pruned = prune_heads(net, found.plan(1 - step.left / len(found.heads)))
+    result = study(net, data)
+    for step in result.curve:
+        pruned = prune_heads(net, result.plan(1 - step.left / len(result.heads)))
         assert sum(layer.num_heads for layer in pruned.mechanisms()) == step.left
         _, metric = evaluate(pruned, data.validation, Objective("accuracy"), batch_size=128)
         assert metric == pytest.approx(step.reached.metric)
-    assert min(step.reached.metric for step in found.curve) < 0.95, "there is something to be wrong about"
+    assert min(step.reached.metric for step in result.curve) < 0.95, "pruning has an effect"
 
 
 @torch.no_grad()
@@ -90,8 +90,8 @@ def test_study_uses_no_test_data_and_changes_nothing() -> None:
     net = network()
     data = task_data(net)
     before = {name: value.clone() for name, value in net.train().state_dict().items()}
-    hidden = Split(torch.full_like(data.test.x, float("nan")), data.test.y, data.test.lengths)
-    assert study(net, data, ablation="mean") == study(net, replace(data, test=hidden), ablation="mean")
+    unusable = Split(torch.full_like(data.test.x, float("nan")), data.test.y, data.test.lengths)
+    assert study(net, data, ablation="mean") == study(net, replace(data, test=unusable), ablation="mean")
     assert net.training
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

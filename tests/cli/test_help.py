@@ -54,6 +54,7 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_light_commands_do_not_import_torch() -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, *LIGHT, *MISTAKES]
     out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout

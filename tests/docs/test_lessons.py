@@ -175,6 +175,7 @@ def test_training_is_reproducible_and_leaves_the_global_seed_alone() -> None:
     assert not once.network.training
 
 
+@pytest.mark.slow
 def test_training_continues_and_zero_steps_only_evaluate() -> None:
     network = example.train_example("selfhead", max_steps=3).network
     before = [parameter.clone() for parameter in network.parameters()]
@@ -211,6 +212,7 @@ def test_only_predictable_letters_are_targets(words: example.Words) -> None:
 # Measuring
 
 
+@pytest.mark.slow
 def test_measured_costs_are_relative_to_the_first_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesson, "LENGTHS", (1024, 2048))
     layers = {"a": ("multihead", {"num_heads": 2}), "b": ("linear", {"num_heads": 2})}  # a cache and a recurrent state

@@ -27,11 +27,6 @@ def equal(i: int, j: int) -> Fraction:
     return Fraction(1)
 
 
-def pooled(i: int, j: int) -> Fraction:
-    """The score from the mean of the keys j and 2 - j, which is 1 for every token."""
-    return Fraction(2)
-
-
 def decayed(*gates: Fraction) -> Weight:
     """The product of the forget gates after j up to i."""
     return lambda i, j: math.prod(gates[j + 1 : i + 1], start=Fraction(1))
@@ -114,7 +109,7 @@ EXACT: dict[str, list[Fraction]] = {
     "one head, values swapped": outputs(causal, equal, SWAPPED)[2:],
     "head 1 of two, values swapped": outputs(causal, rising, SWAPPED)[2:],
     "head 2 of two, values swapped": outputs(causal, falling, SWAPPED)[2:],
-    "keys pooled by the mean": outputs(causal, pooled),
+    "keys pooled by the mean": outputs(causal, equal),  # of the scores j and 2 - j, which is 1 for every token
     "sum of the scores, P_l = (1, 1)": outputs(causal, lambda i, j: rising(i, j) * falling(i, j)),
     "scores of head 1 doubled, P_l = (2, 0)": outputs(causal, lambda i, j: rising(i, j) ** 2),
     "mean of the attention weights, P_w = (1/2, 1/2)": combined(Fraction(1, 2), Fraction(1, 2), falling),

@@ -64,14 +64,14 @@ def test_the_same_outputs_and_gradients(family: str, length: int, side: str) -> 
     assert not ours.training
     x = torch.randn(B, length, ours.embed_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
-    shown = torch.ones(B, length, 1) if real is None else real.unsqueeze(-1)
+    visible = torch.ones(B, length, 1) if real is None else real.unsqueeze(-1)
     outs = [output(family, layer, x, real), ours(x, mask=None if real is None else from_attention_mask(real))]
-    outs = [out * shown for out in outs]
+    outs = [out * visible for out in outs]
     slopes = [torch.autograd.grad(out.square().sum(), x)[0] for out in outs]
     limit = 1e-10 if family != "Llama" else 1e-5 * (1 + length / N)  # their angles are float32
-    for expected, found in (outs, slopes):
+    for expected, actual in (outs, slopes):
         assert expected.abs().max() > 0.1
-        assert (found - expected).abs().max() < limit * expected.abs().max()
+        assert (actual - expected).abs().max() < limit * expected.abs().max()
 
 
 @pytest.mark.parametrize("rope", ROPES)

@@ -41,8 +41,8 @@ def train(model: nn.Module, batch: Tensor) -> None:
         optimizer.step()
 
 
-def compare(found: nn.Module, expected: nn.Module, what: str) -> None:
-    for (name, have), want in zip(found.named_parameters(), expected.parameters(), strict=True):
+def compare(actual: nn.Module, expected: nn.Module, what: str) -> None:
+    for (name, have), want in zip(actual.named_parameters(), expected.parameters(), strict=True):
         whole = have.full_tensor() if hasattr(have, "full_tensor") else have
         assert (whole - want).abs().max() < 1e-10, f"{what}: {name}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from contextlib import nullcontext
 from types import ModuleType
@@ -32,25 +33,25 @@ def registered() -> None:
     register()
 
 
-def states(made: Any, real: Tensor | None, length: int = N, **given: Any) -> tuple[Tensor, Tensor]:
+def states(made: Any, real: Tensor | None, length: int = N, **arguments: Any) -> tuple[Tensor, Tensor]:
     """The last hidden states, with zeros in the padding, and a gradient that went through every layer."""
     body = getattr(made, made.base_model_prefix, made)
-    out = body(tokens(length), attention_mask=real, **given).last_hidden_state
+    out = body(tokens(length), attention_mask=real, **arguments).last_hidden_state
     out = out if real is None or real.dim() > 2 else out * real.unsqueeze(-1)
     out.square().sum(1).mean().backward()
     return out.detach(), made.get_input_embeddings().weight.grad
 
 
-def compare(family: str, *given: Any, theirs: str = "eager", limit: float = 1e-5, **options: Any) -> Tensor:
+def compare(family: str, *arguments: Any, theirs: str = "eager", limit: float = 1e-5, **options: Any) -> Tensor:
     """Compare the `states` of a model with our and their attention; return our hidden states."""
     call = {name: options.pop(name) for name in ("position_ids", "use_cache") if name in options}
-    expected, ours = (states(model(family, name, **options), *given, **call) for name in (theirs, "attnlab"))
+    expected, ours = (states(model(family, name, **options), *arguments, **call) for name in (theirs, "attnlab"))
     same(ours, expected, limit)
     return ours[0]
 
 
-def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], limit: float) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
+def same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], limit: float) -> None:
+    for ours, theirs in zip(actual, expected, strict=True):
         assert theirs.abs().max() > 1e-3
         assert (ours - theirs).abs().max() <= limit * max(1.0, theirs.abs().max().item())
 
@@ -97,15 +98,15 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", DECODERS)
 def test_generate_gives_the_same_tokens(family: str, way: str) -> None:
-    given = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, **WAYS[way]}
-    found = []
+    arguments = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, **WAYS[way]}
+    outs = []
     for name in ("eager", "attnlab"):
         made = model(family, name)
         made.generation_config.eos_token_id = None
         torch.manual_seed(0)
-        found.append(made.generate(tokens(), attention_mask=padded("left"), **given))
-    assert torch.equal(*found)
-    assert found[0].shape == (B, N + given["max_new_tokens"])
+        outs.append(made.generate(tokens(), attention_mask=padded("left"), **arguments))
+    assert torch.equal(*outs)
+    assert outs[0].shape == (B, N + arguments["max_new_tokens"])
 
 
 def test_decoding_does_not_repeat_shared_keys() -> None:
@@ -190,9 +191,9 @@ def test_compiled_as_one_graph(family: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(made, fullgraph=True, dynamic=True, backend="eager")
     for real in (None, padded("left")):
-        expected, found = (call(tokens(), attention_mask=real)[0] for call in (made, compiled))
-        shown = torch.ones(B, N) if real is None else real
-        assert ((found - expected) * shown.unsqueeze(-1)).abs().max() < 1e-5
+        expected, actual = (call(tokens(), attention_mask=real)[0] for call in (made, compiled))
+        visible = torch.ones(B, N) if real is None else real
+        assert ((actual - expected) * visible.unsqueeze(-1)).abs().max() < 1e-5
 
 
 # Models that compute with their mask, and models with their own attention
@@ -219,13 +220,13 @@ def test_a_dict_excludes_a_part_with_its_own_attention() -> None:
     with pytest.raises(ValueError, match=r"GotOcr2ForConditionalGeneration computes its attention itself .*, a dict"):
         kind._from_config(copy.deepcopy(config), attn_implementation="attnlab")
     with record_dispatch() as records:
-        found = []
+        outs = []
         for name in ("eager", "attnlab"):
             ways = {"": "eager", "text_config": name}
             made = hub.perturbed(kind._from_config(copy.deepcopy(config), attn_implementation=ways))
-            found.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
+            outs.append((made(tokens(), attention_mask=padded("right")).logits * padded("right").unsqueeze(-1),))
     assert len(records) == 2
-    same(found[1], found[0], 1e-5)
+    same(outs[1], outs[0], 1e-5)
 
 
 def test_a_subclass_defined_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,25 +251,26 @@ def test_registering_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "GptOss", "Doge"])
 @pytest.mark.parametrize("length", [3, N])
-def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(family: str, length: int) -> None:
+def test_with_a_static_cache_the_inputs_of_every_step_are_tensors(
+    family: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a step can be compiled and exported; the window of 5 is full from the first step, or becomes it."""
-    made, seen = model(family, "attnlab"), []
+    made, inputs_of_steps = model(family, "attnlab"), []
     made.generation_config.eos_token_id = None
     prepare = type(made).prepare_inputs_for_generation
 
-    class Watched(type(made)):  # type: ignore[misc]
-        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # transformers reads the names
-            inputs = prepare(self, *args, **kwargs)
-            seen.append(inputs["attention_mask"])
-            return inputs
+    @functools.wraps(prepare)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        inputs = prepare(*args, **kwargs)
+        inputs_of_steps.append(inputs["attention_mask"])
+        return inputs
 
-    made.__class__ = Watched
-    given = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": 0, "do_sample": False}
-    made.generate(tokens(length), attention_mask=torch.ones(B, length), max_new_tokens=5, **given)
-    assert len(seen) == 5
-    for masks in seen:
-        for matrix in masks.values() if isinstance(masks, dict) else [masks]:
-            assert isinstance(matrix, Tensor)
+    monkeypatch.setattr(type(made), "prepare_inputs_for_generation", watched)
+    arguments = {"cache_implementation": "static", "disable_compile": True, "pad_token_id": 0, "do_sample": False}
+    made.generate(tokens(length), attention_mask=torch.ones(B, length), max_new_tokens=5, **arguments)
+    assert len(inputs_of_steps) == 5
+    matrices = [mask for masks in inputs_of_steps for mask in (masks.values() if isinstance(masks, dict) else [masks])]
+    assert all(isinstance(matrix, Tensor) for matrix in matrices)
 
 
 def test_a_lazy_mask_acts_as_a_matrix() -> None:
@@ -278,7 +280,7 @@ def test_a_lazy_mask_acts_as_a_matrix() -> None:
     permitted = torch.ones(N, N, dtype=torch.bool).tril() & real[:, None, None]
     matrix = torch.zeros(B, 1, N, N, dtype=torch.float64).masked_fill(~permitted, torch.finfo(torch.float64).min)
     assert (rule.shape, rule.ndim, rule.dtype) == (matrix.shape, 4, matrix.dtype)
-    for found, expected in (
+    for actual, expected in (
         (rule[:, 0, 2:], matrix[:, 0, 2:]),
         (rule.masked_fill(matrix == 0, 1.0), matrix.masked_fill(matrix == 0, 1.0)),
         (torch.zeros(7, 1, 1, 1, 1) + rule, torch.zeros(7, 1, 1, 1, 1) + matrix),
@@ -287,7 +289,7 @@ def test_a_lazy_mask_acts_as_a_matrix() -> None:
         (rule.to(torch.float32), matrix.to(torch.float32)),
         (lazy_mask(B, N, N, allow_is_causal_skip=False, allow_is_bidirectional_skip=True)[:], torch.zeros(B, 1, N, N)),
     ):
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
     assert rule.to("cpu") is rule
     assert copy.copy(rule).mask is rule.mask
     with pytest.raises(AttributeError, match="nothing_like_it"):
@@ -312,7 +314,7 @@ NONE = {"cu_seq_lens_q": None, "sinks": None, "use_cache": True}  # has no effec
 
 
 @pytest.mark.parametrize(
-    ("given", "allowed"),
+    ("arguments", "allowed"),
     [
         ({"is_causal": False}, PAST | True),
         ({"module": Bidirectional()}, PAST | True),
@@ -322,10 +324,10 @@ NONE = {"cu_seq_lens_q": None, "sinks": None, "use_cache": True}  # has no effec
         ({"attention_mask": (PAST & LEFT[:, None, None])}, PAST & LEFT[:, None, None]),
     ],
 )
-def test_grouped_heads_another_value_width_and_scale(given: dict[str, Any], allowed: Tensor) -> None:
+def test_grouped_heads_another_value_width_and_scale(arguments: dict[str, Any], allowed: Tensor) -> None:
     q, k, v = vectors()
-    given = {"attention_mask": None, "scaling": 0.3, "output_attentions": True, **given}
-    out, weights = attention_forward(given.pop("module", nn.Module()), q, k, v, **given)
+    arguments = {"attention_mask": None, "scaling": 0.3, "output_attentions": True, **arguments}
+    out, weights = attention_forward(arguments.pop("module", nn.Module()), q, k, v, **arguments)
     scores = (q @ k.repeat_interleave(3, 1).mT * 0.3).masked_fill(~allowed, -torch.inf)
     expected = scores.softmax(-1).nan_to_num()  # a fully masked row is zero
     assert (weights - expected).abs().max() < 1e-6
@@ -359,7 +361,7 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("arguments", "error", "message"),
     [
         ({"cu_seq_lens_q": torch.tensor([0, 5])}, TypeError, "passes cu_seq_lens_q to .*, or give position_ids"),
         ({"indices": torch.tensor([0])}, TypeError, "passes indices to attention, which attnlab does not support"),
@@ -375,8 +377,8 @@ def test_a_rule_that_takes_single_positions_becomes_a_matrix() -> None:
         ),
     ],
 )
-def test_unsupported_input_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
-    options = {"attention_mask": None, **given}
+def test_unsupported_input_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    options = {"attention_mask": None, **arguments}
     with pytest.raises(error, match=message):
         attention_forward(nn.Module(), *vectors(options.pop("queries", N)), **options)
 

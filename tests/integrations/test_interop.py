@@ -72,8 +72,8 @@ def test_an_ensemble_in_one_call(name: str) -> None:
             parameter.add_(0.1)
     states: Any = stack_module_state(layers)  # type: ignore[arg-type]
     base, x = deepcopy(layers[0]), tokens()
-    found = vmap(lambda *state: functional_call(base, state, (x,)))(*states)
-    for out, layer in zip(found, layers, strict=True):
+    outs = vmap(lambda *state: functional_call(base, state, (x,)))(*states)
+    for out, layer in zip(outs, layers, strict=True):
         assert (out - layer(x)).abs().max() < 1e-12
 
 

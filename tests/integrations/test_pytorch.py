@@ -22,12 +22,12 @@ IGNORED = torch.arange(N) >= LENGTHS[:, None]
 TRIANGLE = nn.Transformer.generate_square_subsequent_mask(N, dtype=torch.float64)
 
 
-def encoder(*, batch_first: bool = True, norm_first: bool = False, bias: bool = True, **options: Any) -> Any:
+def encoder(*, batch_first: bool = True, norm_first: bool = False, bias: bool = True) -> Any:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(
         D, H, 17, dropout=0.0, batch_first=batch_first, norm_first=norm_first, bias=bias, dtype=torch.float64
     )
-    model = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=batch_first and not norm_first and bias, **options)
+    model = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=batch_first and not norm_first and bias)
     with torch.no_grad():
         for parameter in model.parameters():  # its layers are copies of one, and its biases are zeros
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -74,26 +74,25 @@ def test_the_encoder_gives_the_same_outputs(call: str, training: bool, monkeypat
     # Without gradients their fast path gives NaN for an additive mask.
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", "bias" not in call)
     with torch.set_grad_enabled(training):
-        expected, found = theirs(x, **CALLS[call]), ours(x, **CALLS[call])
+        expected, actual = theirs(x, **CALLS[call]), ours(x, **CALLS[call])
     real = torch.ones(B, N, dtype=torch.bool)
     if (padding := CALLS[call].get("src_key_padding_mask")) is not None and not training:
         real = padding == 0 if not padding.is_floating_point() else padding != -torch.inf
-    assert (found - expected)[real].abs().max() < 1e-12
+    assert (actual - expected)[real].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("batch_first", "norm_first", "bias"), [(False, False, True), (True, True, False)])
 def test_gradients_and_other_constructions(batch_first: bool, norm_first: bool, bias: bool) -> None:
     theirs = encoder(batch_first=batch_first, norm_first=norm_first, bias=bias)
-    ours = from_torch(theirs)
-    slopes = []
+    ours, slopes = from_torch(theirs), []
     for model in (theirs, ours):
         x = tokens(batch_first=batch_first).requires_grad_()
         model(x, src_key_padding_mask=IGNORED).square().sum().backward()
-        slopes.append((x.grad, model.layers[1].linear1.weight.grad, model.layers[0].norm1.weight.grad))
-    for found, expected in zip(*slopes, strict=True):
-        assert (found - expected).abs().max() < 1e-10
-    weight, expected = ours.layers[0].self_attn.attention.qkv.weight, theirs.layers[0].self_attn.in_proj_weight
-    assert (weight.grad - expected.grad).abs().max() < 1e-10
+        attention = model.layers[0].self_attn
+        projection = attention.attention.qkv.weight if model is ours else attention.in_proj_weight
+        slopes.append([x.grad, projection.grad, *(p.grad for p in model.layers[1].linear1.parameters())])
+    for actual, expected in zip(*slopes, strict=True):
+        assert (actual - expected).abs().max() < 1e-10
 
 
 def test_eval_mode_calls_our_layers_and_recognizes_a_causal_mask() -> None:
@@ -124,15 +123,14 @@ def test_a_decoder_attends_to_another_sequence() -> None:
     torch.manual_seed(0)
     theirs = nn.Transformer(D, H, 1, 2, 17, dropout=0.0, batch_first=True, dtype=torch.float64)
     ours = from_torch(theirs)
-    kinds = [type(module) for module in ours.modules()]
-    assert kinds.count(TorchMHAAdapter) == 5
-    given = {
+    assert sum(isinstance(module, TorchMHAAdapter) for module in ours.modules()) == 5
+    options = {
         "tgt_mask": nn.Transformer.generate_square_subsequent_mask(M, dtype=torch.float64),
         "memory_mask": scattered(N, N)[:M],
         "memory_key_padding_mask": IGNORED,
     }
     source, target = tokens(), tokens(length=M)
-    assert (ours(source, target, **given) - theirs(source, target, **given)).abs().max() < 1e-12
+    assert (ours(source, target, **options) - theirs(source, target, **options)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -146,10 +144,10 @@ def test_the_interface_of_multihead_attention(batch_first: bool, average: bool, 
     ignored = IGNORED[:, :M]
     if not batched:
         x, memory, ignored = tokens()[0], tokens(length=M)[0], IGNORED[1, :M]
-    given = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
-    given["attn_mask"][:, 0] = False  # the first key is real in every item: no row is fully masked
-    for found, expected in zip(ours(x, memory, memory, **given), theirs(x, memory, memory, **given), strict=True):
-        assert (found - expected).abs().max() < 1e-12
+    options = {"average_attn_weights": average, "key_padding_mask": ignored, "attn_mask": scattered(N, N)[:, :M]}
+    options["attn_mask"][:, 0] = False  # the first key is real in every item: no row is fully masked
+    for actual, expected in zip(ours(x, memory, memory, **options), theirs(x, memory, memory, **options), strict=True):
+        assert (actual - expected).abs().max() < 1e-12
     assert ours(x, x, x, need_weights=False)[1] is None
 
 
@@ -164,8 +162,8 @@ def test_a_fully_masked_row_is_zero_where_theirs_is_nan() -> None:
 def test_compiled_as_one_graph() -> None:
     ours = from_torch(encoder()).eval()
     compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    for given in ({"mask": TRIANGLE, "is_causal": True}, {"mask": scattered(N, N)}, {"src_key_padding_mask": IGNORED}):
-        assert (compiled(tokens(), **given) - ours(tokens(), **given)).abs().max() < 1e-12
+    for options in (CALLS[name] for name in ("causal, is_causal", "mask", "padding")):
+        assert (compiled(tokens(), **options) - ours(tokens(), **options)).abs().max() < 1e-12
 
 
 # What is refused

@@ -108,10 +108,10 @@ def test_cells_add_the_value_of_a_number_to_its_code(numbers: int) -> None:
     x[0, :, 0] = torch.arange(N)
     x[0, :, 1] = torch.where(x[0, :, 0] < numbers, x[0, :, 1], torch.nan)  # values of other cells have no effect
     out = cells(x)
-    for cell, found in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
+    for cell, actual in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
         code, value = int(cell[0]), cell[1]
         number = 0 if code >= numbers or cells.values is None else value * cells.values.weight[code]
-        torch.testing.assert_close(found, cells.codes.weight[code] + number)
+        torch.testing.assert_close(actual, cells.codes.weight[code] + number)
     out.square().sum().backward()
     for parameter in cells.parameters():
         assert parameter.grad is not None
@@ -131,11 +131,11 @@ def test_position_embeddings_distinguish_positions() -> None:
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_residual_stream_stays_float32_under_autocast(inputs: str) -> None:
     for name in POSITIONS:
-        net, seen = network(inputs, position_embedding=name), []
-        net.blocks[0].norm1.register_forward_hook(lambda _, x, __, seen=seen: seen.append(x[0].dtype))
+        net, dtypes = network(inputs, position_embedding=name), []
+        net.blocks[0].norm1.register_forward_hook(lambda _, x, __, dtypes=dtypes: dtypes.append(x[0].dtype))
         with torch.autocast("cpu", torch.bfloat16):
             out = net(batch(inputs))
-        assert seen == [torch.float32]
+        assert dtypes == [torch.float32]
         torch.testing.assert_close(out.float(), net(batch(inputs)), rtol=0, atol=0.05)
 
 

@@ -77,42 +77,48 @@ def x(length: int = N) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("mechanism", "arguments", "options", "error", "message"),
     [
         (
-            lambda: MultiAttention(100, 8),
+            MultiAttention,
+            (100, 8),
+            {},
             ValueError,
-            "embed_dim (100) must be divisible by num_heads (8); try num_heads=4, 5 or 10",
+            "(100) must be divisible by num_heads (8); try num_heads=4, 5 or 10",
         ),
-        (lambda: MultiAttention(7, 2), ValueError, "try num_heads=1 or 7"),
-        (lambda: MultiAttention(64, 48), ValueError, "try num_heads=16, 32 or 64"),
-        (lambda: MultiAttention(1, 3), ValueError, "try num_heads=1"),
-        (lambda: MultiAttention(0), ValueError, "embed_dim must be at least 1, not 0"),
-        (lambda: MultiAttention(12, -3), ValueError, "num_heads must be at least 1, not -3"),
-        (lambda: MultiAttention(12.0, 3), TypeError, "embed_dim must be an integer, not 12.0"),
-        (lambda: MultiAttention(12, True), TypeError, "num_heads must be an integer, not True"),
-        (lambda: SelfAttention("12"), TypeError, "embed_dim must be an integer, not '12'"),
-        (lambda: SelfAttention(12, dropout=1.0), ValueError, "dropout must be at least 0 and below 1, not 1.0"),
-        (lambda: SelfAttention(12, dropout=-0.1), ValueError, "not -0.1"),
-        (lambda: SelfAttention(12, dropout=float("nan")), ValueError, "not nan"),
-        (lambda: Plain(12, causal=True), UnsupportedError, "Plain does not support causal; it supports self-attention"),
-        (lambda: SelfAttention(12, True), TypeError, "positional"),
-        (lambda: MultiAttention(12, 3, True), TypeError, "positional"),
+        (MultiAttention, (7, 2), {}, ValueError, "try num_heads=1 or 7"),
+        (MultiAttention, (64, 48), {}, ValueError, "try num_heads=16, 32 or 64"),
+        (MultiAttention, (1, 3), {}, ValueError, "try num_heads=1"),
+        (MultiAttention, (0,), {}, ValueError, "embed_dim must be at least 1, not 0"),
+        (MultiAttention, (12, -3), {}, ValueError, "num_heads must be at least 1, not -3"),
+        (MultiAttention, (12.0, 3), {}, TypeError, "embed_dim must be an integer, not 12.0"),
+        (MultiAttention, (12, True), {}, TypeError, "num_heads must be an integer, not True"),
+        (SelfAttention, ("12",), {}, TypeError, "embed_dim must be an integer, not '12'"),
+        (SelfAttention, (12,), {"dropout": 1.0}, ValueError, "dropout must be at least 0 and below 1, not 1.0"),
+        (SelfAttention, (12,), {"dropout": -0.1}, ValueError, "not -0.1"),
+        (SelfAttention, (12,), {"dropout": float("nan")}, ValueError, "not nan"),
+        (Plain, (12,), {"causal": True}, UnsupportedError, "Plain does not support causal; it supports self-attention"),
+        (SelfAttention, (12, True), {}, TypeError, "positional"),
+        (MultiAttention, (12, 3, True), {}, TypeError, "positional"),
+        *(
+            (mechanism, arguments, {"emd_dim": 16, **options}, TypeError, "not both")
+            for mechanism in (SelfAttention, MultiAttention)
+            for arguments, options in (((), {"embed_dim": 16}), ((16,), {}))
+        ),
+        (SelfAttention, (), {"causal": True}, TypeError, "needs embed_dim= (or emd_dim=), the width of a token"),
+        (MultiAttention, (), {"causal": True}, TypeError, "needs embed_dim= (or emd_dim=), the width of a token"),
     ],
 )
-def test_invalid_constructor_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+def test_invalid_constructor_arguments(
+    mechanism: Any, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=re.escape(message)):
-        make()
+        mechanism(*arguments, **options)
 
 
 @pytest.mark.parametrize("mechanism", [SelfAttention, MultiAttention])
 def test_embed_dim_has_two_spellings(mechanism: Callable[..., Attention]) -> None:
     assert mechanism(emd_dim=16).embed_dim == mechanism(embed_dim=16).embed_dim == mechanism(16).embed_dim == 16
-    for both in (lambda: mechanism(embed_dim=16, emd_dim=16), lambda: mechanism(16, emd_dim=16)):
-        with pytest.raises(TypeError, match="not both"):
-            both()
-    with pytest.raises(TypeError, match=r"needs embed_dim= \(or emd_dim=\), the width of a token"):
-        mechanism(causal=True)
 
 
 def test_repr_shows_the_options() -> None:
@@ -253,12 +259,6 @@ def test_causal_is_combined_with_the_mask(mask: Any) -> None:
     assert torch.equal(layer.mask.tensor(), (causal() & mask).bind(N).tensor())
 
 
-def test_causal_alone_stays_a_rule() -> None:
-    layer = Recorder(D, causal=True)
-    layer(x())
-    assert layer.mask.is_causal
-
-
 def test_causal_refuses_a_context_of_another_length() -> None:
     layer = Recorder(D, causal=True)
     for length in (0, N - 1, M):
@@ -277,7 +277,10 @@ def test_a_causal_mask_over_a_context_is_aligned_at_the_end() -> None:
 # The pattern of the mechanism
 
 
-@pytest.mark.parametrize("mask", [None, padding(torch.tensor([3, 5])), from_tensor(torch.ones(N, N).triu().bool())])
+@pytest.mark.parametrize(
+    "mask",
+    [None, padding(torch.tensor([3, 5])), from_tensor(torch.ones(N, N).triu().bool()), from_tensor(x()[..., :N] > 0)],
+)
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_the_pattern_is_combined_with_causal_and_the_mask(mask: Any, is_causal: bool) -> None:
     layer = Near(D, causal=is_causal)
@@ -288,21 +291,13 @@ def test_the_pattern_is_combined_with_causal_and_the_mask(mask: Any, is_causal: 
     assert torch.equal(layer.mask.tensor().expand_as(whole), whole)
 
 
-def test_the_pattern_is_combined_with_a_tensor() -> None:
-    layer, mask = Near(D, causal=True), torch.rand(B, N, N) > 0.4
-    layer(x(), mask=mask)
-    near = torch.ones(N, N).tril().triu(-1).bool()
-    assert torch.equal(layer.mask.tensor()[:, 0], mask & near)
-
-
-def test_the_pattern_alone_stays_a_rule() -> None:
-    layer = Near(D)
-    layer(x())
-    assert repr(layer.mask.mask) == "sliding_window(2)"
-    plain = Recorder(D)
-    assert plain.attention_pattern(N) is None
-    plain(x())
-    assert plain.mask is None
+def test_a_pattern_and_causal_alone_stay_rules() -> None:
+    near, causal_layer, plain = Near(D), Recorder(D, causal=True), Recorder(D)
+    for layer in (near, causal_layer, plain):
+        layer(x())
+    assert repr(near.mask.mask) == "sliding_window(2)"
+    assert causal_layer.mask.is_causal
+    assert plain.mask is plain.attention_pattern(N) is None
 
 
 def test_the_pattern_gets_the_number_of_keys() -> None:

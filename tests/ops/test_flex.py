@@ -22,6 +22,7 @@ from attnlab.masks import (
     from_tensor,
     padding,
     prefix,
+    random_blocks,
     sliding_window,
 )
 from attnlab.ops.backends import flex
@@ -126,6 +127,8 @@ def test_blocks_are_kept_until_a_tensor_changes(monkeypatch: pytest.MonkeyPatch)
     assert blocks(causal() & padding(lengths.clone())) is not first
     assert blocks(sliding_window(7) & rule) is not first
     assert blocks(sliding_window(7) & sliding_window(5)) is blocks(sliding_window(7) & sliding_window(5))
+    drawn = random_blocks(16, 2, 5)
+    assert blocks(drawn) is blocks(drawn)
     rule.lengths.copy_(torch.tensor([3, 5]))
     assert blocks(causal() & rule) is not first
     for size in range(1, 40):

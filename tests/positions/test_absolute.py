@@ -94,6 +94,7 @@ def test_padding_may_exceed_the_table() -> None:
         learned(x, starts=torch.tensor([5, 4, 6]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "none"])
 def test_export_and_half_precision(name: str) -> None:
     positions = make_absolute(name, length=L, embed_dim=10)

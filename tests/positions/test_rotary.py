@@ -88,6 +88,7 @@ def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
     assert scaled.attention_factor == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("width", [12, 64, 128])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

@@ -24,13 +24,10 @@ def test_classes_agree_with_scikit_learn() -> None:
     y = (X.sum(1) > 0).astype(int) + (X[:, 0] > 1)
     train, test = PARTS.train, PARTS.test
     found = {b.name: b.values["accuracy"] for b in classifiers(flattened(X), y, PARTS)}
-    assert found == pytest.approx(
-        {
-            "3 nearest neighbours": KNeighborsClassifier(3).fit(X[train], y[train]).score(X[test], y[test]),
-            "logistic regression": LogisticRegression(max_iter=300).fit(X[train], y[train]).score(X[test], y[test]),
-            "majority class": (y[test] == np.bincount(y[train]).argmax()).mean(),
-        }
-    )
+    models = {"3 nearest neighbours": KNeighborsClassifier(3), "logistic regression": LogisticRegression(max_iter=300)}
+    expected = {name: model.fit(X[train], y[train]).score(X[test], y[test]) for name, model in models.items()}
+    majority = (y[test] == np.bincount(y[train]).argmax()).mean()
+    assert found == pytest.approx({**expected, "majority class": majority})
 
 
 def test_regression_metrics_agree_with_scikit_learn() -> None:

@@ -26,13 +26,6 @@ FRAME = pl.DataFrame(
         "smokes": [i % 3 == 0 for i in range(41)],
     }
 )
-TEXTS = pl.DataFrame(
-    {
-        "id": range(31),
-        "review": [f"{i} é: " + ("a very good film" if i % 2 else "a dull and long film") for i in range(31)],
-        "stars": [[1, 5][i % 2] for i in range(31)],
-    }
-)
 
 
 def test_regression_is_standardized_by_the_training_rows(tmp_path: Path) -> None:
@@ -51,19 +44,6 @@ def test_regression_is_standardized_by_the_training_rows(tmp_path: Path) -> None
     assert 3 < errors["mean"] < 30
 
 
-def test_text_is_read_as_bytes(tmp_path: Path) -> None:
-    task_data = table(write(TEXTS, tmp_path / "t.csv"), "stars", seq_length=17)
-    assert task_data.inputs == Inputs("cells", 256)
-    assert task_data.encoding["labels"] == [1, 5]
-    assert task_data.train.lengths is not None
-    row, length = task_data.train.x[0, :, 0], int(task_data.train.lengths[0])
-    assert bytes(row[:length].int().tolist()) in {text.encode()[:17] for text in TEXTS["review"]}
-    assert row[length:].sum() == 0
-    assert any("cut after 17 bytes" in fact for fact in task_data.summary_lines)
-    assert uses(task_data) == {"id": "left out", "review": "text", "stars": "target"}
-    assert max(b.values["accuracy"] for b in task_data.baselines()) == 1  # the words tell it
-
-
 def mixed(count: int = 53) -> pl.DataFrame:
     """Every kind of column at once."""
     return pl.DataFrame(
@@ -73,7 +53,7 @@ def mixed(count: int = 53) -> pl.DataFrame:
             "colour": [None if i == 11 else ["red", "green", "blue"][i % 3] for i in range(count)],
             "day": [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(count)],
             "title": ["" if i == 13 else f"title number {i}" for i in range(count)],
-            "body": [f"the body has {i * 7} words" + " and more" * (i % 5) for i in range(count)],
+            "body": [f"the body has {i * 7}é words" + " and more" * (i % 5) for i in range(count)],
             "code": [f"u{i:05x}" for i in range(count)],
             "kind": [["a", "b"][i * i % 47 > 20] for i in range(count)],
         }
@@ -103,6 +83,14 @@ def test_all_kinds_of_columns_together(suffix: str, tmp_path: Path) -> None:
         assert bytes(body.tolist()).startswith(b"the body has")
         assert (row[n:] == 0).all()
     assert len(task_data.baselines()) == 3
+
+
+def test_texts_are_cut_after_bytes(tmp_path: Path) -> None:
+    task_data = table(write(mixed(), tmp_path / "t.csv"), "kind", features=("body",), seq_length=15)
+    assert task_data.inputs == Inputs("cells", 256)
+    assert any(line.startswith("53 texts in body are cut after 15 bytes") for line in task_data.summary_lines)
+    read = {bytes(row[:, 0].int().tolist()) for part in parts(task_data) for row in part.x}
+    assert read == {text.encode()[:15] for text in mixed()["body"]}  # some end within a character
 
 
 def test_evaluation_needs_every_target(tmp_path: Path) -> None:

@@ -190,18 +190,6 @@ def test_default_text_is_the_documentation_of_python() -> None:
     assert f"{len(text):,} bytes in {len(units):,} paragraphs" in task_data.summary_lines[0]
 
 
-class Counting:
-    """Predicts byte b + 1 after byte b with certainty, and records its inputs."""
-
-    def __init__(self) -> None:
-        self.qkv_sizes: list[int] = []
-
-    def __call__(self, split: Split) -> Tensor:
-        self.qkv_sizes.append(split.x.shape[1])
-        assert split.lengths is None
-        return 100 * torch.nn.functional.one_hot((split.x + 1) % 256, 256).double()
-
-
 def answers(path: Path, content: bytes, score: Any, length: int = 7) -> dict[str, list[Any]]:
     path.write_bytes(content)
     network: Any = SimpleNamespace(inputs=Inputs("tokens", 256), outputs=Outputs("tokens", 256), length=length)
@@ -209,7 +197,14 @@ def answers(path: Path, content: bytes, score: Any, length: int = 7) -> dict[str
 
 
 def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
-    score = Counting()
+    lengths = []
+
+    def score(split: Split) -> Tensor:
+        """Predicts byte b + 1 after byte b with certainty."""
+        lengths.append(split.x.shape[1])
+        assert split.lengths is None
+        return 100 * torch.nn.functional.one_hot((split.x + 1) % 256, 256).double()
+
     long = bytes(range(65, 122))
     columns = answers(tmp_path / "x.txt", b"abc\r\n\r\nd\n" + long + b"\ncaf\xe9 " + long, score)
     assert columns["line"] == ["abc", "", "d", long.decode(), "caf\N{LATIN SMALL LETTER E WITH ACUTE} " + long.decode()]
@@ -218,7 +213,7 @@ def test_whole_lines_are_scored_and_shown(tmp_path: Path) -> None:
     wrong = 5  # c-a, a-f, f-é, é-space, space-A
     assert columns["bits_per_byte"][4] == pytest.approx(wrong * 100 / math.log(2) / 61)
     assert [text[:8] for text in columns["next"]] == ["'d' 1.00", "", "'e' 1.00", "'z' 1.00", "'z' 1.00"]
-    assert max(score.qkv_sizes) == 7
+    assert max(lengths) == 7
 
 
 @given(st.integers(0, 97), st.integers(1, 13))

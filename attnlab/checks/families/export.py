@@ -39,17 +39,18 @@ def compiled(case: LayerUnderTest) -> Values:
     """
     has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
     backend = "inductor" if has_compiler else "aot_eager"
-    for module, masked, where in _modules(case):
-        torch.compiler.reset()
-        fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
-        for length in LENGTHS:
-            arguments = _arguments(case, length, masked)
-            x = arguments[0].requires_grad_()
-            # `gradient` keeps the graph, which donated buffers do not allow; the compiler's own deprecations.
-            with functorch_config.patch(donated_buffer=False), warnings.catch_warnings(action="ignore"), located(where):
-                outs = fast(*arguments), module(*arguments)
+    # `gradient` keeps the graph, which donated buffers do not allow; the compiler's own deprecations.
+    with functorch_config.patch(donated_buffer=False), warnings.catch_warnings(action="ignore"):
+        for module, masked, where in _modules(case):
+            torch.compiler.reset()
+            fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
+            for length in LENGTHS:
+                arguments = _arguments(case, length, masked)
+                x = arguments[0].requires_grad_()
+                with located(where):
+                    outs = fast(*arguments), module(*arguments)
                 slopes = [gradient(out.square().sum(), x) for out in outs]
-            yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where}) by {backend}"
+                yield max(difference(*outs), difference(*slopes)), f"{length} tokens ({where}) by {backend}"
     torch.compiler.reset()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlab.masks.bound import slices
 from attnlab.ops.backends.eager import explicit_attention, explicit_gradients
 
 GRID = 2**16
@@ -104,6 +105,4 @@ class _Dropout(torch.autograd.Function):
 
 
 def _groups(items: int, weights: int) -> list[slice]:
-    """Return slices of the batch items, of at most `MAX_GROUP_WEIGHTS` weights."""
-    size = max(1, MAX_GROUP_WEIGHTS // max(1, weights))
-    return [slice(at, min(at + size, items)) for at in range(0, items, size)]
+    return slices(items, max(1, MAX_GROUP_WEIGHTS // max(1, weights)))

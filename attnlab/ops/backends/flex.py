@@ -121,7 +121,8 @@ def block_mask(mask: BoundMask, device: torch.device) -> BlockMask:
 def _identity(value: Any) -> Hashable:
     """A key that is equal for equal rules of the same tensors; the kept block mask keeps these tensors alive."""
     if isinstance(value, Rule):
-        return type(value), *(_identity(getattr(value, field.name)) for field in dataclasses.fields(value))  # type: ignore[arg-type]
+        fields = [field for field in dataclasses.fields(value) if field.init]  # type: ignore[arg-type]
+        return type(value), *(_identity(getattr(value, field.name)) for field in fields)
     if isinstance(value, Tensor):
         return id(value), value._version
     return tuple(map(_identity, value)) if isinstance(value, tuple | list) else value

@@ -93,15 +93,11 @@ class Sdpa:
 
     def explain(self, call: AttentionCall, plan: Any) -> Dispatch:
         call = call.expand()
-        if call.bias is None and call.mask is None:
-            name, why = "fused", "every key is attended to"
-        elif call.bias is None and call.mask is not None and call.mask.is_causal:
-            name, why = "causal", "a plain causal mask, for which the kernel needs no matrix"
-        else:
-            parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
-            size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
-            name, why = "matrix", f"{' and '.join(parts)}, as a matrix of {size}"
-        return Dispatch(name, why)
+        if call.bias is None and (call.mask is None or call.mask.is_causal):
+            return Fused().explain(call, call.mask is not None)
+        parts = [*(["a bias"] if call.bias is not None else []), *([f"{call.mask.mask}"] if call.mask else [])]
+        size = f"{call.q.shape[2]} queries and {call.k.shape[2]} keys"
+        return Dispatch("matrix", f"{' and '.join(parts)}, as a matrix of {size}")
 
 
 def unpad(out: Tensor, width: int) -> Tensor:

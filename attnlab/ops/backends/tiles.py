@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, in_order, slices
 from attnlab.ops.backends.sdpa import CAUSAL_CHUNK_LENGTHS, Kernel, additive, unpad
-from attnlab.ops.bias import Bias, RelativeBias, cut
+from attnlab.ops.bias import Bias, cut
 from attnlab.ops.call import AttentionCall
 from attnlab.ops.dispatch import Dispatch
 
@@ -115,7 +115,7 @@ class Rows(InParts):
             mask = None
         batch = heads = 1
         if bias is not None:
-            batch, heads = bias.batch_and_heads if isinstance(bias, RelativeBias) else bias.shape[:2]
+            batch, heads = bias.shape[:2]
             exists = mask is None and isinstance(bias, Tensor)
         else:
             exists = mask is None or mask.is_causal or not mask.mask.by_position

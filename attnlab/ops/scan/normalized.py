@@ -44,15 +44,7 @@ class NormalizedScan(AttentionMap):
         self.q, self.k = q, k
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Return the output for these values, (B, H, N, w).
-
-        Args:
-            values: (B, H, M, w), or with 1 in place of B or H.
-            dropout: must be 0: there are no attention weights to drop.
-
-        Raises:
-            ValueError: for a dropout.
-        """
+        """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
         if dropout:
             raise ValueError(f"linear attention has no attention weights to drop; dropout must be 0, not {dropout}")
         return _normalized(self._sums(self._with_ones(values)), values)

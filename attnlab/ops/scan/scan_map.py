@@ -24,11 +24,7 @@ class ScanMap(AttentionMap):
         self.q, self.k, self.log_decay, self.beta = q, k, log_decay, beta
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Return the output for these values, (B, H, N, w).
-
-        Raises:
-            ValueError: for a dropout: there are no attention weights to drop.
-        """
+        """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
         if dropout:
             raise ValueError(f"a recurrence has no attention weights to drop; dropout must be 0, not {dropout}")
         values = values.expand(*self.q.shape[:2], -1, -1)

@@ -115,22 +115,22 @@ def fit(columns: Sequence[Column], train: Rows, seq_length: int | None) -> Layou
     """The layout of columns, with the statistics of the training rows; ``seq_length`` limits the bytes of each text."""
     of_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "date", "category", "text")}
     matrix = _stacked([column.values[train] for column in of_kind["number"]], len(train))
-    dates, texts = [], []
+    dates, categories, texts = [], [], []
     for column in of_kind["date"]:
         parts = date_parts(column.values[train])
         varying = np.fmin.reduce(parts, axis=0) != np.fmax.reduce(parts, axis=0)
         varying[0] = True
         kept = [name for name, varies in zip(DATE_PARTS, varying, strict=True) if varies]
         dates.append(Date(name=column.name, form=column.form, parts=_numbers(kept, parts[:, varying])))
+    for column in of_kind["category"]:
+        present = column.values[train].drop_nulls()
+        levels = sorted(present.filter(present.is_duplicated()).unique())  # a value seen once is an unknown one
+        categories.append(Category(name=column.name, levels=levels))
     for column in of_kind["text"]:
         longest = int(column.values.str.len_bytes().max() or 1)
         texts.append(Text(name=column.name, bytes=max(1, min(longest, seq_length or MAX_TEXT_BYTES))))
-    return Layout(
-        numbers=_numbers([column.name for column in of_kind["number"]], matrix),
-        dates=dates,
-        categories=[Category(name=c.name, levels=_repeated(c.values[train])) for c in of_kind["category"]],
-        texts=texts,
-    )
+    numbers = _numbers([column.name for column in of_kind["number"]], matrix)
+    return Layout(numbers=numbers, dates=dates, categories=categories, texts=texts)
 
 
 def _numbers(names: list[str], matrix: NDArray[np.float64]) -> Numbers:
@@ -262,12 +262,6 @@ def _tfidf(train: list[str], test: list[str]) -> list[tuple[Any, Any]]:
 def _bytes(text: pl.Series, most: int) -> list[bytes]:
     """The first bytes of every text; a zero byte for an empty text."""
     return [word.encode()[:most] or b"\0" for word in text.fill_null("").to_list()]
-
-
-def _repeated(text: pl.Series) -> list[str]:
-    """The values that occur more than once, sorted."""
-    present = text.drop_nulls()
-    return sorted(present.filter(present.is_duplicated()).unique().to_list())
 
 
 def _stacked(columns: Sequence[Any], rows: int) -> NDArray[np.float64]:

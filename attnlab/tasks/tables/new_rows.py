@@ -31,8 +31,8 @@ def column_values(layout: Layout, file: TableFile) -> ColumnValues:
             raise UserError(f"{column.name} in {file.path} holds no numbers; the network was trained on numbers")
     for group in blocks(numeric):
         parsed = numbers(group, file.decimal)
-        for column, found, other in zip(group, parsed.numbers, parsed.other, strict=True):
-            values[column.name] = _with_booleans(column, found, other, file.locate) if other.any() else found
+        for column, floats, other in zip(group, parsed.numbers, parsed.other, strict=True):
+            values[column.name] = _with_booleans(column, floats, other, file.locate) if other.any() else floats
     for date in layout.dates:
         values[date.name] = _dates(frame[date.name], date.form, file.locate)
     for name in (part.name for group in (layout.categories, layout.texts) for part in group):

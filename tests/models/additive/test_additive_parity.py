@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import TOLERANCE, assert_same_gradients, padding_lengths, random
+from comparison import DTYPES, PADDED, assert_same_gradients, heads_of, padding_lengths, random, random_biases
 
 from attnlab import masks
 from attnlab.models.additive import AdditiveAttention
@@ -28,35 +28,28 @@ def keras() -> Any:
     return keras
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@DTYPES
 @pytest.mark.parametrize(("causal", "cross"), [(True, False), (False, False), (False, True)])
-@pytest.mark.parametrize("padded", [True, False])
+@PADDED
 @pytest.mark.parametrize(("B", "N", "M", "H", "d"), [(2, 11, 7, 3, 5), (1, 13, 3, 1, 2), (3, 5, 17, 7, 1)])
 def test_keras(
     keras: Any, dtype: torch.dtype, causal: bool, cross: bool, padded: bool, B: int, N: int, M: int, H: int, d: int
 ) -> None:
     M = M if cross else N
     torch.manual_seed(0)
-    layer = AdditiveAttention(H * d, H, causal=causal).to(dtype)
-    for parameter in (layer.qkv.bias, layer.output.bias, layer.score):
-        torch.nn.init.normal_(parameter)
-    context = random(B, M, H * d, dtype=dtype)
-    a, b = (random(B, N, H * d, dtype=dtype).requires_grad_() for _ in range(2))
-    lengths, real = padding_lengths(B, M, padded)
-
-    their_score = layer.score.detach().clone().requires_grad_()
-    sources = (a, *2 * [context if cross else a])
-    parts = zip(sources, layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
-    Q, K, V = ((source @ W.T + bias).unflatten(-1, (H, d)) for source, W, bias in parts)
+    layer = random_biases(AdditiveAttention(H * d, H, causal=causal).to(dtype))
+    x, (lengths, real) = random(B, N, H * d, dtype=dtype).requires_grad_(), padding_lengths(B, M, padded)
+    context = random(B, M, H * d, dtype=dtype) if cross else x
+    Q, K, V = heads_of(layer.qkv, x, H)[0], *heads_of(layer.qkv, context, H)[1:]
     heads = []
     for head in range(H):
         theirs = keras.layers.AdditiveAttention(dtype=str(dtype).removeprefix("torch."))
         theirs.build([(B, N, d), (B, M, d), (B, M, d)])
-        theirs.scale = their_score[head]
-        inputs = [Q[:, :, head], V[:, :, head], K[:, :, head]]  # in their order: query, value, key
+        theirs.scale = layer.score[head]
+        inputs = [Q[:, head], V[:, head], K[:, head]]  # in their order: query, value, key
         out, weights = theirs(inputs, mask=[None, real], use_causal_mask=causal, return_attention_scores=True)
-        heads.append(out if dtype == torch.float32 else weights @ V[:, :, head])
+        heads.append(out if dtype == torch.float32 else weights @ V[:, head])
     expected = layer.output(torch.cat(heads, -1))
-    ours = layer(b, mask=masks.padding(lengths, max_length=M) if padded else None, context=context if cross else None)
-    shared = [layer.qkv.weight, layer.qkv.bias, layer.output.weight, layer.output.bias]
-    assert_same_gradients((ours, [b, layer.score, *shared]), (expected, [a, their_score, *shared]))
+    ours = layer(x, mask=masks.padding(lengths, max_length=M) if padded else None, context=context if cross else None)
+    sources = [x, *layer.parameters()]
+    assert_same_gradients((ours, sources), (expected, sources))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from comparison import TOLERANCE, assert_same, assert_same_gradients, padding_lengths, random
-from hypothesis import given
+from comparison import (
+    DTYPES,
+    PADDED,
+    TOLERANCE,
+    assert_same,
+    assert_same_gradients,
+    heads_of,
+    padding_lengths,
+    random,
+    random_biases,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +29,6 @@ from attnlab.ops.entmax import entmax
 
 ORACLES = {"test_values": ("entmax", "entmax_bisect"), "test_the_layer": ("entmax", "entmax_bisect")}
 
-DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE))
 ALPHAS = pytest.mark.parametrize("alpha", [1.25, 1.5, 1.75, 2.0, 3.0])
 
 
@@ -56,6 +64,7 @@ def test_values_of_bisection(alpha: float, shape: tuple[int, ...]) -> None:
 
 
 @ALPHAS
+@settings(max_examples=40)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_ties(alpha: float, scores: list[int]) -> None:
     drawn = torch.tensor(scores, dtype=torch.float64)
@@ -91,50 +100,29 @@ def test_masked_keys_are_as_if_absent(alpha: float) -> None:
     assert_same_gradients((ours, [b]), (torch.stack(rows), [a]))
 
 
-def layer_by_package(layer: EntmaxAttention, x: Tensor, context: Tensor, allowed: Tensor) -> Tensor:
-    """The output of the layer, row by row, with the attention weights of the package; ``allowed`` is (B, N, M)."""
-    H, d = layer.num_heads, layer.head_dim
-    parts = zip((x, context, context), layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
-    Q, K, V = ((t @ W.T + bias).unflatten(-1, (H, d)).transpose(1, 2) for t, W, bias in parts)
+@pytest.mark.parametrize(
+    ("dtype", "alpha"), [(torch.float32, 1.5), *((torch.float64, alpha) for alpha in (1.25, 1.5, 1.75, 2.0, 3.0))]
+)
+@pytest.mark.parametrize(("causal", "cross"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("B", "N", "M", "H", "D"), [(2, 7, 5, 3, 12), (1, 5, 7, 1, 2), (3, 3, 11, 2, 22)])
+@PADDED
+def test_the_layer(
+    dtype: torch.dtype, alpha: float, causal: bool, cross: bool, B: int, N: int, M: int, H: int, D: int, padded: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = random_biases(EntmaxAttention(D, H, alpha=alpha, causal=causal).to(dtype))
+    x = random(B, N, D, dtype=dtype).requires_grad_()
+    context = random(B, M, D, dtype=dtype) if cross else x
+    lengths, real = padding_lengths(B, context.shape[1], padded)
+    allowed = real[:, None].expand(B, N, -1)
+    allowed = allowed.tril() if causal else allowed
+    Q, K, V = heads_of(layer.qkv, x, H)[0], *heads_of(layer.qkv, context, H)[1:]
     heads = [
-        package_entmax(layer.alpha)(K[b, h][allowed[b, i]] @ Q[b, h, i] / math.sqrt(d)) @ V[b, h][allowed[b, i]]
-        for b in range(len(x))
-        for i in range(x.shape[1])
+        package_entmax(alpha, dtype)(K[b, h][allowed[b, i]] @ Q[b, h, i] / (D // H) ** 0.5) @ V[b, h][allowed[b, i]]
+        for b in range(B)
+        for i in range(N)
         for h in range(H)
     ]
-    return layer.output(torch.cat(heads).reshape(*x.shape[:2], H * d))
-
-
-def layer_of(D: int, H: int, **options: Any) -> EntmaxAttention:
-    torch.manual_seed(0)
-    layer = EntmaxAttention(D, H, **options).double()
-    torch.nn.init.normal_(layer.qkv.bias)
-    torch.nn.init.normal_(layer.output.bias)
-    return layer
-
-
-@ALPHAS
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("B", "N", "H", "D"), [(2, 7, 3, 12), (1, 5, 1, 2), (3, 3, 2, 22)])
-@pytest.mark.parametrize("padded", [False, True])
-def test_the_layer(alpha: float, causal: bool, B: int, N: int, H: int, D: int, padded: bool) -> None:
-    layer = layer_of(D, H, alpha=alpha, causal=causal)
-    lengths, real = padding_lengths(B, N, padded)
-    allowed = real[:, None].expand(B, N, N)
-    a, b = (random(B, N, D).requires_grad_() for _ in range(2))
-    expected = layer_by_package(layer, a, a, allowed.tril() if causal else allowed)
-    ours, parameters = layer(b, mask=masks.padding(lengths) if padded else None), list(layer.parameters())
-    assert_same_gradients((ours, [b, *parameters]), (expected, [a, *parameters]))
-
-
-@ALPHAS
-def test_the_layer_over_a_context(alpha: float) -> None:
-    layer, x, context = layer_of(12, 3, alpha=alpha), random(2, 5, 12), random(2, 7, 12)
-    expected = layer_by_package(layer, x, context, torch.ones(2, 5, 7, dtype=torch.bool))
-    assert_same(layer(x, context=context), expected, 1e-10)
-
-
-def test_the_layer_in_float32() -> None:
-    layer, x = layer_of(12, 3), random(2, 7, 12)
-    expected = layer_by_package(layer, x, x, torch.ones(2, 7, 7, dtype=torch.bool)).float()
-    assert_same(layer.float()(x.float()), expected, 1e-5)
+    mask = masks.padding(lengths, max_length=context.shape[1]) if padded else None
+    ours, sources = layer(x, mask=mask, context=context if cross else None), [x, *layer.parameters()]
+    assert_same_gradients((ours, sources), (layer.output(torch.cat(heads).reshape(B, N, D)), sources))

@@ -96,14 +96,13 @@ def results(layer: ForgettingAttention, x: Tensor, mask: masks.Mask | None) -> l
     return [out, *torch.autograd.grad((out.double() * direction).sum(), [tokens, layer.forget.weight])]
 
 
-@pytest.mark.parametrize("length", [67, 1031])
 @pytest.mark.parametrize("mask", [None, masks.sliding_window(89)], ids=["causal", "not causal"])
 @pytest.mark.parametrize("precision", LOW)
-def test_the_error_does_not_grow_with_the_length(precision: str, mask: masks.Mask | None, length: int) -> None:
+def test_the_error_does_not_grow_with_the_length(precision: str, mask: masks.Mask | None) -> None:
     dtype, autocast, limit = LOW[precision]
     torch.manual_seed(0)
     layer = ForgettingAttention(D, H, forget_bias_init=0.0, causal=mask is None).double()
-    x = torch.randn(1, length, D, dtype=torch.float64)
+    x = torch.randn(1, 1031, D, dtype=torch.float64)
     exact = results(layer, x, mask)
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         measured = results(layer.to(dtype), x.to(dtype), mask)

@@ -28,9 +28,10 @@ from attnlab.models.latent import LatentAttention
 
 ORACLES = {"test_": ("transformers", "DeepseekV3Attention")}
 SIZES = pytest.mark.parametrize(
-    ("B", "N", "H", "d_k", "d_r", "d_c", "d_q", "D"),
-    [(2, 13, 3, 5, 4, 7, None, 11), (1, 17, 2, 3, 2, 13, 5, 7), (3, 7, 5, 2, 6, 3, None, 23)],
+    "sizes", [(2, 13, 3, 5, 4, 7, None, 11), (1, 17, 2, 3, 2, 13, 5, 7), (3, 7, 5, 2, 6, 3, None, 23)]
 )
+"""B, N, H, d_k, d_r, d_c, d_q and D."""
+
 INTERLEAVED = pytest.mark.parametrize("interleaved", [True, False])
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 # With both values equal, as in DeepSeek's settings, the whole score is scaled, not the cosines and sines.
@@ -38,14 +39,13 @@ YARN |= {"mscale": 1.0, "mscale_all_dim": 1.0}
 OUR_YARN = {"scaling": "yarn", "factor": 4, "original": 16}
 
 
-def deepseek(
-    H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int, interleaved: bool, dtype: torch.dtype, **options: Any
-) -> Any:
+def deepseek(sizes: tuple[Any, ...], interleaved: bool, dtype: torch.dtype, **options: Any) -> Any:
     """Their layer; its norms are exact in float64."""
-    sizes = {"hidden_size": D, "num_attention_heads": H, "num_key_value_heads": H, "q_lora_rank": d_q}
-    sizes |= {"kv_lora_rank": d_c, "qk_rope_head_dim": d_r, "qk_nope_head_dim": d_k, "v_head_dim": d_k}
+    _, _, H, d_k, d_r, d_c, d_q, D = sizes
+    widths = {"hidden_size": D, "num_attention_heads": H, "num_key_value_heads": H, "q_lora_rank": d_q}
+    widths |= {"kv_lora_rank": d_c, "qk_rope_head_dim": d_r, "qk_nope_head_dim": d_k, "v_head_dim": d_k}
     options = {"rope_interleave": interleaved, "max_position_embeddings": 64, "attn_implementation": "sdpa", **options}
-    layer = from_transformers("deepseek_v3", "DeepseekV3", dtype, **sizes, **options)
+    layer = from_transformers("deepseek_v3", "DeepseekV3", dtype, **widths, **options)
     for name in ("kv_a_layernorm", "q_a_layernorm"):
         if (norm := getattr(layer, name)) is not None:
             nn.init.normal_(norm.weight, 1.0, 0.2)
@@ -87,22 +87,10 @@ def ours_of(theirs: Any, interleaved: bool, settings: dict[str, Any]) -> tuple[L
 @PADDED
 @DTYPES
 @pytest.mark.parametrize("scaling", ["none", "yarn"])
-def test_deepseek(
-    B: int,
-    N: int,
-    H: int,
-    d_k: int,
-    d_r: int,
-    d_c: int,
-    d_q: int | None,
-    D: int,
-    interleaved: bool,
-    padded: bool,
-    dtype: torch.dtype,
-    scaling: str,
-) -> None:
+def test_deepseek(sizes: tuple[Any, ...], interleaved: bool, padded: bool, dtype: torch.dtype, scaling: str) -> None:
+    B, N = sizes[:2]
     yarn = scaling == "yarn"
-    theirs = deepseek(H, d_k, d_r, d_c, d_q, D, interleaved, dtype, **({"rope_parameters": YARN} if yarn else {}))
+    theirs = deepseek(sizes, interleaved, dtype, **({"rope_parameters": YARN} if yarn else {}))
     layer, pairs = ours_of(theirs, interleaved, OUR_YARN if yarn else {})
     assert (layer.positions.attention_factor > 1.1) == yarn  # type: ignore[union-attr]
     rotation = rotation_of(theirs, N)
@@ -118,20 +106,19 @@ def test_deepseek(
 @INTERLEAVED
 @torch.no_grad()
 def test_cached_steps_with_yarn_match_the_full_pass(interleaved: bool) -> None:
-    theirs = deepseek(3, 5, 4, 7, None, 11, interleaved, torch.float64, rope_parameters=YARN)
+    theirs = deepseek((2, 29, 3, 5, 4, 7, None, 11), interleaved, torch.float64, rope_parameters=YARN)
     layer, x, cache = ours_of(theirs, interleaved, OUR_YARN)[0], random(2, 29, 11), KVCache(29)
     assert_same(torch.cat([layer(part, cache=cache) for part in x.split([13, *[1] * 16], 1)], 1), layer(x))
 
 
 @SIZES
 @torch.no_grad()
-def test_cached_steps_match_theirs(
-    B: int, N: int, H: int, d_k: int, d_r: int, d_c: int, d_q: int | None, D: int
-) -> None:
-    theirs = deepseek(H, d_k, d_r, d_c, d_q, D, True, torch.float32)
+def test_cached_steps_match_theirs(sizes: tuple[Any, ...]) -> None:
+    theirs = deepseek(sizes, True, torch.float32)
     from transformers import DynamicCache
 
-    layer, x = ours_of(theirs, True, {})[0].eval(), random(B, N, D, dtype=torch.float32)
+    (B, N, *_, D), layer = sizes, ours_of(theirs, True, {})[0].eval()
+    x = random(B, N, D, dtype=torch.float32)
     (cos, sin), their_cache, cache = rotation_of(theirs, N), DynamicCache(), KVCache(N)
     for i in range(N):
         step = slice(i, i + 1)

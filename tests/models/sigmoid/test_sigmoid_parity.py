@@ -11,8 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import TOLERANCE, assert_same, assert_same_gradients, padding_lengths, random
-from torch import Tensor, nn
+from comparison import (
+    CAUSAL,
+    DTYPES,
+    PADDED,
+    TOLERANCE,
+    assert_same,
+    assert_same_gradients,
+    heads_of,
+    padding_lengths,
+    random,
+    random_biases,
+)
 
 from attnlab import masks
 from attnlab.models.sigmoid import SigmoidAttention
@@ -20,31 +30,24 @@ from attnlab.models.sigmoid import SigmoidAttention
 ORACLES = {"test_x_transformers": ("x-transformers", "Attention, sigmoid")}
 
 SHAPES = pytest.mark.parametrize(("B", "N", "H", "d"), [(2, 7, 3, 4), (1, 13, 1, 2), (3, 5, 5, 6)])
-BOOLEAN = [True, False]
 
 
 def layer_of(H: int, d: int, dtype: torch.dtype = torch.float64, **options: Any) -> SigmoidAttention:
     torch.manual_seed(0)
-    layer = SigmoidAttention(H * d, H, **options).to(dtype)
-    nn.init.normal_(layer.qkv.bias)
-    return layer
-
-
-def qkv(layer: SigmoidAttention, x: Tensor) -> list[Tensor]:
-    return [part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1)]
+    return random_biases(SigmoidAttention(H * d, H, **options).to(dtype))
 
 
 @SHAPES
-@pytest.mark.parametrize("causal", BOOLEAN)
-@pytest.mark.parametrize("padded", BOOLEAN)
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@CAUSAL
+@PADDED
+@DTYPES
 def test_x_transformers(dtype: torch.dtype, padded: bool, causal: bool, B: int, N: int, H: int, d: int) -> None:
     theirs = pytest.importorskip("x_transformers.attend").Attend(sigmoid=True, causal=causal, heads=H)
     layer, x = layer_of(H, d, dtype, causal=causal), random(B, N, H * d, dtype=dtype).requires_grad_()
     lengths, real = padding_lengths(B, N, padded)
     allowed = real[:, None, :].expand(B, N, N)
     n = (allowed.tril() if causal else allowed).sum(-1).to(dtype)
-    heads, intermediates = theirs(*qkv(layer, x), mask=real, attn_bias=-n.log()[:, None, :, None])
+    heads, intermediates = theirs(*heads_of(layer.qkv, x, H), mask=real, attn_bias=-n.log()[:, None, :, None])
     mask = masks.padding(lengths) if padded else None
     assert_same(layer.attention_weights(x, mask=mask), intermediates.post_softmax_attn, TOLERANCE[dtype])
     sources = [x, *layer.parameters()]
@@ -53,11 +56,11 @@ def test_x_transformers(dtype: torch.dtype, padded: bool, causal: bool, B: int, 
 
 
 @SHAPES
-@pytest.mark.parametrize("causal", BOOLEAN)
+@CAUSAL
 def test_formula_of_the_paper(causal: bool, B: int, N: int, H: int, d: int) -> None:
     """``Σ_j σ(Q_i K_jᵀ / √d_k - log N) V_j``: the last row, and with a bias of log n_i - log N all rows."""
     layer, x = layer_of(H, d, causal=causal), random(B, N, H * d).requires_grad_()
-    Q, K, V = qkv(layer, x)
+    Q, K, V = heads_of(layer.qkv, x, H)
     weights = 1 / (1 + torch.exp(math.log(N) - Q @ K.mT / math.sqrt(d)))
     weights = weights.tril() if causal else weights
     expected, sources = layer.output((weights @ V).transpose(1, 2).flatten(2)), [x, *layer.parameters()]
