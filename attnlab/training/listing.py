@@ -22,34 +22,6 @@ RESULTS = ("validation", "best_step", "steps", "ended", "parameters", "seconds")
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """A run folder that cannot be read, and the reason."""
-
-    path: Path
-    reason: str
-
-
-def find(folder: Path = RUNS) -> list[Run | Damaged]:
-    """The runs in a folder, by name, including damaged ones; other folders are skipped."""
-    if not folder.is_dir():
-        return []
-    sweep(folder)
-    runs: list[Run | Damaged] = []
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        try:
-            run = Run.open(path)
-            run.metrics()
-            run.result()
-            runs.append(run)
-        except UserError as error:
-            if any(os.path.lexists(path / name) for name in RUN_FILES[:4]):
-                runs.append(Damaged(path, str(error)))
-    return runs
-
-
-@dataclass(frozen=True)
 class Row:
     """One run.
 
@@ -74,25 +46,31 @@ class Row:
         return asdict(self)
 
 
-def rows(folder: Path) -> list[Row]:
-    """The runs in a folder, by name, including damaged ones."""
-    runs = find(folder)
-    differing = _differing([_settings(run) for run in runs if isinstance(run, Run)])
-    return [_row(run, differing) for run in runs]
+def rows(folder: Path = RUNS) -> list[Row]:
+    """The runs in a folder, by name, including damaged ones; other folders are skipped."""
+    if not folder.is_dir():
+        return []
+    sweep(folder)
+    found: list[Row | tuple[Run, dict[str, Any] | None, int]] = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        try:
+            run = Run.open(path)
+            run.metrics()
+            found.append((run, run.result(), stopped_at(run)))
+        except UserError as error:
+            if any(os.path.lexists(path / name) for name in RUN_FILES[:4]):
+                found.append(Row(str(path), "damaged", reason=str(error)))
+    differing = _differing([_settings(each[0]) for each in found if not isinstance(each, Row)])
+    return [each if isinstance(each, Row) else _row(*each, differing) for each in found]
 
 
-def _row(run: Run | Damaged, differing: set[str]) -> Row:
-    if isinstance(run, Damaged):
-        return Row(str(run.path), "damaged", reason=run.reason)
+def _row(run: Run, result: dict[str, Any] | None, step: int, differing: set[str]) -> Row:
     settings = _settings(run)
-    try:
-        result, step = run.result(), stopped_at(run)
-        status = _status(run, result)
-    except UserError as error:
-        return Row(str(run.path), "damaged", reason=str(error))
     return Row(
         str(run.path),
-        status,
+        _status(run, result),
         **{name: settings[name] for name in COLUMNS},
         step=step,
         metric=run.config["metric"],

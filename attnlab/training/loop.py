@@ -220,9 +220,9 @@ class Trainer:
         better = self.objective.better(metric, self.best)
         self.evals_since_best = 0 if better else self.evals_since_best + 1
         if better or metric == self.best:  # of equally good networks, keep the one trained for longer
+            self._check_weights()
             self.best, self.best_step = metric, self.step
             if self.run is not None:
-                self._check_weights()
                 self.run.save_model(self.network, {"step": self.step, "validation": metric})
         if self.run is not None:
             self.run.log(

@@ -13,23 +13,26 @@ import attnlab
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training.checkpoint import check_output
 from attnlab.training.folder import check_save_path
-from attnlab.training.listing import Damaged, find
+from attnlab.training.listing import rows
 from attnlab.training.runs import Run
 from attnlab.utils.errors import UserError
 
 
-def test_find_runs(tmp_path: Path) -> None:
+def test_list_of_runs(tmp_path: Path) -> None:
     for name in ("b", "a", f"{UNFINISHED}c"):
         started(tmp_path / name)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    found = find(tmp_path)
-    assert [(run.path.name, type(run)) for run in found] == [("a", Run), ("b", Run), ("broken", Damaged)]
-    assert isinstance(found[2], Damaged)
-    assert "was not written by attnlab, or altered" in found[2].reason
-    assert find(tmp_path / "missing") == []
+    listed = rows(tmp_path)
+    assert [(Path(row.run).name, row.status) for row in listed] == [
+        ("a", "stopped"),
+        ("b", "stopped"),
+        ("broken", "damaged"),
+    ]
+    assert "was not written by attnlab, or altered" in str(listed[2].reason)
+    assert rows(tmp_path / "missing") == []
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "models/deep/x.safetensors", "link.pth"])

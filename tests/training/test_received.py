@@ -22,7 +22,7 @@ from attnlab.training.checkpoint import KEY, load_tensors
 from attnlab.training.experiment import prepare
 from attnlab.training.folder import RUN_FILES
 from attnlab.training.inference import evaluate_file, predict_file
-from attnlab.training.listing import Damaged, find
+from attnlab.training.listing import rows
 from attnlab.training.loop import Trainer
 from attnlab.training.report import write_report
 from attnlab.training.runs import Run
@@ -45,9 +45,9 @@ def go_on(path: Path) -> None:
 
 
 def list_runs(folder: Path) -> None:
-    for run in find(folder):
-        if isinstance(run, Damaged):
-            raise UserError(run.reason)
+    for row in rows(folder):
+        if row.reason is not None:
+            raise UserError(row.reason)
 
 
 def uses(path: Path, data: Path, trainer: Trainer | None = None) -> dict[str, Callable[[], Any]]:
@@ -80,7 +80,7 @@ def refusals(uses: dict[str, Callable[[], Any]], *which: str) -> dict[str, str]:
 def test_unaltered_run_is_accepted(received: Path) -> None:
     every = uses(received, data_of(received))
     assert refusals(every, *every) == {}
-    assert [type(run) for run in find(received.parent)] == [Run]
+    assert [row.status for row in rows(received.parent)] == ["finished"]
 
 
 # Every field, altered, under a checksum that fits

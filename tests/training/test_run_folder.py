@@ -18,7 +18,7 @@ import attnlab
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training import runs, train
 from attnlab.training.folder import check_run_dir
-from attnlab.training.listing import find
+from attnlab.training.listing import rows
 from attnlab.training.locks import is_locked, lock
 from attnlab.training.runs import Run
 
@@ -146,7 +146,7 @@ def killed_at(change: int, action: Callable[[], Any]) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
-@pytest.mark.parametrize("read", ["open", "find", "create"])
+@pytest.mark.parametrize("read", ["open", "list", "create"])
 def test_killed_overwrite_leaves_one_of_the_two_runs(read: str, done: Path, tmp_path: Path) -> None:
     before, ready, outcomes = files(done), experiment(dropout=0.25), []
     for change in range(1, 100):
@@ -154,8 +154,8 @@ def test_killed_overwrite_leaves_one_of_the_two_runs(read: str, done: Path, tmp_
         killed = killed_at(change, lambda path=path: train.start(ready, path, overwrite=True))  # type: ignore[misc]
         if read == "create":
             started(path.parent / "another")
-        if read == "find":
-            assert [run.path.name for run in find(path.parent)] == ["run"]
+        if read == "list":
+            assert [row.run for row in rows(path.parent)] == [str(path)]
         run = Run.open(path)
         earlier = run.settings.model.dropout != 0.25
         outcomes.append(earlier)
@@ -184,12 +184,12 @@ def test_failed_overwrite_keeps_the_earlier_run(copied: Path, monkeypatch: pytes
 def test_run_being_replaced_is_not_restored(copied: Path) -> None:
     earlier = copied.rename(copied.with_name(f"{UNFINISHED}copied.replaced"))
     held = lock(earlier)
-    assert find(copied.parent) == []
+    assert rows(copied.parent) == []
     os.utime(earlier, (0, 0))
-    assert find(copied.parent) == []
+    assert rows(copied.parent) == []
     assert (earlier / "config.json").is_file(), "however old it is"
     os.close(held)
-    assert [run.path.name for run in find(copied.parent)] == ["copied"]
+    assert [row.run for row in rows(copied.parent)] == [str(copied)]
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "another folder", "a file"])
@@ -203,7 +203,7 @@ def test_earlier_run_is_removed_only_if_a_run_replaced_it(there: str, copied: Pa
         copied.mkdir()
     if there == "another folder":
         (copied / "note").write_text("a note", encoding="utf-8")
-    find(copied.parent)
+    rows(copied.parent)
     assert files(earlier if there in ("another folder", "a file") else copied) == before
 
 
@@ -214,7 +214,7 @@ def test_sweep_does_not_follow_links(copied: Path, tmp_path: Path) -> None:
     link = tmp_path / "sent" / f"{UNFINISHED}old"
     link.symlink_to(copied)
     os.utime(link, (0, 0), follow_symlinks=False)
-    assert find(tmp_path / "sent") == []
+    assert rows(tmp_path / "sent") == []
     assert files(copied) == before
 
 

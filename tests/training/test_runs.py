@@ -110,3 +110,9 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(path)] == list(range(1, 8))
     assert trainer(path).step == 6
     assert [line["step"] for line in lines(path)] == list(range(1, 7))
+
+
+def test_repeated_lines_are_refused(copied: Path) -> None:
+    file = copied / "metrics.jsonl"
+    file.write_bytes(file.read_bytes() * 2)
+    refused("metrics.jsonl is damaged in line 24: its step is not larger than that of the previous line", read, copied)
