@@ -44,7 +44,7 @@ def copied(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "copied"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run on a small file of arrays without baselines, read-only."""
     folder = tmp_path_factory.mktemp("sent")
