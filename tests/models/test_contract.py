@@ -10,13 +10,14 @@ from mechanisms import REPRESENTATIVES
 
 from attnlab.catalog import registry
 from attnlab.checks import all_checks, check_attention
+from attnlab.checks.families import export
 from attnlab.checks.report import Report
 from attnlab.docs import trust
 
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
 """The representatives that inductor compiles to C++, which takes most of a minute; the others are traced only."""
 
-QUICK = ("multihead", "latent", "slidingwindow", "forgetting", "linear")
+QUICK = ("multihead", "linear")
 """The mechanisms on which `make quick` runs the conformance suite; `make test` runs it on all."""
 
 SLOW = [name for name, check in all_checks().items() if check.slow]
@@ -57,8 +58,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
+    ("entmax", {"alpha": 1.25}, ()),
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
-    ("entmax", {"alpha": 4.0}, EDGES),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
     ("groupedquery", {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4, "positions": "rotary"}, ()),
@@ -79,7 +80,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 """Mechanism, options, and checks that do not apply to it."""
 
 REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    *(("additive", {"num_heads": 2, "positions": "alibi"}, ()), ("entmax", {"alpha": 1.25}, ())),
+    *(("additive", {"num_heads": 2, "positions": "alibi"}, ()), ("entmax", {"alpha": 4.0}, EDGES)),
     *(("entmax", {"positions": p}, ()) for p in ("rotary", "alibi")),
     *((name, {"num_heads": 2, "positions": p}, ()) for name in ("gated", "sigmoid") for p in ("rotary", "t5")),
     *(("multiquery", {"num_heads": 2, "positions": p}, ()) for p in ("rotary", "alibi")),
@@ -99,16 +100,22 @@ def test_conformance_with_options(name: str, options: dict[str, Any], skip: tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
+    ("name", "every_module"),
     [
-        pytest.param(name, marks=[] if name in REPRESENTATIVES else [pytest.mark.exhaustive])
-        for name in registry.names()
+        *((name, False) for name in REPRESENTATIVES),
+        *(pytest.param(name, True, marks=pytest.mark.exhaustive) for name in registry.names()),
     ],
 )
-def test_slow_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile, export and memory checks of one mechanism per code path; test_tracing.py traces all mechanisms."""
+def test_slow_checks(name: str, every_module: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile, export and memory checks of one mechanism per code path; test_tracing.py traces all mechanisms.
+
+    By default, the causal layer is compiled and exported with a mask only.
+    """
     if name not in INDUCTOR:
         monkeypatch.setattr("attnlab.checks.families.export.shutil.which", lambda command: None)
+    if not every_module:
+        modules = export.modules
+        monkeypatch.setattr(export, "modules", lambda case: [list(modules(case))[i] for i in (0, -1)])
     assert_recorded(name, check_attention(registry.load(name), only=SLOW))
 
 

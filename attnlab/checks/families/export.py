@@ -41,7 +41,7 @@ def compiled(case: LayerUnderTest) -> Values:
     backend = "inductor" if has_compiler else "aot_eager"
     # `gradient` keeps the graph, which donated buffers do not allow; the compiler's own deprecations.
     with functorch_config.patch(donated_buffer=False), warnings.catch_warnings(action="ignore"):
-        for module, masked, where in _modules(case):
+        for module, masked, where in modules(case):
             torch.compiler.reset()
             fast = torch.compile(module, fullgraph="export" in case.capabilities, dynamic=True, backend=backend)
             for length in LENGTHS:
@@ -92,7 +92,7 @@ def onnx(case: LayerUnderTest) -> Values:
 
 def _over_sizes(case: LayerUnderTest, convert: Callable[[_Module, bool, str], Callable[..., Tensor]]) -> Values:
     """The difference between the converted layer and the layer, for all sizes."""
-    for module, masked, where in _modules(case):
+    for module, masked, where in modules(case):
         with warnings.catch_warnings(action="ignore"):  # the exporters' own deprecations
             program = convert(module.eval(), masked, where)
             for batch, length in SIZES:
@@ -143,7 +143,7 @@ class _Module(nn.Module):
         return self.case(self.layer, x, from_attention_mask(mask) if mask is not None and mask.dim() == 2 else mask)
 
 
-def _modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
+def modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
     """The layer without a mask, causal where it can be, and with a mask."""
     configurations = [(is_causal, False) for is_causal in case.causal_choices]
     if "padding" in case.capabilities:
