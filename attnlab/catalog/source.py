@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,9 +65,14 @@ def read_class(path: Path, attribute: str) -> ClassSource:
         UserError: if the file cannot be parsed, has no such class, or has an option whose default is not a literal.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        return _parse(path.read_text(encoding="utf-8"), path, attribute)
     except (SyntaxError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)  # of the text, so that a changed file is parsed again
+def _parse(text: str, path: Path, attribute: str) -> ClassSource:
+    tree = ast.parse(text, str(path))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and attribute in (attributes := _attributes(node)):
             init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
