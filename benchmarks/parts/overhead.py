@@ -17,6 +17,7 @@ from torch import nn
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks.base import Split, TaskData
+from attnlab.training.decay import decayed
 from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
 from attnlab.training.schedule import lr_at
@@ -73,10 +74,10 @@ def _plain_loop(network: nn.Module, task_data: TaskData, training: Training) -> 
     def loop() -> nn.Module:
         trained = copy.deepcopy(network)
         x, y, _ = task_data.train
-        parameters = list(trained.parameters())
+        matrices, others = decayed(trained)
         groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
         step, steps = 0, EPOCHS * math.ceil(len(x) / BATCH)
@@ -88,7 +89,7 @@ def _plain_loop(network: nn.Module, task_data: TaskData, training: Training) -> 
                 loss = F.cross_entropy(trained(x[rows]).flatten(0, 1), y[rows].flatten())
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, training.grad_clip)
+                nn.utils.clip_grad_norm_(trained.parameters(), training.grad_clip)
                 optimizer.step()
                 step += 1
         return trained
