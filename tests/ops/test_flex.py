@@ -64,7 +64,7 @@ def tensors(queries: int) -> list[Tensor]:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-@pytest.mark.parametrize("queries", [M, N])
+@pytest.mark.parametrize("queries", [M, pytest.param(N, marks=pytest.mark.slow)])
 def test_the_block_mask_matches_the_mask(mask: Mask, queries: int) -> None:
     q, k, v = tensors(queries)
     bound = mask.bind(queries, M, shape=(B, H))

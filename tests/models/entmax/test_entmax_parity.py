@@ -63,6 +63,7 @@ def test_values_of_bisection(alpha: float, shape: tuple[int, ...]) -> None:
     assert_same(entmax(random(*shape), alpha), bisection(random(*shape), alpha=alpha, dim=-1, n_iter=100), 1e-10)
 
 
+@pytest.mark.slow
 @ALPHAS
 @settings(max_examples=40)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
