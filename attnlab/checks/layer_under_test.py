@@ -132,6 +132,8 @@ class LayerUnderTest:
     def causal_choices(self) -> tuple[bool, ...]:
         """The values of ``causal`` that it can be built with."""
         both = "causal" in self.capabilities and "causal" in self._accepts
+        if both and isinstance(self._sample, SequenceMixer) and self._sample.card.always_causal:
+            return (True,)
         return (False, True) if both else (self._fixed("causal"),)
 
     @property
@@ -299,8 +301,8 @@ class LayerUnderTest:
         if isinstance(sample, SequenceMixer) and self.is_ours:
             capabilities |= {"contract", "dropout", "export", *sample.card.supports}
             if "weights" in capabilities:
-                is_softmax = sample.card.kind != "another operator"
-                capabilities |= {"apply_weights", "probabilities"} if is_softmax else {"apply_weights"}
+                is_probability = sample.card.weights == "probabilities"
+                capabilities |= {"apply_weights", "probabilities"} if is_probability else {"apply_weights"}
             return capabilities
         arguments = {"mask"} if self._call else {*parameters(sample.forward)}
         capabilities |= {"mask", "attn_bias", "context"} & arguments

@@ -13,7 +13,7 @@ from attnlab.catalog import registry
 from attnlab.catalog.source import REQUIRED
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._invocation import trainer
-from attnlab.nn.card import CAPABILITIES
+from attnlab.nn.card import CAPABILITIES, WEIGHTS
 from attnlab.utils.errors import UserError
 
 
@@ -64,7 +64,7 @@ def _describe(e: registry.Entry) -> None:
     say(f"  paper     {card.authors} {card.year}, {card.paper}{arxiv}")
     say(f"  kind      {card.kind}")
     say(f"  time      {card.time}\n  memory    {card.memory}")
-    say(f"  weights   {card.representation}\n  use it    {card.use_case}")
+    say(f"  weights   {card.representation}\n            {WEIGHTS[card.weights]}\n  use it    {card.use_case}")
     say("  supports  " + "\n            ".join(f"{c}: {CAPABILITIES.get(c, c)}" for c in card.supports))
     say("\n  options")
     for option in e.options:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attnlab.catalog import registry
 from attnlab.docs import trust
-from attnlab.nn.card import CAPABILITIES
+from attnlab.nn.card import CAPABILITIES, WEIGHTS
 from attnlab.utils.errors import UnknownNameError, UserError
 
 LEGEND = "n is the sequence length, d the width of a token (`embed_dim`), h the number of heads."
@@ -99,6 +99,7 @@ def card(entry: registry.Entry) -> str:
         ("time", card.time),
         ("memory", card.memory),
         ("representation", card.representation),
+        *([("attention weights", WEIGHTS[card.weights])] if "weights" in card.supports else []),
         ("use it for", card.use_case),
         ("supports", "; ".join(f"**{name}** ({CAPABILITIES[name]})" for name in card.supports)),
         ("train it", f"`python main.py --model {entry.name}`"),

@@ -73,7 +73,8 @@ class Network(
         embed_dim: D.
         layers: the number of blocks.
         options: of the mechanism (``num_heads`` ...).
-        causal: whether tokens attend only to earlier tokens; needed to predict the next token.
+        causal: whether tokens attend only to earlier tokens; needed to predict the next token. The layers of a
+            mechanism that is always causal are, whatever is given.
         dropout: on attention weights, embeddings and residual branches, in training only.
         mlp: whether a block has an MLP of width 4·D after its attention layer.
         pool: the pooling of a sequence to one vector: the ``mean`` of the real tokens, or the ``last`` of them.
@@ -125,7 +126,12 @@ class Network(
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                mechanism(embed_dim=embed_dim, causal=causal, dropout=dropout, **mechanism_options),
+                mechanism(
+                    embed_dim=embed_dim,
+                    causal=causal or mechanism.card.always_causal,
+                    dropout=dropout,
+                    **mechanism_options,
+                ),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),

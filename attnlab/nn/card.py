@@ -9,6 +9,16 @@ from typing import Literal, get_args
 from attnlab.utils.errors import nearest
 
 Kind = Literal["exact", "approximation", "another operator"]
+"""How the output relates to softmax attention: equal to it, an approximation of it, or a different function."""
+
+WeightKind = Literal["probabilities", "non-negative", "signed"]
+"""The weights of a query: non-negative with sum 1, non-negative, or of either sign."""
+
+WEIGHTS: dict[WeightKind, str] = {
+    "probabilities": "non-negative; the weights of a query sum to 1",
+    "non-negative": "non-negative; the weights of a query need not sum to 1",
+    "signed": "of either sign; the weights of a query need not sum to 1",
+}
 
 CAPABILITIES = {
     "causal": "can be restricted to earlier tokens (causal=True)",
@@ -41,9 +51,10 @@ class Card:
 
     Write it with literals only: it is read from the source text, without importing torch.
     Costs are functions of n (length), d (embed_dim) and h (heads). ``parent`` is the mechanism that it changes.
+    ``weights`` describes ``attention_weights()``; an ``always_causal`` mechanism has no form without ``causal``.
 
     Raises:
-        ValueError: for an unknown kind or capability.
+        ValueError: for an unknown kind, kind of weights or capability, or ``always_causal`` without "causal".
     """
 
     title: str
@@ -60,10 +71,14 @@ class Card:
     use_case: str
     supports: tuple[str, ...]
     parent: str = ""
+    weights: WeightKind = "probabilities"
+    always_causal: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
+        if self.weights not in get_args(WeightKind):
+            raise ValueError(f"weights is {self.weights!r}; it must be one of {', '.join(get_args(WeightKind))}")
         if isinstance(self.supports, str):
             raise ValueError(f"supports is the text {self.supports!r}; write a tuple: ({self.supports!r},)")
         supports = current_capabilities("mask" if word == "arbitrary_mask" else word for word in self.supports)
@@ -73,3 +88,5 @@ class Card:
                 near = nearest(word, CAPABILITIES)
                 hint = f"did you mean {near}?" if near else f"there are: {', '.join(CAPABILITIES)}"
                 raise ValueError(f"supports names {word!r}; {hint}")
+        if self.always_causal and "causal" not in self.supports:
+            raise ValueError("always_causal needs the capability causal; add it to supports")

@@ -67,7 +67,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     Raises:
         TypeError: for a size that is not an integer.
         ValueError: for a size below 1, ``num_heads`` that does not divide ``embed_dim``, a dropout outside [0, 1).
-        UnsupportedError: for ``causal=True`` if the mechanism does not support it.
+        UnsupportedError: for ``causal=True`` if the mechanism does not support it, for False if it is always causal.
     """
 
     card: ClassVar[Card]
@@ -108,6 +108,8 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
             raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
         if causal:
             self._require_capability("causal")
+        elif self.card.always_causal:
+            raise UnsupportedError(f"{type(self).__name__} is always causal; leave causal at its default, True")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim

@@ -53,6 +53,7 @@ class DifferentialAttention(MultiHeadBase):
         use_case="retrieval from long contexts that are mostly irrelevant",
         supports=("causal", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
+        weights="signed",
     )
 
     renamed_keys: ClassVar = {"lambdas": "lambda_qk"}

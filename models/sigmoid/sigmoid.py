@@ -50,6 +50,7 @@ class SigmoidAttention(MultiHeadBase):
         use_case="tasks where a query attends to many positions at once, or to none",
         supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
+        weights="non-negative",
     )
 
     def __init__(

@@ -50,6 +50,7 @@ class SinkAttention(MultiHeadBase):
         use_case="long or windowed contexts, where a query may have no relevant key",
         supports=("causal", "arbitrary_mask", "attn_bias", "context", "cache", "weights", "equivariant"),
         parent="multihead",
+        weights="non-negative",
     )
 
     def __init__(

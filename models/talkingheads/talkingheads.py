@@ -54,6 +54,7 @@ class TalkingHeadsAttention(MultiHeadBase):
         use_case="many narrow heads",
         supports=("causal", "arbitrary_mask", "context", "cache", "weights", "equivariant"),
         parent="multihead",
+        weights="signed",
     )
 
     def __init__(

@@ -208,9 +208,9 @@ def test_layer_fails_no_other_check(make: Any, capabilities: set[str] | None, fa
 
 
 class CausalOnly(Plain):
-    """Its card declares another operator than softmax, without masks."""
+    """Its card declares weights that are not probabilities, and no masks."""
 
-    card = replace(Plain.card, kind="another operator", supports=("causal", "weights"))
+    card = replace(Plain.card, weights="non-negative", supports=("causal", "weights"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ BLOCK = 64
 @check("permutation_equivariance", needs=("equivariant",), limit=exact)
 def permutation_equivariance(case: LayerUnderTest) -> Values:
     """The difference between the output of permuted tokens, with the mask permuted, and the permuted output."""
-    layer, x = case.layer(causal=False) if "causal" in case.capabilities else case.layer(), case.tokens()
+    layer, x = case.build(False), case.tokens()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1)).to(x.device)
     yield difference(case(layer, x[:, order]), case(layer, x)[:, order]), "no mask"
     for mask in case.masks() if "arbitrary_mask" in case.capabilities else []:
