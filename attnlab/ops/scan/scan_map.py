@@ -5,6 +5,8 @@ Axes: B batch, H heads, N steps, d width of a key, w width of a value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,8 @@ class ScanMap(AttentionMap):
     ) -> None:
         B, H, N, _ = q.shape
         super().__init__((B, H, N, N), q)
-        self.q, self.k, self._gates = q, k, {"log_decay": log_decay, "beta": beta, "a": a, "b": b}
+        self.q, self.k = q, k
+        self._gates: dict[str, Any] = {"log_decay": log_decay, "beta": beta, "a": a, "b": b}
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
