@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.nn.recurrent import EPS
+
 from ..linear.reference import by_document
 from .kimidelta import KimiDeltaAttention
 
@@ -34,7 +36,7 @@ def recurrence(layer: KimiDeltaAttention, x: Tensor) -> Tensor:
         heads.append(q[:, t, :, None] @ S / d**0.5)  # (B, H, 1, w)
     out = torch.cat([q.new_zeros(len(x), H, 0, v.shape[-1]), *heads], 2).transpose(1, 2)  # (B, N, H, w)
     if layer.norm is not None:
-        out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm.weight
+        out = out / (out.square().mean(-1, keepdim=True) + EPS).sqrt() * layer.norm.weight
     out = out.flatten(2)
     if layer.gate is not None:
         gate = layer.gate(x)

@@ -16,6 +16,7 @@ from comparison import DTYPES, PADDED, assert_parity, assert_same_gradients, cop
 from torch import Tensor
 
 from attnlab.models.kimidelta import KimiDeltaAttention
+from attnlab.nn.recurrent import EPS
 
 ORACLES = {
     "test_fla": ("fla-core", "naive recurrent KDA"),
@@ -43,8 +44,8 @@ def test_fla(dtype: torch.dtype, B: int, N: int, H: int, d: int) -> None:
 def test_transformers(dtype: torch.dtype, padded: bool) -> None:
     transformers = pytest.importorskip("transformers")
     source = importlib.import_module("transformers.models.kimi_linear.modeling_kimi_linear")
-    H, d = 3, 5
-    config = transformers.KimiLinearConfig(hidden_size=H * d, linear_num_heads=H, linear_head_dim=d)
+    H, d = 2, 8  # wider heads are rarely so short that the norm amplifies their rounding
+    config = transformers.KimiLinearConfig(hidden_size=H * d, linear_num_heads=H, linear_head_dim=d, rms_norm_eps=EPS)
     torch.manual_seed(0)
     theirs, layer = source.KimiLinearDeltaAttention(config, 0).to(dtype), KimiDeltaAttention(H * d, H).to(dtype)
     with torch.no_grad():  # they are not initialized
@@ -68,4 +69,4 @@ def test_transformers(dtype: torch.dtype, padded: bool) -> None:
         ]
 
     copy_parameters(pairs)
-    assert_parity(layer, lambda x, allowed: (theirs(x), None), pairs, (2, 71), padded, 2e-5)
+    assert_parity(layer, lambda x, allowed: (theirs(x), None), pairs, (3, 19), padded, 1e-5)
