@@ -16,8 +16,12 @@ from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
+from attnlab.models.kimidelta import *
+from models.kimidelta import *
 from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
@@ -51,7 +55,9 @@ __all__ = [
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
