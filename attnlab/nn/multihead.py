@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,9 @@ class MultiHeadBase(Attention):
 
     supports_packing = True
 
+    fuses_qkv: ClassVar[bool] = True
+    """Whether queries, keys and values are one product, ``qkv``, of the same tokens; otherwise there is no ``qkv``."""
+
     def __init__(
         self,
         embed_dim: int,
@@ -77,8 +80,8 @@ class MultiHeadBase(Attention):
                 f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
                 f"try num_kv_heads={join_or(divisors_near(num_heads, self.num_kv_heads))}"
             )
-        # W_Q, W_K and W_V of all heads in one product
-        self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
+        if self.fuses_qkv:  # W_Q, W_K and W_V of all heads in one product
+            self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
         self.output = make_linear(self.merged_size, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
         self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal, device=device, dtype=dtype
@@ -200,7 +203,7 @@ class MultiHeadBase(Attention):
             raise UnsupportedError(
                 f"{type(self).__name__} does not select the heads of {', '.join(sorted(parts))}; extend _select_heads"
             )
-        for name in ("qkv", "output"):
+        for name in ("qkv", "output") if self.fuses_qkv else ("output",):
             if type(part := getattr(self, name)) is not nn.Linear:
                 raise TypeError(
                     f"heads can be selected in an nn.Linear, but {name} is a {type(part).__name__}; "
