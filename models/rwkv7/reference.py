@@ -35,8 +35,9 @@ def recurrence(layer: RWKV7, x: Tensor) -> Tensor:
         wkv = wkv @ transition + v[:, t] @ k[:, t].mT
         heads.append(wkv @ r[:, t])
     out = torch.cat(heads, -1).permute(0, 3, 1, 2)  # (B, N, H, d)
-    variance, mean = torch.var_mean(out, -1, keepdim=True, correction=0)
-    out = (out - mean) / (variance + layer.head_norm.eps).sqrt()
-    out = out * layer.head_norm.weight.view(H, d) + layer.head_norm.bias.view(H, d)
+    if layer.head_norm is not None:
+        variance, mean = torch.var_mean(out, -1, keepdim=True, correction=0)
+        out = (out - mean) / (variance + layer.head_norm.eps).sqrt()
+        out = out * layer.head_norm.weight.view(H, d) + layer.head_norm.bias.view(H, d)
     bonus = (r * k * layer.bonus.view(H, d, 1)).sum(-2)  # (B, N, H, 1)
     return layer.output((out + bonus * v.squeeze(-1)).flatten(2) * g)

@@ -47,6 +47,7 @@ class RWKV7(RecurrentBase):
         num_heads: h, the number of heads; it must divide embed_dim.
         rank: the width between W_1 and W_2 of decay and learning rate, and half of that of the gate;
             embed_dim / num_heads by default.
+        output_norm: whether the output of each head is normalized.
         causal: must be True; the recurrence has no other form.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections to r, k, v and of the output have a bias.
@@ -84,6 +85,7 @@ class RWKV7(RecurrentBase):
         num_heads: int = 8,
         *,
         rank: int | None = None,
+        output_norm: bool = True,
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
@@ -99,7 +101,8 @@ class RWKV7(RecurrentBase):
         self.decay = LowRank(embed_dim, width, embed_dim, activation=torch.tanh, bias=True, **factory)
         self.rate = LowRank(embed_dim, width, embed_dim, bias=True, **factory)
         self.head_gate = LowRank(embed_dim, 2 * width, embed_dim, activation=torch.sigmoid, **factory)
-        self.head_norm = HeadNorm(num_heads, self.head_dim, eps=EPS * self.head_dim, **factory)
+        eps = EPS * self.head_dim  # 64e-5 in heads of 64 channels
+        self.head_norm = HeadNorm(num_heads, self.head_dim, eps=eps, **factory) if output_norm else None
         self.shift = nn.Parameter(torch.empty(len(SHIFTS), embed_dim, **factory))  # μ
         self.removal = nn.Parameter(torch.empty(embed_dim, **factory))  # ξ
         self.replacement = nn.Parameter(torch.empty(embed_dim, **factory))  # α
@@ -154,7 +157,8 @@ class RWKV7(RecurrentBase):
         assert inputs.bonus is not None
         assert inputs.gate is not None
         added = inputs.bonus.unsqueeze(-1) * inputs.v
-        return ((self.head_norm(heads) + added) * inputs.gate).to(heads.dtype)
+        normalized = heads if self.head_norm is None else self.head_norm(heads)
+        return ((normalized + added) * inputs.gate).to(heads.dtype)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         channels = head_channels(heads, self.head_dim)
@@ -163,5 +167,6 @@ class RWKV7(RecurrentBase):
         select_features(self.output, columns=channels)
         for name in ("removal", "replacement", "bonus"):
             setattr(self, name, select_channels(getattr(self, name), channels))
-        self.head_norm.keep_heads(heads)
+        if self.head_norm is not None:
+            self.head_norm.keep_heads(heads)
         self.num_heads = self.num_kv_heads = len(heads)
