@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear.reference import by_document
+from ..linear.reference import by_document, convolved, normalized_and_gated
 from .gateddeltanet import GatedDeltaNet
 
 
@@ -18,11 +18,10 @@ def reference(layer: GatedDeltaNet, x: Tensor, mask: Tensor | None = None) -> Te
 def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
     """The output for one document per row, (B, N, D)."""
     H, N = layer.num_heads, x.shape[1]
-    qkv = layer.qkv(x)
-    if layer.conv is not None:
-        taps = layer.conv.weight  # (channels, size), of the current token first
-        qkv = sum(F.pad(qkv, (0, 0, j, 0))[:, :N] * taps[:, j] for j in range(taps.shape[1]))
-    q, k, v = (part.unflatten(-1, (H, -1)) for part in F.silu(qkv).split(layer.qkv_sizes, -1))  # (B, N, H, d)
+    qkv = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
+    q, k, v = (part.unflatten(-1, (H, -1)) for part in qkv)  # (B, N, H, d)
+        part.unflatten(-1, (H, -1)) for part in F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
+    )  # (B, N, H, d)
     q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
     alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()[
         ..., None, None
@@ -34,10 +33,4 @@ def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
         S = alpha[:, t] * S
         S = S + beta[:, t] * key @ (value - key.mT @ S)
         heads.append(q[:, t, :, None] @ S / layer.key_dim**0.5)  # (B, H, 1, w)
-    out = torch.cat(heads, 2).transpose(1, 2)  # (B, N, H, w)
-    if layer.norm is not None:
-        out = out / (out.square().mean(-1, keepdim=True) + layer.norm.eps).sqrt() * layer.norm.weight
-    out = out.flatten(2)
-    if layer.gate is not None:
-        out = out * {"swish": F.silu, "sigmoid": torch.sigmoid}[layer.output_gate](layer.gate(x))
-    return layer.output(out)
+    return normalized_and_gated(layer, torch.cat(heads, 2).transpose(1, 2), x)
