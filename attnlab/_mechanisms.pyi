@@ -16,6 +16,8 @@ from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.latent import *
@@ -49,6 +51,7 @@ __all__ = [
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "LatentAttention",
     "LinearAttention",
