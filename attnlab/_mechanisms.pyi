@@ -26,6 +26,8 @@ from attnlab.models.linear import *
 from models.linear import *
 from attnlab.models.longformer import *
 from models.longformer import *
+from attnlab.models.mamba2 import *
+from models.mamba2 import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
@@ -38,6 +40,8 @@ from attnlab.models.sinks import *
 from models.sinks import *
 from attnlab.models.slidingwindow import *
 from models.slidingwindow import *
+from attnlab.models.stickbreaking import *
+from models.stickbreaking import *
 from attnlab.models.strided import *
 from models.strided import *
 from attnlab.models.talkingheads import *
@@ -56,12 +60,14 @@ __all__ = [
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
+    "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
     "SlidingWindowAttention",
+    "StickBreakingAttention",
     "StridedAttention",
     "TalkingHeadsAttention",
 ]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.nn.recurrent import RecurrentBase
+from attnlab.nn.recurrent import EPS, RecurrentBase
 
 from ..linear.reference import by_document
 from .gateddeltanet import GatedDeltaNet
@@ -20,7 +20,7 @@ def reference(layer: GatedDeltaNet, x: Tensor, mask: Tensor | None = None) -> Te
 def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
     """The output for one document per row, (B, N, D)."""
     q, k, v = project(layer, x)
-    alpha = (-layer.log_rate.exp() * F.softplus(layer.decay(x) + layer.step)).exp()  # (B, N, H)
+    alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()  # (B, N, H)
     beta = layer.strength(x).sigmoid() * (2 if layer.allow_neg_eigval else 1)
     return merge(layer, delta_rule(q, k, v, alpha, beta), x)
 
@@ -50,7 +50,7 @@ def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
 def merge(layer: RecurrentBase, heads: Tensor, x: Tensor) -> Tensor:
     """The normalized and gated heads, (B, N, H, w), times W_O."""
     if layer.norm is not None:
-        heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm.weight
+        heads = heads / (heads.square().mean(-1, keepdim=True) + EPS).sqrt() * layer.norm.weight
     if layer.gate is None:
         return layer.output(heads.flatten(2))
     gate = layer.gate(x)

@@ -45,6 +45,7 @@ CASES += [(name, other_parts(name)) for name in NAMES if other_parts(name)]
 every_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[name + " with other parts" * bool(options) for name, options in CASES]
 )
+NORMALIZED_TOGETHER = ("mamba2",)
 every_recurrence = pytest.mark.parametrize("name", NAMES)
 with_base = pytest.mark.parametrize("name", BASED)
 
@@ -165,6 +166,8 @@ def test_the_implied_matrix(name: str, options: dict[str, Any]) -> None:
 @every_case
 @torch.no_grad()
 def test_selected_heads_contribute_what_they_did(name: str, options: dict[str, Any]) -> None:
+    if name in NORMALIZED_TOGETHER:
+        pytest.skip("heads that are normalized together cannot be selected")
     layer, x = made(name, **options), random(B, N, D)
     parts = [layer.keep_heads(heads)(x) for heads in ([0, 2], [1])]
     bias = 0 if layer.output.bias is None else layer.output.bias

@@ -31,7 +31,7 @@ def three_tokens(decay: float, strength: float, **options: Any) -> Tensor:
             parameter.zero_()
         W_Q, W_K, W_V = layer.qkv.weight.split([4, 4, 1])
         W_Q[0, :2] = W_K[0, 0] = W_K[1, 1] = 100
-        W_V[0, 2] = layer.decay.weight[0, 3] = layer.strength.weight[0, 4] = 1
+        W_V[0, 2] = layer.step.weight[0, 3] = layer.strength.weight[0, 4] = 1
         layer.output.weight[0, 0] = 2  # queries are divided by √4
         x = torch.tensor([[[1, 0, 21, -40, 40], [0, 1, 42, decay, 40], [1, 0, 63, -40, strength]]]).double()
         return layer(x)[0, :, 0]
@@ -76,7 +76,9 @@ def test_a_loop_over_single_numbers(widths: dict[str, int], allow_neg_eigval: bo
                 q = unit([feature(b, t, h * key + i) for i in range(key)])
                 k = unit([feature(b, t, H * key + h * key + i) for i in range(key)])
                 v = [feature(b, t, 2 * H * key + h * value + j) for j in range(value)]
-                rate = math.exp(layer.log_rate[h]) * math.log1p(math.exp(layer.decay(x)[b, t, h] + layer.step[h]))
+                rate = math.exp(layer.decay.log_rate[h]) * math.log1p(
+                    math.exp(layer.step(x)[b, t, h] + layer.decay.offset[h])
+                )
                 beta = (2 if allow_neg_eigval else 1) / (1 + math.exp(-layer.strength(x)[b, t, h]))
                 S = [[math.exp(-rate) * s for s in row] for row in S]
                 held = [sum(k[i] * S[i][j] for i in range(key)) for j in range(value)]
@@ -85,22 +87,22 @@ def test_a_loop_over_single_numbers(widths: dict[str, int], allow_neg_eigval: bo
                         S[i][j] += beta * k[i] * (v[j] - held[j])
                 for j in range(value):
                     heads[b, t, h, j] = sum(q[i] * S[i][j] for i in range(key)) / math.sqrt(key)
-    heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm.weight  # type: ignore[union-attr]
+    heads = heads / (heads.square().mean(-1, keepdim=True) + 2**-17).sqrt() * layer.norm.weight  # type: ignore[union-attr]
     assert_same(layer(x), layer.output(heads.flatten(2) * F.silu(layer.gate(x))))  # type: ignore[misc]
 
 
 def test_initial_decays() -> None:
     layer = GatedDeltaNet(1000, 1000)
-    rate, step = layer.log_rate.exp(), F.softplus(layer.step)
+    rate, step = layer.decay.log_rate.exp(), F.softplus(layer.decay.offset)
     assert 0 < rate.min() < 0.1
     assert 15.9 < rate.max() <= 16
     assert 1e-3 <= step.min() < 1.1e-3
     assert 0.09 < step.max() <= 0.1 + 1e-6
     assert step.log().median().item() == pytest.approx(math.log(1e-2), abs=0.2)  # uniform on a logarithmic scale
-    before = layer.log_rate.clone(), layer.step.clone()
+    before = layer.decay.log_rate.clone(), layer.decay.offset.clone()
     layer.reset_parameters()
-    assert not torch.equal(before[0], layer.log_rate)
-    assert not torch.equal(before[1], layer.step)
+    assert not torch.equal(before[0], layer.decay.log_rate)
+    assert not torch.equal(before[1], layer.decay.offset)
 
 
 def test_the_decay_is_computed_in_float32() -> None:
@@ -109,6 +111,6 @@ def test_the_decay_is_computed_in_float32() -> None:
     x = random(B, N, D, dtype=torch.bfloat16)
     log_decay = layer._recurrence(x, *torch.zeros(3, B, H, N, d).bfloat16()).log_decay
     assert log_decay is not None
-    step = F.softplus(layer.decay(x).double() + layer.step.double())
-    ratio = log_decay.mT.double() / (layer.log_rate.double().exp() * step)
+    step = F.softplus(layer.step(x).double() + layer.decay.offset.double())
+    ratio = log_decay.mT.double() / (layer.decay.log_rate.double().exp() * step)
     assert_same(ratio, torch.full_like(ratio, -1.0), 1e-5)

@@ -31,7 +31,7 @@ def test_fla(dtype: torch.dtype, B: int, N: int, H: int, d: int, w: int) -> None
     layer = GatedDeltaNet(13, H, key_dim=d, value_dim=w, short_conv=0, output_norm=False, output_gate="none").to(dtype)
     x = random(B, N, 13, dtype=dtype).requires_grad_()
     q, k, v = (F.silu(part).unflatten(-1, (H, -1)) for part in layer.qkv(x).split([H * d, H * d, H * w], -1))
-    g = -layer.log_rate.exp() * F.softplus(layer.decay(x) + layer.step)
+    g = -layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)
     theirs, _ = naive(l2_norm(q), l2_norm(k), v, layer.strength(x).sigmoid(), g)
     sources = [x, *layer.parameters()]
     assert_same_gradients((layer(x), sources), (layer.output(theirs.flatten(2).to(dtype)), sources), 1e-5)
@@ -44,7 +44,7 @@ def qwen3_next(H: int, d: int, w: int, dtype: torch.dtype) -> Any:
 
     heads = {"linear_num_key_heads": H, "linear_num_value_heads": H, "linear_key_head_dim": d}
     config = transformers.Qwen3NextConfig(
-        hidden_size=13, linear_value_head_dim=w, rms_norm_eps=1e-5, num_hidden_layers=1, **heads
+        hidden_size=13, linear_value_head_dim=w, rms_norm_eps=2**-17, num_hidden_layers=1, **heads
     )
     torch.manual_seed(0)
     layer = Qwen3NextGatedDeltaNet(config, layer_idx=0)
@@ -69,9 +69,9 @@ def test_transformers(dtype: torch.dtype, B: int, N: int, H: int, d: int, w: int
             (read(ours.conv.weight), read(theirs.conv1d.weight).squeeze(1).flip(1)),  # type: ignore[union-attr]
             (read(ours.gate.weight), z.flatten(0, 1)),  # type: ignore[union-attr]
             (read(ours.strength.weight), strength),
-            (read(ours.decay.weight), decay),
-            (read(ours.step), read(theirs.dt_bias)),
-            (read(ours.log_rate), read(theirs.A_log)),
+            (read(ours.step.weight), decay),
+            (read(ours.decay.offset), read(theirs.dt_bias)),
+            (read(ours.decay.log_rate), read(theirs.A_log)),
             (read(ours.norm.weight), read(theirs.norm.weight)),  # type: ignore[union-attr]
             (read(ours.output.weight), read(theirs.out_proj.weight)),
         ]
