@@ -16,6 +16,8 @@ from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.latent import *
@@ -24,6 +26,8 @@ from attnlab.models.linear import *
 from models.linear import *
 from attnlab.models.longformer import *
 from models.longformer import *
+from attnlab.models.mamba2 import *
+from models.mamba2 import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
@@ -51,10 +55,12 @@ __all__ = [
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
+    "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
     "SelfAttention",

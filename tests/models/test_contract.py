@@ -62,6 +62,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
+    ("gateddeltanet", {"short_conv": 0, "output_norm": False, "output_gate": "none", "bias": True}, ()),
+    ("gateddeltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
     ("groupedquery", {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4, "positions": "rotary"}, ()),
     ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
     ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
