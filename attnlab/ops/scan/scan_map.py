@@ -18,25 +18,32 @@ class ScanMap(AttentionMap):
     Its weights may be negative, and need not sum to one.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, *, log_decay: Tensor | None = None, beta: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        log_decay: Tensor | None = None,
+        beta: Tensor | None = None,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
+    ) -> None:
         B, H, N, _ = q.shape
         super().__init__((B, H, N, N), q)
-        self.q, self.k, self.log_decay, self.beta = q, k, log_decay, beta
+        self.q, self.k, self._gates = q, k, {"log_decay": log_decay, "beta": beta, "a": a, "b": b}
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
         if dropout:
             raise ValueError(f"a recurrence has no attention weights to drop; dropout must be 0, not {dropout}")
         values = values.expand(*self.q.shape[:2], -1, -1)
-        return linear_scan(self.q, self.k, values, log_decay=self.log_decay, beta=self.beta)[0]
+        return linear_scan(self.q, self.k, values, **self._gates)[0]
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return these rows, computed from the steps up to the last of them."""
         N = self.shape[2]
         stop = int(rows.max()) + 1 if rows.numel() else 0
-        log_decay, beta = self.log_decay, None if self.beta is None else self.beta[:, :, :stop]
-        if log_decay is not None and log_decay.dim() > 1:
-            log_decay = log_decay[:, :, :stop]
-        earlier = ScanMap(self.q[:, :, :stop], self.k[:, :, :stop], log_decay=log_decay, beta=beta)
+        gates = {n: x if x is None or x.dim() == 1 else x[:, :, :stop] for n, x in self._gates.items()}
+        earlier = ScanMap(self.q[:, :, :stop], self.k[:, :, :stop], **gates)
         weights = super(ScanMap, earlier)._rows(rows)
         return torch.cat([weights, weights.new_zeros(*weights.shape[:-1], N - stop)], -1)
