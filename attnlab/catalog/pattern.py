@@ -115,6 +115,8 @@ def _parse_entry(entry: str, model: str) -> tuple[int, str]:
     count, star, name = (part.strip() for part in entry.partition("*"))
     if not star:
         return 1, entry
+    if "*" in name:
+        raise UserError(f"the entry {_quoted(entry)}{where} has more than one *; {form}")
     if not name:
         raise UserError(f"the entry {_quoted(entry)}{where} has a count without a name; {form}")
     if not re.fullmatch(r"[0-9]+", count) or not int(count):

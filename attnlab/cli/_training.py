@@ -20,12 +20,14 @@ from attnlab.cli._flags import Output, TrainArgs
 from attnlab.cli._format import duration, show_result
 from attnlab.cli._invocation import program, python, short, trainer
 from attnlab.cli._progress import Display
+from attnlab.network import Network
 from attnlab.tasks.base import ColumnUse
 from attnlab.tasks.metrics import METRICS
 from attnlab.training import folder, runs
 from attnlab.training.estimate import estimate
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.extension import check_extension, extends, extension_summary, stopped_at
+from attnlab.training.generate import caches_of_one_token
 from attnlab.training.hardware import warnings
 from attnlab.training.initial import check_weights
 from attnlab.training.report import number
@@ -151,7 +153,7 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
     names = pattern.layer_names(model.model, model.layers)
     mechanisms = dict(zip(names, experiment.network.mechanisms(), strict=True))
     sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in mechanisms.items()}
-    each = " and ".join(f"{size:,} in each {n if len(sizes) > 1 else 'attention'} layer" for n, size in sizes.items())
+    each = ", ".join(f"{size:,} in each {n if len(sizes) > 1 else 'attention'} layer" for n, size in sizes.items())
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     every = "step" if planned.evaluate_every == 1 else f"{planned.evaluate_every:,} steps"
     lines = [
@@ -160,6 +162,7 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
         *(("", line) for line in data.summary_lines),
         *_describe_network(model),
         ("", f"{experiment.parameters:,} parameters, {each}"),
+        *_describe_caches(experiment.network),
         ("training", f"{_count(planned.steps, 'step')} of {batch:,} sequences, {tokens}"),
         ("", f"evaluated every {every} on {examples}, by {METRICS[data.metric].label}"),
         ("hardware", f"{experiment.device}{threads}, {settings.hardware.precision}"),
@@ -184,6 +187,15 @@ def _describe_network(model: Model) -> list[tuple[str, str]]:
             options[group] = f"{options.get(group, '')}, {option.name} {model.options[flag]}"
     network = f"{model.model}: {_count(model.layers, 'layer')}, embed_dim {model.embed_dim}{options.pop('', '')}"
     return [("network", network), *(("", f"{name}: {text[2:]}") for name, text in options.items())]
+
+
+def _describe_caches(network: Network) -> list[tuple[str, str]]:
+    """The line about the memory of decoding; none for a network that decodes without caches."""
+    if not (caches := caches_of_one_token(network)):
+        return []
+    sizes = (caches.bytes_per_token, "token"), (caches.bytes_per_sequence, "sequence")
+    parts = [f"{size:,} bytes per {noun}" for size, noun in sizes if size]
+    return [("", f"decoding with a cache of {' and '.join(parts)}")]
 
 
 def _count(n: int, noun: str) -> str:
