@@ -18,7 +18,7 @@ from typing import Any
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli._console import say
-from attnlab.cli._flags import given_flags, parse_train_args
+from attnlab.cli._flags import TrainArgs, given_flags, parse_train_args
 from attnlab.cli._format import command_line
 from attnlab.nn.attention import divisors_near
 from attnlab.training.settings import Settings, choices_of, flag_name, option_flags
@@ -92,6 +92,7 @@ class _Dialogue:
     def __init__(self, arguments: list[str], prompt: Callable[[Question, Validator], str]) -> None:
         self.arguments = arguments
         self.prompt = prompt
+        self._last: tuple[tuple[str, ...], TrainArgs] | None = None
 
     def run(self) -> list[str]:
         """Ask every question that the arguments leave open."""
@@ -117,8 +118,11 @@ class _Dialogue:
         """The settings so far."""
         return self._parse().settings
 
-    def _parse(self, *more: str) -> Any:
-        return parse_train_args([*self.arguments, *more], validate=False)
+    def _parse(self, *more: str) -> TrainArgs:
+        words = (*self.arguments, *more)
+        if self._last is None or self._last[0] != words:  # parsing takes a moment
+            self._last = words, parse_train_args(words, validate=False)
+        return self._last[1]
 
     def _ask(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from torch import nn
 
 from attnlab.catalog import pattern, registry
@@ -58,7 +58,11 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-NetworkOptions = Annotated[dict[Name, OptionValue | Options], Field(max_length=100), AfterValidator(_flat)]
+_Given = Annotated[
+    Annotated[OptionValue, Tag("shared")] | Annotated[Options, Tag("mechanism")],
+    Discriminator(lambda value: "mechanism" if isinstance(value, dict) else "shared"),
+]
+NetworkOptions = Annotated[dict[Name, _Given], Field(max_length=100), AfterValidator(_flat)]
 """The options of a network: shared, or by mechanism."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.nn.attention import Card, make_linear
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import select_channels, select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -64,7 +64,7 @@ class GatedDeltaNet(RecurrentBase):
         *,
         short_conv: int = 4,
         output_norm: bool = True,
-        output_gate: GateKind = "swish",
+        output_gate: Literal["none", "sigmoid", "swish"] = "swish",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.network import Network
+from attnlab.network import Block, Network
 from attnlab.network.pruning import prune_heads
 from attnlab.nn.cache import KVCache, RecurrentState
 from attnlab.nn.layer_caches import LayerCaches
@@ -49,7 +49,7 @@ def same(a: Tensor, b: Tensor) -> None:
 @torch.no_grad()
 def test_a_hybrid_network_is_the_composition_of_its_layers() -> None:
     net = hybrid(position_embedding="learned")
-    made = {  # with their options written out
+    made: dict[str, dict[str, Any]] = {  # with their options written out
         "multihead": {"num_heads": 2, "bias": False, "positions": "rotary"},
         "slidingwindow": {"num_heads": 2, "bias": False, "window_size": 5, "dilation": 3, "positions": "alibi"},
         "linear": {"num_heads": 3, "bias": False, "feature_map": "relu"},
@@ -59,8 +59,10 @@ def test_a_hybrid_network_is_the_composition_of_its_layers() -> None:
     x = net.position_embedding(net.embed(tokens()))
     for block, name in zip(net.blocks, [*made, "multihead"], strict=True):
         layer = registry.load(name)(embed_dim=D, causal=True, **made[name]).double().eval()
+        assert isinstance(block, Block)
         layer.load_state_dict(block.attention.state_dict())
         x = x + layer(block.norm1(x))
+        assert block.mlp is not None
         x = x + block.mlp(block.norm2(x))
     same(net(tokens()), net.readout(net.norm(x)))
 
