@@ -76,10 +76,10 @@ class ShortConvolution(nn.Module):
         if count is None:
             count = torch.full((1,), N, device=tokens.device)
         position = torch.arange(last, device=tokens.device)
-        kept = tokens.take_along_dim((count[:, None] + position)[..., None], 1)
+        kept = tokens.gather(1, (count[:, None] + position)[..., None].expand(tokens.shape[0], -1, tokens.shape[2]))
         if age is None or not N:
             return kept
-        age, count = age.expand(len(tokens), -1), count.expand(len(tokens))
+        age, count = age.expand(tokens.shape[0], -1), count.expand(tokens.shape[0])
         newest = age.gather(1, (count - 1).clamp_min(0)[:, None]).masked_fill((count == 0)[:, None], last)
         return kept.masked_fill((last - 1 - position > newest).unsqueeze(-1), 0.0)
 

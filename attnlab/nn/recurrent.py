@@ -26,6 +26,9 @@ from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.scan_map import RecurrenceMap
 from attnlab.ops.scan.sequences import Recurrence, Sequences
 
+EPS = 2**-17
+"""Keeps the norm of a zero vector finite; about 1e-5, and exact in float32, in which ONNX stores it."""
+
 GateKind = Literal["none", "sigmoid", "swish"]
 
 States = tuple[Tensor, ...]
@@ -87,7 +90,7 @@ class RecurrentBase(MultiHeadBase):
             raise ValueError(f"short_conv must be 0, for none, or a number of tokens, not {short_conv!r}")
         self.output_gate = output_gate
         self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, **factory) if short_conv else None
-        self.norm = nn.RMSNorm(self.value_dim, eps=1e-5, **factory) if output_norm else None
+        self.norm = nn.RMSNorm(self.value_dim, eps=EPS, **factory) if output_norm else None
         self.gate = None if output_gate == "none" else make_linear(embed_dim, self.merged_size, bias=bias, **factory)
 
     @property

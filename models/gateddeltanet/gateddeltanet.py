@@ -110,8 +110,8 @@ class GatedDeltaNet(RecurrentBase):
     ) -> Recurrence:
         Q, K, V = F.silu(Q), F.silu(K), F.silu(V)
         q = l2_norm(at_least_float32(Q)) / math.sqrt(self.key_dim)
-        step = F.softplus(at_least_float32(self.decay(x)) + self.step)
-        log_decay = (-self.log_rate.exp() * step).transpose(1, 2)
+        step = F.logsigmoid(-at_least_float32(self.decay(x)) - self.step)  # -softplus, which ONNX has not in float64
+        log_decay = (self.log_rate.exp() * step).transpose(1, 2)
         beta = at_least_float32(self.strength(x)).sigmoid().transpose(1, 2)
         return Recurrence(q, l2_norm(at_least_float32(K)), V, log_decay=log_decay, beta=beta)
 

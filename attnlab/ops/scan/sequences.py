@@ -80,18 +80,22 @@ class Sequences:
 
     def _reorder(self, ids: Tensor | None, real: Tensor | None) -> None:
         """Order by document, padding last; documents are not reordered where their first tokens are known."""
-        keys = torch.zeros_like(real, dtype=torch.long) if ids is None else ids  # type: ignore[arg-type]
+        if ids is None:
+            assert real is not None
+            self._back = torch.where(real, real.cumsum(1), real.sum(1, keepdim=True) + (~real).cumsum(1)) - 1
+            position = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+            self._order = torch.zeros_like(self._back).scatter(1, self._back, position)
+        else:
+            if real is not None:
+                ids = ids.masked_fill(~real, torch.iinfo(torch.long).max)
+            self._order = ids.argsort(dim=-1, stable=True)
+            self._back = self._order.argsort(dim=-1)
+            changes = ids.gather(1, self._order).diff(dim=-1) != 0
+            self.first = F.pad(changes, (1, 0), value=True)[:, : ids.shape[1]]
         if real is not None:
-            keys = keys.masked_fill(~real, torch.iinfo(torch.long).max)
-        self._order = keys.argsort(dim=-1, stable=True)
-        self._back = self._order.argsort(dim=-1)
-        if real is not None:
-            self.real = real.expand_as(keys).gather(1, self._order)
-        if self.first is not None:
-            self.first = self.first.expand_as(keys).gather(1, self._order)
-        elif ids is not None:
-            changes = keys.gather(1, self._order).diff(dim=-1) != 0
-            self.first = F.pad(changes, (1, 0), value=True)[:, : keys.shape[1]]
+            self.real = real.expand(self._order.shape).gather(1, self._order)
+        if self.first is not None and ids is None:
+            self.first = self.first.expand(self._order.shape).gather(1, self._order)
 
     def arrange(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return the tokens of ``x``, whose axes are batch, ..., tokens (``axis``), ..., in this order."""
@@ -157,7 +161,7 @@ def _taken(x: Tensor, order: Tensor | None, axis: int) -> Tensor:
         return x
     shape = [1] * x.dim()
     shape[0], shape[axis] = order.shape
-    return x.take_along_dim(order.view(shape), axis)
+    return x.gather(axis, order.view(shape).expand(x.shape))  # take_along_dim would fix the sizes of an export
 
 
 def _real(mask: BoundMask, total: int) -> Tensor | None:
