@@ -26,6 +26,7 @@ def text() -> None:
     write_files(Path(), {"mine.txt": TEXT})
 
 
+@pytest.mark.slow
 def test_train_resume_evaluate_generate_list_and_study() -> None:
     words = ("--num_heads", "2", "--window_size", "3", "--model.linear.num_heads=4", "--model.linear.no_bias")
     out = output_of(*SMALL, "--model", MODEL, *words, "--position_embedding", "none")
@@ -62,6 +63,7 @@ def test_train_resume_evaluate_generate_list_and_study() -> None:
     assert heads["note"] == ""
 
 
+@pytest.mark.slow
 def test_layers_without_heads_are_named_and_stay_whole() -> None:
     trained("--model", "2*selfhead,multihead,latent", "--num_heads", "2", "--steps", "2", "--layers", "4", run="run")
     done = call("heads", "run", "--examples", "7")
@@ -98,10 +100,11 @@ def test_help_lists_the_options_of_each_mechanism() -> None:
 
 
 def test_interactive_takes_a_pattern() -> None:
-    answers = ["linear,,sinks", "linear,multihead", "digits", "12", "5", "3", *[""] * 9, "no"]
+    answers = ["linear,,sinks", "linear,multihead", "digits", "12", "5", "3", *[""] * 4, "no"]
+    defaults = ("--layers=2", "--epochs=60", "--batch_size=32", "--learning_rate=0.001", "--position_embedding=learned")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "stdin", io.StringIO("\n".join(answers) + "\n"))
-        done = call("train", "--interactive", "--quiet", "--bias")
+        done = call("train", "--interactive", "--bias", *defaults)
     assert done.code == 0, done
     out = " ".join(done.out.split())
     assert "there is an empty entry in the pattern 'linear,,sinks'" in out
