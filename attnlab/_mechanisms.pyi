@@ -36,6 +36,8 @@ from attnlab.models.sinks import *
 from models.sinks import *
 from attnlab.models.slidingwindow import *
 from models.slidingwindow import *
+from attnlab.models.stickbreaking import *
+from models.stickbreaking import *
 from attnlab.models.strided import *
 from models.strided import *
 from attnlab.models.talkingheads import *
@@ -59,6 +61,7 @@ __all__ = [
     "SigmoidAttention",
     "SinkAttention",
     "SlidingWindowAttention",
+    "StickBreakingAttention",
     "StridedAttention",
     "TalkingHeadsAttention",
 ]

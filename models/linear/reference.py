@@ -26,3 +26,22 @@ def reference(layer: LinearAttention, x: Tensor, mask: Tensor | None = None, con
     weights = weights if mask is None else weights * mask
     total = weights.sum(-1, keepdim=True)
     return merge_heads(layer.output, (weights / total.clamp_min(1e-300)).masked_fill(total == 0, 0) @ V, mask)
+
+
+def by_document(run: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a causal recurrence, (b, n, D) to (b, n, D), to each document of each row; zero for padding.
+
+    ``mask`` is Boolean (B, H, N, N) and contains ``causal``: a real token attends to itself and to the earlier tokens
+    of its document.
+    """
+    if mask is None:
+        return run(x)
+    rows = []
+    for tokens, allowed in zip(x, mask[:, 0], strict=True):
+        row, left = torch.zeros_like(tokens), allowed.diagonal().clone()
+        while left.any():
+            document = allowed[int(left.nonzero()[-1])].nonzero().flatten()  # all that its last token attends to
+            row = row.index_put((document,), run(tokens[document].unsqueeze(0))[0])
+            left[document] = False
+        rows.append(row)
+    return torch.stack(rows)

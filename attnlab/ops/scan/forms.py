@@ -79,26 +79,33 @@ def exported(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
 
     def step(state: Tensor, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         one = Steps(**dict(zip(names, (x.unsqueeze(2) for x in inputs), strict=True)))
-        out, state = _next(one, state)
+        out, state = _next(one, state, _read)
         return state.clone(), out.squeeze(2)  # an output must not be a view of another one
 
     inputs = [x.to(state.dtype).movedim(2, 0) for x in steps if x is not None]
+    if torch.onnx.is_in_onnx_export():  # which cannot convert a loop that has a backward pass
+        state, inputs = state.detach(), [x.detach() for x in inputs]
     state, outs = scan(step, state, inputs, dim=0)
     return outs.movedim(0, 2).to(steps.v.dtype), state
 
 
-def _next(step: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output of one step, (B, H, 1, w), and the state after it."""
+def _read(vector: Tensor, state: Tensor) -> Tensor:
+    """``vector @ state`` as a sum: an exported product would fix the batch size."""
+    return (vector.mT * state).sum(-2, keepdim=True)
+
+
+def _next(step: Steps, state: Tensor, read: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> tuple[Tensor, Tensor]:
+    """Return the output of one step, (B, H, 1, w), and the state after it; ``read`` multiplies a vector by the state."""
     q, k, u, log_decay, beta, a, b = step
-    read = None if a is None else a @ state
+    erased = None if a is None else read(a, state)
     if log_decay is not None:
         state = log_decay.exp().mT * state
     if beta is not None:
-        u = beta * (u - k @ state)
+        u = beta * (u - read(k, state))
     state = state + k.mT * u
-    if read is not None and b is not None:
-        state = state + b.mT * read
-    return q @ state, state
+    if erased is not None and b is not None:
+        state = state + b.mT * erased
+    return read(q, state), state
 
 
 def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:

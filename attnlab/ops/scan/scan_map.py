@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
+from attnlab.ops.scan.sequences import Recurrence, Sequences
 
 
 class ScanMap(AttentionMap):
@@ -50,3 +51,31 @@ class ScanMap(AttentionMap):
         earlier = ScanMap(self.q[:, :, :stop], self.k[:, :, :stop], **gates)
         weights = super(ScanMap, earlier)._rows(rows)
         return torch.cat([weights, weights.new_zeros(*weights.shape[:-1], N - stop)], -1)
+
+
+class RecurrenceMap(AttentionMap):
+    """The attention matrix of a `Recurrence`, never materialized, in the order of the batch.
+
+    Its weights may be negative, and need not sum to one. Rows and columns of padding are zero.
+
+    Args:
+        inputs: the recurrence, in the order of ``sequences`` and masked by it.
+        sequences: the documents and the padding of the rows.
+    """
+
+    def __init__(self, inputs: Recurrence, sequences: Sequences) -> None:
+        B, H, N, _ = inputs.q.shape
+        super().__init__((B, H, N, N), inputs.q)
+        q, k, _, log_decay, beta, a, b, self._skip = inputs
+        self._scan, self._sequences = ScanMap(q, k, log_decay=log_decay, beta=beta, a=a, b=b), sequences
+
+    def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
+        values = self._sequences.arrange(values.expand(*self.shape[:3], -1), 2)
+        out = self._scan.apply(values, dropout=dropout)
+        if self._skip is not None:
+            out = out + (self._skip.unsqueeze(-1) if self._skip.dim() == 1 else self._skip).unsqueeze(-1) * values
+        real = self._sequences.real
+        if real is not None:
+            out = out.masked_fill(~real[:, None, :, None], 0.0)
+        return self._sequences.restore(out, 2)

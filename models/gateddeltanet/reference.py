@@ -1,0 +1,41 @@
+"""The recurrence of the paper, one token at a time: the ground truth of the tests."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..linear.reference import by_document
+from .gateddeltanet import GatedDeltaNet
+
+
+def reference(layer: GatedDeltaNet, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What ``layer(x)`` must return; ``mask`` is Boolean (B, H, N, N) and contains ``causal``."""
+    return by_document(lambda tokens: recurrence(layer, tokens), x, mask)
+
+
+def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
+    """The output for one document per row, (B, N, D)."""
+    H, N = layer.num_heads, x.shape[1]
+    qkv = layer.qkv(x)
+    if layer.conv is not None:
+        taps = layer.conv.weight  # (channels, size), of the current token first
+        qkv = sum(F.pad(qkv, (0, 0, j, 0))[:, :N] * taps[:, j] for j in range(taps.shape[1]))
+    q, k, v = (part.unflatten(-1, (H, -1)) for part in F.silu(qkv).split(layer.qkv_sizes, -1))  # (B, N, H, d)
+    q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
+    alpha = (-layer.log_rate.exp() * F.softplus(layer.decay(x) + layer.step)).exp()[..., None, None]  # (B, N, H, 1, 1)
+    beta = layer.strength(x).sigmoid()[..., None, None]
+    S, heads = q.new_zeros(len(x), H, q.shape[-1], v.shape[-1]), []
+    for t in range(N):
+        key, value = k[:, t, :, :, None], v[:, t, :, None]  # (B, H, d, 1), (B, H, 1, w)
+        S = alpha[:, t] * S
+        S = S + beta[:, t] * key @ (value - key.mT @ S)
+        heads.append(q[:, t, :, None] @ S / layer.key_dim**0.5)  # (B, H, 1, w)
+    out = torch.cat(heads, 2).transpose(1, 2)  # (B, N, H, w)
+    if layer.norm is not None:
+        out = out / (out.square().mean(-1, keepdim=True) + layer.norm.eps).sqrt() * layer.norm.weight
+    out = out.flatten(2)
+    if layer.gate is not None:
+        out = out * {"swish": F.silu, "sigmoid": torch.sigmoid}[layer.output_gate](layer.gate(x))
+    return layer.output(out)
