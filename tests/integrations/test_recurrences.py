@@ -31,7 +31,7 @@ EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 
 KIMI = {"linear_head_dim": 8, "linear_num_heads": 3, "linear_conv_kernel_dim": 3, "num_attention_heads": 2}
 KIMI |= {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6, "num_key_value_heads": 2}
 MAMBA = {**SPECIAL, "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_heads": 6, "head_dim": 8}
-MAMBA |= {"initializer_range": 0.2}
+MAMBA |= {"initializer_range": 0.2, "time_step_limit": (0.01, 0.05)}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3Next": ("Qwen3NextConfig", {**HYBRID, **LINEAR, **HEADS, **EXPERTS}),
     "Qwen3_5": ("Qwen3_5TextConfig", {**HYBRID, **LINEAR, **HEADS}),
