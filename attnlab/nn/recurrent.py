@@ -42,11 +42,13 @@ class RecurrentBase(MultiHeadBase):
 
     Args:
         embed_dim: D, the width of a token, in and out.
-        num_heads: H.
+        num_heads: H, the number of heads, each with its own values and state.
+        num_groups: the number of queries and keys, each shared by a group of heads; ``num_heads`` by default.
         head_dim: the width of a head; ``embed_dim / num_heads`` by default.
         key_dim: d; ``head_dim`` by default.
         value_dim: w; ``head_dim`` by default.
         short_conv: the number of tokens of a causal convolution over queries, keys and values; 0 for none.
+        conv_bias: whether the convolution has a bias.
         output_norm: whether the output of each head is divided by its root mean square, with learned gains.
         output_gate: the activation of a gate by which each feature of the heads is multiplied; ``none`` for no gate.
         causal: must be True.
@@ -69,10 +71,12 @@ class RecurrentBase(MultiHeadBase):
         embed_dim: int,
         num_heads: int = 8,
         *,
+        num_groups: int | None = None,
         head_dim: int | None = None,
         key_dim: int | None = None,
         value_dim: int | None = None,
         short_conv: int = 0,
+        conv_bias: bool = False,
         output_norm: bool = True,
         output_gate: GateKind = "none",
         causal: bool = True,
@@ -83,13 +87,22 @@ class RecurrentBase(MultiHeadBase):
     ) -> None:
         self._widths = key_dim, value_dim  # read by qkv_sizes in the constructor of the base
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout, bias=bias, **factory)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            num_kv_heads=num_groups,
+            head_dim=head_dim,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            **factory,
+        )
         if output_gate not in get_args(GateKind):
             raise ValueError(f"output_gate must be one of {', '.join(get_args(GateKind))}, not {output_gate!r}")
         if isinstance(short_conv, bool) or not isinstance(short_conv, int) or short_conv < 0:
             raise ValueError(f"short_conv must be 0, for none, or a number of tokens, not {short_conv!r}")
         self.output_gate = output_gate
-        self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, **factory) if short_conv else None
+        self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, bias=conv_bias, **factory) if short_conv else None
         self.norm = nn.RMSNorm(self.value_dim, eps=EPS, **factory) if output_norm else None
         self.gate = None if output_gate == "none" else make_linear(embed_dim, self.merged_size, bias=bias, **factory)
 
@@ -106,7 +119,8 @@ class RecurrentBase(MultiHeadBase):
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """The features of ``qkv`` for queries, keys and values."""
-        return self.num_heads * self.key_dim, self.num_heads * self.key_dim, self.num_heads * self.value_dim
+        shared = self.num_kv_heads * self.key_dim
+        return shared, shared, self.num_heads * self.value_dim
 
     @property
     def merged_size(self) -> int:
@@ -149,8 +163,14 @@ class RecurrentBase(MultiHeadBase):
         if self.conv is not None:
             qkv, kept = self.conv(qkv, sequences, states[0] if states else None)
             states = (kept,)
-        parts = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv.split(self.qkv_sizes, -1))
-        return self._recurrence(x, *parts), states
+        widths = self.key_dim, self.key_dim, self.value_dim
+        Q, K, V = (
+            part.unflatten(-1, (-1, width)).transpose(1, 2)
+            for part, width in zip(qkv.split(self.qkv_sizes, -1), widths, strict=True)
+        )
+        if (size := self.num_heads // self.num_kv_heads) > 1:
+            Q, K = Q.repeat_interleave(size, 1), K.repeat_interleave(size, 1)
+        return self._recurrence(x, Q, K, V), states
 
     def _recurrence(
         self,
@@ -178,18 +198,16 @@ class RecurrentBase(MultiHeadBase):
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         """Keep these heads, in place; a subclass with parameters per head extends it."""
-        parts, first = [], 0
-        for size in self.qkv_sizes:
-            parts += [first + channel for channel in head_channels(heads, size // self.num_heads)]
-            first += size
-        values = head_channels(heads, self.value_dim)
+        shared, values = head_channels(groups, self.key_dim), head_channels(heads, self.value_dim)
+        first_key, first_value = self.qkv_sizes[0], sum(self.qkv_sizes[:2])
+        parts = [*shared, *(first_key + i for i in shared), *(first_value + i for i in values)]
         select_features(self.qkv, rows=parts)
         select_features(self.output, columns=values)
         if self.conv is not None:
             self.conv.select(parts)
         if self.gate is not None:
             select_features(self.gate, rows=values)
-        self.num_heads = self.num_kv_heads = len(heads)
+        self.num_heads, self.num_kv_heads = len(heads), len(groups)
 
     # The matrix that the recurrence applies to its values
 

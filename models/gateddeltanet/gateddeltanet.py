@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.nn.attention import Card, make_linear
+from attnlab.nn.decay import SelectiveDecay
 from attnlab.nn.recurrent import GateKind, RecurrentBase
-from attnlab.nn.select import select_channels, select_features
+from attnlab.nn.select import select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
 from attnlab.ops.scan.functions import l2_norm
@@ -83,23 +84,9 @@ class GatedDeltaNet(RecurrentBase):
             bias=bias,
             **factory,
         )
-        self.decay = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_a
+        self.step = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_a
         self.strength = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_b
-        self.log_rate = nn.Parameter(torch.empty(num_heads, **factory))  # A
-        self.step = nn.Parameter(torch.empty(num_heads, **factory))  # dt
-        self._reset_decay()
-
-    def reset_parameters(self) -> None:
-        """Initialize all parameters again."""
-        super().reset_parameters()
-        self._reset_decay()
-
-    @torch.no_grad()
-    def _reset_decay(self) -> None:
-        """Draw exp(A) uniformly from (0, 16), and softplus(dt) log-uniformly from (0.001, 0.1)."""
-        self.log_rate.uniform_(0, 16).clamp_(min=1e-4).log_()
-        step = torch.empty_like(self.step).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.step.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.decay = SelectiveDecay(num_heads, **factory)  # A, dt
 
     def _recurrence(
         self,
@@ -110,13 +97,12 @@ class GatedDeltaNet(RecurrentBase):
     ) -> Recurrence:
         Q, K, V = F.silu(Q), F.silu(K), F.silu(V)
         q = l2_norm(at_least_float32(Q)) / math.sqrt(self.key_dim)
-        step = F.logsigmoid(-at_least_float32(self.decay(x)) - self.step)  # -softplus, which ONNX has not in float64
-        log_decay = (self.log_rate.exp() * step).transpose(1, 2)
+        log_decay = self.decay(self.step(x))[0].transpose(1, 2)
         beta = at_least_float32(self.strength(x)).sigmoid().transpose(1, 2)
         return Recurrence(q, l2_norm(at_least_float32(K)), V, log_decay=log_decay, beta=beta)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)
-        for part in (self.decay, self.strength):
+        for part in (self.step, self.strength):
             select_features(part, rows=heads)
-        self.log_rate, self.step = select_channels(self.log_rate, heads), select_channels(self.step, heads)
+        self.decay.select(heads)

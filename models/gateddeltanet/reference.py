@@ -24,7 +24,9 @@ def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
         qkv = sum(F.pad(qkv, (0, 0, j, 0))[:, :N] * taps[:, j] for j in range(taps.shape[1]))
     q, k, v = (part.unflatten(-1, (H, -1)) for part in F.silu(qkv).split(layer.qkv_sizes, -1))  # (B, N, H, d)
     q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
-    alpha = (-layer.log_rate.exp() * F.softplus(layer.decay(x) + layer.step)).exp()[..., None, None]  # (B, N, H, 1, 1)
+    alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()[
+        ..., None, None
+    ]  # (B, N, H, 1, 1)
     beta = layer.strength(x).sigmoid()[..., None, None]
     S, heads = q.new_zeros(len(x), H, q.shape[-1], v.shape[-1]), []
     for t in range(N):

@@ -95,7 +95,7 @@ def _read(vector: Tensor, state: Tensor) -> Tensor:
 
 
 def _next(step: Steps, state: Tensor, read: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> tuple[Tensor, Tensor]:
-    """Return the output of one step, (B, H, 1, w), and the state after it; ``read`` multiplies a vector by the state."""
+    """Return the output of one step, (B, H, 1, w), and the next state; ``read`` multiplies a vector by a state."""
     q, k, u, log_decay, beta, a, b = step
     erased = None if a is None else read(a, state)
     if log_decay is not None:
