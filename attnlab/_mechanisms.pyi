@@ -20,6 +20,8 @@ from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
+from attnlab.models.kimidelta import *
+from models.kimidelta import *
 from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
@@ -57,6 +59,7 @@ __all__ = [
     "GatedAttention",
     "GatedDeltaNet",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
