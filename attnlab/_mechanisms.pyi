@@ -22,6 +22,8 @@ from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
 from models.linear import *
+from attnlab.models.linformer import *
+from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
 from attnlab.models.multihead import *
@@ -52,6 +54,7 @@ __all__ = [
     "GroupedQueryAttention",
     "LatentAttention",
     "LinearAttention",
+    "LinformerAttention",
     "LongformerAttention",
     "MultiAttention",
     "MultiQueryAttention",
