@@ -26,8 +26,12 @@ from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
 from models.linear import *
+from attnlab.models.linformer import *
+from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
+from attnlab.models.mamba2 import *
+from models.mamba2 import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
@@ -60,7 +64,9 @@ __all__ = [
     "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
+    "LinformerAttention",
     "LongformerAttention",
+    "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
     "SelfAttention",

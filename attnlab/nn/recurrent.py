@@ -88,6 +88,11 @@ class RecurrentBase(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, width in {"key_dim": key_dim, "value_dim": value_dim}.items():
+            if width is not None:
+                check_positive_int(name, width)
+        if head_dim is None and key_dim is not None:
+            head_dim = value_dim  # which need not divide embed_dim
         self._widths = key_dim, value_dim  # read by qkv_sizes in the constructor of the base
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
@@ -117,12 +122,12 @@ class RecurrentBase(MultiHeadBase):
     @property
     def key_dim(self) -> int:
         """d, the width of queries and keys."""
-        return self.head_dim if self._widths[0] is None else check_positive_int("key_dim", self._widths[0])
+        return self.head_dim if self._widths[0] is None else self._widths[0]
 
     @property
     def value_dim(self) -> int:
         """w, the width of values."""
-        return self.head_dim if self._widths[1] is None else check_positive_int("value_dim", self._widths[1])
+        return self.head_dim if self._widths[1] is None else self._widths[1]
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:

@@ -82,6 +82,18 @@ def outputs_by_sparsemax(step: Fraction) -> list[Fraction]:
     return result
 
 
+def outputs_by_delta_rule(
+    decays: Sequence[Fraction | int], strengths: Sequence[Fraction | int], keys: str = "aba"
+) -> list[Fraction]:
+    """What the state holds for the key a: each token lowers all values, and corrects the one at its own key."""
+    held, result = dict.fromkeys(keys, Fraction(0)), []
+    for key, decay, strength, value in zip(keys, decays, strengths, VALUES, strict=True):
+        held = {name: decay * other for name, other in held.items()}
+        held[key] += strength * (value - held[key])
+        result.append(held["a"])
+    return result
+
+
 def outputs_by_sticks(*fractions: Fraction, first: int = 1) -> list[Fraction]:
     """The outputs of four tokens, the last with the value 0: each key takes a fraction of what the nearer ones leave.
 
@@ -165,5 +177,10 @@ EXACT: dict[str, list[Fraction]] = {
     "local head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
     "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
     "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "delta rule, β = 1": outputs_by_delta_rule([1, 1, 1], [1, 1, 1]),
+    "delta rule, α = 1/3 at token 1": outputs_by_delta_rule([1, Fraction(1, 3), 1], [1, 1, 1]),
+    "delta rule, α = 1/3 at token 1, β = 1/2 at token 2": outputs_by_delta_rule(
+        [1, Fraction(1, 3), 1], [1, 1, Fraction(1, 2)]
+    ),
     "long-range head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and j % 2 == 1),
 }

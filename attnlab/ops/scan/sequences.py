@@ -14,6 +14,9 @@ from torch import Tensor
 from attnlab.masks import BoundMask, SegmentMask
 from attnlab.utils.tracing import can_inspect_values
 
+LONG_AGO = -(2**62)
+"""The position of a first token in an earlier call."""
+
 
 class Recurrence(NamedTuple):
     """The inputs of `attnlab.ops.scan.linear_scan`, and a term that a value adds to its own output.
@@ -118,13 +121,13 @@ class Sequences:
     def age(self) -> Tensor | None:
         """Return the number of tokens since the first of its document, (B | 1, N); None for one document.
 
-        It is N for the tokens of a document that began before.
+        It is larger than any length for the tokens of a document that began before.
         """
         if self.first is None:
             return None
         N = self.first.shape[1]
         position = torch.arange(N, device=self.first.device)
-        return position - torch.where(self.first, position, -N).cummax(-1).values if N else position[None]
+        return position - torch.where(self.first, position, LONG_AGO).cummax(-1).values if N else position[None]
 
     def last(self) -> Tensor | None:
         """Return the number of real tokens of each row, (B | 1,); None without padding."""
