@@ -16,7 +16,7 @@ from attnlab import ops
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.nn.attention import Attention
-from attnlab.nn.cache import RecurrentState
+from attnlab.nn.cache import KVCache, RecurrentState
 from benchmarks.peers import MissingPeerError, adapter, load
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Row, Speed, speed_row
 from benchmarks.timing import TimingConfig, Workload, backward, forward, median_seconds, time_interleaved
@@ -248,30 +248,35 @@ def _growth(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:
     times = median_seconds(workloads, replace(timing, min_rounds=3))
     peaks = {N: float(allocations.peak(work)) for N, work in workloads.items()}
     for quantity, values in {"time": times, "peak memory": peaks}.items():
-        curve = {"lengths": list(sizes.growth), "values": [values[N] for N in sizes.growth]}
-        yield Growth(f"{name}, training", quantity=quantity, **curve, limit=GROWTH_LIMIT, goal="recurrent-growth")
+        yield Growth(
+            f"{name}, training",
+            quantity=quantity,
+            lengths=list(sizes.growth),
+            values=[values[N] for N in sizes.growth],
+            limit=GROWTH_LIMIT,
+            goal="recurrent-growth",
+        )
 
 
 def _decoding(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:
     """One token after a context: the time of a step, and the memory of the cache."""
     x = torch.randn(1, sizes.context + 1, sizes.embed_dim)
     ours, theirs = (_layer(n, sizes.embed_dim, sizes.num_heads).eval() for n in (name, "multihead"))
-    caches = [layer.make_cache(sizes.context + 1) for layer in (ours, theirs)]
-    new = x[:, -1:]
+    state, cache, new = ours.make_cache(sizes.context), KVCache(sizes.context + 1), x[:, -1:]
     with torch.inference_mode():
-        for layer, cache in zip((ours, theirs), caches, strict=True):
-            layer(x[:, :-1], cache=cache)
-    held = [cache.bytes for cache in caches]
+        ours(x[:, :-1], cache=state)
+        theirs(x[:, :-1], cache=cache)
+    held, held_by_theirs = state.bytes, cache.bytes
 
     def step() -> Tensor:
         """The cached context is the same in every step."""
-        out: Tensor = theirs(new, cache=caches[1])
-        caches[1].crop(caches[1].num_seen - 1)
+        out: Tensor = theirs(new, cache=cache)
+        cache.crop(cache.num_seen - 1)
         return out
 
     case = f"{name}, one token after {sizes.context:,}"
-    ratios, control = time_interleaved(
-        forward(partial(ours, new, cache=caches[0])), {"multihead": forward(step)}, timing
-    )
+    ratios, control = time_interleaved(forward(partial(ours, new, cache=state)), {"multihead": forward(step)}, timing)
     yield Speed(case, "multihead", ratio=ratios["multihead"], control=control, target=1.0, goal="recurrent-decoding")
-    yield Memory(f"{case}, cache", "multihead", ours=held[0], theirs=held[1], target=10.0, goal="recurrent-decoding")
+    yield Memory(
+        f"{case}, cache", "multihead", ours=held, theirs=held_by_theirs, target=10.0, goal="recurrent-decoding"
+    )
