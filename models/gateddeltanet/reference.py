@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.nn.recurrent import EPS, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 
-from ..linear.reference import by_document
+from ..linear.reference import by_document, convolved, normalized_and_gated
 from .gateddeltanet import GatedDeltaNet
 
 
@@ -22,7 +22,14 @@ def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
     q, k, v = project(layer, x)
     alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()  # (B, N, H)
     beta = layer.strength(x).sigmoid() * (2 if layer.allow_neg_eigval else 1)
-    return merge(layer, delta_rule(q, k, v, alpha, beta), x)
+    return normalized_and_gated(layer, delta_rule(q, k, v, alpha, beta), x)
+
+
+def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys of norm 1, (B, N, H, d), and values."""
+    qkv = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in qkv)
+    return *(t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)), v
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -34,24 +41,4 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor) -> 
         S = alpha[:, t, :, None, None] * S
         S = S + beta[:, t, :, None, None] * key @ (value - key.mT @ S)
         outs.append(q[:, t, :, None] @ S / d**0.5)  # (B, H, 1, w)
-    return torch.cat(outs, 2).transpose(1, 2) if outs else v
-
-
-def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
-    """Queries and keys of norm 1, (B, N, H, d), and values, after the short convolution and SiLU."""
-    qkv = layer.qkv(x)
-    if layer.conv is not None:
-        taps = layer.conv.weight  # (channels, size), of the current token first
-        qkv = sum(F.pad(qkv, (0, 0, j, 0))[:, : x.shape[1]] * taps[:, j] for j in range(taps.shape[1]))
-    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in F.silu(qkv).split(layer.qkv_sizes, -1))
-    return *(t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)), v
-
-
-def merge(layer: RecurrentBase, heads: Tensor, x: Tensor) -> Tensor:
-    """The normalized and gated heads, (B, N, H, w), times W_O."""
-    if layer.norm is not None:
-        heads = heads / (heads.square().mean(-1, keepdim=True) + EPS).sqrt() * layer.norm.weight
-    if layer.gate is None:
-        return layer.output(heads.flatten(2))
-    gate = layer.gate(x)
-    return layer.output(heads.flatten(2) * gate.sigmoid() * (gate if layer.output_gate == "swish" else 1))
+    return torch.cat(outs, 2).transpose(1, 2)
