@@ -13,7 +13,7 @@ from attnlab.masks import BoundMask, Mask
 
 
 class Rows(NamedTuple):
-    """Rows of tokens: their documents and which of them are real, as nested lists; None for one document, or no padding."""
+    """Rows of tokens: the document of each, and whether it is real; None for one document, or without padding."""
 
     batch: int
     length: int
