@@ -22,10 +22,14 @@ from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
+from attnlab.models.kimidelta import *
+from models.kimidelta import *
 from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
 from models.linear import *
+from attnlab.models.linformer import *
+from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
 from attnlab.models.mamba2 import *
@@ -60,8 +64,10 @@ __all__ = [
     "GatedAttention",
     "GatedDeltaNet",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
+    "LinformerAttention",
     "LongformerAttention",
     "Mamba2",
     "MultiAttention",

@@ -197,6 +197,11 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         """
         return None
 
+    @property
+    def cache_window(self) -> int | None:
+        """The number of last tokens that a causal layer attends to, which are enough to cache; None for all."""
+        return None
+
     def make_cache(self, capacity: int, *, window: int | None = None) -> KVCache | RecurrentState:
         """Return an empty cache for incremental decoding.
 

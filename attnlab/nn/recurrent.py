@@ -21,6 +21,7 @@ from attnlab.nn.attention import make_linear
 from attnlab.nn.cache import RecurrentState
 from attnlab.nn.convolution import ShortConvolution
 from attnlab.nn.multihead import MultiHeadBase, rms_norm
+from attnlab.nn.projections import LowRank
 from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.scan_map import RecurrenceMap
@@ -51,6 +52,7 @@ class RecurrentBase(MultiHeadBase):
         conv_bias: whether the convolution has a bias.
         output_norm: whether the output of each head is divided by its root mean square, with learned gains.
         output_gate: the activation of a gate by which each feature of the heads is multiplied; ``none`` for no gate.
+        gate_rank: the rank of the gate's projection, which is then a product of two; None for a full projection.
         causal: must be True.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections have a bias.
@@ -79,6 +81,7 @@ class RecurrentBase(MultiHeadBase):
         conv_bias: bool = False,
         output_norm: bool = True,
         output_gate: GateKind = "none",
+        gate_rank: int | None = None,
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
@@ -109,7 +112,12 @@ class RecurrentBase(MultiHeadBase):
         self.output_gate = output_gate
         self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, bias=conv_bias, **factory) if short_conv else None
         self.norm = nn.RMSNorm(self.value_dim, eps=EPS, **factory) if output_norm else None
-        self.gate = None if output_gate == "none" else make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        self.gate: nn.Linear | LowRank | None = None
+        if output_gate != "none" and gate_rank is None:
+            self.gate = make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        elif output_gate != "none":
+            rank = check_positive_int("gate_rank", gate_rank)  # type: ignore[arg-type]
+            self.gate = LowRank(embed_dim, rank, self.merged_size, bias=bias, **factory)
 
     @property
     def key_dim(self) -> int:
@@ -211,7 +219,7 @@ class RecurrentBase(MultiHeadBase):
         if self.conv is not None:
             self.conv.select(parts)
         if self.gate is not None:
-            select_features(self.gate, rows=values)
+            select_features(self.gate.up if isinstance(self.gate, LowRank) else self.gate, rows=values)
         self.num_heads, self.num_kv_heads = len(heads), len(groups)
 
     # The matrix that the recurrence applies to its values

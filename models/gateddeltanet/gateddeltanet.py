@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnlab.nn.attention import Card, make_linear
 from attnlab.nn.decay import SelectiveDecay
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -73,7 +73,7 @@ class GatedDeltaNet(RecurrentBase):
         allow_neg_eigval: bool = False,
         short_conv: int = 4,
         output_norm: bool = True,
-        output_gate: GateKind = "swish",
+        output_gate: Literal["none", "sigmoid", "swish"] = "swish",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

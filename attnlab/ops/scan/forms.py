@@ -67,10 +67,10 @@ class Steps(NamedTuple):
 def recurrent(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the formula step by step; the tests compare the other forms with it."""
     dtype, outs = state.dtype, []
-    for step in steps.split(1):
+    for step in steps.split(1) if steps.q.shape[2] > 1 else [steps]:
         out, state = _next(step.map(lambda x: x.to(dtype)), state)
         outs.append(out)
-    return torch.cat(outs, 2).to(steps.v.dtype), state
+    return (torch.cat(outs, 2) if len(outs) > 1 else outs[0]).to(steps.v.dtype), state
 
 
 def exported(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
