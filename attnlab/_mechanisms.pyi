@@ -8,6 +8,8 @@ from attnlab.models.bigbird import *
 from models.bigbird import *
 from attnlab.models.chunked import *
 from models.chunked import *
+from attnlab.models.deltanet import *
+from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
 from attnlab.models.entmax import *
@@ -55,6 +57,7 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",

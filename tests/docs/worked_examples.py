@@ -178,6 +178,8 @@ EXACT: dict[str, list[Fraction]] = {
     "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
     "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
     "delta rule, β = 1": outputs_by_delta_rule([1, 1, 1], [1, 1, 1]),
+    "delta rule, β = 1/2 at token 2": outputs_by_delta_rule([1, 1, 1], [1, 1, Fraction(1, 2)]),
+    "delta rule, keys a, a, a": outputs_by_delta_rule([1, 1, 1], [1, 1, 1], "aaa"),
     "delta rule, α = 1/3 at token 1": outputs_by_delta_rule([1, Fraction(1, 3), 1], [1, 1, 1]),
     "delta rule, α = 1/3 at token 1, β = 1/2 at token 2": outputs_by_delta_rule(
         [1, Fraction(1, 3), 1], [1, 1, Fraction(1, 2)]

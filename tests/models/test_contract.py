@@ -59,6 +59,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
     ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
+    ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
     ("entmax", {"alpha": 1.25}, ()),
