@@ -22,14 +22,17 @@ from attnlab.nn.cache import RecurrentState
 from attnlab.nn.convolution import ShortConvolution
 from attnlab.nn.multihead import MultiHeadBase, rms_norm
 from attnlab.nn.select import head_channels, select_features
+from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.scan_map import RecurrenceMap
 from attnlab.ops.scan.sequences import Recurrence, Sequences
+from attnlab.positions import Positions, parse_positions
 
 GateKind = Literal["none", "sigmoid", "swish"]
 
 States = tuple[Tensor, ...]
-"""What a step needs of earlier tokens besides the matrix state: the last tokens of convolutions."""
+"""What a step needs of earlier tokens besides the matrix state: the last tokens of convolutions, and how many tokens
+each row has (padding is not counted), for the positions."""
 
 
 class RecurrentBase(MultiHeadBase):
@@ -46,6 +49,7 @@ class RecurrentBase(MultiHeadBase):
         short_conv: the number of tokens of a causal convolution over queries, keys and values; 0 for none.
         output_norm: whether the output of each head is divided by its root mean square, with learned gains.
         output_gate: the activation of a gate by which each feature of the heads is multiplied; ``none`` for no gate.
+        positions: ``none``, or rotary positions (see `attnlab.positions`) of queries and keys; padding has none.
         causal: must be True.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections have a bias.
@@ -54,7 +58,8 @@ class RecurrentBase(MultiHeadBase):
 
     Raises:
         UnsupportedError: for ``causal=False``.
-        ValueError: for an unknown gate, a width below 1, and what `MultiHeadBase` refuses.
+        ValueError: for an unknown gate, a width below 1, positions that are a bias of the scores, and what
+            `MultiHeadBase` refuses.
     """
 
     cache_type = RecurrentState
@@ -72,6 +77,7 @@ class RecurrentBase(MultiHeadBase):
         short_conv: int = 0,
         output_norm: bool = True,
         output_gate: GateKind = "none",
+        positions: str | Positions = "none",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
@@ -85,6 +91,12 @@ class RecurrentBase(MultiHeadBase):
             raise ValueError(f"output_gate must be one of {', '.join(get_args(GateKind))}, not {output_gate!r}")
         if isinstance(short_conv, bool) or not isinstance(short_conv, int) or short_conv < 0:
             raise ValueError(f"short_conv must be 0, for none, or a number of tokens, not {short_conv!r}")
+        self.positions = parse_positions(positions, num_heads=num_heads, head_dim=self.key_dim, causal=True)
+        if self.positions.name not in ("none", "rotary"):
+            raise ValueError(
+                f"positions={self.positions.name} is a bias of softmax scores, which a recurrence does not have; "
+                "use rotary or none"
+            )
         self.output_gate = output_gate
         self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, **factory) if short_conv else None
         self.norm = nn.RMSNorm(self.value_dim, eps=1e-5, **factory) if output_norm else None
@@ -135,19 +147,25 @@ class RecurrentBase(MultiHeadBase):
     def _project(
         self, x: Float[Tensor, "B N D"], sequences: Sequences, states: States = ()
     ) -> tuple[Recurrence, States]:
-        """Return the inputs of the scan, and the states of convolutions after the last token.
+        """Return the inputs of the scan, and the other states after the last token.
 
         Args:
             x: the tokens, in the order of ``sequences``.
             sequences: the documents and the padding of the rows.
             states: those after the previous call; empty at the start.
         """
-        qkv = self.qkv(x)
+        qkv, before, kept = self.qkv(x), list(states), []
         if self.conv is not None:
-            qkv, kept = self.conv(qkv, sequences, states[0] if states else None)
-            states = (kept,)
-        parts = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv.split(self.qkv_sizes, -1))
-        return self._recurrence(x, *parts), states
+            qkv, last = self.conv(qkv, sequences, before.pop(0) if before else None)
+            kept.append(last)
+        Q, K, V = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv.split(self.qkv_sizes, -1))
+        if self.positions.name != "none":
+            seen = before.pop(0) if before else torch.zeros(len(x), dtype=torch.long, device=x.device)
+            first = seen[:, None] if states else 0
+            Q, K = (self.positions.apply_rotary(at_least_float32(t), first) for t in (Q, K))
+            count = sequences.last()
+            kept.append(seen + (x.shape[1] if count is None else count))
+        return self._recurrence(x, Q, K, V), tuple(kept)
 
     def _recurrence(
         self,
