@@ -24,6 +24,7 @@ API = {
     "Masks": ("attnlab.masks",),
     "Positions": ("attnlab.positions",),
     "Ops": ("attnlab.ops.softmax", "attnlab.ops.attention_map", "attnlab.ops.dispatch", "attnlab.ops.scan"),
+    "Recurrences": ("attnlab.ops.scan.functions",),
     "Conformance suite": ("attnlab.checks",),
     "Networks": ("attnlab.network",),
     "Tasks": ("attnlab.tasks.base",),

@@ -21,6 +21,7 @@ class ShortConvolution(nn.Module):
     Args:
         channels: C.
         size: the number of tokens, the current one included.
+        bias: whether a learned vector is added.
         device: the device of the weight.
         dtype: the dtype of the weight.
 
@@ -34,17 +35,20 @@ class ShortConvolution(nn.Module):
         channels: int,
         size: int,
         *,
+        bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.size = check_positive_int("short_conv", size)
         self.weight = nn.Parameter(torch.empty(channels, size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights uniformly, as `nn.Conv1d` does for one input channel."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.size), 1 / math.sqrt(self.size))
+        """Draw the weights and the bias uniformly, as `nn.Conv1d` does for one input channel."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(self.size), 1 / math.sqrt(self.size))
 
     def forward(
         self, x: Float[Tensor, "B N C"], sequences: Sequences, before: Float[Tensor, "B S C"] | None = None
@@ -66,6 +70,8 @@ class ShortConvolution(nn.Module):
             if age is not None:
                 tap = tap.masked_fill((age < back).unsqueeze(-1), 0.0)
             out = torch.addcmul(out, tap, weight[:, back])
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)
         return out, self._kept(tokens, sequences, age, N)
 
     def _kept(self, tokens: Tensor, sequences: Sequences, age: Tensor | None, N: int) -> Tensor:
@@ -76,16 +82,18 @@ class ShortConvolution(nn.Module):
         if count is None:
             count = torch.full((1,), N, device=tokens.device)
         position = torch.arange(last, device=tokens.device)
-        kept = tokens.take_along_dim((count[:, None] + position)[..., None], 1)
+        kept = tokens.gather(1, (count[:, None] + position)[..., None].expand(tokens.shape[0], -1, tokens.shape[2]))
         if age is None or not N:
             return kept
-        age, count = age.expand(len(tokens), -1), count.expand(len(tokens))
+        age, count = age.expand(tokens.shape[0], -1), count.expand(tokens.shape[0])
         newest = age.gather(1, (count - 1).clamp_min(0)[:, None]).masked_fill((count == 0)[:, None], last)
         return kept.masked_fill((last - 1 - position > newest).unsqueeze(-1), 0.0)
 
     def select(self, channels: list[int]) -> None:
         """Keep these channels, in place."""
         self.weight = select_channels(self.weight, channels)
+        if self.bias is not None:
+            self.bias = select_channels(self.bias, channels)
 
     def extra_repr(self) -> str:
         """Return the sizes that a printed network shows."""

@@ -21,12 +21,16 @@ from attnlab.nn.attention import make_linear
 from attnlab.nn.cache import RecurrentState
 from attnlab.nn.convolution import ShortConvolution
 from attnlab.nn.multihead import MultiHeadBase, rms_norm
+from attnlab.nn.projections import LowRank
 from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.scan_map import RecurrenceMap
 from attnlab.ops.scan.sequences import Recurrence, Sequences
 from attnlab.positions import Positions, parse_positions
+
+EPS = 2**-17
+"""Keeps the norm of a zero vector finite; about 1e-5, and exact in float32, in which ONNX stores it."""
 
 GateKind = Literal["none", "sigmoid", "swish"]
 
@@ -42,13 +46,16 @@ class RecurrentBase(MultiHeadBase):
 
     Args:
         embed_dim: D, the width of a token, in and out.
-        num_heads: H.
+        num_heads: H, the number of heads, each with its own values and state.
+        num_groups: the number of queries and keys, each shared by a group of heads; ``num_heads`` by default.
         head_dim: the width of a head; ``embed_dim / num_heads`` by default.
         key_dim: d; ``head_dim`` by default.
         value_dim: w; ``head_dim`` by default.
         short_conv: the number of tokens of a causal convolution over queries, keys and values; 0 for none.
+        conv_bias: whether the convolution has a bias.
         output_norm: whether the output of each head is divided by its root mean square, with learned gains.
         output_gate: the activation of a gate by which each feature of the heads is multiplied; ``none`` for no gate.
+        gate_rank: the rank of the gate's projection, which is then a product of two; None for a full projection.
         positions: ``none``, or rotary positions (see `attnlab.positions`) of queries and keys; padding has none.
         causal: must be True.
         dropout: the probability of dropping a feature of the heads' output, in training only.
@@ -71,12 +78,15 @@ class RecurrentBase(MultiHeadBase):
         embed_dim: int,
         num_heads: int = 8,
         *,
+        num_groups: int | None = None,
         head_dim: int | None = None,
         key_dim: int | None = None,
         value_dim: int | None = None,
         short_conv: int = 0,
+        conv_bias: bool = False,
         output_norm: bool = True,
         output_gate: GateKind = "none",
+        gate_rank: int | None = None,
         positions: str | Positions = "none",
         causal: bool = True,
         dropout: float = 0.0,
@@ -84,9 +94,23 @@ class RecurrentBase(MultiHeadBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, width in {"key_dim": key_dim, "value_dim": value_dim}.items():
+            if width is not None:
+                check_positive_int(name, width)
+        if head_dim is None and key_dim is not None:
+            head_dim = value_dim  # which need not divide embed_dim
         self._widths = key_dim, value_dim  # read by qkv_sizes in the constructor of the base
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(embed_dim, num_heads, head_dim=head_dim, causal=causal, dropout=dropout, bias=bias, **factory)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            num_kv_heads=num_groups,
+            head_dim=head_dim,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            **factory,
+        )
         if output_gate not in get_args(GateKind):
             raise ValueError(f"output_gate must be one of {', '.join(get_args(GateKind))}, not {output_gate!r}")
         if isinstance(short_conv, bool) or not isinstance(short_conv, int) or short_conv < 0:
@@ -98,24 +122,30 @@ class RecurrentBase(MultiHeadBase):
                 "use rotary or none"
             )
         self.output_gate = output_gate
-        self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, **factory) if short_conv else None
-        self.norm = nn.RMSNorm(self.value_dim, eps=1e-5, **factory) if output_norm else None
-        self.gate = None if output_gate == "none" else make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, bias=conv_bias, **factory) if short_conv else None
+        self.norm = nn.RMSNorm(self.value_dim, eps=EPS, **factory) if output_norm else None
+        self.gate: nn.Linear | LowRank | None = None
+        if output_gate != "none" and gate_rank is None:
+            self.gate = make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        elif output_gate != "none":
+            rank = check_positive_int("gate_rank", gate_rank)  # type: ignore[arg-type]
+            self.gate = LowRank(embed_dim, rank, self.merged_size, bias=bias, **factory)
 
     @property
     def key_dim(self) -> int:
         """d, the width of queries and keys."""
-        return self.head_dim if self._widths[0] is None else check_positive_int("key_dim", self._widths[0])
+        return self.head_dim if self._widths[0] is None else self._widths[0]
 
     @property
     def value_dim(self) -> int:
         """w, the width of values."""
-        return self.head_dim if self._widths[1] is None else check_positive_int("value_dim", self._widths[1])
+        return self.head_dim if self._widths[1] is None else self._widths[1]
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """The features of ``qkv`` for queries, keys and values."""
-        return self.num_heads * self.key_dim, self.num_heads * self.key_dim, self.num_heads * self.value_dim
+        shared = self.num_kv_heads * self.key_dim
+        return shared, shared, self.num_heads * self.value_dim
 
     @property
     def merged_size(self) -> int:
@@ -158,13 +188,19 @@ class RecurrentBase(MultiHeadBase):
         if self.conv is not None:
             qkv, last = self.conv(qkv, sequences, before.pop(0) if before else None)
             kept.append(last)
-        Q, K, V = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv.split(self.qkv_sizes, -1))
+        widths = self.key_dim, self.key_dim, self.value_dim
+        Q, K, V = (
+            part.unflatten(-1, (-1, width)).transpose(1, 2)
+            for part, width in zip(qkv.split(self.qkv_sizes, -1), widths, strict=True)
+        )
         if self.positions.name != "none":
             seen = before.pop(0) if before else torch.zeros(len(x), dtype=torch.long, device=x.device)
             first = seen[:, None] if states else 0
             Q, K = (self.positions.apply_rotary(at_least_float32(t), first) for t in (Q, K))
             count = sequences.last()
             kept.append(seen + (x.shape[1] if count is None else count))
+        if (size := self.num_heads // self.num_kv_heads) > 1:
+            Q, K = Q.repeat_interleave(size, 1), K.repeat_interleave(size, 1)
         return self._recurrence(x, Q, K, V), tuple(kept)
 
     def _recurrence(
@@ -193,18 +229,16 @@ class RecurrentBase(MultiHeadBase):
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         """Keep these heads, in place; a subclass with parameters per head extends it."""
-        parts, first = [], 0
-        for size in self.qkv_sizes:
-            parts += [first + channel for channel in head_channels(heads, size // self.num_heads)]
-            first += size
-        values = head_channels(heads, self.value_dim)
+        shared, values = head_channels(groups, self.key_dim), head_channels(heads, self.value_dim)
+        first_key, first_value = self.qkv_sizes[0], sum(self.qkv_sizes[:2])
+        parts = [*shared, *(first_key + i for i in shared), *(first_value + i for i in values)]
         select_features(self.qkv, rows=parts)
         select_features(self.output, columns=values)
         if self.conv is not None:
             self.conv.select(parts)
         if self.gate is not None:
-            select_features(self.gate, rows=values)
-        self.num_heads = self.num_kv_heads = len(heads)
+            select_features(self.gate.up if isinstance(self.gate, LowRank) else self.gate, rows=values)
+        self.num_heads, self.num_kv_heads = len(heads), len(groups)
 
     # The matrix that the recurrence applies to its values
 

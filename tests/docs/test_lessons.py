@@ -158,6 +158,8 @@ def test_figures_are_reproducible_and_white(tmp_path: Path) -> None:
     drawing.draw_heat_maps(figure, [matrix], [[[1.5, -0.5], [0.0, 1.0]]], ["x", "y"], ["signed"])
     image = matrix.get_images()[-1]
     assert (image.get_cmap().name, image.get_clim()) == ("RdBu", (-1.5, 1.5))
+    drawing.draw_heat_maps(figure, [matrix], [[[0.1, -0.2], [0.0, 0.1]]], ["x", "y"], ["small"])
+    assert matrix.get_images()[-1].get_clim() == (-0.2, 0.2)
 
 
 # The example task

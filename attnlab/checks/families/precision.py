@@ -21,8 +21,8 @@ LENGTHS = {
 }
 """The lengths that are measured in each precision."""
 
-MAX_ROUNDOFFS = 28
-"""The largest error in unit roundoffs of the dtype; 3 to 25 were measured."""
+MAX_ROUNDOFFS = 16
+"""The largest error in unit roundoffs of the dtype; 2 to 10 were measured."""
 
 MAX_GROWTH = 2.0
 """The largest ratio between the errors at the longest length and at 64 tokens."""
@@ -36,7 +36,8 @@ _cache: WeakKeyDictionary[LayerUnderTest, Errors] = WeakKeyDictionary()
 def accuracy(case: LayerUnderTest) -> Values:
     """The error of outputs and gradients in float32, float16 and bfloat16 at up to 1,024 tokens, in unit roundoffs.
 
-    The root mean square difference from float64 with the same rounded parameters, relative to that of the output.
+    The median over the tokens of the root mean square difference from float64 with the same rounded parameters,
+    relative to that of the output. Normalizing a small vector amplifies the rounding of single tokens.
     """
     for (name, length), error in _errors(case).items():
         yield error, f"{name}, {length} tokens"
@@ -78,4 +79,5 @@ def _error(case: LayerUnderTest, name: str, length: int) -> float:
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.double() - expected).square().mean() / expected.square().mean()).sqrt().item()
+    errors = (actual.double() - expected).square().mean(-1)  # (B, N)
+    return (errors.median() / expected.square().mean()).sqrt().item()

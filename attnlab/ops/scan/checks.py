@@ -82,7 +82,8 @@ def accumulation(*inputs: Tensor | None) -> torch.dtype:
 
 def _check_decay(log_decay: Tensor, q: Tensor) -> None:
     B, H, N, d = q.shape
-    if log_decay.shape not in ((H,), (B, H, N), (B, H, N, d)):
+    expected = {1: (H,), 3: (B, H, N), 4: (B, H, N, d)}  # by axes: comparing B with H would fix both in an export
+    if log_decay.shape != expected.get(log_decay.dim()):
         raise ValueError(
             f"log_decay must have shape (heads,) = {(H,)}, (batch, heads, steps) = {(B, H, N)} or "
             f"(batch, heads, steps, key width) = {(B, H, N, d)}, not {tuple(log_decay.shape)}"

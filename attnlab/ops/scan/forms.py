@@ -67,10 +67,10 @@ class Steps(NamedTuple):
 def recurrent(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the formula step by step; the tests compare the other forms with it."""
     dtype, outs = state.dtype, []
-    for step in steps.split(1):
+    for step in steps.split(1) if steps.q.shape[2] > 1 else [steps]:
         out, state = _next(step.map(lambda x: x.to(dtype)), state)
         outs.append(out)
-    return torch.cat(outs, 2).to(steps.v.dtype), state
+    return (torch.cat(outs, 2) if len(outs) > 1 else outs[0]).to(steps.v.dtype), state
 
 
 def exported(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def _read(vector: Tensor, state: Tensor) -> Tensor:
 
 
 def _next(step: Steps, state: Tensor, read: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> tuple[Tensor, Tensor]:
-    """Return the output of one step, (B, H, 1, w), and the state after it; ``read`` multiplies a vector by the state."""
+    """Return the output of one step, (B, H, 1, w), and the next state; ``read`` multiplies a vector by a state."""
     q, k, u, log_decay, beta, a, b = step
     erased = None if a is None else read(a, state)
     if log_decay is not None:

@@ -14,6 +14,9 @@ from torch import Tensor
 from attnlab.masks import BoundMask, SegmentMask
 from attnlab.utils.tracing import can_inspect_values
 
+LONG_AGO = -(2**62)
+"""The position of a first token in an earlier call."""
+
 
 class Recurrence(NamedTuple):
     """The inputs of `attnlab.ops.scan.linear_scan`, and a term that a value adds to its own output.
@@ -80,18 +83,22 @@ class Sequences:
 
     def _reorder(self, ids: Tensor | None, real: Tensor | None) -> None:
         """Order by document, padding last; documents are not reordered where their first tokens are known."""
-        keys = torch.zeros_like(real, dtype=torch.long) if ids is None else ids  # type: ignore[arg-type]
+        if ids is None:
+            assert real is not None
+            self._back = torch.where(real, real.cumsum(1), real.sum(1, keepdim=True) + (~real).cumsum(1)) - 1
+            position = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+            self._order = torch.zeros_like(self._back).scatter(1, self._back, position)
+        else:
+            if real is not None:
+                ids = ids.masked_fill(~real, torch.iinfo(torch.long).max)
+            self._order = ids.argsort(dim=-1, stable=True)
+            self._back = self._order.argsort(dim=-1)
+            changes = ids.gather(1, self._order).diff(dim=-1) != 0
+            self.first = F.pad(changes, (1, 0), value=True)[:, : ids.shape[1]]
         if real is not None:
-            keys = keys.masked_fill(~real, torch.iinfo(torch.long).max)
-        self._order = keys.argsort(dim=-1, stable=True)
-        self._back = self._order.argsort(dim=-1)
-        if real is not None:
-            self.real = real.expand_as(keys).gather(1, self._order)
-        if self.first is not None:
-            self.first = self.first.expand_as(keys).gather(1, self._order)
-        elif ids is not None:
-            changes = keys.gather(1, self._order).diff(dim=-1) != 0
-            self.first = F.pad(changes, (1, 0), value=True)[:, : keys.shape[1]]
+            self.real = real.expand(self._order.shape).gather(1, self._order)
+        if self.first is not None and ids is None:
+            self.first = self.first.expand(self._order.shape).gather(1, self._order)
 
     def arrange(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return the tokens of ``x``, whose axes are batch, ..., tokens (``axis``), ..., in this order."""
@@ -110,13 +117,13 @@ class Sequences:
     def age(self) -> Tensor | None:
         """Return the number of tokens since the first of its document, (B | 1, N); None for one document.
 
-        It is N for the tokens of a document that began before.
+        It is larger than any length for the tokens of a document that began before.
         """
         if self.first is None:
             return None
         N = self.first.shape[1]
         position = torch.arange(N, device=self.first.device)
-        return position - torch.where(self.first, position, -N).cummax(-1).values if N else position[None]
+        return position - torch.where(self.first, position, LONG_AGO).cummax(-1).values if N else position[None]
 
     def last(self) -> Tensor | None:
         """Return the number of real tokens of each row, (B | 1,); None without padding."""
@@ -157,7 +164,7 @@ def _taken(x: Tensor, order: Tensor | None, axis: int) -> Tensor:
         return x
     shape = [1] * x.dim()
     shape[0], shape[axis] = order.shape
-    return x.take_along_dim(order.view(shape), axis)
+    return x.gather(axis, order.view(shape).expand(x.shape))  # take_along_dim would fix the sizes of an export
 
 
 def _real(mask: BoundMask, total: int) -> Tensor | None:
