@@ -18,6 +18,8 @@ from attnlab.models.gated import *
 from models.gated import *
 from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
+from attnlab.models.gatedlinear import *
+from models.gatedlinear import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.kimidelta import *
@@ -34,6 +36,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.retention import *
+from models.retention import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -58,6 +62,7 @@ __all__ = [
     "ForgettingAttention",
     "GatedAttention",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GroupedQueryAttention",
     "KimiDeltaAttention",
     "LatentAttention",
@@ -66,6 +71,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "Retention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
