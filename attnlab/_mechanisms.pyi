@@ -28,6 +28,8 @@ from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
 from models.linear import *
+from attnlab.models.linformer import *
+from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
 from attnlab.models.mamba2 import *
@@ -67,6 +69,7 @@ __all__ = [
     "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
+    "LinformerAttention",
     "LongformerAttention",
     "Mamba2",
     "MultiAttention",

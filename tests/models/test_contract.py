@@ -51,6 +51,9 @@ EDGES += ("low_precision_accuracy", "low_precision_error_growth")
 """Above α = 2 the slope is unbounded where a weight begins, hardly any key has a nonzero weight, and rounding changes
 much. At α = 2 the derivative jumps there, and rounding decides which weights are zero."""
 
+MIXED = ("low_precision_error_growth",)
+"""A mixed key of linformer sums all tokens: the scores grow with the length, and so do their rounding errors."""
+
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
@@ -69,6 +72,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
     ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
     ("latent", {"positions": "none"}, ()),
+    ("linformer", {"rank": 16, "sharing": "none"}, MIXED),
+    ("linformer", {"rank": 80, "sharing": "key-value"}, MIXED),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
