@@ -20,6 +20,8 @@ from attnlab.models.gated import *
 from models.gated import *
 from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
+from attnlab.models.gatedlinear import *
+from models.gatedlinear import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.kimidelta import *
@@ -38,6 +40,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.retention import *
+from models.retention import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -63,6 +67,7 @@ __all__ = [
     "ForgettingAttention",
     "GatedAttention",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GroupedQueryAttention",
     "KimiDeltaAttention",
     "LatentAttention",
@@ -72,6 +77,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "Retention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
