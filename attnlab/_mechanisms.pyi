@@ -10,6 +10,8 @@ from attnlab.models.chunked import *
 from models.chunked import *
 from attnlab.models.differential import *
 from models.differential import *
+from attnlab.models.dsa import *
+from models.dsa import *
 from attnlab.models.entmax import *
 from models.entmax import *
 from attnlab.models.forgetting import *
@@ -45,6 +47,7 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeepSeekSparseAttention",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",

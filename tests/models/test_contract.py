@@ -51,6 +51,9 @@ EDGES += ("low_precision_accuracy", "low_precision_error_growth")
 """Above α = 2 the slope is unbounded where a weight begins, hardly any key has a nonzero weight, and rounding changes
 much. At α = 2 the derivative jumps there, and rounding decides which weights are zero."""
 
+SELECTS = ("cross_attention", "dynamic_quantization")
+"""Where few keys are selected: a query ignores the others, and rounding of the weights to int8 selects other keys."""
+
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
@@ -58,6 +61,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
+    ("dsa", {"top_k": 2, "index_heads": 2, "index_dim": 3}, SELECTS),
+    ("dsa", {"num_heads": 2, "top_k": 3, "index_dim": 4, "positions": "rotary"}, SELECTS),
     ("entmax", {"alpha": 1.25}, ()),
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
