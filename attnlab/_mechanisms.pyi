@@ -18,6 +18,8 @@ from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.latent import *
@@ -26,6 +28,8 @@ from attnlab.models.linear import *
 from models.linear import *
 from attnlab.models.longformer import *
 from models.longformer import *
+from attnlab.models.mamba2 import *
+from models.mamba2 import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
@@ -38,6 +42,8 @@ from attnlab.models.sinks import *
 from models.sinks import *
 from attnlab.models.slidingwindow import *
 from models.slidingwindow import *
+from attnlab.models.stickbreaking import *
+from models.stickbreaking import *
 from attnlab.models.strided import *
 from models.strided import *
 from attnlab.models.talkingheads import *
@@ -52,16 +58,19 @@ __all__ = [
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
+    "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
     "SlidingWindowAttention",
+    "StickBreakingAttention",
     "StridedAttention",
     "TalkingHeadsAttention",
 ]

@@ -191,6 +191,7 @@ class OrMask(_Pair):
             right,
             band=(None if a is None or b is None else max(a, b), None if c is None or d is None else max(c, d)),
             is_sparse=left.is_sparse and right.is_sparse,
+            is_relative=left.is_relative and right.is_relative,
             includes_diagonal=left.includes_diagonal or right.includes_diagonal,
         )
 
@@ -214,7 +215,7 @@ class NotMask(Mask):
     mask: Mask
 
     def __post_init__(self) -> None:
-        self._combine(self.mask)
+        self._combine(self.mask, is_relative=self.mask.is_relative)
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return ~self.mask.allowed(b, h, q, k)

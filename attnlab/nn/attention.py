@@ -36,6 +36,9 @@ class Attention(SequenceMixer):
     linear_in_weights: ClassVar[bool] = True
     """Whether the output is linear in the attention weights, so that dropout keeps its mean."""
 
+    values_depend_on_mask: ClassVar[bool] = False
+    """Whether the values depend on the mask, which ``_apply_weights`` then gets: a convolution mixes tokens."""
+
     @final
     def attention_weights(
         self,
@@ -103,6 +106,8 @@ class Attention(SequenceMixer):
             raise ValueError(
                 f"weights must have shape (batch, heads, queries, keys) = {wanted}, not {tuple(weights.shape)}"
             )
+        if self.values_depend_on_mask:
+            options["mask"] = bound
         out = self._apply_weights(weights, x, **options)
         if context is not None and not context.shape[1]:
             return zeros_in_graph(out)

@@ -181,7 +181,7 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
                 if self.supports_packing and mask is not None and not options:
                     rows = packed(x, bound, self.num_heads)
                     if rows is not None:
-                        return rows.run(self._forward, x)
+                        return rows.run(lambda x, mask: mask.zero_fully_masked_rows(self._forward(x, mask)), x)
                 out = bound.zero_fully_masked_rows(self._forward(x, bound, **options))
         except BaseException as error:
             restore(cache, before)

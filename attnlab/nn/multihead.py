@@ -79,7 +79,7 @@ class MultiHeadBase(Attention):
             )
         # W_Q, W_K and W_V of all heads in one product
         self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
-        self.output = make_linear(num_heads * self.head_dim, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
+        self.output = make_linear(self.merged_size, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
         self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal, device=device, dtype=dtype
         )
@@ -91,6 +91,11 @@ class MultiHeadBase(Attention):
         """The features of ``qkv`` for queries, keys and values."""
         shared = self.num_kv_heads * self.head_dim
         return self.num_heads * self.head_dim, shared, shared
+
+    @property
+    def merged_size(self) -> int:
+        """The features of the concatenated heads."""
+        return self.num_heads * self.head_dim
 
     # The steps, in order
 

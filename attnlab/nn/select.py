@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def validate_indices(indices: Iterable[int], count: int, what: str = "head") -> list[int]:
@@ -41,3 +41,8 @@ def select_features(layer: nn.Linear, *, rows: list[int] | None = None, columns:
         weight = weight[:, columns]
     layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
     layer.out_features, layer.in_features = weight.shape
+
+
+def select_channels(parameter: Tensor, channels: list[int]) -> nn.Parameter:
+    """Return a parameter with these entries of the first axis."""
+    return nn.Parameter(parameter[channels], parameter.requires_grad)

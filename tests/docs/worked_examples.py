@@ -88,6 +88,21 @@ def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
     return outputs(lambda i, j: j in best[i])
 
 
+def outputs_by_sticks(*fractions: Fraction, first: int = 1) -> list[Fraction]:
+    """The outputs of four tokens, the last with the value 0: each key takes a fraction of what the nearer ones leave.
+
+    ``first`` is the distance of the nearest key.
+    """
+    result = []
+    for i in range(4):
+        output, left = Fraction(0), Fraction(1)
+        for j in range(i - first, -1, -1):
+            output, left = output + left * fractions[j] * (*VALUES, 0)[j], left * (1 - fractions[j])
+        result.append(output)
+    return result
+
+
+FRACTIONS = (Fraction(2, 3), Fraction(1, 2), Fraction(4, 5), Fraction(1, 2))  # the sigmoids of ln 2, 0, 2 ln 2 and 0
 SWAPPED = VALUES[::-1]
 EXACT: dict[str, list[Fraction]] = {
     "causal": outputs(causal),
@@ -144,6 +159,10 @@ EXACT: dict[str, list[Fraction]] = {
     "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
     "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
     "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),
+    "fractions 2/3, 1/2, 4/5": outputs_by_sticks(*FRACTIONS),
+    "all scores 0": outputs_by_sticks(*4 * [Fraction(1, 2)]),
+    "a token attends to itself": outputs_by_sticks(*FRACTIONS, first=0),
+    "softmax over the earlier tokens": [Fraction(0), *outputs(causal, lambda i, j: Fraction((2, 1, 4)[j]))],
     "causal, window of 2, dilation 2": outputs(lambda i, j: i - j in (0, 2)),
     "causal, window of 1, token 0 global": outputs(lambda i, j: causal(i, j) and (i == j or j == 0)),
     "bidirectional, window of 1, token 0 global": outputs(lambda i, j: i == j or 0 in (i, j)),

@@ -78,6 +78,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("slidingwindow", {"window_size": 1}, ISOLATED),
     ("slidingwindow", {"window_size": 2, "dilation": 2}, ISOLATED),
     ("slidingwindow", {"window_size": 3, "positions": "alibi"}, ()),
+    ("stickbreaking", {"attend_current": True}, ()),
     ("strided", {"stride": 3, "positions": "alibi"}, ()),
     ("strided", {"pattern": "fixed", "stride": 4, "summary": 2}, ()),
     ("talkingheads", {"num_heads": 2, "positions": "rotary"}, ()),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 B, H, d, w = 2, 3, 5, 7
 DECAYS = {"constant decay": (H,), "scalar decay": (B, H, -1), "vector decay": (B, H, -1, d)}
-KINDS = ["plain", *DECAYS, "delta rule", "delta rule, scalar decay", "delta rule, vector decay"]
+TRANSITIONS = ("delta rule", "rank one")
+KINDS = ["plain", *DECAYS, *(t + d for t in TRANSITIONS for d in ("", ", scalar decay", ", vector decay"))]
 FORMS = ("recurrent", "chunked", "parallel", "auto")
 Case = dict[str, Tensor]
 
@@ -26,6 +27,8 @@ def scan_case(kind: str, N: int, dtype: torch.dtype = torch.float64, seed: int =
             tensors["log_decay"] = F.logsigmoid(randn(*(N if n == -1 else n for n in shape)) + 1)
     if "delta" in kind:
         tensors["beta"] = randn(B, H, N).sigmoid() * 1.5
+    if "rank one" in kind:
+        tensors |= {"a": randn(B, H, N, d) / 5, "b": randn(B, H, N, d) / 5}
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return tensors | {"state": randn(B, H, d, w).to(wide)} if started else tensors
@@ -37,6 +40,7 @@ def by_hand(case: Case) -> tuple[Tensor, Tensor]:
     out = torch.zeros_like(v)
     for b, h, t in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
         state = states[b, h]
+        read = [sum(case["a"][b, h, t, i] * state[i, j] for i in range(d)) for j in range(w)] if "a" in case else []
         if "log_decay" in case:
             decay = (case["log_decay"][h] if case["log_decay"].dim() == 1 else case["log_decay"][b, h, t]).exp()
             for i in range(d):
@@ -46,7 +50,7 @@ def by_hand(case: Case) -> tuple[Tensor, Tensor]:
             if "beta" in case:
                 u = case["beta"][b, h, t] * (u - sum(state[i, j] * k[b, h, t, i] for i in range(d)))
             for i in range(d):
-                state[i, j] += k[b, h, t, i] * u
+                state[i, j] += k[b, h, t, i] * u + (case["b"][b, h, t, i] * read[j] if read else 0)
             out[b, h, t, j] = sum(state[i, j] * q[b, h, t, i] for i in range(d))
     return out, states
 

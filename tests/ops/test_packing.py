@@ -61,3 +61,12 @@ def test_the_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer.qkv.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape)))
     layer(torch.randn(B, N, D), mask=REAL)
     assert rows == [(1, 367, D)]
+
+
+def test_a_packed_token_without_keys_returns_zeros() -> None:
+    layer, x, earlier = MultiAttention(D, H), torch.randn(B, N, D), causal() & ~sliding_window(1)
+    torch.nn.init.normal_(layer.output.bias)
+    assert backends(REAL & earlier, layer)[0] == "packed"
+    out = layer(x, mask=REAL & earlier)
+    assert not out[:, 0].any()
+    torch.testing.assert_close(out[2, :101], layer(x[2:, :101], mask=earlier)[0])

@@ -29,6 +29,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"log_decay": zeros(N)}, "(batch, heads, steps, key width) = (2, 3, 13, 5), not (13,)"),
     ({"log_decay": zeros(B, H, N, 1)}, "log_decay must have shape"),
     ({"log_decay": zeros(H) + 0.25}, "log_decay must be at most 0, a decay of at most 1, not 0.25; give the logarithm"),
+    ({"a": zeros(B, H, N, d)}, "a and b must be given together; b is missing"),
+    ({"a": zeros(B, H, N, d), "b": zeros(B, H, N, w)}, "b must have the shape of q, (2, 3, 13, 5), not (2, 3, 13, 7)"),
+    (
+        {"a": zeros(B, H, N, d), "b": zeros(B, H, N, d), "beta": zeros(B, H, N)},
+        "give either beta or a and b; for both, give a = -beta * decay * k, b = k and beta * v as v",
+    ),
     ({"state": zeros(B, H, d)}, "state must have shape (batch, heads, key width, value width)"),
     ({"state": zeros(B, H, w, d)}, "= (2, 3, 5, 7), not (2, 3, 7, 5)"),
     (

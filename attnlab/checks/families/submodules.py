@@ -21,7 +21,7 @@ RANK = 2
 FACTOR = 1.5
 """The factor by which a forward hook scales the output of a submodule."""
 
-QUANTIZATION_TOLERANCE = 0.1
+QUANTIZATION_TOLERANCE = 0.2
 """The largest change of an output by int8 weights, relative to the largest output."""
 
 MERGEABLE = nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm

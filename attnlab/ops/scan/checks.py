@@ -19,6 +19,8 @@ def check(
     v: Tensor,
     log_decay: Tensor | None,
     beta: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
     state: Tensor | None,
     segments: list[slice] | None,
     form: str,
@@ -34,7 +36,7 @@ def check(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, not {form!r}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
-    tensors = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "state": state}
+    tensors = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "a": a, "b": b, "state": state}
     for name, x in tensors.items():
         if x is not None and not x.is_floating_point():
             raise TypeError(f"{name} must be a float tensor, not {x.dtype}")
@@ -49,6 +51,13 @@ def check(
         raise ValueError(f"v must have shape ({B}, {H}, {N}, width), as q is {tuple(q.shape)}, not {tuple(v.shape)}")
     if beta is not None and beta.shape != (B, H, N):
         raise ValueError(f"beta must have shape (batch, heads, steps) = {(B, H, N)}, not {tuple(beta.shape)}")
+    if (a is None) != (b is None):
+        raise ValueError(f"a and b must be given together; {'a' if a is None else 'b'} is missing")
+    if a is not None and beta is not None:
+        raise ValueError("give either beta or a and b; for both, give a = -beta * decay * k, b = k and beta * v as v")
+    for name, x in (("a", a), ("b", b)):
+        if x is not None and x.shape != q.shape:
+            raise ValueError(f"{name} must have the shape of q, {tuple(q.shape)}, not {tuple(x.shape)}")
     if log_decay is not None:
         _check_decay(log_decay, q)
     if segments is not None:
@@ -58,7 +67,7 @@ def check(
         axes = f"({'' if segments is None else 'segments, '}batch, heads, key width, value width)"
         if state.shape != wanted:
             raise ValueError(f"state must have shape {axes} = {wanted}, not {tuple(state.shape)}")
-        dtype = accumulation(q, k, v, log_decay, beta)
+        dtype = accumulation(q, k, v, log_decay, beta, a, b)
         if state.dtype != dtype:
             raise ValueError(
                 f"state must be {dtype}, in which {v.dtype} values are accumulated, not {state.dtype}; "
@@ -73,7 +82,8 @@ def accumulation(*inputs: Tensor | None) -> torch.dtype:
 
 def _check_decay(log_decay: Tensor, q: Tensor) -> None:
     B, H, N, d = q.shape
-    if log_decay.shape not in ((H,), (B, H, N), (B, H, N, d)):
+    expected = {1: (H,), 3: (B, H, N), 4: (B, H, N, d)}  # by axes: comparing B with H would fix both in an export
+    if log_decay.shape != expected.get(log_decay.dim()):
         raise ValueError(
             f"log_decay must have shape (heads,) = {(H,)}, (batch, heads, steps) = {(B, H, N)} or "
             f"(batch, heads, steps, key width) = {(B, H, N, d)}, not {tuple(log_decay.shape)}"

@@ -1,9 +1,9 @@
 """The recurrence step by step, and chunk by chunk.
 
-    S_t = decay_t S_{t-1} + k_t u_tᵀ
+    S_t = decay_t S_{t-1} + b_t (S_{t-1}ᵀ a_t)ᵀ + k_t u_tᵀ
     o_t = S_tᵀ q_t
 
-``u_t`` is ``v_t``, or ``beta_t (v_t - (decay_t S_{t-1})ᵀ k_t)`` under the delta rule.
+``u_t`` is ``v_t``, or ``beta_t (v_t - (decay_t S_{t-1})ᵀ k_t)`` under the delta rule. ``a_t`` and ``b_t`` are optional.
 
 Axes: B batch, H heads, N steps, d width of a key, w width of a value, T chunks, C steps of a chunk.
 """
@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 
-from attnlab.ops.scan.decay import Chunk, chunk_of, segment_sum
+from attnlab.ops.scan.decay import chunk_of, segment_sum
 
 
 class Steps(NamedTuple):
@@ -30,6 +31,8 @@ class Steps(NamedTuple):
         v: (B, H, N, w).
         log_decay: (B | 1, H, N, 1 | d), or None.
         beta: (B, H, N, 1), or None.
+        a: (B, H, N, d), or None.
+        b: (B, H, N, d), or None.
     """
 
     q: Tensor
@@ -37,6 +40,8 @@ class Steps(NamedTuple):
     v: Tensor
     log_decay: Tensor | None = None
     beta: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
 
     def split(self, lengths: int | list[int]) -> list[Steps]:
         """Return parts of these lengths; split, because the gradient of a slice is as large as the whole."""
@@ -45,8 +50,7 @@ class Steps(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Steps:
         """Return ``change`` of each tensor."""
-        gates = (x if x is None else change(x) for x in (self.log_decay, self.beta))
-        return Steps(change(self.q), change(self.k), change(self.v), *gates)
+        return Steps(*(x if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
     def chunks(self, size: int, dtype: torch.dtype) -> Steps:
         """Return (B, H, T, C, ...) for (B, H, N, ...); the last chunk is padded with steps that change nothing."""
@@ -62,30 +66,69 @@ class Steps(NamedTuple):
 
 def recurrent(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the formula step by step; the tests compare the other forms with it."""
-    outs = []
+    dtype, outs = state.dtype, []
     for step in steps.split(1):
-        q, k, u, log_decay, beta = step.map(lambda x: x.to(state.dtype))  # noqa: B023  called immediately
-        if log_decay is not None:
-            state = log_decay.exp().mT * state
-        if beta is not None:
-            u = beta * (u - k @ state)
-        state = state + k.mT * u
-        outs.append(q @ state)
+        out, state = _next(step.map(lambda x: x.to(dtype)), state)
+        outs.append(out)
     return torch.cat(outs, 2).to(steps.v.dtype), state
+
+
+def exported(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `recurrent` as one loop in the program, for any number of steps."""
+    names = [name for name, x in zip(Steps._fields, steps, strict=True) if x is not None]
+
+    def step(state: Tensor, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        one = Steps(**dict(zip(names, (x.unsqueeze(2) for x in inputs), strict=True)))
+        out, state = _next(one, state, _read)
+        return state.clone(), out.squeeze(2)  # an output must not be a view of another one
+
+    inputs = [x.to(state.dtype).movedim(2, 0) for x in steps if x is not None]
+    if torch.onnx.is_in_onnx_export():  # which cannot convert a loop that has a backward pass
+        state, inputs = state.detach(), [x.detach() for x in inputs]
+    state, outs = scan(step, state, inputs, dim=0)
+    return outs.movedim(0, 2).to(steps.v.dtype), state
+
+
+def _read(vector: Tensor, state: Tensor) -> Tensor:
+    """``vector @ state`` as a sum: an exported product would fix the batch size."""
+    return (vector.mT * state).sum(-2, keepdim=True)
+
+
+def _next(step: Steps, state: Tensor, read: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> tuple[Tensor, Tensor]:
+    """Return the output of one step, (B, H, 1, w), and the next state; ``read`` multiplies a vector by a state."""
+    q, k, u, log_decay, beta, a, b = step
+    erased = None if a is None else read(a, state)
+    if log_decay is not None:
+        state = log_decay.exp().mT * state
+    if beta is not None:
+        u = beta * (u - read(k, state))
+    state = state + k.mT * u
+    if erased is not None and b is not None:
+        state = state + b.mT * erased
+    return read(q, state), state
 
 
 def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Compute the pairs within each chunk as matrices, and a state between chunks; one chunk is the parallel form."""
-    q, k, v, log_decay, beta = steps.chunks(size, state.dtype)
-    if beta is None:
-        chunk = chunk_of(q, k, log_decay)
-        entering, state = propagate_state(chunk.decayed_k.mT @ v, chunk.log_decay, state)
-    else:  # the delta rule needs the values that the keys read
+    q, k, v, log_decay, beta, a, b = steps.chunks(size, state.dtype)
+    if beta is not None:  # the delta rule needs the values that the keys read
         both = chunk_of(torch.stack([q, k]), k, log_decay)
-        (intra, pairs_of_keys), (decayed_q, reading_keys) = both.intra.unbind(0), both.decayed_q.unbind(0)
-        chunk = both._replace(intra=intra, decayed_q=decayed_q)
-        v, entering, state = solve_delta_rule(pairs_of_keys, reading_keys, v, beta, chunk, state)
-    out = chunk.intra @ v + chunk.decayed_q @ entering
+        (intra, pairs), (decayed_q, readers) = both.intra.unbind(0), both.decayed_q.unbind(0)
+        v, entering, state = solve(beta * pairs, beta * v, beta * readers, both.decayed_k, both.log_decay, state)
+    elif a is not None and b is not None:
+        four = chunk_of(torch.stack([q, _earlier(a)]).unsqueeze(1), torch.stack([k, b]).unsqueeze(0), log_decay)
+        (intra, corrected), (keys, pairs) = (scores.unbind(0) for scores in four.intra.unbind(0))
+        decayed_q, readers = four.decayed_q.squeeze(1).unbind(0)
+        decayed_k, writers = four.decayed_k.squeeze(0).unbind(0)
+        readers = torch.cat([a[..., :1, :], readers[..., :-1, :]], -2)  # the first step reads the entering state
+        values, pairs = _later(keys) @ v, _later(pairs)
+        u, entering, state = solve(-pairs, values, -readers, writers, four.log_decay, state, decayed_k.mT @ v)
+        out = intra @ v + corrected @ u + decayed_q @ entering
+        return out.flatten(2, 3)[:, :, : steps.q.shape[2]].to(steps.v.dtype), state
+    else:
+        intra, decayed_q, decayed_k, decay = chunk_of(q, k, log_decay)
+        entering, state = propagate_state(decayed_k.mT @ v, decay, state)
+    out = intra @ v + decayed_q @ entering
     return out.flatten(2, 3)[:, :, : steps.q.shape[2]].to(steps.v.dtype), state
 
 
@@ -108,30 +151,49 @@ def propagate_state(written: Tensor, log_decay: Tensor | None, state: Tensor) ->
     return every[:, :, :-1], every[:, :, -1].clone()  # a view would keep all states
 
 
-def solve_delta_rule(
-    intra: Tensor, decayed_q: Tensor, v: Tensor, beta: Tensor, chunk: Chunk, state: Tensor
+def solve(
+    matrices: Tensor,
+    values: Tensor,
+    readers: Tensor,
+    writers: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    written: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve ``u + beta intra u = beta (v - decayed_q state)`` for the corrections ``u`` of each chunk.
+    """Solve ``u + matrix u = value - reader state`` for the corrections ``u`` of each chunk, one chunk after another.
 
     Args:
-        intra: (B, H, T, C, C), the scores of the keys among themselves; only those of earlier keys are used.
-        decayed_q: (B, H, T, C, d), the keys that read the state before the chunk.
-        v: (B, H, T, C, w).
-        beta: (B, H, T, C, 1).
-        chunk: the products with which the corrections are written.
+        matrices: (B, H, T, C, C); only the part below the diagonal is used.
+        values: (B, H, T, C, w).
+        readers: (B, H, T, C, d), the vectors that read the state before the chunk.
+        writers: (B, H, T, C, d), the keys of the corrections, decayed to the end of the chunk.
+        log_decay: (B | 1, H, T, 1 | d), over each chunk; None without decay.
         state: (B, H, d, w), before the first chunk.
+        written: (B, H, T, d, w), what each chunk adds to the state besides the corrections.
 
     Returns:
         The corrections, (B, H, T, C, w), the state before each chunk, (B, H, T, d, w), and after the last.
     """
-    matrices, values, readers = beta * intra, beta * v, beta * decayed_q
-    decays = repeat(None) if chunk.log_decay is None else chunk.log_decay.exp().unsqueeze(-1).unbind(2)
+    decays = repeat(None) if log_decay is None else log_decay.exp().unsqueeze(-1).unbind(2)
+    terms = repeat(None) if written is None else written.unbind(2)
     corrections, entering = [], []
-    for matrix, value, reader, writer, decay in zip(
-        *(x.unbind(2) for x in (matrices, values, readers, chunk.decayed_k)), decays, strict=False
+    for matrix, value, reader, writer, decay, term in zip(
+        *(x.unbind(2) for x in (matrices, values, readers, writers)), decays, terms, strict=False
     ):
         u = torch.linalg.solve_triangular(matrix, value - reader @ state, upper=False, unitriangular=True)
         corrections.append(u)
         entering.append(state)
         state = (state if decay is None else decay * state) + writer.mT @ u
+        if term is not None:
+            state = state + term
     return torch.stack(corrections, 2), torch.stack(entering, 2), state
+
+
+def _earlier(x: Tensor) -> Tensor:
+    """Move the vectors (..., C, d) one step earlier: a step that reads the state before it is a query of that state."""
+    return F.pad(x[..., 1:, :], (0, 0, 0, 1))
+
+
+def _later(scores: Tensor) -> Tensor:
+    """Move the rows (..., C, C) one step later, to the steps whose vectors `_earlier` moved."""
+    return F.pad(scores[..., :-1, :], (0, 0, 1, 0))

@@ -1,0 +1,3 @@
+"""Gated DeltaNet (Yang et al. 2024)."""
+
+from .gateddeltanet import GatedDeltaNet as GatedDeltaNet

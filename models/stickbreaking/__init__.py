@@ -1,0 +1,3 @@
+"""Stick-breaking attention (Tan et al. 2024)."""
+
+from .stickbreaking import StickBreakingAttention as StickBreakingAttention
