@@ -12,6 +12,8 @@ from attnlab.models.deltanet import *
 from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
+from attnlab.models.dsa import *
+from models.dsa import *
 from attnlab.models.entmax import *
 from models.entmax import *
 from attnlab.models.forgetting import *
@@ -42,6 +44,8 @@ from attnlab.models.multiquery import *
 from models.multiquery import *
 from attnlab.models.retention import *
 from models.retention import *
+from attnlab.models.rwkv7 import *
+from models.rwkv7 import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -61,6 +65,7 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeepSeekSparseAttention",
     "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
@@ -77,6 +82,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "RWKV7",
     "Retention",
     "SelfAttention",
     "SigmoidAttention",

@@ -94,6 +94,12 @@ def outputs_by_delta_rule(
     return result
 
 
+def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
+    """The causal outputs over the ``k`` keys with the largest index scores, the earlier key first."""
+    best = [sorted(range(i + 1), key=lambda j: (-scores[j], j))[:k] for i in range(3)]
+    return outputs(lambda i, j: j in best[i])
+
+
 def outputs_by_sticks(*fractions: Fraction, first: int = 1) -> list[Fraction]:
     """The outputs of four tokens, the last with the value 0: each key takes a fraction of what the nearer ones leave.
 
@@ -158,6 +164,10 @@ EXACT: dict[str, list[Fraction]] = {
     "causal, chunks of 2, one padding token in front": outputs(
         lambda i, j: causal(i, j) and (i + 1) // 2 == (j + 1) // 2
     ),
+    "k = 3": outputs_of_best(3, (2, 1, 2)),
+    "k = 2, w = (2, 1)": outputs_of_best(2, (2, 1, 2)),
+    "k = 2, w = (1, 2)": outputs_of_best(2, (1, 2, 1)),
+    "k = 1, w = (1, 2)": outputs_of_best(1, (1, 2, 1)),
     "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
     "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
     "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),

@@ -53,6 +53,8 @@ much. At α = 2 the derivative jumps there, and rounding decides which weights a
 
 MIXED = ("low_precision_error_growth",)
 """A mixed key of linformer sums all tokens: the scores grow with the length, and so do their rounding errors."""
+SELECTS = ("cross_attention", "dynamic_quantization")
+"""Where few keys are selected: a query ignores the others, and rounding of the weights to int8 selects other keys."""
 
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
@@ -62,6 +64,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
+    ("dsa", {"top_k": 2, "index_heads": 2, "index_dim": 3}, SELECTS),
+    ("dsa", {"num_heads": 2, "top_k": 3, "index_dim": 4, "positions": "rotary"}, SELECTS),
     ("entmax", {"alpha": 1.25}, ()),
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
