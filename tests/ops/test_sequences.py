@@ -83,7 +83,7 @@ def test_padding_changes_no_state_and_documents_are_independent(drawn: Rows, kin
     case = scan_case(kind, N, seed=seed, started=False)
     sequences = Sequences(drawn.mask(N, N), N)
     arranged = {name: x if x.dim() == 1 else sequences.arrange(x, 2) for name, x in case.items()}
-    q, k, v, log_decay, beta, a, b, _ = sequences.masked(Recurrence(**arranged))
+    q, k, v, log_decay, beta, a, b, *_ = sequences.masked(Recurrence(**arranged))
     out, state = linear_scan(q, k, v, log_decay=log_decay, beta=beta, a=a, b=b)
     out = sequences.restore(out, 2)
     for row in range(2):
