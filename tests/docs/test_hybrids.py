@@ -43,9 +43,8 @@ def test_table(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     assert "Not measured yet" in hybrids.recorded(file)
     file.write_text(json.dumps(results))
-    assert hybrids.recorded(file).endswith(
-        "\n\nMeans over up to 2 networks with different seeds, trained for 7 steps each."
-    )
+    note = "Means over up to 2 networks with different seeds, 7 training steps each."
+    assert hybrids.recorded(file) == f"{hybrids.table(results)}\n\n{note}"
 
 
 def test_an_interrupted_measurement_resumes(
