@@ -98,11 +98,11 @@ class Mamba2(RecurrentBase):
             bias=bias,
             **factory,
         )
-        self.gate = make_linear(embed_dim, width, bias=bias, **factory)  # z
+        self.z = make_linear(embed_dim, width, bias=bias, **factory)
         self.step = make_linear(embed_dim, num_heads, bias=False, **factory)  # Δ
         self.decay = SelectiveDecay(num_heads, smallest_rate=1.0, **factory)  # A, and the offset of Δ
         self.skip = nn.Parameter(torch.ones(num_heads, **factory))  # D
-        self.norm = nn.RMSNorm(width, eps=EPS, **factory)
+        self.inner_norm = nn.RMSNorm(width, eps=EPS, **factory)
 
     def reset_parameters(self) -> None:
         """Initialize all parameters again, the skip to ones."""
@@ -123,8 +123,8 @@ class Mamba2(RecurrentBase):
     def _merge_heads(
         self, heads: Float[Tensor, "B H N w"], x: Float[Tensor, "B N D"], dropout: float = 0.0
     ) -> Float[Tensor, "B N D"]:
-        merged = heads.transpose(1, 2).flatten(2) * F.silu(self.gate(x))
-        return self.output(F.dropout(rms_norm(merged, self.norm), dropout))
+        merged = heads.transpose(1, 2).flatten(2) * F.silu(self.z(x))
+        return self.output(F.dropout(rms_norm(merged, self.inner_norm), dropout))
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         raise UnsupportedError("Mamba2 normalizes all heads together; a copy without some of them would differ")
