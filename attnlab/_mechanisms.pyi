@@ -12,6 +12,8 @@ from attnlab.models.deltanet import *
 from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
+from attnlab.models.dsa import *
+from models.dsa import *
 from attnlab.models.entmax import *
 from models.entmax import *
 from attnlab.models.forgetting import *
@@ -20,6 +22,8 @@ from attnlab.models.gated import *
 from models.gated import *
 from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
+from attnlab.models.gatedlinear import *
+from models.gatedlinear import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.kimidelta import *
@@ -38,6 +42,10 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.retention import *
+from models.retention import *
+from attnlab.models.rwkv7 import *
+from models.rwkv7 import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -57,12 +65,14 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeepSeekSparseAttention",
     "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GroupedQueryAttention",
     "KimiDeltaAttention",
     "LatentAttention",
@@ -72,6 +82,8 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "RWKV7",
+    "Retention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
