@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.nn.attention import Card, make_linear
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -74,7 +74,7 @@ class DeltaNet(RecurrentBase):
         allow_neg_eigval: bool = False,
         short_conv: int = 4,
         output_norm: bool = True,
-        output_gate: GateKind = "none",
+        output_gate: Literal["none", "sigmoid", "swish"] = "none",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

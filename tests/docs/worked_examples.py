@@ -98,6 +98,8 @@ def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
     """The causal outputs over the ``k`` keys with the largest index scores, the earlier key first."""
     best = [sorted(range(i + 1), key=lambda j: (-scores[j], j))[:k] for i in range(3)]
     return outputs(lambda i, j: j in best[i])
+
+
 def outputs_by_steps(*sizes: int) -> list[Fraction]:
     """A number that each token multiplies by 2^-size, and to which it then adds its size times its value."""
     held, result = Fraction(0), []
