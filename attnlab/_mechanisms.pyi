@@ -8,8 +8,12 @@ from attnlab.models.bigbird import *
 from models.bigbird import *
 from attnlab.models.chunked import *
 from models.chunked import *
+from attnlab.models.deltanet import *
+from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
+from attnlab.models.dsa import *
+from models.dsa import *
 from attnlab.models.entmax import *
 from models.entmax import *
 from attnlab.models.forgetting import *
@@ -40,6 +44,8 @@ from attnlab.models.multiquery import *
 from models.multiquery import *
 from attnlab.models.retention import *
 from models.retention import *
+from attnlab.models.rwkv7 import *
+from models.rwkv7 import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -59,6 +65,8 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeepSeekSparseAttention",
+    "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",
@@ -74,6 +82,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "RWKV7",
     "Retention",
     "SelfAttention",
     "SigmoidAttention",

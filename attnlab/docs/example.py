@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.catalog import registry
-from attnlab.network import Block, Inputs, Network, Outputs
+from attnlab.network import Block, Inputs, Network, Outputs, auxiliary_losses
 from attnlab.nn.attention import Attention
 from attnlab.tasks.base import IGNORE
 
@@ -113,9 +113,10 @@ def _train(network: Network, words: Words, max_steps: int) -> tuple[float, int]:
     """The accuracy and the number of steps taken; the last step is the first check with `LEARNED`."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for step in range(1, max_steps + 1):
-        loss, _ = _loss(network.train(), *_task(network, 64, words))
+        with auxiliary_losses(network) as others:
+            loss, _ = _loss(network.train(), *_task(network, 64, words))
         optimizer.zero_grad()
-        loss.backward()
+        sum(others, loss).backward()
         optimizer.step()
         if step % STEPS_PER_CHECK == 0 and (accuracy := _accuracy(network, words)) >= LEARNED:
             return accuracy, step

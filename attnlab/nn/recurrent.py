@@ -165,14 +165,14 @@ class RecurrentBase(MultiHeadBase):
         sequences = Sequences(mask, x.shape[1], cached=cache is not None)
         state, *states = (None,) if cache is None or not cache.state else cache.state
         inputs, kept = self._project(sequences.arrange(x), sequences, tuple(states))
-        q, k, v, log_decay, beta, a, b, skip = sequences.masked(inputs)
+        q, k, v, log_decay, beta, a, b, skip, *_ = sequences.masked(inputs)
         heads, state = linear_scan(q, k, v, log_decay=log_decay, beta=beta, a=a, b=b, state=state)
         if skip is not None:
             heads = heads + (skip.unsqueeze(-1) if skip.dim() == 1 else skip).unsqueeze(-1) * v
         if cache is not None:
             cache.replace(x.shape[1], state, *kept)
-        dropout = self.dropout if self.training else 0.0
-        return sequences.zero_padding(self._merge_heads(sequences.restore(heads, 2), x, dropout))
+        heads = sequences.restore(self._finish_heads(heads, inputs), 2)
+        return sequences.zero_padding(self._merge_heads(heads, x, self.dropout if self.training else 0.0))
 
     def _project(
         self, x: Float[Tensor, "B N D"], sequences: Sequences, states: States = ()
@@ -212,6 +212,10 @@ class RecurrentBase(MultiHeadBase):
     ) -> Recurrence:
         """Return the inputs of the scan for projected (and convolved) queries, keys and values."""
         raise NotImplementedError(f"{type(self).__name__} has no _recurrence")
+
+    def _finish_heads(self, heads: Float[Tensor, "B H N w"], inputs: Recurrence) -> Float[Tensor, "B H N w"]:
+        """Return the heads as `_merge_heads` gets them; both are in the order of `Sequences` here."""
+        return heads
 
     def _merge_heads(
         self, heads: Float[Tensor, "B H N w"], x: Float[Tensor, "B N D"], dropout: float = 0.0
@@ -254,8 +258,9 @@ class RecurrentBase(MultiHeadBase):
     ) -> Float[Tensor, "B N D"]:
         sequences = Sequences(mask, x.shape[1])
         inputs, _ = self._project(sequences.arrange(x), sequences)
-        V = sequences.restore(inputs.v, 2)
-        return sequences.zero_padding(self._merge_heads(weights @ V.to(weights.dtype), x))
+        heads = sequences.arrange(weights @ sequences.restore(inputs.v, 2).to(weights.dtype), 2)
+        heads = sequences.restore(self._finish_heads(heads, inputs), 2)
+        return sequences.zero_padding(self._merge_heads(heads, x))
 
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""

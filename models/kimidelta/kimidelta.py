@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.nn.attention import Card, check_positive_int, make_linear
+from attnlab.nn.decay import SelectiveDecay
 from attnlab.nn.projections import LowRank
 from attnlab.nn.recurrent import GateKind, RecurrentBase
-from attnlab.nn.select import head_channels, select_channels, select_features
+from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
 from attnlab.ops.scan.functions import l2_norm
@@ -93,24 +94,9 @@ class KimiDeltaAttention(RecurrentBase):
             bias=bias,
             **factory,
         )
-        channels = num_heads * self.key_dim
-        self.decay = LowRank(embed_dim, width, channels, **factory)  # W_α
+        self.step = LowRank(embed_dim, width, num_heads * self.key_dim, **factory)  # W_α
+        self.decay = SelectiveDecay(num_heads, self.key_dim, smallest_rate=1.0, **factory)  # A, dt
         self.strength = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_β
-        self.log_rate = nn.Parameter(torch.empty(num_heads, **factory))  # A
-        self.step = nn.Parameter(torch.empty(channels, **factory))  # dt
-        self._reset_decay()
-
-    def reset_parameters(self) -> None:
-        """Initialize all parameters again."""
-        super().reset_parameters()
-        self._reset_decay()
-
-    @torch.no_grad()
-    def _reset_decay(self) -> None:
-        """Draw exp(A) uniformly from (1, 16), and softplus(dt) log-uniformly from (0.001, 0.1), as the authors do."""
-        self.log_rate.uniform_(1, 16).log_()
-        step = torch.empty_like(self.step).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        self.step.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
     def _recurrence(
         self,
@@ -120,15 +106,12 @@ class KimiDeltaAttention(RecurrentBase):
         V: Float[Tensor, "B H N w"],
     ) -> Recurrence:
         q, k = (l2_norm(at_least_float32(F.silu(part))) for part in (Q, K))
-        step = F.softplus(at_least_float32(self.decay(x)) + self.step)
-        rate = at_least_float32(self.log_rate).exp().view(-1, 1, 1)
-        log_decay = -rate * step.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
+        log_decay = self.decay(self.step(x))[0].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
         beta = at_least_float32(self.strength(x)).sigmoid().transpose(1, 2)  # (B, H, N)
         return Recurrence(q / math.sqrt(self.key_dim), k, F.silu(V), log_decay=log_decay, beta=beta)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)
-        channels = head_channels(heads, self.key_dim)
-        select_features(self.decay.up, rows=channels)
+        select_features(self.step.up, rows=head_channels(heads, self.key_dim))
         select_features(self.strength, rows=heads)
-        self.log_rate, self.step = select_channels(self.log_rate, heads), select_channels(self.step, channels)
+        self.decay.select(heads)

@@ -26,8 +26,8 @@ def recurrence(layer: KimiDeltaAttention, x: Tensor) -> Tensor:
         qkv = sum(F.pad(qkv, (0, 0, j, 0))[:, :N] * taps[:, j] for j in range(taps.shape[1]))
     q, k, v = (part.unflatten(-1, (H, -1)) for part in F.silu(qkv).split(layer.qkv_sizes, -1))  # (B, N, H, d)
     q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
-    step = torch.log1p((layer.decay(x) + layer.step).exp()).unflatten(-1, (H, d))  # (B, N, H, d)
-    alpha, beta = (-layer.log_rate.exp()[:, None] * step).exp(), layer.strength(x).sigmoid()
+    step = torch.log1p((layer.step(x) + layer.decay.offset).exp()).unflatten(-1, (H, d))  # (B, N, H, d)
+    alpha, beta = (-layer.decay.log_rate.exp()[:, None] * step).exp(), layer.strength(x).sigmoid()
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
     S, heads = q.new_zeros(len(x), H, d, v.shape[-1]), []
     for t in range(N):

@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 def chunk_of(q: Tensor, k: Tensor, log_decay: Tensor | None) -> Chunk:
     """Return the products of a chunk of queries and keys (..., C, d), with a decay (..., C, 1 | d) or none."""
     if log_decay is None:
-        return Chunk((q @ k.mT).tril(), q, k, None)
+        return Chunk(_lower(q @ k.mT), q, k, None)
     if log_decay.shape[-1] == 1:
         return _scalar(q, k, log_decay)
     return _vector(q, k, log_decay)
@@ -48,8 +48,13 @@ def segment_sum(log_decay: Tensor) -> Tensor:
 def _scalar(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
     """One decay for all channels: a factor of each score (Dao & Gu 2024, section 6)."""
     steps, since = segment_sum(log_decay), log_decay.cumsum(-2)
-    intra = (q @ k.mT * steps.exp()).tril()
+    intra = _lower(q @ k.mT * steps.exp())
     return Chunk(intra, q * since.exp(), k * steps[..., -1, :, None].exp(), since[..., -1, :])
+
+
+def _lower(scores: Tensor) -> Tensor:
+    """Set later keys to zero, in place where it is possible: these scores are needed nowhere else."""
+    return scores.tril() if torch._C._are_functorch_transforms_active() else scores.tril_()
 
 
 def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:

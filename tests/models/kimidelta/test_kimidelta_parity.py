@@ -33,7 +33,7 @@ def test_fla(dtype: torch.dtype, B: int, N: int, H: int, d: int) -> None:
     x = random(B, N, H * d, dtype=dtype).requires_grad_()
     q, k, v = (part.unflatten(-1, (H, d)) for part in F.silu(layer.qkv(x)).chunk(3, -1))
     q, k = (part / (part.square().sum(-1, keepdim=True) + 1e-6).sqrt() for part in (q, k))
-    g = -layer.log_rate.exp()[:, None] * F.softplus(layer.decay(x) + layer.step).unflatten(-1, (H, d))
+    g = -layer.decay.log_rate.exp()[:, None] * F.softplus(layer.step(x) + layer.decay.offset).unflatten(-1, (H, d))
     theirs, _ = naive(q, k, v, g, layer.strength(x).sigmoid())
     sources = [x, *layer.parameters()]
     assert_same_gradients((layer(x), sources), (layer.output(theirs.flatten(2).to(dtype)), sources), 2e-5)
@@ -57,10 +57,10 @@ def test_transformers(dtype: torch.dtype, padded: bool) -> None:
         return [
             (read(layer.qkv.weight), torch.cat([read(getattr(theirs, f"{part}_proj").weight) for part in "qkv"])),
             (read(layer.conv.weight), read(theirs.conv1d.weight).squeeze(1).flip(-1)),  # type: ignore[union-attr]
-            (read(layer.decay.down.weight), read(gate.f_a_proj.weight)),
-            (read(layer.decay.up.weight), read(gate.f_b_proj.weight)),
-            (read(layer.step), read(gate.dt_bias)),
-            (read(layer.log_rate), read(gate.A_log).flatten()),
+            (read(layer.step.down.weight), read(gate.f_a_proj.weight)),
+            (read(layer.step.up.weight), read(gate.f_b_proj.weight)),
+            (read(layer.decay.offset), read(gate.dt_bias)),
+            (read(layer.decay.log_rate), read(gate.A_log).flatten()),
             (read(layer.strength.weight), read(theirs.b_proj.weight)),
             (read(layer.gate.down.weight), read(theirs.g_a_proj.weight)),  # type: ignore[union-attr]
             (read(layer.gate.up.weight), read(theirs.g_b_proj.weight)),  # type: ignore[union-attr]
