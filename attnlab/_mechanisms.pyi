@@ -16,6 +16,8 @@ from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
 from attnlab.models.latent import *
@@ -28,6 +30,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.performer import *
+from models.performer import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -51,12 +55,14 @@ __all__ = [
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
     "LatentAttention",
     "LinearAttention",
     "LongformerAttention",
     "MultiAttention",
     "MultiQueryAttention",
+    "PerformerAttention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",

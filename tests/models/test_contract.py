@@ -68,6 +68,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("latent", {"positions": "none"}, ()),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    ("performer", {"num_features": 1, "seed": 3}, ()),
     ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
     ("slidingwindow", {"window_size": 1}, ISOLATED),
