@@ -197,6 +197,27 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         """
         return None
 
+    @property
+    def cache_window(self) -> int | None:
+        """The number of last tokens that a causal layer attends to, which are enough to cache; None for all."""
+        return None
+
+    def is_continuous(self, length: int) -> bool:
+        """Whether the output for this length is a continuous function of the tokens and the parameters.
+
+        It is not where keys are selected by rank: rounding may then change which are selected.
+        """
+        return True
+
+    def auxiliary_loss(
+        self, x: Tensor, *, mask: Mask | Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor | None:
+        """Return a loss of this layer that training adds to that of the task; None if it has none.
+
+        Takes the arguments of `forward`. It has no gradient in ``x``.
+        """
+        return None
+
     def make_cache(self, capacity: int, *, window: int | None = None) -> KVCache | RecurrentState:
         """Return an empty cache for incremental decoding.
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from attnlab.network import Network
+from attnlab.network import Network, auxiliary_losses
 from attnlab.tasks.base import TaskData
 from attnlab.training.decay import decayed
 from attnlab.training.hardware import autocast, memory_advice
@@ -161,10 +161,10 @@ class Trainer:
             group["lr"] = rate
         rows = self._rows()
         x, y, lengths = self.train.take(rows)
-        with self.autocast:
+        with self.autocast, auxiliary_losses(self.network) as others:
             loss = self.objective.loss(self.call(x, lengths), y)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(sum(others, loss)).backward()
         if how.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, how.grad_clip)

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.nn.convolution import ShortConvolution
+from attnlab.nn.recurrent import EPS, RecurrentBase
+
 from ..multihead.reference import merge_heads, project_qkv
 from .linear import LinearAttention
 
@@ -45,3 +48,23 @@ def by_document(run: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None)
             left[document] = False
         rows.append(row)
     return torch.stack(rows)
+
+
+def convolved(conv: ShortConvolution | None, x: Tensor) -> Tensor:
+    """The weighted sums of the last tokens, (B, N, C)."""
+    if conv is None:
+        return x
+    out = torch.zeros_like(x) if conv.bias is None else conv.bias.expand_as(x)
+    for back in range(conv.size):
+        out = out + F.pad(x, (0, 0, back, 0))[:, : x.shape[1]] * conv.weight[:, back]
+    return out
+
+
+def normalized_and_gated(layer: RecurrentBase, heads: Tensor, x: Tensor) -> Tensor:
+    """The output (B, N, D) for the outputs of the heads, (B, N, H, w)."""
+    if layer.norm is not None:
+        heads = heads / (heads.square().mean(-1, keepdim=True) + EPS).sqrt() * layer.norm.weight
+    gates: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "swish": F.silu, "sigmoid": torch.sigmoid}
+    gate = heads.flatten(2) if layer.gate is None else layer.gate(x)
+    out: Tensor = layer.output(heads.flatten(2) * gates[layer.output_gate](gate))
+    return out

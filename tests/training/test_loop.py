@@ -11,15 +11,42 @@ from typing import Any
 
 import pytest
 import torch
-from small import TRAIN, KilledError, experiment, last, lines, refused, same, stop_at, task_data, trainer
+from small import (
+    CLASSES,
+    TRAIN,
+    F,
+    KilledError,
+    N,
+    experiment,
+    last,
+    lines,
+    refused,
+    same,
+    settings,
+    stop_at,
+    task_data,
+    trainer,
+)
 
+from attnlab.network import Inputs, Network, Outputs
 from attnlab.training.checkpoint import load_tensors
 from attnlab.training.estimate import estimate
-from attnlab.training.loop import SYNC_EVERY, Progress
+from attnlab.training.loop import SYNC_EVERY, Progress, Trainer
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
 from attnlab.training.schedule import lr_at
 from attnlab.utils.errors import UserError
+
+
+def test_the_auxiliary_loss_of_a_layer_is_trained_too() -> None:
+    torch.manual_seed(0)
+    options = {"num_heads": 2, "top_k": 2}
+    net = Network("dsa", Inputs("vectors", F), Outputs("classes", CLASSES), N, embed_dim=8, layers=2, options=options)
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if ".indexer." in name}
+    Trainer(net, task_data(), settings()).training_step()
+    assert len(before) == 10
+    assert not any(torch.equal(net.get_parameter(name), value) for name, value in before.items())
+
 
 # The same seed, the same weights
 

@@ -1,8 +1,7 @@
-"""The Triton kernels of flash-linear-attention, where they can run."""
+"""The Triton kernels of flash-linear-attention (fla-core), where they can run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 KERNELS = {
-    "linear_attention": ("fla.ops.linear_attn", "chunk_linear_attn"),
-    "retention": ("fla.ops.retention", "chunk_retention"),
+    "linear_attention": ("fla.ops.simple_gla", "chunk_simple_gla"),
+    "retention": ("fla.ops.simple_gla", "chunk_simple_gla"),
     "simple_gla": ("fla.ops.simple_gla", "chunk_simple_gla"),
     "gla": ("fla.ops.gla", "chunk_gla"),
     "delta_rule": ("fla.ops.delta_rule", "chunk_delta_rule"),
@@ -24,71 +22,64 @@ KERNELS = {
 }
 """The module and the function of each recurrence."""
 
+GROUPED = ("gated_delta_rule", "kda")
+"""The kernels that take more value heads than query heads."""
 
-@cache
-def _installed() -> bool:
-    return find_spec("fla") is not None and find_spec("triton") is not None
+DTYPES = (torch.float16, torch.bfloat16)
+"""The kernels multiply float32 matrices in TF32, and two of them refuse float32; ours keep its precision."""
+
+MAX_KEY_WIDTH = 256
+"""The widest keys that all kernels take."""
 
 
-def applies(*inputs: Tensor) -> bool:
-    """Whether the kernels take these tensors: on CUDA, in float32 or less, outside of a trace."""
+def applies(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take these tensors: on CUDA, in half precision, outside of a trace."""
     return (
-        inputs[0].is_cuda
-        and all(x.dtype != torch.float64 for x in inputs)
+        q.is_cuda
+        and q.dtype in DTYPES
+        and q.dtype == k.dtype == v.dtype
+        and q.shape[3] <= MAX_KEY_WIDTH
+        and v.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and _installed()
     )
 
 
+@cache
+def _installed() -> bool:
+    return find_spec("fla") is not None and find_spec("triton") is not None
+
+
 def run(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    cu_seqlens: Tensor | None,
-    gates: dict[str, Tensor],
+    name: str, inputs: dict[str, Tensor], initial_state: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Call the kernel of this recurrence; the arguments are those of `attnlab.ops.scan.functions`."""
+    """Call the kernel of this recurrence.
+
+    Args:
+        name: a key of `KERNELS`.
+        inputs: the tensors of each step by the names of the kernel; the queries are first.
+        initial_state: as for the kernel, in any dtype.
+        options: the other arguments of the kernel.
+    """
     module, function = KERNELS[name]
-    kernel = getattr(import_module(module), function)
-    fixed: dict[str, Any] = {"scale": scale, "output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
-    tensors = {"q": q, "k": k, "v": v, "initial_state": initial_state, **gates}
-    if name == "linear_attention":
-        fixed["normalize"] = False
-    elif name == "retention":
-        del tensors["g"]  # the kernel computes it
-    elif name == "rwkv7":
-        tensors = {{"q": "r", "g": "w"}.get(n, n): x for n, x in tensors.items()}
-    names = list(tensors)
-    out, state = _Kernel.apply(  # type: ignore[no-untyped-call]
-        lambda *inputs: kernel(**dict(zip(names, inputs, strict=True)), **fixed), *tensors.values()
-    )
-    return out, state
+    state = None if initial_state is None else initial_state.float()
+    out, last = getattr(import_module(module), function)(**inputs, initial_state=state, **options)
+    return _FirstDerivative.apply(out), None if last is None else _FirstDerivative.apply(last)  # type: ignore[no-untyped-call]
 
 
-class _Kernel(torch.autograd.Function):
-    """A kernel whose second derivative raises an error: its backward pass cannot be differentiated."""
+class _FirstDerivative(torch.autograd.Function):
+    """The identity; it raises an error for second derivatives, which the kernels would silently leave out."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Callable[..., Any], *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        needed = ctx.needs_input_grad[1:]
-        ctx.inputs = [
-            x.detach().requires_grad_(need) if x is not None else x for x, need in zip(inputs, needed, strict=True)
-        ]
-        with torch.set_grad_enabled(any(needed)):
-            ctx.outputs = kernel(*ctx.inputs)
-        out, state = ctx.outputs
-        return out.detach(), None if state is None else state.detach()
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [x for x in ctx.inputs if x is not None and x.requires_grad]
-        pairs = [(out, g) for out, g in zip(ctx.outputs, gradients, strict=True) if out is not None and g is not None]
-        outs, slopes = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outs, wanted, slopes, allow_unused=True))
-        return None, *(next(found) if x is not None and x.requires_grad else None for x in ctx.inputs)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the kernels of fla-core have no second derivatives (create_graph=True); "
+                "convert the inputs to float32, for which they are not used"
+            )
+        return gradient

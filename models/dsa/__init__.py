@@ -1,0 +1,3 @@
+"""DeepSeek sparse attention."""
+
+from .dsa import DeepSeekSparseAttention as DeepSeekSparseAttention
