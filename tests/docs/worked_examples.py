@@ -180,6 +180,8 @@ EXACT: dict[str, list[Fraction]] = {
     "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
     "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
     "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),
+    "query prefers ω₁": outputs(causal),
+    "query prefers ω₂": outputs(causal, falling),
     "fractions 2/3, 1/2, 4/5": outputs_by_sticks(*FRACTIONS),
     "all scores 0": outputs_by_sticks(*4 * [Fraction(1, 2)]),
     "a token attends to itself": outputs_by_sticks(*FRACTIONS, first=0),
