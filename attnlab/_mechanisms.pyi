@@ -30,6 +30,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.nystrom import *
+from models.nystrom import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -58,6 +60,7 @@ __all__ = [
     "LongformerAttention",
     "MultiAttention",
     "MultiQueryAttention",
+    "NystromAttention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",

@@ -36,6 +36,10 @@ class Attention(SequenceMixer):
     linear_in_weights: ClassVar[bool] = True
     """Whether the output is linear in the attention weights, so that dropout keeps its mean."""
 
+    is_continuous: ClassVar[bool] = True
+    """Whether a small change of the tokens changes the output little: not where a hash chooses the keys, since rounding
+    can then choose others."""
+
     @final
     def attention_weights(
         self,

@@ -54,6 +54,9 @@ much. At α = 2 the derivative jumps there, and rounding decides which weights a
 MIXED = ("low_precision_error_growth",)
 """A mixed key of linformer sums all tokens: the scores grow with the length, and so do their rounding errors."""
 
+NEARLY_SINGULAR = (*EDGES[3:], "higher_derivatives_with_math_backend")
+"""The exact inverse of a nearly singular matrix between the landmarks multiplies every rounding error."""
+
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
@@ -73,6 +76,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("linformer", {"rank": 80, "sharing": "key-value"}, MIXED),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    ("nystrom", {"num_landmarks": 3, "conv_kernel": 3}, ()),
+    ("nystrom", {"num_landmarks": 5, "inverse": "exact"}, NEARLY_SINGULAR),
     ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
     ("slidingwindow", {"window_size": 1}, ISOLATED),

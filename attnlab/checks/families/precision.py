@@ -53,6 +53,7 @@ def growth(case: LayerUnderTest) -> Values:
 
 def _errors(case: LayerUnderTest) -> Errors:
     """The larger of the errors of outputs and gradients; under autocast that of outputs."""
+    case.require_continuity()
     if case not in _cache:
         _cache[case] = {
             (name, length): _error(case, name, length) for name, lengths in LENGTHS.items() for length in lengths
