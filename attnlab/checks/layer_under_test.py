@@ -283,6 +283,11 @@ class LayerUnderTest:
         if pattern is not None and not pattern.is_relative:
             raise NotApplicable("its attention pattern depends on absolute positions")
 
+    def require_continuity(self) -> None:
+        """Raise NotApplicable if rounding can change which keys are attended to."""
+        if not getattr(self._sample, "is_continuous", True):
+            raise NotApplicable("it chooses keys by a hash, and rounding can choose others")
+
     # Inference of options and capabilities
 
     def _fixed(self, name: str) -> Any:

@@ -61,6 +61,7 @@ def growth(case: LayerUnderTest) -> Values:
 
 def _errors(case: LayerUnderTest) -> Errors:
     """The larger of the errors of outputs and gradients; under autocast that of outputs."""
+    case.require_continuity()
     if case not in _cache:
         layer = case.layer()
         _cache[case] = {
