@@ -34,6 +34,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.nsa import *
+from models.nsa import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -66,6 +68,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "NativeSparseAttention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnlab.nn.attention import Card, make_linear
 from attnlab.nn.decay import SelectiveDecay
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -22,13 +22,18 @@ from attnlab.ops.scan.functions import l2_norm
 class GatedDeltaNet(RecurrentBase):
     """``S_t = α_t S_{t-1} + β_t k_t (v_t - (α_t S_{t-1})ᵀ k_t)ᵀ``, ``o_t = S_tᵀ q_t / √d``.
 
-    ``q`` and ``k`` have norm 1. Each head has one ``α = exp(-exp(A) softplus(x W_a + dt))`` and ``β = sigmoid(x W_b)``.
+    ``q`` and ``k`` are divided by their norms. Each token has, per head, a decay ``α = exp(-exp(A) softplus(x W_a +
+    dt))`` and a strength of the correction ``β = sigmoid(x W_b)``.
 
-    Source: Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule", sections 3.1 and 3.4.
+    Source: Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule", sections 3.1 and 3.4; Grazzi et
+    al. 2024, "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues", for ``β`` up to 2.
 
     Args:
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
+        key_dim: d, the width of a query and a key; embed_dim / num_heads by default.
+        value_dim: the width of a value; embed_dim / num_heads by default.
+        allow_neg_eigval: whether β is doubled, up to 2: the transition I - β k kᵀ can then reverse the sign of a value.
         short_conv: the number of tokens of the convolution over queries, keys and values; 0 for none.
         output_norm: whether the output of each head is normalized.
         output_gate: the activation of the output gate: none, sigmoid or swish.
@@ -41,7 +46,7 @@ class GatedDeltaNet(RecurrentBase):
 
     card = Card(
         title="Gated DeltaNet",
-        summary="a decaying state whose value for the current key is corrected",
+        summary="each token lowers all values in the state, and corrects the one at its own key",
         paper="Gated Delta Networks: Improving Mamba2 with Delta Rule",
         authors="Yang et al.",
         year=2024,
@@ -50,8 +55,8 @@ class GatedDeltaNet(RecurrentBase):
         heads="h",
         time="n·d²/h + n·d²",
         memory="n·d",
-        representation="h lower triangular matrices",
-        use_case="long sequences with recall",
+        representation="h signed lower triangular matrices",
+        use_case="long sequences in which values are replaced; linear layers of hybrid networks",
         supports=("causal", "padding", "segments", "cache", "weights"),
         parent="linear",
         weights="signed",
@@ -63,9 +68,12 @@ class GatedDeltaNet(RecurrentBase):
         embed_dim: int,
         num_heads: int = 8,
         *,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        allow_neg_eigval: bool = False,
         short_conv: int = 4,
         output_norm: bool = True,
-        output_gate: GateKind = "swish",
+        output_gate: Literal["none", "sigmoid", "swish"] = "swish",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
@@ -76,6 +84,8 @@ class GatedDeltaNet(RecurrentBase):
         super().__init__(
             embed_dim,
             num_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
             short_conv=short_conv,
             output_norm=output_norm,
             output_gate=output_gate,
@@ -84,6 +94,7 @@ class GatedDeltaNet(RecurrentBase):
             bias=bias,
             **factory,
         )
+        self.allow_neg_eigval = allow_neg_eigval
         self.step = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_a
         self.strength = make_linear(embed_dim, num_heads, bias=False, **factory)  # W_b
         self.decay = SelectiveDecay(num_heads, **factory)  # A, dt
@@ -99,6 +110,7 @@ class GatedDeltaNet(RecurrentBase):
         q = l2_norm(at_least_float32(Q)) / math.sqrt(self.key_dim)
         log_decay = self.decay(self.step(x))[0].transpose(1, 2)
         beta = at_least_float32(self.strength(x)).sigmoid().transpose(1, 2)
+        beta = 2 * beta if self.allow_neg_eigval else beta
         return Recurrence(q, l2_norm(at_least_float32(K)), V, log_decay=log_decay, beta=beta)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.nn.recurrent import RecurrentBase
+
 from ..linear.reference import by_document, convolved, normalized_and_gated
 from .gateddeltanet import GatedDeltaNet
 
@@ -17,20 +19,26 @@ def reference(layer: GatedDeltaNet, x: Tensor, mask: Tensor | None = None) -> Te
 
 def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
     """The output for one document per row, (B, N, D)."""
-    H, N = layer.num_heads, x.shape[1]
-    qkv = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
-    q, k, v = (part.unflatten(-1, (H, -1)) for part in qkv)  # (B, N, H, d)
-        part.unflatten(-1, (H, -1)) for part in F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
-    )  # (B, N, H, d)
-    q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
-    alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()[
-        ..., None, None
-    ]  # (B, N, H, 1, 1)
-    beta = layer.strength(x).sigmoid()[..., None, None]
-    S, heads = q.new_zeros(len(x), H, q.shape[-1], v.shape[-1]), []
+    q, k, v = project(layer, x)
+    alpha = (-layer.decay.log_rate.exp() * F.softplus(layer.step(x) + layer.decay.offset)).exp()  # (B, N, H)
+    beta = layer.strength(x).sigmoid() * (2 if layer.allow_neg_eigval else 1)
+    return normalized_and_gated(layer, delta_rule(q, k, v, alpha, beta), x)
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """What the queries read, (B, N, H, w); ``alpha`` and ``beta`` are (B, N, H)."""
+    (B, N, H, d), outs = q.shape, []
+    S = q.new_zeros(B, H, d, v.shape[-1])
     for t in range(N):
         key, value = k[:, t, :, :, None], v[:, t, :, None]  # (B, H, d, 1), (B, H, 1, w)
-        S = alpha[:, t] * S
-        S = S + beta[:, t] * key @ (value - key.mT @ S)
-        heads.append(q[:, t, :, None] @ S / layer.key_dim**0.5)  # (B, H, 1, w)
-    return normalized_and_gated(layer, torch.cat(heads, 2).transpose(1, 2), x)
+        S = alpha[:, t, :, None, None] * S
+        S = S + beta[:, t, :, None, None] * key @ (value - key.mT @ S)
+        outs.append(q[:, t, :, None] @ S / d**0.5)  # (B, H, 1, w)
+    return torch.cat(outs, 2).transpose(1, 2) if outs else v
+
+
+def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys of norm 1, (B, N, H, d), and values, after the short convolution and SiLU."""
+    parts = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in parts)
+    return *(t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)), v

@@ -73,6 +73,18 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("latent", {"positions": "none"}, ()),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    (
+        "nsa",
+        {"num_heads": 6, "num_kv_heads": 2, "window_size": 2}
+        | {"compress_block": 2, "compress_stride": 1, "select_block": 1, "num_selected": 3},
+        (),
+    ),
+    (
+        "nsa",
+        {"num_heads": 2, "positions": "rotary", "window_size": 1}
+        | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
+        (),
+    ),
     ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
     ("slidingwindow", {"window_size": 1}, ISOLATED),
