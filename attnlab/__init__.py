@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from attnlab.training.runs import load
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "Card", "KVCache", "Network", "__version__", "check_attention", "explain_path", "load", "masks"]
+__all__ = [
+    "Attention",
+    "Card",
+    "KVCache",
+    "Network",
+    "__version__",
+    "check_attention",
+    "explain_path",
+    "load",
+    "masks",
+    "ops",
+]
 if TYPE_CHECKING:
     __all__ += _mechanisms.__all__
 
@@ -48,8 +59,8 @@ def __getattr__(name: str) -> Any:
     from attnlab.catalog import spelling
     from attnlab.utils.extras import needed_by
 
-    if name == "masks":
-        return import_module("attnlab.masks")
+    if name in ("masks", "ops"):
+        return import_module(f"attnlab.{name}")
     module = _MODULES.get(name)
     if module is None and name[:1].isupper() and name in (classes := spelling.mechanisms()):
         module = f"attnlab.models.{classes[name]}"

@@ -8,6 +8,8 @@ from attnlab.models.bigbird import *
 from models.bigbird import *
 from attnlab.models.chunked import *
 from models.chunked import *
+from attnlab.models.deltanet import *
+from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
 from attnlab.models.dsa import *
@@ -20,12 +22,18 @@ from attnlab.models.gated import *
 from models.gated import *
 from attnlab.models.gateddeltanet import *
 from models.gateddeltanet import *
+from attnlab.models.gatedlinear import *
+from models.gatedlinear import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
+from attnlab.models.kimidelta import *
+from models.kimidelta import *
 from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
 from models.linear import *
+from attnlab.models.linformer import *
+from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
 from attnlab.models.mamba2 import *
@@ -36,6 +44,10 @@ from attnlab.models.multiquery import *
 from models.multiquery import *
 from attnlab.models.nsa import *
 from models.nsa import *
+from attnlab.models.retention import *
+from models.retention import *
+from attnlab.models.rwkv7 import *
+from models.rwkv7 import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -56,19 +68,25 @@ __all__ = [
     "BigBirdAttention",
     "ChunkedAttention",
     "DeepSeekSparseAttention",
+    "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
+    "LinformerAttention",
     "LongformerAttention",
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
     "NativeSparseAttention",
+    "RWKV7",
+    "Retention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",

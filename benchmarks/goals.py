@@ -34,5 +34,23 @@ GOALS = [
     Goal("grouped", "SDPA, `enable_gqa`", "one token after 2,048, 2 of 8 key heads", "1.6×", "decoding"),
     Goal("dropout", "SDPA with dropout", "training, up to 512 tokens", "1.25×", "cores"),
     Goal("growth", "1,024 to 8,192 tokens", "sliding window and linear attention", "at most N^1.15", "length"),
+    Goal(
+        "transformers-delta",
+        "transformers, plain gated delta rule",
+        "4,096 tokens",
+        "1.5×, training 1.3×",
+        "recurrences",
+    ),
+    Goal("transformers-mamba2", "transformers, scan of Mamba-2", "2,048 tokens, forward", "1.5×", "recurrences"),
+    Goal("fla", "fla, naive functions", "each recurrence, 2,048 tokens, forward", "2×", "recurrences"),
+    Goal("crossover", "our multihead", "each recurrence, training", "faster from 1,024 tokens", "recurrences"),
+    Goal("recurrent-growth", "1,024 to 32,768 tokens", "each recurrence, training", "at most N^1.15", "recurrences"),
+    Goal(
+        "recurrent-decoding",
+        "our multihead and its KV cache",
+        "each recurrence, one token after 8,192",
+        "1.0×, 1/10 of the memory",
+        "recurrences",
+    ),
     Goal("cards", "cost formula of the card", "every mechanism, 1,024 to 8,192 tokens", "formula", "mechanisms"),
 ]

@@ -7,8 +7,11 @@ import importlib.util
 import warnings
 from typing import Any
 
-PACKAGES = ("x-transformers", "transformers", "keras", "local-attention", "performer-pytorch")
+PACKAGES = ("x-transformers", "transformers", "keras", "local-attention", "performer-pytorch", "fla-core", "einops")
 """The packages of the extra ``bench``."""
+
+MODULES = {"fla-core": "fla"}
+"""The modules whose names differ from those of their packages by more than hyphens."""
 
 
 class MissingPeerError(Exception):
@@ -17,7 +20,7 @@ class MissingPeerError(Exception):
 
 def module_of(package: str) -> str:
     """The name that the package is imported by."""
-    return package.replace("-", "_")
+    return MODULES.get(package, package.replace("-", "_"))
 
 
 def load(package: str, module: str = "") -> Any:

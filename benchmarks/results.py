@@ -178,7 +178,7 @@ class Result:
 
 
 def megabytes(size: float) -> str:
-    return f"{size / 2**20:,.0f} MB"
+    return f"{size / 2**20:,.0f} MB" if size >= 2**20 else f"{size / 2**10:,.0f} kB"
 
 
 def write(result: Result, folder: Path) -> Path:

@@ -23,11 +23,12 @@ from torch import Tensor
 from attnlab.analysis.bootstrap import Change, paired_bootstrap, per_example_metric
 from attnlab.analysis.importance import (
     HeadIndex,
-    attention_layers,
     importance,
+    layers_with_heads,
     mean_heads,
     pruning_order,
     select_heads,
+    without_heads,
 )
 from attnlab.network import Network
 from attnlab.network.pruning import edit_heads
@@ -56,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Study:
-    """The result of `study`; ``whole`` is the metric with all heads."""
+    """The result of `study`; ``whole`` is the metric with all heads, ``note`` names the layers without heads."""
 
     metric: str
     whole: float
@@ -65,6 +66,7 @@ class Study:
     ablation: str
     training_examples: int
     validation_examples: int
+    note: str = ""
 
     def plan(self, share: float) -> dict[int, list[int]]:
         """The least important heads up to a share of all, by layer; see `select_heads`."""
@@ -85,7 +87,7 @@ def study(
     """Importance, ablation of each head, and the curve of pruning the least important heads first.
 
     Args:
-        network: with multi-head attention; it is not changed.
+        network: with multi-head attention, at least in some layers; it is not changed.
         task_data: the data it was trained on.
         examples: training examples for importance and means, drawn by ``seed``.
         ablation: what replaces the output of an ablated head, ``zero`` or ``mean``; always zero along the curve,
@@ -96,19 +98,19 @@ def study(
         progress: called with the number of finished passes over the validation data and their total.
 
     Raises:
-        UnsupportedError: for a mechanism without separable heads.
+        UnsupportedError: for a network without a layer with separable heads.
         ValueError: for less than one example, or an unknown ``ablation``.
     """
     if ablation not in ("zero", "mean"):
         raise ValueError(f"ablation must be 'zero' or 'mean', not {ablation!r}")
-    objective, layers = Objective.of(task_data).additive(), attention_layers(network)
+    objective, layers = Objective.of(task_data).additive(), layers_with_heads(network)
     if examples < 1:
         raise ValueError(f"importance needs at least 1 training example, not {examples}")
     order = torch.randperm(len(task_data.train.x), generator=torch.Generator().manual_seed(seed))
     sample = task_data.train.take(order[:examples].sort().values)
     importances = importance(network, sample, objective, batch_size=batch_size)
     means = mean_heads(network, sample, batch_size=batch_size) if ablation == "mean" else None
-    indices = [(i, head) for i, layer in enumerate(layers) for head in range(layer.num_heads)]
+    indices = [(i, head) for i, layer in layers.items() for head in range(layer.num_heads)]
     steps = pruning_order(network, importances)
     pruned = list(accumulate(steps))
 
@@ -138,6 +140,7 @@ def study(
         ablation=ablation,
         training_examples=len(sample.x),
         validation_examples=len(task_data.validation.x),
+        note=without_heads(network),
     )
 
 
@@ -145,7 +148,7 @@ def study(
 def without(network: Network, heads: Sequence[HeadIndex], means: Sequence[Tensor] | None = None) -> Iterator[None]:
     """Replace the output of these heads by zero, or by ``means`` ((H, d) for each layer), inside the context."""
     with ExitStack() as stack:
-        for i, layer in enumerate(attention_layers(network)):
+        for i, layer in layers_with_heads(network).items():
             ablated = torch.zeros(layer.num_heads, 1, dtype=torch.bool, device=next(network.parameters()).device)
             ablated[[head for index, head in heads if index == i]] = True
             if ablated.any():

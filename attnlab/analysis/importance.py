@@ -7,13 +7,13 @@ Axes: B batch, N length, H heads, d head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab.network import Network
 from attnlab.network.pruning import edit_heads
@@ -26,9 +26,30 @@ HeadIndex = tuple[int, int]
 """The layer of a head and its index in the layer, both counted from 0."""
 
 
-def attention_layers(network: Network) -> list[MultiHeadBase]:
-    """The network's attention layers; raises UnsupportedError for a mechanism without separable heads."""
-    return [as_multihead(layer) for layer in network.mechanisms()]
+def layers_with_heads(network: Network) -> dict[int, MultiHeadBase]:
+    """The layers with separable heads, by their index; raises UnsupportedError if there is none."""
+    layers = network.mechanisms()
+    found = {i: layer for i, layer in enumerate(layers) if isinstance(layer, MultiHeadBase)}
+    if layers and not found:
+        as_multihead(layers[0])  # raises
+    return found
+
+
+def without_heads(network: Network) -> str:
+    """One line that names the layers without separable heads, which stay whole; empty if there is none."""
+    return layers_without(
+        "separate heads, so these layers stay whole",
+        {i: layer for i, layer in enumerate(network.mechanisms()) if not isinstance(layer, MultiHeadBase)},
+    )
+
+
+def layers_without(what: str, layers: Mapping[int, nn.Module]) -> str:
+    """One line that says that these layers have no ``what``; empty without layers."""
+    indices: dict[str, list[str]] = {}
+    for i, layer in layers.items():
+        indices.setdefault(type(layer).__name__, []).append(str(i))
+    names = [f"layer{'s' * (len(each) > 1)} {', '.join(each)} ({name})" for name, each in indices.items()]
+    return f"no {what}: {', '.join(names)}" if layers else ""
 
 
 def importance(
@@ -46,12 +67,13 @@ def importance(
         normalised: divide by the l2 norm of each layer, as in the paper, to make layers comparable.
 
     Returns:
-        (H,) for each layer, in float64 on the CPU.
+        (H,) for each layer, in float64 on the CPU; (0,) for a layer without separable heads.
 
     Raises:
-        UnsupportedError: for a mechanism without separable heads.
+        UnsupportedError: for a network without a layer with separable heads.
     """
-    layers = attention_layers(network)
+    by_index = layers_with_heads(network)
+    layers = [*by_index.values()]
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers]
     with torch.enable_grad(), _unpacked_eval_mode(network, layers):
         like = next(network.parameters()).detach()
@@ -66,13 +88,16 @@ def importance(
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient.abs().sum(0).flatten().double().cpu()
     means = [total / max(len(split.x), 1) for total in sums]
-    return [m / m.norm().clamp(min=torch.finfo(m.dtype).tiny) for m in means] if normalised else means
+    if normalised:
+        means = [m / m.norm().clamp(min=torch.finfo(m.dtype).tiny) for m in means]
+    return _for_all_layers(network, dict(zip(by_index, means, strict=True)), torch.zeros(0, dtype=torch.float64))
 
 
 @torch.no_grad()
 def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list[Tensor]:
-    """The mean output of each head over all real tokens, (H, d) for each layer."""
-    layers = attention_layers(network)
+    """The mean output of each head over all real tokens, (H, d) for each layer; (0, 0) without separable heads."""
+    by_index = layers_with_heads(network)
+    layers = [*by_index.values()]
     like = next(network.parameters())
     sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
     count = 0
@@ -86,7 +111,8 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
                 for layer, total in zip(layers, sums, strict=True):
                     stack.enter_context(edit_heads(layer, partial(_accumulate, total, real)))
                 network(x, lengths)
-    return [total / max(count, 1) for total in sums]
+    means = [total / max(count, 1) for total in sums]
+    return _for_all_layers(network, dict(zip(by_index, means, strict=True)), like.new_zeros(0, 0))
 
 
 def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple[HeadIndex, ...]]:
@@ -96,7 +122,8 @@ def pruning_order(network: Network, importances: Sequence[Tensor]) -> list[tuple
     step, and its importance is the mean over its heads.
     """
     ranked = []
-    for i, (layer, values) in enumerate(zip(attention_layers(network), importances, strict=True)):
+    for i, layer in layers_with_heads(network).items():
+        values = importances[i]
         groups = layer.num_kv_heads if layer.num_kv_heads > 1 else layer.num_heads
         size = layer.num_heads // groups
         units = sorted((float(values[g * size : (g + 1) * size].mean()), i, g, size) for g in range(groups))
@@ -126,6 +153,11 @@ def select_heads(steps: Sequence[tuple[HeadIndex, ...]], share: float, *, num_he
         for layer, head in step if pruned <= most else ():
             heads.setdefault(layer, []).append(head)
     return heads
+
+
+def _for_all_layers(network: Network, by_index: Mapping[int, Tensor], otherwise: Tensor) -> list[Tensor]:
+    """The values of every layer, ``otherwise`` for those without heads."""
+    return [by_index.get(i, otherwise) for i in range(len(network.blocks))]
 
 
 def _accumulate(total: Tensor, real: Tensor, heads: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attnlab.analysis.heads import Study, study
-from attnlab.analysis.importance import attention_layers, pruning_order, select_heads
+from attnlab.analysis.importance import layers_with_heads, pruning_order, select_heads
 from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import UnsupportedError
 from attnlab.training import hardware
@@ -26,16 +26,16 @@ def study_run(
     """A run's data and best network, and the `study` of its heads with these ``options``.
 
     Raises:
-        UserError: for a run without a network or a damaged one, a mechanism without separable heads, or a ``share`` of
+        UserError: for a run without a network or a damaged one, a network without separable heads, or a ``share`` of
             the heads that cannot be pruned afterwards.
     """
     experiment = reopen(run, device)
     network = experiment.network
     try:
         if share is not None:
-            counts = [layer.num_heads for layer in attention_layers(network)]
-            steps = pruning_order(network, [torch.zeros(count) for count in counts])
-            select_heads(steps, share, num_heads=sum(counts))
+            counts = {i: layer.num_heads for i, layer in layers_with_heads(network).items()}
+            steps = pruning_order(network, [torch.zeros(counts.get(i, 0)) for i in range(len(network.blocks))])
+            select_heads(steps, share, num_heads=sum(counts.values()))
         with hardware.memory_advice(experiment.eval_batch_size):
             result = study(
                 network,

@@ -78,7 +78,15 @@ def current_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if an option is given under both names.
     """
-    renamed = entry(name).renamed
+    return with_current_names(options, entry(name).renamed)
+
+
+def with_current_names(options: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Return ``options`` with old names replaced by the new ones in ``renamed``.
+
+    Raises:
+        UserError: if an option is given under both names.
+    """
     for old in renamed.keys() & options.keys():
         if renamed[old] in options:
             raise UserError(f"{old} is the old name of {renamed[old]}; give {renamed[old]} alone")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ import tyro
 from tyro.conf import arg
 
 from attnlab import tasks
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
+from attnlab.catalog.source import Option
 from attnlab.cli._invocation import trainer
 from attnlab.cli._parse import parse, rename_flags
 from attnlab.training.paths import absolute
@@ -28,11 +30,15 @@ from attnlab.training.settings import (
     check,
     current_names,
     defaults,
+    flag_name,
     mechanism_options,
+    option_flags,
     option_type,
     read_config,
+    renamed_flags,
+    spellings,
 )
-from attnlab.utils.errors import UserError
+from attnlab.utils.errors import UnknownNameError, UserError
 
 DESCRIPTION = """Train an attention mechanism on real data and compare it with baselines.
 
@@ -40,6 +46,12 @@ For example:
   {trainer} --model multihead --embed_dim 128 --num_heads 8 --epochs 200
 """
 
+
+OPTIONS = "mechanism"
+"""The group of the flags with the options of the mechanism; in a pattern each has its own, ``mechanism_NAME``."""
+SHARED_OPTIONS = (
+    "Options for all layers. A plain flag, such as --num_heads, sets an option of every mechanism that has it."
+)
 
 RENAMED = {"clip": "grad_clip"}
 """Old names of flags, which are accepted for one version."""
@@ -87,13 +99,18 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
     """
     base = _base_settings(arguments)
     model = base.model.model
-    registry.current_names(model, dict.fromkeys(given_flags(arguments)))  # refuses the old and the new name together
-    arguments = rename_flags(arguments, RENAMED | dict(registry.entry(model).renamed))
-    given = given_flags(arguments)
-    _refuse_options_of_other_models(given, model)
-    rest, lists = _split_lists(arguments)
+    renamed = renamed_flags(model)
+    registry.with_current_names(dict.fromkeys(given_flags(arguments)), renamed)  # refuses both names of an option
+    arguments = rename_flags(arguments, RENAMED | renamed)
+    _refuse_options_of_other_models(given_flags(arguments), model)
+    expanded = _for_each_mechanism(arguments, model)
+    given = given_flags(expanded)
+    rest, lists = _split_lists(expanded)
     parsed = parse(_interface(base), rest, command=trainer(), description=DESCRIPTION.format(trainer=trainer()))
-    options = dataclasses.asdict(parsed.mechanism) if mechanism_options(model) else {}
+    options = {
+        flag: getattr(getattr(parsed, _group_of(flag, name, option)), option.name)
+        for flag, (name, option) in option_flags(model).items()
+    }
     settings = Settings(
         dataclasses.replace(parsed.model, options=options), parsed.data, parsed.training, parsed.hardware
     )
@@ -122,9 +139,38 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
 
 def given_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the arguments, with underscores and without ``no_``."""
-    names = {a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
-    names = {name.removeprefix("no_") for name in names}
+    names = {_parse_flag(argument)[0] for argument in arguments if argument.startswith("--")}
     return {ALIASES.get(name, name) for name in names}
+
+
+def _parse_flag(argument: str) -> tuple[str, bool]:
+    """The name of a flag, and whether it is negated: ``--model.linear.no_bias`` negates ``model.linear.bias``."""
+    before, dot, name = argument[2:].split("=")[0].replace("-", "_").rpartition(".")
+    return f"{before}{dot}{name.removeprefix('no_')}", name.startswith("no_")
+
+
+def _for_each_mechanism(arguments: Sequence[str], model: str) -> list[str]:
+    """The arguments with flags such as ``--num_heads`` repeated for each mechanism of a pattern; see `spellings`.
+
+    A flag of one mechanism takes precedence, wherever it is.
+    """
+    spelled, given = spellings(model), given_flags(arguments)
+    groups: list[list[str]] = []  # each flag with its values
+    for argument in arguments:
+        if not groups or argument.startswith("--") or argument == "-h":
+            groups.append([])
+        groups[-1].append(argument)
+    expanded: list[str] = []
+    for flag, *values in groups:
+        name, negated = _parse_flag(flag)
+        if not flag.startswith("--") or name not in spelled:
+            expanded += [flag, *values]
+            continue
+        _, equals, value = flag.partition("=")
+        for target in spelled[name]:
+            if target not in given:
+                expanded += [f"--{flag_name(target, negated=negated)}{equals}{value}", *values]
+    return expanded
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -189,18 +235,19 @@ def _interface(base: Settings) -> type[Any]:
     """A dataclass of the groups of flags, with ``base`` as their defaults."""
     model = base.model.model
     values = {"model": base.model, "data": base.data, "training": base.training, "hardware": base.hardware}
-    options = [
-        (
-            option.name,
-            Annotated[option_type(option, model), arg(help=option.help)],
-            field(default=base.model.options.get(option.name, tyro.MISSING)),
-        )
-        for option in mechanism_options(model)
-    ]
-    if options:
-        mechanism = dataclasses.make_dataclass("Mechanism", options)
-        mechanism.__doc__ = f"Options for {model}."
-        values = {"model": base.model, "mechanism": mechanism(), **values}
+    options: dict[str, list[Any]] = {}
+    for flag, (name, option) in option_flags(model).items():
+        kind: Any = Annotated[option_type(option, name), arg(name=flag, help=option.help)]
+        default = field(default=base.model.options.get(flag, tyro.MISSING))
+        options.setdefault(_group_of(flag, name, option), []).append((option.name, kind, default))
+    for group, listed in options.items():
+        mechanism = dataclasses.make_dataclass("Mechanism", listed)
+        name = group.removeprefix(OPTIONS).removeprefix("_")
+        mechanism.__doc__ = f"Options for {name or model}."
+        if not name and len(options) > 1:
+            mechanism.__doc__ = SHARED_OPTIONS
+        values[group] = mechanism()
+    values = {"model": values.pop("model"), **{group: values.pop(group) for group in options}, **values}
     groups = [
         (name, type(value), field(default_factory=partial(copy.copy, value)))
         for name, value in {**values, "output": Output()}.items()
@@ -208,19 +255,44 @@ def _interface(base: Settings) -> type[Any]:
     return dataclasses.make_dataclass("Train", groups)
 
 
+def _group_of(flag: str, mechanism: str, option: Option) -> str:
+    """The group of an option's flag: that of its mechanism in a pattern, else the only one."""
+    return OPTIONS if flag == option.name else f"{OPTIONS}_{mechanism}"
+
+
 def _refuse_options_of_other_models(given: set[str], model: str) -> None:
-    """Name the models that have an option which the chosen one lacks."""
-    known = {option.name for option in registry.entry(model).options}
+    """Name the models that have an option which the chosen ones lack."""
+    names = pattern.mechanisms(model)
+    known = {option.name for name in names for option in registry.entry(name).options}
+    known |= {*option_flags(model), *spellings(model)}
     unknown = given - known - set(Settings().flat()) - {f.name for f in dataclasses.fields(Output)}
     if not unknown:  # reading the source of every mechanism takes time
         return
+    for flag in sorted(unknown):
+        _refuse_option_of_a_mechanism(flag, names, model)
     models: dict[str, list[str]] = {}
     for name in registry.names():
         with contextlib.suppress(UserError):
             for option in registry.entry(name).options:
                 models.setdefault(option.name, []).append(name)
     for flag in sorted(unknown & set(models)):
-        raise UserError(f"{model} has no option {flag}; models that have it: {', '.join(models[flag])}")
+        lacks = f"{model} has no option" if len(names) == 1 else f"no mechanism of {model} has an option"
+        raise UserError(f"{lacks} {flag}; models that have it: {', '.join(models[flag])}")
+
+
+def _refuse_option_of_a_mechanism(flag: str, names: Sequence[str], model: str) -> None:
+    """Explain an unknown ``model.MECHANISM.OPTION``."""
+    if not (parts := re.fullmatch(r"model\.(\w+)\.(\w+)", flag)):
+        return
+    name, option = parts.groups()
+    if name not in names:
+        known = list(dict.fromkeys([*names, *registry.names()]))
+        if name in known:
+            raise UserError(f"--{flag} is an option of {name}, but the model is {model}")
+        raise UnknownNameError("model", name, known)
+    if option == "causal":
+        raise UserError(f"causal is one setting of all layers; give --causal in place of --{flag}")
+    raise UnknownNameError(f"option of {name}", option, [o.name for o in mechanism_options(name)])
 
 
 def _refuse_changes(settings: Settings, base: Settings, output: Output, given: set[str]) -> None:

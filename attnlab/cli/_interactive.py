@@ -18,10 +18,10 @@ from typing import Any
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.cli._console import say
-from attnlab.cli._flags import given_flags, parse_train_args
+from attnlab.cli._flags import TrainArgs, given_flags, parse_train_args
 from attnlab.cli._format import command_line
 from attnlab.nn.attention import divisors_near
-from attnlab.training.settings import Settings, choices_of
+from attnlab.training.settings import Settings, choices_of, flag_name, option_flags
 from attnlab.utils.errors import UnknownNameError, UserError
 from attnlab.utils.escape import one_line, visible
 
@@ -92,6 +92,7 @@ class _Dialogue:
     def __init__(self, arguments: list[str], prompt: Callable[[Question, Validator], str]) -> None:
         self.arguments = arguments
         self.prompt = prompt
+        self._last: tuple[tuple[str, ...], TrainArgs] | None = None
 
     def run(self) -> list[str]:
         """Ask every question that the arguments leave open."""
@@ -117,8 +118,11 @@ class _Dialogue:
         """The settings so far."""
         return self._parse().settings
 
-    def _parse(self, *more: str) -> Any:
-        return parse_train_args([*self.arguments, *more], validate=False)
+    def _parse(self, *more: str) -> TrainArgs:
+        words = (*self.arguments, *more)
+        if self._last is None or self._last[0] != words:  # parsing takes a moment
+            self._last = words, parse_train_args(words, validate=False)
+        return self._last[1]
 
     def _ask(
         self,
@@ -131,7 +135,7 @@ class _Dialogue:
         validator: Validator = lambda _: None,
     ) -> str:
         """The answer, already added to the arguments; empty if the flag was given."""
-        if name in given_flags(self.arguments):
+        if name in self._parse().given:
             return ""
         question = Question(name, text, str(default), choices or {}, open)
 
@@ -145,7 +149,8 @@ class _Dialogue:
 
     def _ask_for_model_and_data(self) -> None:
         models = {name: registry.entry(name).card.summary for name in registry.names()}
-        self._ask("model", "the mechanism", "multihead" if "multihead" in models else next(iter(models)), models)
+        text = 'the mechanism, or a pattern of several such as "3*linear,multihead"'
+        self._ask("model", text, "multihead" if "multihead" in models else next(iter(models)), models, open=True)
         entries = [tasks.entry(name) for name in tasks.names()]
         suffixes = " ".join(suffix for entry in entries for suffix in entry.suffixes)
         if "data" not in given_flags(self.arguments):
@@ -165,21 +170,21 @@ class _Dialogue:
 
     def _ask_for_mechanism_options(self) -> None:
         model = self.settings.model
-        for option in registry.entry(model.model).options:
-            if option.name not in model.options or option.name == "causal":
+        for flag, (name, option) in option_flags(model.model).items():
+            if flag not in model.options or option.name == "causal":
                 continue
-            default, choices = model.options[option.name], choices_of(option, model.model)
+            default, choices = model.options[flag], choices_of(option, name)
             if option.name == "num_heads" and model.embed_dim % default:  # the largest count below that divides
                 default = max(n for n in divisors_near(model.embed_dim, default, 2) if n <= default or n == 1)
             if isinstance(default, bool):
                 default = "yes" if default else "no"
             self._ask(
-                option.name,
-                f"{option.help.rstrip('.')} ({option.name})",
+                flag,
+                f"{option.help.rstrip('.')} ({flag})",
                 "" if default is None else default,
                 dict.fromkeys(choices.names, ""),
                 open=choices.open,
-                validator=partial(self._check_option, option.name),
+                validator=partial(self._check_option, flag),
             )
 
     def _check_target(self, target: str) -> None:
@@ -192,9 +197,12 @@ class _Dialogue:
         import torch
 
         model = self._parse(*([f"--{name}={answer}"] if answer not in ("", "yes", "no") else [])).settings.model
+        flags = option_flags(model.model)
+        mechanism = flags[name][0]
+        options = {o.name: model.options[flag] for flag, (of, o) in flags.items() if of == mechanism}
         try:
             with torch.device("meta"):  # allocates nothing
-                registry.load(model.model)(embed_dim=model.embed_dim, **model.options)
+                registry.load(mechanism)(embed_dim=model.embed_dim, **options)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from None
 
@@ -203,7 +211,7 @@ def _as_flag(question: Question, answer: str) -> list[str]:
     if answer in ("", MY_FILE):
         return []
     if set(question.choices) == {"yes", "no"}:
-        return [f"--{question.name}" if answer == "yes" else f"--no_{question.name}"]
+        return [f"--{flag_name(question.name, negated=answer == 'no')}"]
     return [f"--{question.name}={answer}"]
 
 

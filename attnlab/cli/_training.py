@@ -14,22 +14,26 @@ import torch
 from rich.text import Text
 
 from attnlab import tasks
+from attnlab.catalog import pattern
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._flags import Output, TrainArgs
 from attnlab.cli._format import duration, show_result
 from attnlab.cli._invocation import program, python, short, trainer
 from attnlab.cli._progress import Display
+from attnlab.network import Network
 from attnlab.tasks.base import ColumnUse
 from attnlab.tasks.metrics import METRICS
 from attnlab.training import folder, runs
 from attnlab.training.estimate import estimate
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.extension import check_extension, extends, extension_summary, stopped_at
+from attnlab.training.generate import caches_of_one_token
 from attnlab.training.hardware import warnings
 from attnlab.training.initial import check_weights
 from attnlab.training.report import number
 from attnlab.training.runs import Run
 from attnlab.training.schedule import schedule
+from attnlab.training.settings import Model, option_flags
 from attnlab.training.train import start
 from attnlab.training.train import train as train_experiment
 from attnlab.utils.escape import one_line, shell_word
@@ -142,20 +146,23 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
     training, model = settings.training, settings.model
     length = data.train.x.shape[1] if data.train.lengths is None else float(data.train.lengths.float().mean())
     planned, batch = schedule(training, data), min(training.batch_size, len(data.train.x))
-    options = "".join(f", {k} {v}" for k, v in model.options.items() if v not in (None, False))
     epochs = "" if training.epochs is None else f" ({_count(training.epochs, 'epoch')})"
     tokens = f"{planned.steps * batch * length:,.0f} tokens{epochs}"
     examples = f"{planned.validation_examples:,} validation examples"
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if experiment.device.type == "cpu" else ""
-    attention = sum(p.numel() for p in experiment.network.mechanisms()[0].parameters())
+    names = pattern.layer_names(model.model, model.layers)
+    mechanisms = dict(zip(names, experiment.network.mechanisms(), strict=True))
+    sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in mechanisms.items()}
+    each = ", ".join(f"{size:,} in each {n if len(sizes) > 1 else 'attention'} layer" for n, size in sizes.items())
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     every = "step" if planned.evaluate_every == 1 else f"{planned.evaluate_every:,} steps"
     lines = [
         ("task", f"{settings.data.task}: {tasks.entry(settings.data.task).summary}"),
         ("data", " / ".join(f"{len(split.x):,} {name}" for name, split in splits.items())),
         *(("", line) for line in data.summary_lines),
-        ("network", f"{model.model}: {_count(model.layers, 'layer')}, embed_dim {model.embed_dim}{options}"),
-        ("", f"{experiment.parameters:,} parameters, {attention:,} in each attention layer"),
+        *_describe_network(model),
+        ("", f"{experiment.parameters:,} parameters, {each}"),
+        *_describe_caches(experiment.network),
         ("training", f"{_count(planned.steps, 'step')} of {batch:,} sequences, {tokens}"),
         ("", f"evaluated every {every} on {examples}, by {METRICS[data.metric].label}"),
         ("hardware", f"{experiment.device}{threads}, {settings.hardware.precision}"),
@@ -169,6 +176,26 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
     # Computed before training, so that a failure costs no training.
     scores = [f"{b.name} {number(data.metric, b.values.get(data.metric))}" for b in experiment.baselines]
     console.print(f"  {'baselines':<9} {', '.join(scores)}")
+
+
+def _describe_network(model: Model) -> list[tuple[str, str]]:
+    """The first lines about the network; those of a pattern have a line for each mechanism."""
+    options: dict[str, str] = {}
+    for flag, (name, option) in option_flags(model.model).items():
+        if model.options[flag] not in (None, False):
+            group = "" if flag == option.name else name
+            options[group] = f"{options.get(group, '')}, {option.name} {model.options[flag]}"
+    network = f"{model.model}: {_count(model.layers, 'layer')}, embed_dim {model.embed_dim}{options.pop('', '')}"
+    return [("network", network), *(("", f"{name}: {text[2:]}") for name, text in options.items())]
+
+
+def _describe_caches(network: Network) -> list[tuple[str, str]]:
+    """The line about the memory of decoding; none for a network that decodes without caches."""
+    if not (caches := caches_of_one_token(network)):
+        return []
+    sizes = (caches.bytes_per_token, "token"), (caches.bytes_per_sequence, "sequence")
+    parts = [f"{size:,} bytes per {noun}" for size, noun in sizes if size]
+    return [("", f"decoding with a cache of {' and '.join(parts)}")]
 
 
 def _count(n: int, noun: str) -> str:

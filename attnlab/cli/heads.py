@@ -115,6 +115,8 @@ def _print(console: Console, title: str, study: Study, pruned: dict[str, Any] | 
         f"{study.validation_examples:,} validation examples; the test data were not used",
         style="dim",
     )
+    if study.note:
+        console.print(f"  {study.note}", style="dim")
     if pruned is not None:
         heads = _join((layer, head) for layer, kept in sorted(pruned["heads"].items()) for head in sorted(kept))
         console.print(

@@ -48,10 +48,13 @@ def save(figure: Figure, path: Path) -> Path:
 def draw_heat_maps(
     figure: Figure, axes: Sequence[Axes], matrices: Sequence[Matrix], labels: Sequence[str], titles: Sequence[str]
 ) -> None:
-    """Attention matrices with query positions as rows, key positions as columns, and one shared colour bar."""
+    """Attention matrices with query positions as rows, key positions as columns, and one shared colour bar.
+
+    The colours range up to 1, or up to the largest weight if that is above 1, or so small that 1 would leave it pale.
+    """
     lowest = min(min(map(min, matrix)) for matrix in matrices)
-    highest = max(max(map(max, matrix)) for matrix in matrices)
-    limit = max(1.0, highest)
+    largest = max(-lowest, *(max(map(max, matrix)) for matrix in matrices))
+    limit = largest if 0 < largest < 0.5 else max(1.0, largest)
     font_size = 8 if len(labels) <= 10 or len(axes) <= 4 else 5.5
     colour_map, lower_limit = ("RdBu", -limit) if lowest < -0.01 else ("Blues", 0.0)
     for ax, matrix, title in zip(axes, matrices, titles, strict=True):

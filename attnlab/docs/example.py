@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.catalog import registry
 from attnlab.network import Block, Inputs, Network, Outputs, auxiliary_losses
 from attnlab.nn.attention import Attention
 from attnlab.tasks.base import IGNORE
@@ -19,6 +20,9 @@ TEXT = "blacksmith blacksmith"
 LENGTH = 24  # of a training text
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 SPACE = LETTERS.index(" ")
+SYMBOLS = LETTERS + "_"
+BLANK = SYMBOLS.index("_")
+BLANKED = TEXT[:-10] + "bl_cksm_th"  # the text of a mechanism that cannot be causal
 LEARNED = 0.999  # the accuracy at which training stops
 STEPS_PER_CHECK = 100
 
@@ -49,7 +53,13 @@ class Example(NamedTuple):
 
 
 def train_example(
-    model: str, *, text: str = TEXT, words: Words = DEFAULT_WORDS, max_steps: int = 3000, seed: int = 0, **options: Any
+    model: str,
+    *,
+    text: str | None = None,
+    words: Words = DEFAULT_WORDS,
+    max_steps: int = 3000,
+    seed: int = 0,
+    **options: Any,
 ) -> Example:
     """Train a causal network of two layers, 32 wide, to repeat a word, until its accuracy is 99.9 %.
 
@@ -57,26 +67,32 @@ def train_example(
     draws 64 new texts, so no text can be memorized. The loss covers the letters from the first repetition on.
     Training takes a few seconds on one core; the same seed gives the same network.
 
+    The network of a mechanism that cannot be causal fills gaps instead: half of the letters after the first word are
+    replaced by a blank, and the loss covers these.
+
     Args:
         model: the mechanism.
-        text: the text whose attention weights are returned.
+        text: the text whose attention weights are returned; `TEXT` or `BLANKED` by default.
         words: shorter words for mechanisms with a narrow attention pattern, and ``restart`` for one that cannot
             attend beyond fixed boundaries.
         max_steps: stop after so many steps even if the task is not learned.
         seed: of the parameters and the training texts.
         **options: of the mechanism.
     """
+    causal = "causal" in registry.entry(model).card.supports
+    symbols = len(LETTERS if causal else SYMBOLS)
+    text = text or (TEXT if causal else BLANKED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(
             model,
-            Inputs("tokens", len(LETTERS)),
-            Outputs("tokens", len(LETTERS)),
+            Inputs("tokens", symbols),
+            Outputs("tokens", symbols),
             length=LENGTH,
             embed_dim=32,
             layers=2,
             options=options,
-            causal=True,
+            causal=causal,
             mlp=False,
         )
         accuracy, steps = _train(network, words, max_steps)
@@ -98,7 +114,7 @@ def _train(network: Network, words: Words, max_steps: int) -> tuple[float, int]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for step in range(1, max_steps + 1):
         with auxiliary_losses(network) as others:
-            loss, _ = _loss(network.train(), *_repeated_words(64, words))
+            loss, _ = _loss(network.train(), *_task(network, 64, words))
         optimizer.zero_grad()
         sum(others, loss).backward()
         optimizer.step()
@@ -109,7 +125,17 @@ def _train(network: Network, words: Words, max_steps: int) -> tuple[float, int]:
 
 @torch.no_grad()
 def _accuracy(network: Network, words: Words) -> float:
-    return _loss(network.eval(), *_repeated_words(1000, words))[1]
+    return _loss(network.eval(), *_task(network, 1000, words))[1]
+
+
+def _task(network: Network, batch: int, words: Words) -> tuple[Tensor, Tensor]:
+    """Texts and targets: the next letter for a causal network, the blanked letters for any other."""
+    text, following = _repeated_words(batch, words)
+    if network.mechanisms()[0].causal:
+        return text, following
+    repeated = F.pad(following[:, :-1] != IGNORE, (1, 0))  # the letters that follow a position with a target
+    blanked = repeated & (torch.rand(text.shape) < 0.5)
+    return text.masked_fill(blanked, BLANK), text.masked_fill(~blanked, IGNORE)
 
 
 def _repeated_words(batch: int, words: Words) -> tuple[Tensor, Tensor]:
@@ -138,7 +164,7 @@ def _loss(network: Network, text: Tensor, targets: Tensor) -> tuple[Tensor, floa
 
 @torch.no_grad()
 def _attention_weights(network: Network, text: str) -> Tensor:
-    x = network.position_embedding(network.embed(torch.tensor([[LETTERS.index(letter) for letter in text]])))
+    x = network.position_embedding(network.embed(torch.tensor([[SYMBOLS.index(letter) for letter in text]])))
     layers = []
     for block in network.blocks:
         assert isinstance(block, Block)

@@ -80,8 +80,9 @@ def draw_attention(example: Example, file: Path) -> Path:
 def measure_cost(layers: Layers) -> dict[str, list[float]]:
     """The time of a forward pass at each of `LENGTHS`, relative to the first layer at the first length.
 
-    One sequence, D = 64, float32, one thread, causal, no gradients. Layers and lengths are interleaved round by round,
-    and the median over the rounds is taken, so that a busy moment does not distort a single curve.
+    One sequence, D = 64, float32, one thread, no gradients; causal unless the options say otherwise. Layers and lengths
+    are interleaved round by round, and the median over the rounds is taken, so that a busy moment does not distort a
+    single curve.
     """
     inputs = {n: torch.randn(1, n, 64) for n in LENGTHS}
 
@@ -117,7 +118,7 @@ def _measure(
     torch.set_num_threads(1)
     try:
         modules = {
-            name: registry.load(model)(embed_dim=embed_dim, causal=True, **options).eval()
+            name: registry.load(model)(embed_dim=embed_dim, **{"causal": True, **options}).eval()
             for name, (model, options) in layers.items()
         }
         with torch.inference_mode():

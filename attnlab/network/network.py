@@ -19,12 +19,13 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
 from attnlab.files.atomic import JSON_BYTES, open_regular, parse_json, read_bytes
 from attnlab.files.tensors import SafetensorsFile, check_finite
 from attnlab.masks import Mask, padding
 from attnlab.nn.attention import SequenceMixer, make_linear
-from attnlab.nn.cache import DecodingCache, KVCache, RecurrentState, unchanged_on_error
+from attnlab.nn.cache import DecodingCache, unchanged_on_error
+from attnlab.nn.layer_caches import LayerCaches
 from attnlab.nn.multihead import as_multihead
 from attnlab.nn.select import validate_indices
 from attnlab.positions import make_absolute
@@ -63,16 +64,18 @@ class Network(
     license="mit",
     tags=["attention", "attnlab"],
 ):
-    """A small pre-norm transformer with one attention mechanism.
+    """A small pre-norm transformer with one mechanism, or with a pattern of several.
 
     Args:
-        model: the mechanism's name (a folder of ``models/``).
+        model: the mechanism's name (a folder of ``models/``), or a pattern such as ``"3*linear,multihead"`` that is
+            repeated over the layers (see `attnlab.catalog.pattern`).
         inputs: an `Inputs`.
         outputs: an `Outputs`.
         length: the longest sequence in training; the limit of learned positions.
         embed_dim: D.
         layers: the number of blocks.
-        options: of the mechanism (``num_heads`` ...).
+        options: of the mechanism (``num_heads`` ...). In a pattern, an option is given to every mechanism that has it,
+            and ``{"linear": {"num_heads": 4}}`` to one of them.
         causal: whether tokens attend only to earlier tokens; needed to predict the next token. The layers of a
             mechanism that is always causal are, whatever is given.
         dropout: on attention weights, embeddings and residual branches, in training only.
@@ -82,9 +85,10 @@ class Network(
         position_embedding: ``learned`` (up to ``length``), ``sinusoidal`` or ``none``; the last two are unlimited.
 
     Raises:
-        UserError: for an unknown mechanism.
+        UserError: for an unknown mechanism, or a malformed pattern.
         TypeError: for an unknown option, one that is not a JSON value, or ``heads`` for a mechanism without heads.
-        ValueError: for an invalid value of an option, or an unknown layer, head or position embedding.
+        ValueError: for an invalid value of an option, fewer layers than the pattern has, or an unknown layer, head or
+            position embedding.
     """
 
     def __init__(
@@ -114,7 +118,8 @@ class Network(
                 ) from None
         self.inputs, self.outputs = Inputs(*inputs), Outputs(*outputs)
         self.length, self.pool = length, pool
-        mixers = [(registry.load(model), registry.current_names(model, options or {}))] * layers  # first to last
+        names = pattern.layer_names(model, layers)  # first to last
+        mechanism_options = pattern.options_by_mechanism(model, options or {})
         self.embed: nn.Module
         if self.inputs.kind == "tokens":
             self.embed = nn.Embedding(self.inputs.size, embed_dim)
@@ -130,13 +135,13 @@ class Network(
                     embed_dim=embed_dim,
                     causal=causal or mechanism.card.always_causal,
                     dropout=dropout,
-                    **mechanism_options,
+                    **mechanism_options[name],
                 ),
                 mlp=mlp,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),
             )
-            for mechanism, mechanism_options in mixers
+            for name, mechanism in zip(names, map(registry.load, names), strict=True)
         )
         for layer, left in (heads or {}).items():
             block = self._block(int(layer))
@@ -237,11 +242,15 @@ class Network(
         """The attention layers, first to last."""
         return [block.attention for block in self.blocks]  # type: ignore[misc]
 
-    def caches(self) -> list[KVCache | RecurrentState] | None:
-        """An empty cache for every block, up to `limit` tokens; None if a layer supports no cache."""
-        if not all(layer.causal and layer.supports("cache") for layer in self.mechanisms()):
+    def caches(self) -> LayerCaches | None:
+        """An empty cache for every block, up to `limit` tokens; None if a layer supports no cache.
+
+        A layer gets the cache that its mechanism needs: all keys and values, those of its window, or a state.
+        """
+        layers = self.mechanisms()
+        if not all(layer.causal and layer.supports("cache") for layer in layers):
             return None
-        return [layer.make_cache(self.limit or sys.maxsize) for layer in self.mechanisms()]
+        return LayerCaches(layer.make_cache(self.limit or sys.maxsize, window=layer.cache_window) for layer in layers)
 
     def keep_heads(self, heads: Mapping[int, Iterable[int]]) -> Network:
         """A copy with only these heads, which can be saved and loaded.

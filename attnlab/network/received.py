@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from torch import nn
 
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
 from attnlab.files.tensors import Shape
 from attnlab.nn.attention import current_state
 from attnlab.utils.errors import UserError
@@ -24,6 +24,7 @@ MAX_HEADS = 65_536
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Pattern = Annotated[str, Field(min_length=1, max_length=pattern.MAX_CHARACTERS)]
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Integer = Annotated[int, Field(ge=-(10**12), le=10**12)]
@@ -41,7 +42,8 @@ OptionValue = (
 
 def _bounded(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
-        if type(value) is int and ("head" in name or "dim" in name) and value > MAX_HEADS:
+        option = name.rpartition(".")[2]  # model.talkingheads.window_size is no number of heads
+        if type(value) is int and ("head" in option or "dim" in option) and value > MAX_HEADS:
             raise ValueError(f"{name} is {value}; the limit is {MAX_HEADS:,}")
     return options
 
@@ -50,12 +52,26 @@ Options = Annotated[dict[Name, OptionValue], Field(max_length=100), AfterValidat
 """The options of a mechanism, as JSON values."""
 
 
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Check the options that are given to all mechanisms, beside those of one mechanism."""
+    _bounded({name: value for name, value in options.items() if not isinstance(value, dict)})
+    return options
+
+
+_Given = Annotated[
+    Annotated[OptionValue, Tag("shared")] | Annotated[Options, Tag("mechanism")],
+    Discriminator(lambda value: "mechanism" if isinstance(value, dict) else "shared"),
+]
+NetworkOptions = Annotated[dict[Name, _Given], Field(max_length=100), AfterValidator(_flat)]
+"""The options of a network: shared, or by mechanism."""
+
+
 class Description(BaseModel):
     """The arguments of `Network`, in ranges in which building it on the meta device is cheap."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
-    model: Name
+    model: Pattern
     inputs: (
         Annotated[tuple[InputKind, Size], Field(strict=False)]
         | Annotated[tuple[InputKind, Size, Annotated[int, Field(strict=True, ge=0, le=10**9)]], Field(strict=False)]
@@ -67,7 +83,7 @@ class Description(BaseModel):
     length: Annotated[int, Field(ge=1, le=10_000_000)]
     embed_dim: Annotated[int, Field(ge=1, le=65_536)] = 64
     layers: Annotated[int, Field(ge=0, le=1_000)] = 2
-    options: Options | None = None
+    options: NetworkOptions | None = None
     causal: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mlp: bool = True
@@ -131,11 +147,20 @@ def fill(network: N, tensors: dict[str, torch.Tensor]) -> N:
 
 
 def _check_types(described: Description, source: str) -> None:
-    """Refuse an option of another type than its constructor declares."""
-    declared = {option.name: option for option in registry.entry(described.model).options}
-    for name, value in registry.current_names(described.model, described.options or {}).items():
+    """Refuse an option that no mechanism has, or of another type than its constructor declares."""
+    try:
+        options = pattern.options_by_mechanism(described.model, described.options or {})
+    except TypeError as error:
+        raise UserError(f"{source} has a wrong option: {error}") from None
+    for mechanism, values in options.items():
+        _check_types_of(mechanism, values, source)
+
+
+def _check_types_of(mechanism: str, values: dict[str, Any], source: str) -> None:
+    declared = {option.name: option for option in registry.entry(mechanism).options}
+    for name, value in values.items():
         if name not in declared:
-            raise UserError(f"{source} has an option {name!r:.60}, which {described.model} does not have")
+            raise UserError(f"{source} has an option {name!r:.60}, which {mechanism} does not have")
         kinds = declared[name].kinds
         if not kinds:
             continue

@@ -5,7 +5,7 @@ Axes: B batch, H heads, N new tokens, L cached tokens, d head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, Self
@@ -26,6 +26,11 @@ class DecodingCache:
         self.start = 0
         """The position of the first token that is kept; above 0 where a window has dropped tokens."""
         self._tensors: tuple[Tensor, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of sequences; 0 before the first token."""
+        return len(self._tensors[0]) if self._tensors else 0
 
     @property
     def bytes(self) -> int:
@@ -74,6 +79,36 @@ class DecodingCache:
         """Forget all tokens and free the memory."""
         self.num_seen = self.start = 0
         self._tensors = ()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the content as tensors that can be saved, for example with safetensors: copies, on the CPU."""
+        counts = torch.tensor([self.num_seen, self.start])
+        contents = enumerate(self._contents())
+        return {"seen": counts, **{str(i): t.detach().to("cpu", copy=True).contiguous() for i, t in contents}}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """Replace the content by one that `state_dict` returned; that of another layer is refused by its next call.
+
+        Raises:
+            ValueError: for tensors that no cache of this kind, capacity and window can hold.
+        """
+        tensors = tuple(state[str(i)].clone().to(device) for i in range(len(state) - 1) if str(i) in state)
+        counts = state.get("seen")
+        if counts is None or counts.shape != (2,) or counts.is_floating_point() or len(tensors) != len(state) - 1:
+            raise ValueError(f"a cache is saved as seen, 0, 1 ..., not as {', '.join(sorted(state)) or 'nothing'}")
+        seen, start = counts.tolist()
+        self._check_contents(seen, start, tensors)
+        self.num_seen, self.start, self._tensors = seen, start, tensors
+
+    def _contents(self) -> tuple[Tensor, ...]:
+        """The tensors without memory that is allocated ahead."""
+        return self._tensors
+
+    def _check_contents(self, seen: int, start: int, tensors: tuple[Tensor, ...]) -> None:
+        if seen < 0 or start != 0 or bool(seen) != bool(tensors):
+            raise ValueError(f"{len(tensors)} tensors are no state after {seen} tokens, of which {start} were dropped")
 
 
 class KVCache(DecodingCache):
@@ -166,6 +201,18 @@ class KVCache(DecodingCache):
             )
         self.num_seen = length
 
+    def _contents(self) -> tuple[Tensor, ...]:
+        return tuple(t[..., : self.num_cached, :] for t in self._tensors)
+
+    def _check_contents(self, seen: int, start: int, tensors: tuple[Tensor, ...]) -> None:
+        if not 0 <= start <= seen <= self.capacity or (start and self.window is None) or bool(seen) != bool(tensors):
+            raise ValueError(f"{self!r} cannot hold {len(tensors)} tensors of {seen} tokens from token {start} on")
+        if any(t.dim() < 3 or t.shape[-2] != seen - start or len(t) != len(tensors[0]) for t in tensors):
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise ValueError(f"the tensors of {seen - start} tokens must be (batch, ..., tokens, width), not {shapes}")
+        if start and seen - start < min(self.window or 1, seen) - 1:
+            raise ValueError(f"{self!r} cannot continue from the last {seen - start} of {seen} tokens; it needs more")
+
     def __repr__(self) -> str:
         window = "" if self.window is None else f", window={self.window}"
         return (
@@ -176,12 +223,13 @@ class KVCache(DecodingCache):
     def _make_room(self, new: int) -> None:
         """Double the memory, or drop the tokens that left the window."""
         room = self._tensors[0].shape[-2]
-        if self.num_cached + new <= room:
+        too_large = self.window is not None and room > max(INITIAL_LENGTH, 4 * (self.window + new))  # a long prompt
+        if self.num_cached + new <= room and not too_large:
             return
         drop = 0 if self.window is None else min(max(0, self.num_cached - (self.window - 1)), self.num_cached)
         need = self.num_cached - drop + new
-        if 2 * need > room:
-            room = min(max(room, 2 * need), self.capacity)
+        if 2 * need > room or too_large:
+            room = min(max(INITIAL_LENGTH if too_large else room, 2 * need), self.capacity)
         kept = slice(drop, self.num_cached)
         self._tensors = tuple(_reallocate(memory[..., kept, :], memory, room) for memory in self._tensors)
         self.start += drop

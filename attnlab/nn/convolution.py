@@ -60,34 +60,12 @@ class ShortConvolution(nn.Module):
             sequences: the documents and the padding of the rows.
             before: the last S tokens of the previous call; zeros by default.
         """
-        B, N, C = x.shape
-        last = self.size - 1
-        tokens = torch.cat([x.new_zeros(B, last, C) if before is None else before, x], 1)
-        weight, age = self.weight.to(x.dtype), sequences.age()
+        taps, kept = earlier_tokens(x, self.size - 1, sequences, before)
+        weight = self.weight.to(x.dtype)
         out = x * weight[:, 0]
-        for back in range(1, self.size):
-            tap = tokens[:, last - back : last - back + N]
-            if age is not None:
-                tap = tap.masked_fill((age < back).unsqueeze(-1), 0.0)
+        for back, tap in enumerate(taps, 1):
             out = torch.addcmul(out, tap, weight[:, back])
-        if self.bias is not None:
-            out = out + self.bias.to(x.dtype)
-        return out, self._kept(tokens, sequences, age, N)
-
-    def _kept(self, tokens: Tensor, sequences: Sequences, age: Tensor | None, N: int) -> Tensor:
-        """The last tokens of each row that are real and belong to its last document; zeros for the others."""
-        last, count = self.size - 1, sequences.last()
-        if count is None and age is None:
-            return tokens[:, N:]
-        if count is None:
-            count = torch.full((1,), N, device=tokens.device)
-        position = torch.arange(last, device=tokens.device)
-        kept = tokens.gather(1, (count[:, None] + position)[..., None].expand(tokens.shape[0], -1, tokens.shape[2]))
-        if age is None or not N:
-            return kept
-        age, count = age.expand(tokens.shape[0], -1), count.expand(tokens.shape[0])
-        newest = age.gather(1, (count - 1).clamp_min(0)[:, None]).masked_fill((count == 0)[:, None], last)
-        return kept.masked_fill((last - 1 - position > newest).unsqueeze(-1), 0.0)
+        return out if self.bias is None else out + self.bias.to(x.dtype), kept
 
     def select(self, channels: list[int]) -> None:
         """Keep these channels, in place."""
@@ -98,3 +76,40 @@ class ShortConvolution(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes that a printed network shows."""
         return f"channels={self.weight.shape[0]}, size={self.size}"
+
+
+def earlier_tokens(
+    x: Float[Tensor, "B N C"], count: int, sequences: Sequences, before: Float[Tensor, "B S C"] | None = None
+) -> tuple[list[Float[Tensor, "B N C"]], Float[Tensor, "B S C"]]:
+    """Return the tokens 1, ..., S steps before each one in the same document, and the last S tokens of each row.
+
+    Zeros stand for tokens that do not exist.
+
+    Args:
+        x: the tokens, in the order of ``sequences``.
+        count: S.
+        sequences: the documents and the padding of the rows.
+        before: the last S tokens of the previous call, which ``x`` continues; zeros by default.
+    """
+    B, N, C = x.shape
+    tokens, age = torch.cat([x.new_zeros(B, count, C) if before is None else before, x], 1), sequences.age()
+    taps = [tokens[:, count - back : count - back + N] for back in range(1, count + 1)]
+    if age is not None:
+        taps = [tap.masked_fill((age < back).unsqueeze(-1), 0.0) for back, tap in enumerate(taps, 1)]
+    return taps, _last_tokens(tokens, count, sequences, age, N)
+
+
+def _last_tokens(tokens: Tensor, S: int, sequences: Sequences, age: Tensor | None, N: int) -> Tensor:
+    """The last S tokens of each row that are real and belong to its last document; zeros for the others."""
+    count = sequences.last()
+    if count is None and age is None:
+        return tokens[:, N:]
+    if count is None:
+        count = torch.full((1,), N, device=tokens.device)
+    position = torch.arange(S, device=tokens.device)
+    kept = tokens.gather(1, (count[:, None] + position)[..., None].expand(tokens.shape[0], -1, tokens.shape[2]))
+    if age is None or not N:
+        return kept
+    age, count = age.expand(tokens.shape[0], -1), count.expand(tokens.shape[0])
+    newest = age.gather(1, (count - 1).clamp_min(0)[:, None]).masked_fill((count == 0)[:, None], S)
+    return kept.masked_fill((S - 1 - position > newest).unsqueeze(-1), 0.0)

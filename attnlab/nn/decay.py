@@ -50,7 +50,8 @@ class SelectiveDecay(nn.Module):
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log decay and the step sizes, (..., H * width) each, for ``y`` of that shape."""
         step = -F.logsigmoid(-at_least_float32(y) - self.offset)  # softplus, which ONNX has not in float64
-        return -self.log_rate.exp().repeat_interleave(self.width) * step, step
+        rate = at_least_float32(self.log_rate).exp()
+        return -rate.repeat_interleave(self.width) * step, step
 
     def select(self, heads: list[int]) -> None:
         """Keep these heads, in place."""

@@ -201,6 +201,11 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
         """
         return None
 
+    @property
+    def cache_window(self) -> int | None:
+        """The number of last tokens that a causal layer attends to, which are enough to cache; None for all."""
+        return None
+
     def is_continuous(self, length: int) -> bool:
         """Whether the output for this length is a continuous function of the tokens and the parameters.
 

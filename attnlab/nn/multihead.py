@@ -18,16 +18,17 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Attention, UnsupportedError, check_positive_int, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
-from attnlab.nn.select import head_channels, select_features, validate_indices
+from attnlab.nn.select import head_channels, select_channels, select_features, validate_indices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
@@ -56,6 +57,9 @@ class MultiHeadBase(Attention):
 
     supports_packing = True
 
+    fuses_qkv: ClassVar[bool] = True
+    """Whether queries, keys and values are one product, ``qkv``, of the same tokens; otherwise there is no ``qkv``."""
+
     def __init__(
         self,
         embed_dim: int,
@@ -77,8 +81,8 @@ class MultiHeadBase(Attention):
                 f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
                 f"try num_kv_heads={join_or(divisors_near(num_heads, self.num_kv_heads))}"
             )
-        # W_Q, W_K and W_V of all heads in one product
-        self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
+        if self.fuses_qkv:  # W_Q, W_K and W_V of all heads in one product
+            self.qkv = make_linear(embed_dim, sum(self.qkv_sizes), bias=bias, device=device, dtype=dtype)
         self.output = make_linear(self.merged_size, embed_dim, bias=bias, device=device, dtype=dtype)  # W_O
         self.positions = parse_positions(
             positions, num_heads=num_heads, head_dim=self.head_dim, causal=causal, device=device, dtype=dtype
@@ -200,7 +204,7 @@ class MultiHeadBase(Attention):
             raise UnsupportedError(
                 f"{type(self).__name__} does not select the heads of {', '.join(sorted(parts))}; extend _select_heads"
             )
-        for name in ("qkv", "output"):
+        for name in ("qkv", "output") if self.fuses_qkv else ("output",):
             if type(part := getattr(self, name)) is not nn.Linear:
                 raise TypeError(
                     f"heads can be selected in an nn.Linear, but {name} is a {type(part).__name__}; "
@@ -273,6 +277,47 @@ def rms_norm(x: Float[Tensor, "*rest d"], norm: nn.Module) -> Float[Tensor, "*re
     if autocast_dtype(x.device) is not None:
         return norm(x.float()).to(x.dtype)
     return norm(x)
+
+
+class HeadNorm(nn.Module):
+    """``(x - mean) / √(variance + eps)`` over the features of each head, times gains, plus offsets: a group norm.
+
+    Args:
+        num_heads: H.
+        width: w, the features of a head.
+        eps: keeps a head without variance finite.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        width: int,
+        *,
+        eps: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(num_heads * width, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(num_heads * width, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Set the gains to one and the offsets to zero."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, heads: Float[Tensor, "B H N w"]) -> Float[Tensor, "B H N w"]:
+        """Return the normalized heads."""
+        weight, bias = (part.view(-1, 1, self.width) for part in (self.weight, self.bias))
+        return torch.addcmul(bias, F.layer_norm(heads, (self.width,), eps=self.eps), weight).to(heads.dtype)
+
+    def keep_heads(self, heads: list[int]) -> None:
+        """Keep these heads, in place."""
+        channels = head_channels(heads, self.width)
+        self.weight, self.bias = select_channels(self.weight, channels), select_channels(self.bias, channels)
 
 
 class OutputGate(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +43,34 @@ def reset_children(module: nn.Module) -> None:
             reset()
         else:
             reset_children(child)
+
+
+class LowRank(nn.Module):
+    """``activation(x W_down) W_up``: two projections with ``rank`` features in between; no activation by default.
+
+    The bias is that of ``up``.
+    """
+
+    def __init__(
+        self,
+        fan_in: int,
+        rank: int,
+        fan_out: int,
+        *,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.down = make_linear(fan_in, rank, bias=False, device=device, dtype=dtype)
+        self.up = make_linear(rank, fan_out, bias=bias, device=device, dtype=dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projection of each token."""
+        inner = self.down(x)
+        return self.up(inner if self.activation is None else self.activation(inner))
 
 
 def plain_weight(layer: nn.Module) -> Tensor | None:

@@ -21,10 +21,13 @@ from attnlab.nn.attention import make_linear
 from attnlab.nn.cache import RecurrentState
 from attnlab.nn.convolution import ShortConvolution
 from attnlab.nn.multihead import MultiHeadBase, rms_norm
+from attnlab.nn.projections import LowRank
 from attnlab.nn.select import head_channels, select_features
+from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.scan_map import RecurrenceMap
 from attnlab.ops.scan.sequences import Recurrence, Sequences
+from attnlab.positions import Positions, parse_positions
 
 EPS = 2**-17
 """Keeps the norm of a zero vector finite; about 1e-5, and exact in float32, in which ONNX stores it."""
@@ -32,7 +35,8 @@ EPS = 2**-17
 GateKind = Literal["none", "sigmoid", "swish"]
 
 States = tuple[Tensor, ...]
-"""What a step needs of earlier tokens besides the matrix state: the last tokens of convolutions."""
+"""What a step needs of earlier tokens besides the matrix state: the last tokens of convolutions, and how many tokens
+each row has (padding is not counted), for the positions."""
 
 
 class RecurrentBase(MultiHeadBase):
@@ -51,6 +55,8 @@ class RecurrentBase(MultiHeadBase):
         conv_bias: whether the convolution has a bias.
         output_norm: whether the output of each head is divided by its root mean square, with learned gains.
         output_gate: the activation of a gate by which each feature of the heads is multiplied; ``none`` for no gate.
+        gate_rank: the rank of the gate's projection, which is then a product of two; None for a full projection.
+        positions: ``none``, or rotary positions (see `attnlab.positions`) of queries and keys; padding has none.
         causal: must be True.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections have a bias.
@@ -59,7 +65,8 @@ class RecurrentBase(MultiHeadBase):
 
     Raises:
         UnsupportedError: for ``causal=False``.
-        ValueError: for an unknown gate, a width below 1, and what `MultiHeadBase` refuses.
+        ValueError: for an unknown gate, a width below 1, positions that are a bias of the scores, and what
+            `MultiHeadBase` refuses.
     """
 
     cache_type = RecurrentState
@@ -79,12 +86,19 @@ class RecurrentBase(MultiHeadBase):
         conv_bias: bool = False,
         output_norm: bool = True,
         output_gate: GateKind = "none",
+        gate_rank: int | None = None,
+        positions: str | Positions = "none",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, width in {"key_dim": key_dim, "value_dim": value_dim}.items():
+            if width is not None:
+                check_positive_int(name, width)
+        if head_dim is None and key_dim is not None:
+            head_dim = value_dim  # which need not divide embed_dim
         self._widths = key_dim, value_dim  # read by qkv_sizes in the constructor of the base
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
@@ -101,20 +115,31 @@ class RecurrentBase(MultiHeadBase):
             raise ValueError(f"output_gate must be one of {', '.join(get_args(GateKind))}, not {output_gate!r}")
         if isinstance(short_conv, bool) or not isinstance(short_conv, int) or short_conv < 0:
             raise ValueError(f"short_conv must be 0, for none, or a number of tokens, not {short_conv!r}")
+        self.positions = parse_positions(positions, num_heads=num_heads, head_dim=self.key_dim, causal=True)
+        if self.positions.name not in ("none", "rotary"):
+            raise ValueError(
+                f"positions={self.positions.name} is a bias of softmax scores, which a recurrence does not have; "
+                "use rotary or none"
+            )
         self.output_gate = output_gate
         self.conv = ShortConvolution(sum(self.qkv_sizes), short_conv, bias=conv_bias, **factory) if short_conv else None
         self.norm = nn.RMSNorm(self.value_dim, eps=EPS, **factory) if output_norm else None
-        self.gate = None if output_gate == "none" else make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        self.gate: nn.Linear | LowRank | None = None
+        if output_gate != "none" and gate_rank is None:
+            self.gate = make_linear(embed_dim, self.merged_size, bias=bias, **factory)
+        elif output_gate != "none":
+            rank = check_positive_int("gate_rank", gate_rank)  # type: ignore[arg-type]
+            self.gate = LowRank(embed_dim, rank, self.merged_size, bias=bias, **factory)
 
     @property
     def key_dim(self) -> int:
         """d, the width of queries and keys."""
-        return self.head_dim if self._widths[0] is None else check_positive_int("key_dim", self._widths[0])
+        return self.head_dim if self._widths[0] is None else self._widths[0]
 
     @property
     def value_dim(self) -> int:
         """w, the width of values."""
-        return self.head_dim if self._widths[1] is None else check_positive_int("value_dim", self._widths[1])
+        return self.head_dim if self._widths[1] is None else self._widths[1]
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
@@ -140,37 +165,43 @@ class RecurrentBase(MultiHeadBase):
         sequences = Sequences(mask, x.shape[1], cached=cache is not None)
         state, *states = (None,) if cache is None or not cache.state else cache.state
         inputs, kept = self._project(sequences.arrange(x), sequences, tuple(states))
-        q, k, v, log_decay, beta, a, b, skip = sequences.masked(inputs)
+        q, k, v, log_decay, beta, a, b, skip, *_ = sequences.masked(inputs)
         heads, state = linear_scan(q, k, v, log_decay=log_decay, beta=beta, a=a, b=b, state=state)
         if skip is not None:
             heads = heads + (skip.unsqueeze(-1) if skip.dim() == 1 else skip).unsqueeze(-1) * v
         if cache is not None:
             cache.replace(x.shape[1], state, *kept)
-        dropout = self.dropout if self.training else 0.0
-        return sequences.zero_padding(self._merge_heads(sequences.restore(heads, 2), x, dropout))
+        heads = sequences.restore(self._finish_heads(heads, inputs), 2)
+        return sequences.zero_padding(self._merge_heads(heads, x, self.dropout if self.training else 0.0))
 
     def _project(
         self, x: Float[Tensor, "B N D"], sequences: Sequences, states: States = ()
     ) -> tuple[Recurrence, States]:
-        """Return the inputs of the scan, and the states of convolutions after the last token.
+        """Return the inputs of the scan, and the other states after the last token.
 
         Args:
             x: the tokens, in the order of ``sequences``.
             sequences: the documents and the padding of the rows.
             states: those after the previous call; empty at the start.
         """
-        qkv = self.qkv(x)
+        qkv, before, kept = self.qkv(x), list(states), []
         if self.conv is not None:
-            qkv, kept = self.conv(qkv, sequences, states[0] if states else None)
-            states = (kept,)
+            qkv, last = self.conv(qkv, sequences, before.pop(0) if before else None)
+            kept.append(last)
         widths = self.key_dim, self.key_dim, self.value_dim
         Q, K, V = (
             part.unflatten(-1, (-1, width)).transpose(1, 2)
             for part, width in zip(qkv.split(self.qkv_sizes, -1), widths, strict=True)
         )
+        if self.positions.name != "none":
+            seen = before.pop(0) if before else torch.zeros(len(x), dtype=torch.long, device=x.device)
+            first = seen[:, None] if states else 0
+            Q, K = (self.positions.apply_rotary(at_least_float32(t), first) for t in (Q, K))
+            count = sequences.last()
+            kept.append(seen + (x.shape[1] if count is None else count))
         if (size := self.num_heads // self.num_kv_heads) > 1:
             Q, K = Q.repeat_interleave(size, 1), K.repeat_interleave(size, 1)
-        return self._recurrence(x, Q, K, V), states
+        return self._recurrence(x, Q, K, V), tuple(kept)
 
     def _recurrence(
         self,
@@ -181,6 +212,10 @@ class RecurrentBase(MultiHeadBase):
     ) -> Recurrence:
         """Return the inputs of the scan for projected (and convolved) queries, keys and values."""
         raise NotImplementedError(f"{type(self).__name__} has no _recurrence")
+
+    def _finish_heads(self, heads: Float[Tensor, "B H N w"], inputs: Recurrence) -> Float[Tensor, "B H N w"]:
+        """Return the heads as `_merge_heads` gets them; both are in the order of `Sequences` here."""
+        return heads
 
     def _merge_heads(
         self, heads: Float[Tensor, "B H N w"], x: Float[Tensor, "B N D"], dropout: float = 0.0
@@ -206,7 +241,7 @@ class RecurrentBase(MultiHeadBase):
         if self.conv is not None:
             self.conv.select(parts)
         if self.gate is not None:
-            select_features(self.gate, rows=values)
+            select_features(self.gate.up if isinstance(self.gate, LowRank) else self.gate, rows=values)
         self.num_heads, self.num_kv_heads = len(heads), len(groups)
 
     # The matrix that the recurrence applies to its values
@@ -223,8 +258,9 @@ class RecurrentBase(MultiHeadBase):
     ) -> Float[Tensor, "B N D"]:
         sequences = Sequences(mask, x.shape[1])
         inputs, _ = self._project(sequences.arrange(x), sequences)
-        V = sequences.restore(inputs.v, 2)
-        return sequences.zero_padding(self._merge_heads(weights @ V.to(weights.dtype), x))
+        heads = sequences.arrange(weights @ sequences.restore(inputs.v, 2).to(weights.dtype), 2)
+        heads = sequences.restore(self._finish_heads(heads, inputs), 2)
+        return sequences.zero_padding(self._merge_heads(heads, x))
 
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""

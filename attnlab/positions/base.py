@@ -33,8 +33,13 @@ class Positions(nn.Module):
             ValueError: if it was made for another number of heads, another width or another causality.
         """
 
-    def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
-        """Return queries or keys (..., N, d) rotated by their positions; ``first`` is the position of the first."""
+    def apply_rotary(self, x: Tensor, first: int | Tensor = 0) -> Tensor:
+        """Return queries or keys (..., N, d) rotated by their positions.
+
+        Args:
+            x: queries or keys.
+            first: the position of the first one, or integers that broadcast to the leading axes of ``x``.
+        """
         return x
 
     def attention_bias(self, queries: int, keys: int, device: torch.device) -> RelativeBias | None:

@@ -99,11 +99,12 @@ class Rotary(Positions):
         if head_dim != self.head_dim:
             raise ValueError(f"these rotary positions are for heads of width {self.head_dim}, not {head_dim}")
 
-    def apply_rotary(self, x: Tensor, first: int = 0) -> Tensor:
+    def apply_rotary(self, x: Tensor, first: int | Tensor = 0) -> Tensor:
         """Each pair (a, b) at position m becomes (a cos mθ - b sin mθ, a sin mθ + b cos mθ)."""
         # In float32, the angle at position 100,000 would be off by a hundredth of a turn.
-        positions = torch.arange(first, first + x.shape[-2], device=x.device, dtype=widest_dtype(x.device))
-        angles = torch.outer(positions, self._constant(self.frequencies, x.device))
+        positions = torch.arange(x.shape[-2], device=x.device, dtype=widest_dtype(x.device))
+        positions = positions + (first.unsqueeze(-1) if isinstance(first, Tensor) else first)
+        angles = positions.unsqueeze(-1) * self._constant(self.frequencies, x.device)
         cos, sin = ((t * self.attention_factor).to(x.dtype) for t in (angles.cos(), angles.sin()))
         rotated, rest = x[..., : self.width], x[..., self.width :]
         a, b = rotated.chunk(2, -1) if self.layout == "half" else (rotated[..., ::2], rotated[..., 1::2])

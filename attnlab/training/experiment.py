@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from attnlab import tasks
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
 from attnlab.network import Network
 from attnlab.tasks.base import Baseline, TaskConfig, TaskData
 from attnlab.training import hardware
@@ -21,7 +21,7 @@ from attnlab.training.initial import initialize
 from attnlab.training.objective import Objective, with_metric
 from attnlab.training.paths import shown
 from attnlab.training.runs import Run
-from attnlab.training.settings import Settings, check
+from attnlab.training.settings import Settings, check, option_flags
 from attnlab.utils.errors import UserError
 
 
@@ -127,17 +127,17 @@ def load_task_data(settings: Settings) -> TaskData:
 def build(settings: Settings, task_data: TaskData) -> Network:
     """The network for the task; refuses a task that needs a capability that the mechanism lacks."""
     model, task = settings.model, settings.data.task
-    supports = registry.load(model.model).card.supports
-    options = dict(model.options)
-    causal = options.pop("causal", False)
-    if task_data.causal and "causal" not in supports:
-        raise UserError(
-            f"{task} needs causal attention, which {model.model} does not support; {_models_with('causal')}"
-        )
+    cards = {name: registry.load(name).card for name in pattern.mechanisms(model.model)}
+    causal = model.options.get("causal", False)
+    for name, card in cards.items():
+        if task_data.causal and "causal" not in card.supports:
+            raise UserError(f"{task} needs causal attention, which {name} does not support; {_models_with('causal')}")
+        if task_data.train.lengths is not None and "padding" not in card.supports:
+            raise UserError(f"{task} needs a padding mask, which {name} does not support; {_models_with('padding')}")
     if task_data.causal and not causal:
         raise UserError(f"{task} predicts the next token, so the network must be causal: leave out --no_causal")
-    if task_data.train.lengths is not None and "padding" not in supports:
-        raise UserError(f"{task} needs a padding mask, which {model.model} does not support; {_models_with('padding')}")
+    if not causal and all(card.always_causal for card in cards.values()):
+        raise UserError(f"{model.model} is always causal; leave out --no_causal")
     try:
         return Network(
             model=model.model,
@@ -146,7 +146,7 @@ def build(settings: Settings, task_data: TaskData) -> Network:
             length=task_data.length,
             embed_dim=model.embed_dim,
             layers=model.layers,
-            options=options,
+            options=_network_options(settings),
             causal=causal,
             dropout=model.dropout,
             mlp=model.mlp,
@@ -155,6 +155,19 @@ def build(settings: Settings, task_data: TaskData) -> Network:
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{model.model}: {error}") from None
+
+
+def _network_options(settings: Settings) -> dict[str, Any]:
+    """The options as `Network` takes them: those of a pattern by mechanism; without ``causal``."""
+    flags, options = option_flags(settings.model.model), {}
+    for flag, value in settings.model.options.items():
+        name, option = flags[flag]
+        if flag == option.name:
+            options[flag] = value
+        else:
+            options.setdefault(name, {})[option.name] = value
+    options.pop("causal", None)
+    return options
 
 
 def check_same_data(run: Run, task_data: TaskData) -> None:

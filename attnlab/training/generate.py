@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from attnlab.network import Network
+from attnlab.nn.layer_caches import LayerCaches
+from attnlab.training.objective import eval_mode
 from attnlab.utils.errors import UserError
 
 
@@ -47,6 +49,16 @@ def generate(
         tokens.append(byte)
         yield decoder.decode(bytes([byte]))
     yield decoder.decode(b"", final=True)
+
+
+@torch.no_grad()
+def caches_of_one_token(network: Network) -> LayerCaches | None:
+    """The caches after one token, which know their `LayerCaches.sizes`; None for a network that decodes without."""
+    caches = network.caches() if network.outputs.kind == network.inputs.kind == "tokens" else None
+    if caches:
+        with eval_mode(network):
+            network(torch.zeros(1, 1, dtype=torch.long, device=next(network.parameters()).device), caches=caches)
+    return caches
 
 
 def _bytes(prompt: str) -> list[int]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from attnlab.catalog import pattern
 from attnlab.network import Network
 from attnlab.tasks._split import listed
 from attnlab.training.network_file import load_network
@@ -43,7 +44,7 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
         Run.open(path).load_model()  # refuses files put together from two runs
     source, about = load_network(weights_file(path))
     old, new = source.to_config(), network.to_config()
-    if old["model"] != new["model"]:
+    if pattern.period(old["model"]) != pattern.period(new["model"]):
         raise UserError(
             f"--init_from {path} holds a {old['model']} network, but the run trains {new['model']}; give --model "
             f"{old['model']}, or the parameters of a {new['model']} network"
@@ -75,13 +76,22 @@ def initialize(network: Network, path: Path, encoding: dict[str, Any]) -> tuple[
             "embed_dim, layers and options that it was trained with"
         )
     network.load_state_dict(weights, strict=not fresh)
-    options, old_options = new.get("options") or {}, old.get("options") or {}
+    options, old_options = _options(new), _options(old)
     lines += [
         f"{name} was {old_options.get(name)} there and is {options.get(name)} here"
         for name in sorted(options.keys() | old_options.keys())
         if options.get(name) != old_options.get(name)
     ]
     return sha256, lines
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network, for a pattern as ``linear.num_heads``."""
+    options = pattern.options_by_mechanism(config["model"], config.get("options") or {})
+    several = len(options) > 1
+    return {
+        f"{model}.{name}" if several else name: v for model, values in options.items() for name, v in values.items()
+    }
 
 
 def check_weights(run: Run) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from attnlab.files.atomic import atomically, write_text
 from attnlab.tasks.metrics import METRICS
 from attnlab.training.runs import Run
-from attnlab.training.settings import Settings, defaults
+from attnlab.training.settings import Settings, defaults, flag_name, spellings
 from attnlab.utils.escape import markdown, one_line, shell_word
 
 MAX_SHOWN = 15
@@ -41,6 +41,9 @@ def metric_names(result: dict[str, Any]) -> list[str]:
 def options(settings: Settings) -> list[str]:
     """The command line arguments for these settings, without defaults."""
     values, usual = settings.flat(), defaults(settings.model.model, settings.data.task).flat()
+    for name, flags in spellings(settings.model.model).items():
+        if len(flags) > 1 and all(values[flag] == values[flags[0]] != usual.get(flag) for flag in flags):
+            values = {name: values[flags[0]], **{flag: v for flag, v in values.items() if flag not in flags}}
     words = ["--model", settings.model.model]
     if settings.data.data is None:
         words += ["--task", settings.data.task]
@@ -48,7 +51,7 @@ def options(settings: Settings) -> list[str]:
         if name in ("model", "task") or value == usual.get(name):
             continue
         if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
+            words.append(f"--{flag_name(name, negated=not value)}")
         elif isinstance(value, list):
             words += flag(name, *value)
         elif value is not None:

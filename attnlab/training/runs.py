@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import attnlab
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
 from attnlab.catalog.source import REQUIRED
 from attnlab.files.atomic import UNFINISHED, append_line, write_text
 from attnlab.files.tensors import Shape, check_finite
@@ -69,7 +69,9 @@ class Run:
             new.chmod(0o755)
             write_text(new / "config.json", records.write(records.Config, config))
             if path is None:
-                path = folder.take_number(new, f"{config['settings']['task']}-{config['settings']['model']}")
+                path = folder.take_number(
+                    new, f"{config['settings']['task']}-{pattern.file_name(config['settings']['model'])}"
+                )
             else:
                 folder.check_run_dir(path, overwrite=overwrite)
                 folder.replace(new, target)
@@ -243,9 +245,11 @@ class Run:
 
 def _with_all_options(network: dict[str, Any]) -> dict[str, Any]:
     """The description of a network with the current names of its options, and defaults for options added since."""
-    entry = registry.entry(network["model"])
-    initial = {option.name: option.default for option in entry.options if option.default is not REQUIRED}
-    return {**network, "options": initial | registry.current_names(entry.name, network.get("options") or {})}
+    options = pattern.options_by_mechanism(network["model"], network.get("options") or {})
+    for name, given in options.items():
+        initial = {o.name: o.default for o in registry.entry(name).options if o.default is not REQUIRED}
+        options[name] = initial | given
+    return {**network, "options": options}
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Network:

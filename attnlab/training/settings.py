@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from attnlab import tasks
-from attnlab.catalog import registry
+from attnlab.catalog import pattern, registry
 from attnlab.catalog.source import REQUIRED, Option
 from attnlab.files.data import open_data
 from attnlab.utils.errors import UnknownNameError, UserError
@@ -36,11 +36,11 @@ class Model:
     """The network."""
 
     model: str = "multihead"
-    """The mechanism: a folder of models/ (attnlab models lists them)."""
+    """The mechanism (attnlab models lists them), or a pattern of several over the layers: "3*linear,multihead"."""
     embed_dim: int = 64
     """Width of the token embeddings."""
     layers: int = 2
-    """Number of blocks, each an attention layer and an MLP."""
+    """Number of blocks, each an attention layer and an MLP; at least one period of a pattern of mechanisms."""
     mlp: bool = True
     """Whether each block has an MLP after its attention layer."""
     dropout: float = 0.0
@@ -48,7 +48,7 @@ class Model:
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
     """Absolute position embedding: learned (up to the training length), sinusoidal (unlimited) or none."""
     options: Suppress[dict[str, Any]] = field(default_factory=dict)
-    """Options of the mechanism; on the command line each is a flag."""
+    """Options of the mechanisms by the name of their flag; see `option_flags`."""
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Settings:
         """
         values = current_names(values, source)
         model = values.get("model", self.model.model)
-        values = registry.current_names(model, values)
+        values = for_each_mechanism(model, registry.with_current_names(values, renamed_flags(model)))
         known = self._types(model)
         checked = {}
         for name, value in values.items():
@@ -165,12 +165,12 @@ class Settings:
         return self._replaced(checked)
 
     def _types(self, model: str) -> dict[str, Any]:
-        """The type of every setting, including the options of a mechanism."""
-        options = {option.name: option_type(option, model) for option in mechanism_options(model)}
+        """The type of every setting, including the options of the mechanisms."""
+        options = {flag: option_type(option, name) for flag, (name, option) in option_flags(model).items()}
         return functools.reduce(operator.or_, field_types().values()) | options
 
     def _replaced(self, values: dict[str, Any]) -> Settings:
-        """A copy with ``values``; names that are no fields are options of the mechanism."""
+        """A copy with ``values``; names that are no fields are options of the mechanisms."""
         groups, options = {}, dict(values)
         for name, kinds in field_types().items():
             groups[name] = replace(getattr(self, name), **{n: options.pop(n) for n in kinds if n in options})
@@ -216,12 +216,19 @@ RANGES: dict[str, tuple[float, float]] = {
 
 def check(settings: Settings) -> None:
     """Refuse values out of range and unknown names."""
-    registry.entry(settings.model.model)
+    layers = pattern.period(settings.model.model)
+    for name in layers:
+        registry.entry(name)
     tasks.entry(settings.data.task)
     for name, value in settings.flat().items():
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if name in RANGES and value is not None and not low <= value <= high:  # NaN is in no range
             raise UserError(f"{name} must be from {low:,.9g} to {high:,.9g}, not {reprlib.repr(value)}")
+    if settings.model.layers < len(layers):
+        raise UserError(
+            f"layers ({settings.model.layers}) must be at least {len(layers)}, the layers in one period of "
+            f"{settings.model.model}"
+        )
     if (settings.training.epochs is None) == (settings.training.steps is None):
         raise UserError("the training length is set by epochs or by steps; give one of them")
 
@@ -230,6 +237,65 @@ def mechanism_options(model: str) -> tuple[Option, ...]:
     """The options of a mechanism, without the width and dropout that every network has."""
     shared = {f.name for f in fields(Model)}
     return tuple(option for option in registry.entry(model).options if option.name not in shared)
+
+
+def option_flags(model: str) -> dict[str, tuple[str, Option]]:
+    """The mechanism and the option that each flag sets.
+
+    The flags of a single mechanism are the names of its options. Those of a pattern are ``model.MECHANISM.OPTION``, and
+    ``causal``, which is one setting of all layers.
+    """
+    names = pattern.mechanisms(model)
+    if len(names) == 1:
+        return {option.name: (names[0], option) for option in mechanism_options(names[0])}
+    flags = {}
+    by_default = sorted(names, key=lambda name: registry.entry(name).card.always_causal)  # these have the default True
+    flags["causal"] = next((n, o) for n in by_default for o in mechanism_options(n) if o.name == "causal")
+    for name in names:
+        flags |= {f"model.{name}.{o.name}": (name, o) for o in mechanism_options(name) if o.name != "causal"}
+    return flags
+
+
+def flag_name(name: str, *, negated: bool = False) -> str:
+    """The flag of a setting without hyphens: ``bias`` negated is ``no_bias``, ``model.linear.bias`` is
+    ``model.linear.no_bias``.
+    """
+    before, dot, last = name.rpartition(".")
+    return f"{before}{dot}no_{last}" if negated else name
+
+
+def spellings(model: str) -> dict[str, list[str]]:
+    """The flags that another spelling sets.
+
+    In a pattern, the name of an option stands for it in every mechanism that has it. For a single mechanism,
+    ``model.MECHANISM.OPTION`` stands for the option.
+    """
+    spelled: dict[str, list[str]] = {}
+    for flag, (name, option) in option_flags(model).items():
+        if flag != option.name:
+            spelled.setdefault(option.name, []).append(flag)
+        elif option.name != "causal":
+            spelled[f"model.{name}.{option.name}"] = [flag]
+    return spelled
+
+
+def for_each_mechanism(model: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Values by flag, other `spellings` replaced by the flags that they set; a flag given itself takes precedence."""
+    spelled = spellings(model)
+    shared = {flag: value for name, value in values.items() for flag in spelled.get(name, ())}
+    return shared | {name: value for name, value in values.items() if name not in spelled}
+
+
+def renamed_flags(model: str) -> dict[str, str]:
+    """The current names of flags by their old ones, which are accepted for one version."""
+    renamed: dict[str, str] = {}
+    current = {option.name for _, option in option_flags(model).values()}
+    for name in pattern.mechanisms(model):
+        for old, new in registry.entry(name).renamed.items():
+            renamed[f"model.{name}.{old}"] = f"model.{name}.{new}"
+            if old not in current:  # by another mechanism of the pattern
+                renamed[old] = new
+    return renamed
 
 
 def option_type(option: Option, model: str) -> Any:
@@ -264,12 +330,15 @@ def choices_of(option: Option, model: str) -> Choices:
 
 
 def defaults(model: str, task: str) -> Settings:
-    """The default settings of a mechanism on a task."""
+    """The default settings of a mechanism or a pattern on a task; at least as many layers as one period has."""
     task = tasks.resolve(task)
-    options = {o.name: o.default for o in mechanism_options(model) if o.default is not REQUIRED}
+    options = {flag: o.default for flag, (_, o) in option_flags(model).items() if o.default is not REQUIRED}
     start = Settings(model=Model(model=model, options=options), data=Data(task=task))
     known = start.flat()  # a task may set an option, such as causal, that this mechanism does not have
-    return start._replaced({name: value for name, value in tasks.entry(task).defaults.items() if name in known})
+    changed = for_each_mechanism(model, tasks.entry(task).defaults)
+    settings = start._replaced({name: value for name, value in changed.items() if name in known})
+    settings.model.layers = max(settings.model.layers, len(pattern.period(model)))
+    return settings
 
 
 CONFIG_BYTES = 2**24
@@ -289,13 +358,20 @@ def read_config(path: Path) -> dict[str, Any]:
         settings = content.get("settings", content) if isinstance(content, dict) else content
         if not isinstance(settings, dict):
             raise UserError(f"--config {path} holds {reprlib.repr(settings)}; expected settings by name")
-        return _once([(key.replace("-", "_"), value) for key, value in settings.items()])
+        return _once([pair for key, value in settings.items() for pair in _by_flag(key.replace("-", "_"), value)])
     except OSError as error:
         raise UserError(f"cannot read --config {path}: {error.strerror}") from None
     except RecursionError:
         raise UserError(f"--config {path} is malformed: it is nested too deeply") from None
     except ValueError as error:  # JSON, TOML and UTF-8 mistakes are all of this kind
         raise UserError(f"--config {path} is malformed: {error}") from None
+
+
+def _by_flag(key: str, value: Any) -> list[tuple[str, Any]]:
+    """A setting by its flag; a table with the name of a mechanism holds options of that mechanism."""
+    if not isinstance(value, dict) or key not in registry.names():
+        return [(key, value)]
+    return [(f"model.{key}.{name.replace('-', '_')}", each) for name, each in value.items()]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

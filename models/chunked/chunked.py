@@ -70,6 +70,11 @@ class ChunkedAttention(MultiHeadBase):
         )
         self.chunk_size = check_positive_int("chunk_size", chunk_size)
 
+    @property
+    def cache_window(self) -> int:
+        """The size of a chunk, to whose first token the last one attends."""
+        return self.chunk_size
+
     def attention_pattern(self, length: int) -> Mask:
         """Diagonal blocks of ``chunk_size`` tokens."""
         return block_local(self.chunk_size)

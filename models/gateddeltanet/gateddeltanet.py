@@ -58,7 +58,7 @@ class GatedDeltaNet(RecurrentBase):
         representation="h signed lower triangular matrices",
         use_case="long sequences in which values are replaced; linear layers of hybrid networks",
         supports=("causal", "padding", "segments", "cache", "weights"),
-        parent="linear",
+        parent="deltanet",
         weights="signed",
         always_causal=True,
     )

@@ -25,6 +25,13 @@ def recurrence(layer: GatedDeltaNet, x: Tensor) -> Tensor:
     return normalized_and_gated(layer, delta_rule(q, k, v, alpha, beta), x)
 
 
+def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys of norm 1, (B, N, H, d), and values."""
+    qkv = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in qkv)
+    return *(t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)), v
+
+
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """What the queries read, (B, N, H, w); ``alpha`` and ``beta`` are (B, N, H)."""
     (B, N, H, d), outs = q.shape, []
@@ -34,11 +41,4 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor) -> 
         S = alpha[:, t, :, None, None] * S
         S = S + beta[:, t, :, None, None] * key @ (value - key.mT @ S)
         outs.append(q[:, t, :, None] @ S / d**0.5)  # (B, H, 1, w)
-    return torch.cat(outs, 2).transpose(1, 2) if outs else v
-
-
-def project(layer: RecurrentBase, x: Tensor) -> tuple[Tensor, ...]:
-    """Queries and keys of norm 1, (B, N, H, d), and values, after the short convolution and SiLU."""
-    parts = F.silu(convolved(layer.conv, layer.qkv(x))).split(layer.qkv_sizes, -1)
-    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in parts)
-    return *(t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)), v
+    return torch.cat(outs, 2).transpose(1, 2)

@@ -72,6 +72,11 @@ class SlidingWindowAttention(MultiHeadBase):
         self.window_size = check_positive_int("window_size", window_size)
         self.dilation = check_positive_int("dilation", dilation)
 
+    @property
+    def cache_window(self) -> int:
+        """The reach of the window: ``(w - 1) r + 1`` tokens."""
+        return (self.window_size - 1) * self.dilation + 1
+
     def attention_pattern(self, length: int) -> Mask:
         """A band of ``window_size`` keys on each side."""
         return sliding_window(self.window_size) if self.dilation == 1 else dilated(self.window_size, self.dilation)

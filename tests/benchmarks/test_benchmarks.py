@@ -20,7 +20,7 @@ from benchmarks import __main__ as command
 from benchmarks import machine, page, picture, report, results
 from benchmarks.goals import GOALS
 from benchmarks.machine import Machine
-from benchmarks.parts import cores, decoding, gpu, layers, length, mechanisms, padding
+from benchmarks.parts import cores, decoding, gpu, layers, length, mechanisms, padding, recurrences
 from benchmarks.peers import PACKAGES, module_of
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Result, Row, Speed
 from benchmarks.timing import Ratio, TimingConfig, median_seconds, time_interleaved
@@ -29,12 +29,15 @@ TINY = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=3, max_rounds=3)
 
 GPU_SIZES = gpu.Sizes(((2, 13, 24, 3),), heads=3, head_dim=8, length=67, window=11, cached=29, padded=(13, 7, 5))
 
+RECURRENT_SIZES = recurrences.Sizes(67, 64, (16, 32), (16, 32), context=29, embed_dim=24, num_heads=4)
+
 SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "layers": (6, lambda timing: layers.rows(timing, [(2, 7, 24, 3)])),
     "padding": (0, lambda timing: padding.rows(timing, (7, 5, 3), 24, 3)),
     "cores": (2, lambda timing: cores.rows(timing, 512, (128,))),
     "decoding": (2, lambda timing: decoding.rows(timing, 5)),
     "length": (0, lambda timing: length.rows(timing, (16, 32))),
+    "recurrences": (11, lambda timing: recurrences.rows(timing, RECURRENT_SIZES, ("gateddeltanet", "multihead"))),
     "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), ("multihead", "slidingwindow"))),
 }
 """For each part the number of rows that need other packages, and its rows at small sizes."""
@@ -218,6 +221,20 @@ def check_report(name: str, folder: Path) -> list[Row]:
     for row in result.rows:
         assert f"| {row.case} | {row.baseline} |" in written
     return result.rows
+
+
+@pytest.mark.parametrize(
+    ("ratios", "length"),
+    [([0.5, 2.0, 4.0], 512), ([2.0, 0.25, 4.0], 2048), ([1.0, 1.1, 1.2], 256), ([2.0, 2.0, 0.9], None)],
+)
+def test_crossing_is_where_the_ratio_last_passes_one(ratios: list[float], length: float | None) -> None:
+    expected = length if length is None else pytest.approx(length)
+    assert recurrences.crossing((256, 1024, 4096), ratios) == expected
+
+
+def test_every_recurrence_is_measured() -> None:
+    measured = {row.case for row in recurrences.rows(TINY, RECURRENT_SIZES) if row.goal == "crossover"}
+    assert measured >= {f"{name}, training" for name in ("linear", "gateddeltanet")}
 
 
 def test_gpu_rows_compare_outputs() -> None:

@@ -25,7 +25,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_every_mechanism_is_importable_by_its_class_name() -> None:
     assert mechanisms() == {registry.entry(name).class_name: name for name in registry.names()}
     assert attnlab.MultiAttention is registry.load("multihead")
-    assert {"MultiAttention", "KVCache", "masks"} <= set(dir(attnlab))
+    assert {"MultiAttention", "KVCache", "masks", "ops"} <= set(dir(attnlab))
 
 
 def test_the_stub_for_type_checkers_is_up_to_date() -> None:

@@ -158,6 +158,8 @@ def test_figures_are_reproducible_and_white(tmp_path: Path) -> None:
     drawing.draw_heat_maps(figure, [matrix], [[[1.5, -0.5], [0.0, 1.0]]], ["x", "y"], ["signed"])
     image = matrix.get_images()[-1]
     assert (image.get_cmap().name, image.get_clim()) == ("RdBu", (-1.5, 1.5))
+    drawing.draw_heat_maps(figure, [matrix], [[[0.1, -0.2], [0.0, 0.1]]], ["x", "y"], ["small"])
+    assert matrix.get_images()[-1].get_clim() == (-0.2, 0.2)
 
 
 # The example task
@@ -207,6 +209,22 @@ def test_only_predictable_letters_are_targets(words: example.Words) -> None:
         assert (following != IGNORE).nonzero().flatten().tolist() == list(predictable)
         for position in predictable:
             assert following[position] == text[(position + 1) % (space + 1)]
+
+
+@pytest.mark.parametrize("words", [example.Words(), example.Words(2, 3, restart=8)])
+def test_a_mechanism_that_cannot_be_causal_fills_gaps(words: example.Words) -> None:
+    trained = example.train_example("linformer", rank=2, max_length=example.LENGTH, max_steps=1)
+    assert trained.text == "blacksmith bl_cksm_th"
+    torch.manual_seed(0)
+    blanked, targets = example._task(trained.network, 200, words)
+    torch.manual_seed(0)
+    texts, following = example._repeated_words(200, words)
+    hidden = targets != IGNORE
+    assert torch.equal(blanked, texts.masked_fill(hidden, example.BLANK))
+    assert torch.equal(targets[hidden], texts[hidden])
+    predictable = torch.nn.functional.pad(following[:, :-1] != IGNORE, (1, 0))
+    assert not (hidden & ~predictable).any()
+    assert 0.4 < hidden.sum() / predictable.sum() < 0.6
 
 
 # Measuring

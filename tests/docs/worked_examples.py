@@ -82,10 +82,31 @@ def outputs_by_sparsemax(step: Fraction) -> list[Fraction]:
     return result
 
 
+def outputs_by_delta_rule(
+    decays: Sequence[Fraction | int], strengths: Sequence[Fraction | int], keys: str = "aba"
+) -> list[Fraction]:
+    """What the state holds for the key a: each token lowers all values, and corrects the one at its own key."""
+    held, result = dict.fromkeys(keys, Fraction(0)), []
+    for key, decay, strength, value in zip(keys, decays, strengths, VALUES, strict=True):
+        held = {name: decay * other for name, other in held.items()}
+        held[key] += strength * (value - held[key])
+        result.append(held["a"])
+    return result
+
+
 def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
     """The causal outputs over the ``k`` keys with the largest index scores, the earlier key first."""
     best = [sorted(range(i + 1), key=lambda j: (-scores[j], j))[:k] for i in range(3)]
     return outputs(lambda i, j: j in best[i])
+
+
+def outputs_by_steps(*sizes: int) -> list[Fraction]:
+    """A number that each token multiplies by 2^-size, and to which it then adds its size times its value."""
+    held, result = Fraction(0), []
+    for size, value in zip(sizes, VALUES, strict=True):
+        held = held / 2**size + size * value
+        result.append(held)
+    return result
 
 
 def outputs_by_sticks(*fractions: Fraction, first: int = 1) -> list[Fraction]:
@@ -195,5 +216,15 @@ EXACT: dict[str, list[Fraction]] = {
     "local head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
     "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
     "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "m = 1 for every token": outputs_by_steps(1, 1, 1),
+    "m = 0 at token 1": outputs_by_steps(1, 0, 1),
+    "m = 2 at token 1": outputs_by_steps(1, 2, 1),
+    "delta rule, β = 1": outputs_by_delta_rule([1, 1, 1], [1, 1, 1]),
+    "delta rule, β = 1/2 at token 2": outputs_by_delta_rule([1, 1, 1], [1, 1, Fraction(1, 2)]),
+    "delta rule, keys a, a, a": outputs_by_delta_rule([1, 1, 1], [1, 1, 1], "aaa"),
+    "delta rule, α = 1/3 at token 1": outputs_by_delta_rule([1, Fraction(1, 3), 1], [1, 1, 1]),
+    "delta rule, α = 1/3 at token 1, β = 1/2 at token 2": outputs_by_delta_rule(
+        [1, Fraction(1, 3), 1], [1, 1, Fraction(1, 2)]
+    ),
     "long-range head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and j % 2 == 1),
 }

@@ -51,6 +51,8 @@ EDGES += ("low_precision_accuracy", "low_precision_error_growth")
 """Above α = 2 the slope is unbounded where a weight begins, hardly any key has a nonzero weight, and rounding changes
 much. At α = 2 the derivative jumps there, and rounding decides which weights are zero."""
 
+MIXED = ("low_precision_error_growth",)
+"""A mixed key of linformer sums all tokens: the scores grow with the length, and so do their rounding errors."""
 SELECTS = ("cross_attention", "dynamic_quantization")
 """Where few keys are selected: a query ignores the others, and rounding of the weights to int8 selects other keys."""
 
@@ -59,6 +61,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
     ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
+    ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
     ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
     ("dsa", {"top_k": 2, "index_heads": 2, "index_dim": 3}, SELECTS),
@@ -67,10 +70,16 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
+    ("gateddeltanet", {"short_conv": 0, "output_norm": False, "output_gate": "none", "bias": True}, ()),
+    ("gateddeltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
+    ("gatedlinear", {"num_heads": 2, "key_dim": 3, "short_conv": 2, "output_gate": "sigmoid"}, ()),
     ("groupedquery", {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4, "positions": "rotary"}, ()),
+    ("kimidelta", {"rank": 2, "short_conv": 0, "output_gate": "swish"}, ()),
     ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
     ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
     ("latent", {"positions": "none"}, ()),
+    ("linformer", {"rank": 16, "sharing": "none"}, MIXED),
+    ("linformer", {"rank": 80, "sharing": "key-value"}, MIXED),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     (
@@ -85,6 +94,9 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
         (),
     ),
+    ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
+    ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
+    ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),
     ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
     ("slidingwindow", {"window_size": 1}, ISOLATED),

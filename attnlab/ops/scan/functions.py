@@ -236,7 +236,7 @@ def _run(
         gates["g_gamma"] = retention_log_decay(v.shape[2], v.device, accumulation(q, k, v))
     fused = kernels.applies(q, k, v)
     if groups > 1 and not (fused and name in kernels.GROUPED):  # several value heads share a query and a key
-        q, k = q.repeat_interleave(groups, 2), k.repeat_interleave(groups, 2)
+        q, k = (x.unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for x in (q, k))
     if fused:
         record(lambda: Dispatch("fla", f"the kernel of {name} in fla-core"))
         options: dict[str, Any] = {"use_qk_l2norm_in_kernel": True} if normalize else {}

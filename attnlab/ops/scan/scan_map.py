@@ -66,7 +66,7 @@ class RecurrenceMap(AttentionMap):
     def __init__(self, inputs: Recurrence, sequences: Sequences) -> None:
         B, H, N, _ = inputs.q.shape
         super().__init__((B, H, N, N), inputs.q)
-        q, k, _, log_decay, beta, a, b, self._skip = inputs
+        q, k, _, log_decay, beta, a, b, self._skip, *_ = inputs
         self._scan, self._sequences = ScanMap(q, k, log_decay=log_decay, beta=beta, a=a, b=b), sequences
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:

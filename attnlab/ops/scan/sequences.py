@@ -14,6 +14,9 @@ from torch import Tensor
 from attnlab.masks import BoundMask, SegmentMask
 from attnlab.utils.tracing import can_inspect_values
 
+LONG_AGO = -(2**62)
+"""The position of a first token in an earlier call."""
+
 
 class Recurrence(NamedTuple):
     """The inputs of `attnlab.ops.scan.linear_scan`, and a term that a value adds to its own output.
@@ -27,6 +30,8 @@ class Recurrence(NamedTuple):
         a: (B, H, N, d), or None.
         b: (B, H, N, d), or None.
         skip: (H,) or (B, H, N): ``skip_t v_t`` is added to output t; None for nothing.
+        bonus: (B, H, N): ``bonus_t v_t`` is added to output t after its normalization; None for nothing.
+        gate: (B, H, N, w): multiplies the output, after that; None for none.
     """
 
     q: Tensor
@@ -37,6 +42,8 @@ class Recurrence(NamedTuple):
     a: Tensor | None = None
     b: Tensor | None = None
     skip: Tensor | None = None
+    bonus: Tensor | None = None
+    gate: Tensor | None = None
 
 
 class Sequences:
@@ -114,13 +121,13 @@ class Sequences:
     def age(self) -> Tensor | None:
         """Return the number of tokens since the first of its document, (B | 1, N); None for one document.
 
-        It is N for the tokens of a document that began before.
+        It is larger than any length for the tokens of a document that began before.
         """
         if self.first is None:
             return None
         N = self.first.shape[1]
         position = torch.arange(N, device=self.first.device)
-        return position - torch.where(self.first, position, -N).cummax(-1).values if N else position[None]
+        return position - torch.where(self.first, position, LONG_AGO).cummax(-1).values if N else position[None]
 
     def last(self) -> Tensor | None:
         """Return the number of real tokens of each row, (B | 1,); None without padding."""
@@ -128,7 +135,7 @@ class Sequences:
 
     def masked(self, inputs: Recurrence) -> Recurrence:
         """Return inputs, in this order, with which padding changes no state and documents do not see each other."""
-        q, k, v, log_decay, beta, a, b, skip = inputs
+        q, k, log_decay, beta, b = inputs.q, inputs.k, inputs.log_decay, inputs.beta, inputs.b
         if self.first is not None:
             if log_decay is None:
                 log_decay = torch.zeros(q.shape[:3], device=q.device, dtype=_wide(q.dtype))
@@ -144,7 +151,7 @@ class Sequences:
                 log_decay = log_decay.masked_fill(_like(padding, log_decay), 0.0)
             beta = beta if beta is None else beta.masked_fill(_like(padding, beta), 0.0)
             b = b if b is None else b.masked_fill(_like(padding, b), 0.0)
-        return Recurrence(q, k, v, log_decay, beta, a, b, skip)
+        return inputs._replace(k=k, log_decay=log_decay, beta=beta, b=b)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

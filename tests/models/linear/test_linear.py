@@ -1,4 +1,7 @@
-"""Linear attention: the worked example, the three ways to compute it, segments, the state, and what is refused."""
+"""Linear attention: the worked example, a loop over states, documents, and rows without features.
+
+What it shares with other recurrences is tested in tests/models/test_recurrences.py.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from torch import Tensor
 from attnlab import masks
 from attnlab.models.linear import LinearAttention
 from attnlab.models.linear.reference import reference
-from attnlab.nn.attention import UnsupportedError
-from attnlab.nn.cache import KVCache
 from attnlab.ops.scan import NormalizedScan
 
 B, N, H, D, d = 2, 11, 3, 15, 5
@@ -83,34 +84,6 @@ def test_documents(name: str, causal: bool) -> None:
     assert_same(layer.apply_weights(layer.attention_weights(x, mask=mask), x, mask=mask), layer(x, mask=mask))
 
 
-CONTINUED = {
-    "left padding": masks.padding(torch.tensor([N, N - 4]), side="left", max_length=N),
-    "right padding": masks.padding(torch.tensor([N, N - 4]), max_length=N),
-    "documents": masks.documents(torch.tensor([5, 5, 5, 5, 5, 2, 2, 9, 9, 9, 4])),
-    "documents per item": masks.documents(torch.tensor([[5] * 5 + [2, 2, 9, 9, 9, 4], [0] + [1] * 10])),
-}
-
-
-@pytest.mark.parametrize("name", CONTINUED)
-@torch.no_grad()
-def test_decoding_under_a_mask_matches_the_full_pass(name: str) -> None:
-    layer, x, mask = made(causal=True), tokens(), CONTINUED[name]
-    cache = layer.make_cache(N)
-    steps = [layer(part, mask=mask, cache=cache) for part in x.split([5, 1, 3, 2], 1)]
-    assert_same(torch.cat(steps, 1), layer(x, mask=mask))
-
-
-def test_the_state_does_not_grow() -> None:
-    layer, sizes = made(causal=True), []
-    cache = layer.make_cache(1)
-    with torch.no_grad():
-        for length in (1, 7, 70):
-            layer(tokens(length), cache=cache)
-            sizes.append(cache.bytes)
-    assert sizes == [B * H * d * (d + 1) * 8] * 3
-    assert cache.num_seen == 78
-
-
 def test_rows_without_features_are_zero() -> None:
     layer, x = made(feature_map="relu"), tokens()
     with torch.no_grad():
@@ -121,35 +94,7 @@ def test_rows_without_features_are_zero() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_bfloat16_error_does_not_grow_with_the_length() -> None:
-    layer = made(causal=True).float()
-    x = tokens(2053).float()
-    error = (layer.bfloat16()(x.bfloat16()).float() - layer.float()(x)).abs().amax(-1)
-    assert error[:, -200:].mean() < 2 * error[:, :200].mean()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mask": masks.sliding_window(3)},
-        {"mask": torch.ones(N, N, dtype=torch.bool)},
-        {"attn_bias": torch.zeros(N, N)},
-    ],
-    ids=["window", "matrix", "bias"],
-)
-def test_masks_and_biases_of_single_pairs_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match="LinearAttention does not support"):
-        made()(tokens(), **options)
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    layer, x = made(causal=True), tokens()
-    with pytest.raises(TypeError, match="cache must be a RecurrentState"):
-        layer(x, cache=KVCache(N))
-    with pytest.raises(ValueError, match="must not be interrupted by another one"), torch.no_grad():
-        layer(x, mask=masks.documents(torch.tensor([0, 1, 0] + [2] * (N - 3))), cache=layer.make_cache(N))
-    with pytest.raises(ValueError, match="has no attention weights to drop"):
-        layer.attention_map(x).apply(torch.ones(1, 1, N, 1), dropout=0.1)
+def test_other_numbers_of_queries_than_keys_are_refused_under_documents() -> None:
     q, k = torch.rand(2, 1, 1, 7, 3).unbind(0)
     mask = masks.documents(torch.zeros(7, dtype=torch.long)).bind(5, 7)
     with pytest.raises(ValueError, match="as many queries as keys in linear attention, not 5 and 7"):

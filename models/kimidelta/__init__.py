@@ -1,0 +1,3 @@
+"""Kimi Delta Attention (Kimi Team 2025)."""
+
+from .kimidelta import KimiDeltaAttention as KimiDeltaAttention

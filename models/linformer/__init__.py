@@ -1,0 +1,3 @@
+"""Linformer attention (Wang et al. 2020)."""
+
+from .linformer import LinformerAttention as LinformerAttention

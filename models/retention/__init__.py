@@ -1,0 +1,3 @@
+"""Retention (Sun et al. 2023)."""
+
+from .retention import Retention as Retention
