@@ -8,16 +8,26 @@ from attnlab.models.bigbird import *
 from models.bigbird import *
 from attnlab.models.chunked import *
 from models.chunked import *
+from attnlab.models.deltanet import *
+from models.deltanet import *
 from attnlab.models.differential import *
 from models.differential import *
+from attnlab.models.dsa import *
+from models.dsa import *
 from attnlab.models.entmax import *
 from models.entmax import *
 from attnlab.models.forgetting import *
 from models.forgetting import *
 from attnlab.models.gated import *
 from models.gated import *
+from attnlab.models.gateddeltanet import *
+from models.gateddeltanet import *
+from attnlab.models.gatedlinear import *
+from models.gatedlinear import *
 from attnlab.models.groupedquery import *
 from models.groupedquery import *
+from attnlab.models.kimidelta import *
+from models.kimidelta import *
 from attnlab.models.latent import *
 from models.latent import *
 from attnlab.models.linear import *
@@ -26,12 +36,18 @@ from attnlab.models.linformer import *
 from models.linformer import *
 from attnlab.models.longformer import *
 from models.longformer import *
+from attnlab.models.mamba2 import *
+from models.mamba2 import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
-from attnlab.models.nystrom import *
-from models.nystrom import *
+from attnlab.models.nsa import *
+from models.nsa import *
+from attnlab.models.retention import *
+from models.retention import *
+from attnlab.models.rwkv7 import *
+from models.rwkv7 import *
 from attnlab.models.selfhead import *
 from models.selfhead import *
 from attnlab.models.sigmoid import *
@@ -40,6 +56,8 @@ from attnlab.models.sinks import *
 from models.sinks import *
 from attnlab.models.slidingwindow import *
 from models.slidingwindow import *
+from attnlab.models.stickbreaking import *
+from models.stickbreaking import *
 from attnlab.models.strided import *
 from models.strided import *
 from attnlab.models.talkingheads import *
@@ -49,22 +67,31 @@ __all__ = [
     "AdditiveAttention",
     "BigBirdAttention",
     "ChunkedAttention",
+    "DeepSeekSparseAttention",
+    "DeltaNet",
     "DifferentialAttention",
     "EntmaxAttention",
     "ForgettingAttention",
     "GatedAttention",
+    "GatedDeltaNet",
+    "GatedLinearAttention",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LatentAttention",
     "LinearAttention",
     "LinformerAttention",
     "LongformerAttention",
+    "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
-    "NystromAttention",
+    "NativeSparseAttention",
+    "RWKV7",
+    "Retention",
     "SelfAttention",
     "SigmoidAttention",
     "SinkAttention",
     "SlidingWindowAttention",
+    "StickBreakingAttention",
     "StridedAttention",
     "TalkingHeadsAttention",
 ]

@@ -86,6 +86,18 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     ("performer", {"num_features": 1, "seed": 3}, ()),
+    (
+        "nsa",
+        {"num_heads": 6, "num_kv_heads": 2, "window_size": 2}
+        | {"compress_block": 2, "compress_stride": 1, "select_block": 1, "num_selected": 3},
+        (),
+    ),
+    (
+        "nsa",
+        {"num_heads": 2, "positions": "rotary", "window_size": 1}
+        | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
+        (),
+    ),
     ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
     ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),
