@@ -160,7 +160,8 @@ def _conjugate_gradients(product: Any, target: Tensor, iterations: int) -> tuple
     """
     x, r, p = torch.zeros_like(target), target, target
     size = (r * r).sum(-1, keepdim=True)
-    smallest = size.detach() * torch.finfo(target.dtype).eps ** 2
+    kind = torch.finfo(target.dtype)
+    smallest = (size.detach() * kind.eps**2).clamp_min(kind.tiny**0.5)  # below, a quotient's gradient could overflow
     for _ in range(iterations):
         Ap, state = product(p)
         unsolved = size > smallest
