@@ -100,6 +100,15 @@ def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
     return outputs(lambda i, j: j in best[i])
 
 
+def outputs_by_regression(penalty: int, *decays: Fraction | int) -> list[Fraction]:
+    """The penalized mean of the values of the key a, for the keys a, b, a; each decay lowers count and sum."""
+    count, total, result = Fraction(0), Fraction(0), []
+    for key, decay, value in zip("aba", decays, VALUES, strict=True):
+        count, total = decay * count + (key == "a"), decay * total + (key == "a") * value
+        result.append(total / (count + penalty))
+    return result
+
+
 def outputs_by_steps(*sizes: int) -> list[Fraction]:
     """A number that each token multiplies by 2^-size, and to which it then adds its size times its value."""
     held, result = Fraction(0), []
@@ -218,6 +227,9 @@ EXACT: dict[str, list[Fraction]] = {
     "local head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
     "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
     "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),
+    "regression, Λ = 1": outputs_by_regression(1, 1, 1, 1),
+    "regression, Λ = 3": outputs_by_regression(3, 1, 1, 1),
+    "regression, Λ = 1, γ = 1/3 at token 1": outputs_by_regression(1, 1, Fraction(1, 3), 1),
     "m = 1 for every token": outputs_by_steps(1, 1, 1),
     "m = 0 at token 1": outputs_by_steps(1, 0, 1),
     "m = 2 at token 1": outputs_by_steps(1, 2, 1),
