@@ -42,6 +42,8 @@ from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.performer import *
+from models.performer import *
 from attnlab.models.retention import *
 from models.retention import *
 from attnlab.models.rwkv7 import *
@@ -82,6 +84,7 @@ __all__ = [
     "Mamba2",
     "MultiAttention",
     "MultiQueryAttention",
+    "PerformerAttention",
     "RWKV7",
     "Retention",
     "SelfAttention",

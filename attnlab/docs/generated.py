@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.catalog import registry
-from attnlab.docs import trust
+from attnlab.docs import hybrids, trust
 from attnlab.nn.card import CAPABILITIES, WEIGHTS
 from attnlab.utils.errors import UnknownNameError, UserError
 
@@ -34,7 +34,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: the index, README.md, docs/trust.md and these lessons (None: all).
+    """The pages with generated parts: the index, README.md, two pages of docs/ and these lessons (None: all).
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.
@@ -52,6 +52,8 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
     if (file := root / "docs" / "trust.md").is_file():
         growth = _growth(root / "benchmarks" / "results" / "mechanisms.json")
         parts[file] = {"trust": trust.page({e.name: e.folder for e in entries}, growth)}
+    if (file := root / "docs" / "hybrids.md").is_file():
+        parts[file] = {"hybrids": hybrids.recorded(root / "docs" / "hybrids.json")}
     return [_page(path, content) for path, content in parts.items()]
 
 

@@ -20,7 +20,7 @@ from attnlab.utils.errors import UserError
 from attnlab.utils.extras import need
 
 API = {
-    "Attention layers": ("attnlab.nn.attention", "attnlab.nn.multihead", "attnlab.nn.cache"),
+    "Attention layers": ("attnlab.nn.attention", "attnlab.nn.multihead", "attnlab.nn.cache", "attnlab.nn.layer_caches"),
     "Masks": ("attnlab.masks",),
     "Positions": ("attnlab.positions",),
     "Ops": ("attnlab.ops.softmax", "attnlab.ops.attention_map", "attnlab.ops.dispatch", "attnlab.ops.scan"),
@@ -32,7 +32,7 @@ API = {
 }
 """The modules of the API reference, by page."""
 
-SECTIONS = ("glossary", "tasks", "training", "heads", "interop", "checks", "trust", "performance", "peers")
+SECTIONS = ("glossary", "tasks", "training", "hybrids", "heads", "interop", "checks", "trust", "performance", "peers")
 """The pages of docs/, in the order of the navigation."""
 
 LINK = re.compile(r"\]\(([^)\s#]+)")

@@ -194,7 +194,7 @@ class RecurrentBase(MultiHeadBase):
             for part, width in zip(qkv.split(self.qkv_sizes, -1), widths, strict=True)
         )
         if self.positions.name != "none":
-            seen = before.pop(0) if before else torch.zeros(len(x), dtype=torch.long, device=x.device)
+            seen = before.pop(0) if before else torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
             first = seen[:, None] if states else 0
             Q, K = (self.positions.apply_rotary(at_least_float32(t), first) for t in (Q, K))
             count = sequences.last()

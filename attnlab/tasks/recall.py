@@ -65,9 +65,11 @@ class Recall(Task):
         )
 
 
-def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tuple[Integers, Integers]:
+def mqar(
+    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY
+) -> tuple[Integers, Integers]:
     """``x`` and ``y`` (count, N) of multi-query associative recall."""
-    half = VOCABULARY // 2
+    half = vocabulary // 2
     keys = 1 + _distinct(generator, np.ones(half - 1), count, pairs)
     values = half + _distinct(generator, np.ones(half), count, pairs)
 
@@ -75,7 +77,7 @@ def mqar(generator: np.random.Generator, count: int, N: int, pairs: int) -> tupl
     gaps = np.arange(1, (N - 2 * pairs) // 2 + 1) ** (POWER - 1)
     queries = 2 * pairs + 2 * _distinct(generator, gaps, count, pairs)
 
-    x = generator.integers(0, VOCABULARY, (count, N))
+    x = generator.integers(0, vocabulary, (count, N))
     x[:, 0 : 2 * pairs : 2] = keys
     x[:, 1 : 2 * pairs : 2] = values
     np.put_along_axis(x, queries, keys, axis=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
+from attnlab.models.performer import PerformerAttention
 from attnlab.ops.scan import linear_scan
 from attnlab.ops.softmax import softmax_attention
 from benchmarks.peers import MissingPeerError, load
@@ -26,7 +27,8 @@ ABOUT = (
     "dropout. *attention* is the op without projections. local-attention with `exact_windowsize=True` attends to 256 "
     "previous keys, like our `sliding_window(257)`, and the outputs are equal; its default is cheaper, and a query "
     "attends to 256 to 511 previous keys, depending on its position in its block. performer-pytorch runs without its "
-    "CUDA code and with its cheapest features (`no_projection=True`); ours computes the same features."
+    "CUDA code and with its cheapest features (`no_projection=True`); ours computes the same features. With "
+    "*random features* both compute the same 266 features per head."
 )
 
 HEADS, HEAD_DIM = 8, 64
@@ -37,6 +39,7 @@ def rows(timing: TimingConfig, long: int = 8192, lengths: tuple[int, ...] = (64,
     yield _window_layer(timing, long)
     yield from _local(timing, long)
     yield _linear(timing, long)
+    yield _performer(timing, long)
     for N in lengths:
         if N >= 128:
             yield from _causal(timing, N)
@@ -99,6 +102,27 @@ def _linear(timing: TimingConfig, N: int) -> Row:
 
     theirs = partial(layer, q, k, v)
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+    return speed_row(timing, case, baseline, forward(ours), forward(theirs), 12.0, "linear")
+
+
+def _performer(timing: TimingConfig, N: int) -> Row:
+    """Random features, without the constants that performer-pytorch adds to them, so that the outputs are equal."""
+    case, baseline = f"random features, {N} tokens, attention, forward", "performer-pytorch, causal"
+    try:
+        package = load("performer-pytorch", "performer_pytorch.performer_pytorch")
+    except MissingPeerError as error:
+        return NotMeasured(case, baseline, text=str(error), goal="linear")
+    layer, mask = PerformerAttention(HEADS * HEAD_DIM, HEADS, causal=True), causal().bind(N, shape=(1, HEADS))
+    q, k, v = torch.randn(3, 1, HEADS, N, HEAD_DIM)
+
+    def ours() -> Tensor:
+        return layer._attention_map(q, k, mask).apply(v)
+
+    def theirs() -> Tensor:
+        kernel = partial(package.softmax_kernel, projection_matrix=layer.projection, eps=0.0)
+        return package.causal_linear_attention_noncuda(kernel(q, is_query=True), kernel(k, is_query=False), v, eps=0.0)
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-4)
     return speed_row(timing, case, baseline, forward(ours), forward(theirs), 12.0, "linear")
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
-from attnlab.nn.cache import RecurrentState
-from attnlab.nn.multihead import MultiHeadBase
+from attnlab.nn.kernelized import KernelizedBase
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import NormalizedScan
@@ -25,7 +24,7 @@ FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LinearAttention(MultiHeadBase):
+class LinearAttention(KernelizedBase):
     """``head_i = φ(Q_i) S / φ(Q_i) z`` with ``S = Σ_j φ(K_ij)ᵀ V_ij`` and ``z = Σ_j φ(K_ij)ᵀ``.
 
     Causal, the sums run over the tokens up to the query: a recurrence with a state of constant size (d_k × (d_k + 1)
@@ -45,7 +44,7 @@ class LinearAttention(MultiHeadBase):
         dtype: the dtype of the parameters.
 
     Raises:
-        ValueError: for another feature map, and what `MultiHeadBase` refuses.
+        ValueError: for another feature map, and what `KernelizedBase` refuses.
     """
 
     card = Card(
@@ -65,8 +64,6 @@ class LinearAttention(MultiHeadBase):
         parent="multihead",
     )
 
-    cache_type = RecurrentState
-
     def __init__(
         self,
         embed_dim: int,
@@ -83,23 +80,6 @@ class LinearAttention(MultiHeadBase):
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map must be one of {', '.join(FEATURE_MAPS)}, not {feature_map!r}")
         self.feature_map = feature_map
-
-    def _forward(
-        self,
-        x: Float[Tensor, "B N D"],
-        mask: BoundMask | None,
-        attn_bias: Tensor | None = None,  # not supported: there are no scores to add it to
-        context: Float[Tensor, "B M D"] | None = None,
-        cache: RecurrentState | None = None,  # type: ignore[override]
-    ) -> Float[Tensor, "B N D"]:
-        Q, K, V = self._project_qkv(x, context)
-        attention = self._attention_map(Q, K, mask)
-        if cache is None:
-            heads = attention.apply(V)  # φ(Q) S / φ(Q) z
-        else:
-            heads, state = attention.step(V, cache.state[0] if cache.state else None)
-            cache.replace(x.shape[1], state)
-        return self._merge_heads(F.dropout(heads, self.dropout, self.training), x)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from attnlab.analysis.importance import importance, mean_heads, pruning_order, select_heads
 from attnlab.network import Inputs, Network, Outputs
 from attnlab.network.pruning import edit_heads
+from attnlab.nn.multihead import MultiHeadBase
 from attnlab.tasks.base import Split
 from attnlab.training.objective import Objective
 from attnlab.utils.errors import UserError
@@ -33,13 +34,15 @@ def by_differences(net: Network, split: Split, objective: Objective, step: float
                 for head in range(layer.num_heads)
             ]
         )
+        if isinstance(layer, MultiHeadBase)
+        else torch.zeros(0, dtype=torch.float64)
         for layer in net.mechanisms()
     ]
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", METRICS)
-@pytest.mark.parametrize("model", ["multihead", "groupedquery"])
+@pytest.mark.parametrize("model", ["multihead", "groupedquery", "selfhead,multihead"])
 def test_importance_is_the_gradient_of_a_gate(model: str, kind: str, padded: bool) -> None:
     net = network(model, kind, positions="t5")
     data = noisy(task_data(net, padded=padded))

@@ -9,7 +9,7 @@ import torch
 from planted import TRAIN, VALIDATION, H, columns, network, noisy, only, task_data, zero_heads
 
 from attnlab.analysis.heads import study, without
-from attnlab.analysis.importance import mean_heads
+from attnlab.analysis.importance import layers_with_heads, mean_heads
 from attnlab.network.pruning import prune_heads
 from attnlab.nn.attention import UnsupportedError
 from attnlab.tasks.base import Split
@@ -43,14 +43,14 @@ def test_zeroed_head_has_no_effect_and_is_pruned_first() -> None:
     assert result.plan(1 / 8) == {0: [3]}
 
 
-@pytest.mark.parametrize("model", ["multihead", "groupedquery"])
+@pytest.mark.parametrize("model", ["multihead", "groupedquery", "latent,multihead", "multihead,selfhead"])
 def test_curve_matches_pruning(model: str) -> None:
     net = network(model)
     data = noisy(task_data(net))
     result = study(net, data)
     for step in result.curve:
         pruned = prune_heads(net, result.plan(1 - step.left / len(result.heads)))
-        assert sum(layer.num_heads for layer in pruned.mechanisms()) == step.left
+        assert sum(layer.num_heads for layer in layers_with_heads(pruned).values()) == step.left
         _, metric = evaluate(pruned, data.validation, Objective("accuracy"), batch_size=128)
         assert metric == pytest.approx(step.reached.metric)
     assert min(step.reached.metric for step in result.curve) < 0.95, "pruning has an effect"

@@ -57,6 +57,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
     "attnlab check multihead --args num_heads=4": ("attnlab check multihead --fast --args num_heads=4", "the same"),
     "attnlab check my_package.my_module:MyAttention": (None, "the reader's own layer"),
     '@check("output_shape", needs=())': (None, "would register the check for every later test"),
+    "python -m attnlab.docs.hybrids": (
+        "python -m attnlab.docs.hybrids --seeds 1 --steps 1 --output results.json",
+        "takes a quarter of an hour",
+    ),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 

@@ -98,6 +98,8 @@ def outputs_of_best(k: int, scores: Sequence[int]) -> list[Fraction]:
     """The causal outputs over the ``k`` keys with the largest index scores, the earlier key first."""
     best = [sorted(range(i + 1), key=lambda j: (-scores[j], j))[:k] for i in range(3)]
     return outputs(lambda i, j: j in best[i])
+
+
 def outputs_by_steps(*sizes: int) -> list[Fraction]:
     """A number that each token multiplies by 2^-size, and to which it then adds its size times its value."""
     held, result = Fraction(0), []
@@ -178,6 +180,8 @@ EXACT: dict[str, list[Fraction]] = {
     "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
     "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
     "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),
+    "query prefers ω₁": outputs(causal),
+    "query prefers ω₂": outputs(causal, falling),
     "fractions 2/3, 1/2, 4/5": outputs_by_sticks(*FRACTIONS),
     "all scores 0": outputs_by_sticks(*4 * [Fraction(1, 2)]),
     "a token attends to itself": outputs_by_sticks(*FRACTIONS, first=0),

@@ -82,6 +82,7 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("linformer", {"rank": 80, "sharing": "key-value"}, MIXED),
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    ("performer", {"num_features": 1, "seed": 3}, ()),
     ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
     ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),

@@ -98,6 +98,28 @@ def test_cached_decoding_matches_the_full_pass(cuts: tuple[int, ...]) -> None:
     assert caches.num_seen == N
 
 
+DECODING = [name for name in registry.names() if {"causal", "cache"} <= set(registry.entry(name).card.supports)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", DECODING)
+def test_every_mechanism_decodes_beside_another(model: str) -> None:
+    options = {"num_heads": 2} if "num_heads" in {o.name for o in registry.entry(model).options} else {}
+    net, x = hybrid(f"{model},multihead", {"multihead": {"num_heads": 2}, model: options}, layers=2), tokens(13)
+    caches, again = net.caches(), net.caches()
+    assert caches is not None
+    assert again is not None
+    same(net(x[:, :7], caches=caches), net(x)[:, :7])
+    again.load_state_dict(caches.state_dict())
+    again.reorder(torch.tensor([2, 0]))
+    for i in range(7, 13):
+        same(net(x[:, i : i + 1], caches=caches), net(x)[:, i : i + 1])
+        same(net(x[[2, 0], i : i + 1], caches=again), net(x[[2, 0]])[:, i : i + 1])
+    sizes = caches.sizes()
+    assert all(size.bytes_per_token + size.bytes_per_sequence > 0 for size in sizes)
+    assert (sizes[0].kind == "state") == (registry.load(model).cache_type is not KVCache)
+
+
 @torch.no_grad()
 def test_window_caches_stay_small_after_a_long_prompt() -> None:
     net = hybrid("slidingwindow,multihead", {"num_heads": 2, "window_size": 5}, layers=2)

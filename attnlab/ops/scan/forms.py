@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
 from attnlab.ops.scan.decay import chunk_of, segment_sum
+from attnlab.ops.scan.triangular import unit_lower_inverse
 
 
 class Steps(NamedTuple):
@@ -177,10 +178,9 @@ def solve(
     decays = repeat(None) if log_decay is None else log_decay.exp().unsqueeze(-1).unbind(2)
     terms = repeat(None) if written is None else written.unbind(2)
     corrections, entering = [], []
-    for matrix, value, reader, writer, decay, term in zip(
-        *(x.unbind(2) for x in (matrices, values, readers, writers)), decays, terms, strict=False
-    ):
-        u = torch.linalg.solve_triangular(matrix, value - reader @ state, upper=False, unitriangular=True)
+    parts = (x.unbind(2) for x in (unit_lower_inverse(matrices), values, readers, writers))
+    for inverse, value, reader, writer, decay, term in zip(*parts, decays, terms, strict=False):
+        u = inverse @ (value - reader @ state)
         corrections.append(u)
         entering.append(state)
         state = (state if decay is None else decay * state) + writer.mT @ u

@@ -71,7 +71,8 @@ def linear_scan(
         ValueError: for shapes, devices, a state's dtype or segments that do not fit; for an unknown form; for a
             ``log_decay`` above 0 (checked on a CPU, outside of a trace).
 
-    An exported program computes all pairs of steps, O(N²); with the delta rule or ``a`` and ``b``, step by step, O(N).
+    An exported program computes all pairs of steps, O(N²); with a decay per channel, the delta rule or ``a`` and ``b``,
+    step by step, O(N).
     With ``torch.compile`` and a dynamic length, these two are recompiled for each number of chunks.
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs", section 3.3 (no decay); Sun et al. 2023, "Retentive
@@ -109,7 +110,8 @@ def _whole(steps: Steps, state: Tensor, form: str, chunk: int) -> tuple[Tensor, 
     N, compiling = steps.q.shape[2], torch.compiler.is_compiling()
     if N == 0:
         return torch.zeros_like(steps.v), state
-    if torch.compiler.is_exporting() and not (steps.beta is None and steps.a is None):
+    per_channel = steps.log_decay is not None and steps.log_decay.shape[-1] > 1
+    if torch.compiler.is_exporting() and (per_channel or steps.beta is not None or steps.a is not None):
         return exported(steps, state)
     choice = _choose(N, chunk, compiling) if form == "auto" else Dispatch(form, f"form={form!r}")
     if not compiling:

@@ -12,7 +12,10 @@ from torch import Tensor
 from attnlab.masks import BoundMask, SegmentMask
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
-from attnlab.utils.tracing import can_inspect_values, full_precision
+from attnlab.utils.tracing import can_inspect_values, full_precision, widest_dtype
+
+LOWEST = -(2.0**14)
+"""The smallest ``log_scale``: the keys of a row whose scales are all below it count equally."""
 
 
 class NormalizedScan(AttentionMap):
@@ -24,24 +27,28 @@ class NormalizedScan(AttentionMap):
         q: features of the queries, non-negative, (B, H, N, d), in float32 or float64.
         k: features of the keys, (B, H, M, d).
         mask: any conjunction of causal, padding and segment masks.
+        log_scale: (B, H, M); the features of a key are ``exp(log_scale_j) k_j``, which may be far from 1: sums are kept
+            relative to the largest scale of the allowed keys so far, which the output does not depend on.
 
     Raises:
         ValueError: for a segment mask with another number of queries than keys.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, mask: BoundMask | None) -> None:
+    def __init__(self, q: Tensor, k: Tensor, mask: BoundMask | None, log_scale: Tensor | None = None) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.mask, self.causal = mask, False
         self.segments: Tensor | None = None
+        log_scale = None if log_scale is None else log_scale.clamp(min=LOWEST)
         if mask is not None:
             for real in mask.real_keys(k.shape[2]):
                 k = k.masked_fill(~real[:, None, :, None], 0.0)
+                log_scale = None if log_scale is None else log_scale.masked_fill(~real[:, None], LOWEST)
             for rule in mask.conjuncts:
                 if isinstance(rule, SegmentMask):
                     self._add_segments(rule.ids[..., : mask.first + mask.keys])
                 elif not rule.is_padding:
                     self.causal = True
-        self.q, self.k = q, k
+        self.q, self.k, self.log_scale = q, k, log_scale
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
@@ -49,19 +56,43 @@ class NormalizedScan(AttentionMap):
             raise ValueError(f"linear attention has no attention weights to drop; dropout must be 0, not {dropout}")
         return _normalized(self._sums(self._with_ones(values)), values)
 
-    def step(self, values: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(self, values: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Continue a causal sequence: return the output, and the state after its last token.
 
         Args:
             values: (B, H, N, w).
-            state: (B, H, d, w + 1), the sums over the earlier tokens; None for the first.
+            state: (B, H, d, w + 1), the sums over the earlier tokens, and with ``log_scale`` the logarithm of their
+                scale, (B, H, 1); empty for the first tokens.
 
         Raises:
             ValueError: for a document that another one interrupts (checked on a CPU, outside of a trace).
         """
-        log_decay = None if self.segments is None else self._resets(self._first_tokens(self.segments))
-        sums, state = linear_scan(self.q, self.k, self._with_ones(values), log_decay=log_decay, state=state)
+        first = None if self.segments is None else self._first_tokens(self.segments)
+        sums, state = self._scan(self.q, self.k, self._with_ones(values), self.log_scale, first, state)
         return _normalized(sums, values), state
+
+    def _scan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        values: Tensor,
+        log_scale: Tensor | None,
+        first: Tensor | None = None,
+        state: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the causal sums and the last state; they start again at the ``first`` tokens, (1 | B, N)."""
+        log_decay = None if first is None else self._resets(first)
+        if log_scale is None:
+            sums, last = linear_scan(q, k, values, log_decay=log_decay, state=state[0] if state else None)
+            return sums, (last,)
+        before = state[1].to(log_scale.dtype) if state else log_scale.new_full((*log_scale.shape[:2], 1), LOWEST)
+        segment = None if first is None else F.pad(first.long().cumsum(-1), (1, 0)).unsqueeze(1)
+        largest = _running_max(torch.cat([before, log_scale.detach()], -1), segment)
+        change = largest[..., :-1] - largest[..., 1:]
+        values = values * (log_scale - largest[..., 1:]).exp().unsqueeze(-1)
+        log_decay = change if log_decay is None else change + log_decay
+        sums, last = linear_scan(q, k, values, log_decay=log_decay, state=state[0] if state else None)
+        return sums, (last, largest[..., -1:])
 
     def _with_ones(self, values: Tensor) -> Tensor:
         """The values with a column of ones, whose sum is the normalizer."""
@@ -72,7 +103,10 @@ class NormalizedScan(AttentionMap):
         if self.segments is not None:
             return self._segment_sums(values, self.segments)
         if self.causal:
-            return linear_scan(self.q, self.k, values)[0]
+            return self._scan(self.q, self.k, values, self.log_scale)[0]
+        if self.log_scale is not None:
+            largest = F.pad(self.log_scale.detach(), (1, 0), value=LOWEST).amax(-1, keepdim=True)
+            values = values * (self.log_scale - largest).exp().unsqueeze(-1)
         with full_precision(values.device):  # sums over all tokens keep their precision
             return self.q @ (self.k.mT @ values)
 
@@ -81,12 +115,19 @@ class NormalizedScan(AttentionMap):
         ids = ids.expand(self.q.shape[0], -1)
         order = ids.argsort(dim=-1, stable=True)
         q, k, v = (_gathered(t, order) for t in (self.q, self.k, values))
+        scale = None if self.log_scale is None else _gathered(self.log_scale.unsqueeze(-1), order).squeeze(-1)
         N, changes = ids.shape[1], ids.gather(1, order).diff(dim=-1) != 0
-        out = linear_scan(q, k, v, log_decay=self._resets(F.pad(changes, (1, 0), value=True)[:, :N]))[0]
-        if not self.causal:
-            resets = self._resets(F.pad(changes, (0, 1), value=True)[:, :N].flip(-1))
-            later = linear_scan(q.flip(2), k.flip(2), v.flip(2), log_decay=resets)[0].flip(2)
-            out = out + later - (q * k).sum(-1, keepdim=True) * v  # the token itself is in both
+        first = F.pad(changes, (1, 0), value=True)[:, :N]
+        if self.causal:
+            return _gathered(self._scan(q, k, v, scale, first)[0], order.argsort(dim=-1))
+        last = F.pad(changes, (0, 1), value=True)[:, :N].flip(-1)
+        if scale is not None:  # all tokens of a segment have the same largest scale
+            largest = _running_max(scale.detach(), first.long().cumsum(-1).unsqueeze(1))
+            largest = _running_max(largest.flip(-1), last.long().cumsum(-1).unsqueeze(1)).flip(-1)
+            v = v * (scale - largest).exp().unsqueeze(-1)
+        out = linear_scan(q, k, v, log_decay=self._resets(first))[0]
+        later = linear_scan(q.flip(2), k.flip(2), v.flip(2), log_decay=self._resets(last))[0].flip(2)
+        out = out + later - (q * k).sum(-1, keepdim=True) * v  # the token itself is in both
         return _gathered(out, order.argsort(dim=-1))
 
     def _first_tokens(self, ids: Tensor) -> Tensor:
@@ -119,8 +160,14 @@ class NormalizedScan(AttentionMap):
 
     def _rows(self, rows: Tensor) -> Tensor:
         scores = self.q[:, :, rows] @ self.k.mT
-        if self.mask is not None:
-            scores = scores.masked_fill(~self.mask.tile(rows, slice(0, self.mask.keys)), 0.0)
+        permitted = None if self.mask is None else self.mask.tile(rows, slice(0, self.mask.keys))
+        if self.log_scale is not None:
+            scale = self.log_scale.unsqueeze(-2)
+            allowed = scale if permitted is None else scale.masked_fill(~permitted, LOWEST)
+            largest = F.pad(allowed.detach(), (1, 0), value=LOWEST).amax(-1, keepdim=True)
+            scores = scores * (allowed - largest).exp()
+        if permitted is not None:
+            scores = scores.masked_fill(~permitted, 0.0)
         return _normalized(torch.cat([scores, scores.sum(-1, keepdim=True)], -1), self._like)
 
 
@@ -131,6 +178,23 @@ def _normalized(sums: Tensor, like: Tensor) -> Tensor:
     """
     smallest = torch.finfo(sums.dtype).tiny ** 0.5
     return (sums[..., :-1] / sums[..., -1:].clamp_min(smallest)).to(like.dtype)
+
+
+def _running_max(x: Tensor, segment: Tensor | None) -> Tensor:
+    """The largest value so far, (B, H, N), of the tokens of the same ``segment``, (1 | B, 1, N) in ascending order."""
+    if segment is None:
+        return _cumulative_max(x)
+    wide = x.to(widest_dtype(x.device))
+    values_of_segment = F.pad(wide, (1, 0), value=LOWEST).amax(-1, keepdim=True) - LOWEST + 1
+    start = segment * values_of_segment  # above all values of the segments before
+    return (_cumulative_max(wide + start) - start).to(x.dtype)
+
+
+def _cumulative_max(x: Tensor) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return x.cummax(-1).values
+    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).triu(1)  # ONNX has no cummax
+    return x.unsqueeze(-2).masked_fill(later, -torch.inf).amax(-1)
 
 
 def _gathered(x: Tensor, order: Tensor) -> Tensor:
