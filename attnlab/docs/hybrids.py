@@ -127,7 +127,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             (
                 ratio,
                 f"`{PATTERNS[ratio]}`",
-                f"{mean:.2f} ({low:.2f} to {high:.2f})",
+                f"{mean:.3f} ({low:.3f} to {high:.3f})" if len(runs) > 1 else f"{mean:.3f} (one network)",
                 f"{token:,}",
                 f"{sequence:,}",
                 f"{(sequence + LONG * token) / 1024:,.0f} KiB",
