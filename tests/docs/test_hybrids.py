@@ -43,7 +43,7 @@ def test_table(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     assert "Not measured yet" in hybrids.recorded(file)
     file.write_text(json.dumps(results))
-    note = "Means over up to 2 networks with different seeds, 7 training steps each."
+    note = "2 seeds at most per row, 7 training steps each."
     assert hybrids.recorded(file) == f"{hybrids.table(results)}\n\n{note}"
 
 
