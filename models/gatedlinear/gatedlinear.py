@@ -65,6 +65,7 @@ class GatedLinearAttention(RecurrentBase):
         parent="retention",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(

@@ -63,6 +63,7 @@ class KimiDeltaAttention(RecurrentBase):
         parent="gateddeltanet",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(

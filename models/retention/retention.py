@@ -61,6 +61,7 @@ class Retention(RecurrentBase):
         parent="linear",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(
