@@ -38,10 +38,16 @@ from attnlab.models.longformer import *
 from models.longformer import *
 from attnlab.models.mamba2 import *
 from models.mamba2 import *
+from attnlab.models.mesa import *
+from models.mesa import *
 from attnlab.models.multihead import *
 from models.multihead import *
 from attnlab.models.multiquery import *
 from models.multiquery import *
+from attnlab.models.nsa import *
+from models.nsa import *
+from attnlab.models.nystrom import *
+from models.nystrom import *
 from attnlab.models.performer import *
 from models.performer import *
 from attnlab.models.retention import *
@@ -82,8 +88,11 @@ __all__ = [
     "LinformerAttention",
     "LongformerAttention",
     "Mamba2",
+    "MesaNet",
     "MultiAttention",
     "MultiQueryAttention",
+    "NativeSparseAttention",
+    "NystromAttention",
     "PerformerAttention",
     "RWKV7",
     "Retention",

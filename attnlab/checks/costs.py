@@ -39,7 +39,7 @@ def evaluate(cost: str, layer: SequenceMixer, length: int) -> float:
     values: dict[str, Any] = {"n": length, "d": layer.embed_dim, "h": layer.num_heads}
     for letter, option in letters(type(layer)).items():
         values.setdefault(letter, getattr(layer, option, None))
-    text = cost.replace("·", "*").replace("²", "**2")
+    text = cost.replace("·", "*").replace("²", "**2").replace("³", "**3")
     text = re.sub(r"(\d)([a-z(])", r"\1*\2", text)
     return _number(ast.parse(text, mode="eval").body, values, cost)
 

@@ -280,8 +280,14 @@ class LayerUnderTest:
     def require_relative_pattern(self) -> None:
         """Raise NotApplicable if the attention pattern depends on absolute positions."""
         pattern = self._sample.attention_pattern(N) if isinstance(self._sample, SequenceMixer) else None
-        if pattern is not None and not pattern.is_relative:
+        is_relative = getattr(self._sample, "is_relative", True) if self.is_ours else True
+        if not is_relative or (pattern is not None and not pattern.is_relative):
             raise NotApplicable("its attention pattern depends on absolute positions")
+
+    def require_continuity(self) -> None:
+        """Raise NotApplicable if rounding can change which keys are attended to."""
+        if isinstance(self._sample, SequenceMixer) and not self._sample.is_continuous(N):
+            raise NotApplicable("its output is not continuous: rounding may change which keys are selected")
 
     # Inference of options and capabilities
 

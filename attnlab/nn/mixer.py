@@ -79,6 +79,10 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
     """Whether ``_forward`` treats several sequences in one row (a ``documents`` mask) independently, so that a padded
     batch may be packed into one row. The output must depend only on the tokens and the mask."""
 
+    is_relative: ClassVar[bool] = True
+    """Whether the same tokens at later positions give the same output; not where blocks are counted from the first
+    position. An attention pattern that depends on positions tells it by itself."""
+
     batch_first: ClassVar[bool] = True
     in_proj_bias: ClassVar[None] = None
     """Read by `nn.TransformerEncoderLayer` before it calls `forward`, which then names the adapter to use."""

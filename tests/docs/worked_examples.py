@@ -124,6 +124,20 @@ def outputs_by_sticks(*fractions: Fraction, first: int = 1) -> list[Fraction]:
 
 
 FRACTIONS = (Fraction(2, 3), Fraction(1, 2), Fraction(4, 5), Fraction(1, 2))  # the sigmoids of ln 2, 0, 2 ln 2 and 0
+
+
+def quadrupling(i: int, j: int) -> Fraction:
+    return Fraction(4) ** j
+
+
+COMPRESSED = [
+    Fraction(0),
+    Fraction(VALUES[0] + VALUES[1], 2),
+    (Fraction(VALUES[0] + VALUES[1], 2) + 4 * Fraction(VALUES[1] + VALUES[2], 2)) / 5,
+]
+"""The means of two tokens each; the scores of their keys 1/2 and 3/2 differ by 2 ln 2."""
+
+
 SWAPPED = VALUES[::-1]
 EXACT: dict[str, list[Fraction]] = {
     "causal": outputs(causal),
@@ -177,6 +191,12 @@ EXACT: dict[str, list[Fraction]] = {
     "k = 2, w = (2, 1)": outputs_of_best(2, (2, 1, 2)),
     "k = 2, w = (1, 2)": outputs_of_best(2, (1, 2, 1)),
     "k = 1, w = (1, 2)": outputs_of_best(1, (1, 2, 1)),
+    "compressed blocks": COMPRESSED,
+    "selected blocks": outputs(causal, quadrupling),
+    "window of 1": [Fraction(value) for value in VALUES],
+    "three gates of 1/2": [
+        (a + b + c) / 2 for a, b, c in zip(COMPRESSED, outputs(causal, quadrupling), VALUES, strict=True)
+    ],
     "sparsemax, t = 1/3": outputs_by_sparsemax(Fraction(1, 3)),
     "sparsemax, t = 1/2": outputs_by_sparsemax(Fraction(1, 2)),
     "sparsemax, t = 1": outputs_by_sparsemax(Fraction(1)),

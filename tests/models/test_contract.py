@@ -56,6 +56,9 @@ MIXED = ("low_precision_error_growth",)
 SELECTS = ("cross_attention", "dynamic_quantization")
 """Where few keys are selected: a query ignores the others, and rounding of the weights to int8 selects other keys."""
 
+NEARLY_SINGULAR = (*EDGES[3:], "higher_derivatives_with_math_backend")
+"""The exact inverse of a nearly singular matrix between the landmarks multiplies every rounding error."""
+
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
@@ -83,9 +86,23 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     ("performer", {"num_features": 1, "seed": 3}, ()),
+    (
+        "nsa",
+        {"num_heads": 6, "num_kv_heads": 2, "window_size": 2}
+        | {"compress_block": 2, "compress_stride": 1, "select_block": 1, "num_selected": 3},
+        (),
+    ),
+    (
+        "nsa",
+        {"num_heads": 2, "positions": "rotary", "window_size": 1}
+        | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
+        (),
+    ),
     ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
     ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),
+    ("nystrom", {"num_landmarks": 3, "conv_kernel": 3}, ()),
+    ("nystrom", {"num_landmarks": 5, "inverse": "exact"}, NEARLY_SINGULAR),
     ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
     ("slidingwindow", {"window_size": 1}, ISOLATED),

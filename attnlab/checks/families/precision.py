@@ -61,6 +61,7 @@ def growth(case: LayerUnderTest) -> Values:
 
 def _errors(case: LayerUnderTest) -> Errors:
     """The larger of the errors of outputs and gradients; under autocast that of outputs."""
+    case.require_continuity()
     if case not in _cache:
         layer = case.layer()
         _cache[case] = {
@@ -76,7 +77,7 @@ def _error(case: LayerUnderTest, name: str, length: int) -> float:
     dtype_name, _, autocast = name.partition(" ")
     dtype: torch.dtype = getattr(torch, dtype_name)
     layer = case.build(case.causal_choices[-1], dtype=torch.float32 if autocast else dtype)
-    x = case.tokens(1, length).to(torch.float32 if autocast else dtype)
+    x = case.tokens(max(64 // length, 1), length).to(torch.float32 if autocast else dtype)
     exact_layer, exact_x = deepcopy(layer).double(), x.double().requires_grad_()
     expected = case(exact_layer, exact_x)
     roundoff = torch.finfo(dtype).eps / 2

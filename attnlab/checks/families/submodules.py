@@ -57,6 +57,7 @@ def dynamic_quantization(case: LayerUnderTest) -> Values:
     """The difference between ``quantize_dynamic`` and float32 at the median token; on a CPU."""
     if case.device.type != "cpu" or torch.backends.quantized.engine == "none":
         raise NotApplicable("torch quantizes linear layers to int8 on a CPU only")
+    case.require_continuity()
     for is_causal in case.causal_choices:
         layer = case.build(is_causal, dtype=torch.float32)
         with warnings.catch_warnings(action="ignore"):  # torch.ao.quantization is deprecated in favour of torchao

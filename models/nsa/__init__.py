@@ -1,0 +1,3 @@
+"""Native sparse attention."""
+
+from .nsa import NativeSparseAttention as NativeSparseAttention
