@@ -99,7 +99,7 @@ def mean_heads(network: Network, split: Split, *, batch_size: int = 128) -> list
     by_index = layers_with_heads(network)
     layers = [*by_index.values()]
     like = next(network.parameters())
-    sums = [like.new_zeros(layer.num_heads, layer.head_dim) for layer in layers]
+    sums = [like.new_zeros(layer.num_heads, layer.merged_size // layer.num_heads) for layer in layers]
     count = 0
     with _unpacked_eval_mode(network, layers):
         for x, _, lengths in batches(network, split, batch_size):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attnlab.catalog import registry
 from attnlab.docs import hybrids, trust
-from attnlab.nn.card import CAPABILITIES, WEIGHTS
+from attnlab.nn.card import CAPABILITIES, WEIGHTS, Card
 from attnlab.utils.errors import UnknownNameError, UserError
 
 LEGEND = "n is the sequence length, d the width of a token (`embed_dim`), h the number of heads."
@@ -78,10 +78,18 @@ def table(entries: Sequence[registry.Entry]) -> str:
 def overview(entries: Sequence[registry.Entry]) -> str:
     """The short table of the mechanisms, for the README of the project."""
     rows = [
-        (f"[{c.title}](models/{name}/README.md)", f"`{name}`", f"{c.authors} {c.year}", c.summary)
+        (f"[{c.title}](models/{name}/README.md)", f"`{name}`", f"{c.authors} {c.year}", c.summary, c.time, _decoding(c))
         for name, c in ((e.name, e.card) for e in entries)
     ]
-    return trust.table(("mechanism", "`--model`", "paper", "what it does"), rows)
+    columns = ("mechanism", "`--model`", "paper", "what it does", "time", "decoding keeps")
+    return f"{trust.table(columns, rows)}\n\n{LEGEND}"
+
+
+def _decoding(card: Card) -> str:
+    """What decoding keeps of earlier tokens."""
+    if "cache" not in card.supports:
+        return "–"
+    return "a constant state" if card.constant_state else "every token"
 
 
 def badge(entry: registry.Entry) -> str:

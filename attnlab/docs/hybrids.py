@@ -75,7 +75,6 @@ def measure(ratio: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
     from attnlab.network import Network
     from attnlab.tasks.base import IGNORE
     from attnlab.tasks.recall import mqar
-    from attnlab.training.generate import caches_of_one_token
 
     def draw(generator: np.random.Generator, count: int) -> list[torch.Tensor]:
         return [torch.from_numpy(each) for each in mqar(generator, count, LENGTH, PAIRS, VOCABULARY)]
@@ -101,8 +100,9 @@ def measure(ratio: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
     x, y = draw(np.random.default_rng([seed, 1]), TEST)
     with torch.no_grad():
         correct = (network.eval()(x).argmax(-1) == y)[y != IGNORE]
-    caches = caches_of_one_token(network)
-    assert caches is not None
+        caches = network.caches()
+        assert caches is not None
+        network(x[:1, :1], caches=caches)  # one token of one sequence
     return {
         "ratio": ratio,
         "seed": seed,
@@ -127,7 +127,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             (
                 ratio,
                 f"`{PATTERNS[ratio]}`",
-                f"{mean:.2f} ({low:.2f} to {high:.2f})",
+                f"{mean:.3f} ({low:.3f} to {high:.3f})" if len(runs) > 1 else f"{mean:.3f} (one network)",
                 f"{token:,}",
                 f"{sequence:,}",
                 f"{(sequence + LONG * token) / 1024:,.0f} KiB",
@@ -143,7 +143,7 @@ def recorded(file: Path) -> str:
         return "Not measured yet: run `python -m attnlab.docs.hybrids`."
     results = json.loads(file.read_text(encoding="utf-8"))
     seeds, steps = len({run["seed"] for run in results}), results[0]["steps"]
-    return f"{table(results)}\n\nMeans over up to {seeds} networks with different seeds, {steps} training steps each."
+    return f"{table(results)}\n\n{seeds} seed{'s' * (seeds > 1)} at most per row, {steps} training steps each."
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:

@@ -71,7 +71,7 @@ def edit_heads(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[N
     def edit_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal edits
         edits += 1
-        heads = inputs[0].unflatten(-1, (attention.num_heads, attention.head_dim))
+        heads = inputs[0].unflatten(-1, (attention.num_heads, -1))
         return (edit(heads).flatten(-2), *inputs[1:])
 
     handles = [attention.register_forward_pre_hook(count), attention.output.register_forward_pre_hook(edit_input)]

@@ -52,6 +52,7 @@ class Card:
     Write it with literals only: it is read from the source text, without importing torch.
     Costs are functions of n (length), d (embed_dim) and h (heads). ``parent`` is the mechanism that it changes.
     ``weights`` describes ``attention_weights()``; an ``always_causal`` mechanism has no form without ``causal``.
+    ``constant_state``: decoding keeps a state of constant size in place of keys and values.
 
     Raises:
         ValueError: for an unknown kind, kind of weights or capability, or ``always_causal`` without "causal".
@@ -73,6 +74,7 @@ class Card:
     parent: str = ""
     weights: WeightKind = "probabilities"
     always_causal: bool = False
+    constant_state: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

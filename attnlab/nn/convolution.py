@@ -111,5 +111,5 @@ def _last_tokens(tokens: Tensor, S: int, sequences: Sequences, age: Tensor | Non
     if age is None or not N:
         return kept
     age, count = age.expand(tokens.shape[0], -1), count.expand(tokens.shape[0])
-    newest = age.gather(1, (count - 1).clamp_min(0)[:, None]).masked_fill((count == 0)[:, None], S)
+    newest = age.gather(1, (count - 1).clamp_min(0)[:, None])  # of padding: larger than any length
     return kept.masked_fill((S - 1 - position > newest).unsqueeze(-1), 0.0)

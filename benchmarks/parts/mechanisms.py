@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,8 @@ def rows(
         torch.manual_seed(0)
         mechanism = registry.load(name)
         options = {"num_heads": H} if registry.entry(name).card.heads != "1" else {}
+        if "max_length" in inspect.signature(mechanism).parameters:
+            options["max_length"] = max(lengths)
         layer = mechanism(D, causal="causal" in mechanism.card.supports, **options).eval()
         workloads = {N: forward(partial(layer, torch.randn(1, N, D))) for N in lengths}
         times = median_seconds(workloads, timing)

@@ -62,6 +62,7 @@ class DeltaNet(RecurrentBase):
         parent="linear",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(

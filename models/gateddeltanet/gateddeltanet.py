@@ -61,6 +61,7 @@ class GatedDeltaNet(RecurrentBase):
         parent="deltanet",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(

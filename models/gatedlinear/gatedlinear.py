@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.projections import LowRank
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -65,6 +65,7 @@ class GatedLinearAttention(RecurrentBase):
         parent="retention",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(
@@ -77,7 +78,7 @@ class GatedLinearAttention(RecurrentBase):
         decay_temperature: float = 16.0,
         short_conv: int = 0,
         output_norm: bool = True,
-        output_gate: GateKind = "swish",
+        output_gate: Literal["none", "sigmoid", "swish"] = "swish",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

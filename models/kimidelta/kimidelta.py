@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 from attnlab.nn.attention import Card, check_positive_int, make_linear
 from attnlab.nn.decay import SelectiveDecay
 from attnlab.nn.projections import LowRank
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.nn.select import head_channels, select_features
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
@@ -63,6 +63,7 @@ class KimiDeltaAttention(RecurrentBase):
         parent="gateddeltanet",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(
@@ -73,7 +74,7 @@ class KimiDeltaAttention(RecurrentBase):
         rank: int | None = None,
         short_conv: int = 4,
         output_norm: bool = True,
-        output_gate: GateKind = "sigmoid",
+        output_gate: Literal["none", "sigmoid", "swish"] = "sigmoid",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

@@ -62,6 +62,7 @@ class LinearAttention(KernelizedBase):
         use_case="long sequences where approximate recall suffices; decoding with constant memory",
         supports=("causal", "padding", "segments", "context", "cache", "weights", "equivariant"),
         parent="multihead",
+        constant_state=True,
     )
 
     def __init__(

@@ -30,7 +30,7 @@ class Mamba2(RecurrentBase):
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide ``expand * embed_dim``.
         num_groups: the number of different B and C, each shared by num_heads / num_groups heads.
-        state_size: the width of B and C: a head keeps state_size numbers per feature.
+        state_size: s, the width of B and C: a head keeps s numbers per feature.
         expand: the width of x and z, as a multiple of embed_dim.
         short_conv: the number of tokens of the convolution over C, B and x; 0 for none.
         causal: must be True; the recurrence has no other form.
@@ -53,7 +53,7 @@ class Mamba2(RecurrentBase):
         arxiv="2405.21060",
         kind="another operator",
         heads="h",
-        time="n·d·(64 + state) + n·d²",
+        time="n·d·s + n·d²",
         memory="n·d",
         representation="h lower triangular matrices, products of scores shared by all heads and decays per head",
         use_case="long sequences; decoding with constant memory",
@@ -61,6 +61,7 @@ class Mamba2(RecurrentBase):
         parent="linear",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(
@@ -98,6 +99,7 @@ class Mamba2(RecurrentBase):
             bias=bias,
             **factory,
         )
+        self.state_size = state_size
         self.z = make_linear(embed_dim, width, bias=bias, **factory)
         self.step = make_linear(embed_dim, num_heads, bias=False, **factory)  # Δ
         self.decay = SelectiveDecay(num_heads, smallest_rate=1.0, **factory)  # A, and the offset of Δ

@@ -34,7 +34,7 @@ class MesaNet(RecurrentBase):
     Args:
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        iterations: the steps of the conjugate gradient method.
+        iterations: i, the number of steps of the conjugate gradient method.
         short_conv: the number of tokens of the convolution over queries, keys and values; 0 for none.
         output_norm: whether the output of each head is normalized.
         output_gate: the activation of the output gate: none, sigmoid or swish.
@@ -57,7 +57,7 @@ class MesaNet(RecurrentBase):
         arxiv="2506.05233",
         kind="another operator",
         heads="h",
-        time="i·n·d²/h + n·d², with i iterations",
+        time="i·n·d²/h + n·d²",
         memory="i·n·d",
         representation="h lower triangular matrices, products of solved queries and keys",
         use_case="recall from a state of constant size, where computing time matters less",
@@ -65,6 +65,7 @@ class MesaNet(RecurrentBase):
         parent="deltanet",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(

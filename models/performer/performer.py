@@ -61,6 +61,7 @@ class PerformerAttention(KernelizedBase):
         use_case="long sequences with scores near 0, as a replacement of softmax attention",
         supports=("causal", "padding", "segments", "context", "cache", "weights", "equivariant"),
         parent="linear",
+        constant_state=True,
     )
 
     projection: Tensor

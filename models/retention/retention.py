@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.nn.attention import Card, check_positive_int
-from attnlab.nn.recurrent import GateKind, RecurrentBase
+from attnlab.nn.recurrent import RecurrentBase
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
 from attnlab.positions import Positions
@@ -61,6 +61,7 @@ class Retention(RecurrentBase):
         parent="linear",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     def __init__(
@@ -73,7 +74,7 @@ class Retention(RecurrentBase):
         positions: str | Positions = "rotary(layout=interleaved)",
         short_conv: int = 0,
         output_norm: bool = True,
-        output_gate: GateKind = "swish",
+        output_gate: Literal["none", "sigmoid", "swish"] = "swish",
         causal: bool = True,
         dropout: float = 0.0,
         bias: bool = False,

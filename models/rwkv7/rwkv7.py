@@ -75,6 +75,7 @@ class RWKV7(RecurrentBase):
         parent="gateddeltanet",
         weights="signed",
         always_causal=True,
+        constant_state=True,
     )
 
     fuses_qkv: ClassVar[bool] = False

@@ -34,7 +34,7 @@ RECURRENT_SIZES = recurrences.Sizes(67, 64, (16, 32), (16, 32), context=29, embe
 SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "layers": (6, lambda timing: layers.rows(timing, [(2, 7, 24, 3)])),
     "padding": (0, lambda timing: padding.rows(timing, (7, 5, 3), 24, 3)),
-    "cores": (2, lambda timing: cores.rows(timing, 512, (128,))),
+    "cores": (3, lambda timing: cores.rows(timing, 512, (128,))),
     "decoding": (2, lambda timing: decoding.rows(timing, 5)),
     "length": (0, lambda timing: length.rows(timing, (16, 32))),
     "recurrences": (11, lambda timing: recurrences.rows(timing, RECURRENT_SIZES, ("gateddeltanet", "multihead"))),

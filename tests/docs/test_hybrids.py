@@ -37,13 +37,13 @@ def test_interval() -> None:
 def test_table(tmp_path: Path) -> None:
     results = [run("1", 0, 0.9), run("1:7", 0, 0.5), run("1:7", 1, 0.5)]
     assert hybrids.table(results).splitlines()[2:] == [
-        "| 1:7 | `7*gateddeltanet,multihead` | 0.50 (0.50 to 0.50) | 256 | 3,072 | 1,027 KiB |",
-        "| 1 | `multihead` | 0.90 (0.00 to 1.00) | 256 | 3,072 | 1,027 KiB |",
+        "| 1:7 | `7*gateddeltanet,multihead` | 0.500 (0.500 to 0.500) | 256 | 3,072 | 1,027 KiB |",
+        "| 1 | `multihead` | 0.900 (one network) | 256 | 3,072 | 1,027 KiB |",
     ]
     file = tmp_path / "results.json"
     assert "Not measured yet" in hybrids.recorded(file)
     file.write_text(json.dumps(results))
-    note = "Means over up to 2 networks with different seeds, 7 training steps each."
+    note = "2 seeds at most per row, 7 training steps each."
     assert hybrids.recorded(file) == f"{hybrids.table(results)}\n\n{note}"
 
 

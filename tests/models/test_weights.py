@@ -7,6 +7,7 @@ import torch
 from mechanisms import supporting
 
 from attnlab.catalog import registry
+from attnlab.nn.cache import RecurrentState
 
 
 @pytest.mark.parametrize("name", supporting("weights"))
@@ -21,3 +22,9 @@ def test_attention_weights_have_the_kind_that_the_card_states(name: str) -> None
     sums = weights.sum(-1)
     kind = "probabilities" if torch.allclose(sums, torch.ones_like(sums)) else "non-negative"
     assert mechanism.card.weights == (kind if weights.min() >= 0 else "signed")
+
+
+@pytest.mark.parametrize("name", supporting("cache"))
+def test_the_card_states_what_decoding_keeps(name: str) -> None:
+    mechanism = registry.load(name)
+    assert mechanism.card.constant_state == (mechanism.cache_type is RecurrentState)

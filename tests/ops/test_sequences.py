@@ -84,8 +84,9 @@ def test_padding_changes_no_state_and_documents_are_independent(drawn: Rows) -> 
     for kind in ("plain", "constant decay", "delta rule", "rank one, scalar decay", "delta rule, vector decay"):
         case = scan_case(kind, N, started=False)
         arranged = {name: x if x.dim() == 1 else sequences.arrange(x, 2) for name, x in case.items()}
-        q, k, v, log_decay, beta, a, b, *_ = sequences.masked(Recurrence(**arranged))
-        out, state = linear_scan(q, k, v, log_decay=log_decay, beta=beta, a=a, b=b)
+        masked = sequences.masked(Recurrence(**arranged))
+        options = {name: getattr(masked, name) for name in ("log_decay", "beta", "a", "b")}
+        out, state = linear_scan(masked.q, masked.k, masked.v, **options)
         out = sequences.restore(out, 2)
         for row in range(2):
             after = torch.zeros_like(state[:1])

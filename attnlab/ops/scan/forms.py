@@ -83,7 +83,8 @@ def exported(steps: Steps, state: Tensor) -> tuple[Tensor, Tensor]:
         out, state = _next(one, state, _read)
         return state.clone(), out.squeeze(2)  # an output must not be a view of another one
 
-    inputs = [x.to(state.dtype).movedim(2, 0) for x in steps if x is not None]
+    # Contiguous: the export fails for slices of a tensor with symbolic sizes.
+    inputs = [x.to(state.dtype).movedim(2, 0).contiguous() for x in steps if x is not None]
     if torch.onnx.is_in_onnx_export():  # which cannot convert a loop that has a backward pass
         state, inputs = state.detach(), [x.detach() for x in inputs]
     state, outs = scan(step, state, inputs, dim=0)

@@ -135,7 +135,7 @@ class Sequences:
 
     def masked(self, inputs: Recurrence) -> Recurrence:
         """Return inputs, in this order, with which padding changes no state and documents do not see each other."""
-        q, k, log_decay, beta, b = inputs.q, inputs.k, inputs.log_decay, inputs.beta, inputs.b
+        q, k, log_decay, b = inputs.q, inputs.k, inputs.log_decay, inputs.b
         if self.first is not None:
             if log_decay is None:
                 log_decay = torch.zeros(q.shape[:3], device=q.device, dtype=_wide(q.dtype))
@@ -144,14 +144,13 @@ class Sequences:
             log_decay = log_decay.masked_fill(_like(self.first, log_decay), -torch.inf)
         if self.real is not None:
             padding = ~self.real
-            k = k.masked_fill(_like(padding, k), 0.0)
+            k = k.masked_fill(_like(padding, k), 0.0)  # with which no value, and no correction, changes the state
             if log_decay is not None:
                 if log_decay.dim() == 1:
                     log_decay = log_decay.unsqueeze(-1).expand(q.shape[:3])
                 log_decay = log_decay.masked_fill(_like(padding, log_decay), 0.0)
-            beta = beta if beta is None else beta.masked_fill(_like(padding, beta), 0.0)
             b = b if b is None else b.masked_fill(_like(padding, b), 0.0)
-        return inputs._replace(k=k, log_decay=log_decay, beta=beta, b=b)
+        return inputs._replace(k=k, log_decay=log_decay, b=b)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
