@@ -93,6 +93,7 @@ class DeepSeekSparseAttention(MultiHeadBase):
         if self.positions.name not in ("none", "rotary"):
             raise ValueError(f"positions of DeepSeek sparse attention are none or rotary, not {self.positions.name}")
         self.top_k = check_positive_int("top_k", top_k)
+        self.index_heads, self.index_dim = index_heads, index_dim
         self.indexer = LightningIndexer(embed_dim, index_heads, index_dim, positions=self.positions, **factory)
 
     def is_continuous(self, length: int) -> bool:

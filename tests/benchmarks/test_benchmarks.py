@@ -358,7 +358,7 @@ def test_peak_memory_is_the_maximum_held_at_once() -> None:
 
 @pytest.mark.parametrize("name", registry.names())
 def test_docstring_defines_the_letters_of_the_cost_formulas(name: str) -> None:
-    layer = registry.load(name)(24)
+    layer = registry.load(name)(48)
     for cost in (layer.card.time, layer.card.memory):
         assert evaluate(cost, layer, 2048) > evaluate(cost, layer, 1024) > 0
 

@@ -20,6 +20,9 @@ INDUCTOR = ("multihead", "sinks", "slidingwindow")
 QUICK = ("multihead", "linear")
 """The mechanisms on which `make quick` runs the conformance suite; `make test` runs it on all."""
 
+EXPENSIVE = ("traceable", "higher_derivatives_with_math_backend")
+"""A quarter of the time of the fast checks; here only for `REPRESENTATIVES`. test_tracing.py traces all mechanisms."""
+
 SLOW = [name for name, check in all_checks().items() if check.slow]
 
 
@@ -35,7 +38,7 @@ def assert_recorded(name: str, report: Report) -> None:
     [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in registry.names()],
 )
 def test_conformance(name: str) -> None:
-    report = check_attention(registry.load(name), fast=True)
+    report = check_attention(registry.load(name), fast=True, skip=() if name in REPRESENTATIVES else EXPENSIVE)
     assert report["matches_reference_outputs"].outcome == "pass", f"models/{name}/reference.py is missing"
     assert_recorded(name, report)
 
@@ -131,7 +134,7 @@ REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     [*OPTIONS, *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in REPEATED)],
 )
 def test_conformance_with_options(name: str, options: dict[str, Any], skip: tuple[str, ...]) -> None:
-    check_attention(partial(registry.load(name), **options), fast=True, skip=skip)
+    check_attention(partial(registry.load(name), **options), fast=True, skip={*skip, *EXPENSIVE})
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from attnlab.catalog import registry
 from attnlab.masks import Mask, causal, from_attention_mask, from_key_padding_mask, padding
 from attnlab.nn.attention import Attention
 
-B, N, D = 2, 11, 24
+B, N, D = 2, 11, 48
 LENGTHS = torch.tensor([11, 4])
 REAL = torch.arange(N) < LENGTHS[:, None]
 LEFT = torch.arange(N) >= N - LENGTHS[:, None]
