@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..linear.reference import by_document
-from .rwkv7 import RWKV7
+from .rwkv7 import LARGEST_RATE, RWKV7
 
 
 def reference(layer: RWKV7, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -23,7 +21,7 @@ def recurrence(layer: RWKV7, x: Tensor) -> Tensor:
     previous = F.pad(x, (0, 0, 1, 0))[:, :N]
     x_r, x_k, x_v, x_w, x_a, x_g = (torch.lerp(x, previous, part) for part in layer.shift)
     k = layer.key(x_k)
-    w = (-math.exp(-0.5) * layer.decay(x_w).sigmoid()).exp()
+    w = (-LARGEST_RATE * layer.decay(x_w).sigmoid()).exp()
     a, g = layer.rate(x_a).sigmoid(), layer.head_gate(x_g)
     kappa, replacement = k * layer.removal, k * torch.lerp(torch.ones_like(a), a, layer.replacement)
     parts = layer.receptance(x_r), layer.value(x_v), w, a, kappa, replacement

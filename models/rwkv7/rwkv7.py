@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +18,9 @@ from attnlab.ops.rowwise import at_least_float32
 from attnlab.ops.scan import Recurrence
 from attnlab.ops.scan.functions import l2_norm
 from attnlab.ops.scan.sequences import Sequences
+
+LARGEST_RATE = 0.6065306663513184
+"""exp(-1/2), rounded to float32, in which ONNX stores it."""
 
 SHIFTS = {"receptance": 0.2, "key": 0.7, "value": 0.7, "decay": 0.9, "rate": 0.9, "gate": 0.2}
 """The inputs that a token computes, and the exponent p of the initial part of the previous token, 1 - (i / D)^p."""
@@ -139,7 +141,7 @@ class RWKV7(RecurrentBase):
         change = previous - x
         x_r, x_k, x_v, x_w, x_a, x_g = (torch.addcmul(x, change, part) for part in self.shift.to(x.dtype).unbind(0))
         r, k, v, g = map(self._split, (self.receptance(x_r), self.key(x_k), self.value(x_v), self.head_gate(x_g)))
-        w = self._split(at_least_float32(self.decay(x_w)).sigmoid() * -math.exp(-0.5))  # log w
+        w = self._split(at_least_float32(self.decay(x_w)).sigmoid() * -LARGEST_RATE)  # log w
         a = self._split(at_least_float32(self.rate(x_a)).sigmoid())
         k = at_least_float32(k)
         removed = l2_norm(k * self._per_head(self.removal))  # κ̂

@@ -12,6 +12,7 @@ from comparison import assert_same, perturbed, random
 
 from attnlab import masks
 from attnlab.models.rwkv7 import RWKV7
+from attnlab.models.rwkv7.rwkv7 import LARGEST_RATE
 from attnlab.nn.attention import UnsupportedError
 from attnlab.ops.scan.sequences import Sequences
 
@@ -76,7 +77,7 @@ def test_a_loop_over_the_entries_of_the_state(options: dict[str, Any]) -> None:
             before = x[b, t - 1] if t else torch.zeros(D, dtype=torch.float64)
             x_r, x_k, x_v, x_w, x_a, x_g = ((1 - part) * x[b, t] + part * before for part in layer.shift)
             r, k, v = layer.receptance(x_r), layer.key(x_k), layer.value(x_v)
-            w = torch.exp(-math.exp(-0.5) * torch.sigmoid(layer.decay.up(torch.tanh(layer.decay.down(x_w)))))
+            w = torch.exp(-LARGEST_RATE * torch.sigmoid(layer.decay.up(torch.tanh(layer.decay.down(x_w)))))
             a = torch.sigmoid(layer.rate.up(layer.rate.down(x_a)))
             g = layer.head_gate.up(torch.sigmoid(layer.head_gate.down(x_g)))
             for h in range(H):
@@ -139,7 +140,7 @@ def test_the_initial_values() -> None:
     assert inputs.log_decay is not None
     decay = inputs.log_decay.exp()
     assert (decay[:, :, 1:] == decay[:, :, :1]).all(), "the decays do not depend on the token"
-    assert decay.min() > math.exp(-math.exp(-0.5))
+    assert decay.min() > math.exp(-LARGEST_RATE)
     assert decay.max() < 1
     assert layer.shift[:, 0].tolist() == [1] * 6
     assert RWKV7(3, 3).shift.isfinite().all(), "a head of one channel"
