@@ -45,7 +45,7 @@ def three_tokens(
         return layer(x)[0, :, 0].tolist()
 
 
-TWO_THIRDS = math.log(1.5) * math.exp(0.5)
+TWO_THIRDS = math.log(1.5) / LARGEST_RATE
 """The sigmoid that gives a decay of 2/3."""
 
 
