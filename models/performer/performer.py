@@ -34,7 +34,7 @@ class PerformerAttention(KernelizedBase):
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
         num_features: m, the number of random features; d_k · log(d_k) by default, and at least 1.
-        seed: of the random features; torch's global generator draws them by default.
+        feature_seed: the seed of the random features; torch's global generator draws them by default.
         causal: whether a token attends only to itself and to earlier tokens.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections have a bias.
@@ -73,7 +73,7 @@ class PerformerAttention(KernelizedBase):
         num_heads: int = 8,
         *,
         num_features: int | None = None,
-        seed: int | None = None,
+        feature_seed: int | None = None,
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -85,7 +85,7 @@ class PerformerAttention(KernelizedBase):
         if num_features is None:
             num_features = max(1, int(self.head_dim * math.log(self.head_dim)))
         self.num_features = check_positive_int("num_features", num_features)
-        self.seed = seed
+        self.feature_seed = feature_seed
         self.register_buffer("projection", torch.empty(num_features, self.head_dim, **factory))
         self._reset_projection()
 
@@ -95,7 +95,7 @@ class PerformerAttention(KernelizedBase):
         self._reset_projection()
 
     def _reset_projection(self) -> None:
-        self.redraw(None if self.seed is None else torch.Generator().manual_seed(self.seed))
+        self.redraw(None if self.feature_seed is None else torch.Generator().manual_seed(self.feature_seed))
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator | None = None) -> None:

@@ -282,7 +282,7 @@ def dialogue(*steps: str, flags: tuple[str, ...], code: int = 0, columns: int = 
 
 def test_arrow_keys_and_an_invalid_answer() -> None:
     dialogue(
-        *("the mechanism", "", "selfhead", "selfhead" + DOWN + ENTER),  # typing filters the choices
+        *("the mechanism", "", "multihead", "selfhead" + DOWN + ENTER),  # typing filters the choices
         *("the task", "", "digits", ENTER),
         *("(embed_dim)", ERASE * 2 + "0" + ENTER, "embed_dim must be from 1 to 65,536, not 0", ERASE + "16" + ENTER),
         *("the position embedding that", ENTER, "save_path", ENTER, "equivalent command", "", "train now", "y"),

@@ -94,7 +94,7 @@ def test_the_error_against_softmax_attention_falls_with_the_features(causal: boo
     for m in (16, 64, 256, 1024):
         outs = []
         for seed in range(4):
-            layer = PerformerAttention(32, 4, num_features=m, seed=seed, causal=causal)
+            layer = PerformerAttention(32, 4, num_features=m, feature_seed=seed, causal=causal)
             layer.load_state_dict({"projection": layer.projection, **softmax.state_dict()})
             outs.append(layer(x))
         errors.append(((torch.stack(outs) - softmax(x)).norm() / 2 / softmax(x).norm()).item())
@@ -108,7 +108,7 @@ def test_the_default_number_of_features() -> None:
 
 
 def test_features_follow_the_seed_and_are_saved() -> None:
-    first, second, other = (PerformerAttention(D, H, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (PerformerAttention(D, H, feature_seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.projection, second.projection)
     assert not torch.equal(first.projection, other.projection)
     first.redraw(torch.Generator().manual_seed(9))
@@ -118,10 +118,10 @@ def test_features_follow_the_seed_and_are_saved() -> None:
     second.redraw(torch.Generator().manual_seed(9))
     assert torch.equal(first.projection, second.projection)
     first.reset_parameters()
-    assert torch.equal(first.projection, PerformerAttention(D, H, seed=3).projection)
+    assert torch.equal(first.projection, PerformerAttention(D, H, feature_seed=3).projection)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    PerformerAttention(D, H, seed=3).redraw(torch.Generator().manual_seed(1))
+    PerformerAttention(D, H, feature_seed=3).redraw(torch.Generator().manual_seed(1))
     torch.set_rng_state(state)
     once = PerformerAttention(D, H).projection
     assert not torch.equal(once, PerformerAttention(D, H).projection)
