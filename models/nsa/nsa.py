@@ -189,8 +189,11 @@ class NativeSparseAttention(Attention):
         branches = [blocks.attention(), selected, SoftmaxMap(rotated_Q, rotated_K, window)]
         return ThreeBranches(self, branches, gates), V
 
-    def _compress(self, t: Float[Tensor, "B H_kv M d"], pool: Float[Tensor, "H_kv l"]) -> Float[Tensor, "B H_kv m d"]:
-        """Return the weighted sum of each block of l tokens, every s tokens; blocks that reach beyond the end too."""
+    def _compress(self, t: Float[Tensor, "B H M d"], pool: Float[Tensor, "G l"]) -> Float[Tensor, "B G m d"]:
+        """Return the weighted sum of each block of l tokens, every s tokens; blocks that reach beyond the end too.
+
+        G heads; H is G or 1.
+        """
         blocks = split(t.mT, self.compress_block, self.compress_stride)  # (B, H_kv, d, m, l)
         return (blocks @ pool.to(t.dtype)[:, None, :, None]).squeeze(-1).mT
 

@@ -30,7 +30,7 @@ class Retention(RecurrentBase):
         num_heads: h, the number of heads; it must divide embed_dim.
         value_dim: the width of a value; ``embed_dim / num_heads`` by default. The models of the paper have twice that.
         shortest_memory: 1 / (1 - γ) of head 0, about the number of tokens that it remembers; it doubles with each head.
-        positions: rotary positions (see `attnlab.positions`), or none.
+        positions: none or rotary (see `attnlab.positions`); the paper interleaves the channels that are rotated.
         short_conv: the number of tokens of a convolution over queries, keys and values; 0 for none.
         output_norm: whether the output of each head is normalized.
         output_gate: the activation of the output gate: none, sigmoid or swish.
@@ -71,7 +71,7 @@ class Retention(RecurrentBase):
         *,
         value_dim: int | None = None,
         shortest_memory: int = 32,
-        positions: str | Positions = "rotary(layout=interleaved)",
+        positions: Literal["none", "rotary"] | str | Positions = "rotary(layout=interleaved)",
         short_conv: int = 0,
         output_norm: bool = True,
         output_gate: Literal["none", "sigmoid", "swish"] = "swish",

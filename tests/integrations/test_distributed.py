@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attnlab.catalog import registry
 
-WORLD, B, N, D, STEPS = 2, 4, 7, 24, 2
+WORLD, B, N, D, STEPS = 2, 4, 7, 16, 2
 
 
 class Blocks(nn.Module):

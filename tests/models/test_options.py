@@ -105,7 +105,7 @@ def test_multi_query_attention_is_grouped_query_attention_with_one_group(positio
 
 
 PRUNED: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in registry.names() if name not in ("selfhead", "latent", "groupedquery", "mamba2")),
+    *((name, {}) for name in registry.names() if name not in ("selfhead", "latent", "groupedquery", "mamba2", "nsa")),
     ("additive", {"positions": "alibi"}),
     ("differential", {"positions": "rotary"}),
     ("forgetting", {"positions": "rotary"}),

@@ -18,7 +18,7 @@ def test_attention_weights_have_the_kind_that_the_card_states(name: str) -> None
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    weights = layer.attention_weights(3 * torch.randn(2, 11, 16, dtype=torch.float64))
+    weights = layer.attention_weights(3 * torch.randn(2, 67, 16, dtype=torch.float64))
     sums = weights.sum(-1)
     kind = "probabilities" if torch.allclose(sums, torch.ones_like(sums)) else "non-negative"
     assert mechanism.card.weights == (kind if weights.min() >= 0 else "signed")
