@@ -29,15 +29,15 @@ with install_import_hook(HOOKED, "beartype.beartype"):
     for name in registry.names():
         mechanism = registry.load(name)
         for options in ({}, {"causal": True} if "causal" in mechanism.card.supports else {}):
-            layer = mechanism(embed_dim=24, **options)
-            x = torch.randn(2, 5, 24)
+            layer = mechanism(embed_dim=48, **options)
+            x = torch.randn(2, 5, 48)
             calls = [{}]
             if "arbitrary_mask" in mechanism.card.supports:
                 calls.append({"mask": padding(torch.tensor([3, 5]))})
             if "attn_bias" in mechanism.card.supports:
                 calls.append({"attn_bias": torch.randn(5, 5)})
             if "context" in mechanism.card.supports:
-                calls.append({"context": torch.randn(2, 5 if options else 7, 24)})  # causal: as long as x
+                calls.append({"context": torch.randn(2, 5 if options else 7, 48)})  # causal: as long as x
             for arguments in calls:
                 layer(x, **arguments)
                 if "weights" in mechanism.card.supports:
@@ -49,7 +49,7 @@ with install_import_hook(HOOKED, "beartype.beartype"):
 
     wrong = type("Wrong", (MultiHeadBase,), {"card": MultiAttention.card})
     try:
-        wrong(24, 3)(torch.randn(2, 5, 24))
+        wrong(48, 3)(torch.randn(2, 5, 48))
     except TypeCheckError as error:
         assert "_project_qkv" in str(error), error
     else:
