@@ -249,9 +249,7 @@ def _run(
         if normalize:
             q, k = l2_norm(q), l2_norm(k)
         q = q * scale
-    steps: dict[str, Any] = {
-        ("log_decay" if n in ("g", "g_gamma", "w") else n): _heads_second(x) for n, x in gates.items()
-    }
+    steps: dict[str, Any] = {LOG_DECAYS.get(n, n): _heads_second(x) for n, x in gates.items()}
     state = None if initial_state is None else initial_state.to(dtype)
     segments = None
     if cu_seqlens is not None and state is None and not output_final_state:
