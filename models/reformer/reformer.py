@@ -1,4 +1,4 @@
-"""Reformer attention: locality-sensitive hashing sorts the tokens, and each attends to tokens that are close in order."""
+"""Reformer attention: locality-sensitive hashing sorts the tokens, and each attends to tokens near it in that order."""
 
 from __future__ import annotations
 
@@ -218,8 +218,12 @@ class HashedMap(AttentionMap):
 
         A key that an earlier round has for the same query is left out, so that none counts twice.
         """
-        N, c, device = self.shape[2], self.chunk, values.device
-        chunks = N // c + 2 if torch.compiler.is_compiling() else -(-N // c)  # at least 2 keep a traced length free
+        N, device = self.shape[2], values.device
+        if torch.compiler.is_compiling():  # one graph for every length, which one chunk would not be
+            c, chunks = self.chunk, N // self.chunk + 2
+        else:
+            c = max(1, min(self.chunk, N))
+            chunks = -(-N // c)
         start = c * torch.arange(chunks, device=device).unsqueeze(1)
         query, key = (start + torch.arange(first, c, device=device) for first in (0, -c))  # ranks, (chunks, c or 2 c)
         queries, keys = (self.order[:, :, r, rank.clamp(0, N - 1)] for rank in (query, key))
