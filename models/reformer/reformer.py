@@ -21,7 +21,7 @@ from attnlab.utils.tracing import full_precision
 MASKED = torch.finfo(torch.float32).min
 """The score of a key that is left out; also in float64, because ONNX rounds the number to float32."""
 
-UNREACHABLE = 2**60
+UNREACHABLE = 2**30
 """The place of a key that no query attends to."""
 
 
@@ -181,7 +181,10 @@ class HashedMap(AttentionMap):
     def __init__(self, Q: Tensor, buckets: Tensor, real: Tensor, chunk: int, causal: bool) -> None:
         B, H, N, d = Q.shape
         super().__init__((B, H, N, N), Q)
+        is_traced = torch.compiler.is_compiling()
+        chunk = chunk if is_traced else max(1, min(chunk, N))
         self.chunk, self.causal = chunk, causal
+        self.chunks = N // chunk + 2 if is_traced else -(-N // chunk)  # of one chunk, a graph would be for few lengths
         self.Q = at_least_float32(Q)
         self.K = self.Q * torch.rsqrt(self.Q.square().sum(-1, keepdim=True) + 1e-6 * d)
         position = torch.arange(N, device=Q.device)
@@ -189,7 +192,7 @@ class HashedMap(AttentionMap):
         self.rank = torch.empty_like(buckets).scatter(-1, self.order, position.expand_as(buckets))  # its inverse
         # A query attends to keys that are at most `reach` places behind it; causal, not to those at its own place.
         self.reach = chunk if causal else 1
-        self.place = self.rank + buckets * (chunk + 1) if causal else self.rank // chunk
+        self.place = (self.rank + buckets * (chunk + 1) if causal else self.rank // chunk).int()
         self.key_place = self.place.masked_fill(~real[:, None, None], UNREACHABLE)
         # The key of a query without others, (B | 1, N): the token itself; of padding the first token; N for no key.
         first = (real.cumsum(-1) == 0).sum(-1, keepdim=True)
@@ -206,7 +209,7 @@ class HashedMap(AttentionMap):
         with full_precision(values.device):
             rounds = [self._round(r, values) for r in range(self.order.shape[2])]
             outs, totals, tops = (torch.stack(part) for part in zip(*rounds, strict=True))
-            scale = (tops - tops.amax(0)).exp()
+            scale = (tops - tops.amax(0)).exp2()
             total = (totals * scale).sum(0)  # at least 1, or 0 if there is no other key
             out = (outs * scale).sum(0) / total.clamp_min(1.0)
             index = self.alone[:, None].expand(B, H, -1)
@@ -214,26 +217,23 @@ class HashedMap(AttentionMap):
         return torch.where(total > 0, out, alone).to(dtype)
 
     def _round(self, r: int, values: Tensor) -> tuple[Tensor, ...]:
-        """Return the sums of the weighted values and of the weights, and the logarithm of their common factor.
+        """Return the sums of the weighted values and of the weights, and the base-2 logarithm of their factor.
 
         A key that an earlier round has for the same query is left out, so that none counts twice.
         """
-        N, device = self.shape[2], values.device
-        if torch.compiler.is_compiling():  # one graph for every length, which one chunk would not be
-            c, chunks = self.chunk, N // self.chunk + 2
-        else:
-            c = max(1, min(self.chunk, N))
-            chunks = -(-N // c)
-        start = c * torch.arange(chunks, device=device).unsqueeze(1)
+        N, c, device = self.shape[2], self.chunk, values.device
+        start = c * torch.arange(self.chunks, device=device).unsqueeze(1)
         query, key = (start + torch.arange(first, c, device=device) for first in (0, -c))  # ranks, (chunks, c or 2 c)
         queries, keys = (self.order[:, :, r, rank.clamp(0, N - 1)] for rank in (query, key))
         allowed = ((key >= 0) & (key < N)).unsqueeze(1) & (query.unsqueeze(2) != key.unsqueeze(1))
         for s in range(r + 1):
             near = self._near(take(self.place[:, :, s], queries), take(self.key_place[:, :, s], keys))
             allowed = allowed & (near if s == r else ~near)
-        scores = (take(self.Q, queries) @ take(self.K, keys).mT).masked_fill(~allowed, MASKED)
+        # exp2, because exp is slow where it underflows; no Python scalar, which ONNX rounds to float32.
+        Q = self.Q / self.Q.new_full((), 2).log()
+        scores = (take(Q, queries) @ take(self.K, keys).mT).masked_fill(~allowed, MASKED)
         top = scores.detach().amax(-1, keepdim=True)  # it cancels, so it has no gradient
-        weights = (scores - top).exp() * allowed
+        weights = (scores - top).exp2() * allowed
         parts = torch.cat([weights @ take(values, keys), weights.sum(-1, keepdim=True), top], -1).flatten(2, 3)
         return take(parts, self.rank[:, :, r]).split([values.shape[-1], 1, 1], -1)
 
