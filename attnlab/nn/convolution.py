@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attnlab.nn.arguments import check_positive_int
 from attnlab.nn.select import select_channels
+from attnlab.ops.convolution import causal_convolution
 from attnlab.ops.scan.sequences import Sequences
 
 
@@ -60,11 +61,16 @@ class ShortConvolution(nn.Module):
             sequences: the documents and the padding of the rows.
             before: the last S tokens of the previous call; zeros by default.
         """
-        taps, kept = earlier_tokens(x, self.size - 1, sequences, before)
-        weight = self.weight.to(x.dtype)
-        out = x * weight[:, 0]
-        for back, tap in enumerate(taps, 1):
-            out = torch.addcmul(out, tap, weight[:, back])
+        weight, N, S = self.weight.to(x.dtype), x.shape[1], self.size - 1
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if traced or before is not None or N < S or sequences.age() is not None:
+            taps, kept = earlier_tokens(x, S, sequences, before)
+            out = x * weight[:, 0]
+            for back, tap in enumerate(taps, 1):
+                out = torch.addcmul(out, tap, weight[:, back])
+        else:
+            out = causal_convolution(x, weight)
+            kept = x[:, N - S :] if sequences.last() is None else _last_tokens(_continued(x, S), S, sequences, None, N)
         return out if self.bias is None else out + self.bias.to(x.dtype), kept
 
     def select(self, channels: list[int]) -> None:
@@ -91,12 +97,17 @@ def earlier_tokens(
         sequences: the documents and the padding of the rows.
         before: the last S tokens of the previous call, which ``x`` continues; zeros by default.
     """
-    B, N, C = x.shape
-    tokens, age = torch.cat([x.new_zeros(B, count, C) if before is None else before, x], 1), sequences.age()
+    N = x.shape[1]
+    tokens, age = _continued(x, count, before), sequences.age()
     taps = [tokens[:, count - back : count - back + N] for back in range(1, count + 1)]
     if age is not None:
         taps = [tap.masked_fill((age < back).unsqueeze(-1), 0.0) for back, tap in enumerate(taps, 1)]
     return taps, _last_tokens(tokens, count, sequences, age, N)
+
+
+def _continued(x: Tensor, S: int, before: Tensor | None = None) -> Tensor:
+    """``x`` after the last S tokens of the previous call, or zeros."""
+    return torch.cat([x.new_zeros(x.shape[0], S, x.shape[2]) if before is None else before, x], 1)
 
 
 def _last_tokens(tokens: Tensor, S: int, sequences: Sequences, age: Tensor | None, N: int) -> Tensor:

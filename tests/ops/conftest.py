@@ -5,5 +5,5 @@ from attnlab.ops.scan import blocks
 
 @pytest.fixture
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan takes 16 steps per block."""
-    monkeypatch.setattr(blocks, "BLOCK", {"cpu": 16})
+    """A scan takes two chunks per block."""
+    monkeypatch.setattr(blocks, "CHUNKS", {"cpu": 2})

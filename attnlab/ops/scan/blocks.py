@@ -14,16 +14,16 @@ from torch import Tensor
 from attnlab.ops.scan.forms import Steps, chunked
 from attnlab.utils.tracing import full_precision
 
-BLOCK = {"cpu": 512}
-"""Steps per block, by device: its intermediate tensors should fit into the cache of a CPU."""
+CHUNKS = {"cpu": 8}
+"""Chunks per block, by device: its intermediate tensors should fit into the cache of a CPU."""
 
-LARGE_BLOCK = 4096
-"""Steps per block on other devices, where kernel launches cost more than the cache saves."""
+MANY_CHUNKS = 64
+"""Chunks per block on other devices, where kernel launches cost more than the cache saves."""
 
 
 def blockwise(steps: Steps, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Compute `chunked` block by block, for at least one step."""
-    block = max(BLOCK.get(steps.q.device.type, LARGE_BLOCK) // chunk, 1) * chunk
+    block = CHUNKS.get(steps.q.device.type, MANY_CHUNKS) * chunk
     if steps.q.shape[2] <= block:
         return chunked(steps, state, chunk)
     outs = []

@@ -234,7 +234,7 @@ def _run(
     scale, groups = q.shape[3] ** -0.5 if scale is None else scale, v.shape[2] // max(q.shape[2], 1)
     if name == "retention":
         gates["g_gamma"] = retention_log_decay(v.shape[2], v.device, accumulation(q, k, v))
-    fused = kernels.applies(q, k, v)
+    fused = kernels.applies(name, q, k, v)
     if groups > 1 and not (fused and name in kernels.GROUPED):  # several value heads share a query and a key
         q, k = (x.unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for x in (q, k))
     if fused:

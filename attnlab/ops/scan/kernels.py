@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,9 +32,15 @@ DTYPES = (torch.float16, torch.bfloat16)
 MAX_KEY_WIDTH = 256
 """The widest keys that all kernels take."""
 
+HOPPER = 9
+"""The major compute capability of the H100 and its relatives."""
 
-def applies(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels take these tensors: on CUDA, in half precision, outside of a trace."""
+REFUSED_ON_HOPPER = ("simple_gla", "gated_delta_rule")
+"""The kernels whose backward pass raises an error on Hopper GPUs with some versions of Triton (fla issue 640)."""
+
+
+def applies(name: str, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernel of this recurrence takes these tensors: on CUDA, in half precision, outside of a trace."""
     return (
         q.is_cuda
         and q.dtype in DTYPES
@@ -43,12 +50,24 @@ def applies(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and _installed()
+        and not (name in REFUSED_ON_HOPPER and _is_refused(q.device))
     )
 
 
 @cache
 def _installed() -> bool:
     return find_spec("fla") is not None and find_spec("triton") is not None
+
+
+@cache
+def _is_refused(device: torch.device) -> bool:
+    """Whether fla finds the gradients of this Triton wrong on this GPU, and has no other kernel for them."""
+    major, minor, patch = (int(part) for part in version("triton").split("+")[0].split(".")[:3])
+    return (
+        torch.cuda.get_device_capability(device)[0] == HOPPER
+        and (3, 4, 0) <= (major, minor, patch) < (3, 7, 1)
+        and find_spec("tilelang") is None
+    )
 
 
 def run(

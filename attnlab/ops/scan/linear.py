@@ -19,6 +19,12 @@ from attnlab.utils.tracing import full_precision
 MAX_RECURRENT_STEPS = 4
 """Steps up to which the recurrent form is as fast as the others."""
 
+CHUNK = 64
+"""Steps per chunk."""
+
+CORRECTED_CHUNK = 32
+"""Steps per chunk on a CPU if a step corrects the state: the corrections of a chunk are solved at cubic cost."""
+
 
 def linear_scan(
     q: Tensor,
@@ -32,7 +38,7 @@ def linear_scan(
     state: Tensor | None = None,
     segments: list[slice] | None = None,
     form: Literal["auto", "chunked", "parallel", "recurrent"] = "auto",
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence behind linear attention: ``S_t = decay_t S_{t-1} + k_t u_tᵀ`` and ``o_t = S_tᵀ q_t``.
 
@@ -60,7 +66,7 @@ def linear_scan(
             state. They must be consecutive and cover all steps; a segment may be empty.
         form: ``recurrent``, step by step; ``parallel``, all pairs of steps at once, O(N²); ``chunked``, parallel
             within a chunk and recurrent between chunks, O(N). ``auto`` chooses the fastest.
-        chunk: the number of steps per chunk.
+        chunk: the number of steps per chunk; by default the fastest for the device and the kind of recurrence.
 
     Returns:
         The outputs, (B, H, N, w) in the dtype of ``v``, and the state after the last step, in the shape and dtype of
@@ -81,6 +87,9 @@ def linear_scan(
     "Parallelizing Linear Transformers with the Delta Rule", section 3; Yang et al. 2024, "Gated Delta Networks",
     section 3 (both); Peng et al. 2025, "RWKV-7 Goose", section 3 (``a`` and ``b``).
     """
+    if chunk is None:
+        corrected = (beta is not None or a is not None) and q.device.type == "cpu"
+        chunk = CORRECTED_CHUNK if corrected and not torch.compiler.is_compiling() else CHUNK
     check(q, k, v, log_decay, beta, a, b, state, segments, form, chunk)
     if log_decay is not None:
         if log_decay.dim() == 1:
