@@ -181,10 +181,12 @@ class HashedMap(AttentionMap):
     def __init__(self, Q: Tensor, buckets: Tensor, real: Tensor, chunk: int, causal: bool) -> None:
         B, H, N, d = Q.shape
         super().__init__((B, H, N, N), Q)
-        is_traced = torch.compiler.is_compiling()
-        chunk = chunk if is_traced else max(1, min(chunk, N))
+        if torch.compiler.is_compiling():  # at least 2 chunks, because PyTorch specializes a traced length of one
+            self.chunks = N // chunk + 2
+        else:
+            chunk = max(1, min(chunk, N))
+            self.chunks = -(-N // chunk)
         self.chunk, self.causal = chunk, causal
-        self.chunks = N // chunk + 2 if is_traced else -(-N // chunk)  # of one chunk, a graph would be for few lengths
         self.Q = at_least_float32(Q)
         self.K = self.Q * torch.rsqrt(self.Q.square().sum(-1, keepdim=True) + 1e-6 * d)
         position = torch.arange(N, device=Q.device)
@@ -192,7 +194,7 @@ class HashedMap(AttentionMap):
         self.rank = torch.empty_like(buckets).scatter(-1, self.order, position.expand_as(buckets))  # its inverse
         # A query attends to keys that are at most `reach` places behind it; causal, not to those at its own place.
         self.reach = chunk if causal else 1
-        self.place = (self.rank + buckets * (chunk + 1) if causal else self.rank // chunk).int()
+        self.place = (self.rank + buckets * chunk if causal else self.rank // chunk).int()
         self.key_place = self.place.masked_fill(~real[:, None, None], UNREACHABLE)
         # The key of a query without others, (B | 1, N): the token itself; of padding the first token; N for no key.
         first = (real.cumsum(-1) == 0).sum(-1, keepdim=True)
@@ -246,7 +248,8 @@ class HashedMap(AttentionMap):
         position = torch.arange(self.shape[3], device=rows.device)
         near = self._near(self.place[..., rows], self.key_place).any(2)
         allowed = near & (rows.unsqueeze(-1) != position)
-        scores = (self.Q[:, :, rows] @ self.K.mT).masked_fill(~allowed, MASKED)
+        with full_precision(rows.device):
+            scores = (self.Q[:, :, rows] @ self.K.mT).masked_fill(~allowed, MASKED)
         alone = (self.alone[:, None, rows, None] == position).to(scores.dtype)
         return torch.where(allowed.any(-1, keepdim=True), scores.softmax(-1) * allowed, alone).to(self._like.dtype)
 
