@@ -109,6 +109,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
         (),
     ),
+    ("reformer", {"num_buckets": 4, "num_hashes": 3, "chunk_length": 2}, ()),
+    ("reformer", {"num_buckets": 1, "num_hashes": 1, "chunk_length": 3}, ()),
     ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
     ("nystrom", {"num_landmarks": 3, "conv_kernel": 3}, ()),
