@@ -1,3 +1,0 @@
-"""Sliding window: one line that describes the mechanism."""
-
-from .sliding_window import SlidingWindowAttention as SlidingWindowAttention
