@@ -50,6 +50,8 @@ from attnlab.models.nystrom import *
 from models.nystrom import *
 from attnlab.models.performer import *
 from models.performer import *
+from attnlab.models.reformer import *
+from models.reformer import *
 from attnlab.models.retention import *
 from models.retention import *
 from attnlab.models.rwkv7 import *
@@ -95,6 +97,7 @@ __all__ = [
     "NystromAttention",
     "PerformerAttention",
     "RWKV7",
+    "ReformerAttention",
     "Retention",
     "SelfAttention",
     "SigmoidAttention",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from attnlab.catalog import registry
+from attnlab.checks.families import export
 from attnlab.nn.card import CAPABILITIES
 
 REPRESENTATIVES = [
@@ -27,3 +30,15 @@ def supporting(*capabilities: str, among: list[str] | None = None) -> list[str]:
     names = [name for name in names if {*capabilities} <= {*registry.entry(name).card.supports}]
     assert names
     return names
+
+
+def trace_only(monkeypatch: pytest.MonkeyPatch, *modules: int, compiler: bool = False) -> None:
+    """Let the checks of compilation and export take only these of `export.modules`, all if none is given.
+
+    Without the ``compiler`` they use aot_eager, which is much faster.
+    """
+    every = export.modules
+    if modules:
+        monkeypatch.setattr(export, "modules", lambda case: [list(every(case))[i] for i in modules])
+    if not compiler:
+        monkeypatch.setattr(export.shutil, "which", lambda command: None)

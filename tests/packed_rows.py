@@ -21,6 +21,8 @@ class Rows(NamedTuple):
     real: list[list[bool]] | None
     shared: bool
     """Whether all rows have the documents of the first."""
+    same_padding: bool
+    """Whether all rows have the padding of the first."""
 
     def mask(self, queries: int, total: int, dtype: torch.dtype = torch.long) -> BoundMask:
         """The mask of the last ``queries`` of the first ``total`` tokens."""
@@ -30,14 +32,14 @@ class Rows(NamedTuple):
             rule = rule & masks.documents(ids[0] if self.shared else ids)
         if self.real is not None:
             real = torch.tensor(self.real, dtype=torch.bool).view(self.batch, self.length)
-            rule = rule & masks.from_key_padding_mask(~real[:, :total])
+            rule = rule & masks.from_key_padding_mask(~real[: 1 if self.same_padding else self.batch, :total])
         return rule.bind(queries, total, shape=(self.batch, 1))
 
     def id(self, row: int, token: int) -> int:
         return 0 if self.ids is None else self.ids[0 if self.shared else row][token]
 
     def is_real(self, row: int, token: int) -> bool:
-        return self.real is None or self.real[row][token]
+        return self.real is None or self.real[0 if self.same_padding else row][token]
 
     def document(self, row: int, token: int) -> list[int]:
         """The real tokens of the document of a token, up to this one."""
@@ -66,7 +68,10 @@ def rows(draw: st.DrawFn, *, contiguous: bool = False) -> Rows:
         ids = ids.sort(1).values
     real = torch.rand(batch, length, generator=generator) < 0.7
     packed, padded = draw(st.sampled_from(((True, True), (True, False), (False, True), (False, False))))
-    return Rows(batch, length, ids.tolist() if packed else None, real.tolist() if padded else None, draw(st.booleans()))
+    shared, same_padding = draw(st.booleans()), draw(st.booleans())
+    return Rows(
+        batch, length, ids.tolist() if packed else None, real.tolist() if padded else None, shared, same_padding
+    )
 
 
 def numbered(batch: int, length: int) -> Tensor:

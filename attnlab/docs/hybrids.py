@@ -32,7 +32,7 @@ PATTERNS = {
 LAYERS, EMBED_DIM, LENGTH, PAIRS, VOCABULARY = 8, 32, 32, 8, 32
 OPTIONS = {"gateddeltanet": 8, "multihead": 2}
 """The number of heads of each mechanism."""
-STEPS, BATCH, LEARNING_RATE = 400, 64, 5e-3
+STEPS, BATCH, LEARNING_RATE = 800, 64, 5e-3
 TEST = 1_000
 """Sequences that the accuracy is measured on."""
 SEEDS = 3

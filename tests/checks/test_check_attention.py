@@ -15,6 +15,7 @@ import pytest
 import third_party
 import torch
 from faulty.recurrence import MovingAverage
+from mechanisms import trace_only
 from plain import Plain
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -436,7 +437,8 @@ def test_branching_layer_fails_export_only_if_declared_exportable() -> None:
 
 
 @pytest.mark.slow
-def test_branching_layer_compiles_in_several_graphs() -> None:
+def test_branching_layer_compiles_in_several_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_only(monkeypatch, 0)
     check_attention(Branching, only=["compile_matches_eager"])
 
 

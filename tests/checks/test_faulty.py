@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faulty import FAULTY
+from mechanisms import trace_only
 
 from attnlab.checks import all_checks, check_attention
 from attnlab.nn.attention import Attention
@@ -17,7 +18,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("check", "layer"), CASES)
-def test_faulty_layer_fails_its_check(check: str, layer: type[Attention]) -> None:
+def test_faulty_layer_fails_its_check(check: str, layer: type[Attention], monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_only(monkeypatch, 0)
     row = check_attention(layer, only=[check], raises=False)[check]
     assert row.outcome == "fail"
     assert row.detail, "the detail of a failure describes where it was measured"

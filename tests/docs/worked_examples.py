@@ -139,6 +139,11 @@ def quadrupling(i: int, j: int) -> Fraction:
     return Fraction(4) ** j
 
 
+def alike(i: int, j: int) -> Fraction:
+    """The tokens 0 and 2 have one vector, and token 1 the opposite one: scores that differ by ln 2."""
+    return Fraction(2 if (i - j) % 2 == 0 else 1)
+
+
 COMPRESSED = [
     Fraction(0),
     Fraction(VALUES[0] + VALUES[1], 2),
@@ -224,6 +229,10 @@ EXACT: dict[str, list[Fraction]] = {
     "block 2 draws block 0": outputs(lambda i, j: i == j or 0 in (i, j)),
     "block 2 draws block 1": outputs(lambda i, j: i == j or 1 in (i, j)),
     "block 2 draws block 1, causal": outputs(lambda i, j: causal(i, j) and (i == j or 1 in (i, j))),
+    "one bucket": outputs(lambda i, j: i != j, alike),
+    "two buckets, chunks of 2": outputs(lambda i, j: i != j and j != 1, alike),  # in the order 0, 2, 1
+    "causal, one bucket": outputs(lambda i, j: j < i or i == j == 0, alike),
+    "causal, two buckets": outputs(lambda i, j: (j < i and (i - j) % 2 == 0) or (i == j and i < 2), alike),
     "local head, strided, l = 1, causal": outputs(lambda i, j: 0 <= i - j <= 1),
     "long-range head, strided, l = 2, causal": outputs(lambda i, j: causal(i, j) and (i - j) % 2 == 0),
     "local head, fixed, l = 2, causal": outputs(lambda i, j: causal(i, j) and i // 2 == j // 2),

@@ -6,13 +6,15 @@ from functools import partial
 from typing import Any
 
 import pytest
-from mechanisms import REPRESENTATIVES
+from mechanisms import REPRESENTATIVES, trace_only
 
 from attnlab.catalog import registry
 from attnlab.checks import all_checks, check_attention
-from attnlab.checks.families import export
 from attnlab.checks.report import Report
 from attnlab.docs import trust
+
+EXPORTED = ("multihead", "sinks", "slidingwindow", "longformer", "latent", "forgetting", "linear")
+"""The representatives that `make test` compiles, exports and runs in ONNX; test_tracing.py traces all mechanisms."""
 
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
 """The representatives that inductor compiles to C++, which takes most of a minute; the others are traced only."""
@@ -75,16 +77,10 @@ NEARLY_SINGULAR = (*EDGES[3:], "higher_derivatives_with_math_backend")
 """The exact inverse of a nearly singular matrix between the landmarks multiplies every rounding error."""
 
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
-    ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
-    ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
-    ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
     ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
-    ("dsa", {"top_k": 2, "index_heads": 2, "index_dim": 3}, SELECTS),
     ("dsa", {"num_heads": 2, "top_k": 3, "index_dim": 4, "positions": "rotary"}, SELECTS),
-    ("entmax", {"alpha": 1.25}, ()),
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
@@ -95,10 +91,8 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("kimidelta", {"rank": 2, "short_conv": 0, "output_gate": "swish"}, ()),
     ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
     ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
-    ("latent", {"positions": "none"}, ()),
     ("linformer", {"rank": 16, "sharing": "none"}, ()),
     ("linformer", {"rank": 80, "sharing": "key-value"}, ()),
-    ("longformer", {"window_size": 1, "num_global": 3}, ()),
     ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     ("performer", {"num_features": 1, "feature_seed": 3}, ()),
     (
@@ -113,24 +107,34 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         | {"compress_block": 4, "compress_stride": 2, "select_block": 2, "num_selected": 3},
         (),
     ),
+    ("reformer", {"num_buckets": 4, "num_hashes": 3, "chunk_length": 2}, ()),
+    ("reformer", {"num_buckets": 1, "num_hashes": 1, "chunk_length": 3}, ()),
     ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
-    ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),
     ("nystrom", {"num_landmarks": 3, "conv_kernel": 3}, ()),
     ("nystrom", {"num_landmarks": 5, "inverse": "exact"}, NEARLY_SINGULAR),
-    ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
-    ("slidingwindow", {"window_size": 1}, ISOLATED),
     ("slidingwindow", {"window_size": 2, "dilation": 2}, ISOLATED),
     ("slidingwindow", {"window_size": 3, "positions": "alibi"}, ()),
     ("stickbreaking", {"attend_current": True}, ()),
-    ("strided", {"stride": 3, "positions": "alibi"}, ()),
     ("strided", {"pattern": "fixed", "stride": 4, "summary": 2}, ()),
     ("talkingheads", {"num_heads": 2, "positions": "rotary"}, ()),
 ]
 """Mechanism, options, and checks that do not apply to it."""
 
 REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("additive", {"num_heads": 2, "positions": "t5"}, ()),
+    ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
+    ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
+    ("differential", {"num_heads": 2, "positions": "rotary"}, AMPLIFIED),
+    ("dsa", {"top_k": 2, "index_heads": 2, "index_dim": 3}, SELECTS),
+    ("entmax", {"alpha": 1.25}, ()),
+    ("latent", {"positions": "none"}, ()),
+    ("sinks", {"num_heads": 2, "positions": "alibi", "sink": "zero"}, ()),
+    ("slidingwindow", {"window_size": 1}, ISOLATED),
+    ("strided", {"stride": 3, "positions": "alibi"}, ()),
+    ("retention", {"num_heads": 2, "positions": "none", "output_gate": "none"}, ()),
+    ("longformer", {"window_size": 1, "num_global": 3}, ()),
     *(("additive", {"num_heads": 2, "positions": "alibi"}, ()), ("entmax", {"alpha": 4.0}, EDGES)),
     *(("entmax", {"positions": p}, ()) for p in ("rotary", "alibi")),
     *((name, {"num_heads": 2, "positions": p}, ()) for name in ("gated", "sigmoid") for p in ("rotary", "t5")),
@@ -156,20 +160,16 @@ def test_conformance_with_options(name: str, options: dict[str, Any], skip: tupl
 @pytest.mark.parametrize(
     ("name", "every_module"),
     [
-        *((name, False) for name in REPRESENTATIVES),
+        *((name, False) for name in EXPORTED),
         *(pytest.param(name, True, marks=pytest.mark.exhaustive) for name in registry.names()),
     ],
 )
 def test_slow_checks(name: str, every_module: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile, export and memory checks of one mechanism per code path; test_tracing.py traces all mechanisms.
+    """Compile, export and memory checks.
 
     By default, the causal layer is compiled and exported with a mask only.
     """
-    if name not in INDUCTOR:
-        monkeypatch.setattr("attnlab.checks.families.export.shutil.which", lambda command: None)
-    if not every_module:
-        modules = export.modules
-        monkeypatch.setattr(export, "modules", lambda case: [list(modules(case))[i] for i in (0, -1)])
+    trace_only(monkeypatch, *() if every_module else (0, -1), compiler=name in INDUCTOR)
     assert_recorded(name, check_attention(registry.load(name), only=SLOW))
 
 

@@ -167,8 +167,9 @@ def test_no_tensor_is_larger_than_the_inputs(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_compiled_graphs_serve_every_length() -> None:
-    kind, graphs = "vector decay", []
+@pytest.mark.parametrize("kind", ["scalar decay", pytest.param("vector decay", marks=pytest.mark.exhaustive)])
+def test_two_compiled_graphs_serve_every_length(kind: str) -> None:
+    graphs = []
 
     def backend(graph: Any, _: Any) -> Any:
         graphs.append(graph)

@@ -102,7 +102,8 @@ class Sequences:
         if real is not None:
             self.real = real.expand(self._order.shape).gather(1, self._order)
         if self.first is not None and ids is None:
-            self.first = self.first.expand(self._order.shape).gather(1, self._order)
+            shape = torch.broadcast_shapes(self.first.shape, self._order.shape)
+            self.first = self.first.expand(shape).gather(1, self._order.expand(shape))
 
     def arrange(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return the tokens of ``x``, whose axes are batch, ..., tokens (``axis``), ..., in this order."""

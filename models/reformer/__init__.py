@@ -1,0 +1,3 @@
+"""Reformer attention (Kitaev et al. 2020)."""
+
+from .reformer import ReformerAttention as ReformerAttention
