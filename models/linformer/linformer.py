@@ -26,10 +26,9 @@ class LinformerAttention(MultiHeadBase):
     A sequence of n tokens uses the first n columns. Padding on either side has no effect: the j-th real token uses
     column j.
 
-    E and F start as uniform values with the variance 1/(max_length + k), as in the authors' code. A projected key is a
-    sum over n tokens, and its size does not grow with max_length then. The entries N(0, 1/k) of section 4 are those of
-    fixed random projections in a proof, which scales E down in addition; by themselves, they give scores of the size
-    √(n/k).
+    E and F start as uniform values with the variance 1/(max_length + k), as in the authors' code, so that a projection
+    of independent keys is no larger than a key, at any length. The N(0, 1/k) of section 4 belongs to a proof about
+    fixed random projections, which also scales E down. Without this scale, the scores would grow as √(n/k).
 
     Source: Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4. Initialization:
     ``MultiheadLinearAttention.reset_parameters`` in examples/linformer of fairseq.
