@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,7 +206,8 @@ def test_missing_packages_are_named_and_other_rows_measured(name: str, no_packag
 @pytest.mark.parametrize("name", SMALL)
 def test_outputs_equal_those_of_the_packages(name: str, tmp_path: Path) -> None:
     for package in PACKAGES:
-        pytest.importorskip(module_of(package), reason=f"{package} is in the extra bench")
+        if find_spec(module_of(package)) is None:  # an import of Keras alone would look for TensorFlow
+            pytest.skip(f"{package} is in the extra bench")
     assert not any(isinstance(row, NotMeasured) for row in check_report(name, tmp_path))
 
 
@@ -328,7 +330,7 @@ def test_unknown_part_is_rejected_in_one_line(
     with pytest.raises(SystemExit) as error:
         command.main()
     assert error.value.code == 2
-    assert "unknown part 'layer'; choose from: cores, " in capsys.readouterr().err
+    assert "unknown part 'layer'; choose from: approximations, " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
