@@ -25,8 +25,8 @@ class KimiDeltaAttention(RecurrentBase):
 
     ``q``, ``k`` and ``v`` are SiLU of the (convolved) projections; ``q`` and ``k`` have norm 1. The decay
     ``α = exp(-exp(A) softplus(x W_α↓ W_α↑ + dt))`` has one entry per channel of the key; ``A`` is a parameter per head,
-    ``dt`` one per channel. ``β = sigmoid(x W_β)`` is one number per head. The output of a head is normalized and multiplied
-    by ``sigmoid(x W_g↓ W_g↑)``.
+    ``dt`` one per channel. ``β = sigmoid(x W_β)`` is one number per head. The output of a head is normalized and
+    multiplied by ``sigmoid(x W_g↓ W_g↑)``.
 
     Source: Kimi Team 2025, "Kimi Linear: An Expressive, Efficient Attention Architecture", sections 3 and 4.
 
