@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from attnlab.docs import trust
 from attnlab.utils.errors import UserError
 
 PATTERNS = {
-    "0": "gateddeltanet",
+    "0:8": "gateddeltanet",
     "1:7": "7*gateddeltanet,multihead",
     "1:3": "3*gateddeltanet,multihead",
     "1:1": "gateddeltanet,multihead",
-    "1": "multihead",
+    "8:0": "multihead",
 }
 """The pattern of each ratio of layers with full attention to layers with a recurrence."""
 
@@ -142,8 +143,10 @@ def recorded(file: Path) -> str:
     if not file.is_file():
         return "Not measured yet: run `python -m attnlab.docs.hybrids`."
     results = json.loads(file.read_text(encoding="utf-8"))
-    seeds, steps = len({run["seed"] for run in results}), results[0]["steps"]
-    return f"{table(results)}\n\n{seeds} seed{'s' * (seeds > 1)} at most per row, {steps} training steps each."
+    networks, steps = Counter(run["ratio"] for run in results), results[0]["steps"]
+    most, complete = max(networks.values()), len(set(networks.values())) == 1
+    per_row = f"{most} network{'s' * (most > 1)} {'per row' if complete else 'per row at most'}"
+    return f"{table(results)}\n\n{per_row}, {steps} training steps each."
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
