@@ -162,8 +162,8 @@ class MultiHeadBase(Attention):
         """Return a copy with these heads only; its output lacks the contributions of the other heads.
 
         Args:
-            heads: the indices of the heads to keep; they stay in the order of the layer, whatever the order given here. A
-                mask or a bias per head must then have as many.
+            heads: the indices of the heads to keep; they stay in the order of the layer, whatever the order given here.
+                A mask or a bias per head must then have as many.
 
         Raises:
             TypeError: for an index that is not an integer, or a projection that is not a plain `nn.Linear`.
