@@ -30,6 +30,8 @@ GOALS = [
     Goal("window", f"{MHA}, causal", "window of 256, 8,192 tokens, forward", "3.5×", "cores"),
     Goal("local", "local-attention", "window of 256, attention only, 8,192 tokens", "2.5×", "cores"),
     Goal("linear", "performer-pytorch, causal", "linear attention only, 8,192 tokens", "12×", "cores"),
+    Goal("linformer", "linformer", "layer, 8,192 tokens, forward", "1.0×", "approximations"),
+    Goal("nystrom-attention", "nystrom-attention", "layer, 8,192 tokens, forward", "1.0×", "approximations"),
     Goal("decoding", "Hugging Face, `DynamicCache`", "one token after 2,048", "2.5×", "decoding"),
     Goal("grouped", "SDPA, `enable_gqa`", "one token after 2,048, 2 of 8 key heads", "1.6×", "decoding"),
     Goal("dropout", "SDPA with dropout", "training, up to 512 tokens", "1.25×", "cores"),

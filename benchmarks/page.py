@@ -63,9 +63,9 @@ def page(recorded: dict[str, Result], notes: str) -> str:
         lines += _growth(recorded["length"])
     if "gpu" in recorded:
         lines += _gpu(recorded["gpu"], notes)
-    lines += ["", "## Environment", ""]
+    lines += ["", "## Environment"]
     for environment in dict.fromkeys(result.machine.environment for result in recorded.values()):
-        lines += [f"{environment}:", ""]
+        lines += ["", f"{environment}:", ""]
         runs = {name: result.machine for name, result in recorded.items() if result.machine.environment == environment}
         lines += [f"- `python -m benchmarks {name}`: {machine.run}." for name, machine in runs.items()]
     return "\n".join(lines) + "\n"

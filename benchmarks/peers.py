@@ -7,7 +7,10 @@ import importlib.util
 import warnings
 from typing import Any
 
-PACKAGES = ("x-transformers", "transformers", "keras", "local-attention", "performer-pytorch", "fla-core", "einops")
+PACKAGES = (
+    *("x-transformers", "transformers", "keras", "local-attention", "performer-pytorch", "linformer"),
+    *("nystrom-attention", "fla-core", "einops"),
+)
 """The packages of the extra ``bench``."""
 
 MODULES = {"fla-core": "fla"}

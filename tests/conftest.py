@@ -24,7 +24,7 @@ settings.load_profile("attnlab")
 
 TRAINING = {
     *("analysis", "training", "cli/test_cli_heads.py", "cli/test_cli_runs.py", "cli/test_commands.py"),
-    *("cli/test_escaping.py", "cli/test_interactive.py", "cli/test_user_files.py"),
+    *("cli/test_cli_hybrid.py", "cli/test_escaping.py", "cli/test_interactive.py", "cli/test_user_files.py"),
 }
 """Folders and files whose tests train networks, and therefore are marked ``slow``."""
 

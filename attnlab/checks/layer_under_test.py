@@ -87,6 +87,7 @@ class LayerUnderTest:
         """A fresh layer; the same seed gives the same parameters.
 
         Noise is added to all parameters: a bias or an output projection that is initialized to zero would hide errors.
+        It is smaller for the weights of long sums, which would otherwise grow with the number of terms.
 
         ``options`` are ``causal`` and ``dropout``, for its constructor; NotApplicable is raised where they are fixed.
         """
@@ -99,7 +100,8 @@ class LayerUnderTest:
         with torch.no_grad():
             for parameter in layer.parameters():
                 if parameter.is_floating_point():  # an integer seed may be a parameter
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+                    terms = parameter.shape[-1] if parameter.dim() > 1 else 1
+                    parameter.add_(min(0.1, max(terms, 1) ** -0.5) * torch.randn_like(parameter))
         return layer.to(dtype).train(train)
 
     def build(self, is_causal: bool, **options: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from attnlab.nn.card import CAPABILITIES, WEIGHTS, Card
 from attnlab.utils.errors import UnknownNameError, UserError
 
 LEGEND = "n is the sequence length, d the width of a token (`embed_dim`), h the number of heads."
+OTHER_LETTERS = "`attnlab models NAME` explains the other letters."
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def table(entries: Sequence[registry.Entry]) -> str:
     for name, c in ((e.name, e.card) for e in entries):
         source = (f"[{c.title}]({name}/README.md) `{name}`", f"{c.authors} {c.year}")
         rows.append((*source, c.heads, c.time, c.memory, c.representation, c.use_case, ", ".join(c.supports)))
-    return f"{trust.table(columns, rows)}\n\n{LEGEND}"
+    return f"{trust.table(columns, rows)}\n\n{LEGEND} {OTHER_LETTERS}"
 
 
 def overview(entries: Sequence[registry.Entry]) -> str:
@@ -82,7 +83,8 @@ def overview(entries: Sequence[registry.Entry]) -> str:
         for name, c in ((e.name, e.card) for e in entries)
     ]
     columns = ("mechanism", "`--model`", "paper", "what it does", "time", "decoding keeps")
-    return f"{trust.table(columns, rows)}\n\n{LEGEND}"
+    legend = f"{LEGEND} {OTHER_LETTERS}\nA mechanism marked – has no cache for decoding."
+    return f"{trust.table(columns, rows)}\n\n{legend}"
 
 
 def _decoding(card: Card) -> str:

@@ -64,7 +64,7 @@ class DeepSeekSparseAttention(MultiHeadBase):
         time="n²·h_I·d_I + n·k·d + n·d²",
         memory="n·d",
         representation="h softmax attention matrices with k entries per row, in the same columns for all heads",
-        use_case="long contexts with wide heads: the attention of a query to n keys costs as much as to k",
+        use_case="long contexts with many wide heads, in which attention to n keys costs more than the indexer",
         supports=("causal", "arbitrary_mask", "context", "cache", "weights"),
         parent="multihead",
     )

@@ -22,8 +22,9 @@ from attnlab.ops.scan.functions import l2_norm
 class GatedDeltaNet(RecurrentBase):
     """``S_t = α_t S_{t-1} + β_t k_t (v_t - (α_t S_{t-1})ᵀ k_t)ᵀ``, ``o_t = S_tᵀ q_t / √d``.
 
-    ``q`` and ``k`` are divided by their norms. Each token has, per head, a decay ``α = exp(-exp(A) softplus(x W_a +
-    dt))`` and a strength of the correction ``β = sigmoid(x W_b)``.
+    ``q``, ``k`` and ``v`` are SiLU of the (convolved) projections; ``q`` and ``k`` are divided by their norms. Each
+    token has, per head, a decay ``α = exp(-exp(A) softplus(x W_a + dt))`` and a strength of the correction
+    ``β = sigmoid(x W_b)``. ``A`` and ``dt`` are one parameter per head.
 
     Source: Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule", sections 3.1 and 3.4; Grazzi et
     al. 2024, "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues", for ``β`` up to 2.

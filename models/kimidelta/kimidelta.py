@@ -23,9 +23,10 @@ from attnlab.ops.scan.functions import l2_norm
 class KimiDeltaAttention(RecurrentBase):
     """``S_t = (I - β_t k_t k_tᵀ) Diag(α_t) S_{t-1} + β_t k_t v_tᵀ``, ``o_t = S_tᵀ q_t / √d``.
 
-    ``q`` and ``k`` have norm 1. ``α = exp(-exp(A) softplus(x W_α↓ W_α↑ + dt))`` has one entry per channel of the key,
-    with one ``A`` per head and one ``dt`` per channel; ``β = sigmoid(x W_β)`` is one number per head. The output of a
-    head is normalized and multiplied by ``sigmoid(x W_g↓ W_g↑)``.
+    ``q``, ``k`` and ``v`` are SiLU of the (convolved) projections; ``q`` and ``k`` have norm 1. The decay
+    ``α = exp(-exp(A) softplus(x W_α↓ W_α↑ + dt))`` has one entry per channel of the key; ``A`` is a parameter per head,
+    ``dt`` one per channel. ``β = sigmoid(x W_β)`` is one number per head. The output of a head is normalized and
+    multiplied by ``sigmoid(x W_g↓ W_g↑)``.
 
     Source: Kimi Team 2025, "Kimi Linear: An Expressive, Efficient Attention Architecture", sections 3 and 4.
 

@@ -26,7 +26,12 @@ class LinformerAttention(MultiHeadBase):
     A sequence of n tokens uses the first n columns. Padding on either side has no effect: the j-th real token uses
     column j.
 
-    Source: Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4.
+    E and F start as uniform values with the variance 1/(max_length + k), as in the authors' code, so that a projection
+    of independent keys is no larger than a key, at any length. The N(0, 1/k) of section 4 belongs to a proof about
+    fixed random projections, which also scales E down. Without this scale, the scores would grow as √(n/k).
+
+    Source: Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4. Initialization:
+    ``MultiheadLinearAttention.reset_parameters`` in examples/linformer of fairseq.
 
     Args:
         embed_dim: D, the width of the tokens, in and out.
@@ -90,14 +95,15 @@ class LinformerAttention(MultiHeadBase):
         self._reset_projections()
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters; E and F with the variance 1/k, which keeps the norm of a column (section 4)."""
+        """Initialize all parameters; E and F uniformly with the variance 1/(max_length + k)."""
         super().reset_parameters()
         self._reset_projections()
 
     def _reset_projections(self) -> None:
+        bound = (3 / (self.max_length + self.rank)) ** 0.5  # that of `xavier_uniform_` with a gain of √½, for each head
         for projection in (self.E, self.F):
             if projection is not None:
-                nn.init.normal_(projection, std=self.rank**-0.5)
+                nn.init.uniform_(projection, -bound, bound)
 
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None = None

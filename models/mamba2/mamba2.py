@@ -20,14 +20,15 @@ from attnlab.ops.scan import Recurrence
 class Mamba2(RecurrentBase):
     """``S_t = α_t S_{t-1} + Δ_t B_t x_tᵀ``, ``y_t = S_tᵀ C_t + D x_t``, output ``norm(y · silu(z)) W_O``.
 
-    ``C``, ``B`` and ``x`` take the places of queries, keys and values; they pass a short convolution and silu. The step
-    size ``Δ_t`` and the decay ``α_t = exp(-exp(A) Δ_t)`` are one number per head and token.
+    ``C``, ``B`` and ``x`` take the places of queries, keys and values; they pass a short convolution and SiLU. The step
+    size ``Δ_t = softplus(u_t W_Δ + dt)`` of the token ``u_t`` and the decay ``α_t = exp(-exp(A) Δ_t)`` are one number
+    per head and token. ``A``, ``dt`` and ``D`` are one parameter per head.
 
     Source: Dao & Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State
     Space Duality", sections 6 and 7.
 
     Args:
-        embed_dim: D, the width of the tokens, in and out.
+        embed_dim: the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide ``expand * embed_dim``.
         num_groups: the number of different B and C, each shared by num_heads / num_groups heads.
         state_size: s, the width of B and C: a head keeps s numbers per feature.

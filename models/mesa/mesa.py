@@ -26,8 +26,9 @@ class MesaNet(RecurrentBase):
     """``o_t = G_tᵀ (H_t + Λ)⁻¹ q_t``, ``H_t = γ_t H_{t-1} + β_t k_t k_tᵀ``, ``G_t = γ_t G_{t-1} + β_t k_t v_tᵀ``.
 
     ``W_t = G_tᵀ (H_t + Λ)⁻¹`` minimizes ``Σ_s ζ_ts |W k_s - v_s|² + tr(W Λ Wᵀ)``, where ``ζ_ts = β_s γ_{s+1} ... γ_t``.
-    The system of each token is solved by conjugate gradients, whose products with ``H_t`` are scans. It is exact, up to
-    rounding, after d steps.
+    ``γ`` and ``β`` are the decay and the weight of a token, between 0 and 1; the diagonal matrix ``Λ`` is a parameter.
+    The system of each token is solved by conjugate gradients, whose products with ``H_t`` are scans. The solution
+    is exact, up to rounding, after d steps, where d is the width of a head.
 
     Source: von Oswald et al. 2025, "MesaNet: Sequence Modeling by Locally Optimal Test-Time Training", sections 2, 3.
 

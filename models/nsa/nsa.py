@@ -33,10 +33,10 @@ class NativeSparseAttention(Attention):
     last w keys. The gates g are sigmoids of x W_g. Blocks are counted from the first position, and a query attends to a
     compressed block if it may attend to all of its tokens.
 
-    Source: Yuan et al. 2025, "Native Sparse Attention", section 3.3, equations 5 to 11, and section 4.1 for the blocks
-    that are always selected: the first and the last two. The paper compresses with an MLP and gives each branch keys
-    and values of its own; here the compression is linear and the branches share keys and values, so that the output is
-    linear in the values.
+    Source: Yuan et al. 2025, "Native Sparse Attention: Hardware-Aligned and Natively Trainable Sparse Attention",
+    sections 3.2 and 3.3, and section 4.1 for the blocks that are always selected: the first and the last two. The paper
+    compresses with an MLP and gives each branch keys and values of its own; here the compression is linear and the
+    branches share keys and values, so that the output is linear in the values.
 
     Args:
         embed_dim: D, the width of the tokens, in and out.
@@ -48,7 +48,7 @@ class NativeSparseAttention(Attention):
         select_block: b, the number of tokens of a block that is selected.
         num_selected: c, the number of selected blocks, at least 3.
         window_size: w, the number of keys of the window, with the token itself.
-        causal: always True.
+        causal: must be True; the mechanism has no other form.
         dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections have a bias.
         positions: the positional encoding of queries and keys of the selected blocks and the window: none or rotary,

@@ -33,7 +33,8 @@ class NystromAttention(MultiHeadBase):
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
         num_landmarks: m, the number of landmarks.
-        inverse: how A⁺ is computed: "iterative", by the iteration of section 3.2, or "exact", by singular values.
+        inverse: how A⁺ is computed: "iterative", by the iteration of section 3.2, or "exact", by a singular value
+            decomposition.
         iterations: the steps of the iteration.
         conv_kernel: the width of a depth-wise convolution of the values, which is added to the heads; odd, or 0 for
             none. The models of the paper have one of 33; with it, the layer is no approximation of softmax attention.

@@ -42,7 +42,7 @@ class ReformerAttention(MultiHeadBase):
         num_buckets: b, the number of buckets of a round, even; or 1: every token is in one bucket.
         num_hashes: r, the number of rounds.
         chunk_length: c, the number of tokens of a chunk.
-        seed: of the random matrices, which are saved with the parameters.
+        hash_seed: the seed of the random matrices, which are saved with the parameters.
         causal: whether a token attends only to earlier tokens, or to itself if there is none.
         dropout: the probability of dropping a feature of the heads' output, in training only.
         bias: whether the projections have a bias.
@@ -82,7 +82,7 @@ class ReformerAttention(MultiHeadBase):
         num_buckets: int = 16,
         num_hashes: int = 2,
         chunk_length: int = 64,
-        seed: int = 0,
+        hash_seed: int = 0,
         causal: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -91,7 +91,7 @@ class ReformerAttention(MultiHeadBase):
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, device=device, dtype=dtype)
         self.num_buckets = check_positive_int("num_buckets", num_buckets)
-        self.seed = check_positive_int("seed", seed, 0)
+        self.hash_seed = check_positive_int("hash_seed", hash_seed, 0)
         if num_buckets > 1 and num_buckets % 2:
             raise ValueError(f"num_buckets must be even, or 1 for no hashing, not {num_buckets}; try {num_buckets + 1}")
         self.num_hashes = check_positive_int("num_hashes", num_hashes)
@@ -111,13 +111,13 @@ class ReformerAttention(MultiHeadBase):
         return self.num_buckets == 1 or (length <= self.chunk_length and not self.causal)
 
     def reset_parameters(self) -> None:
-        """Initialize the projections at random, and the random matrices from ``seed``."""
+        """Initialize the projections at random, and the random matrices from ``hash_seed``."""
         super().reset_parameters()
         self._reset_rotations()
 
     def _reset_rotations(self) -> None:
         if not self.rotations.is_meta:
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.hash_seed)
             shape = self.rotations.shape
             self.rotations.copy_(torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu"))
 

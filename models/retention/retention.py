@@ -23,7 +23,7 @@ class Retention(RecurrentBase):
 
     Source: Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large Language Models", sections 2.1 and
     2.2. The group norm of each head is an RMS norm, as in the code of the authors. It makes the other two
-    normalizations of section 2.2 unnecessary, because they only scale a head.
+    normalizations of section 2.2 unnecessary, because they only scale the output of a head for each query.
 
     Args:
         embed_dim: D, the width of the tokens, in and out.

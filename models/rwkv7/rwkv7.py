@@ -38,9 +38,9 @@ class RWKV7(RecurrentBase):
     - ``κ = ξ ⊙ k``, and ``κ̂ = κ / |κ|``, the removal key; ``k̃ = k ⊙ (1 + α (a - 1))``, the replacement key;
     - ``g = sigmoid(x W_1) W_2``, the gate.
 
-    The layer returns ``(g ⊙ (norm(o) + (r · (ρ ⊙ k̃)) v)) W_O``, where the norm is per head. The value residual of the
-    paper, which mixes in the values of the first layer, is left out: a layer does not know them. In the first layer of
-    a network there is none.
+    The layer returns ``(g ⊙ (norm(o) + (r · (ρ ⊙ k̃)) v)) W_O``, where the norm is per head. The paper writes the
+    transpose of ``S``. The value residual of the paper, which mixes in the values of the first layer, is left out: a
+    layer does not know them. In the first layer of a network there is none.
 
     Source: Peng et al. 2025, "RWKV-7 Goose with Expressive Dynamic State Evolution", section 4 and appendix.
 

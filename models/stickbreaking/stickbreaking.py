@@ -24,7 +24,7 @@ smallest normal float32."""
 
 
 class StickBreakingAttention(MultiHeadBase):
-    """``A_ij = β_ij Π_{j < k < i} (1 - β_ik)`` with ``β = σ(Q Kᵀ / √d_k)``, for keys j < i; a query i.
+    """``A_ij = β_ij Π_{j < s < i} (1 - β_is)`` with ``β = σ(Q Kᵀ / √d_k)``, for keys j < i; a query i.
 
     A query breaks a stick of length 1: the nearest key takes the fraction β of it, the key before takes its fraction
     of the rest, and so on. What is left after the first key goes to no key, so the weights sum to less than one. A
@@ -36,8 +36,8 @@ class StickBreakingAttention(MultiHeadBase):
     Args:
         embed_dim: D, the width of the tokens, in and out.
         num_heads: h, the number of heads; it must divide embed_dim.
-        attend_current: whether a token also attends to itself, which breaks the stick first; as an option of the
-            authors' kernel, not in the paper.
+        attend_current: whether a token also attends to itself, which breaks the stick first: an option of the
+            authors' kernel that is not in the paper.
         causal: True; the mechanism has no other form.
         dropout: the probability of dropping an attention weight, in training only.
         bias: whether the projections have a bias.

@@ -19,25 +19,37 @@ class Chunk(NamedTuple):
     """The products of queries, keys and decays in a chunk.
 
     Args:
-        intra: (..., C, C), the score of each query and key, ``Σ_i q_ti k_si decay_i(s → t)``; zero for later keys.
-        decayed_q: (..., C, d), the queries times the decay from the start of the chunk, which read the state before it.
-        decayed_k: (..., C, d), the keys times the decay to the end of the chunk, which write the state after it.
+        intra: for each kind of query, and each kind of key, the scores (..., C, C): ``Σ_i q_ti k_si decay_i(s → t)``,
+            zero for later keys.
+        decayed_q: for each kind, (..., C, d): the queries times the decay from the start of the chunk, which read the
+            state before it.
+        decayed_k: for each kind, (..., C, d): the keys times the decay to the end of the chunk, which write the state
+            after it.
         log_decay: (..., 1 | d), over the whole chunk; None without decay.
     """
 
-    intra: Tensor
-    decayed_q: Tensor
-    decayed_k: Tensor
+    intra: list[list[Tensor]]
+    decayed_q: list[Tensor]
+    decayed_k: list[Tensor]
     log_decay: Tensor | None
 
 
-def chunk_of(q: Tensor, k: Tensor, log_decay: Tensor | None) -> Chunk:
-    """Return the products of a chunk of queries and keys (..., C, d), with a decay (..., C, 1 | d) or none."""
+def chunk_of(queries: list[Tensor], keys: list[Tensor], log_decay: Tensor | None) -> Chunk:
+    """Return the products of a chunk.
+
+    Args:
+        queries: one or several kinds, (..., C, d).
+        keys: one or several kinds, (..., C, d).
+        log_decay: (..., C, 1 | d), or None.
+    """
     if log_decay is None:
-        return Chunk(_lower(q @ k.mT), q, k, None)
+        return Chunk([[_lower(q @ k.mT) for k in keys] for q in queries], queries, keys, None)
     if log_decay.shape[-1] == 1:
-        return _scalar(q, k, log_decay)
-    return _vector(q, k, log_decay)
+        return _scalar(queries, keys, log_decay)
+    vector = _vector(torch.stack(queries).unsqueeze(1), torch.stack(keys).unsqueeze(0), log_decay)
+    intra, decayed_q, decayed_k = vector
+    parts = [list(scores.unbind(0)) for scores in intra.unbind(0)]
+    return Chunk(parts, list(decayed_q.squeeze(1)), list(decayed_k.squeeze(0)), log_decay.sum(-2))
 
 
 def segment_sum(log_decay: Tensor) -> Tensor:
@@ -45,11 +57,12 @@ def segment_sum(log_decay: Tensor) -> Tensor:
     return log_decay.expand(*log_decay.shape[:-1], log_decay.shape[-2]).tril(-1).cumsum(-2)
 
 
-def _scalar(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
+def _scalar(queries: list[Tensor], keys: list[Tensor], log_decay: Tensor) -> Chunk:
     """One decay for all channels: a factor of each score (Dao & Gu 2024, section 6)."""
     steps, since = segment_sum(log_decay), log_decay.cumsum(-2)
-    intra = _lower(q @ k.mT * steps.exp())
-    return Chunk(intra, q * since.exp(), k * steps[..., -1, :, None].exp(), since[..., -1, :])
+    factor, first, last = steps.exp(), since.exp(), steps[..., -1, :, None].exp()
+    intra = [[_lower(q @ k.mT * factor) for k in keys] for q in queries]
+    return Chunk(intra, [q * first for q in queries], [k * last for k in keys], since[..., -1, :])
 
 
 def _lower(scores: Tensor) -> Tensor:
@@ -57,7 +70,7 @@ def _lower(scores: Tensor) -> Tensor:
     return scores.tril() if torch._C._are_functorch_transforms_active() else scores.tril_()
 
 
-def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
+def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One decay per channel: not a factor of the score, but it can be split at any step in between.
 
     Blocks of steps are merged in pairs. Queries are multiplied by the decay from the start of their block, keys by the
@@ -81,4 +94,4 @@ def _vector(q: Tensor, k: Tensor, log_decay: Tensor) -> Chunk:
         intra = torch.cat([top, torch.cat([scores, later], -1)], -2)
         q, k, decay = torch.cat([q1, q2 * first], -2), torch.cat([k1 * second, k2], -2), first * second
     intra, q, k = (x.squeeze(-3)[..., :C, :] for x in (intra, q, k))
-    return Chunk(intra[..., :C], q, k, log_decay.sum(-2))
+    return intra[..., :C], q, k

@@ -114,21 +114,19 @@ def chunked(steps: Steps, state: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Compute the pairs within each chunk as matrices, and a state between chunks; one chunk is the parallel form."""
     q, k, v, log_decay, beta, a, b = steps.chunks(size, state.dtype)
     if beta is not None:  # the delta rule needs the values that the keys read
-        both = chunk_of(torch.stack([q, k]), k, log_decay)
-        (intra, pairs), (decayed_q, readers) = both.intra.unbind(0), both.decayed_q.unbind(0)
-        v, entering, state = solve(beta * pairs, beta * v, beta * readers, both.decayed_k, both.log_decay, state)
+        ((intra,), (pairs,)), (decayed_q, readers), (writers,), decay = chunk_of([q, k], [k], log_decay)
+        v, entering, state = solve(beta * pairs, beta * v, beta * readers, writers, decay, state)
     elif a is not None and b is not None:
-        four = chunk_of(torch.stack([q, _earlier(a)]).unsqueeze(1), torch.stack([k, b]).unsqueeze(0), log_decay)
-        (intra, corrected), (keys, pairs) = (scores.unbind(0) for scores in four.intra.unbind(0))
-        decayed_q, readers = four.decayed_q.squeeze(1).unbind(0)
-        decayed_k, writers = four.decayed_k.squeeze(0).unbind(0)
+        ((intra, corrected), (keys, pairs)), (decayed_q, readers), (decayed_k, writers), decay = chunk_of(
+            [q, _earlier(a)], [k, b], log_decay
+        )
         readers = torch.cat([a[..., :1, :], readers[..., :-1, :]], -2)  # the first step reads the entering state
         values, pairs = _later(keys) @ v, _later(pairs)
-        u, entering, state = solve(-pairs, values, -readers, writers, four.log_decay, state, decayed_k.mT @ v)
+        u, entering, state = solve(-pairs, values, -readers, writers, decay, state, decayed_k.mT @ v)
         out = intra @ v + corrected @ u + decayed_q @ entering
         return out.flatten(2, 3)[:, :, : steps.q.shape[2]].to(steps.v.dtype), state
     else:
-        intra, decayed_q, decayed_k, decay = chunk_of(q, k, log_decay)
+        ((intra,),), (decayed_q,), (decayed_k,), decay = chunk_of([q], [k], log_decay)
         entering, state = propagate_state(decayed_k.mT @ v, decay, state)
     out = intra @ v + decayed_q @ entering
     return out.flatten(2, 3)[:, :, : steps.q.shape[2]].to(steps.v.dtype), state
@@ -176,18 +174,24 @@ def solve(
     Returns:
         The corrections, (B, H, T, C, w), the state before each chunk, (B, H, T, d, w), and after the last.
     """
-    decays = repeat(None) if log_decay is None else log_decay.exp().unsqueeze(-1).unbind(2)
-    terms = repeat(None) if written is None else written.unbind(2)
-    corrections, entering = [], []
-    parts = (x.unbind(2) for x in (unit_lower_inverse(matrices), values, readers, writers))
-    for inverse, value, reader, writer, decay, term in zip(*parts, decays, terms, strict=False):
-        u = inverse @ (value - reader @ state)
+    shape, T = matrices.shape[:2], matrices.shape[2]
+
+    def chunks(x: Tensor) -> tuple[Tensor, ...]:  # 3 axes: matmul on more reshapes its arguments in every step
+        return x.expand(*shape, *x.shape[2:]).flatten(0, 1).unbind(1)
+
+    decays = [None] * T if log_decay is None else chunks(log_decay.exp().unsqueeze(-1))
+    terms = [None] * T if written is None else chunks(written)
+    state, corrections, entering = state.flatten(0, 1), [], []
+    parts = map(chunks, (unit_lower_inverse(matrices), values, readers, writers.mT))
+    for inverse, value, reader, writer, decay, term in zip(*parts, decays, terms, strict=True):
+        u = inverse @ torch.baddbmm(value, reader, state, alpha=-1)
         corrections.append(u)
         entering.append(state)
-        state = (state if decay is None else decay * state) + writer.mT @ u
+        state = torch.baddbmm(state if decay is None else decay * state, writer, u)
         if term is not None:
             state = state + term
-    return torch.stack(corrections, 2), torch.stack(entering, 2), state
+    stacked = (torch.stack(x, 1).unflatten(0, shape) for x in (corrections, entering))
+    return *stacked, state.unflatten(0, shape)
 
 
 def _earlier(x: Tensor) -> Tensor:

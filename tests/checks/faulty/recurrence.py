@@ -89,4 +89,4 @@ def accumulates_decays_in_low_precision(
 ) -> tuple[Tensor, Tensor]:
     values, log_decay = MovingAverage.inputs(self, x, mask)
     total = log_decay.to(x.dtype).cumsum(1)
-    return values, total - torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
+    return values, total.diff(dim=1, prepend=torch.zeros_like(total[:, :1])).to(log_decay.dtype)

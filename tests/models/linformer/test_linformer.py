@@ -110,11 +110,16 @@ def test_scattered_padding_uses_the_columns_of_the_real_tokens() -> None:
     assert_same(layer(x, mask=combined), layer(x, mask=masks.from_attention_mask(both)))
 
 
-def test_projections_start_with_the_variance_of_the_paper() -> None:
-    layer = LinformerAttention(D, H, max_length=2003, rank=16)
+@SHARING
+def test_projections_start_as_those_of_the_authors(sharing: str) -> None:
+    """`xavier_uniform_` of a matrix of max_length columns and k rows, for each head, with a gain of √½."""
+    layer = LinformerAttention(D, H, max_length=2003, rank=16, sharing=sharing)
+    bound = torch.nn.init.xavier_uniform_(torch.empty(16, 2003), gain=0.5**0.5).abs().max().item()
     for matrix in (layer.E, layer.F):
-        assert matrix is not None
-        assert matrix.std().item() == pytest.approx(1 / 4, rel=0.05)
+        if matrix is not None:
+            assert matrix.abs().max().item() == pytest.approx(bound, rel=0.01)
+            assert matrix.std().item() == pytest.approx(2019**-0.5, rel=0.02)
+            assert abs(matrix.mean().item()) < 0.01 * bound
 
 
 def test_layers_can_share_their_projections() -> None:

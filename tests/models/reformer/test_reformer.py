@@ -150,13 +150,13 @@ def test_scattered_padding_moves_no_token(causal: bool) -> None:
 
 def test_the_seed_decides_the_rounds() -> None:
     x = random(B, N, D)
-    first, same, other = made(seed=3), made(seed=3), made(seed=4)
+    first, same, other = made(hash_seed=3), made(hash_seed=3), made(hash_seed=4)
     assert_same(same(x), first(x))
     assert (other(x) - first(x)).abs().max() > 1e-3
     other.load_state_dict(first.state_dict())
     assert_same(other(x), first(x))
     other.reset_parameters()
-    assert_same(other.rotations, made(seed=4).rotations, 1e-6)
+    assert_same(other.rotations, made(hash_seed=4).rotations, 1e-6)
 
 
 def test_pruned_heads_keep_their_buckets() -> None:
@@ -180,7 +180,7 @@ def test_one_exported_program_for_any_number_of_chunks(causal: bool) -> None:
         ({"num_buckets": 0}, "^num_buckets must be at least 1, not 0$"),
         ({"num_hashes": 0}, "^num_hashes must be at least 1, not 0$"),
         ({"chunk_length": 0}, "^chunk_length must be at least 1, not 0$"),
-        ({"seed": None}, "^seed must be an integer, not None$"),
+        ({"hash_seed": None}, "^hash_seed must be an integer, not None$"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
