@@ -26,6 +26,8 @@ class DecodingCache:
         self.start = 0
         """The position of the first token that is kept; above 0 where a window has dropped tokens."""
         self._tensors: tuple[Tensor, ...] = ()
+        self.is_loaded = False
+        """Whether `load_state_dict` was called and no tokens were processed since, so that the state may not fit."""
 
     @property
     def batch_size(self) -> int:
@@ -78,7 +80,7 @@ class DecodingCache:
     def reset(self) -> None:
         """Forget all tokens and free the memory."""
         self.num_seen = self.start = 0
-        self._tensors = ()
+        self._tensors, self.is_loaded = (), False
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the content as tensors that can be saved, for example with safetensors: copies, on the CPU."""
@@ -100,14 +102,14 @@ class DecodingCache:
             raise ValueError(f"a cache is saved as seen, 0, 1 ..., not as {', '.join(sorted(state)) or 'nothing'}")
         seen, start = counts.tolist()
         self._check_contents(seen, start, tensors)
-        self.num_seen, self.start, self._tensors = seen, start, tensors
+        self.num_seen, self.start, self._tensors, self.is_loaded = seen, start, tensors, True
 
     def _contents(self) -> tuple[Tensor, ...]:
         """The tensors without memory that is allocated ahead."""
         return self._tensors
 
     def _check_contents(self, seen: int, start: int, tensors: tuple[Tensor, ...]) -> None:
-        if seen < 0 or start != 0 or bool(seen) != bool(tensors):
+        if seen < 0 or start != 0 or bool(seen) != bool(tensors) or len({t.shape[:1] for t in tensors}) > 1:
             raise ValueError(f"{len(tensors)} tensors are no state after {seen} tokens, of which {start} were dropped")
 
 
@@ -183,6 +185,7 @@ class KVCache(DecodingCache):
         for memory, t in zip(self._tensors, new, strict=True):
             memory[..., end - N : end, :] = t
         self.num_seen += N
+        self.is_loaded = False
         return tuple(memory[..., :end, :] for memory in self._tensors)
 
     def crop(self, length: int) -> None:
@@ -256,7 +259,7 @@ class RecurrentState(DecodingCache):
         _refuse_gradients(state)
         if self._tensors:
             _check_alike(self._tensors, state, lambda t: t.shape)
-        self._tensors = state
+        self._tensors, self.is_loaded = tuple(map(_alone, state)), False
         self.num_seen += num_tokens
 
     def __repr__(self) -> str:
@@ -308,6 +311,11 @@ def _check_alike(kept: tuple[Tensor, ...], new: tuple[Tensor, ...], shape: Calla
 def _refuse_gradients(new: tuple[Tensor, ...]) -> None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in new):
         raise ValueError("a cache gives no gradients; decode under torch.no_grad() or torch.inference_mode()")
+
+
+def _alone(t: Tensor) -> Tensor:
+    """``t``, or a copy if it is a part of a larger tensor, such as a whole prompt, which it would keep in memory."""
+    return t.clone() if not torch.compiler.is_compiling() and t.untyped_storage().nbytes() > t.nbytes else t
 
 
 @torch.inference_mode(False)

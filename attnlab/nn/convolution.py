@@ -12,6 +12,7 @@ from attnlab.nn.arguments import check_positive_int
 from attnlab.nn.select import select_channels
 from attnlab.ops.convolution import causal_convolution
 from attnlab.ops.scan.sequences import Sequences
+from attnlab.utils.tracing import can_keep_tensors
 
 
 class ShortConvolution(nn.Module):
@@ -62,8 +63,7 @@ class ShortConvolution(nn.Module):
             before: the last S tokens of the previous call; zeros by default.
         """
         weight, N, S = self.weight.to(x.dtype), x.shape[1], self.size - 1
-        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if traced or before is not None or N < S or sequences.age() is not None:
+        if not can_keep_tensors() or before is not None or N < S or sequences.age() is not None:
             taps, kept = earlier_tokens(x, S, sequences, before)
             out = x * weight[:, 0]
             for back, tap in enumerate(taps, 1):
@@ -98,6 +98,8 @@ def earlier_tokens(
         before: the last S tokens of the previous call, which ``x`` continues; zeros by default.
     """
     N = x.shape[1]
+    if before is not None and before.shape[1] != count:
+        raise ValueError(f"the cache holds {before.shape[1]} earlier tokens of the convolution, not {count}")
     tokens, age = _continued(x, count, before), sequences.age()
     taps = [tokens[:, count - back : count - back + N] for back in range(1, count + 1)]
     if age is not None:

@@ -189,8 +189,13 @@ class SequenceMixer(_ExplainsOptions, nn.Module):
                 out = bound.zero_fully_masked_rows(self._forward(x, bound, **options))
         except BaseException as error:
             restore(cache, before)
-            if isinstance(error, RuntimeError | TypeError):
+            if isinstance(error, RuntimeError | TypeError | IndexError):
                 explain_input(self, x, context, error)
+                if cache is not None and getattr(cache, "is_loaded", False):
+                    raise ValueError(
+                        f"what was loaded into the cache does not fit this {type(self).__name__} ({error}); load it "
+                        "for a layer of the same mechanism with the same options"
+                    ) from error
             raise
         return out if context is None or context.shape[1] else zeros_in_graph(out)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.ops.rowwise import at_least_float32
@@ -50,9 +51,12 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         N, S = x.shape[1], weight.shape[1]
-        if torch.is_grad_enabled():  # create_graph=True: the same sums, differentiable
-            products = [(gradient[:, j:] * x[:, : max(N - j, 0)]).sum((0, 1)) for j in range(S)]
-            return causal_convolution(gradient.flip(1), weight).flip(1), torch.stack(products, 1)
+        batched = torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+        if batched or torch.is_grad_enabled():  # is_grads_batched=True, create_graph=True: the same sums, not in place
+            padded = F.pad(gradient, (0, 0, 0, S - 1))
+            parts = [padded.narrow(1, j, N) for j in range(S)]
+            terms = [part * weight[:, j] for j, part in enumerate(parts)]
+            return sum(terms[1:], terms[0]), torch.stack([(part * x).sum((0, 1)) for part in parts], 1)
         for_x, taps = torch.empty_like(x), weight.mT.contiguous()
         for_taps = torch.zeros_like(at_least_float32(taps))
         for start, end in _blocks(x):

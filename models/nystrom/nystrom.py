@@ -88,10 +88,10 @@ class NystromAttention(MultiHeadBase):
         self.iterations = check_positive_int("iterations", iterations)
         if inverse not in ("iterative", "exact"):
             raise ValueError(f"inverse must be 'iterative' or 'exact', not {inverse!r}")
-        if conv_kernel < 0 or (conv_kernel and conv_kernel % 2 == 0):
+        if check_positive_int("conv_kernel", conv_kernel, 0) and conv_kernel % 2 == 0:
             raise ValueError(
                 f"conv_kernel must be odd, with the token in the middle, or 0 for none, not {conv_kernel}; "
-                f"try {max(conv_kernel, 0) + 1}"
+                f"try {conv_kernel + 1}"
             )
         self.inverse, self.conv_kernel = inverse, conv_kernel
         self.conv = self._make_conv() if conv_kernel else None

@@ -42,8 +42,8 @@ class PerformerAttention(KernelizedBase):
         dtype: the dtype of the parameters.
 
     Raises:
-        TypeError: for a number of features that is not an integer.
-        ValueError: for a number of features below 1, and what `KernelizedBase` refuses.
+        TypeError: for a number of features or a seed that is not an integer.
+        ValueError: for a number of features below 1, a negative seed, and what `KernelizedBase` refuses.
     """
 
     card = Card(
@@ -85,7 +85,7 @@ class PerformerAttention(KernelizedBase):
         if num_features is None:
             num_features = max(1, int(self.head_dim * math.log(self.head_dim)))
         self.num_features = check_positive_int("num_features", num_features)
-        self.feature_seed = feature_seed
+        self.feature_seed = None if feature_seed is None else check_positive_int("feature_seed", feature_seed, 0)
         self.register_buffer("projection", torch.empty(num_features, self.head_dim, **factory))
         self._reset_projection()
 

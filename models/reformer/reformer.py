@@ -90,7 +90,8 @@ class ReformerAttention(MultiHeadBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, causal=causal, dropout=dropout, bias=bias, device=device, dtype=dtype)
-        self.num_buckets, self.hash_seed = check_positive_int("num_buckets", num_buckets), hash_seed
+        self.num_buckets = check_positive_int("num_buckets", num_buckets)
+        self.hash_seed = check_positive_int("hash_seed", hash_seed, 0)
         if num_buckets > 1 and num_buckets % 2:
             raise ValueError(f"num_buckets must be even, or 1 for no hashing, not {num_buckets}; try {num_buckets + 1}")
         self.num_hashes = check_positive_int("num_hashes", num_hashes)

@@ -198,6 +198,30 @@ def test_masks_and_biases_of_single_pairs_are_refused(name: str, arguments: dict
         made(name)(random(B, N, D), **arguments)
 
 
+@every_case
+@torch.inference_mode()
+def test_the_state_keeps_no_memory_of_the_prompt(name: str, options: dict[str, Any]) -> None:
+    layer = made(name, **options)
+    cache = layer.make_cache(1)
+    layer(random(B, 131, D), cache=cache)
+    assert cache.bytes == sum(t.untyped_storage().nbytes() for t in cache.state)
+
+
+@every_recurrence
+@torch.no_grad()
+def test_a_loaded_state_of_another_layer_is_refused(name: str) -> None:
+    layer, other = made(name), registry.load("linear")(2 * D, num_heads=2 * H, causal=True)
+    widths = {"short_conv": 2} if "short_conv" in inspect.signature(type(layer)).parameters else {}
+    convolved = [made(name, **widths)] if widths else []
+    for stranger in (other.double(), *convolved):
+        cache, loaded = stranger.make_cache(N), layer.make_cache(N)
+        stranger(random(B, N, stranger.embed_dim), cache=cache)
+        loaded.load_state_dict(cache.state_dict())
+        with pytest.raises(ValueError, match=r"holds|must have|keeps|what was loaded into the cache does not fit"):
+            layer(random(B, 1, D), cache=loaded)
+        assert loaded.num_seen == N
+
+
 @every_recurrence
 @torch.no_grad()
 def test_what_does_not_fit_is_refused(name: str) -> None:

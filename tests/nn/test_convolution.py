@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packed_rows import Rows, rows
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnlab.nn.convolution import ShortConvolution
 from attnlab.ops.scan import Sequences
@@ -72,6 +73,13 @@ def test_without_a_mask_it_is_the_convolution_of_pytorch() -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")  # of make_fx itself
+def test_a_graph_of_it_can_be_traced_with_gradients() -> None:
+    conv, x = made(4, True), torch.randn(2, 7, C, dtype=torch.float64)
+    graph = make_fx(lambda x: conv(x, Sequences(None, 7))[0])(x)
+    torch.testing.assert_close(graph(x), conv(x, Sequences(None, 7))[0])
 
 
 def test_selection_and_initial_values() -> None:

@@ -44,7 +44,7 @@ def test_outputs_and_gradients(N: int) -> None:
 @pytest.mark.parametrize("N", [2, 7])
 def test_derivatives_of_any_kind(N: int) -> None:
     inputs = case(N)
-    assert torch.autograd.gradcheck(causal_convolution, inputs, check_forward_ad=True)
+    assert torch.autograd.gradcheck(causal_convolution, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(causal_convolution, inputs)
 
 

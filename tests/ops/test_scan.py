@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scans import FORMS, KINDS, B, Case, H, by_hand, d, leaves, part, scan_case, w
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attnlab.masks import documents
 from attnlab.ops.attention_map import CHUNK
@@ -118,6 +119,19 @@ def test_nan_stays_in_its_item_and_head(kind: str) -> None:
     assert out[1, 2, 20].isnan().all()
     out[1, 2] = expected[1, 2]
     close(out, expected, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # raised by PyTorch's own forward_ad
+def test_forward_derivatives_of_several_blocks() -> None:
+    x, tangent = (torch.randn(1, 1, 19, 2, dtype=torch.float64) for _ in range(2))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        out = linear_scan(dual, dual, dual, chunk=2)[0]  # more than one block of 8 chunks
+        along = forward_ad.unpack_dual(out).tangent
+    step = 1e-6
+    near = [x + sign * step * tangent for sign in (1, -1)]
+    later, earlier = (linear_scan(y, y, y, form="recurrent")[0] for y in near)
+    torch.testing.assert_close(along, (later - earlier) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
 def test_the_outputs_of_several_blocks_are_laid_out_for_joining_heads() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attnlab.ops.scan.forms import Steps, chunked
 from attnlab.utils.tracing import full_precision
@@ -28,7 +29,7 @@ def blockwise(steps: Steps, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         return chunked(steps, state, chunk)
     outs = []
     for part in steps.split(block):
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # forward derivatives
             out, state = chunked(part, state, chunk)
         else:
             out, state = _Block.apply(chunk, state, *part)  # type: ignore[no-untyped-call]

@@ -153,7 +153,8 @@ def test_the_heads_of_a_convolution_can_be_pruned() -> None:
         ({"iterations": 0}, ValueError, "^iterations must be at least 1, not 0$"),
         ({"inverse": "pinv"}, ValueError, "^inverse must be 'iterative' or 'exact', not 'pinv'$"),
         ({"conv_kernel": 4}, ValueError, "^conv_kernel must be odd, .* or 0 for none, not 4; try 5$"),
-        ({"conv_kernel": -3}, ValueError, "not -3; try 1$"),
+        ({"conv_kernel": -3}, ValueError, "^conv_kernel must be at least 0, not -3$"),
+        ({"conv_kernel": "3"}, TypeError, "^conv_kernel must be an integer, not '3'$"),
         ({"causal": True}, UnsupportedError, "does not support causal; it supports padding, weights$"),
     ],
 )

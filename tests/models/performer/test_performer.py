@@ -240,8 +240,9 @@ def test_a_later_token_has_no_influence_however_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error"), [({"num_features": 0}, ValueError), ({"num_features": 2.5}, TypeError)], ids=str
+    ("name", "value", "error"),
+    [("num_features", 0, ValueError), ("num_features", 2.5, TypeError), ("feature_seed", "7", TypeError)],
 )
-def test_bad_numbers_of_features_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error, match="num_features must be"):
-        PerformerAttention(D, H, **options)
+def test_bad_options_are_refused(name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{name} must be"):
+        PerformerAttention(D, H, **{name: value})

@@ -180,10 +180,11 @@ def test_one_exported_program_for_any_number_of_chunks(causal: bool) -> None:
         ({"num_buckets": 0}, "^num_buckets must be at least 1, not 0$"),
         ({"num_hashes": 0}, "^num_hashes must be at least 1, not 0$"),
         ({"chunk_length": 0}, "^chunk_length must be at least 1, not 0$"),
+        ({"hash_seed": None}, "^hash_seed must be an integer, not None$"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         made(**options)
 
 
