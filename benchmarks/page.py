@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks import picture, report, results
 from benchmarks.goals import GOALS, Goal
-from benchmarks.results import MET, MISSED, NOT_MEASURED, Growth, NotMeasured, Result, Row, Speed
+from benchmarks.parts.recurrences import crossing
+from benchmarks.results import MET, MISSED, NOT_MEASURED, Growth, Note, NotMeasured, Result, Row, Speed
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -36,6 +37,10 @@ FIGURE = """
 One sequence, embed_dim 512, 8 heads, a forward pass without gradients. `nn.MultiheadAttention` uses its fast path,
 which is not causal and materializes the attention weights. The other layers are causal."""
 
+CROSSOVERS = """\
+The time of a training step of `multihead` divided by that of the mechanism, by the number of tokens. Causal, one
+sequence, embed_dim 512, 8 heads, float32. The last column interpolates the length at which both take the same time."""
+
 
 def write() -> list[Path]:
     """Write the page, its figure and the report of each part from the recorded results."""
@@ -61,6 +66,8 @@ def page(recorded: dict[str, Result], notes: str) -> str:
         lines += ["", "## Missed targets, and why", *missed]
     if "length" in recorded:
         lines += _growth(recorded["length"])
+    if "recurrences" in recorded:
+        lines += _crossovers(recorded["recurrences"])
     if "gpu" in recorded:
         lines += _gpu(recorded["gpu"], notes)
     lines += ["", "## Environment"]
@@ -94,13 +101,32 @@ def summary(rows: list[Row]) -> tuple[str, str]:
     for quantity in dict.fromkeys(row.quantity for row in growths):
         exponents = sorted(row.exponent for row in growths if row.quantity == quantity)
         ranges.append(f"{quantity} N^{exponents[0]:.2f} to N^{exponents[-1]:.2f}")
-    return verdict, f"{', '.join(ranges)}; {met} of {len(measured)} rows"
+    return verdict, "; ".join([*([", ".join(ranges)] if ranges else []), f"{met} of {len(measured)} rows"])
 
 
 def note(key: str, notes: str) -> str:
     """The text under the heading of a goal, empty if there is none."""
     match = re.search(rf"^## {re.escape(key)}\n(.*?)(?=^## |\Z)", notes, flags=re.DOTALL | re.MULTILINE)
     return match[1].strip() if match else ""
+
+
+def _crossovers(result: Result) -> list[str]:
+    """How fast each recurrence trains at each length compared with full attention."""
+    rows = [row for row in result.rows if isinstance(row, Note) and row.goal == "crossover" and row.values]
+    if not rows:
+        return []
+    lengths = list(rows[0].values)
+    lines = ["", "## From which length a recurrence trains faster than attention", "", CROSSOVERS, ""]
+    lines += [
+        f"| mechanism | {' | '.join(f'{int(N):,}' for N in lengths)} | faster from |",
+        "|---" * (len(lengths) + 2) + "|",
+    ]
+    for row in rows:
+        medians = [row.values[N][1] for N in lengths]
+        length = crossing(tuple(map(int, lengths)), medians)
+        start = f"more than {int(lengths[-1]):,}" if length is None else f"{length:,.0f}"
+        lines.append(f"| {row.case.split(',')[0]} | {' | '.join(f'{m:.2f}×' for m in medians)} | {start} |")
+    return lines
 
 
 def _growth(result: Result) -> list[str]:

@@ -50,7 +50,8 @@ def rows(
         for case, (needs, mask) in CASES.items():
             if needs - {"dropout"} <= {*mechanism.card.supports}:
                 dropout = 0.1 if "dropout" in needs else 0.0
-                layer = mechanism(D, causal="causal" in needs, dropout=dropout, **options)
+                is_causal = "causal" in needs or mechanism.card.always_causal
+                layer = mechanism(D, causal=is_causal, dropout=dropout, **options)
                 inputs = {N: (torch.randn(1, N, D), mask(N, torch.device("cpu"))) for N in lengths if N <= LONGEST}
                 peaks = {N: allocations.peak(partial(_step, layer, *each)) for N, each in inputs.items()}
                 yield _growth(f"{name}, {case}, training", layer, "peak memory", peaks)

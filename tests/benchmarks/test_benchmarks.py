@@ -40,7 +40,7 @@ SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "decoding": (2, lambda timing: decoding.rows(timing, 5)),
     "length": (0, lambda timing: length.rows(timing, (16, 32))),
     "recurrences": (11, lambda timing: recurrences.rows(timing, RECURRENT_SIZES, ("gateddeltanet", "multihead"))),
-    "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), ("multihead", "slidingwindow"))),
+    "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), ("multihead", "slidingwindow", "deltanet", "nystrom"))),
 }
 """For each part the number of rows that need other packages, and its rows at small sizes."""
 
@@ -278,6 +278,20 @@ def test_page_marks_rows_that_were_not_measured() -> None:
     assert "| keras is not installed; pip it | **not measured** |" in line(text, "| Keras on PyTorch")
     assert "|  | **not measured** | `decoding` |" in line(text, "| SDPA, `enable_gqa`")
     assert "Missed targets" not in text
+
+
+def test_page_shows_from_which_length_each_recurrence_is_faster() -> None:
+    rows = [
+        Note(f"{name}, training", "multihead", text="", is_met=met, goal="crossover", values=values)
+        for name, met, values in (
+            ("one", True, {"256": [0.4, 0.5, 0.6, 1, 1], "1024": [1.9, 2.0, 2.1, 1, 1]}),
+            ("two", False, {"256": [0.1, 0.2, 0.3, 1, 1], "1024": [0.8, 0.9, 1.0, 1, 1]}),
+        )
+    ]
+    text = page.page({"recurrences": Result("recurrences", Machine.current([]), list(rows))}, "")
+    assert "| 1 of 2 rows | **missed** |" in line(text, "| our multihead | each recurrence, training")
+    assert "| one | 0.50× | 2.00× | 512 |" in text
+    assert "| two | 0.20× | 0.90× | more than 1,024 |" in text
 
 
 @pytest.mark.parametrize(
