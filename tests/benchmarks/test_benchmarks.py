@@ -32,6 +32,7 @@ GPU_SIZES = gpu.Sizes(((2, 13, 24, 3),), heads=3, head_dim=8, length=67, window=
 
 RECURRENT_SIZES = recurrences.Sizes(67, 64, (16, 32), (16, 32), context=29, embed_dim=24, num_heads=4)
 
+EVERY_KIND = ("multihead", "slidingwindow", "deltanet", "nystrom")
 SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "layers": (6, lambda timing: layers.rows(timing, [(2, 7, 24, 3)])),
     "padding": (0, lambda timing: padding.rows(timing, (7, 5, 3), 24, 3)),
@@ -40,7 +41,10 @@ SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "decoding": (2, lambda timing: decoding.rows(timing, 5)),
     "length": (0, lambda timing: length.rows(timing, (16, 32))),
     "recurrences": (11, lambda timing: recurrences.rows(timing, RECURRENT_SIZES, ("gateddeltanet", "multihead"))),
-    "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), ("multihead", "slidingwindow", "deltanet", "nystrom"))),
+    "mechanisms": (
+        0,
+        lambda timing: mechanisms.rows(timing, (16, 32), EVERY_KIND),
+    ),
 }
 """For each part the number of rows that need other packages, and its rows at small sizes."""
 
@@ -236,6 +240,7 @@ def test_crossing_is_where_the_ratio_last_passes_one(ratios: list[float], length
     assert recurrences.crossing((256, 1024, 4096), ratios) == expected
 
 
+@pytest.mark.slow
 def test_every_recurrence_is_measured() -> None:
     measured = {row.case for row in recurrences.rows(TINY, RECURRENT_SIZES) if row.goal == "crossover"}
     assert measured >= {f"{name}, training" for name in ("linear", "gateddeltanet")}

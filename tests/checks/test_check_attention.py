@@ -66,6 +66,7 @@ def test_third_party_layer_has_the_capabilities_of_its_signatures() -> None:
     assert report["unsupported_arguments_raise"].detail == "it is no attnlab.Attention"
 
 
+@pytest.mark.slow
 def test_failures_are_listed_with_value_and_location(tutorial: Report) -> None:
     with pytest.raises(AssertionError) as caught:
         tutorial.raise_for_failures()
@@ -94,6 +95,7 @@ def test_capabilities_can_be_declared() -> None:
     assert one(make, "no_future_leakage", embed_dim=16, capabilities={"causal"}).outcome == "pass"
 
 
+@pytest.mark.slow
 def test_call_adapts_another_calling_convention() -> None:
     report = check_attention(
         third_party.HuggingFaceStyle, call=third_party.call_hugging_face_style, capabilities={"padding"}, fast=True
@@ -188,7 +190,7 @@ class IntegerParameter(third_party.Correct):
         pytest.param(Checkpointed, None, {"second_derivatives_exact_or_raise"}, marks=pytest.mark.slow),
         pytest.param(IntegerParameter, None, {"non_contiguous_input"}, marks=pytest.mark.slow),
         *(
-            (make, capabilities, {"fully_masked_rows_are_zero"})
+            pytest.param(make, capabilities, {"fully_masked_rows_are_zero"}, marks=pytest.mark.slow)
             for make in (UniformMaskedRows, UniformMaskedRows(12, causal=True))
             for capabilities in ({"causal", "mask"}, {"causal", "padding"})
         ),
@@ -287,6 +289,7 @@ def test_layer_that_cannot_be_copied() -> None:
 # The report
 
 
+@pytest.mark.slow
 def test_report_as_text_and_json(tutorial: Report) -> None:
     assert len(str(tutorial).splitlines()) == 1 + len(tutorial.rows)
     assert re.search(r"fully_masked_rows_are_zero +fail +nan \(at most 0\)", str(tutorial))
@@ -314,6 +317,7 @@ def test_only_skip_and_progress() -> None:
     assert report.left_out == len(all_checks()) - 1
 
 
+@pytest.mark.slow
 def test_results_are_reproducible_under_no_grad_and_keep_the_generator() -> None:
     only = ["gradients_match_finite_differences", "dropout_is_unbiased", "no_batch_leakage", "low_precision_accuracy"]
     torch.manual_seed(7)

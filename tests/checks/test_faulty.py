@@ -9,10 +9,12 @@ from mechanisms import trace_only
 from attnlab.checks import all_checks, check_attention
 from attnlab.nn.attention import Attention
 
+SLOW = {name for name, check in all_checks().items() if check.slow} | {
+    "low_precision_accuracy",
+    "low_precision_error_growth",
+}
 CASES = [
-    pytest.param(
-        check, layer, id=f"{check}-{layer.__name__}", marks=[pytest.mark.slow] if all_checks()[check].slow else []
-    )
+    pytest.param(check, layer, id=f"{check}-{layer.__name__}", marks=[pytest.mark.slow] if check in SLOW else [])
     for check, layer in FAULTY
 ]
 

@@ -77,7 +77,7 @@ def replacement(command: str) -> str | None:
 
 
 def page_parameters() -> list[object]:
-    slow = [p for p in PAGES if any(block.language == "sh" for block in blocks(p.read_text("utf-8")))]
+    slow = [p for p in PAGES if any(b.language == "sh" or "export" in b.code for b in blocks(p.read_text("utf-8")))]
     return [pytest.param(p, id=name(p), marks=[pytest.mark.slow] if p in slow else []) for p in PAGES]
 
 

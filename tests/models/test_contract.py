@@ -19,8 +19,8 @@ EXPORTED = ("multihead", "sinks", "slidingwindow", "longformer", "latent", "forg
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
 """The representatives that inductor compiles to C++, which takes most of a minute; the others are traced only."""
 
-QUICK = ("multihead", "linear")
-"""The mechanisms on which `make quick` runs the conformance suite; `make test` runs it on all."""
+QUICK = ("multihead",)
+"""The mechanism on which `make quick` runs the conformance suite; `make test` runs it on all."""
 
 EXPENSIVE = ("traceable", "higher_derivatives_with_math_backend")
 """A quarter of the time of the fast checks; here only for `REPRESENTATIVES`. test_tracing.py traces all mechanisms."""
