@@ -41,10 +41,7 @@ SMALL: dict[str, tuple[int, Callable[[TimingConfig], Iterator[Row]]]] = {
     "decoding": (2, lambda timing: decoding.rows(timing, 5)),
     "length": (0, lambda timing: length.rows(timing, (16, 32))),
     "recurrences": (11, lambda timing: recurrences.rows(timing, RECURRENT_SIZES, ("gateddeltanet", "multihead"))),
-    "mechanisms": (
-        0,
-        lambda timing: mechanisms.rows(timing, (16, 32), EVERY_KIND),
-    ),
+    "mechanisms": (0, lambda timing: mechanisms.rows(timing, (16, 32), EVERY_KIND)),
 }
 """For each part the number of rows that need other packages, and its rows at small sizes."""
 
