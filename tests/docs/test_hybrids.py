@@ -34,6 +34,13 @@ def test_interval() -> None:
     assert hybrids.interval([0.4]) == (0.4, 0.0, 1.0)
 
 
+def test_quantiles() -> None:
+    from scipy.stats import t
+
+    for degrees, quantile in enumerate(hybrids.QUANTILES, 1):
+        assert quantile == pytest.approx(t.ppf(0.975, degrees), abs=1e-4)
+
+
 def test_table(tmp_path: Path) -> None:
     results = [run("8:0", 0, 0.9), run("1:7", 0, 0.5), run("1:7", 1, 0.5)]
     assert hybrids.table(results).splitlines()[2:] == [

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from mechanisms import REPRESENTATIVES, trace_only
+from mechanisms import trace_only
 
 from attnlab.catalog import registry
 from attnlab.checks import all_checks, check_attention
@@ -23,7 +23,7 @@ QUICK = ("multihead",)
 """The mechanism on which `make quick` runs the conformance suite; `make test` runs it on all."""
 
 EXPENSIVE = ("traceable", "higher_derivatives_with_math_backend")
-"""A quarter of the time of the fast checks; here only for `REPRESENTATIVES`. test_tracing.py traces all mechanisms."""
+"""A quarter of the time of the fast checks; here only for `EXPORTED`. test_tracing.py traces all mechanisms."""
 
 INDEPENDENT_OF_OPTIONS = (
     *EXPENSIVE,
@@ -54,7 +54,7 @@ def assert_recorded(name: str, report: Report) -> None:
     [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in registry.names()],
 )
 def test_conformance(name: str) -> None:
-    report = check_attention(registry.load(name), fast=True, skip=() if name in REPRESENTATIVES else EXPENSIVE)
+    report = check_attention(registry.load(name), fast=True, skip=() if name in EXPORTED else EXPENSIVE)
     assert report["matches_reference_outputs"].outcome == "pass", f"models/{name}/reference.py is missing"
     assert_recorded(name, report)
 
@@ -167,9 +167,10 @@ def test_conformance_with_options(name: str, options: dict[str, Any], skip: tupl
 def test_slow_checks(name: str, every_module: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile, export and memory checks.
 
-    By default, the causal layer is compiled and exported with a mask only.
+    By default only the last module, causal and with a mask; with a compiler the first one too.
     """
-    trace_only(monkeypatch, *() if every_module else (0, -1), compiler=name in INDUCTOR)
+    compiler = name in INDUCTOR
+    trace_only(monkeypatch, *() if every_module else (0, -1) if compiler else (-1,), compiler=compiler)
     assert_recorded(name, check_attention(registry.load(name), only=SLOW))
 
 

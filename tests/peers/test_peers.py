@@ -78,8 +78,18 @@ def test_reproduction_fails(file: Path) -> None:
         runpy.run_path(str(file))
 
 
+LARGEST = "x-transformers"
+"""The package with the most layers, whose suite takes as long as those of all others."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.package)
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param(peer, marks=[pytest.mark.exhaustive] if peer.package == LARGEST else [], id=peer.package)
+        for peer in PEERS
+    ],
+)
 def test_outcomes_are_as_recorded(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = skip_unless_as_recorded(peer)
     monkeypatch.setattr(results, "reproduce", lambda name: recorded.messages[name])
