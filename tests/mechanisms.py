@@ -22,6 +22,25 @@ REPRESENTATIVES = [
 ]
 """One mechanism per code path, for tests of code that all mechanisms share."""
 
+EXPENSIVE = ("traceable", "higher_derivatives_with_math_backend")
+"""A quarter of the time of the fast checks; in `make test` only for a few mechanisms. test_tracing.py traces all."""
+
+INDEPENDENT_OF_OPTIONS = (
+    *EXPENSIVE,
+    "batch_invariance",
+    "dropout_is_unbiased",
+    "extreme_scores_stay_finite",
+    "gradients_match_finite_differences",
+    "low_precision_error_growth",
+    "nan_in_padding_is_ignored",
+    "second_derivatives_exact_or_raise",
+    "windowed_cache_matches_full_pass",
+)
+"""More than half of the time of the fast checks; for options and pruned layers only in the exhaustive run.
+
+These properties are those of ops and bases, which the defaults exercise.
+"""
+
 
 def supporting(*capabilities: str, among: list[str] | None = None) -> list[str]:
     """The names of the mechanisms that have all of these capabilities; there is at least one."""

@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from mechanisms import trace_only
+from mechanisms import EXPENSIVE, INDEPENDENT_OF_OPTIONS, trace_only
 
 from attnlab.catalog import registry
 from attnlab.checks import all_checks, check_attention
 from attnlab.checks.report import Report
 from attnlab.docs import trust
 
-EXPORTED = ("multihead", "sinks", "slidingwindow", "longformer", "latent", "forgetting", "linear")
+EXPORTED = ("multihead", "sinks", "slidingwindow", "latent", "linear")
 """The representatives that `make test` compiles, exports and runs in ONNX; test_tracing.py traces all mechanisms."""
 
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
@@ -21,23 +21,6 @@ INDUCTOR = ("multihead", "sinks", "slidingwindow")
 
 QUICK = ("multihead",)
 """The mechanism on which `make quick` runs the conformance suite; `make test` runs it on all."""
-
-EXPENSIVE = ("traceable", "higher_derivatives_with_math_backend")
-"""A quarter of the time of the fast checks; here only for `EXPORTED`. test_tracing.py traces all mechanisms."""
-
-INDEPENDENT_OF_OPTIONS = (
-    *EXPENSIVE,
-    "batch_invariance",
-    "dropout_is_unbiased",
-    "extreme_scores_stay_finite",
-    "gradients_match_finite_differences",
-    "low_precision_error_growth",
-    "nan_in_padding_is_ignored",
-    "second_derivatives_exact_or_raise",
-    "windowed_cache_matches_full_pass",
-)
-"""More than half of the time of the fast checks; for the rows of `OPTIONS` only in the exhaustive run, because these
-properties are those of ops and bases, which the defaults exercise."""
 
 SLOW = [name for name, check in all_checks().items() if check.slow]
 
@@ -79,21 +62,14 @@ NEARLY_SINGULAR = (*EDGES[3:], "higher_derivatives_with_math_backend")
 OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bigbird", {"block_size": 1, "num_global": 0, "num_random": 2}, ()),
     ("chunked", {"chunk_size": 3, "positions": "rotary"}, ()),
-    ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
     ("dsa", {"num_heads": 2, "top_k": 3, "index_dim": 4, "positions": "rotary"}, SELECTS),
     ("entmax", {"alpha": 2.0}, ("low_precision_accuracy",)),
     ("forgetting", {"num_heads": 2, "positions": "rotary"}, ()),
     ("gated", {"num_heads": 2, "gate": "headwise", "positions": "t5"}, ()),
-    ("gateddeltanet", {"short_conv": 0, "output_norm": False, "output_gate": "none", "bias": True}, ()),
     ("gateddeltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
-    ("gatedlinear", {"num_heads": 2, "key_dim": 3, "short_conv": 2, "output_gate": "sigmoid"}, ()),
     ("groupedquery", {"num_heads": 6, "num_kv_heads": 3, "head_dim": 4, "positions": "rotary"}, ()),
-    ("kimidelta", {"rank": 2, "short_conv": 0, "output_gate": "swish"}, ()),
-    ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
     ("latent", {"q_latent_dim": 5, "rope_head_dim": 2}, ()),
     ("linformer", {"rank": 16, "sharing": "none"}, ()),
-    ("linformer", {"rank": 80, "sharing": "key-value"}, ()),
-    ("longformer", {"window_size": 3, "positions": "t5"}, ()),
     ("performer", {"num_features": 1, "feature_seed": 3}, ()),
     (
         "nsa",
@@ -108,21 +84,28 @@ OPTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (),
     ),
     ("reformer", {"num_buckets": 4, "num_hashes": 3, "chunk_length": 2}, ()),
-    ("reformer", {"num_buckets": 1, "num_hashes": 1, "chunk_length": 3}, ()),
-    ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
     ("retention", {"num_heads": 2, "value_dim": 3, "short_conv": 2, "output_norm": False}, ()),
     ("nystrom", {"num_landmarks": 3, "conv_kernel": 3}, ()),
     ("nystrom", {"num_landmarks": 5, "inverse": "exact"}, NEARLY_SINGULAR),
     ("sinks", {"num_heads": 2, "positions": "rotary", "sink": "learned"}, ()),
-    ("slidingwindow", {"window_size": 2, "dilation": 2}, ISOLATED),
     ("slidingwindow", {"window_size": 3, "positions": "alibi"}, ()),
     ("stickbreaking", {"attend_current": True}, ()),
     ("strided", {"pattern": "fixed", "stride": 4, "summary": 2}, ()),
-    ("talkingheads", {"num_heads": 2, "positions": "rotary"}, ()),
 ]
 """Mechanism, options, and checks that do not apply to it."""
 
 REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("differential", {"num_heads": 2, "positions": "t5"}, AMPLIFIED),
+    ("gateddeltanet", {"short_conv": 0, "output_norm": False, "output_gate": "none", "bias": True}, ()),
+    ("gatedlinear", {"num_heads": 2, "key_dim": 3, "short_conv": 2, "output_gate": "sigmoid"}, ()),
+    ("kimidelta", {"rank": 2, "short_conv": 0, "output_gate": "swish"}, ()),
+    ("latent", {"kv_latent_dim": 3, "head_dim": 5}, ()),
+    ("linformer", {"rank": 80, "sharing": "key-value"}, ()),
+    ("longformer", {"window_size": 3, "positions": "t5"}, ()),
+    ("reformer", {"num_buckets": 1, "num_hashes": 1, "chunk_length": 3}, ()),
+    ("rwkv7", {"rank": 1, "output_norm": False, "bias": True}, ()),
+    ("slidingwindow", {"window_size": 2, "dilation": 2}, ISOLATED),
+    ("talkingheads", {"num_heads": 2, "positions": "rotary"}, ()),
     ("additive", {"num_heads": 2, "positions": "t5"}, ()),
     ("bigbird", {"block_size": 2, "num_random": 0, "positions": "rotary"}, ()),
     ("deltanet", {"key_dim": 5, "value_dim": 3, "allow_neg_eigval": True, "output_norm": False}, ()),
@@ -141,7 +124,7 @@ REPEATED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     *(("multiquery", {"num_heads": 2, "positions": p}, ()) for p in ("rotary", "alibi")),
     *(("sinks", {"num_heads": 2, "positions": p}, ()) for p in ("none", "t5")),
 ]
-"""Options whose code path `OPTIONS` has too."""
+"""Options whose code path `OPTIONS` has too, or `test_recurrences.py` for the parts of recurrences."""
 
 
 @pytest.mark.slow

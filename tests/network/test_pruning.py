@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mechanisms import INDEPENDENT_OF_OPTIONS
 from torch import Tensor, nn
 
 import attnlab
@@ -148,7 +149,7 @@ def test_pruned_layers_take_masks_biases_context_and_packed_batches() -> None:
 def test_a_pruned_layer_passes_the_conformance_suite(make: Callable[[], Any]) -> None:
     layer = make()
     torch.manual_seed(0)  # the rounding error depends on the parameters
-    check_attention(prune_heads(layer, [1, 4]), fast=True)
+    check_attention(prune_heads(layer, [1, 4]), fast=True, skip=INDEPENDENT_OF_OPTIONS)
 
 
 def test_the_copy_is_smaller_and_the_original_unchanged() -> None:
