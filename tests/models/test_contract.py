@@ -13,7 +13,7 @@ from attnlab.checks import all_checks, check_attention
 from attnlab.checks.report import Report
 from attnlab.docs import trust
 
-EXPORTED = ("multihead", "sinks", "slidingwindow", "latent", "linear")
+EXPORTED = ("multihead", "sinks", "slidingwindow", "linear")
 """The representatives that `make test` compiles, exports and runs in ONNX; test_tracing.py traces all mechanisms."""
 
 INDUCTOR = ("multihead", "sinks", "slidingwindow")
