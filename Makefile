@@ -14,8 +14,8 @@ train: $(READY)  ## train multi-head attention on scanned digits (other options:
 test: lint  ## run the linters, the type checker and all tests
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "not exhaustive"
 
-quick: lint  ## run the linters, the type checker and all tests that neither train nor compile
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
+quick: lint  ## run the linters, the type checker and the fast tests, with fewer random examples
+	ATTNLAB_EXAMPLES=20 $(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
 
 lint: $(READY)  ## run ruff and mypy
 	$(RUN) -m ruff check .

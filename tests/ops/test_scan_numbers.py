@@ -166,6 +166,7 @@ def test_no_tensor_is_larger_than_the_inputs(kind: str) -> None:
     assert largest.size == case["v"].numel()
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["scalar decay", "vector decay"])
 def test_two_compiled_graphs_serve_every_length(kind: str) -> None:
