@@ -259,7 +259,7 @@ class RecurrentState(DecodingCache):
         _refuse_gradients(state)
         if self._tensors:
             _check_alike(self._tensors, state, lambda t: t.shape)
-        self._tensors, self.is_loaded = tuple(map(_alone, state)), False
+        self._tensors, self.is_loaded = tuple(map(_compact, state)), False
         self.num_seen += num_tokens
 
     def __repr__(self) -> str:
@@ -313,7 +313,7 @@ def _refuse_gradients(new: tuple[Tensor, ...]) -> None:
         raise ValueError("a cache gives no gradients; decode under torch.no_grad() or torch.inference_mode()")
 
 
-def _alone(t: Tensor) -> Tensor:
+def _compact(t: Tensor) -> Tensor:
     """``t``, or a copy if it is a part of a larger tensor, such as a whole prompt, which it would keep in memory."""
     return t.clone() if not torch.compiler.is_compiling() and t.untyped_storage().nbytes() > t.nbytes else t
 

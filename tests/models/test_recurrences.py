@@ -213,9 +213,9 @@ def test_a_loaded_state_of_another_layer_is_refused(name: str) -> None:
     layer, other = made(name), registry.load("linear")(2 * D, num_heads=2 * H, causal=True)
     widths = {"short_conv": 2} if "short_conv" in inspect.signature(type(layer)).parameters else {}
     convolved = [made(name, **widths)] if widths else []
-    for stranger in (other.double(), *convolved):
-        cache, loaded = stranger.make_cache(N), layer.make_cache(N)
-        stranger(random(B, N, stranger.embed_dim), cache=cache)
+    for other_layer in (other.double(), *convolved):
+        cache, loaded = other_layer.make_cache(N), layer.make_cache(N)
+        other_layer(random(B, N, other_layer.embed_dim), cache=cache)
         loaded.load_state_dict(cache.state_dict())
         with pytest.raises(ValueError, match=r"holds|must have|keeps|what was loaded into the cache does not fit"):
             layer(random(B, 1, D), cache=loaded)
