@@ -124,6 +124,7 @@ def test_kernels_apply_on_cuda_in_half_precision(monkeypatch: pytest.MonkeyPatch
     [
         ("3.6.0", (9, 0), False, True),
         ("3.4.0+git1", (9, 0), False, True),
+        ("3.6.0a1", (9, 0), False, True),
         ("3.3.9", (9, 0), False, False),
         ("3.7.1", (9, 0), False, False),
         ("3.6.0", (8, 0), False, False),
@@ -134,7 +135,7 @@ def test_kernels_without_a_backward_pass_are_not_used(
     triton: str, capability: tuple[int, int], tilelang: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_installed", lambda: True)
-    monkeypatch.setattr(kernels, "version", lambda name: triton)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
     monkeypatch.setattr(kernels, "find_spec", lambda name: name if tilelang else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     kernels._is_refused.cache_clear()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 KERNELS = {
     "linear_attention": ("fla.ops.simple_gla", "chunk_simple_gla"),
@@ -62,10 +62,11 @@ def _installed() -> bool:
 @cache
 def _is_refused(device: torch.device) -> bool:
     """Whether fla finds the gradients of this Triton wrong on this GPU, and has no other kernel for them."""
-    major, minor, patch = (int(part) for part in version("triton").split("+")[0].split(".")[:3])
+    version = TorchVersion(import_module("triton").__version__)  # understands all versions, such as 3.6.0a1+git
     return (
         torch.cuda.get_device_capability(device)[0] == HOPPER
-        and (3, 4, 0) <= (major, minor, patch) < (3, 7, 1)
+        and version >= "3.4.0"
+        and version < "3.7.1"
         and find_spec("tilelang") is None
     )
 
