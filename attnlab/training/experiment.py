@@ -152,6 +152,7 @@ def build(settings: Settings, task_data: TaskData) -> Network:
             mlp=model.mlp,
             pool=task_data.pool,
             position_embedding=model.position_embedding,
+            mlp_width=model.mlp_width,
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{model.model}: {error}") from None

@@ -43,6 +43,8 @@ class Model:
     """Number of blocks, each an attention layer and an MLP; at least one period of a pattern of mechanisms."""
     mlp: bool = True
     """Whether each block has an MLP after its attention layer."""
+    mlp_width: OptionalInt = None
+    """Width of the hidden layer of each MLP; by default four times the embedding width."""
     dropout: float = 0.0
     """Dropout probability of attention weights and activations, in training only."""
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
@@ -196,6 +198,7 @@ def current_names(values: dict[str, Any], source: str) -> dict[str, Any]:
 RANGES: dict[str, tuple[float, float]] = {
     "embed_dim": (1, 65_536),
     "layers": (1, 1_000),
+    "mlp_width": (1, 1_000_000),
     "dropout": (0, 0.99),
     "seq_length": (1, 10_000_000),
     "val_fraction": (0.001, 0.9),
@@ -229,6 +232,8 @@ def check(settings: Settings) -> None:
             f"layers ({settings.model.layers}) must be at least {len(layers)}, the layers in one period of "
             f"{settings.model.model}"
         )
+    if settings.model.mlp_width is not None and not settings.model.mlp:
+        raise UserError("mlp_width has no effect without an MLP; leave out --mlp_width or --no_mlp")
     if (settings.training.epochs is None) == (settings.training.steps is None):
         raise UserError("the training length is set by epochs or by steps; give one of them")
 
