@@ -134,7 +134,7 @@ def test_a_list_without_parentheses_is_read_in_its_only_sense_or_refused(models:
     if len(parts) == 1 or (len(parts) == 2 and "*" in word):
         assert list(pattern.expand(word)) == [word]
     elif "*" in word or len(set(parts)) < len(parts):
-        with pytest.raises(UserError, match="separate models, layers|is in the list of models twice"):
+        with pytest.raises(UserError, match=r"separate models, layers|is in the list of models twice"):
             pattern.expand(word)
     else:
         assert list(pattern.expand(word)) == parts
