@@ -61,13 +61,14 @@ class Text(Task):
             else corpus(read_text(config.data), str(config.data), config.split_by)
         )
         parts = text.parts(config)
-        for part, N in zip(parts, (lengths.train, *lengths), strict=True):
-            if len(part) <= N:
-                flag = "seq_length" if lengths.train == N else "test_length"
-                raise UserError(
-                    f"{text.source} leaves {len(part):,} bytes for one of the three parts, too few for a --{flag} of "
-                    f"{N}; give a longer text, or a smaller --{flag}"
-                )
+        sizes = zip(map(len, parts), (lengths.train, *lengths), strict=True)
+        if too_short := [(size, N) for size, N in sizes if size <= N]:
+            size, N = min(too_short)
+            flag = "seq_length" if lengths.train == N else "test_length"
+            raise UserError(
+                f"{text.source} leaves {size:,} bytes for one of the three parts, too few for a --{flag} of {N}; give "
+                f"a longer text, or a smaller --{flag}"
+            )
         train, validation = (windows(part, lengths.train) for part in parts[:2])
         return TaskData(
             train,
