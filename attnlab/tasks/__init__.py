@@ -28,6 +28,8 @@ class Entry:
     caveat: str = ""
     suffixes: tuple[str, ...] = ()
     needs_data: bool = False
+    fresh_data: bool = False
+    threshold: float | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
 
 

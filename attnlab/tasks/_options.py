@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from attnlab.files.data import open_data
 from attnlab.tasks.base import TaskConfig
@@ -15,6 +16,10 @@ _REFUSALS = {
     "header": "{task} has no columns, so --no_header has no effect; leave it out",
     "split_by": "--split_by {value} is for text, which {task} is not; leave it out",
     "seq_length": "the data of {task} determine the sequence length, so leave out --seq_length {value}",
+    "test_length": "{task} has no test data of another length; leave out --test_length {value}",
+    "pairs": "{task} has no key-value pairs to choose the number of; leave out --pairs {value}",
+    "vocabulary": "the symbols of {task} are fixed; leave out --vocabulary {value}",
+    "noise": "{task} has no noise to set; leave out --noise {value}",
 }
 
 
@@ -27,12 +32,27 @@ def check_options(config: TaskConfig, task: str, *options: str) -> None:
             raise UserError(refusal.format(task=task, name=name, value=shown))
 
 
-def check_length(config: TaskConfig, task: str, default: int, low: int, high: int) -> int:
-    """``seq_length`` or ``default``; UserError for a length that is not from ``low`` to ``high``."""
-    length = default if config.seq_length is None else config.seq_length
-    if not low <= length <= high:
-        raise UserError(f"--seq_length for {task} must be from {low:,} to {high:,}, not {length:,}")
-    return length
+class Lengths(NamedTuple):
+    """The tokens per sequence of the training and validation data, and of the test data."""
+
+    train: int
+    test: int
+
+
+def check_lengths(config: TaskConfig, task: str, default: int, low: int, high: int, *, even: str = "") -> Lengths:
+    """``seq_length`` or ``default``, and ``test_length`` or the same.
+
+    Raises:
+        UserError: for a length that is not from ``low`` to ``high``, or odd if ``even`` gives a reason against that.
+    """
+    train = default if config.seq_length is None else config.seq_length
+    lengths = Lengths(train, train if config.test_length is None else config.test_length)
+    for flag, length in zip(("seq_length", "test_length"), lengths, strict=True):
+        if not low <= length <= high:
+            raise UserError(f"--{flag} for {task} must be from {low:,} to {high:,}, not {length:,}")
+        if even and length % 2:
+            raise UserError(f"--{flag} for {task} must be even, not {length:,}: {even}")
+    return lengths
 
 
 def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:

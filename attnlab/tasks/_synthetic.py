@@ -1,34 +1,84 @@
-"""Splits of tasks with random examples."""
+"""Tasks with random examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attnlab.tasks.base import Split, TaskConfig
+from attnlab.network import Inputs, Outputs
+from attnlab.tasks._options import Lengths
+from attnlab.tasks.base import Baseline, Split, TaskConfig, TaskData
 
 Integers = NDArray[np.int64]
+Draw = Callable[[np.random.Generator, int, int], tuple[Integers, Integers]]
+"""Makes ``count`` examples of N tokens, ``x`` and ``y``, with a generator: draw(generator, count, N)."""
 
+TRAIN = 16_000
+"""Training examples."""
 TEST = 2_000
 """Test examples: enough to distinguish accuracies that differ by 0.03."""
+LONGEST = 100_000
+"""The longest sequence that the tasks accept."""
 
 
-def draw_splits(
-    config: TaskConfig, train: int, draw: Callable[[np.random.Generator, int], tuple[Integers, Integers]]
-) -> tuple[Split, Split, Split]:
-    """Training, validation and test data, each from its own random stream.
+def synthetic(
+    config: TaskConfig,
+    lengths: Lengths,
+    draw: Draw,
+    *,
+    symbols: int,
+    outputs: Outputs,
+    summary: str,
+    baselines: Callable[[Split], list[Baseline]],
+    causal: bool = False,
+    pool: Literal["mean", "last"] = "mean",
+) -> TaskData:
+    """Random examples as task data.
+
+    Training, validation and test data have their own random streams, so that the training and validation data do not
+    depend on the length of the test data.
 
     Args:
-        config: the seed of the streams; there are ``val_fraction`` × ``train`` additional validation examples.
-        train: the number of training examples.
-        draw: makes ``count`` examples, ``x`` and ``y``, with a generator.
+        config: the seed of the streams; there are ``val_fraction`` × `TRAIN` additional validation examples.
+        lengths: tokens per sequence.
+        draw: makes the examples.
+        symbols: the number of different input tokens.
+        outputs: of the network.
+        summary: one line: what was drawn.
+        baselines: computes the baselines from the test data.
+        causal: whether the network must be causal.
+        pool: how the network pools a sequence.
     """
 
-    def split(stream: int, count: int) -> Split:
-        x, y = draw(np.random.default_rng([config.seed, stream]), count)
+    def split(stream: int, count: int, N: int) -> Split:
+        x, y = draw(np.random.default_rng([config.seed, stream]), count, N)
         return Split(torch.from_numpy(x), torch.from_numpy(y))
 
-    return split(0, train), split(1, max(1, round(config.val_fraction * train))), split(2, TEST)
+    validation, test = max(1, round(config.val_fraction * TRAIN)), split(2, TEST, lengths.test)
+    longer = f"; {lengths.test} tokens in the test data" if lengths.test != lengths.train else ""
+    return TaskData(
+        split(0, TRAIN, lengths.train),
+        split(1, validation, lengths.train),
+        test,
+        inputs=Inputs("tokens", symbols),
+        outputs=outputs,
+        length=max(lengths),
+        metric="accuracy",
+        causal=causal,
+        pool=pool,
+        summary_lines=(summary + longer,),
+        baselines=lambda: baselines(test),
+    )
+
+
+def distinct(generator: np.random.Generator, weights: NDArray[np.floating], count: int, size: int) -> Integers:
+    """(count, size) indices, sampled in each row without replacement with probabilities proportional to ``weights``.
+
+    The largest log-weights plus Gumbel noise are such a sample (Vieira 2014).
+    """
+    scores = np.log(weights) + generator.gumbel(size=(count, len(weights)))
+    return np.argsort(-scores, axis=1)[:, :size]

@@ -78,6 +78,10 @@ class TaskConfig:
         seed: of the split or of the random examples.
         val_fraction: the fraction of the training data used for validation.
         seq_length: tokens per sequence; None for the task's default.
+        test_length: tokens per sequence of the test data; None for ``seq_length``.
+        pairs: key-value pairs per sequence; None for the task's default.
+        vocabulary: the number of different symbols; None for the task's default.
+        noise: the fraction of the tokens that are noise; None for the task's default.
         data: the user's own file.
         target: the column to predict.
         target_type: whether the target is a ``class`` or a ``number``; None to decide by its values.
@@ -93,6 +97,10 @@ class TaskConfig:
     seed: int = 0
     val_fraction: float = 0.1
     seq_length: int | None = None
+    test_length: int | None = None
+    pairs: int | None = None
+    vocabulary: int | None = None
+    noise: float | None = None
     data: Path | None = None
     target: str | None = None
     target_type: Literal["class", "number"] | None = None
@@ -113,7 +121,7 @@ class TaskData:
         test: evaluates it once.
         inputs: the kind and size of ``x``.
         outputs: the kind and size of ``y``.
-        length: the longest sequence.
+        length: the longest sequence of all parts.
         metric: selects the best network; a name in `attnlab.tasks.metrics.METRICS`.
         causal: whether the network must be causal.
         pool: how the network pools a sequence for ``classes`` and ``values``.
@@ -160,6 +168,10 @@ class Task:
     """The files that ``--data`` accepts; without any, the task has its own data."""
     needs_data: ClassVar[bool] = False
     """Whether ``--data`` is required."""
+    fresh_data: ClassVar[bool] = False
+    """Whether every seed draws new examples; otherwise a seed draws another split of the same examples."""
+    threshold: ClassVar[float | None] = None
+    """The accuracy that a right implementation reaches with the task's defaults."""
     defaults: ClassVar[dict[str, Any]] = {}
     """Settings that differ from the general defaults, by flag name."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnlab.network import Inputs, Outputs
-from attnlab.tasks._options import check_length, check_options
-from attnlab.tasks._synthetic import Integers, draw_splits
+from attnlab.network import Outputs
+from attnlab.tasks._options import check_lengths, check_options
+from attnlab.tasks._synthetic import LONGEST, Integers, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 16
 LENGTH = 32
-TRAIN = 16_000
 
 
 class Induction(Task):
@@ -30,27 +29,27 @@ class Induction(Task):
     """
 
     summary = "repeat what followed the last occurrence: two layers can, one cannot (induction heads)"
+    fresh_data = True
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` is at least 4."""
-        check_options(config, "induction", "seq_length")
-        N = check_length(config, "induction", LENGTH, 4, 100_000)
+        check_options(config, "induction", "seq_length", "test_length")
+        lengths = check_lengths(config, "induction", LENGTH, 4, LONGEST)
 
-        def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
+        def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
             x = generator.integers(0, SYMBOLS, (count, N))
             return x, followers(x)
 
-        splits = draw_splits(config, TRAIN, draw)
-        return TaskData(
-            *splits,
-            inputs=Inputs("tokens", SYMBOLS),
+        return synthetic(
+            config,
+            lengths,
+            draw,
+            symbols=SYMBOLS,
             outputs=Outputs("tokens", SYMBOLS),
-            length=N,
-            metric="accuracy",
             causal=True,
-            summary_lines=(f"{SYMBOLS} symbols, {N} tokens; a target at every repeated symbol",),
-            baselines=lambda: baselines(splits[2]),
+            summary=f"{SYMBOLS} symbols, {lengths.train} tokens; a target at every repeated symbol",
+            baselines=baselines,
         )
 
 

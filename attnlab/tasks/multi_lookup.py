@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from attnlab.network import Inputs, Outputs
-from attnlab.tasks._options import check_length, check_options
-from attnlab.tasks._synthetic import Integers, draw_splits
+from attnlab.network import Outputs
+from attnlab.tasks._options import check_lengths, check_options
+from attnlab.tasks._synthetic import LONGEST, Integers, synthetic
 from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 8
 QUESTIONS = 5
 POSITIONS = 4
 LENGTH = 24
-TRAIN = 16_000
 
 
 class MultiLookup(Task):
@@ -34,32 +33,32 @@ class MultiLookup(Task):
 
     summary = "name the symbols at four positions at once: separates one head from several in seconds"
     caveat = "multi_lookup asks for four positions at once: one head cannot tell them apart, four can"
+    fresh_data = True
     defaults = {"layers": 1, "mlp": False, "learning_rate": 8e-3, "epochs": 1}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` (9 or more) spreads the positions."""
-        check_options(config, "multi_lookup", "seq_length")
-        N = check_length(config, "multi_lookup", LENGTH, 2 * POSITIONS + 1, 100_000)
-        where = positions(N)
+        check_options(config, "multi_lookup", "seq_length", "test_length")
+        lengths = check_lengths(config, "multi_lookup", LENGTH, 2 * POSITIONS + 1, LONGEST)
 
-        def draw(generator: np.random.Generator, count: int) -> tuple[Integers, Integers]:
+        def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
             x = generator.integers(0, SYMBOLS, (count, N))
             questions = generator.integers(0, QUESTIONS, count)
             x[:, -1] = SYMBOLS + questions
-            return x, np.take_along_axis(x, where[questions], axis=1)
+            return x, np.take_along_axis(x, positions(N)[questions], axis=1)
 
-        splits = draw_splits(config, TRAIN, draw)
-        return TaskData(
-            *splits,
-            inputs=Inputs("tokens", SYMBOLS + QUESTIONS),
+        return synthetic(
+            config,
+            lengths,
+            draw,
+            symbols=SYMBOLS + QUESTIONS,
             outputs=Outputs("classes", SYMBOLS, POSITIONS),
-            length=N,
-            metric="accuracy",
             pool="last",
-            summary_lines=(
-                f"{SYMBOLS} symbols, {N} tokens; each of {QUESTIONS} questions asks for {POSITIONS} positions",
+            summary=(
+                f"{SYMBOLS} symbols, {lengths.train} tokens; each of {QUESTIONS} questions asks for {POSITIONS} "
+                "positions"
             ),
-            baselines=lambda: baselines(splits[2], torch.from_numpy(where)),
+            baselines=baselines,
         )
 
 
@@ -70,8 +69,9 @@ def positions(N: int) -> Integers:
     return (POSITIONS * questions + spacing * steps) % (POSITIONS * spacing)
 
 
-def baselines(test: Split, where: torch.Tensor) -> list[Baseline]:
+def baselines(test: Split) -> list[Baseline]:
     """Chance, and the best answer without the order of the four symbols: always the most common of them."""
+    where = torch.from_numpy(positions(test.x.shape[1]))
     symbols = test.x.gather(1, where[test.x[:, -1] - SYMBOLS])
     most_common = (symbols.unsqueeze(2) == symbols.unsqueeze(1)).sum(2).max(1).values
     return [

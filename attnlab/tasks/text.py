@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlab.network import Inputs, Network, Outputs
-from attnlab.tasks._options import check_length, check_options
+from attnlab.tasks._options import check_lengths, check_options
 from attnlab.tasks.base import Split, Task, TaskConfig, TaskData
 from attnlab.tasks.texts.baselines import baselines
 from attnlab.tasks.texts.corpus import Corpus, Unit, corpus, read_text, standard_library
@@ -49,29 +49,34 @@ class Text(Task):
     defaults = {"causal": True, "epochs": 3, "embed_dim": 128, "learning_rate": 2e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
-        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128)."""
-        check_options(config, "text", "seq_length", "data", "split_by")
-        N = check_length(config, "text", LENGTH, 2, LONGEST)
+        """Three parts of lines or paragraphs, each cut into windows of ``seq_length`` bytes (128).
+
+        Those of the test data have ``test_length`` bytes.
+        """
+        check_options(config, "text", "seq_length", "test_length", "data", "split_by")
+        lengths = check_lengths(config, "text", LENGTH, 2, LONGEST)
         text = (
             python_documentation(config.split_by)
             if config.data is None
             else corpus(read_text(config.data), str(config.data), config.split_by)
         )
         parts = text.parts(config)
-        shortest = min(map(len, parts))
-        if shortest <= N:
+        sizes = zip(map(len, parts), (lengths.train, *lengths), strict=True)
+        if too_short := [(size, N) for size, N in sizes if size <= N]:
+            size, N = min(too_short)
+            flag = "seq_length" if lengths.train == N else "test_length"
             raise UserError(
-                f"{text.source} leaves {shortest:,} bytes for one of the three parts, too few for a --seq_length of "
-                f"{N}; give a longer text, or a smaller --seq_length"
+                f"{text.source} leaves {size:,} bytes for one of the three parts, too few for a --{flag} of {N}; give "
+                f"a longer text, or a smaller --{flag}"
             )
-        train, validation, test = (windows(part, N) for part in parts)
+        train, validation = (windows(part, lengths.train) for part in parts[:2])
         return TaskData(
             train,
             validation,
-            test,
+            windows(parts[2], lengths.test),
             inputs=Inputs("tokens", 256),
             outputs=Outputs("tokens", 256),
-            length=N,
+            length=max(lengths),
             metric="bits_per_byte",
             causal=True,
             encoding={"bytes": True, "sha256": text.sha256, "split_by": text.unit},

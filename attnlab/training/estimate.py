@@ -59,11 +59,12 @@ def estimate(network: Network, task_data: TaskData, settings: Settings, *, done:
             evaluate(trainer.network, batch, trainer.objective, batch_size=size, autocast=trainer.autocast)
 
         example = _median_seconds(evaluation) / len(batch.x)
+        longer = task_data.test.x.shape[1] / batch.x.shape[1]
     left = 1 - done / planned.steps
     return Estimate(
         step * planned.steps * left,
         example * len(trainer.validation.x) * planned.evaluations * left,
-        example * len(task_data.test.x) + REPORT_SECONDS,
+        example * longer * len(task_data.test.x) + REPORT_SECONDS,
     )
 
 

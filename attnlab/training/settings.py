@@ -79,6 +79,14 @@ class Data:
     """Whether the first line of a table names its columns; otherwise they are column_1, column_2 ..."""
     seq_length: OptionalInt = None
     """Tokens per sequence; the default depends on the task."""
+    test_length: OptionalInt = None
+    """Tokens per sequence of the test data, for length generalization; by default seq_length."""
+    pairs: OptionalInt = None
+    """Key-value pairs per sequence, for the recall tasks."""
+    vocabulary: OptionalInt = None
+    """Number of different symbols, for tasks with random symbols."""
+    noise: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Fraction of the tokens that are noise, for tasks with noise."""
     val_fraction: float = 0.1
     """Fraction of the training data used for validation."""
 
@@ -201,6 +209,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "mlp_width": (1, 1_000_000),
     "dropout": (0, 0.99),
     "seq_length": (1, 10_000_000),
+    "test_length": (1, 10_000_000),
+    "pairs": (1, 1_000_000),
+    "vocabulary": (2, 1_000_000),
+    "noise": (0, 0.99),
     "val_fraction": (0.001, 0.9),
     "epochs": (1, 10_000_000),
     "steps": (1, 100_000_000),

@@ -72,7 +72,7 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
         "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
         "weight_decay dropout grad_clip seed device precision threads compile val_fraction patience save_path run_dir "
         "resume config json quiet interactive overwrite target_type features ignore missing split_by metric "
-        "class_weight evaluate_every validation_examples init_from"
+        "class_weight evaluate_every validation_examples init_from test_length pairs vocabulary noise"
     )
     for flag in flags.split():
         assert f"--{flag}" in out, flag

@@ -34,6 +34,29 @@ def test_random_examples(name: str) -> None:
     assert 0.6 > values[0] > values[1] > 0
 
 
+@pytest.mark.parametrize("name", [*DRAWN, "text"])
+def test_length_of_the_test_data(name: str) -> None:
+    """Only the test data become longer, and a network gets the positions that they need."""
+    usual, longer, shorter = (
+        tasks.load(name).load(TaskConfig(seed=5, seq_length=46, test_length=length)) for length in (None, 94, 38)
+    )
+    for part, other in zip(parts(usual)[:2] * 2, [*parts(longer)[:2], *parts(shorter)[:2]], strict=True):
+        assert torch.equal(part.x, other.x)
+        assert torch.equal(part.y, other.y)
+    assert [each.test.x.shape[1] for each in (usual, longer, shorter)] == [46, 94, 38]
+    assert [each.length for each in (usual, longer, shorter)] == [46, 94, 46]
+
+
+def test_pairs_and_vocabulary_of_recall() -> None:
+    task_data = tasks.load("recall").load(TaskConfig(seq_length=46, test_length=94, pairs=3, vocabulary=23))
+    assert task_data.inputs.size == task_data.outputs.size == 23
+    for part in parts(task_data):
+        assert part.x.max() == 22
+        assert set(((part.y != IGNORE).sum(1)).tolist()) == {3}
+        assert set(part.x[:, 0:6:2].unique().tolist()) == set(range(1, 11))
+    assert [b.values["accuracy"] for b in task_data.baselines()] == [1 / 3, 1 / 11]
+
+
 def test_multi_lookup_targets() -> None:
     task_data = tasks.load("multi_lookup").load(TaskConfig())
     x, y = task_data.test.x, task_data.test.y
@@ -107,7 +130,16 @@ def test_wrong_target_shape_is_refused() -> None:
     [
         ("multi_lookup", {"seq_length": 8}, "from 9 to"),
         ("recall", {"seq_length": 31}, "even"),
-        ("recall", {"seq_length": 4}, "from 8 to"),
+        ("recall", {"seq_length": 2}, "--seq_length for recall must be from 4 to"),
+        ("recall", {"test_length": 31}, "--test_length for recall must be even, not 31"),
+        ("recall", {"seq_length": 22, "pairs": 6}, "6 pairs needs sequences of at least 24 tokens, four for each, not"),
+        ("recall", {"test_length": 30}, "8 pairs needs sequences of at least 32 tokens, four for each, not 30"),
+        ("recall", {"seq_length": 512}, "64 pairs needs a vocabulary of at least 130, with a key and a value for each"),
+        ("recall", {"noise": 0.5}, "recall has no noise to set; leave out --noise 0.5"),
+        ("induction", {"test_length": 3}, "--test_length for induction must be from 4 to"),
+        ("induction", {"pairs": 3}, "induction has no key-value pairs to choose the number of; leave out --pairs 3"),
+        ("digits", {"test_length": 16}, "digits has no test data of another length; leave out --test_length 16"),
+        ("digits", {"vocabulary": 5}, "the symbols of digits are fixed; leave out --vocabulary 5"),
         ("induction", {"seq_length": 3}, "from 4 to"),
         ("induction", {"target": "price"}, "no columns, so --target price"),
         ("text", {"features": ("a", "b")}, "text has no columns, so --features a b has no effect"),

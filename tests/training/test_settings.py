@@ -29,7 +29,8 @@ from attnlab.training.settings import (
 )
 from attnlab.utils.errors import UserError
 
-WHOLE = {"embed_dim", "layers", "seq_length", "epochs", "steps", "batch_size", "patience", "seed", "threads"}
+WHOLE = {"embed_dim", "layers", "epochs", "steps", "batch_size", "patience", "seed", "threads"}
+WHOLE |= {"seq_length", "test_length", "pairs", "vocabulary"}
 
 
 def changed(name: str, value: Any) -> Settings:
