@@ -128,6 +128,11 @@ class Processes:
         """
         if self.size == 1:
             return
+        self._store.add("attnlab/ready", 1)
+        while self._store.add("attnlab/ready", 0) < self.size:
+            if self._store.add("attnlab/errors", 0):
+                raise LostProcessError("another process of this run cannot start")
+            time.sleep(POLL_SECONDS)
         self._joined = True
         backend = "gloo"
         if device.type == "cuda":
@@ -171,9 +176,9 @@ class Processes:
         factor = 1 if len(own) else 0
         batch = examples.take(own if len(own) else rows[:1])
         if examples.lengths is None or batch.lengths is None:
-            tokens = torch.tensor(len(own) / len(rows))
+            tokens = torch.tensor(len(own) / len(rows), dtype=torch.float64)
         else:
-            tokens = factor * batch.lengths.sum() / examples.lengths[rows].sum()
+            tokens = factor * batch.lengths.sum().double() / examples.lengths[rows].sum()
         return Share(batch, factor / weight(examples.y[rows]), tokens)
 
     def exchange(self, values: Sequence[float]) -> list[list[float]]:
