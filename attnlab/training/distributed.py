@@ -181,6 +181,10 @@ class Processes:
             tokens = factor * batch.lengths.sum().double() / examples.lengths[rows].sum()
         return Share(batch, factor / weight(examples.y[rows]), tokens)
 
+    def dropout_seed(self, seed: int, step: int) -> int:
+        """The seed of dropout in this process at a step, so that no checkpoint needs the random state of the others."""
+        return ((seed * 1_000_003 + step + 2**32) * self.size + self.rank) % 2**63
+
     def exchange(self, values: Sequence[float]) -> list[list[float]]:
         """The values of every process, by rank."""
         if self.size == 1:
