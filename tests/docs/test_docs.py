@@ -64,6 +64,18 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python -m attnlab.docs.hybrids --help",
         "takes half an hour; tests/docs/test_hybrids.py trains one network",
     ),
+    **{
+        f"torchrun --nproc_per_node 2 -m attnlab train {flags}": (None, "tests/training/test_distributed.py runs both")
+        for flags in (
+            "--model multihead --embed_dim 256 --batch_size 256",
+            "--resume runs/digits-multihead-001",
+        )
+    },
+    "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint host:29500 --rdzv_id 1 "
+    "-m attnlab train --model multihead --embed_dim 1024 --layers 12 --fsdp": (
+        "attnlab train --model multihead --embed_dim 1024 --layers 12 --fsdp --help",
+        "needs two machines",
+    ),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 
