@@ -21,6 +21,7 @@ from attnlab.catalog import pattern, registry
 from attnlab.catalog.source import Option
 from attnlab.cli._invocation import trainer
 from attnlab.cli._parse import parse, rename_flags
+from attnlab.cli._split import groups, parse_flag
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     ALIASES,
@@ -139,14 +140,8 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
 
 def given_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the arguments, with underscores and without ``no_``."""
-    names = {_parse_flag(argument)[0] for argument in arguments if argument.startswith("--")}
+    names = {parse_flag(argument)[0] for argument in arguments if argument.startswith("--")}
     return {ALIASES.get(name, name) for name in names}
-
-
-def _parse_flag(argument: str) -> tuple[str, bool]:
-    """The name of a flag, and whether it is negated: ``--model.linear.no_bias`` negates ``model.linear.bias``."""
-    before, dot, name = argument[2:].split("=")[0].replace("-", "_").rpartition(".")
-    return f"{before}{dot}{name.removeprefix('no_')}", name.startswith("no_")
 
 
 def _for_each_mechanism(arguments: Sequence[str], model: str) -> list[str]:
@@ -155,14 +150,9 @@ def _for_each_mechanism(arguments: Sequence[str], model: str) -> list[str]:
     A flag of one mechanism takes precedence, wherever it is.
     """
     spelled, given = spellings(model), given_flags(arguments)
-    groups: list[list[str]] = []  # each flag with its values
-    for argument in arguments:
-        if not groups or argument.startswith("--") or argument == "-h":
-            groups.append([])
-        groups[-1].append(argument)
     expanded: list[str] = []
-    for flag, *values in groups:
-        name, negated = _parse_flag(flag)
+    for flag, *values in groups(arguments):
+        name, negated = parse_flag(flag)
         if not flag.startswith("--") or name not in spelled:
             expanded += [flag, *values]
             continue

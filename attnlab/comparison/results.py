@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -136,10 +136,9 @@ class Results(_Record):
     verdict: str
     command: str
     created: str
-    attnlab: str
-    torch: str
-    machine: dict[str, Any]
-    git: str
+    machine: str
+    source: str
+    """The version of attnlab and, in a checkout, the commit."""
     task: str
     task_summary: str
     caveat: str
