@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlab.bench.peers import MissingPeerError, adapter
+from attnlab.bench.timing import TimingConfig, backward, forward, time_interleaved
 from attnlab.models.multihead import MultiAttention
-from benchmarks.peers import MissingPeerError, adapter
 from benchmarks.results import NotMeasured, Row, Speed
-from benchmarks.timing import TimingConfig, backward, forward, time_interleaved
 from peers.adapters import pytorch
 
 TITLE = "Whole layers"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab import ops
+from attnlab.bench.crossover import crossing
+from attnlab.bench.peers import MissingPeerError, adapter, load
+from attnlab.bench.timing import TimingConfig, Workload, backward, forward, median_seconds, time_interleaved
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.nn.attention import Attention
 from attnlab.nn.cache import KVCache, RecurrentState
-from benchmarks.peers import MissingPeerError, adapter, load
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Row, Speed, speed_row
-from benchmarks.timing import TimingConfig, Workload, backward, forward, median_seconds, time_interleaved
 
 TITLE = "Linear recurrences"
 ABOUT = (
@@ -228,17 +228,6 @@ def _crossover(timing: TimingConfig, name: str, sizes: Sizes) -> Row:
         values=values,
         goal="crossover",
     )
-
-
-def crossing(lengths: tuple[int, ...], ratios: list[float]) -> float | None:
-    """The length from which the ratios are above 1, interpolated; the first if all are, None if the last is not."""
-    below = [i for i, ratio in enumerate(ratios) if ratio < 1]
-    if not below:
-        return float(lengths[0])
-    if (i := below[-1]) == len(ratios) - 1:
-        return None
-    low, high = math.log(ratios[i]), math.log(ratios[i + 1])
-    return float(lengths[i] * (lengths[i + 1] / lengths[i]) ** (low / (low - high)))
 
 
 def _growth(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,18 +14,20 @@ from typing import Any
 import pytest
 import torch
 
+from attnlab.bench import machine
+from attnlab.bench.crossover import crossing
+from attnlab.bench.machine import Machine
+from attnlab.bench.peers import PACKAGES, module_of
+from attnlab.bench.timing import Ratio, TimingConfig, median_seconds, time_interleaved
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.checks.costs import evaluate, exponent
 from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
-from benchmarks import machine, page, picture, report, results
+from benchmarks import page, picture, report, results
 from benchmarks.goals import GOALS
-from benchmarks.machine import Machine
 from benchmarks.parts import approximations, cores, decoding, gpu, layers, length, mechanisms, padding, recurrences
-from benchmarks.peers import PACKAGES, module_of
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Result, Row, Speed
-from benchmarks.timing import Ratio, TimingConfig, median_seconds, time_interleaved
 
 TINY = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=3, max_rounds=3)
 
@@ -234,7 +237,7 @@ def check_report(name: str, folder: Path) -> list[Row]:
 )
 def test_crossing_is_where_the_ratio_last_passes_one(ratios: list[float], length: float | None) -> None:
     expected = length if length is None else pytest.approx(length)
-    assert recurrences.crossing((256, 1024, 4096), ratios) == expected
+    assert crossing((256, 1024, 4096), ratios) == expected
 
 
 @pytest.mark.slow
@@ -356,7 +359,7 @@ def test_gpu_part_without_a_device_records_nothing(
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
-    monkeypatch.setattr(machine, "pin", lambda threads: [])
+    monkeypatch.setattr(machine, "pinned", lambda threads: nullcontext([]))
     command.main()
     assert capsys.readouterr().out.splitlines()[0].startswith("gpu: no CUDA device")
     assert not list(tmp_path.iterdir())

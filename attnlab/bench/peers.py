@@ -1,4 +1,4 @@
-"""Import the packages that the benchmarks compare with."""
+"""The packages of other libraries that are compared with, and their adapters in ``peers`` of a checkout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import warnings
 from typing import Any
+
+from attnlab.utils.errors import UserError
 
 PACKAGES = (
     *("x-transformers", "transformers", "keras", "local-attention", "performer-pytorch", "linformer"),
@@ -17,7 +19,7 @@ MODULES = {"fla-core": "fla"}
 """The modules whose names differ from those of their packages by more than hyphens."""
 
 
-class MissingPeerError(Exception):
+class MissingPeerError(UserError):
     """A package cannot be used; the message is one line with the reason and the command that helps."""
 
 
