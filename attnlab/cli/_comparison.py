@@ -38,7 +38,7 @@ from attnlab.utils.errors import UserError
 from attnlab.utils.escape import shell_word
 
 if TYPE_CHECKING:
-    from attnlab.cli.compare import Options
+    from attnlab.cli.compare import CompareOptions
 
 COMPARISONS = Path("comparisons")
 TUNING = (1 / 3, 1.0, 3.0)
@@ -54,7 +54,7 @@ OTHER_FLAGS = {
 """What stands in the place of flags of ``train`` that a comparison does not take."""
 
 
-def compare(options: Options, rest: Sequence[str], arguments: Sequence[str]) -> int:
+def compare(options: CompareOptions, rest: Sequence[str], arguments: Sequence[str]) -> int:
     """Compare, print the verdict and write the reports."""
     models = _models(options, rest)
     if options.baseline is not None and options.baseline not in models:
@@ -93,7 +93,7 @@ def compare(options: Options, rest: Sequence[str], arguments: Sequence[str]) -> 
     return 0
 
 
-def _models(options: Options, rest: Sequence[str]) -> dict[str, Settings]:
+def _models(options: CompareOptions, rest: Sequence[str]) -> dict[str, Settings]:
     """The settings of each model by its label; an option of a mechanism is given to the models that have it."""
     patterns = pattern.expand(options.models)
     for group in groups(rest):
@@ -103,8 +103,10 @@ def _models(options: Options, rest: Sequence[str]) -> dict[str, Settings]:
         if name in Output.__dataclass_fields__:
             raise UserError(f"compare does not take --{name}, which is for a single run")
     shared = set(Settings().flat()) | set(ALIASES)
-    known = {model: shared | set(option_flags(model)) | set(spellings(model)) | set(renamed_flags(model))
-             for model in patterns.values()}
+    known = {
+        model: shared | set(option_flags(model)) | set(spellings(model)) | set(renamed_flags(model))
+        for model in patterns.values()
+    }
     anywhere = set().union(*known.values())
     settings = {}
     for label, model in patterns.items():
@@ -147,7 +149,7 @@ def _learning_rates(text: str, settings: Settings) -> list[float]:
 
 def _sweeps(words: Sequence[str]) -> list[Sweep]:
     """``pairs=4,8`` is a sweep over a setting."""
-    sweeps = []
+    sweeps: list[Sweep] = []
     for word in words:
         name, equals, values = word.partition("=")
         points = [_value(value) for value in values.split(",")]
@@ -188,7 +190,8 @@ def _name(question: Question) -> str:
         [[sweep.setting, *map(str, sweep.values)] for sweep in question.sweeps],
     ]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{re.sub(r'[^\w.-]+', '-', source)[:40] or 'data'}-{digest[:6]}"
+    stem = re.sub(r"[^\w.-]+", "-", source)[:40]
+    return f"{stem or 'data'}-{digest[:6]}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -280,4 +283,3 @@ def _difference(case: results.CaseRecord) -> str:
     text = analysis.with_interval(case.difference)
     text = text if text.startswith("−") else f"+{text}"
     return f"{text}{' *' if analysis.is_distinct(case) else ''}"
-

@@ -24,7 +24,7 @@ mechanism applies to those that have it. The same command resumes a comparison t
 
 
 @dataclass
-class Options:
+class CompareOptions:
     """The comparison."""
 
     models: Annotated[list[str], arg(metavar="MODEL ...")]
@@ -56,8 +56,8 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     """Compare, and write the report."""
-    own, rest = split_flags(arguments, Options)
-    options = parse(Options, own, command="attnlab compare", description=DESCRIPTION)
+    own, rest = split_flags(arguments, CompareOptions)
+    options = parse(CompareOptions, own, command="attnlab compare", description=DESCRIPTION)
     if options.jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {options.jobs}")
     from attnlab.cli._comparison import compare  # imports torch, which takes seconds; --help never gets here

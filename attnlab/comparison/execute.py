@@ -6,6 +6,7 @@ A worker that dies loses only its trial, which another worker resumes from its l
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -143,7 +144,7 @@ def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[tuple[T
     ray.init(
         num_cpus=jobs if local else None,
         include_dashboard=False if local else None,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )
     try:

@@ -1,7 +1,7 @@
 """What a comparison trains: cases (a mechanism at a point of the sweep) and trials (a case with a seed).
 
-Nothing is trained or written here. The name of a trial's folder depends on its settings alone, so that a comparison that
-is started again, or extended by seeds or mechanisms, finds the runs that it has finished.
+Nothing is trained or written here. The name of a trial's folder depends on its settings alone, so that a comparison
+that is started again, or extended by seeds or mechanisms, finds the runs that it has finished.
 """
 
 from __future__ import annotations
@@ -111,13 +111,12 @@ def cases_of(models: Mapping[str, Settings], sweeps: Sequence[Sweep]) -> list[Ca
     return cases
 
 
-def trials_of(case: Case, seeds: Iterable[int], learning_rate: float | None, points: Sequence[Case] = ()) -> list[Trial]:
+def trials_of(case: Case, seeds: Iterable[int], learning_rate: float, points: Sequence[Case] = ()) -> list[Trial]:
     """A trial for every seed; ``points`` are the cases that differ from this one in `TEST_ONLY` alone."""
     trials = []
     for seed in seeds:
         settings = _with_seed(case.settings, seed)
-        if learning_rate is not None:
-            settings.training.learning_rate = learning_rate
+        settings.training.learning_rate = learning_rate
         tests = {each.point: _with_seed(each.settings, seed) for each in points if each.point is not None}
         trials.append(Trial(case, seed, settings, tests))
     return trials
@@ -135,4 +134,3 @@ def _with_seed(settings: Settings, seed: int) -> Settings:
     copy = Settings(**{name: replace(getattr(settings, name)) for name in ("model", "data", "training", "hardware")})
     copy.training.seed, copy.hardware.threads = seed, 1
     return copy
-

@@ -192,4 +192,3 @@ def read(file: Path) -> Results:
         raise UserError(f"{file} is not the result of a comparison: {first_error(error)}") from None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); the same command of attnlab compare writes it again") from None
-

@@ -209,7 +209,7 @@ def _learning_rates(
         if not values:
             raise UserError(f"{case.name} failed at every learning rate ({_rates(rates)}); give lower ones with --lr")
         better = max if Objective.of(comparison.task_data(case.settings)).higher_is_better else min
-        chosen[case.name] = better(values, key=lambda rate: values[rate])  # noqa: B023
+        chosen[case.name] = better(values, key=lambda rate: values[rate])
     if edge := sorted({case.label for case in cases if chosen[case.name] in (min(rates), max(rates))}):
         comparison.limits.append(
             f"The best learning rate is the smallest or the largest that was tried for {', '.join(edge)}; more extreme "
@@ -272,7 +272,9 @@ def _results(
         here = {case.name: qualities[case.name] for case in cases if case.point == point}
         tied |= analysis.letters(here, overlap, higher_is_better=higher)
     records = [
-        _case_record(comparison, case, rates, tried, qualities[case.name], found.get(case.name), tied.get(case.name, ""))
+        _case_record(comparison, case, rates, tried, qualities[case.name]).model_copy(
+            update={"difference": found.get(case.name), "letters": tied.get(case.name, "")}
+        )
         for case in cases
     ]
     points = list(dict.fromkeys(case.point for case in cases))
@@ -319,8 +321,6 @@ def _case_record(
     rates: Mapping[str, float],
     tried: Mapping[str, dict[str, float | None]],
     quality: Mapping[int, float],
-    difference: results.DifferenceRecord | None,
-    tied: str,
 ) -> CaseRecord:
     settings, data = case.settings, comparison.task_data(case.settings)
     network = build(settings, data).eval()
@@ -338,8 +338,8 @@ def _case_record(
         bytes_per_token=caches.bytes_per_token if caches else None,
         bytes_per_sequence=caches.bytes_per_sequence if caches else None,
         quality=analysis.interval_record(list(quality.values()), _overlap(data, tasks.entry(settings.data.task))),
-        difference=difference,
-        letters=tied,
+        difference=None,
+        letters="",
         failed=len(comparison.question.seeds) - len(quality),
     )
 

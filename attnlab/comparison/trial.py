@@ -14,7 +14,8 @@ from attnlab.files.atomic import parse_json, read_bytes, write_text
 from attnlab.training import runs
 from attnlab.training.assessment import assess_network
 from attnlab.training.experiment import load_task_data, prepare
-from attnlab.training.hardware import autocast, prepare as device_of
+from attnlab.training.hardware import autocast
+from attnlab.training.hardware import prepare as device_of
 from attnlab.training.objective import Objective
 from attnlab.training.train import start, train
 from attnlab.utils.errors import UserError
@@ -45,7 +46,7 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
             experiment = prepare(trial.settings, began=run is not None and run.began)
             resume = run is not None
             run = run or start(experiment, path)
-            outcome, result = train(experiment, run, resume=resume)
+            _, result = train(experiment, run, resume=resume)
             if result is None:
                 return Outcome("stopped")
         if trial.tests and not tests_file(trial, folder).is_file():
@@ -100,4 +101,3 @@ def read_result(trial: Trial, folder: Path) -> dict[str, Any] | None:
     """The result of a trial's run; None if it has not finished."""
     path = folder / "runs" / trial.folder
     return runs.Run.open(path).result() if (path / "config.json").is_file() else None
-
