@@ -6,31 +6,25 @@ import hashlib
 import json
 import math
 import re
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from attnlab.catalog import pattern
 from attnlab.catalog.pattern import ALL, FAMILY
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._flags import Output, parse_train_args
-from attnlab.cli._format import duration
 from attnlab.cli._invocation import program, short
+from attnlab.cli._runs_progress import RunsDisplay
 from attnlab.cli._split import groups, parse_flag
 from attnlab.comparison import analysis, results
 from attnlab.comparison.execute import executor
-from attnlab.comparison.plan import Sweep, Trial, Value
+from attnlab.comparison.plan import Sweep, Value
 from attnlab.comparison.report import FILES, write_reports
 from attnlab.comparison.results import Results
 from attnlab.comparison.run import Progress, Question
 from attnlab.comparison.run import compare as run_comparison
-from attnlab.comparison.trial import Outcome
 from attnlab.training import locks
 from attnlab.training.settings import ALIASES, Settings, option_flags, renamed_flags, spellings
 from attnlab.training.signals import StoppedError
@@ -76,7 +70,7 @@ def compare(options: CompareOptions, rest: Sequence[str], arguments: Sequence[st
     folder.mkdir(parents=True, exist_ok=True)
     handle = locks.lock(folder)
     try:
-        with _Display(console, options.jobs) as display:
+        with RunsDisplay(console, options.jobs) as display:
             made = run_comparison(question, folder, run, Progress(display.stage, display.ended))
             written = write_reports(made, folder)
     except StoppedError as stop:
@@ -201,56 +195,6 @@ def _check_folder(folder: Path) -> None:
     ours = {"runs", "tests", "calibration.json", *FILES}
     if folder.is_dir() and (others := [entry.name for entry in folder.iterdir() if entry.name not in ours]):
         raise UserError(f"--output {folder} holds {others[0]}, which no comparison wrote; give another folder")
-
-
-class _Display:
-    """A bar over all runs of a stage on a terminal; one line per run elsewhere."""
-
-    def __init__(self, console: Console, jobs: int) -> None:
-        self.console, self.jobs = console, jobs
-        self.left: list[Trial] = []
-        self.seconds: dict[str, list[float]] = {}
-        self.began = time.perf_counter()
-        self.bar: Bar | None = None
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def stage(self, text: str, trials: Sequence[Trial]) -> None:
-        """Start a stage."""
-        self._close()
-        self.left, self.total, self.text = list(trials), len(trials), text
-        self.console.print(f"{text}: {len(trials)} runs")
-        if self.console.is_terminal and not self.console.quiet:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn())
-            self.bar = Bar(*columns, console=self.console, expand=True)
-            self.task = self.bar.add_task(text, total=len(trials))
-            self.bar.start()
-
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """Show that a run has ended."""
-        self.left.remove(trial)
-        self.seconds.setdefault(trial.case.label, []).append(outcome.seconds)
-        text = f"{trial.case.name}, learning rate {trial.learning_rate:g}, seed {trial.seed}"
-        result = f"failed: {outcome.error}" if outcome.how == "failed" else duration(outcome.seconds)
-        left = f"; about {duration(self._seconds_left())} left" if self.left else ""
-        self.console.print(f"  {self.total - len(self.left)} of {self.total}  {text}: {result}{left}")
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.total - len(self.left))
-
-    def _seconds_left(self) -> float:
-        """The runs that are left, each as long as the mean of those of its label, or of all."""
-        mean = statistics.fmean(second for each in self.seconds.values() for second in each)
-        times = [statistics.fmean(self.seconds.get(trial.case.label, [mean])) for trial in self.left]
-        return sum(times) / min(self.jobs, max(1, len(times)))
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 def _show(console: Console, made: Results, *, quiet: bool) -> None:

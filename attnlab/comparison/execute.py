@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,7 +25,8 @@ from attnlab.utils.extras import need
 ATTEMPTS = 3
 """How often a trial is started whose worker dies."""
 
-Executor = Callable[[Sequence[Trial], Path], Iterator[tuple[Trial, Outcome]]]
+Endings = Generator[tuple[Trial, Outcome], None, None]
+Executor = Callable[[Sequence[Trial], Path], Endings]
 """Runs trials in a folder, and yields each with its outcome when it has ended."""
 
 
@@ -43,7 +44,7 @@ def executor(jobs: int, on: str) -> Executor:
     return lambda trials, folder: in_processes(trials, folder, jobs)
 
 
-def one_by_one(trials: Sequence[Trial], folder: Path) -> Iterator[tuple[Trial, Outcome]]:
+def one_by_one(trials: Sequence[Trial], folder: Path) -> Endings:
     """Run the trials in this process; StoppedError after a signal."""
     for trial in trials:
         outcome = run_trial(trial, folder)
@@ -107,7 +108,7 @@ class _Pool:
             worker.process.join()
 
 
-def in_processes(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[tuple[Trial, Outcome]]:
+def in_processes(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
     """Run the trials in ``jobs`` worker processes; StoppedError after a signal, when every worker has saved its run."""
     waiting, attempts, pool, finished = deque(trials), dict.fromkeys(map(id, trials), 0), _Pool(folder), False
     try:
@@ -131,7 +132,7 @@ def in_processes(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[t
         pool.close(terminate=not finished)
 
 
-def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[tuple[Trial, Outcome]]:
+def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
     """Run the trials on the Ray cluster in the variable RAY_ADDRESS, or on a local one of ``jobs`` workers.
 
     All nodes need this version of attnlab, and ``folder`` and the data on a shared file system.

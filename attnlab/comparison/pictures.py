@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.comparison import analysis
 from attnlab.comparison.results import CaseRecord, IntervalRecord, Results, TrialRecord
-from attnlab.docs.drawing import GREY, INK, canvas
+from attnlab.docs import drawing
+from attnlab.docs.drawing import GREY, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +74,7 @@ def svg(picture: Picture) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'^<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', text)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point are enough
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)  # hundredths of a point
     # matplotlib reuses ids such as figure_1 in every figure
     text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\1{picture.name}-", text)
     return text.replace(INK.lower(), "currentColor").replace(INK, "currentColor").strip()
@@ -88,7 +89,7 @@ def _ranking(results: Results) -> Picture | None:
     cases = [case for case in results.at(point) if case.quality is not None]
     if not cases:
         return None
-    figure, (ax,) = canvas(7.4, 1.1 + 0.3 * len(cases) + 0.18 * len(results.baselines))
+    figure, (ax,) = _canvas(7.4, 1.1 + 0.3 * len(cases) + 0.18 * len(results.baselines))
     values = _tests(results, point)
     styles = _styles(results)
     for row, case in enumerate(cases):
@@ -126,7 +127,7 @@ def _sweep(results: Results) -> Picture | None:
     axis = [p for p in results.points if isinstance(p, int | float) and not isinstance(p, bool)]
     numeric = len(axis) == len(results.points)
     xs: list[float] = [float(p) for p in axis] if numeric else [float(i) for i in range(len(results.points))]
-    figure, (ax,) = canvas(7.4, 4.2)
+    figure, (ax,) = _canvas(7.4, 4.2)
     styles = _styles(results)
     ends: list[tuple[float, float, str, str]] = []
     for label in results.labels:
@@ -190,13 +191,14 @@ def _pareto(
     cases = [(c, x) for c in results.at(point) if c.quality is not None and (x := cost(c)) is not None and x > 0]
     if len(cases) < 2:
         return None
-    figure, (ax,) = canvas(7.4, 4.4)
+    figure, (ax,) = _canvas(7.4, 4.4)
     styles = _styles(results)
-    points = []
+    points, bars = [], []
     for case, x in cases:
         assert case.quality is not None
         colour, marker, _ = styles[case.label]
         low, high = _error(case.quality)
+        bars.append((low, high))
         ax.errorbar(x, case.quality.mean, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
         points.append((float(x), case.quality.mean, _short(case.label), colour))
     front = _front([(x, y) for x, y, _, _ in points], higher_is_better=results.higher_is_better)
@@ -208,7 +210,7 @@ def _pareto(
     ax.set_xlabel(label, fontsize=9, color=INK)
     ax.set_ylabel(f"test {results.metric_label}", fontsize=9, color=INK)
     ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    _label_points(ax, points)
+    _label_points(ax, points, bars)
     where = "" if point is None else f" at {results.sweep} {point}"
     better = "above" if results.higher_is_better else "below"
     return Picture(
@@ -231,7 +233,7 @@ def _curves(results: Results) -> Picture | None:
         return None
     columns = min(4, len(runs))
     rows = math.ceil(len(runs) / columns)
-    figure, axes = canvas(2.1 * columns + 0.9, 1.75 * rows + 0.5, rows, columns)
+    figure, axes = _canvas(2.1 * columns + 0.9, 1.75 * rows + 0.5, rows, columns)
     styles = _styles(results)
     means = {label: _mean_curve(trials) for label, trials in runs.items()}
     values = [y for steps, mean, _ in means.values() for y in mean] + [
@@ -280,6 +282,14 @@ def _curves(results: Results) -> Picture | None:
 
 
 # Parts
+
+
+def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure whose axes have the colour that `svg` replaces."""
+    figure, axes = drawing.canvas(width, height, rows, columns)
+    for ax in axes:
+        ax.spines[:].set_edgecolor(INK)
+    return figure, axes
 
 
 def _shared(results: Results) -> tuple[Any, ...]:
@@ -369,13 +379,18 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
         )
 
 
-def _label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """A label beside each point, at the nearest place that is free of other points and labels."""
+def _label_points(
+    ax: Axes, points: Sequence[tuple[float, float, str, str]], bars: Sequence[tuple[float, float]]
+) -> None:
+    """A label beside each point, at the nearest place that is free of other points, their error bars and labels."""
     figure = ax.figure
     figure.canvas.draw()
     scale = figure.dpi / 72
     spots = [tuple(map(float, ax.transData.transform((x, y)))) for x, y, _, _ in points]
     taken = [(px - 6 * scale, py - 6 * scale, px + 6 * scale, py + 6 * scale) for px, py in spots]
+    for (x, y, _, _), (low, high) in zip(points, bars, strict=True):
+        (px, bottom), (_, top) = ax.transData.transform([(x, y - low), (x, y + high)])
+        taken.append((px - 2 * scale, bottom, px + 2 * scale, top))
     area = ax.get_window_extent()
     for (x, y, label, colour), (px, py) in list(zip(points, spots, strict=True))[:MAX_LABELS]:
         width, height = 5.0 * len(label) * scale, 10 * scale
@@ -403,7 +418,7 @@ def _label_points(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> 
 
 def _offsets() -> list[tuple[float, float]]:
     """Places for a label around a point, nearest first, in points."""
-    near = [(9, 0), (-9, 0), (7, 9), (7, -9), (-7, 9), (-7, -9)]
+    near = [(9, 0), (-9, 0), (9, 9), (9, -9), (-9, 9), (-9, -9)]
     far = [(side * 18, sign * d) for d in range(12, 130, 11) for side in (1, -1) for sign in (1, -1)]
     return [*near, *far]
 

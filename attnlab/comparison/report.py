@@ -121,8 +121,8 @@ def header(made: Results) -> list[str]:
     measured = any(case.cost for case in made.cases)
     costs = ["training tokens/s", "prefill ms", "decode ms", "peak memory MB"] if measured else []
     label = f"{made.metric_label} {'↑' if made.higher_is_better else '↓'}"
-    return ["mechanism", label, "", f"difference from {made.baseline}", "p", "parameters", "state bytes per token",
-            "state bytes per sequence", *costs]  # fmt: skip
+    sizes = ["parameters", "state bytes per token", "state bytes per sequence"]
+    return ["mechanism", label, "group", f"difference from {made.baseline}", "p", *sizes, *costs]
 
 
 def rows(made: Results, point: Any) -> list[list[str]]:

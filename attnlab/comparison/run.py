@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from attnlab.bench.machine import Machine
 from attnlab.comparison import analysis, budget, results
 from attnlab.comparison.budget import Budget
 from attnlab.comparison.execute import Executor
-from attnlab.comparison.plan import TEST_ONLY, TUNING_SEED, Case, Sweep, Trial, Value, cases_of, trials_of
+from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial, Value, cases_of, plan_trials
 from attnlab.comparison.results import BaselineRecord, CaseRecord, Point, Results, TrialRecord
 from attnlab.comparison.trial import Outcome, read_result, read_tests
 from attnlab.files.atomic import parse_json, read_bytes, write_text
@@ -91,7 +91,7 @@ class _Comparison:
     def run(self, trials: Sequence[Trial], text: str) -> None:
         """Run the trials and keep their outcomes."""
         self.progress.stage(text, trials)
-        with contextlib.closing(self.execute(trials, self.folder)) as ending:  # type: ignore[type-var]
+        with contextlib.closing(self.execute(trials, self.folder)) as ending:
             for trial, outcome in ending:
                 self.outcomes[trial.folder] = outcome
                 self.progress.ended(trial, outcome)
@@ -110,7 +110,7 @@ def compare(question: Question, folder: Path, execute: Executor, progress: Progr
     folder.mkdir(parents=True, exist_ok=True)
     cases = _matched(comparison, _possible(comparison, cases_of(question.models, question.sweeps)))
     rates, tried = _learning_rates(comparison, cases)
-    trials = _trials(comparison, cases, question.seeds, rates)
+    trials = plan_trials(cases, question.seeds, rates)
     comparison.run([trial for trial, _ in trials], "comparing")
     return _results(comparison, cases, rates, tried, trials)
 
@@ -196,7 +196,7 @@ def _learning_rates(
         return {case.name: (rates or [case.settings.training.learning_rate])[0] for case in cases}, {}
     trials: list[tuple[Trial, list[Case]]] = []
     for rate in rates:
-        trials += _trials(comparison, cases, [TUNING_SEED], dict.fromkeys((case.name for case in cases), rate))
+        trials += plan_trials(cases, [TUNING_SEED], dict.fromkeys((case.name for case in cases), rate))
     comparison.run([trial for trial, _ in trials], "choosing learning rates")
     tried: dict[str, dict[str, float | None]] = {case.name: {} for case in cases}
     for trial, covered in trials:
@@ -216,23 +216,6 @@ def _learning_rates(
             "ones might be better."
         )
     return chosen, tried
-
-
-def _trials(
-    comparison: _Comparison, cases: Sequence[Case], seeds: Iterable[int], rates: Mapping[str, float]
-) -> list[tuple[Trial, list[Case]]]:
-    """The trials of the cases, each with the cases that it covers: all points of a sweep of `TEST_ONLY`."""
-    sweeps = comparison.question.sweeps
-    if not sweeps or sweeps[0].setting != TEST_ONLY:
-        return [(trial, [case]) for case in cases for trial in trials_of(case, seeds, rates[case.name])]
-    by_label: dict[str, list[Case]] = {}
-    for case in cases:
-        by_label.setdefault(case.label, []).append(case)
-    trials = []
-    for group in by_label.values():
-        longest = max(group, key=lambda case: case.point)  # type: ignore[arg-type, return-value]
-        trials += [(trial, group) for trial in trials_of(longest, seeds, rates[longest.name], group)]
-    return trials
 
 
 def _results(

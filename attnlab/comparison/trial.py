@@ -30,6 +30,7 @@ class Outcome:
     how: str
     error: str = ""
     seconds: float = 0.0
+    reused: bool = False
 
 
 def run_trial(trial: Trial, folder: Path) -> Outcome:
@@ -39,10 +40,12 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
     fails this trial only.
     """
     path = folder / "runs" / trial.folder
+    reused = True
     try:
         torch.set_num_threads(trial.settings.hardware.threads or 1)
         run = runs.Run.open(path) if (path / "config.json").is_file() else None
         if run is None or run.result() is None:
+            reused = False
             experiment = prepare(trial.settings, began=run is not None and run.began)
             resume = run is not None
             run = run or start(experiment, path)
@@ -51,11 +54,12 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
                 return Outcome("stopped")
         if trial.tests and not tests_file(trial, folder).is_file():
             _evaluate(trial, run, folder)
+            reused = False
     except UserError as error:
         return Outcome("failed", str(error))
     result = run.result()
     assert result is not None
-    return Outcome("finished", seconds=result["seconds"])
+    return Outcome("finished", seconds=result["seconds"], reused=reused)
 
 
 def tests_file(trial: Trial, folder: Path) -> Path:
