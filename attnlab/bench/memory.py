@@ -25,6 +25,12 @@ from attnlab.training.settings import Hardware
 MARGIN = 0.9
 """The part of the available memory that may be allocated."""
 
+CONTROL_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""The folders of versions 2 and 1 of Linux control groups, and their files with the limit and the usage."""
+
 
 class OutOfMemoryError(Exception):
     """A workload needs more memory than there is; the message is one line."""
@@ -147,17 +153,19 @@ def plain_error(error: Exception) -> Exception:
 def available() -> int:
     """The bytes of memory that can still be allocated, inside the limits of a container."""
     free = [2**63]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # the limit may be the word max
-            free.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        free.append(1024 * _numbers(Path("/proc/meminfo"))["MemAvailable:"])
+    for folder, limit, used in CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # the limit may be the word max
+            cached = _numbers(folder / "memory.stat")["inactive_file"]  # is given back
+            free.append(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached)
     return max(0, min(free))
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The first number of each line by its first word."""
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return {words[0]: int(words[1]) for words in lines}
 
 
 @contextlib.contextmanager
