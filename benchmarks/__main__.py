@@ -44,7 +44,7 @@ def _measure(name: str, threads: int, brief: bool) -> None:
         print(f"{name}: nothing was measured, and nothing is recorded", flush=True)
         return
     with machine.pinned(threads) as cores:
-        timing = replace(BRIEF if brief else FULL, clock=clock_for("cpu", cores))
+        timing = replace(BRIEF if brief else FULL, clock=clock_for("cpu"))
         result = report.measure(name, part, timing, cores, lambda line: print(line, flush=True))
     print()
     if not brief:

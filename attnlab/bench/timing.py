@@ -64,13 +64,13 @@ BRIEF = TimingConfig(min_sample=0.002, budget=0.0, min_rounds=3, max_rounds=3)
 """Shows that everything runs; the values are noisy."""
 
 
-def clock_for(device: torch.device | str, cores: Sequence[int] = ()) -> Callable[[], float]:
-    """The clock for workloads on ``device``: CPU time of the process if it is pinned to one core, else wall time.
+def clock_for(device: torch.device | str) -> Callable[[], float]:
+    """The clock for workloads on ``device``: CPU time of the process for one thread, wall time for several.
 
     On a GPU, wall time after synchronization.
     """
     if torch.device(device).type == "cpu":
-        return time.process_time if len(cores) == 1 else time.perf_counter
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     return partial(_synchronized, torch.device(device))
 
 

@@ -7,18 +7,18 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import arg
 
 from attnlab import tasks
 from attnlab.catalog import pattern, registry
-from attnlab.catalog.source import Option
+from attnlab.catalog.source import REQUIRED, Option
 from attnlab.cli._invocation import trainer
 from attnlab.cli._parse import parse, rename_flags
 from attnlab.cli._split import groups, parse_flag
@@ -80,6 +80,10 @@ class Output:
     """Print the result as JSON and nothing else."""
     quiet: bool = False
     """Print only the result."""
+
+
+TRAIN_FLAGS = {*Settings().flat(), *(f.name for f in dataclasses.fields(Output))}
+"""The flags of ``train`` that are not options of a mechanism."""
 
 
 @dataclass
@@ -174,6 +178,20 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
+def peek_words(arguments: Sequence[str], flag: str) -> list[str] | None:
+    """The words of a flag that takes several, before the whole line can be parsed; None if it is not given."""
+    words: list[str] | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.replace("-", "_") == f"__{flag}":
+            words, reading = [value] if equals else [], not equals
+        elif argument.startswith("--"):
+            reading = False
+        elif words is not None and reading:
+            words.append(argument)
+    return words
+
+
 def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The arguments without the flags that take several values, and the values of these by flag.
 
@@ -223,21 +241,8 @@ def _base_settings(arguments: Sequence[str]) -> Settings:
 
 def _interface(base: Settings) -> type[Any]:
     """A dataclass of the groups of flags, with ``base`` as their defaults."""
-    model = base.model.model
-    values = {"model": base.model, "data": base.data, "training": base.training, "hardware": base.hardware}
-    options: dict[str, list[Any]] = {}
-    for flag, (name, option) in option_flags(model).items():
-        kind: Any = Annotated[option_type(option, name), arg(name=flag, help=option.help)]
-        default = field(default=base.model.options.get(flag, tyro.MISSING))
-        options.setdefault(_group_of(flag, name, option), []).append((option.name, kind, default))
-    for group, listed in options.items():
-        mechanism = dataclasses.make_dataclass("Mechanism", listed)
-        name = group.removeprefix(OPTIONS).removeprefix("_")
-        mechanism.__doc__ = f"Options for {name or model}."
-        if not name and len(options) > 1:
-            mechanism.__doc__ = SHARED_OPTIONS
-        values[group] = mechanism()
-    values = {"model": values.pop("model"), **{group: values.pop(group) for group in options}, **values}
+    options = _option_groups(base.model.model, option_flags(base.model.model), base.model.options)
+    values = {"model": base.model, **options, "data": base.data, "training": base.training, "hardware": base.hardware}
     groups = [
         (name, type(value), field(default_factory=partial(copy.copy, value)))
         for name, value in {**values, "output": Output()}.items()
@@ -245,17 +250,68 @@ def _interface(base: Settings) -> type[Any]:
     return dataclasses.make_dataclass("Train", groups)
 
 
+def _option_groups(model: str, flags: Mapping[str, tuple[str, Option]], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An instance of a dataclass of options for each group of flags; an option without a default is required."""
+    options: dict[str, list[Any]] = {}
+    for flag, (name, option) in flags.items():
+        kind: Any = Annotated[option_type(option, name), arg(name=flag, help=option.help)]
+        default = field(default=defaults.get(flag, tyro.MISSING))
+        options.setdefault(_group_of(flag, name, option), []).append((option.name, kind, default))
+    groups = {}
+    for group, listed in options.items():
+        mechanism = dataclasses.make_dataclass("Mechanism", listed)
+        name = group.removeprefix(OPTIONS).removeprefix("_")
+        mechanism.__doc__ = SHARED_OPTIONS if not name and len(options) > 1 else f"Options for {name or model}."
+        groups[group] = mechanism()
+    return groups
+
+
+T = TypeVar("T")
+
+
+def parse_with_mechanisms(
+    options: type[T], arguments: Sequence[str], mechanisms: Sequence[str], *, command: str, description: str
+) -> tuple[T, dict[str, dict[str, Any]]]:
+    """Parse the flags of a dataclass together with those of several mechanisms, spelled as for ``train``.
+
+    Returns:
+        The dataclass, and for each mechanism the options that were given. ``causal`` is left to the dataclass.
+
+    Raises:
+        UserError: for an invalid flag or value, and for an option that no mechanism has.
+    """
+    model = ",".join(dict.fromkeys(mechanisms))
+    renamed = renamed_flags(model)
+    registry.with_current_names(dict.fromkeys(given_flags(arguments)), renamed)  # refuses both names of an option
+    arguments = rename_flags(arguments, renamed)
+    names = {f.name for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    _refuse_options_of_other_models(given_flags(arguments), model, names)
+    expanded = _for_each_mechanism(arguments, model)
+    listed = {flag: pair for flag, pair in option_flags(model).items() if pair[1].name not in names}
+    defaults = {flag: option.default for flag, (_, option) in listed.items() if option.default is not REQUIRED}
+    members: list[Any] = [("command", options)]
+    for name, group in _option_groups(model, listed, defaults).items():
+        members.append((name, type(group), field(default_factory=partial(copy.copy, group))))
+    interface = dataclasses.make_dataclass("Command", members)
+    parsed: Any = parse(interface, expanded, command=command, description=description)
+    given, values = given_flags(expanded), {name: dict[str, Any]() for name in pattern.mechanisms(model)}
+    for flag, (name, option) in listed.items():
+        if flag in given:
+            values[name][option.name] = getattr(getattr(parsed, _group_of(flag, name, option)), option.name)
+    return parsed.command, values
+
+
 def _group_of(flag: str, mechanism: str, option: Option) -> str:
     """The group of an option's flag: that of its mechanism in a pattern, else the only one."""
     return OPTIONS if flag == option.name else f"{OPTIONS}_{mechanism}"
 
 
-def _refuse_options_of_other_models(given: set[str], model: str) -> None:
-    """Name the models that have an option which the chosen ones lack."""
+def _refuse_options_of_other_models(given: set[str], model: str, others: set[str] = TRAIN_FLAGS) -> None:
+    """Name the models that have an option which the chosen ones lack; ``others`` are flags of the command."""
     names = pattern.mechanisms(model)
     known = {option.name for name in names for option in registry.entry(name).options}
     known |= {*option_flags(model), *spellings(model)}
-    unknown = given - known - set(Settings().flat()) - {f.name for f in dataclasses.fields(Output)}
+    unknown = given - known - others
     if not unknown:  # reading the source of every mechanism takes time
         return
     for flag in sorted(unknown):
