@@ -345,7 +345,7 @@ def _refuse_changes(settings: Settings, base: Settings, output: Output, given: s
     """A resumed run keeps its settings; only its length may change (see `attnlab.training.extension`)."""
     before, after = base.flat(), absolute(settings.flat())
     moved = set() if before["data"] is None else {"data"}  # its content is compared later
-    for name in sorted((given & set(after)) - {"epochs", "steps"} - moved):
+    for name in sorted((given & set(after)) - {"epochs", "steps", "fsdp"} - moved):
         if after[name] != before[name]:
             raise UserError(
                 f"{output.resume} was started with {name}={before[name]}, so it cannot resume with {after[name]}; "

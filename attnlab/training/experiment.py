@@ -17,6 +17,7 @@ from attnlab.catalog import pattern, registry
 from attnlab.network import Network
 from attnlab.tasks.base import Baseline, TaskConfig, TaskData
 from attnlab.training import hardware
+from attnlab.training.distributed import ALONE, Processes
 from attnlab.training.initial import draw_weights, initialize
 from attnlab.training.objective import Objective, with_metric
 from attnlab.training.paths import shown
@@ -60,10 +61,10 @@ class Experiment:
         return hardware.autocast(self.settings.hardware, self.device)
 
 
-def prepare(settings: Settings, *, began: bool = False) -> Experiment:
+def prepare(settings: Settings, *, began: bool = False, processes: Processes = ALONE) -> Experiment:
     """Load the data and build the network; if the run ``began``, its checkpoint replaces ``init_from``."""
     check(settings)
-    device = hardware.prepare(settings.hardware)
+    device = hardware.prepare(settings.hardware, processes)
     batch_size = settings.training.batch_size
     with hardware.memory_advice(batch_size):
         task_data = load_task_data(settings)

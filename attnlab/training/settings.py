@@ -139,6 +139,8 @@ class Hardware:
     """CPU threads; by default one for a small network, which is faster, and PyTorch's default for a large one."""
     compile: bool = False
     """Compile the network with torch.compile: faster for large networks only."""
+    fsdp: bool = False
+    """Shard parameters over the processes that torchrun started (FSDP2); by default each holds all of them (DDP)."""
 
 
 @dataclass
