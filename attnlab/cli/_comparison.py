@@ -60,6 +60,7 @@ def compare(options: CompareOptions, rest: Sequence[str], arguments: Sequence[st
         sweeps=_sweeps(options.sweep or ()),
         budget=options.budget,
         baseline=options.baseline or "",
+        costs=options.costs,
         optional=any(ALL in word or FAMILY in word for word in options.models),
         command=" ".join([f"{program()} compare", *map(shell_word, arguments)]),
     )

@@ -33,8 +33,8 @@ class RunsDisplay:
         """Start a stage."""
         self._close()
         self.left, self.total, self.text = list(trials), len(trials), text
-        self.console.print(f"{text}: {len(trials)} runs")
-        if self.console.is_terminal and not self.console.quiet:
+        self.console.print(f"{text}: {len(trials)} runs" if trials else text)
+        if trials and self.console.is_terminal and not self.console.quiet:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn())
             self.bar = Bar(*columns, console=self.console, expand=True)
             self.task = self.bar.add_task(text, total=len(trials))

@@ -14,6 +14,7 @@ from attnlab import tasks
 from attnlab.bench.machine import Machine
 from attnlab.comparison import analysis, budget, results
 from attnlab.comparison.budget import Budget
+from attnlab.comparison.costs import measure_costs
 from attnlab.comparison.execute import Executor
 from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial, Value, cases_of, plan_trials
 from attnlab.comparison.results import BaselineRecord, CaseRecord, Point, Results, TrialRecord
@@ -44,6 +45,7 @@ class Question:
         budget: what is held equal.
         baseline: the label that the others are compared with.
         optional: whether models that cannot learn the task are left out, with a note, in place of an error.
+        costs: whether speed and memory are measured.
         command: the command line, for the report.
         text: the question, for the report; by default made from the models and the task.
     """
@@ -55,6 +57,7 @@ class Question:
     budget: Budget = "params"
     baseline: str = ""
     optional: bool = False
+    costs: bool = True
     command: str = ""
     text: str = ""
 
@@ -260,6 +263,8 @@ def _results(
         )
         for case in cases
     ]
+    if question.costs:
+        records = _with_costs(comparison, cases, records)
     points = list(dict.fromkeys(case.point for case in cases))
     facts = Machine.current()
     made = Results(
@@ -325,6 +330,19 @@ def _case_record(
         letters="",
         failed=len(comparison.question.seeds) - len(quality),
     )
+
+
+def _with_costs(comparison: _Comparison, cases: Sequence[Case], records: list[CaseRecord]) -> list[CaseRecord]:
+    """The records of the last point with the measured costs of their networks."""
+    comparison.progress.stage("measuring speed and memory", [])
+    last = [i for i, case in enumerate(cases) if case.point == cases[-1].point]
+    data = comparison.task_data(cases[last[0]].settings)
+    networks = {cases[i].name: build(cases[i].settings, data) for i in last}
+    costs = measure_costs(networks, data, cases[last[0]].settings.training.batch_size)
+    return [
+        record.model_copy(update={"cost": costs[case.name]}) if i in last else record
+        for i, (case, record) in enumerate(zip(cases, records, strict=True))
+    ]
 
 
 def _trial_record(comparison: _Comparison, trial: Trial) -> TrialRecord:
