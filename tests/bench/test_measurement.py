@@ -87,7 +87,7 @@ def test_decoding_repeats_the_last_token_of_the_full_pass(names: str) -> None:
 
 
 def filled(model: Layers, x: Tensor) -> Any:
-    caches = model.caches()
+    caches = [layer.make_cache(67, window=layer.cache_window) for layer in model.mechanisms()]
     with torch.inference_mode():
         model(x[:, :-2], caches=caches)
         model(x[:, -2:-1], caches=caches)

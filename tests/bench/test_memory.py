@@ -41,7 +41,7 @@ def test_peaks_are_exact_and_an_ended_process_is_replaced(process: MemoryProcess
     assert ended.reason == "Ending has no cache that is known here"
     with pytest.raises(OutOfMemoryError, match="needs more memory than there is: the system ended the process"):
         process.peak(Case(Ending(), x, "prefill", Hardware()))
-    assert one.cache_bytes == 2 * 2 * 64 * 24 * 4, "keys and values of 64 tokens, two sequences, float32"
+    assert one.cache_bytes == 2 * 2 * 29 * 24 * 4, "keys and values of 29 tokens, two sequences, float32"
     assert one.peak_bytes is not None
     assert one.cache_bytes < one.peak_bytes < one.cache_bytes + 50_000
     (again, killed) = measure_group(
