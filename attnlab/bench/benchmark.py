@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,7 +42,7 @@ def run(plan: Plan, built: Built, progress: Progress = lambda _: None) -> Genera
     with ExitStack() as stack:
         process = stack.enter_context(MemoryProcess()) if plan.memory else None
         for i, (length, batch_size, phase) in enumerate(cases):
-            began = time.perf_counter()
+            began = timing.clock()
             share = replace(timing, budget=max(0.0, remaining) / (len(cases) - i))
             try:
                 with limited(device):
@@ -52,7 +51,7 @@ def run(plan: Plan, built: Built, progress: Progress = lambda _: None) -> Genera
             except (MemoryError, RuntimeError) as error:  # the batch itself
                 rows = [Row(label, 0, reason=f"the batch {reason(error)}") for label in models]
                 group = Group(phase, length, batch_size, rows)
-            remaining -= time.perf_counter() - began
+            remaining -= timing.clock() - began
             measured = {row.model: row for row in group.rows} | refused
             yield replace(group, rows=[measured[label] for label in (*plan.models, *plan.peers)])
 

@@ -93,14 +93,16 @@ def measure(
         models: by label: a `Network`, `Layers`, or any module that maps the batch to a tensor.
         batch: (B, N, ...), on the device of the models. In decoding, its last token is decoded after all others.
         phases: of training, prefill and decode; see `attnlab.bench.workloads.workload`.
-        timing: how long to measure; by default 8 seconds per phase, in 5 to 41 rounds. The clock is the CPU time of
-            this process for one thread, and wall time for several threads or on a GPU.
+        timing: how long to measure; by default 8 seconds per phase, in 5 to 41 rounds. Its default clock is replaced
+            by that of the device: CPU time of this process for one thread, wall time for several or on a GPU.
         memory: also measure peak memory, in another process, which imports the models by their modules.
         hardware: its ``precision`` is that of the forward passes (mixed precision); float32 by default.
         progress: called with what is measured next.
     """
     hardware = hardware or Hardware()
-    timing = timing or replace(FULL, clock=clock_for(batch.device))
+    timing = timing or FULL
+    if timing.clock is FULL.clock:
+        timing = replace(timing, clock=clock_for(batch.device))
     with ExitStack() as stack:
         process = stack.enter_context(MemoryProcess()) if memory else None
         return [measure_group(models, batch, phase, timing, process, hardware, progress) for phase in phases]

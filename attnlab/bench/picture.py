@@ -141,13 +141,13 @@ def _draw_labels(
         ax.annotate(
             labels[name],
             (length, value),
-            xytext=(1.06, place / height),
+            xytext=(1.08, place / height),
             textcoords="axes fraction",
             va="center",
             fontsize=8,
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -157,7 +158,7 @@ def read(folder: Path) -> Result:
     try:
         data = read_bytes(file, JSON_BYTES)
         parse_json(data)
-        return TypeAdapter(Result).validate_json(data)
+        return _adapter().validate_json(data)
     except ValidationError as error:
         raise UserError(f"{file} is damaged: {first_error(error)}; measure again") from None
     except ValueError as error:
@@ -166,7 +167,12 @@ def read(folder: Path) -> Result:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of results.json."""
-    return TypeAdapter(Result).json_schema()
+    return _adapter().json_schema()
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Result]:
+    return TypeAdapter(Result)
 
 
 def _is_near_one(*values: float) -> bool:

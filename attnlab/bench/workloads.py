@@ -28,7 +28,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Layers(nn.Module):
-    """Layers one after the other, all but the first with a residual connection; its caches are those of a `Network`.
+    """Layers one after the other, all but the first with a residual connection; called with caches as a `Network` is.
 
     Args:
         layers: the layers, first to last.
@@ -48,10 +48,6 @@ class Layers(nn.Module):
     def mechanisms(self) -> list[SequenceMixer]:
         """The layers, first to last."""
         return list(self.layers)  # type: ignore[arg-type]
-
-    def caches(self) -> LayerCaches:
-        """An empty cache for every layer; raises UnsupportedError if one has none."""
-        return LayerCaches(layer.make_cache(2**62, window=layer.cache_window) for layer in self.mechanisms())
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,8 @@ def workload(model: nn.Module, x: Tensor, phase: Phase, autocast: Autocast = nul
 
     Args:
         model: a `Network`, `Layers`, or any module that maps ``x`` to a tensor. A module that has ``mechanisms()`` and
-            ``caches()`` as a `Network` can decode; one of its own may instead have ``decoder(x)``, which returns the
-            call and the memory of its cache in bytes.
+            takes ``caches`` as a `Network` does can decode; another may have ``decoder(x)``, which returns the call and
+            the memory of its cache in bytes.
         x: the batch, (B, N, ...).
         phase: what is measured.
         autocast: the context of forward passes in mixed precision.
@@ -98,7 +94,7 @@ def workload(model: nn.Module, x: Tensor, phase: Phase, autocast: Autocast = nul
     if phase == "prefill":
         if not _can_decode(model):
             return Workload(forward(lambda: call(x)))
-        return Workload(forward(lambda: call(x, caches=_caches(model))))
+        return Workload(forward(lambda: call(x, caches=_caches(model, x.shape[1]))))
     if x.shape[1] < 2:
         raise ValueError("decoding needs at least one token before the new one")
     with torch.inference_mode():
@@ -106,7 +102,7 @@ def workload(model: nn.Module, x: Tensor, phase: Phase, autocast: Autocast = nul
             decoder: Any = model.decoder
             run, cache_bytes = decoder(x)
             return Workload(forward(run), cache_bytes)
-        caches, new = _caches(model), x[:, -1:].detach()
+        caches, new = _caches(model, x.shape[1]), x[:, -1:].detach()
         if x.shape[1] > 2:
             call(x[:, :-2], caches=caches)
         call(x[:, -2:-1], caches=caches)  # alone, so that a window has dropped what a long prompt left behind
@@ -123,21 +119,21 @@ def workload(model: nn.Module, x: Tensor, phase: Phase, autocast: Autocast = nul
 
 def _can_decode(model: nn.Module) -> bool:
     try:
-        _caches(model)
+        _caches(model, 1)
     except UnsupportedError:
         return False
     return True
 
 
-def _caches(model: Any) -> LayerCaches:
-    """Empty caches; raises UnsupportedError with the reason if the model has none."""
+def _caches(model: Any, capacity: int) -> LayerCaches:
+    """Empty caches for this number of tokens; raises UnsupportedError with the reason if the model has none."""
     if not hasattr(model, "mechanisms"):
         raise UnsupportedError(f"{type(model).__name__} has no cache that is known here")
     if isinstance(model, Network) and model.outputs.kind != "tokens":
         raise UnsupportedError("the network has one output per sequence, not one per token")
-    for layer in model.mechanisms():
-        layer.make_cache(1)  # raises, with the reason
+    layers: list[SequenceMixer] = model.mechanisms()
+    caches = LayerCaches(layer.make_cache(capacity, window=layer.cache_window) for layer in layers)
+    for layer in layers:
         if not layer.causal:
             raise UnsupportedError(f"{type(layer).__name__} is not causal here, and only causal layers decode")
-    caches: LayerCaches = model.caches()
     return caches
