@@ -166,33 +166,48 @@ def _verdict_at(results: Results, point: Point) -> str:
     assert best.quality is not None
     word = "highest" if results.higher_is_better else "lowest"
     parts = [f"{best.label} has the {word} {results.metric_label}, {with_interval(best.quality)}"]
-    if tied := [c.label for c in finished[1:] if set(c.letters) & set(best.letters)]:
+    tied = [case.label for case in finished[1:] if set(case.letters) & set(best.letters)]
+    if tied and len(tied) == len(finished) - 1:
+        parts[0] += f", but no two mechanisms can be distinguished at n = {best.quality.n}"
+    elif tied:
         parts[0] += f", not distinguishable from {_names(tied)} at n = {best.quality.n}"
-    better, worse, same = [], [], []
-    for case in finished:
-        if case.difference is None or case.failed:
-            continue
-        text = f"{case.label} by {bounds(case.difference)}"
-        if case.difference.p >= LEVEL:
-            same.append(case)
-        elif (case.difference.mean > 0) == results.higher_is_better:
-            better.append((case.label, text))
-        else:
-            worse.append((case.label, text))
+    compared = [case for case in finished if case.difference is not None and not case.failed]
+    better = [case for case in compared if is_distinct(case) and _is_better(case, results)]
+    worse = [case for case in compared if is_distinct(case) and not _is_better(case, results)]
+    same = [case for case in compared if not is_distinct(case)]
     for word, group in (("better", better), ("worse", worse)):
         if group:
-            named = _names([text for _, text in group]) if len(group) <= MAX_NAMED else f"{len(group)} mechanisms"
-            parts.append(f"{word} than {results.baseline}: {named}")
-    if same:
+            named = [f"{case.label} by {bounds(case.difference)}" for case in group if case.difference]
+            shown = _names(named) if len(named) <= MAX_NAMED else f"{len(named)} mechanisms"
+            parts.append(f"{word} than {results.baseline}: {shown}")
+    if same and (better or worse):
         parts.append(f"not distinguishable from {results.baseline}: {_names([case.label for case in same])}")
-        detectable = [case.difference.detectable for case in same if case.difference and case.difference.detectable]
-        if detectable:
-            parts[-1] += (
-                f" (a difference of {max(detectable):.2g} would have been detected with a probability of {POWER:.0%})"
-            )
+    if detectable := [case.difference.detectable for case in same if case.difference and case.difference.detectable]:
+        size = max(detectable)
+        parts[-1] += f" (a difference of {number(size, size)} would be detected with a probability of {POWER:.0%})"
     if failed := [f"{case.label} ({case.failed} of {len(results.seeds)})" for case in cases if case.failed]:
         parts.append(f"runs that failed: {_names(failed)}")
+    if beaten := _unbeaten(results, point, best):
+        parts.append(f"no mechanism is better than {beaten}")
     return "; ".join(parts) + "."
+
+
+def _is_better(case: CaseRecord, results: Results) -> bool:
+    return case.difference is not None and (case.difference.mean > 0) == results.higher_is_better
+
+
+def _unbeaten(results: Results, point: Point, best: CaseRecord) -> str:
+    """The best simpler method, if the interval of the best mechanism does not lie on the better side of it."""
+    methods = [each for each in results.baselines if each.point in (point, None) or len(results.points) == 1]
+    if not methods or best.quality is None or best.quality.low is None or best.quality.high is None:
+        return ""
+    if results.higher_is_better:
+        method = max(methods, key=lambda each: each.quality.mean)
+        beaten = best.quality.low > method.quality.mean
+    else:
+        method = min(methods, key=lambda each: each.quality.mean)
+        beaten = best.quality.high < method.quality.mean
+    return "" if beaten else f'the simpler method "{method.name}" ({with_interval(method.quality)})'
 
 
 def _verdict_on_capacities(results: Results) -> str:

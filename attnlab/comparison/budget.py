@@ -141,5 +141,3 @@ def _nearest(sizes: Mapping[int, float], target: int) -> int:
 def deviation(case: Case, first: Case, task_data: TaskData) -> float:
     """The relative difference of the parameters of a case from those of the first."""
     return count_parameters(case.settings, task_data) / count_parameters(first.settings, task_data) - 1
-
-

@@ -1,7 +1,7 @@
 """What a comparison trains: cases (a mechanism at a point of the sweep) and trials (a case with a seed).
 
-Nothing is trained or written here. The name of a trial's folder depends on its settings alone, so that a comparison that
-is started again, or extended by seeds or mechanisms, finds the runs that it has finished.
+Nothing is trained or written here. The name of a trial's folder depends on its settings alone, so that a comparison
+that is started again, or extended by seeds or mechanisms, finds the runs that it has finished.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Trial:
     case: Case
     seed: int
     settings: Settings
-    tests: Mapping[Value, Settings] = field(default_factory=dict)
+    tests: Mapping[Value | None, Settings] = field(default_factory=dict)
 
     @property
     def learning_rate(self) -> float:
@@ -111,15 +111,30 @@ def cases_of(models: Mapping[str, Settings], sweeps: Sequence[Sweep]) -> list[Ca
     return cases
 
 
-def trials_of(case: Case, seeds: Iterable[int], learning_rate: float | None, points: Sequence[Case] = ()) -> list[Trial]:
-    """A trial for every seed; ``points`` are the cases that differ from this one in `TEST_ONLY` alone."""
+def plan_trials(
+    cases: Sequence[Case], seeds: Iterable[int], learning_rates: Mapping[str, float]
+) -> list[tuple[Trial, list[Case]]]:
+    """A trial for every case and seed, with the cases that it covers.
+
+    Cases that differ in the test data alone (see `TEST_ONLY`) share a network, which is trained for the longest.
+
+    Args:
+        cases: of the comparison.
+        seeds: of each case.
+        learning_rates: by the name of the case.
+    """
+    seeds = list(seeds)
+    shared: dict[str, list[Case]] = {}
+    for case in cases:
+        training = case.settings.flat() | {TEST_ONLY: None}
+        shared.setdefault(json.dumps([case.label, training], sort_keys=True), []).append(case)
     trials = []
-    for seed in seeds:
-        settings = _with_seed(case.settings, seed)
-        if learning_rate is not None:
-            settings.training.learning_rate = learning_rate
-        tests = {each.point: _with_seed(each.settings, seed) for each in points if each.point is not None}
-        trials.append(Trial(case, seed, settings, tests))
+    for group in shared.values():
+        first = max(group, key=lambda case: case.settings.data.test_length or 0)
+        rate = learning_rates[first.name]
+        for seed in seeds:
+            tests = {case.point: _with(case.settings, seed, rate) for case in group} if len(group) > 1 else {}
+            trials.append((Trial(first, seed, _with(first.settings, seed, rate), tests), group))
     return trials
 
 
@@ -130,9 +145,8 @@ def _at(case: Case, sweep: Sweep, value: Value, *, axis: bool) -> Case:
     return replace(case, settings=settings, variant=", ".join(filter(None, (f"{sweep.setting} {value}", case.variant))))
 
 
-def _with_seed(settings: Settings, seed: int) -> Settings:
-    """A copy with a seed, on one thread."""
+def _with(settings: Settings, seed: int, learning_rate: float) -> Settings:
+    """A copy with a seed and a learning rate, on one thread."""
     copy = Settings(**{name: replace(getattr(settings, name)) for name in ("model", "data", "training", "hardware")})
-    copy.training.seed, copy.hardware.threads = seed, 1
+    copy.training.seed, copy.training.learning_rate, copy.hardware.threads = seed, learning_rate, 1
     return copy
-

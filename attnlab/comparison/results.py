@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -136,10 +136,9 @@ class Results(_Record):
     verdict: str
     command: str
     created: str
-    attnlab: str
-    torch: str
-    machine: dict[str, Any]
-    git: str
+    machine: str
+    source: str
+    """The version of attnlab and, in a checkout, the commit."""
     task: str
     task_summary: str
     caveat: str
@@ -193,4 +192,3 @@ def read(file: Path) -> Results:
         raise UserError(f"{file} is not the result of a comparison: {first_error(error)}") from None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); the same command of attnlab compare writes it again") from None
-

@@ -156,5 +156,3 @@ def _detectable(n: int) -> float:
     while missing(high) < 0:
         high *= 2
     return float(optimize.brentq(missing, 0.0, high))
-
-

@@ -14,7 +14,8 @@ from attnlab.files.atomic import parse_json, read_bytes, write_text
 from attnlab.training import runs
 from attnlab.training.assessment import assess_network
 from attnlab.training.experiment import load_task_data, prepare
-from attnlab.training.hardware import autocast, prepare as device_of
+from attnlab.training.hardware import autocast
+from attnlab.training.hardware import prepare as device_of
 from attnlab.training.objective import Objective
 from attnlab.training.train import start, train
 from attnlab.utils.errors import UserError
@@ -29,6 +30,7 @@ class Outcome:
     how: str
     error: str = ""
     seconds: float = 0.0
+    reused: bool = False
 
 
 def run_trial(trial: Trial, folder: Path) -> Outcome:
@@ -38,23 +40,26 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
     fails this trial only.
     """
     path = folder / "runs" / trial.folder
+    reused = True
     try:
         torch.set_num_threads(trial.settings.hardware.threads or 1)
         run = runs.Run.open(path) if (path / "config.json").is_file() else None
         if run is None or run.result() is None:
+            reused = False
             experiment = prepare(trial.settings, began=run is not None and run.began)
             resume = run is not None
             run = run or start(experiment, path)
-            outcome, result = train(experiment, run, resume=resume)
+            _, result = train(experiment, run, resume=resume)
             if result is None:
                 return Outcome("stopped")
         if trial.tests and not tests_file(trial, folder).is_file():
             _evaluate(trial, run, folder)
+            reused = False
     except UserError as error:
         return Outcome("failed", str(error))
     result = run.result()
     assert result is not None
-    return Outcome("finished", seconds=result["seconds"])
+    return Outcome("finished", seconds=result["seconds"], reused=reused)
 
 
 def tests_file(trial: Trial, folder: Path) -> Path:
@@ -100,4 +105,3 @@ def read_result(trial: Trial, folder: Path) -> dict[str, Any] | None:
     """The result of a trial's run; None if it has not finished."""
     path = folder / "runs" / trial.folder
     return runs.Run.open(path).result() if (path / "config.json").is_file() else None
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnlab.network import Outputs
-from attnlab.tasks._options import check_lengths, check_options
+from attnlab.tasks._options import check_lengths, check_options, check_vocabulary
 from attnlab.tasks._synthetic import LONGEST, Integers, distinct, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
@@ -25,7 +25,8 @@ class Recall(Task):
 
     Keys come from the lower half of the vocabulary and values from the upper; by default there are N / 8 pairs. The
     distance between the pairs and a query follows a power law. Longer test sequences have as many pairs, and more
-    filler.
+    filler. ``noise`` is the fraction of the filler that is random, by default all of it, so that it may contradict a
+    pair; the rest is token 0, which is no key.
 
     Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models"
     (arXiv 2312.04927), with its defaults except a vocabulary of 128 in place of 8,192.
@@ -37,14 +38,19 @@ class Recall(Task):
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; a pair needs four tokens, and its own key and value."""
-        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary")
+        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary", "noise")
         lengths = check_lengths(config, "recall", LENGTH, 4, LONGEST, even="keys and values come in pairs")
         pairs = max(1, lengths.train // 8) if config.pairs is None else config.pairs
         vocabulary = VOCABULARY if config.vocabulary is None else config.vocabulary
-        check_fit(pairs, vocabulary, min(lengths))
+        check_vocabulary("recall", vocabulary, pairs, 2 * (pairs + 1))
+        if 4 * pairs > min(lengths):
+            raise UserError(
+                f"recall with {pairs:,} pairs needs sequences of at least {4 * pairs:,} tokens, four for each, not "
+                f"{min(lengths):,}; set --seq_length, --test_length or --pairs"
+            )
 
         def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
-            return mqar(generator, count, N, pairs, vocabulary)
+            return mqar(generator, count, N, pairs, vocabulary, 1.0 if config.noise is None else config.noise)
 
         values = vocabulary // 2
         return synthetic(
@@ -62,24 +68,10 @@ class Recall(Task):
         )
 
 
-def check_fit(pairs: int, vocabulary: int, N: int) -> None:
-    """Raise UserError for more pairs than N tokens or the keys of the vocabulary have room for."""
-    if 4 * pairs > N:
-        raise UserError(
-            f"recall with {pairs:,} pairs needs sequences of at least {4 * pairs:,} tokens, four for each, not {N:,}; "
-            "set --seq_length, --test_length or --pairs"
-        )
-    if 2 * (pairs + 1) > vocabulary:
-        raise UserError(
-            f"recall with {pairs:,} pairs needs a vocabulary of at least {2 * (pairs + 1):,}, with a key and a value "
-            f"for each, not {vocabulary:,}; set --vocabulary or --pairs"
-        )
-
-
 def mqar(
-    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY
+    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY, noise: float = 1.0
 ) -> tuple[Integers, Integers]:
-    """``x`` and ``y`` (count, N) of multi-query associative recall."""
+    """``x`` and ``y`` (count, N) of multi-query associative recall; ``noise`` is the fraction of random filler."""
     half = vocabulary // 2
     keys = 1 + distinct(generator, np.ones(half - 1), count, pairs)
     values = half + distinct(generator, np.ones(half), count, pairs)
@@ -89,6 +81,8 @@ def mqar(
     queries = 2 * pairs + 2 * distinct(generator, gaps, count, pairs)
 
     x = generator.integers(0, vocabulary, (count, N))
+    if noise < 1:
+        x[generator.random((count, N)) >= noise] = 0
     x[:, 0 : 2 * pairs : 2] = keys
     x[:, 1 : 2 * pairs : 2] = values
     np.put_along_axis(x, queries, keys, axis=1)

@@ -18,7 +18,7 @@ from attnlab.network import Network
 from attnlab.tasks.base import Baseline, TaskConfig, TaskData
 from attnlab.training import hardware
 from attnlab.training.distributed import ALONE, Processes
-from attnlab.training.initial import initialize
+from attnlab.training.initial import draw_weights, initialize
 from attnlab.training.objective import Objective, with_metric
 from attnlab.training.paths import shown
 from attnlab.training.runs import Run
@@ -76,6 +76,8 @@ def prepare(settings: Settings, *, began: bool = False, processes: Processes = A
     torch.manual_seed(settings.training.seed)
     with hardware.memory_advice(batch_size):
         network = build(settings, task_data).to(device)
+        if settings.model.init_std is not None:
+            draw_weights(network, settings.model.init_std)
         if settings.hardware.precision == "float64":
             network, task_data = network.double(), _double(task_data)
         init_sha256 = None

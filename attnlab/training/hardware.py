@@ -89,14 +89,19 @@ def autocast(hardware: Hardware, on: torch.device) -> AbstractContextManager[Any
     return contextlib.nullcontext() if dtype is None else torch.autocast(on.type, dtype=dtype)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory cannot be allocated."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or bool(re.search("not enough memory|can't allocate memory", str(error), re.IGNORECASE))
+
+
 @contextlib.contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
     """Turn out-of-memory errors into advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not re.search("not enough memory|can't allocate memory", str(error), re.IGNORECASE):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory; reduce --batch_size ({batch_size} now), --seq_length, --embed_dim or --layers"

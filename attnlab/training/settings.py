@@ -45,6 +45,8 @@ class Model:
     """Whether each block has an MLP after its attention layer."""
     mlp_width: OptionalInt = None
     """Width of the hidden layer of each MLP; by default four times the embedding width."""
+    init_std: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Standard deviation of the initial weights of linear layers, as in GPT-2 (0.02); by default 1/sqrt(fan_in)."""
     dropout: float = 0.0
     """Dropout probability of attention weights and activations, in training only."""
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
@@ -209,6 +211,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "embed_dim": (1, 65_536),
     "layers": (1, 1_000),
     "mlp_width": (1, 1_000_000),
+    "init_std": (0, 100),
     "dropout": (0, 0.99),
     "seq_length": (1, 10_000_000),
     "test_length": (1, 10_000_000),
