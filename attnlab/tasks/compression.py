@@ -27,6 +27,7 @@ class Compression(Task):
 
     summary = "remember a whole sequence in one vector (MAD)"
     fresh_data = True
+    threshold = 0.95
     defaults = {"epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
