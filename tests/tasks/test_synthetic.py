@@ -216,7 +216,7 @@ def test_depth_of_expressions() -> None:
             depth += (10 <= token < 14) - (token == 14)
             deepest = max(deepest, depth)
         depths[deepest] += 1
-    assert set(depths) == {1, 2, 3, 4}
+    assert set(depths) == {1, 2, 3}
     assert min(depths.values()) > 3
 
 
