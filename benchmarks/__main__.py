@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
-from benchmarks import machine, page, report
-from benchmarks.timing import BRIEF, FULL
+from attnlab.bench import machine
+from attnlab.bench.timing import BRIEF, FULL, clock_for
+from benchmarks import page, report
 
 
 def main() -> None:
@@ -37,17 +37,15 @@ def main() -> None:
 
 
 def _measure(name: str, threads: int, brief: bool) -> None:
-    cores = machine.pin(threads)
-    timing = BRIEF if brief else FULL
-    if threads > 1 or not cores:
-        timing = replace(timing, clock=time.perf_counter)
     part = report.load(name)
     for line in report.missing(part):
         print(f"{name}: {line}", flush=True)
     if not report.can_run(part):
         print(f"{name}: nothing was measured, and nothing is recorded", flush=True)
         return
-    result = report.measure(name, part, timing, cores, lambda line: print(line, flush=True))
+    with machine.pinned(threads) as cores:
+        timing = replace(BRIEF if brief else FULL, clock=clock_for("cpu"))
+        result = report.measure(name, part, timing, cores, lambda line: print(line, flush=True))
     print()
     if not brief:
         report.record(result, part)

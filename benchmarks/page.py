@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from attnlab.bench.crossover import crossing
 from benchmarks import picture, report, results
 from benchmarks.goals import GOALS, Goal
-from benchmarks.parts.recurrences import crossing
 from benchmarks.results import MET, MISSED, NOT_MEASURED, Growth, Note, NotMeasured, Result, Row, Speed
 
 ROOT = Path(__file__).parents[1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnlab.bench.crossover import crossing
 from attnlab.docs import drawing
 from attnlab.docs.drawing import BLUE, GREEN, INK, ORANGE, RED
 from benchmarks.results import Growth, Result
@@ -24,13 +24,9 @@ def crossings(curves: list[Growth]) -> Iterator[tuple[str, str, float]]:
     """
     for loser in curves:
         for winner in curves:
-            ratios = [math.log(w / v) for w, v in zip(winner.values, loser.values, strict=True)]
-            above = [i for i, ratio in enumerate(ratios) if ratio > 0]
-            if not above or ratios[-1] > math.log(0.9):
-                continue
-            i = above[-1]
-            share, lengths = ratios[i] / (ratios[i] - ratios[i + 1]), loser.lengths
-            yield winner.case, loser.case, lengths[i] * (lengths[i + 1] / lengths[i]) ** share
+            ratios = [v / w for w, v in zip(winner.values, loser.values, strict=True)]
+            if min(ratios) < 1 and ratios[-1] >= 1 / 0.9 and (length := crossing(loser.lengths, ratios)) is not None:
+                yield winner.case, loser.case, length
 
 
 def curves_of(result: Result, quantity: str) -> list[Growth]:

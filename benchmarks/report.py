@@ -11,10 +11,11 @@ from typing import Protocol, cast
 
 import torch
 
+from attnlab.bench.machine import Machine, load_average
+from attnlab.bench.peers import PACKAGES
+from attnlab.bench.timing import TimingConfig
 from benchmarks import parts, results
-from benchmarks.machine import Machine, load_average
 from benchmarks.results import NotMeasured, Result, Row, Speed
-from benchmarks.timing import TimingConfig
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,7 +56,7 @@ def can_run(part: Part) -> bool:
 def measure(name: str, part: Part, timing: TimingConfig, cores: list[int], log: Callable[[str], None]) -> Result:
     """Measure a part, and log each line of its report as soon as it is known."""
     torch.manual_seed(0)
-    machine, start = Machine.current(cores), time.perf_counter()
+    machine, start = Machine.current(cores, PACKAGES), time.perf_counter()
     result = Result(name, machine, [])
     for line in opening(part):
         log(line)

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Machine
-from benchmarks.timing import Ratio, TimingConfig, Workload, time_interleaved
+from attnlab.bench.machine import Machine
+from attnlab.bench.timing import Ratio, TimingConfig, Workload, time_interleaved
 
 MET, MISSED, NOT_MEASURED = "met", "**missed**", "**not measured**"
 

@@ -21,7 +21,7 @@ LAYERS = [  # from the bottom; packages of one line do not import each other
     {"checks", "network", "integrations"},
     {"tasks"},
     {"docs", "training"},
-    {"analysis"},
+    {"analysis", "bench"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in sorted(packages)}

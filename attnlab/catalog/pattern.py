@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle, islice
 from typing import Any
 
@@ -50,6 +50,87 @@ def period(model: str) -> tuple[str, ...]:
 def mechanisms(model: str) -> tuple[str, ...]:
     """Return the mechanisms of a pattern, each once, in the order in which they appear; raises what `period` does."""
     return tuple(dict.fromkeys(period(model)))
+
+
+ALL, FAMILY = "all", "family:"
+"""Words in a list of models: every mechanism, and a mechanism with its descendants."""
+
+_LABEL = re.compile(r"\s*([A-Za-z0-9][\w.+-]*)\s*=\s*(.*)", re.DOTALL)
+_PART = re.compile(r"""(?:"[^"]*"|'[^']*'|\([^()]*\)|[^,"'()])+""")
+_ENCLOSED = re.compile(r"""\s*(?:"(.*)"|'(.*)'|\((.*)\))\s*""", re.DOTALL)
+
+
+def expand(words: str | Iterable[str]) -> dict[str, str]:
+    """Return the pattern of each model in a list of models, by its label.
+
+    Commas and spaces between words separate models. A pattern that has commas of its own is written in parentheses or
+    quotes, as in ``multihead,(3*linear,multihead)``; ``COUNT*NAME,NAME`` as a whole word is a pattern without them.
+    ``LABEL=MODEL`` names a model, whose label is otherwise the pattern. ``all`` stands for every mechanism,
+    ``family:NAME`` for a mechanism and its descendants; both leave out models that were listed before.
+
+    Args:
+        words: the words of a command line, or one of them.
+
+    Raises:
+        UserError: for an empty list, a list whose commas can be read in two ways, unbalanced parentheses or quotes, a
+            label that is given twice or names another mechanism, and what `period` raises.
+    """
+    models: dict[str, str] = {}
+    for word in [words] if isinstance(words, str) else words:
+        for part in _parts(word):
+            label, text = _label(part)
+            if text == ALL or text.startswith(FAMILY):
+                group = registry.names() if text == ALL else registry.family(text.removeprefix(FAMILY).strip())
+                if label:
+                    raise UserError(f"{text} stands for {len(group)} models, which one label ({label}) cannot name")
+                models |= {name: name for name in group if name not in models}
+                continue
+            enclosed = _ENCLOSED.fullmatch(text)
+            model = "".join(filter(None, enclosed.groups())) if enclosed else text
+            model = re.sub(r"\s*([,*])\s*", r"\1", model.strip())
+            period(model)
+            label = label or model
+            if label in models:
+                raise UserError(f"{_quoted(label)} is in the list of models twice; leave one out or write LABEL=MODEL")
+            if label != model and label in (*registry.names(), ALL):
+                raise UserError(f"the label {label} is the name of a mechanism; choose another for {_quoted(model)}")
+            models[label] = model
+    if not models:
+        raise UserError(f"the list of models is empty; write names, patterns or {ALL}")
+    return models
+
+
+def _parts(word: str) -> list[str]:
+    """The models in a word: the parts between commas outside of parentheses and quotes."""
+    if len(word) > 10 * MAX_CHARACTERS:
+        raise UserError(f"the list of models has {len(word):,} characters; the limit is {10 * MAX_CHARACTERS:,}")
+    parts, end = [], 0
+    for match in _PART.finditer(word):
+        if match.start() != end:
+            break
+        parts.append(match[0])
+        end = match.end() + 1  # the comma
+    if end <= len(word):
+        problem = "an empty entry" if word[end : end + 1] in ("", ",") else f"an unpaired {word[end]}"
+        raise UserError(f"there is {problem} in the list of models {_quoted(word)}; write NAME or (PATTERN)")
+    labels, texts = zip(*map(_label, parts), strict=True)
+    is_open = [not _ENCLOSED.fullmatch(text) for text in texts]
+    if len(parts) == 1 or not any("*" in text for text, free in zip(texts, is_open, strict=True) if free):
+        return parts
+    if len(parts) == 2 and not all(is_open):
+        return parts
+    if len(parts) == 2 and not labels[1]:
+        return [f"{labels[0]}=({','.join(texts)})" if labels[0] else f"({','.join(texts)})"]
+    raise UserError(
+        f"the commas in {_quoted(word)} separate models, layers of a pattern, or both; write each pattern in "
+        "parentheses and the list in quotes: 'multihead,(3*linear,multihead)'"
+    )
+
+
+def _label(part: str) -> tuple[str, str]:
+    """The label of a model in a list, empty if it has none, and the model."""
+    match = _LABEL.fullmatch(part)
+    return (match[1], match[2].strip()) if match else ("", part.strip())
 
 
 def layer_names(model: str, layers: int) -> list[str]:

@@ -72,6 +72,21 @@ def entry(name: str) -> Entry:
     return Entry(name, folder() / name, source.name, card, options, source.renamed)
 
 
+def family(name: str) -> list[str]:
+    """Return a mechanism and its descendants by the ``parent`` on their cards, the mechanism first, the others sorted.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+    """
+    parents = {each: entry(each).card.parent for each in names()}
+    if name not in parents:
+        raise UnknownNameError("model", name, parents)
+    members = {name}
+    while children := {child for child, parent in parents.items() if parent in members} - members:
+        members |= children
+    return [name, *sorted(members - {name})]
+
+
 def current_names(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``options`` of a mechanism with old names replaced by new ones.
 

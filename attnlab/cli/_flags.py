@@ -7,20 +7,21 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import arg
 
 from attnlab import tasks
 from attnlab.catalog import pattern, registry
-from attnlab.catalog.source import Option
+from attnlab.catalog.source import REQUIRED, Option
 from attnlab.cli._invocation import trainer
 from attnlab.cli._parse import parse, rename_flags
+from attnlab.cli._split import groups, parse_flag
 from attnlab.training.paths import absolute
 from attnlab.training.settings import (
     ALIASES,
@@ -81,6 +82,10 @@ class Output:
     """Print only the result."""
 
 
+TRAIN_FLAGS = {*Settings().flat(), *(f.name for f in dataclasses.fields(Output))}
+"""The flags of ``train`` that are not options of a mechanism."""
+
+
 @dataclass
 class TrainArgs:
     """A parsed command line: with current names, the settings, the output options, and the names of the flags."""
@@ -139,14 +144,8 @@ def parse_train_args(arguments: Sequence[str], *, validate: bool = True) -> Trai
 
 def given_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the flags among the arguments, with underscores and without ``no_``."""
-    names = {_parse_flag(argument)[0] for argument in arguments if argument.startswith("--")}
+    names = {parse_flag(argument)[0] for argument in arguments if argument.startswith("--")}
     return {ALIASES.get(name, name) for name in names}
-
-
-def _parse_flag(argument: str) -> tuple[str, bool]:
-    """The name of a flag, and whether it is negated: ``--model.linear.no_bias`` negates ``model.linear.bias``."""
-    before, dot, name = argument[2:].split("=")[0].replace("-", "_").rpartition(".")
-    return f"{before}{dot}{name.removeprefix('no_')}", name.startswith("no_")
 
 
 def _for_each_mechanism(arguments: Sequence[str], model: str) -> list[str]:
@@ -155,14 +154,9 @@ def _for_each_mechanism(arguments: Sequence[str], model: str) -> list[str]:
     A flag of one mechanism takes precedence, wherever it is.
     """
     spelled, given = spellings(model), given_flags(arguments)
-    groups: list[list[str]] = []  # each flag with its values
-    for argument in arguments:
-        if not groups or argument.startswith("--") or argument == "-h":
-            groups.append([])
-        groups[-1].append(argument)
     expanded: list[str] = []
-    for flag, *values in groups:
-        name, negated = _parse_flag(flag)
+    for flag, *values in groups(arguments):
+        name, negated = parse_flag(flag)
         if not flag.startswith("--") or name not in spelled:
             expanded += [flag, *values]
             continue
@@ -182,6 +176,20 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
             following = arguments[i + 1] if i + 1 < len(arguments) else "--"
             value = after if equals else None if following.startswith("--") else following
     return value
+
+
+def peek_words(arguments: Sequence[str], flag: str) -> list[str] | None:
+    """The words of a flag that takes several, before the whole line can be parsed; None if it is not given."""
+    words: list[str] | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.replace("-", "_") == f"__{flag}":
+            words, reading = [value] if equals else [], not equals
+        elif argument.startswith("--"):
+            reading = False
+        elif words is not None and reading:
+            words.append(argument)
+    return words
 
 
 def _split_lists(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -233,21 +241,8 @@ def _base_settings(arguments: Sequence[str]) -> Settings:
 
 def _interface(base: Settings) -> type[Any]:
     """A dataclass of the groups of flags, with ``base`` as their defaults."""
-    model = base.model.model
-    values = {"model": base.model, "data": base.data, "training": base.training, "hardware": base.hardware}
-    options: dict[str, list[Any]] = {}
-    for flag, (name, option) in option_flags(model).items():
-        kind: Any = Annotated[option_type(option, name), arg(name=flag, help=option.help)]
-        default = field(default=base.model.options.get(flag, tyro.MISSING))
-        options.setdefault(_group_of(flag, name, option), []).append((option.name, kind, default))
-    for group, listed in options.items():
-        mechanism = dataclasses.make_dataclass("Mechanism", listed)
-        name = group.removeprefix(OPTIONS).removeprefix("_")
-        mechanism.__doc__ = f"Options for {name or model}."
-        if not name and len(options) > 1:
-            mechanism.__doc__ = SHARED_OPTIONS
-        values[group] = mechanism()
-    values = {"model": values.pop("model"), **{group: values.pop(group) for group in options}, **values}
+    options = _option_groups(base.model.model, option_flags(base.model.model), base.model.options)
+    values = {"model": base.model, **options, "data": base.data, "training": base.training, "hardware": base.hardware}
     groups = [
         (name, type(value), field(default_factory=partial(copy.copy, value)))
         for name, value in {**values, "output": Output()}.items()
@@ -255,17 +250,68 @@ def _interface(base: Settings) -> type[Any]:
     return dataclasses.make_dataclass("Train", groups)
 
 
+def _option_groups(model: str, flags: Mapping[str, tuple[str, Option]], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An instance of a dataclass of options for each group of flags; an option without a default is required."""
+    options: dict[str, list[Any]] = {}
+    for flag, (name, option) in flags.items():
+        kind: Any = Annotated[option_type(option, name), arg(name=flag, help=option.help)]
+        default = field(default=defaults.get(flag, tyro.MISSING))
+        options.setdefault(_group_of(flag, name, option), []).append((option.name, kind, default))
+    groups = {}
+    for group, listed in options.items():
+        mechanism = dataclasses.make_dataclass("Mechanism", listed)
+        name = group.removeprefix(OPTIONS).removeprefix("_")
+        mechanism.__doc__ = SHARED_OPTIONS if not name and len(options) > 1 else f"Options for {name or model}."
+        groups[group] = mechanism()
+    return groups
+
+
+T = TypeVar("T")
+
+
+def parse_with_mechanisms(
+    options: type[T], arguments: Sequence[str], mechanisms: Sequence[str], *, command: str, description: str
+) -> tuple[T, dict[str, dict[str, Any]]]:
+    """Parse the flags of a dataclass together with those of several mechanisms, spelled as for ``train``.
+
+    Returns:
+        The dataclass, and for each mechanism the options that were given. ``causal`` is left to the dataclass.
+
+    Raises:
+        UserError: for an invalid flag or value, and for an option that no mechanism has.
+    """
+    model = ",".join(dict.fromkeys(mechanisms))
+    renamed = renamed_flags(model)
+    registry.with_current_names(dict.fromkeys(given_flags(arguments)), renamed)  # refuses both names of an option
+    arguments = rename_flags(arguments, renamed)
+    names = {f.name for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    _refuse_options_of_other_models(given_flags(arguments), model, names)
+    expanded = _for_each_mechanism(arguments, model)
+    listed = {flag: pair for flag, pair in option_flags(model).items() if pair[1].name not in names}
+    defaults = {flag: option.default for flag, (_, option) in listed.items() if option.default is not REQUIRED}
+    members: list[Any] = [("command", options)]
+    for name, group in _option_groups(model, listed, defaults).items():
+        members.append((name, type(group), field(default_factory=partial(copy.copy, group))))
+    interface = dataclasses.make_dataclass("Command", members)
+    parsed: Any = parse(interface, expanded, command=command, description=description)
+    given, values = given_flags(expanded), {name: dict[str, Any]() for name in pattern.mechanisms(model)}
+    for flag, (name, option) in listed.items():
+        if flag in given:
+            values[name][option.name] = getattr(getattr(parsed, _group_of(flag, name, option)), option.name)
+    return parsed.command, values
+
+
 def _group_of(flag: str, mechanism: str, option: Option) -> str:
     """The group of an option's flag: that of its mechanism in a pattern, else the only one."""
     return OPTIONS if flag == option.name else f"{OPTIONS}_{mechanism}"
 
 
-def _refuse_options_of_other_models(given: set[str], model: str) -> None:
-    """Name the models that have an option which the chosen ones lack."""
+def _refuse_options_of_other_models(given: set[str], model: str, others: set[str] = TRAIN_FLAGS) -> None:
+    """Name the models that have an option which the chosen ones lack; ``others`` are flags of the command."""
     names = pattern.mechanisms(model)
     known = {option.name for name in names for option in registry.entry(name).options}
     known |= {*option_flags(model), *spellings(model)}
-    unknown = given - known - set(Settings().flat()) - {f.name for f in dataclasses.fields(Output)}
+    unknown = given - known - others
     if not unknown:  # reading the source of every mechanism takes time
         return
     for flag in sorted(unknown):
@@ -299,7 +345,7 @@ def _refuse_changes(settings: Settings, base: Settings, output: Output, given: s
     """A resumed run keeps its settings; only its length may change (see `attnlab.training.extension`)."""
     before, after = base.flat(), absolute(settings.flat())
     moved = set() if before["data"] is None else {"data"}  # its content is compared later
-    for name in sorted((given & set(after)) - {"epochs", "steps"} - moved):
+    for name in sorted((given & set(after)) - {"epochs", "steps", "fsdp"} - moved):
         if after[name] != before[name]:
             raise UserError(
                 f"{output.resume} was started with {name}={before[name]}, so it cannot resume with {after[name]}; "

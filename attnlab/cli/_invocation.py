@@ -26,6 +26,16 @@ def trainer() -> str:
     return f"{python()} main.py" if in_checkout else f"{program()} train"
 
 
+def launcher(processes: int) -> str:
+    """``torchrun ... -m attnlab`` with the number of processes, on this machine or on several."""
+    beside = shutil.which("torchrun")
+    found = beside is not None and Path(beside).parent == Path(sys.executable).parent
+    program = "torchrun" if found else f"{short(Path(sys.executable))} -m torch.distributed.run"
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    options = f"--nproc_per_node {processes}" if machines == 1 else "[the same options]"
+    return f"{program} {options} -m attnlab"
+
+
 def short(path: Path) -> str:
     """A path as a word of a command line, relative where it is inside the current folder."""
     try:

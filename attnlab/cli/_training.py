@@ -18,12 +18,14 @@ from attnlab.catalog import pattern
 from attnlab.cli._console import Console, plain_table, say
 from attnlab.cli._flags import Output, TrainArgs
 from attnlab.cli._format import duration, show_result
-from attnlab.cli._invocation import program, python, short, trainer
+from attnlab.cli._invocation import launcher, program, python, short, trainer
+from attnlab.cli._processes import same_everywhere
 from attnlab.cli._progress import Display
 from attnlab.network import Network
 from attnlab.tasks.base import ColumnUse
 from attnlab.tasks.metrics import METRICS
 from attnlab.training import folder, runs
+from attnlab.training.distributed import ALONE, LostProcessError, Processes
 from attnlab.training.estimate import estimate
 from attnlab.training.experiment import Experiment, prepare
 from attnlab.training.extension import check_extension, extends, extension_summary, stopped_at
@@ -36,14 +38,15 @@ from attnlab.training.schedule import schedule
 from attnlab.training.settings import Model, option_flags
 from attnlab.training.train import start
 from attnlab.training.train import train as train_experiment
+from attnlab.utils.errors import UserError
 from attnlab.utils.escape import one_line, shell_word
 
 MAX_COLUMNS = 40
 """Columns of a table that are listed one by one."""
 
 
-def train(args: TrainArgs) -> int:
-    """Start, resume or extend a run."""
+def train(args: TrainArgs, processes: Processes = ALONE) -> int:
+    """Start, resume or extend a run, as the first of the ``processes``."""
     started = time.perf_counter()
     output, settings = args.output, args.settings
     verbose = not (output.quiet or output.json)
@@ -59,14 +62,21 @@ def train(args: TrainArgs) -> int:
         if resumed.result() is not None and not extending:
             return _already_finished(console, resumed, output)
         settings.hardware.threads = resumed.config["threads"]
+        if processes.size > 1:  # of one process, they may be all of this machine
+            settings.hardware.threads = min(settings.hardware.threads, torch.get_num_threads())
     elif run_dir is not None:
         folder.check_run_dir(run_dir, overwrite=output.overwrite)
+    if processes.size == 1 and settings.hardware.fsdp and (resumed is None or "fsdp" in args.given):
+        raise UserError("--fsdp needs several processes; start them with torchrun, or leave it out")
 
-    experiment = prepare(settings, began=resumed is not None and resumed.began)
+    began = resumed is not None and resumed.began
+    if processes.size > 1:
+        processes.send({"settings": settings.flat(), "began": began})
+    experiment = prepare(settings, began=began, processes=processes)
     if verbose:
-        _show_experiment(console, experiment)
+        _show_experiment(console, experiment, processes)
         step = 0 if resumed is None else stopped_at(resumed)
-        expected = estimate(experiment.network, experiment.task_data, settings, done=step)
+        expected = estimate(experiment.network, experiment.task_data, settings, done=step, processes=processes.size)
         console.print(
             f"  {'time':<9} about {duration(expected.total)} left: {duration(expected.training)} training, "
             f"{duration(expected.evaluation + expected.result)} evaluation and report; "
@@ -79,6 +89,10 @@ def train(args: TrainArgs) -> int:
             console.print(f"  extended  {extension_summary(current, settings, planned.epoch_steps)}")
         console.print(f"  run       {short(current.path)}{', resumed from its last checkpoint' if resumed else ''}\n")
     original_path = current.path
+    resume = f"{trainer()} --resume"
+    if processes.size > 1:
+        processes.send({"run": str(current.path), "resume": resumed is not None, "same": same_everywhere(experiment)})
+        resume = f"{launcher(processes.size)} train --resume"
     try:
         with Display(console, experiment.task_data.metric, planned.steps, quiet=not verbose) as display:
             outcome, result = train_experiment(
@@ -88,15 +102,20 @@ def train(args: TrainArgs) -> int:
                 checkpoint_seconds=output.checkpoint_seconds,
                 callback=display,
                 on_end=display.close,
+                processes=processes,
             )
+    except LostProcessError as error:
+        raise UserError(f"{error}; resume with: {resume} {short(current.path)}") from error
     except KeyboardInterrupt as interrupt:  # outside the training loop, or a second Ctrl-C inside it
-        say(f"stopped at once; resume with: {trainer()} --resume {short(current.path)}", file=sys.stderr)
+        if processes.size > 1:
+            processes.is_first_to_fail()  # the others report nothing
+        say(f"stopped at once; resume with: {resume} {short(current.path)}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     if current.path != original_path:
         say(f"{short(original_path)} was removed or replaced; the run is in {short(current.path)}", file=sys.stderr)
     if result is None:
-        resume = f"resume with: {trainer()} --resume {short(current.path)}"
-        say(f"stopped at step {outcome.step:,} of {planned.steps:,}; {resume}", file=sys.stderr)
+        stopped = f"stopped at step {outcome.step:,} of {planned.steps:,}"
+        say(f"{stopped}; resume with: {resume} {short(current.path)}", file=sys.stderr)
         return 128 + (outcome.signal or 0)  # as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
     if save_path is not None:
         current.export(save_path)
@@ -140,7 +159,7 @@ def _already_finished(console: Console, finished: Run, output: Output) -> int:
     return 0
 
 
-def _show_experiment(console: Console, experiment: Experiment) -> None:
+def _show_experiment(console: Console, experiment: Experiment, processes: Processes = ALONE) -> None:
     """Print what is trained, on what and how, and the baselines."""
     settings, data = experiment.settings, experiment.task_data
     training, model = settings.training, settings.model
@@ -150,6 +169,7 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
     tokens = f"{planned.steps * batch * length:,.0f} tokens{epochs}"
     examples = f"{planned.validation_examples:,} validation examples"
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if experiment.device.type == "cpu" else ""
+    together = f", {processes.size} processes ({'FSDP2' if settings.hardware.fsdp else 'DDP'})" * (processes.size > 1)
     names = pattern.layer_names(model.model, model.layers)
     mechanisms = dict(zip(names, experiment.network.mechanisms(), strict=True))
     sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in mechanisms.items()}
@@ -165,7 +185,7 @@ def _show_experiment(console: Console, experiment: Experiment) -> None:
         *_describe_caches(experiment.network),
         ("training", f"{_count(planned.steps, 'step')} of {batch:,} sequences, {tokens}"),
         ("", f"evaluated every {every} on {examples}, by {METRICS[data.metric].label}"),
-        ("hardware", f"{experiment.device}{threads}, {settings.hardware.precision}"),
+        ("hardware", f"{experiment.device}{threads}, {settings.hardware.precision}{together}"),
     ]
     for name, text in lines:
         console.print(f"  {name:<9} {one_line(text)}")

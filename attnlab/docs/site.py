@@ -28,11 +28,24 @@ API = {
     "Conformance suite": ("attnlab.checks",),
     "Networks": ("attnlab.network",),
     "Tasks": ("attnlab.tasks.base",),
+    "Benchmarks": ("attnlab.bench.measurement",),
     "Integrations": ("attnlab.integrations.pytorch", "attnlab.integrations.huggingface"),
 }
 """The modules of the API reference, by page."""
 
-SECTIONS = ("glossary", "tasks", "training", "hybrids", "heads", "interop", "checks", "trust", "performance", "peers")
+SECTIONS = (
+    "glossary",
+    "tasks",
+    "training",
+    "hybrids",
+    "heads",
+    "interop",
+    "checks",
+    "trust",
+    "bench",
+    "performance",
+    "peers",
+)
 """The pages of docs/, in the order of the navigation."""
 
 LINK = re.compile(r"\]\(([^)\s#]+)")

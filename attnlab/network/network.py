@@ -79,10 +79,11 @@ class Network(
         causal: whether tokens attend only to earlier tokens; needed to predict the next token. The layers of a
             mechanism that is always causal are, whatever is given.
         dropout: on attention weights, embeddings and residual branches, in training only.
-        mlp: whether a block has an MLP of width 4·D after its attention layer.
+        mlp: whether a block has an MLP after its attention layer.
         pool: the pooling of a sequence to one vector: the ``mean`` of the real tokens, or the ``last`` of them.
         heads: the heads that pruning left in a layer, by layer; all heads in other layers (see `keep_heads`).
         position_embedding: ``learned`` (up to ``length``), ``sinusoidal`` or ``none``; the last two are unlimited.
+        mlp_width: the width of the hidden layer of each MLP; 4·D by default, no MLP for 0.
 
     Raises:
         UserError: for an unknown mechanism, or a malformed pattern.
@@ -106,6 +107,7 @@ class Network(
         pool: str = "mean",
         heads: dict[str, list[int]] | None = None,
         position_embedding: str = "learned",
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (options or {}).items():
@@ -137,7 +139,7 @@ class Network(
                     dropout=dropout,
                     **mechanism_options[name],
                 ),
-                mlp=mlp,
+                mlp_width=(4 * embed_dim if mlp_width is None else mlp_width) if mlp else 0,
                 dropout=dropout,
                 scale=1 / math.sqrt(2 * layers),
             )
@@ -331,9 +333,9 @@ class Cells(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; no MLP for an ``mlp_width`` of 0."""
 
-    def __init__(self, attention: SequenceMixer, *, mlp: bool, dropout: float, scale: float) -> None:
+    def __init__(self, attention: SequenceMixer, *, mlp_width: int, dropout: float, scale: float) -> None:
         super().__init__()
         D = attention.embed_dim
         attention.scale_output(scale)
@@ -341,12 +343,12 @@ class Block(nn.Module):
         self.attention = attention
         self.drop = nn.Dropout(dropout)
         self.mlp: nn.Sequential | None = None
-        if mlp:
-            out = make_linear(4 * D, D)
+        if mlp_width:
+            out = make_linear(mlp_width, D)
             with torch.no_grad():
                 out.weight.mul_(scale)
             self.norm2 = nn.LayerNorm(D)
-            self.mlp = nn.Sequential(make_linear(D, 4 * D), nn.GELU(), out)
+            self.mlp = nn.Sequential(make_linear(D, mlp_width), nn.GELU(), out)
 
     def forward(self, x: Tensor, mask: Mask | None, cache: DecodingCache | None = None) -> Tensor:
         """``x`` (B, N, D) to the same shape."""

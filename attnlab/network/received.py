@@ -99,6 +99,7 @@ class Description(BaseModel):
         | None
     ) = None
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
+    mlp_width: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
 def check_description(described: Any, shapes: Mapping[str, Shape], make: Callable[..., nn.Module], source: str) -> None:

@@ -39,10 +39,13 @@ class Estimate:
         return self.training + self.evaluation + self.result
 
 
-def estimate(network: Network, task_data: TaskData, settings: Settings, *, done: int = 0) -> Estimate:
+def estimate(
+    network: Network, task_data: TaskData, settings: Settings, *, done: int = 0, processes: int = 1
+) -> Estimate:
     """Time a few training steps and evaluation batches of a run of which ``done`` steps were trained earlier.
 
-    The network and the random state are not changed.
+    The network and the random state are not changed. With several ``processes``, each takes its part of these times;
+    communication is not included.
     """
     settings = copy.deepcopy(settings)
     settings.hardware.compile = False
@@ -60,7 +63,7 @@ def estimate(network: Network, task_data: TaskData, settings: Settings, *, done:
 
         example = _median_seconds(evaluation) / len(batch.x)
         longer = task_data.test.x.shape[1] / batch.x.shape[1]
-    left = 1 - done / planned.steps
+    left = (1 - done / planned.steps) / processes
     return Estimate(
         step * planned.steps * left,
         example * len(trainer.validation.x) * planned.evaluations * left,

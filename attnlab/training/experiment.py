@@ -17,7 +17,8 @@ from attnlab.catalog import pattern, registry
 from attnlab.network import Network
 from attnlab.tasks.base import Baseline, TaskConfig, TaskData
 from attnlab.training import hardware
-from attnlab.training.initial import initialize
+from attnlab.training.distributed import ALONE, Processes
+from attnlab.training.initial import draw_weights, initialize
 from attnlab.training.objective import Objective, with_metric
 from attnlab.training.paths import shown
 from attnlab.training.runs import Run
@@ -60,10 +61,10 @@ class Experiment:
         return hardware.autocast(self.settings.hardware, self.device)
 
 
-def prepare(settings: Settings, *, began: bool = False) -> Experiment:
+def prepare(settings: Settings, *, began: bool = False, processes: Processes = ALONE) -> Experiment:
     """Load the data and build the network; if the run ``began``, its checkpoint replaces ``init_from``."""
     check(settings)
-    device = hardware.prepare(settings.hardware)
+    device = hardware.prepare(settings.hardware, processes)
     batch_size = settings.training.batch_size
     with hardware.memory_advice(batch_size):
         task_data = load_task_data(settings)
@@ -75,6 +76,8 @@ def prepare(settings: Settings, *, began: bool = False) -> Experiment:
     torch.manual_seed(settings.training.seed)
     with hardware.memory_advice(batch_size):
         network = build(settings, task_data).to(device)
+        if settings.model.init_std is not None:
+            draw_weights(network, settings.model.init_std)
         if settings.hardware.precision == "float64":
             network, task_data = network.double(), _double(task_data)
         init_sha256 = None
@@ -156,6 +159,7 @@ def build(settings: Settings, task_data: TaskData) -> Network:
             mlp=model.mlp,
             pool=task_data.pool,
             position_embedding=model.position_embedding,
+            mlp_width=model.mlp_width,
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{model.model}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from attnlab.training.distributed import ALONE, Processes
 from attnlab.training.settings import Hardware
 from attnlab.utils.errors import UserError
 
@@ -33,6 +34,22 @@ def device(name: str) -> torch.device:
     return resolved
 
 
+def own_device(hardware: Hardware, local_rank: int) -> torch.device:
+    """The device of one of several processes: a GPU of its own, or the CPU."""
+    name, gpus = hardware.device, torch.cuda.device_count()
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name} is for one process; with several, give cuda (one GPU for each) or cpu")
+    if hardware.fsdp and hardware.precision == "float16":
+        raise UserError("--fsdp does not support float16, whose gradients are scaled; use --precision bfloat16")
+    if name == "cpu" or (name == "auto" and not gpus):
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise UserError(
+            f"every process needs a GPU, but this machine has {gpus}; start fewer processes on it, or give --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
 def available() -> list[str]:
     """The available devices."""
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -51,9 +68,9 @@ def set_threads(hardware: Hardware, parameters: int, tokens: int) -> None:
         torch.set_num_threads(1)
 
 
-def prepare(hardware: Hardware) -> torch.device:
-    """The device, checked together with the precision."""
-    resolved = device(hardware.device)
+def prepare(hardware: Hardware, processes: Processes = ALONE) -> torch.device:
+    """The device of this process, checked together with the precision."""
+    resolved = device(hardware.device) if processes.local_rank is None else own_device(hardware, processes.local_rank)
     if hardware.precision == "float64" and resolved.type == "mps":
         raise UserError("mps has no float64; use --precision float32 or --device cpu")
     return resolved
@@ -72,14 +89,19 @@ def autocast(hardware: Hardware, on: torch.device) -> AbstractContextManager[Any
     return contextlib.nullcontext() if dtype is None else torch.autocast(on.type, dtype=dtype)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory cannot be allocated."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or bool(re.search("not enough memory|can't allocate memory", str(error), re.IGNORECASE))
+
+
 @contextlib.contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
     """Turn out-of-memory errors into advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not re.search("not enough memory|can't allocate memory", str(error), re.IGNORECASE):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory; reduce --batch_size ({batch_size} now), --seq_length, --embed_dim or --layers"

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from attnlab.catalog import pattern
 from attnlab.network import Network
 from attnlab.tasks._split import listed
@@ -18,6 +21,16 @@ OUTPUT_LAYER, EMBEDDING = "readout.", "embed."
 """Prefixes of parameter names; the output layer keeps its first name, so that older checkpoints load."""
 STATISTICS = {"means", "spreads"}
 """Entries that may differ between two tables with the same columns."""
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, std: float) -> None:
+    """Draw the weights of all linear layers from a normal distribution with mean 0, and set their biases to 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def weights_file(path: Path) -> Path:

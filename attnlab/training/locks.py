@@ -88,6 +88,11 @@ def lock(path: Path) -> int:
     return handle
 
 
+def unlock(handle: int) -> None:
+    """Unlock the folder of a handle that `lock` returned."""
+    os.close(handle)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process has locked the folder; False where the system has no locks."""
     if fcntl is None:

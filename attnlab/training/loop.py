@@ -1,7 +1,8 @@
 """The training loop. The same settings give bit-identical parameters, also if a run was killed and resumed.
 
 All randomness follows from the seed: the order of an epoch from (seed, epoch) alone, and dropout from a generator
-whose state is saved in every checkpoint. The times at which checkpoints are written do not matter.
+whose state is saved in every checkpoint. The times at which checkpoints are written do not matter. With several
+processes, dropout follows from (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.network import Network, auxiliary_losses
-from attnlab.tasks.base import TaskData
+from attnlab.nn.attention import current_state
+from attnlab.tasks.base import Split, TaskData
 from attnlab.training.decay import decayed
+from attnlab.training.distributed import ALONE, Processes, Share, State, local, sharded_as
 from attnlab.training.hardware import autocast, memory_advice
 from attnlab.training.objective import Objective, evaluate
 from attnlab.training.runs import Run
@@ -63,8 +66,32 @@ class Outcome:
     signal: int | None = None
 
 
+class BatchLoss(nn.Module):
+    """The loss of a batch as a module, so that DDP also sees the parameters that only auxiliary losses train."""
+
+    def __init__(self, network: Network, objective: Objective, settings: Settings) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+        self.call: Callable[..., Tensor] = torch.compile(network) if settings.hardware.compile else network
+
+    def forward(self, examples: Split, share: Share | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss of the task and the sum of all losses; with ``share``, the terms of them to be summed."""
+        x, y, lengths = examples
+        with auxiliary_losses(self.network) as others:
+            scores = self.call(x, lengths)
+        if share is None:
+            loss = self.objective.loss(scores, y)
+            return loss.detach(), sum(others, loss)
+        loss = self.objective.loss(scores, y, "sum")
+        loss = loss * share.loss.to(loss.dtype)
+        return loss.detach(), sum((share.tokens.to(other.dtype) * other for other in others), loss)
+
+
 class Trainer:
-    """Trains a network on its device; ``run`` receives the checkpoints, None to write nothing."""
+    """Trains a network on its device; ``run`` receives the checkpoints, None to write nothing.
+
+    With several ``processes``, only the first has the ``run``; all are created, restored and fitted together.
+    """
 
     def __init__(
         self,
@@ -74,8 +101,12 @@ class Trainer:
         run: Run | None = None,
         *,
         checkpoint_seconds: float = 10.0,
+        processes: Processes = ALONE,
     ) -> None:
         how = settings.training
+        self.processes, sharded = processes, processes.size > 1 and settings.hardware.fsdp
+        if sharded:
+            processes.shard(network)
         self.network, self.task_data, self.settings, self.run = network, task_data, settings, run
         self.checkpoint_seconds = checkpoint_seconds
         self.objective = Objective.of(task_data, how.class_weight)
@@ -83,7 +114,9 @@ class Trainer:
         self.train = task_data.train.to(self.device)
         self.autocast = autocast(settings.hardware, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.hardware.precision == "float16")
-        self.call: Callable[..., Tensor] = torch.compile(network) if settings.hardware.compile else network
+        self.batch_loss: nn.Module = BatchLoss(network, self.objective, settings)
+        if processes.size > 1 and not sharded:
+            self.batch_loss = processes.replicate(self.batch_loss)
         self.parameters = list(network.parameters())
         matrices, others = decayed(network)
         self.optimizer = torch.optim.AdamW(
@@ -114,7 +147,9 @@ class Trainer:
         saved = began
         losses = torch.zeros(SYNC_EVERY, device=self.device)
         pending, loss = 0, math.nan
-        stopped = False
+        alone = self.processes.size == 1
+        sync_every = SYNC_EVERY if alone else 1
+        signal = 0
         with signals() as received, memory_advice(how.batch_size):
             if self.step == 0:
                 torch.manual_seed(how.seed + 2**32)  # so that dropout is independent of the initialization
@@ -123,18 +158,24 @@ class Trainer:
                 losses[pending] = self.training_step()
                 pending += 1
                 evaluating = self.step % self.evaluate_every == 0 or self.step == self.steps
-                if pending < SYNC_EVERY and not evaluating and not received:
+                if pending < sync_every and not evaluating and not (received and alone):
                     continue
-                values = losses[:pending].tolist()
+                mine = losses[:pending].tolist()
+                now = time.perf_counter()
+                self.seconds = spent + now - began
+                speed = (self.step - first_step) / (now - began - (self.evaluation_seconds - evaluated_before))
+                overdue = now - saved >= self.checkpoint_seconds
+                exchanged = self.processes.exchange([*mine, received[0] if received else 0, overdue, speed])
+                *values, _, _, _ = (sum(each) for each in zip(*exchanged, strict=True))
+                signal, (_, due, speed) = int(max(each[-3] for each in exchanged)), exchanged[0][-3:]
+                if not alone:
+                    sync_every = max(1, min(SYNC_EVERY, int(speed)))  # about a second, in which a signal takes effect
                 for step, value in enumerate(values, self.step - pending + 1):
                     if not math.isfinite(value):
                         self._diverged(f"the loss became {value} at step {step}")
                     self.loss_sum += value  # one by one: the same sum wherever a checkpoint cut it
                 self.loss_count += pending
                 loss, pending = sum(values) / len(values), 0
-                now = time.perf_counter()
-                self.seconds = spent + now - began
-                speed = (self.step - first_step) / (now - began - (self.evaluation_seconds - evaluated_before))
                 if evaluating:
                     self._evaluate(speed)
                     self.evaluation_seconds += time.perf_counter() - now
@@ -142,16 +183,18 @@ class Trainer:
                 if callback is not None:
                     left = (self.steps - self.step) * (time.perf_counter() - began) / (self.step - first_step)
                     callback(Progress(self.step, self.steps, loss, self.last_metric, speed, left))
-                if received and self.step < self.steps and not self._out_of_patience():
-                    stopped = True
+                if signal and self.step < self.steps and not self._out_of_patience():
                     break
-                if now - saved >= self.checkpoint_seconds:
+                if due:
                     self._save_state()
                     saved = time.perf_counter()
             self._save_state()
-        how_ended = "stopped" if stopped else "finished" if self.step == self.steps else "early"
-        seconds, signal = (self.seconds, self.evaluation_seconds), received[0] if stopped else None
-        return Outcome(how_ended, self.step, self.best, self.best_step, *seconds, signal)
+        seconds = (self.seconds, self.evaluation_seconds)
+        if self.step == self.steps:
+            return Outcome("finished", self.step, self.best, self.best_step, *seconds)
+        if self._out_of_patience():
+            return Outcome("early", self.step, self.best, self.best_step, *seconds)
+        return Outcome("stopped", self.step, self.best, self.best_step, *seconds, signal)
 
     def training_step(self) -> Tensor:
         """One optimizer step; returns the loss on the device."""
@@ -159,35 +202,50 @@ class Trainer:
         rate = lr_at(self.step, self.steps, how.learning_rate, how.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        rows = self._rows()
-        x, y, lengths = self.train.take(rows)
-        with self.autocast, auxiliary_losses(self.network) as others:
-            loss = self.objective.loss(self.call(x, lengths), y)
+        loss, total = self._losses(self._rows())
         self.optimizer.zero_grad()
-        self.scaler.scale(sum(others, loss)).backward()
+        self.scaler.scale(total).backward()
         if how.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, how.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _losses(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the task on a batch, and the sum of all losses; with several processes, this one's terms of them.
+
+        The gradients of the processes are averaged, so each differentiates its terms times the number of processes.
+        """
+        with self.autocast:
+            if self.processes.size == 1:
+                return self.batch_loss(self.train.take(rows))
+            torch.manual_seed(self._dropout_seed())
+            share = self.processes.share(self.train, rows, self.objective.weight)
+            loss, total = self.batch_loss(share.examples, share)
+            return loss, total * self.processes.size
+
+    def _dropout_seed(self) -> int:
+        """A seed for this step and process, so that a checkpoint needs the random state of no other process."""
+        first = self.settings.training.seed * 1_000_003 + self.step + 2**32
+        return (first * self.processes.size + self.processes.rank) % 2**63
 
     def restore(self) -> None:
         """Load the run's last checkpoint; a run that was stopped before its first one starts from the beginning."""
-        assert self.run is not None
-        if not self.run.began:
+        state = self.processes.broadcast(self._load_state())
+        if state is None:
             return
-        tensors, about = self.run.load_state(self.network, self.optimizer)
-        if about["step"] > self.steps:
-            self._damaged_state(f"it is at step {about['step']:,} of {self.steps:,}")
-        if about["best"] is not None:
-            self.run.load_model()  # fail now rather than at the end
-        self.network.load_state_dict(_below("model.", tensors))
+        tensors, about = state
+        sharded = self.network.state_dict()
+        model = current_state(self.network, _below("model.", tensors))
+        self.network.load_state_dict({name: sharded_as(tensor, sharded.get(name)) for name, tensor in model.items()})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer.", tensors).items():
             index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = tensor
+            like = None if key == "step" else parameters[int(index)]
+            states.setdefault(int(index), {})[key] = sharded_as(tensor, like)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         try:
             self.scaler.load_state_dict(about["scaler"])
@@ -199,7 +257,19 @@ class Trainer:
         for name in COUNTERS:
             setattr(self, name, about[name])
         self.evals_since_best = about["waited"]
-        self.run.rewind(self.step)
+        if self.run is not None:
+            self.run.rewind(self.step)
+
+    def _load_state(self) -> State | None:
+        """The run's last checkpoint, read and checked; None without one, or without the run."""
+        if self.run is None or not self.run.began:
+            return None
+        tensors, about = self.run.load_state(self.network, self.optimizer)
+        if about["step"] > self.steps:
+            self._damaged_state(f"it is at step {about['step']:,} of {self.steps:,}")
+        if about["best"] is not None:
+            self.run.load_model()  # fail now rather than at the end
+        return tensors, about
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.training.patience
@@ -215,15 +285,24 @@ class Trainer:
 
     def _evaluate(self, speed: float) -> None:
         size = max(self.settings.training.batch_size, 128)
-        loss, metric = evaluate(self.network, self.validation, self.objective, batch_size=size, autocast=self.autocast)
+        measured = evaluate(
+            self.network,
+            self.validation,
+            self.objective,
+            batch_size=size,
+            autocast=self.autocast,
+            processes=self.processes,
+        )
+        loss, metric = self.processes.exchange(measured)[0]  # the same in every process, also if they round differently
         self.last_metric = metric
         better = self.objective.better(metric, self.best)
         self.evals_since_best = 0 if better else self.evals_since_best + 1
         if better or metric == self.best:  # of equally good networks, keep the one trained for longer
             self._check_weights()
             self.best, self.best_step = metric, self.step
+            weights = self.processes.whole(self.network.state_dict())
             if self.run is not None:
-                self.run.save_model(self.network, {"step": self.step, "validation": metric})
+                self.run.save_model(self.network, {"step": self.step, "validation": metric}, weights)
         if self.run is not None:
             self.run.log(
                 {
@@ -240,12 +319,15 @@ class Trainer:
         self.loss_sum, self.loss_count = 0.0, 0
 
     def _save_state(self) -> None:
-        if self.run is None:
+        if self.run is None and self.processes.size == 1:
             return
         self._check_weights()
         tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors = self.processes.whole(tensors)
+        if self.run is None:
+            return
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -254,11 +336,11 @@ class Trainer:
         self.run.save_state(tensors, about)
 
     def _damaged_state(self, reason: str) -> NoReturn:
-        assert self.run is not None
-        raise UserError(f"{self.run.path / 'state.safetensors'} is damaged: {reason}; restore it, or train again")
+        file = "state.safetensors" if self.run is None else self.run.path / "state.safetensors"
+        raise UserError(f"{file} is damaged: {reason}; restore it, or train again")
 
     def _check_weights(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
+        if self.processes.any(not all(bool(torch.isfinite(local(p)).all()) for p in self.parameters)):
             self._diverged(f"a parameter became NaN or infinite at step {self.step}")
 
     def _diverged(self, what: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from attnlab.files.tensors import Shape, check_finite
 from attnlab.network import Network
 from attnlab.network.received import check_description, fill
@@ -12,11 +14,21 @@ from attnlab.training import records
 from attnlab.training.checkpoint import load_tensors, save_tensors
 
 
-def save_network(path: Path, network: Network, about: dict[str, Any], *, follow: bool = False) -> None:
-    """Write a network's parameters and the arguments of its constructor, atomically."""
+def save_network(
+    path: Path,
+    network: Network,
+    about: dict[str, Any],
+    *,
+    follow: bool = False,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a network's parameters and the arguments of its constructor, atomically.
+
+    ``weights`` replaces the state dict of the network, if its parameters are sharded.
+    """
     about = {"network": network.to_config(), **about}
     records.NetworkRecord.model_validate(about)
-    save_tensors(path, network.state_dict(), about, follow=follow)
+    save_tensors(path, network.state_dict() if weights is None else weights, about, follow=follow)
 
 
 def load_network(path: Path, *, trained: bool = False, follow: bool = True) -> tuple[Network, dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from attnlab.network import Network
 from attnlab.tasks.base import IGNORE, Split, TaskData
 from attnlab.tasks.metrics import CLASS_METRICS, METRICS, VALUE_METRICS, class_metrics, value_metrics
+from attnlab.training.distributed import ALONE, Processes
 from attnlab.utils.errors import UserError
 
 ADDITIVE = {**dict.fromkeys(CLASS_METRICS, "accuracy"), **dict.fromkeys(VALUE_METRICS, "rmse")}
@@ -73,12 +74,23 @@ class Objective:
             return False
         return old is None or (new > old if self.higher_is_better else new < old)
 
-    def loss(self, scores: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of (..., C) scores, or the mean squared error of values; a scalar."""
+    def loss(self, scores: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of (..., C) scores, or the squared error of values: a scalar, the ``mean`` or the ``sum``."""
         if self.of_values:
-            return F.mse_loss(scores, y)
+            return F.mse_loss(scores, y, reduction=reduction)
         weights = scores.new_tensor(self.class_weights) if self.class_weights else None
-        return F.cross_entropy(scores.flatten(0, -2), y.flatten(), weight=weights, ignore_index=IGNORE)
+        return F.cross_entropy(
+            scores.flatten(0, -2), y.flatten(), weight=weights, ignore_index=IGNORE, reduction=reduction
+        )
+
+    def weight(self, y: Tensor) -> Tensor:
+        """The sum of the losses of these targets divided by their mean, in float64: their number or total weight."""
+        if self.of_values:
+            return torch.tensor(y.numel(), dtype=torch.float64, device=y.device)
+        targets = y[y != IGNORE]
+        if self.class_weights:
+            return torch.tensor(self.class_weights, dtype=torch.float64, device=y.device)[targets].sum()
+        return torch.tensor(targets.numel(), dtype=torch.float64, device=y.device)
 
     def each(self, scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each example (B,): the sum of its losses, the sum of its metric, and its number of targets.
@@ -139,22 +151,25 @@ def evaluate(
     *,
     batch_size: int,
     autocast: AbstractContextManager[Any] | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[float, float]:
-    """The mean loss and the metric on a split, in eval mode.
+    """The mean loss and the metric on a split, in eval mode; each of the ``processes`` evaluates a part.
 
     The network's mode is restored, and no random number is drawn.
     """
     additive = objective.metric == objective.additive().metric
     loss, metric, count = 0.0, 0.0, 0
     kept = []
-    for scores, y in score_batches(network, split, batch_size, autocast):
+    part, most = split.take(processes.part(len(split.x))), processes.longest_part(len(split.x))
+    for scores, y in score_batches(network, part, batch_size, autocast, most):
         sums = [part.sum() for part in objective.each(scores, y)]
         loss, metric, count = loss + float(sums[0]), metric + float(sums[1]), count + int(sums[2])
         if not additive:
             kept.append((scores.cpu(), y.cpu()))
+    loss, metric, count = (sum(each) for each in zip(*processes.exchange([loss, metric, count]), strict=True))
     if additive:
         return loss / max(count, 1), float(objective.measure(metric, count))
-    scores, y = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    scores, y = processes.concatenate([torch.cat(parts) for parts in zip(*kept, strict=True)])
     return loss / max(count, 1), objective.metrics(scores, y)[objective.metric]
 
 
@@ -167,20 +182,27 @@ def predict(
 
 
 def score_batches(
-    network: Network, split: Split, batch_size: int, autocast: AbstractContextManager[Any] | None = None
+    network: Network,
+    split: Split,
+    batch_size: int,
+    autocast: AbstractContextManager[Any] | None = None,
+    most: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores in at least float32 and the targets of each batch, in eval mode."""
+    """Scores in at least float32 and the targets of each batch (see `batches`), in eval mode."""
     with eval_mode(network):
-        for x, y, lengths in batches(network, split, batch_size):
+        for x, y, lengths in batches(network, split, batch_size, most):
             with autocast or nullcontext():
                 scores = network(x, lengths)
             yield scores.to(torch.promote_types(scores.dtype, torch.float32)), y
 
 
-def batches(network: Network, split: Split, batch_size: int) -> Iterator[Split]:
-    """A split in batches on the network's device; an empty split gives one empty batch."""
+def batches(network: Network, split: Split, batch_size: int, most: int = 1) -> Iterator[Split]:
+    """A split in batches on the network's device, and empty batches until there are those of ``most`` examples.
+
+    The processes of a sharded network need the same number of batches.
+    """
     device = next(network.parameters()).device
-    for i in range(0, max(1, len(split.x)), batch_size):
+    for i in range(0, max(most, len(split.x)), batch_size):
         yield split.take(slice(i, i + batch_size)).to(device)
 
 

@@ -156,12 +156,12 @@ class Run:
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.place("metrics.jsonl"), "".join(kept))
 
-    def save_model(self, network: Network, about: dict[str, Any]) -> None:
-        """Save the best network so far."""
+    def save_model(self, network: Network, about: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        """Save the best network so far; ``weights`` are its parameters if it is sharded."""
         description = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
         description |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
         file = self.place("model.safetensors")
-        save_network(file, network, {**description, **about})
+        save_network(file, network, {**description, **about}, weights=weights)
         self._keep(file)
 
     def load_model(self) -> Network:

@@ -43,6 +43,10 @@ class Model:
     """Number of blocks, each an attention layer and an MLP; at least one period of a pattern of mechanisms."""
     mlp: bool = True
     """Whether each block has an MLP after its attention layer."""
+    mlp_width: OptionalInt = None
+    """Width of the hidden layer of each MLP; by default four times the embedding width."""
+    init_std: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Standard deviation of the initial weights of linear layers, as in GPT-2 (0.02); by default 1/sqrt(fan_in)."""
     dropout: float = 0.0
     """Dropout probability of attention weights and activations, in training only."""
     position_embedding: Literal["learned", "sinusoidal", "none"] = "learned"
@@ -135,6 +139,8 @@ class Hardware:
     """CPU threads; by default one for a small network, which is faster, and PyTorch's default for a large one."""
     compile: bool = False
     """Compile the network with torch.compile: faster for large networks only."""
+    fsdp: bool = False
+    """Shard parameters over the processes that torchrun started (FSDP2); by default each holds all of them (DDP)."""
 
 
 @dataclass
@@ -204,6 +210,8 @@ def current_names(values: dict[str, Any], source: str) -> dict[str, Any]:
 RANGES: dict[str, tuple[float, float]] = {
     "embed_dim": (1, 65_536),
     "layers": (1, 1_000),
+    "mlp_width": (1, 1_000_000),
+    "init_std": (0, 100),
     "dropout": (0, 0.99),
     "seq_length": (1, 10_000_000),
     "test_length": (1, 10_000_000),
@@ -241,6 +249,8 @@ def check(settings: Settings) -> None:
             f"layers ({settings.model.layers}) must be at least {len(layers)}, the layers in one period of "
             f"{settings.model.model}"
         )
+    if settings.model.mlp_width is not None and not settings.model.mlp:
+        raise UserError("mlp_width has no effect without an MLP; leave out --mlp_width or --no_mlp")
     if (settings.training.epochs is None) == (settings.training.steps is None):
         raise UserError("the training length is set by epochs or by steps; give one of them")
 

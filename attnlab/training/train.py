@@ -16,6 +16,7 @@ from attnlab.tasks.metrics import METRICS
 from attnlab.training import hardware, runs
 from attnlab.training.assessment import as_json, assess_network
 from attnlab.training.checkpoint import load_tensors
+from attnlab.training.distributed import ALONE, Processes
 from attnlab.training.experiment import Experiment, check_same_data, reopen
 from attnlab.training.extension import extend, extends
 from attnlab.training.loop import Callback, Outcome, Trainer
@@ -40,11 +41,13 @@ def train(
     checkpoint_seconds: float = 10.0,
     callback: Callback | None = None,
     on_end: Callable[[], None] | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Outcome, dict[str, Any] | None]:
     """Train, call ``on_end``, then evaluate on the test data.
 
     With ``resume``, training continues from the folder's last checkpoint; if ``experiment`` has more epochs or steps
-    than the run, the run is extended. A second signal while training stops raises a `StoppedError`.
+    than the run, the run is extended. A second signal while training stops raises a `StoppedError`. The first of
+    several ``processes`` calls this, and the others call `assist`.
 
     Returns:
         How training ended, and the result (see `evaluate_test`), None if a signal stopped training or evaluation.
@@ -55,10 +58,7 @@ def train(
             check_same_data(run, task_data)
         if extends(run, settings):
             run = extend(run, settings)
-        trainer = Trainer(experiment.network, task_data, settings, run, checkpoint_seconds=checkpoint_seconds)
-        if resume:
-            trainer.restore()
-        outcome = trainer.fit(callback)
+        outcome = _fit(experiment, run, processes, resume, callback, checkpoint_seconds)
         if on_end is not None:
             on_end()
         if outcome.how == "stopped":
@@ -67,6 +67,35 @@ def train(
             return outcome, evaluate_test(experiment, run, outcome)
         except StoppedError as stop:
             return replace(outcome, how="stopped", signal=stop.signal), None
+
+
+def assist(experiment: Experiment, processes: Processes, *, resume: bool = False) -> Outcome:
+    """Train together with the first process, which has the run."""
+    with hardware.memory_advice(experiment.settings.training.batch_size), raising_signals():
+        return _fit(experiment, None, processes, resume)
+
+
+def _fit(
+    experiment: Experiment,
+    run: runs.Run | None,
+    processes: Processes,
+    resume: bool,
+    callback: Callback | None = None,
+    checkpoint_seconds: float = 10.0,
+) -> Outcome:
+    with processes.connected():
+        processes.join(experiment.device)
+        trainer = Trainer(
+            experiment.network,
+            experiment.task_data,
+            experiment.settings,
+            run,
+            checkpoint_seconds=checkpoint_seconds,
+            processes=processes,
+        )
+        if resume:
+            trainer.restore()
+        return trainer.fit(callback)
 
 
 def evaluate_test(experiment: Experiment, run: runs.Run, outcome: Outcome) -> dict[str, Any]:

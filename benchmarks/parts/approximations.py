@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnlab.bench.peers import MissingPeerError, load
+from attnlab.bench.timing import TimingConfig, forward
 from attnlab.models.linformer import LinformerAttention
 from attnlab.models.nystrom import NystromAttention
-from benchmarks.peers import MissingPeerError, load
 from benchmarks.results import NotMeasured, Row, speed_row
-from benchmarks.timing import TimingConfig, forward
 
 TITLE = "Linformer and Nyström attention"
 ABOUT = (

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.bench.peers import MissingPeerError, load
+from attnlab.bench.timing import TimingConfig, backward, forward
 from attnlab.masks import causal, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.models.performer import PerformerAttention
 from attnlab.ops.scan import linear_scan
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.peers import MissingPeerError, load
 from benchmarks.results import NotMeasured, Row, speed_row
-from benchmarks.timing import TimingConfig, backward, forward
 from peers.adapters import pytorch
 
 TITLE = "Sliding windows, linear attention, short causal sequences, dropout"

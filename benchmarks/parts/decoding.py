@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.bench.peers import MissingPeerError, adapter, load
+from attnlab.bench.timing import TimingConfig, Workload, forward
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import softmax_attention
-from benchmarks.peers import MissingPeerError, adapter, load
 from benchmarks.results import NotMeasured, Row, speed_row
-from benchmarks.timing import TimingConfig, Workload, forward
 
 TITLE = "Decoding"
 ABOUT = (

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from attnlab.bench.timing import TimingConfig
 from benchmarks.results import Note, Row
-from benchmarks.timing import TimingConfig
 
 COMMAND = "main.py --model selfhead --embed_dim 64 --epochs 100"
 SEEDS = (0, 1, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from attnlab.bench.timing import TimingConfig, Workload, backward, clock_for, forward, time_interleaved
 from attnlab.masks import Mask, causal, padding, sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.nn.cache import KVCache
 from attnlab.ops.softmax import softmax_attention
 from benchmarks.results import NotMeasured, Row, Speed
-from benchmarks.timing import TimingConfig, Workload, backward, forward, time_interleaved
 from peers.adapters import pytorch
 
 TITLE = "On a GPU"
@@ -61,7 +60,7 @@ def rows(
 ) -> Iterator[Row]:
     """Layers, sliding windows, padded batches and decoding."""
     if device == "cuda":
-        timing = replace(timing, clock=_clock)
+        timing = replace(timing, clock=clock_for(device))
     make = partial(torch.randn, device=device, dtype=dtype)
     for shape in sizes.layers:
         for is_causal in (False, True):
@@ -69,11 +68,6 @@ def rows(
     yield from _window(timing, sizes, make)
     yield from _padded(timing, sizes, make)
     yield from _decoding(timing, sizes, make)
-
-
-def _clock() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _layer(

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlab.bench.peers import LAYERS, MissingPeerError
+from attnlab.bench.timing import TimingConfig, backward, forward, time_interleaved
 from attnlab.models.multihead import MultiAttention
-from benchmarks.peers import MissingPeerError, adapter
 from benchmarks.results import NotMeasured, Row, Speed
-from benchmarks.timing import TimingConfig, backward, forward, time_interleaved
-from peers.adapters import pytorch
 
 TITLE = "Whole layers"
 ABOUT = (
@@ -37,16 +36,13 @@ MODES: dict[str, Callable[[Callable[[], Tensor]], Callable[[], Any]]] = {
 }
 """Training mode with its graph, eval mode under ``inference_mode``, training with its backward pass."""
 
-BASELINES: dict[str, tuple[str, Callable[[MultiAttention], Any]]] = {
-    "torch": ("nn.MultiheadAttention", pytorch.MultiheadAttention.from_attnlab),
-    "x-transformers": (
-        "x-transformers, flash=True",
-        lambda ours: adapter("x-transformers").Attention.from_attnlab(ours),
-    ),
-    "transformers": ("Hugging Face, sdpa", lambda ours: adapter("transformers").Clip.from_attnlab(ours)),
-    "keras": ("Keras", lambda ours: adapter("keras").MultiHeadAttention.from_attnlab(ours)),
+BASELINES = {
+    "torch": "nn.MultiheadAttention",
+    "x-transformers": "x-transformers, flash=True",
+    "transformers": "Hugging Face, sdpa",
+    "keras": "Keras",
 }
-"""For each goal the name of the baseline, and its adapter with the parameters of ours."""
+"""The name of the baseline of each goal; the goals are keys of `attnlab.bench.peers.LAYERS`."""
 
 
 def rows(timing: TimingConfig, shapes: list[tuple[int, int, int, int]] = SHAPES) -> Iterator[Row]:
@@ -61,9 +57,9 @@ def _rows(shape: tuple[int, int, int, int], causal: bool, timing: TimingConfig) 
     ours, x = MultiAttention(D, H, causal=causal), torch.randn(B, N, D)
     name = f"{shape}{', causal' if causal else ''}"
     layers: dict[str, Any] = {}
-    for goal, (baseline, make) in BASELINES.items():
+    for goal, baseline in BASELINES.items():
         try:
-            layers[goal] = make(ours)
+            layers[goal] = LAYERS[goal](ours)
         except MissingPeerError as error:
             yield NotMeasured(name, baseline, text=str(error), goal=goal)
     calls = {goal: layer.fastest_call(N) for goal, layer in layers.items()}
@@ -77,7 +73,7 @@ def _rows(shape: tuple[int, int, int, int], causal: bool, timing: TimingConfig) 
         workloads = {goal: run(partial(call, x)) for goal, call in calls.items()}
         ratios, control = time_interleaved(run(partial(ours, x)), workloads, timing)
         for goal, ratio in ratios.items():
-            case, baseline, target = f"{name}, {mode}", BASELINES[goal][0], 1.0
+            case, baseline, target = f"{name}, {mode}", BASELINES[goal], 1.0
             if goal == "torch" and evaluating and not causal:
                 baseline += ", fast path"
                 if N >= LONG:

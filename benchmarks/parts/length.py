@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlab.bench.timing import TimingConfig, forward, median_seconds
 from attnlab.checks import allocations
 from attnlab.masks import sliding_window
 from attnlab.models.multihead import MultiAttention
 from attnlab.ops.scan import linear_scan
 from benchmarks.results import Growth, Memory, Row
-from benchmarks.timing import TimingConfig, forward, median_seconds
 
 TITLE = "Growth with the length"
 ABOUT = (

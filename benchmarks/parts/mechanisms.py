@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attnlab.bench.timing import TimingConfig, forward, median_seconds
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.checks.costs import exponent
@@ -17,7 +18,6 @@ from attnlab.checks.families.memory import CASES
 from attnlab.masks import Mask
 from attnlab.nn.attention import Attention
 from benchmarks.results import Growth, Row
-from benchmarks.timing import TimingConfig, forward, median_seconds
 
 TITLE = "Growth of every mechanism with the length"
 ABOUT = (

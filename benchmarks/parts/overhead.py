@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from attnlab.bench.timing import TimingConfig
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks.base import Split, TaskData
 from attnlab.training.decay import decayed
@@ -24,7 +25,6 @@ from attnlab.training.schedule import lr_at
 from attnlab.training.settings import Training, defaults
 from attnlab.training.train import start
 from benchmarks.results import Row, speed_row
-from benchmarks.timing import TimingConfig
 
 TARGET = 0.90
 BATCH, LENGTH, WIDTH = 32, 16, 64

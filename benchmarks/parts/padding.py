@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from attnlab.bench.timing import TimingConfig, backward, forward
 from attnlab.masks import padding
 from attnlab.models.multihead import MultiAttention
 from benchmarks.results import Row, speed_row
-from benchmarks.timing import TimingConfig, backward, forward
 
 TITLE = "Padded batches"
 ABOUT = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab import ops
+from attnlab.bench.crossover import crossing
+from attnlab.bench.peers import MissingPeerError, adapter, load
+from attnlab.bench.timing import TimingConfig, Workload, backward, forward, median_seconds, time_interleaved
+from attnlab.bench.workloads import Layers, workload
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.nn.attention import Attention
-from attnlab.nn.cache import KVCache, RecurrentState
-from benchmarks.peers import MissingPeerError, adapter, load
+from attnlab.nn.cache import RecurrentState
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Row, Speed, speed_row
-from benchmarks.timing import TimingConfig, Workload, backward, forward, median_seconds, time_interleaved
 
 TITLE = "Linear recurrences"
 ABOUT = (
@@ -230,17 +231,6 @@ def _crossover(timing: TimingConfig, name: str, sizes: Sizes) -> Row:
     )
 
 
-def crossing(lengths: tuple[int, ...], ratios: list[float]) -> float | None:
-    """The length from which the ratios are above 1, interpolated; the first if all are, None if the last is not."""
-    below = [i for i, ratio in enumerate(ratios) if ratio < 1]
-    if not below:
-        return float(lengths[0])
-    if (i := below[-1]) == len(ratios) - 1:
-        return None
-    low, high = math.log(ratios[i]), math.log(ratios[i + 1])
-    return float(lengths[i] * (lengths[i + 1] / lengths[i]) ** (low / (low - high)))
-
-
 def _growth(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:
     D = sizes.embed_dim // 2
     layer = _layer(name, D, sizes.num_heads // 2)
@@ -261,22 +251,16 @@ def _growth(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:
 def _decoding(timing: TimingConfig, name: str, sizes: Sizes) -> Iterator[Row]:
     """One token after a context: the time of a step, and the memory of the cache."""
     x = torch.randn(1, sizes.context + 1, sizes.embed_dim)
-    ours, theirs = (_layer(n, sizes.embed_dim, sizes.num_heads).eval() for n in (name, "multihead"))
-    state, cache, new = ours.make_cache(sizes.context), KVCache(sizes.context + 1), x[:, -1:]
-    with torch.inference_mode():
-        ours(x[:, :-1], cache=state)
-        theirs(x[:, :-1], cache=cache)
-    held, held_by_theirs = state.bytes, cache.bytes
-
-    def step() -> Tensor:
-        """The cached context is the same in every step."""
-        out: Tensor = theirs(new, cache=cache)
-        cache.crop(cache.num_seen - 1)
-        return out
-
+    layers = [_layer(n, sizes.embed_dim, sizes.num_heads) for n in (name, "multihead")]
+    ours, theirs = (workload(Layers([layer]), x, "decode") for layer in layers)
     case = f"{name}, one token after {sizes.context:,}"
-    ratios, control = time_interleaved(forward(partial(ours, new, cache=state)), {"multihead": forward(step)}, timing)
+    ratios, control = time_interleaved(ours, {"multihead": theirs}, timing)
     yield Speed(case, "multihead", ratio=ratios["multihead"], control=control, target=1.0, goal="recurrent-decoding")
     yield Memory(
-        f"{case}, cache", "multihead", ours=held, theirs=held_by_theirs, target=10.0, goal="recurrent-decoding"
+        f"{case}, cache",
+        "multihead",
+        ours=ours.cache_bytes,
+        theirs=theirs.cache_bytes,
+        target=10.0,
+        goal="recurrent-decoding",
     )

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from attnlab.bench.timing import TimingConfig
 from benchmarks.results import Note, Row
-from benchmarks.timing import TimingConfig
 
 OURS = {"python main.py --help": ["main.py", "--help"], "attnlab models": ["-m", "attnlab", "models"]}
 TORCH = "python -c 'import torch'"

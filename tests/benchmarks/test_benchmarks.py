@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,18 +14,19 @@ from typing import Any
 import pytest
 import torch
 
+from attnlab.bench import machine
+from attnlab.bench.machine import Machine
+from attnlab.bench.peers import PACKAGES, module_of
+from attnlab.bench.timing import Ratio, TimingConfig
 from attnlab.catalog import registry
 from attnlab.checks import allocations
 from attnlab.checks.costs import evaluate, exponent
 from attnlab.models.slidingwindow import SlidingWindowAttention
 from benchmarks import __main__ as command
-from benchmarks import machine, page, picture, report, results
+from benchmarks import page, picture, report, results
 from benchmarks.goals import GOALS
-from benchmarks.machine import Machine
 from benchmarks.parts import approximations, cores, decoding, gpu, layers, length, mechanisms, padding, recurrences
-from benchmarks.peers import PACKAGES, module_of
 from benchmarks.results import Growth, Memory, Note, NotMeasured, Result, Row, Speed
-from benchmarks.timing import Ratio, TimingConfig, median_seconds, time_interleaved
 
 TINY = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=3, max_rounds=3)
 
@@ -78,58 +80,6 @@ def test_every_goal_has_rows_and_every_miss_a_note() -> None:
     assert {row.goal for result in RECORDED.values() for row in result.rows} <= {"", *rows}
     missed = [key for key, of_goal in rows.items() if any(row.met is False for row in of_goal)]
     assert [key for key in missed if not page.note(key, NOTES)] == [], "add the reason to benchmarks/notes.md"
-
-
-# Timing
-
-
-class Clock:
-    """A clock that only a workload advances; ``slowdown`` multiplies the duration after each run."""
-
-    def __init__(self, slowdown: float = 1.0) -> None:
-        self.now, self.factor, self.slowdown = 0.0, 1.0, slowdown
-
-    def __call__(self) -> float:
-        return self.now
-
-    def workload(self, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds * self.factor
-            self.factor *= self.slowdown
-
-        return run
-
-
-def test_ratio_is_their_time_over_ours() -> None:
-    clock = Clock()
-    timing = TimingConfig(min_sample=0.1, budget=0.0, min_rounds=5, max_rounds=5, clock=clock)
-    baselines = {"slow": clock.workload(0.05), "fast": clock.workload(0.004)}
-    ratios, control = time_interleaved(clock.workload(0.02), baselines, timing)
-    medians = {name: ratio.median for name, ratio in ratios.items()}
-    assert medians == pytest.approx({"slow": 2.5, "fast": 0.2})
-    assert control.median == pytest.approx(1.0)
-    assert {ratios["slow"].rounds, ratios["fast"].rounds, control.rounds} == {5}
-
-
-def test_a_slowing_machine_favours_no_side() -> None:
-    clock = Clock(slowdown=1.02)
-    timing = TimingConfig(min_sample=0.0, budget=0.0, min_rounds=40, max_rounds=40, clock=clock)
-    ratios, control = time_interleaved(clock.workload(1.0), {"same": clock.workload(1.0)}, timing)
-    assert (ratios["same"].lower, ratios["same"].upper) == pytest.approx((1.0, 1.0), abs=0.005)
-    assert control.lower < 0.99
-    assert control.upper > 1.01, "the control shows the drift"
-
-
-@pytest.mark.parametrize(("seconds", "rounds"), [(1e-6, 41), (0.5, 16), (60.0, 9)])
-def test_rounds_follow_from_the_budget(seconds: float, rounds: int) -> None:
-    assert TimingConfig(budget=8.0, min_rounds=9, max_rounds=41).rounds(seconds) == rounds
-
-
-def test_median_seconds_is_the_time_of_one_run() -> None:
-    clock = Clock()
-    workloads = {"a": clock.workload(0.25), "b": clock.workload(0.001)}
-    times = median_seconds(workloads, TimingConfig(min_sample=0.1, min_rounds=3, clock=clock))
-    assert times == pytest.approx({"a": 0.25, "b": 0.001})
 
 
 # Rows
@@ -226,15 +176,6 @@ def check_report(name: str, folder: Path) -> list[Row]:
     for row in result.rows:
         assert f"| {row.case} | {row.baseline} |" in written
     return result.rows
-
-
-@pytest.mark.parametrize(
-    ("ratios", "length"),
-    [([0.5, 2.0, 4.0], 512), ([2.0, 0.25, 4.0], 2048), ([1.0, 1.1, 1.2], 256), ([2.0, 2.0, 0.9], None)],
-)
-def test_crossing_is_where_the_ratio_last_passes_one(ratios: list[float], length: float | None) -> None:
-    expected = length if length is None else pytest.approx(length)
-    assert recurrences.crossing((256, 1024, 4096), ratios) == expected
 
 
 @pytest.mark.slow
@@ -356,7 +297,7 @@ def test_gpu_part_without_a_device_records_nothing(
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
-    monkeypatch.setattr(machine, "pin", lambda threads: [])
+    monkeypatch.setattr(machine, "pinned", lambda threads: nullcontext([]))
     command.main()
     assert capsys.readouterr().out.splitlines()[0].startswith("gpu: no CUDA device")
     assert not list(tmp_path.iterdir())

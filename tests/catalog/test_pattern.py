@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from attnlab.catalog import pattern
+from attnlab.catalog import pattern, registry
 from attnlab.utils.errors import UserError
 
 
@@ -109,3 +111,70 @@ def test_an_old_and_a_new_name_together_are_refused(options: dict[str, Any]) -> 
 def test_file_names_hold_no_special_characters() -> None:
     assert pattern.file_name(" 3*linear , multihead") == "3xlinear-multihead"
     assert len(pattern.file_name("linear," * 100 + "linear")) <= 100
+
+
+NAMES = st.sampled_from(["linear", "multihead", "sinks"])
+PATTERNS = st.lists(st.tuples(st.integers(1, 3), NAMES), min_size=1, max_size=4).map(
+    lambda entries: ",".join(f"{count}*{name}" if count > 1 else name for count, name in entries)
+)
+
+
+@given(st.lists(PATTERNS, min_size=1, max_size=4, unique=True), st.data())
+def test_every_list_of_enclosed_patterns_is_read_as_written(models: list[str], data: st.DataObject) -> None:
+    marks = [data.draw(st.sampled_from([("(", ")"), ('"', '"'), ("'", "'")])) for _ in models]
+    enclosed = [left + model + right for model, (left, right) in zip(models, marks, strict=True)]
+    assert list(pattern.expand(",".join(enclosed)).values()) == models
+    assert pattern.expand(enclosed) == pattern.expand(",".join(enclosed))
+
+
+@given(st.lists(PATTERNS, min_size=1, max_size=4, unique=True))
+def test_a_list_without_parentheses_is_read_in_its_only_sense_or_refused(models: list[str]) -> None:
+    word = ",".join(models)
+    parts = word.split(",")
+    if len(parts) == 1 or (len(parts) == 2 and "*" in word):
+        assert list(pattern.expand(word)) == [word]
+    elif "*" in word or len(set(parts)) < len(parts):
+        with pytest.raises(UserError, match=r"separate models, layers|is in the list of models twice"):
+            pattern.expand(word)
+    else:
+        assert list(pattern.expand(word)) == parts
+
+
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        (["multihead", "linear", "2*linear,sinks"], ["multihead", "linear", "2*linear,sinks"]),
+        ("hybrid = 2 * linear , sinks", {"hybrid": "2*linear,sinks"}),
+        ("hybrid=(linear,sinks),sinks", {"hybrid": "linear,sinks", "sinks": "sinks"}),
+        ("multihead,linear", ["multihead", "linear"]),
+        ("2*linear,(linear,sinks)", ["2*linear", "linear,sinks"]),
+        ("sinks,family:retention", ["sinks", "retention", "gatedlinear"]),
+        (["gatedlinear", "family:retention"], ["gatedlinear", "retention"]),
+        ("all", registry.names()),
+    ],
+)
+def test_a_list_of_models(words: str | list[str], models: list[str] | dict[str, str]) -> None:
+    expected = models if isinstance(models, dict) else {model: model for model in models}
+    assert list(pattern.expand(words).items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the list of models is empty"),
+        ("", "there is an empty entry in the list of models ''"),
+        ("linear,", "there is an empty entry in the list of models 'linear,'"),
+        ("linear,(sinks", r"there is an unpaired \( in the list of models"),
+        ("multihead,linear,3*linear,sinks", "the commas in 'multihead,linear,3.linear,sinks' separate models, layers"),
+        ("a=linear,b=3*linear", "separate models, layers of a pattern, or both"),
+        ("linear,linear", "'linear' is in the list of models twice"),
+        ("sinks=linear", "the label sinks is the name of a mechanism"),
+        ("x=family:linear", "family:linear stands for 10 models, which one label"),
+        ("family:linaer", "unknown model 'linaer'; did you mean linear"),
+        ("line ar", "unknown model 'line ar'; did you mean linear"),
+        ("()", "there is an empty entry in the pattern ''"),
+    ],
+)
+def test_a_malformed_list_of_models_is_refused(words: str | list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pattern.expand(words)

@@ -64,6 +64,11 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python -m attnlab.docs.hybrids --help",
         "takes half an hour; tests/docs/test_hybrids.py trains one network",
     ),
+    'attnlab bench --models multihead linear "2*linear,multihead" --lengths 128,2048 --phases training,decode '
+    "--embed_dim 128 --brief": (
+        'attnlab bench --models multihead "2*linear,multihead" --lengths 16,32 --phases decode --embed_dim 16 --brief',
+        "the page shows the output of a longer measurement",
+    ),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 

@@ -174,6 +174,8 @@ def test_mechanisms_and_blocks_get_the_options() -> None:
     assert len(layers) == 3
     assert all(isinstance(a, Attention) and a.num_heads == 4 and a.causal and a.dropout == 0.25 for a in layers)
     assert network(mlp=False).blocks[0].mlp is None
+    assert network().blocks[0].mlp[0].weight.shape == (4 * D, D)
+    assert network(mlp_width=11).blocks[0].mlp[0].weight.shape == (11, D)
     one, four = (network(layers=layers).blocks[0] for layers in (1, 4))
     for part in (lambda b: b.attention.output.weight, lambda b: b.mlp[-1].weight):  # 1/√(2·layers)
         assert (part(one).std() / part(four).std()).item() == pytest.approx(2, rel=0.1)

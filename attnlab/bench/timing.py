@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,26 +64,50 @@ BRIEF = TimingConfig(min_sample=0.002, budget=0.0, min_rounds=3, max_rounds=3)
 """Shows that everything runs; the values are noisy."""
 
 
+def clock_for(device: torch.device | str) -> Callable[[], float]:
+    """The clock for workloads on ``device``: CPU time of the process for one thread, wall time for several.
+
+    On a GPU, wall time after synchronization.
+    """
+    if torch.device(device).type == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    return partial(_synchronized, torch.device(device))
+
+
+def interleave(workloads: Sequence[Workload], timing: TimingConfig) -> list[list[float]]:
+    """The seconds of each workload in each round; the last list is a second run of the first workload.
+
+    A round runs the first workload first and last and the others in between; every second round runs in reverse order.
+    """
+    samples = [_sample(workload, timing) for workload in workloads]
+    workloads, samples = [*workloads, workloads[0]], [*samples, samples[0]]
+    seconds: list[list[float]] = [[] for _ in workloads]
+    for turn in range(timing.rounds(sum(sample.seconds for sample in samples))):
+        order = range(len(workloads)) if turn % 2 == 0 else reversed(range(len(workloads)))
+        for i in order:
+            seconds[i].append(timing.time(workloads[i], samples[i].repeats))
+    return seconds
+
+
+def ratios(seconds: Sequence[Sequence[float]]) -> list[Ratio]:
+    """The time of each workload over that of the first, from the rounds of `interleave`; the last is the control.
+
+    A workload is compared with the mean of the two runs of the first, so that a machine that slows down favours no
+    side. The control is the ratio of these two runs: the noise between runs of the same workload.
+    """
+    first, *others, again = seconds
+    means = [(a + b) / 2 for a, b in zip(first, again, strict=True)]
+    control = _quartiles([b / a for a, b in zip(first, again, strict=True)])
+    pairs = [[s / mean for s, mean in zip(each, means, strict=True)] for each in others]
+    return [Ratio(1.0, 1.0, 1.0, len(first)), *map(_quartiles, pairs), control]
+
+
 def time_interleaved(
     ours: Workload, baselines: Mapping[str, Workload], timing: TimingConfig
 ) -> tuple[dict[str, Ratio], Ratio]:
-    """The ratio of the time of each baseline to ours, and the control.
-
-    A round runs ours first and last and the baselines in between; every second round runs in reverse order. Each
-    baseline is compared with the mean of the two runs of ours, so that a machine that slows down favours no side. The
-    control is the ratio of these two runs: the noise between runs of the same workload.
-    """
-    workloads = [ours, *baselines.values()]
-    samples = [_sample(workload, timing) for workload in workloads]
-    workloads, samples = [*workloads, ours], [*samples, samples[0]]
-    last = len(workloads) - 1
-    ratios: list[list[float]] = [[] for _ in workloads]
-    for turn in range(timing.rounds(sum(sample.seconds for sample in samples))):
-        order = range(len(workloads)) if turn % 2 == 0 else reversed(range(len(workloads)))
-        times = {i: timing.time(workloads[i], samples[i].repeats) for i in order}
-        for i, seconds in times.items():
-            ratios[i].append(seconds / (times[0] if i == last else (times[0] + times[last]) / 2))
-    return dict(zip(baselines, map(_quartiles, ratios[1:last]), strict=True)), _quartiles(ratios[last])
+    """The ratio of the time of each baseline to ours, and the control; see `interleave` and `ratios`."""
+    _, *theirs, control = ratios(interleave([ours, *baselines.values()], timing))
+    return dict(zip(baselines, theirs, strict=True)), control
 
 
 def median_seconds(workloads: Mapping[Any, Workload], timing: TimingConfig) -> dict[Any, float]:
@@ -101,7 +126,13 @@ def forward(run: Callable[[], Tensor]) -> Workload:
 
 
 def backward(run: Callable[[], Tensor]) -> Workload:
+    """A forward and a backward pass."""
     return lambda: run().sum().backward()
+
+
+def _synchronized(device: torch.device) -> float:
+    torch.get_device_module(device).synchronize()
+    return time.perf_counter()
 
 
 def _quartiles(ratios: list[float]) -> Ratio:

@@ -1,0 +1,1 @@
+"""Published claims as experiments whose criteria are written down before they are run."""

@@ -1,0 +1,79 @@
+"""The recorded result of a claim: ``attnlab/claims/registered/NAME.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attnlab.claims.claim import FOLDER, Claim, Point
+from attnlab.files.atomic import write_text
+from attnlab.utils.errors import UserError
+from attnlab.utils.validation import first_error
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Verdict = Literal["holds", "partly", "not at our scale"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Arm(_Record):
+    """The measured values of an arm at a point, one per seed."""
+
+    arm: str
+    point: Point | None
+    values: list[Number]
+
+
+class Judged(_Record):
+    """A criterion with its estimate and 95 % interval."""
+
+    text: str
+    mean: Number
+    low: Number
+    high: Number
+    outcome: Literal["holds", "fails", "undecided"]
+
+
+class Record(_Record):
+    """The result of a claim; ``sha256`` is that of its file when it was run."""
+
+    name: str
+    sha256: str
+    seeds: list[int]
+    date: str
+    source: str
+    machine: str
+    arms: list[Arm]
+    criteria: list[Judged]
+
+    @property
+    def verdict(self) -> Verdict:
+        """``holds`` if all criteria hold, ``not at our scale`` if none does, else ``partly``."""
+        held = sum(criterion.outcome == "holds" for criterion in self.criteria)
+        return "holds" if held == len(self.criteria) else "partly" if held else "not at our scale"
+
+
+def file_of(claim: Claim) -> Path:
+    """The file of the recorded result."""
+    return FOLDER / f"{claim.name}.json"
+
+
+def write(record: Record, claim: Claim) -> Path:
+    """Record a result."""
+    write_text(file_of(claim), record.model_dump_json(indent=1) + "\n")
+    return file_of(claim)
+
+
+def read(claim: Claim) -> Record | None:
+    """The recorded result; None if there is none."""
+    file = file_of(claim)
+    if not file.is_file():
+        return None
+    try:
+        return Record.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UserError(f"{file} is damaged: {first_error(error)}; run the claim again with --record") from None

@@ -1,0 +1,1 @@
+"""Comparisons of mechanisms over several seeds: plan, train, test the differences, report."""
