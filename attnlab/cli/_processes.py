@@ -5,6 +5,11 @@ The first process reads the arguments, prints, and sends its settings to the oth
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +29,12 @@ from attnlab.utils.errors import UserError
 def train_together(arguments: Sequence[str], train: Callable[[Sequence[str], Processes], int]) -> int:
     """Call ``train`` in the first process, and train with it in the others; an error is printed by one of them."""
     processes = Processes.connect()
-    code = 2
+    code = 1  # of an error that is not expected
+    atexit.register(lambda: _exit_at_once(code))
     try:
-        if processes.rank:
-            code = _assist(processes)
-        else:
-            code = train(arguments, processes)
+        code = _assist(processes) if processes.rank else train(arguments, processes)
     except UserError:
+        code = 2
         if processes.is_first_to_fail():
             raise
     except SystemExit as stop:  # --help
@@ -40,9 +44,17 @@ def train_together(arguments: Sequence[str], train: Callable[[Sequence[str], Pro
         if processes.rank == 0:
             raise
     finally:
-        if processes.rank == 0:
-            processes.send({"exit": code})  # unread if the others have trained
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when another process has ended
+        processes.end(code)
     return code
+
+
+def _exit_at_once(code: int) -> None:
+    """End without finalizing Python, during which gloo may abort: https://github.com/pytorch/pytorch/pull/179291."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def same_everywhere(experiment: Experiment) -> dict[str, Any]:

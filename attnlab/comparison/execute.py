@@ -26,6 +26,7 @@ ATTEMPTS = 3
 """How often a trial is started whose worker dies."""
 
 Endings = Generator[tuple[Trial, Outcome], None, None]
+Run = Callable[[Trial, Path], Outcome]
 Executor = Callable[[Sequence[Trial], Path], Endings]
 """Runs trials in a folder, and yields each with its outcome when it has ended."""
 
@@ -65,12 +66,12 @@ class _Pool:
     """Worker processes, each with a pipe; a process takes one trial at a time."""
 
     folder: Path
+    run: Run
     workers: list[_Worker] = field(default_factory=list)
 
     def add(self) -> None:
         ours, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of PyTorch in an unknown state
-        process = context.Process(target=_work, args=(theirs, self.folder), daemon=True)
+        process = _context().Process(target=_work, args=(theirs, self.folder, self.run), daemon=True)
         process.start()
         theirs.close()
         self.workers.append(_Worker(process, ours))
@@ -108,9 +109,9 @@ class _Pool:
             worker.process.join()
 
 
-def in_processes(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
+def in_processes(trials: Sequence[Trial], folder: Path, jobs: int, run: Run = run_trial) -> Endings:
     """Run the trials in ``jobs`` worker processes; StoppedError after a signal, when every worker has saved its run."""
-    waiting, attempts, pool, finished = deque(trials), dict.fromkeys(map(id, trials), 0), _Pool(folder), False
+    waiting, attempts, pool, finished = deque(trials), dict.fromkeys(map(id, trials), 0), _Pool(folder, run), False
     try:
         with raising_signals():
             for _ in range(min(jobs, len(trials))):
@@ -132,7 +133,7 @@ def in_processes(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
         pool.close(terminate=not finished)
 
 
-def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
+def on_ray(trials: Sequence[Trial], folder: Path, jobs: int, run: Run = run_trial) -> Endings:
     """Run the trials on the Ray cluster in the variable RAY_ADDRESS, or on a local one of ``jobs`` workers.
 
     All nodes need this version of attnlab, and ``folder`` and the data on a shared file system.
@@ -149,8 +150,12 @@ def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
         log_to_driver=False,
     )
     try:
-        remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(run_trial)
-        running = {remote.remote(trial, folder.absolute()): trial for trial in trials}
+
+        @ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)
+        def start(trial: Trial, where: Path) -> Outcome:
+            return run(trial, where)
+
+        running = {start.remote(trial, folder.absolute()): trial for trial in trials}
         while running:
             ready, _ = ray.wait([*running], num_returns=1)
             for reference in ready:
@@ -163,15 +168,27 @@ def on_ray(trials: Sequence[Trial], folder: Path, jobs: int) -> Endings:
         ray.shutdown()
 
 
+def _context() -> Any:
+    """How processes start: from a server that has imported PyTorch but never used it, where there are such servers.
+
+    A fork of this process would copy the threads of PyTorch in an unknown state.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["attnlab.comparison.trial"])
+    return context
+
+
 def _died() -> Outcome:
     return Outcome("failed", f"its worker process died {ATTEMPTS} times, perhaps for lack of memory")
 
 
-def _work(connection: Connection, folder: Path) -> None:
+def _work(connection: Connection, folder: Path, run: Run) -> None:
     """Run the trials that arrive, until the pipe is closed or a signal stops one."""
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            outcome = run_trial(connection.recv(), folder)
+            outcome = run(connection.recv(), folder)
             connection.send(outcome)
             if outcome.how == "stopped":
                 return

@@ -11,7 +11,9 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from attnlab.comparison import analysis
 from attnlab.comparison.results import CaseRecord, IntervalRecord, Results, TrialRecord
 from attnlab.docs import drawing
 from attnlab.docs.drawing import GREY, INK
+from attnlab.utils.escape import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,21 +48,24 @@ class Picture:
 
 def pictures(results: Results) -> list[Picture]:
     """The pictures that the results allow."""
-    made: list[Picture | None] = []
-    if results.sweep is not None and len(results.points) > 1:
-        made.append(_sweep(results))
-    made.append(_ranking(results))
-    made.append(_pareto_state(results))
-    made += [_pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode")]
-    made += [_pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill")]
-    made.append(_curves(results))
+    swept = results.sweep is not None and len(results.points) > 1
+    with _missing_characters():
+        made = [
+            _sweep(results) if swept else None,
+            _ranking(results),
+            _pareto_state(results),
+            _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode"),
+            _pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill"),
+            _curves(results),
+        ]
     return [picture for picture in made if picture is not None]
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    with _missing_characters():
+        figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -68,7 +74,10 @@ def svg(picture: Picture) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": picture.name}):  # the same file for the same figure; distinct ids
+    with (
+        _missing_characters(),
+        matplotlib.rc_context({"svg.hashsalt": picture.name}),
+    ):  # the same file for the same figure; distinct ids
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -104,7 +113,7 @@ def _ranking(results: Results) -> Picture | None:
     for style, baseline in zip(itertools.cycle(("--", ":", "-.")), results.baselines, strict=False):
         if baseline.point in (point, None) or len(results.points) == 1:
             mean = baseline.quality.mean
-            ax.axvline(mean, color=GREY, ls=style, lw=1, label=f"{baseline.name} {analysis.number(mean, None)}")
+            ax.axvline(mean, color=GREY, ls=style, lw=1, label=f"{_short(baseline.name)} {analysis.number(mean, None)}")
     ax.set_yticks(range(len(cases)), labels=[f"{_short(case.label)}  {case.letters}" for case in cases], fontsize=9)
     ax.set_ylim(len(cases) - 0.5, -0.6)
     ax.set_xlabel(f"test {results.metric_label}", fontsize=9, color=INK)
@@ -292,6 +301,14 @@ def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, axes
 
 
+@contextmanager
+def _missing_characters() -> Iterator[None]:
+    """A character that the font lacks is drawn as a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def _shared(results: Results) -> tuple[Any, ...]:
     """The points whose runs stand for all others, where the sweep changes the test data alone."""
     points = {trial.point for trial in results.trials}
@@ -428,6 +445,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _short(text: str, most: int = 40) -> str:
+    """A name in a figure: on one line, short, and with ``$`` escaped."""
+    text = one_line(text)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
 

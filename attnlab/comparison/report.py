@@ -51,7 +51,7 @@ def page(made: Results, drawn: Sequence[dict[str, str]]) -> str:
     return environment.get_template("report.html").render(
         made=made,
         facts=facts(made),
-        tables=[(heading(made, point), header(made), rows(made, point)) for point in made.points],
+        tables=[(heading(made, point), header(made, point), rows(made, point)) for point in made.points],
         legend=legend(made),
         pictures=shown,
         capacities=capacities(made),
@@ -70,7 +70,7 @@ def text(made: Results, drawn: Sequence[tuple[str, str, str]]) -> str:
         )
     )
     for point in made.points:
-        parts += [f"## {markdown(heading(made, point))}", _table(header(made), rows(made, point))]
+        parts += [f"## {markdown(heading(made, point))}", _table(header(made, point), rows(made, point))]
     parts.append("\n".join(f"- {markdown(line)}" for line in legend(made)))
     if made.capacities:
         parts += ["## Capacity", _table(*capacities(made))]
@@ -116,9 +116,9 @@ def heading(made: Results, point: Any) -> str:
     return "Results" if point is None else f"{made.sweep} = {point}"
 
 
-def header(made: Results) -> list[str]:
-    """The columns of the main table."""
-    measured = any(case.cost for case in made.cases)
+def header(made: Results, point: Any) -> list[str]:
+    """The columns of the table of a point; those of the costs only where they were measured."""
+    measured = any(case.cost for case in made.at(point))
     costs = ["training tokens/s", "prefill ms", "decode ms", "peak memory MB"] if measured else []
     label = f"{made.metric_label} {'↑' if made.higher_is_better else '↓'}"
     sizes = ["parameters", "state bytes per token", "state bytes per sequence"]
@@ -141,11 +141,8 @@ def _row(made: Results, case: CaseRecord) -> list[str]:
         p = "< 0.001" if case.difference.p < 0.001 else f"{case.difference.p:.3f}"
     cells = [case.label, quality, case.letters, difference, p, f"{case.parameters:,}"]
     cells += ["–" if size is None else f"{size:,}" for size in (case.bytes_per_token, case.bytes_per_sequence)]
-    if not any(each.cost for each in made.cases):
+    if (cost := case.cost) is None:
         return cells
-    cost = case.cost
-    if cost is None:
-        return [*cells, *["–"] * 4]
     mark = " ~" if cost.spread is not None and cost.spread > SPREAD else ""
     times = [cost.tokens_per_second, cost.prefill_ms, cost.decode_ms]
     cells += ["–" if value is None else f"{_digits(value)}{mark}" for value in times]

@@ -55,6 +55,15 @@ def check_lengths(config: TaskConfig, task: str, default: int, low: int, high: i
     return lengths
 
 
+def check_vocabulary(task: str, vocabulary: int, pairs: int, needed: int) -> None:
+    """Raise UserError for a vocabulary of fewer symbols than ``pairs`` different keys and values need."""
+    if vocabulary < needed:
+        raise UserError(
+            f"{task} with {pairs:,} pairs needs a vocabulary of at least {needed:,}, with a key and a value for each, "
+            f"not {vocabulary:,}; set --vocabulary or --pairs"
+        )
+
+
 def check_file(path: Path, task: str, suffixes: tuple[str, ...]) -> None:
     """Check that the user's file can be read.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import Lengths
-from attnlab.tasks.base import Baseline, Split, TaskConfig, TaskData
+from attnlab.tasks.base import IGNORE, Baseline, Split, TaskConfig, TaskData
 
 Integers = NDArray[np.int64]
 Draw = Callable[[np.random.Generator, int, int], tuple[Integers, Integers]]
@@ -82,3 +82,37 @@ def distinct(generator: np.random.Generator, weights: NDArray[np.floating], coun
     """
     scores = np.log(weights) + generator.gumbel(size=(count, len(weights)))
     return np.argsort(-scores, axis=1)[:, :size]
+
+
+def one_per_symbol(x: Integers, symbols: int) -> Integers:
+    """One-hot encoding: (...) integers from 0 to ``symbols`` - 1 as (..., symbols) zeros and ones."""
+    return np.eye(symbols, dtype=np.int64)[x]
+
+
+def compacted(tokens: Integers, N: int, filler: int) -> Integers:
+    """The last N tokens of every row of (B, M) that are not -1, in order, with ``filler`` before them if fewer."""
+    order = np.argsort(tokens >= 0, axis=1, kind="stable")[:, -N:]
+    moved = np.take_along_axis(tokens, order, axis=1)
+    moved = np.where(moved < 0, filler, moved)
+    return np.pad(moved, ((0, 0), (N - moved.shape[1], 0)), constant_values=filler)
+
+
+def most_common(test: Split, symbols: int) -> float:
+    """The accuracy of answering every target with the most common input below ``symbols`` of its sequence."""
+    x, y = test.x.numpy(), test.y.numpy()
+    counts = np.zeros((len(x), symbols), np.int64)
+    rows, columns = np.nonzero(x < symbols)
+    np.add.at(counts, (rows, x[rows, columns]), 1)
+    targets = y != IGNORE
+    return float((counts.argmax(1)[:, None] == y)[targets].mean())
+
+
+def most_common_so_far(test: Split, low: int, high: int) -> float:
+    """The accuracy of answering every target with the most common input so far from ``low`` to ``high`` - 1."""
+    x, y = test.x.numpy(), test.y.numpy()
+    counts = np.zeros((len(x), int(x.max()) + 1), np.int64)
+    hits = 0
+    for i in range(x.shape[1]):
+        counts[np.arange(len(x)), x[:, i]] += 1
+        hits += int((low + counts[:, low:high].argmax(1) == y[:, i]).sum())
+    return hits / int((y != IGNORE).sum())

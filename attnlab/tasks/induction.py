@@ -6,8 +6,8 @@ import numpy as np
 
 from attnlab.network import Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, synthetic
-from attnlab.tasks.base import IGNORE, Baseline, Split, Task, TaskConfig, TaskData
+from attnlab.tasks._synthetic import LONGEST, Integers, most_common_so_far, synthetic
+from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
 SYMBOLS = 16
 LENGTH = 32
@@ -49,7 +49,10 @@ class Induction(Task):
             outputs=Outputs("tokens", SYMBOLS),
             causal=True,
             summary=f"{SYMBOLS} symbols, {lengths.train} tokens; a target at every repeated symbol",
-            baselines=baselines,
+            baselines=lambda test: [
+                Baseline("the most common symbol so far", {"accuracy": most_common_so_far(test, 0, SYMBOLS)}),
+                Baseline("chance", {"accuracy": 1 / SYMBOLS}),
+            ],
         )
 
 
@@ -64,17 +67,3 @@ def followers(x: Integers) -> Integers:
             followed[rows, x[:, i - 1]] = x[:, i]
         y[:, i] = followed[rows, x[:, i]]
     return y
-
-
-def baselines(test: Split) -> list[Baseline]:
-    """Chance, and the most common symbol so far, the best answer without the order."""
-    counts = np.zeros((len(test.x), SYMBOLS))
-    x, y = test.x.numpy(), test.y.numpy()
-    hits = 0
-    for i in range(x.shape[1]):
-        counts[np.arange(len(x)), x[:, i]] += 1
-        hits += int((counts.argmax(1) == y[:, i]).sum())
-    return [
-        Baseline("the most common symbol so far", {"accuracy": hits / int((y != IGNORE).sum())}),
-        Baseline("chance", {"accuracy": 1 / SYMBOLS}),
-    ]

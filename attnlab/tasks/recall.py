@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnlab.network import Outputs
-from attnlab.tasks._options import check_lengths, check_options
+from attnlab.tasks._options import check_lengths, check_options, check_vocabulary
 from attnlab.tasks._synthetic import LONGEST, Integers, distinct, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
@@ -41,7 +41,12 @@ class Recall(Task):
         lengths = check_lengths(config, "recall", LENGTH, 4, LONGEST, even="keys and values come in pairs")
         pairs = max(1, lengths.train // 8) if config.pairs is None else config.pairs
         vocabulary = VOCABULARY if config.vocabulary is None else config.vocabulary
-        check_fit(pairs, vocabulary, min(lengths))
+        check_vocabulary("recall", vocabulary, pairs, 2 * (pairs + 1))
+        if 4 * pairs > min(lengths):
+            raise UserError(
+                f"recall with {pairs:,} pairs needs sequences of at least {4 * pairs:,} tokens, four for each, not "
+                f"{min(lengths):,}; set --seq_length, --test_length or --pairs"
+            )
 
         def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
             return mqar(generator, count, N, pairs, vocabulary)
@@ -59,20 +64,6 @@ class Recall(Task):
                 Baseline("one of the sequence's values", {"accuracy": 1 / pairs}),
                 Baseline("any value", {"accuracy": 1 / values}),
             ],
-        )
-
-
-def check_fit(pairs: int, vocabulary: int, N: int) -> None:
-    """Raise UserError for more pairs than N tokens or the keys of the vocabulary have room for."""
-    if 4 * pairs > N:
-        raise UserError(
-            f"recall with {pairs:,} pairs needs sequences of at least {4 * pairs:,} tokens, four for each, not {N:,}; "
-            "set --seq_length, --test_length or --pairs"
-        )
-    if 2 * (pairs + 1) > vocabulary:
-        raise UserError(
-            f"recall with {pairs:,} pairs needs a vocabulary of at least {2 * (pairs + 1):,}, with a key and a value "
-            f"for each, not {vocabulary:,}; set --vocabulary or --pairs"
         )
 
 

@@ -28,6 +28,8 @@ from attnlab.utils.errors import UserError
 
 POLL_SECONDS = 0.05
 """Between two looks for a message; a blocking wait would ignore signals."""
+END_SECONDS = 20
+"""The longest wait of the first process for the others to end, so that all end with the same exit code."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """The tensors and the description of a checkpoint."""
 
@@ -60,6 +62,7 @@ class Processes:
     local_rank: int | None = None
     _store: Any = field(default=None, repr=False)
     _messages: int = field(default=0, repr=False)
+    _joined: bool = field(default=False, repr=False)
 
     @staticmethod
     def connect() -> Processes:
@@ -88,6 +91,16 @@ class Processes:
         self._messages += 1
         return message
 
+    def end(self, code: int) -> None:
+        """Tell the other processes that this one ends; the first waits for those that it has not trained with."""
+        if self.rank:
+            self._store.add("attnlab/ended", 1)
+            return
+        self.send({"exit": code})
+        latest = time.monotonic() + END_SECONDS
+        while not self._joined and self._store.add("attnlab/ended", 0) < self.size - 1 and time.monotonic() < latest:
+            time.sleep(POLL_SECONDS)
+
     def is_first_to_fail(self) -> bool:
         """Whether no other process has reported an error, so that this one reports it."""
         try:
@@ -109,19 +122,23 @@ class Processes:
     # Training
 
     def join(self, device: torch.device) -> None:
-        """Wait for the other processes, and connect with them to train on ``device``."""
+        """Wait for the other processes, and connect with them to train on ``device``, until the process ends.
+
+        The group is never destroyed: its destructor holds the GIL, and may wait for a thread of gloo that needs it.
+        """
         if self.size == 1:
             return
+        self._store.add("attnlab/ready", 1)
+        while self._store.add("attnlab/ready", 0) < self.size:
+            if self._store.add("attnlab/errors", 0):
+                raise LostProcessError("another process of this run cannot start")
+            time.sleep(POLL_SECONDS)
+        self._joined = True
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
-
-    def leave(self) -> None:
-        """Disconnect; the other processes do the same."""
-        if self.size > 1:
-            distributed.destroy_process_group()
 
     def shard(self, network: Network) -> None:
         """Shard the parameters of a network in place with FSDP2: each block, and the rest."""
@@ -159,9 +176,9 @@ class Processes:
         factor = 1 if len(own) else 0
         batch = examples.take(own if len(own) else rows[:1])
         if examples.lengths is None or batch.lengths is None:
-            tokens = torch.tensor(len(own) / len(rows))
+            tokens = torch.tensor(len(own) / len(rows), dtype=torch.float64)
         else:
-            tokens = factor * batch.lengths.sum() / examples.lengths[rows].sum()
+            tokens = factor * batch.lengths.sum().double() / examples.lengths[rows].sum()
         return Share(batch, factor / weight(examples.y[rows]), tokens)
 
     def exchange(self, values: Sequence[float]) -> list[list[float]]:

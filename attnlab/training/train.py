@@ -95,9 +95,7 @@ def _fit(
         )
         if resume:
             trainer.restore()
-        outcome = trainer.fit(callback)
-        processes.leave()
-    return outcome
+        return trainer.fit(callback)
 
 
 def evaluate_test(experiment: Experiment, run: runs.Run, outcome: Outcome) -> dict[str, Any]:

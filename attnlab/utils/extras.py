@@ -19,6 +19,7 @@ EXTRAS = {
     ),
     "hf": ("transformers",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "ray": ("ray",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
 }
 """The modules that each extra installs."""

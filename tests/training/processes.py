@@ -25,6 +25,7 @@ class Server:
     def start(self, arguments: list[str], folder: Path, **order: Any) -> int:
         """Start ``attnlab ARGUMENTS`` in ``folder``, with its output in files there; returns the process id.
 
+        ``environment``: variables to set. ``log``: the prefix of the names of the files with its output.
         ``signal_at``: (step, signal), which it sends itself after that step. ``file_size``: the largest file that it
         may write once it has made that many steps: (step, bytes). ``kill_at``: (what, n), it kills itself before its
         n-th change of a file ("change") or in the middle of its n-th atomic write ("write"), whatever the speed of the
@@ -77,16 +78,16 @@ def become(order: dict[str, Any]) -> None:
     try:
         folder = Path(order["folder"])
         os.chdir(folder)
+        os.environ.update(order.get("environment", {}))
         for number, name in ((1, "stdout"), (2, "stderr")):
+            name = order.get("log", "") + name
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         counted = count_changes(*order.get("kill_at", ("", 0)))
         watch_steps(order)
-        from attnlab.cli import main
-
-        code = main(order["start"])
+        code = call(order["start"])
         (folder / "counted").write_text(json.dumps(counted), encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -95,6 +96,16 @@ def become(order: dict[str, Any]) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def call(arguments: list[str]) -> int:
+    """Run a command line, or a function of a test: ``["test_x", "function"]``; returns the exit code."""
+    if arguments[0].startswith("test_"):
+        getattr(import_module(arguments[0]), arguments[1])()
+        return 0
+    from attnlab.cli import main
+
+    return main(arguments)
 
 
 def count_changes(what: str, number: int) -> dict[str, int]:
@@ -128,7 +139,7 @@ def watch_steps(order: dict[str, Any]) -> None:
 
     def watched(trainer: Trainer) -> Any:
         loss = training_step(trainer)
-        if trainer.run is not None:  # not in the rehearsal
+        if trainer.run is not None or trainer.processes.size > 1:  # not in the rehearsal
             if trainer.step == order.get("signal_at", [None])[0]:
                 signal.raise_signal(order["signal_at"][1])  # to this thread, before the next step
             if trainer.step == order.get("file_size", [None])[0]:

@@ -1,0 +1,141 @@
+"""Whole comparisons: results, resuming, sweeps, learning rates, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnlab.comparison.execute import one_by_one
+from attnlab.comparison.plan import TUNING_SEED, Sweep, Trial
+from attnlab.comparison.run import Progress, Question, compare
+from attnlab.comparison.trial import Outcome
+from attnlab.training.loop import Trainer
+from attnlab.utils.errors import UserError
+from tests.comparison.small import question, settings
+
+
+class Log:
+    """Which trials were trained, and which were found finished."""
+
+    def __init__(self) -> None:
+        self.trained: list[Trial] = []
+        self.reused: list[Trial] = []
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        (self.reused if outcome.reused else self.trained).append(trial)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(ended=self.ended)
+
+
+@pytest.mark.slow
+def test_a_comparison_is_extended_without_training_again(tmp_path: Path) -> None:
+    first = question("multihead", "linear")
+    before = compare(first, tmp_path, one_by_one)
+    assert {(trial.label, trial.seed) for trial in before.trials} == {
+        (model, seed) for model in ("multihead", "linear") for seed in (0, 1)
+    }
+    case = before.at(None)[0]
+    assert case.quality is not None
+    tests = [trial.test for trial in before.trials if trial.label == case.label]
+    assert case.quality.mean == pytest.approx(sum(test or 0 for test in tests) / 2)
+    assert all(trial.curve for trial in before.trials)
+
+    log = Log()
+    more = replace(first, seeds=(0, 1, 2), models={**first.models, "retention": settings("retention")})
+    after = compare(more, tmp_path, one_by_one, log.progress)
+    assert {(trial.case.model, trial.seed) for trial in log.reused} == {
+        (model, seed) for model in ("multihead", "linear") for seed in (0, 1)
+    }
+    assert len(log.trained) == 5
+    kept = {trial.run: trial for trial in after.trials}
+    assert all(kept[trial.run].test == trial.test for trial in before.trials)
+
+
+@pytest.mark.slow
+def test_learning_rates_are_chosen_on_validation_data(tmp_path: Path) -> None:
+    asked = question("multihead", "linear", learning_rates=(1e-9, 0.03))
+    log = Log()
+    made = compare(replace(asked, models={m: settings(m, steps=40) for m in asked.models}), tmp_path, one_by_one)
+    tuning = [trial for trial in made.trials if trial.tuning]
+    assert not tuning  # those that chose the rate are not among the runs that are compared
+    for case in made.cases:
+        best = max(case.tried, key=lambda rate: case.tried[rate] or 0)
+        assert case.learning_rate == float(best)
+    assert any("smallest or the largest" in line for line in made.limits)
+    assert not log.trained
+    assert sorted(path.name for path in (tmp_path / "runs").glob(f"*seed{TUNING_SEED}*"))
+
+
+@pytest.mark.slow
+def test_points_of_a_longer_test_share_their_network(tmp_path: Path) -> None:
+    asked = question("multihead", sweeps=(Sweep("test_length", (32, 64)),))
+    log = Log()
+    made = compare(asked, tmp_path, one_by_one, log.progress)
+    assert len(log.trained) == 2  # one for each seed
+    assert [case.point for case in made.cases] == [32, 64]
+    qualities = [case.quality.mean for case in made.cases if case.quality]
+    assert len(set(qualities)) == 2
+    (found,) = made.capacities
+    assert (found.label, found.below) == ("multihead", 2)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_every_mechanism_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[torch.Tensor] = []
+    rows = Trainer._rows
+    monkeypatch.setattr(Trainer, "_rows", lambda self: batches.append(rows(self)) or batches[-1])
+    compare(question("multihead", "linear"), tmp_path, one_by_one)
+    first, second = torch.stack(batches).unflatten(0, (2, 2, 3))  # mechanism, seed, step
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_reported_and_its_mechanism_not_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.training_step
+
+    def fail(self: Trainer) -> torch.Tensor:
+        loss = step(self)
+        training = self.settings.training
+        return loss * float("nan") if self.settings.model.model == "linear" and training.seed == 1 else loss
+
+    monkeypatch.setattr(Trainer, "training_step", fail)
+    made = compare(question("multihead", "linear"), tmp_path, one_by_one)
+    case = next(case for case in made.cases if case.label == "linear")
+    assert (case.failed, case.letters) == (1, "")
+    assert "runs that failed: linear (1 of 2)" in made.verdict
+    assert any("the loss became nan" in trial.error for trial in made.trials)
+    assert any("1 run(s) failed" in line for line in made.limits)
+
+
+def test_mechanisms_that_cannot_learn_the_task(tmp_path: Path) -> None:
+    models = {"linformer": settings("linformer"), "multihead": settings("multihead")}
+    with pytest.raises(UserError, match="induction needs causal attention, which linformer does not support"):
+        compare(Question(models, (0,), budget="none", costs=False), tmp_path, one_by_one)
+    left = Question({"linformer": models["linformer"]}, (0,), budget="none", costs=False, optional=True)
+    with pytest.raises(UserError, match="none of the models can learn this task: induction needs causal"):
+        compare(left, tmp_path, one_by_one)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_costs_and_budgets_are_in_the_results(tmp_path: Path) -> None:
+    made = compare(question("multihead", "linear", budget="params", costs=True, seeds=(0,)), tmp_path, one_by_one)
+    assert len({case.parameters for case in made.cases}) == 1
+    for case in made.cases:
+        assert case.cost is not None
+        for value in (case.cost.tokens_per_second, case.cost.prefill_ms, case.cost.decode_ms, case.cost.peak_bytes):
+            assert value is not None
+            assert value > 0
+    multihead, linear = made.cases
+    assert multihead.bytes_per_token
+    assert not linear.bytes_per_token
+    assert linear.bytes_per_sequence
+    timed = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
+    again = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
+    assert [case.steps for case in timed.cases] == [case.steps for case in again.cases]
