@@ -22,6 +22,8 @@ LAYERS = [  # from the bottom; packages of one line do not import each other
     {"tasks"},
     {"docs", "training"},
     {"analysis", "bench"},
+    {"comparison"},
+    {"claims"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in sorted(packages)}
