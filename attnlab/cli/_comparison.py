@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -74,6 +75,11 @@ def compare(options: CompareOptions, rest: Sequence[str], arguments: Sequence[st
         with RunsDisplay(console, options.jobs) as display:
             made = run_comparison(question, folder, run, Progress(display.stage, display.ended))
             written = write_reports(made, folder)
+    except UserError:
+        for path in (folder, COMPARISONS):  # those that are empty: nothing was run
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
     except StoppedError as stop:
         say(f"stopped; the same command resumes the comparison in {short(folder)}", file=sys.stderr)
         return 128 + stop.signal

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.catalog import registry
-from attnlab.docs import hybrids, trust
+from attnlab.docs import hybrids, tasks, trust
 from attnlab.nn.card import CAPABILITIES, WEIGHTS, Card
 from attnlab.utils.errors import UnknownNameError, UserError
 
@@ -35,7 +35,7 @@ class Page:
 
 
 def pages(lessons: Sequence[str] | None = None) -> list[Page]:
-    """The pages with generated parts: the index, README.md, two pages of docs/ and these lessons (None: all).
+    """The pages with generated parts: the index, README.md, three pages of docs/ and these lessons (None: all).
 
     Raises:
         UserError: outside a checkout; for a page that is missing or lacks the marks; for a card that cannot be read.
@@ -55,6 +55,8 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
         parts[file] = {"trust": trust.page({e.name: e.folder for e in entries}, growth)}
     if (file := root / "docs" / "hybrids.md").is_file():
         parts[file] = {"hybrids": hybrids.recorded(root / "docs" / "hybrids.json")}
+    if (file := root / "docs" / "tasks.md").is_file():
+        parts[file] = {"tasks": tasks.recorded(root / "docs" / "tasks.json")}
     return [_page(path, content) for path, content in parts.items()]
 
 

@@ -25,7 +25,8 @@ class Recall(Task):
 
     Keys come from the lower half of the vocabulary and values from the upper; by default there are N / 8 pairs. The
     distance between the pairs and a query follows a power law. Longer test sequences have as many pairs, and more
-    filler.
+    filler. ``noise`` is the fraction of the filler that is random, by default all of it, so that it may contradict a
+    pair; the rest is token 0, which is no key.
 
     Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models"
     (arXiv 2312.04927), with its defaults except a vocabulary of 128 in place of 8,192.
@@ -33,11 +34,12 @@ class Recall(Task):
 
     summary = "recall the value of each key: multi-query associative recall (MQAR of Zoology)"
     fresh_data = True
+    threshold = 0.99
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; a pair needs four tokens, and its own key and value."""
-        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary")
+        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary", "noise")
         lengths = check_lengths(config, "recall", LENGTH, 4, LONGEST, even="keys and values come in pairs")
         pairs = max(1, lengths.train // 8) if config.pairs is None else config.pairs
         vocabulary = VOCABULARY if config.vocabulary is None else config.vocabulary
@@ -49,7 +51,7 @@ class Recall(Task):
             )
 
         def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
-            return mqar(generator, count, N, pairs, vocabulary)
+            return mqar(generator, count, N, pairs, vocabulary, 1.0 if config.noise is None else config.noise)
 
         values = vocabulary // 2
         return synthetic(
@@ -68,9 +70,9 @@ class Recall(Task):
 
 
 def mqar(
-    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY
+    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY, noise: float = 1.0
 ) -> tuple[Integers, Integers]:
-    """``x`` and ``y`` (count, N) of multi-query associative recall."""
+    """``x`` and ``y`` (count, N) of multi-query associative recall; ``noise`` is the fraction of random filler."""
     half = vocabulary // 2
     keys = 1 + distinct(generator, np.ones(half - 1), count, pairs)
     values = half + distinct(generator, np.ones(half), count, pairs)
@@ -80,6 +82,8 @@ def mqar(
     queries = 2 * pairs + 2 * distinct(generator, gaps, count, pairs)
 
     x = generator.integers(0, vocabulary, (count, N))
+    if noise < 1:
+        x[generator.random((count, N)) >= noise] = 0
     x[:, 0 : 2 * pairs : 2] = keys
     x[:, 1 : 2 * pairs : 2] = values
     np.put_along_axis(x, queries, keys, axis=1)
