@@ -61,7 +61,7 @@ def test_a_peer_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) 
         patched.setattr(registry, "checkout", lambda: None)
         with pytest.raises(
             MissingPeerError,
-            match=r"^torch is compared through adapters that only a checkout of attnlab has; run it there",
+            match=r"^torch is compared through adapters that only a checkout",
         ):
             peers.layers(["torch"], 24, {}, causal=True, like=LIKE)
     other = peers.adapter("torch").MultiheadAttention(24, 8, causal=True)
