@@ -66,12 +66,12 @@ def listops(x: Row) -> Row:
 
 
 def noisy_recall(x: Row) -> Row:
-    """With the default vocabulary: keys below 16, values below 32."""
+    """With the default vocabulary: keys below 8, values below 16."""
     known: dict[int, int] = {}
     y = [IGNORE] * len(x)
     for i in range(0, len(x), 2):
-        assert (x[i] < 16 <= x[i + 1] < 32) or min(x[i : i + 2]) >= 32
-        if x[i] < 16:
+        assert (x[i] < 8 <= x[i + 1] < 16) or min(x[i : i + 2]) >= 16
+        if x[i] < 8:
             y[i] = known.get(x[i], IGNORE)
             assert known.setdefault(x[i], x[i + 1]) == x[i + 1]
     return y
@@ -179,8 +179,8 @@ def test_chance(name: str) -> None:
 
 def test_fraction_of_noise() -> None:
     x = load("noisy_recall", noise=0.6, seq_length=202).train.x
-    assert (x >= 32).double().mean() == pytest.approx(0.6 * 99 / 101, abs=0.02)
-    assert (load("noisy_recall", noise=0.0).train.x < 32).all()
+    assert (x >= 16).double().mean() == pytest.approx(0.6 * 99 / 101, abs=0.02)
+    assert (load("noisy_recall", noise=0.0).train.x < 16).all()
     x = load("selective_copying", noise=0.9, seq_length=88, vocabulary=5).train.x
     assert (x < 5).sum(1).unique().tolist() == [8]  # 80 tokens, a tenth of which are symbols, and 8 markers
     assert (x == 5).sum(1).unique().tolist() == [72]
@@ -188,7 +188,7 @@ def test_fraction_of_noise() -> None:
 
 def test_number_of_pairs() -> None:
     x = load("noisy_recall", pairs=3, seq_length=202).train.x
-    assert {len(set(row[row < 16].tolist())) for row in x} == {3}
+    assert {len(set(row[row < 8].tolist())) for row in x} == {3}
     x = load("fuzzy_recall", pairs=2, seq_length=90).train.x.tolist()
     assert max(len(set(fuzzy_keys(row))) for row in x) == 2
 
@@ -252,7 +252,7 @@ def test_helpers_by_hand() -> None:
             {"test_length": 9},
             "compression has no test data of another length; leave out --test",
         ),
-        ("noisy_recall", {"pairs": 17}, "noisy_recall with 17 pairs needs a vocabulary of at least 34, with a key and"),
+        ("noisy_recall", {"pairs": 9}, "noisy_recall with 9 pairs needs a vocabulary of at least 18, with a key and"),
         ("fuzzy_recall", {"vocabulary": 5, "pairs": 3}, "fuzzy_recall with 3 pairs needs a vocabulary of at least 6"),
         ("fuzzy_recall", {"seq_length": 11}, "--seq_length for fuzzy_recall must be from 12 to 100,000, not 11"),
         ("few_shot", {"pairs": 11}, "--pairs for few_shot must be from 2 to 10, one for each digit, not 11"),
