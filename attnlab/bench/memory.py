@@ -86,6 +86,8 @@ class MemoryProcess:
             process.stdin.flush()
             answer = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
+            with contextlib.suppress(OSError):
+                process.stdin.close()  # ends a process that is still there
             code = process.wait()
             self.close()
             if code not in (-signal.SIGKILL, -signal.SIGABRT):
