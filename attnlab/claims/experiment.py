@@ -20,6 +20,9 @@ from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, check, defaults
 from attnlab.utils.errors import UserError
 
+FIRST_SEED = 100
+"""Settings and criteria were chosen in trials with smaller seeds."""
+
 Values = Mapping[tuple[str, Point | None], Mapping[int, float]]
 """The measured value by arm, point and seed."""
 
@@ -36,7 +39,7 @@ def run(
         StoppedError: after a signal.
     """
     progress = progress or Progress()
-    numbers = list(range(seeds or claim.seeds))
+    numbers = [FIRST_SEED + i for i in range(seeds or claim.seeds)]
     arms = {name: _settings(claim, name) for name in claim.arms}
     trained = claim.sweep is not None and claim.measure == "test"
     sweeps = [Sweep(claim.sweep.setting, tuple(claim.sweep.values))] if trained and claim.sweep else []
@@ -62,7 +65,7 @@ def run(
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source=machine.source,
         machine=machine.environment,
-        arms=[Arm(arm=arm, point=point, values=list(each.values())) for (arm, point), each in values.items()],
+        arms=[_arm(arm, point, list(each.values())) for (arm, point), each in values.items()],
         criteria=[judge(criterion, values) for criterion in claim.criteria],
     )
 
@@ -88,6 +91,11 @@ def judge(criterion: Criterion, values: Values) -> Judged:
         high=estimate.high,
         outcome="holds" if holds else "fails" if fails else "undecided",
     )
+
+
+def _arm(arm: str, point: Point | None, values: list[float]) -> Arm:
+    each = interval(values)
+    return Arm(arm=arm, point=point, values=values, mean=each.mean, low=each.low, high=each.high)
 
 
 def fingerprint(name: str) -> str:

@@ -21,11 +21,14 @@ class _Record(BaseModel):
 
 
 class Arm(_Record):
-    """The measured values of an arm at a point, one per seed."""
+    """The measured values of an arm at a point, one per seed, and their mean with its 95 % interval."""
 
     arm: str
     point: Point | None
     values: list[Number]
+    mean: Number
+    low: Number
+    high: Number
 
 
 class Judged(_Record):

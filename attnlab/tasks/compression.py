@@ -27,7 +27,8 @@ class Compression(Task):
 
     summary = "remember a whole sequence in one vector (MAD)"
     fresh_data = True
-    defaults = {"epochs": 8, "learning_rate": 3e-3}
+    threshold = 0.95
+    defaults = {"epochs": 3, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` is the number of symbols and one more."""

@@ -11,8 +11,8 @@ from attnlab.tasks._synthetic import LONGEST, Integers, compacted, most_common_s
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
-LENGTH = 60
-PAIRS = 4
+LENGTH = 36
+PAIRS = 3
 LONGEST_KEY = 3
 """Tokens per key, and per value, at most."""
 
@@ -34,6 +34,7 @@ class FuzzyRecall(Task):
 
     summary = "recall values of 1 to 3 tokens by keys of 1 to 3 tokens (MAD)"
     fresh_data = True
+    threshold = 0.95
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:

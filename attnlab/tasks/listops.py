@@ -19,6 +19,8 @@ ARGUMENTS = 3
 NESTED = 0.3
 """The probability that an argument is an operation."""
 LENGTH = 24
+LONGEST = 160
+"""Longer expressions would take long to draw."""
 
 
 class ListOps(Task):
@@ -39,12 +41,13 @@ class ListOps(Task):
 
     summary = "the value of nested operations on digits: minimum, maximum, median and sum modulo 10"
     fresh_data = True
+    threshold = 0.8
     defaults = {"epochs": 8, "learning_rate": 2e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random expressions of at most ``seq_length`` tokens."""
         check_options(config, "listops", "seq_length", "test_length")
-        lengths = check_lengths(config, "listops", LENGTH, 5, 500)
+        lengths = check_lengths(config, "listops", LENGTH, 5, LONGEST)
         return synthetic(
             config,
             lengths,

@@ -11,17 +11,17 @@ from attnlab.tasks._split import shuffled
 from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
-MODULUS = 31
+MODULUS = 59
 LARGEST = 512
 
 
 class ModularAddition(Task):
     """The sum of two numbers modulo p; the network sees only a part of the table.
 
-    With p = 31::
+    With p = 59::
 
-        x   9 28 =
-        y   6
+        x   9 54 =
+        y   4
 
     ``a + b`` and ``b + a`` are in the same part of the split, so that no answer can be looked up. A network first
     memorizes the training entries; later, and with weight decay, it finds the rule (grokking). ``vocabulary`` is p.
@@ -30,8 +30,9 @@ class ModularAddition(Task):
     (arXiv 2201.02177).
     """
 
-    summary = "add two numbers modulo 31, from a part of the table (grokking)"
-    defaults = {"epochs": 100, "learning_rate": 3e-3, "weight_decay": 1.0}
+    summary = "add two numbers modulo 59, from a part of the table (grokking)"
+    threshold = 0.9
+    defaults = {"epochs": 60, "learning_rate": 3e-3, "weight_decay": 1.0}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Every pair of numbers once; the seed decides the split."""

@@ -34,6 +34,7 @@ class MultiLookup(Task):
     summary = "name the symbols at four positions at once: separates one head from several in seconds"
     caveat = "multi_lookup asks for four positions at once: one head cannot tell them apart, four can"
     fresh_data = True
+    threshold = 0.99
     defaults = {"layers": 1, "mlp": False, "learning_rate": 8e-3, "epochs": 1}
 
     def load(self, config: TaskConfig) -> TaskData:

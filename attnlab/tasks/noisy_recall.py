@@ -9,10 +9,10 @@ from attnlab.tasks._options import check_lengths, check_options, check_vocabular
 from attnlab.tasks._synthetic import LONGEST, Integers, distinct, most_common_so_far, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
-VOCABULARY = 32
+VOCABULARY = 16
 NOISE_SYMBOLS = 16
-LENGTH = 64
-PAIRS = 8
+LENGTH = 32
+PAIRS = 4
 NOISE = 0.2
 
 
@@ -33,7 +33,8 @@ class NoisyRecall(Task):
 
     summary = "recall the value of each repeated key, between noise (MAD)"
     fresh_data = True
-    defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
+    threshold = 0.98
+    defaults = {"causal": True, "epochs": 3, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` is even."""

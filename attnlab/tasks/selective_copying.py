@@ -32,6 +32,7 @@ class SelectiveCopying(Task):
 
     summary = "write the symbols that stand between noise, in order"
     fresh_data = True
+    threshold = 0.9
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:

@@ -23,7 +23,8 @@ class Sort(Task):
 
     summary = "write the symbols in ascending order"
     fresh_data = True
-    defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
+    threshold = 0.98
+    defaults = {"causal": True, "epochs": 3, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` is even, twice the number of symbols."""

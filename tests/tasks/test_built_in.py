@@ -35,10 +35,13 @@ def test_random_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "text"])
-def test_length_of_the_test_data(name: str) -> None:
+def test_length_of_the_test_data(name: str, tmp_path: Path) -> None:
     """Only the test data become longer, and a network gets the positions that they need."""
+    (tmp_path / "x.txt").write_bytes(bytes(range(32, 127)) * 11)
+    data = tmp_path / "x.txt" if name == "text" else None
     usual, longer, shorter = (
-        tasks.load(name).load(TaskConfig(seed=5, seq_length=46, test_length=length)) for length in (None, 94, 38)
+        tasks.load(name).load(TaskConfig(seed=5, data=data, seq_length=46, test_length=length))
+        for length in (None, 94, 38)
     )
     for part, other in zip(parts(usual)[:2] * 2, [*parts(longer)[:2], *parts(shorter)[:2]], strict=True):
         assert torch.equal(part.x, other.x)
