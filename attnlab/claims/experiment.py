@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from attnlab.bench.machine import Machine
-from attnlab.claims.claim import FOLDER, Claim, Criterion, Point
+from attnlab.claims.claim import Claim, Criterion, Point
 from attnlab.claims.record import Arm, Judged, Record
 from attnlab.comparison.execute import Executor
 from attnlab.comparison.plan import Sweep, Trial, cases_of, plan_trials
@@ -60,7 +61,7 @@ def run(
     machine = Machine.current()
     return Record(
         name=claim.name,
-        sha256=fingerprint(claim.name),
+        sha256=fingerprint(claim),
         seeds=numbers,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source=machine.source,
@@ -98,9 +99,10 @@ def _arm(arm: str, point: Point | None, values: list[float]) -> Arm:
     return Arm(arm=arm, point=point, values=values, mean=each.mean, low=each.low, high=each.high)
 
 
-def fingerprint(name: str) -> str:
-    """The SHA-256 of the file of a claim: a result belongs to the criteria that were written before it."""
-    return hashlib.sha256((FOLDER / f"{name}.toml").read_bytes()).hexdigest()
+def fingerprint(claim: Claim) -> str:
+    """The SHA-256 of what decides a verdict: a result belongs to the criteria that were written before it."""
+    content = claim.model_dump(include={"measure", "settings", "arms", "sweep", "criteria"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(claim: Claim, arm: str) -> Settings:

@@ -32,12 +32,12 @@ def verdict(result: Record | None) -> str:
 
 def section(claim: Claim, result: Record | None) -> str:
     """The section about one claim."""
-    parts = [f"## {claim.name}", f"{claim.claim} ({claim.paper})"]
+    parts = [f"## {claim.name}", claim.claim, f"Source: {claim.paper}."]
     if result is None:
-        parts.append(f"{NOT_RUN}: `attnlab claims run {claim.name} --record`".capitalize())
+        parts.append(f"Verdict: {NOT_RUN} (`attnlab claims run {claim.name} --record`).")
     else:
-        parts += [f"{verdict(result)}, {len(result.seeds)} seeds.".capitalize(), criteria(result), arms(claim, result)]
-    parts.append(f"Not shown: {claim.not_shown}")
+        parts += [f"Verdict: {verdict(result)} ({len(result.seeds)} seeds).", criteria(result), arms(claim, result)]
+    parts.append(f"Not shown: {claim.not_shown}.")
     parts.append(f"Settings of all arms: {_flags(claim.settings)}. To run it again: `attnlab claims run {claim.name}`.")
     return "\n\n".join(parts)
 

@@ -42,7 +42,7 @@ class Judged(_Record):
 
 
 class Record(_Record):
-    """The result of a claim; ``sha256`` is that of its file when it was run."""
+    """The result of a claim; ``sha256`` identifies the settings and criteria that were run."""
 
     name: str
     sha256: str

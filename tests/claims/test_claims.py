@@ -78,7 +78,7 @@ def data_of(task: str) -> TaskData:
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of claims in place of the registered ones."""
-    for module in (claims, experiment, record):
+    for module in (claims, record):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
     return tmp_path
 
@@ -103,7 +103,7 @@ def test_recorded_results_belong_to_the_criteria_that_were_written_before(name: 
     claim = claims.load(name)
     result = record.read(claim)
     assert result is not None
-    assert result.sha256 == experiment.fingerprint(name), "the claim was changed after it was run; run it again"
+    assert result.sha256 == experiment.fingerprint(claim), "the claim was changed after it was run; run it again"
     assert len(result.seeds) >= 5
     assert min(result.seeds) >= experiment.FIRST_SEED
     values = {(arm.arm, arm.point): dict(zip(result.seeds, arm.values, strict=True)) for arm in result.arms}
@@ -192,7 +192,12 @@ def test_an_experiment_measures_every_arm_and_is_recorded(registered: Path) -> N
     record.write(result, claim)
     assert record.read(claim) == result
     section = page.section(claim, record.read(claim))
-    for text in ("**Partly**", "2 seeds", "four heads are better", "`--num_heads 4`", "`attnlab claims run heads`"):
+    for text in (
+        "Verdict: **partly** (2 seeds).",
+        "four heads are better",
+        "`--num_heads 4`",
+        "`attnlab claims run heads`",
+    ):
         assert text.lower() in section.lower(), text
     again = experiment.run(claim, registered / "runs-of-heads", one_by_one, seeds=2)
     assert again.arms == result.arms
@@ -267,3 +272,11 @@ def test_the_command_runs_a_claim(
     assert math.isfinite(result["criteria"][0]["mean"])
     assert (registered / "claims" / "heads" / "runs").is_dir()
     assert not (registered / "heads.json").exists()
+
+
+def test_a_changed_criterion_changes_the_fingerprint(tmp_path: Path) -> None:
+    before = small(tmp_path)
+    moved = before.criteria[0].model_copy(update={"at_least": 0.1})
+    after = before.model_copy(update={"criteria": [moved, *before.criteria[1:]]})
+    reworded = before.model_copy(update={"paper": "Somebody 2001"})
+    assert experiment.fingerprint(after) != experiment.fingerprint(before) == experiment.fingerprint(reworded)
