@@ -231,7 +231,9 @@ def _base_settings(arguments: Sequence[str]) -> Settings:
         if not isinstance(values.get(name, ""), str | None):
             raise UserError(f"{name} must be a string, not {values[name]!r} (in {config})")
     data = peek(arguments, "data") or values.get("data")
-    task = peek(arguments, "task") or values.get("task") or ("digits" if data is None else tasks.for_file(Path(data)))
+    task = (
+        peek(arguments, "task") or values.get("task") or (tasks.DEFAULT if data is None else tasks.for_file(Path(data)))
+    )
     model = peek(arguments, "model") or values.get("model") or "multihead"
     task, values = tasks.resolve(task), current_names(values, str(config))
     base = defaults(model, task)

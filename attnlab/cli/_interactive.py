@@ -156,7 +156,7 @@ class _Dialogue:
         if "data" not in given_flags(self.arguments):
             choices = {entry.name: entry.summary for entry in entries if not entry.needs_data}
             choices[MY_FILE] = f"a table, a text or arrays ({suffixes})"
-            if self._ask("task", "the task", "digits", choices) == MY_FILE:
+            if self._ask("task", "the task", tasks.DEFAULT, choices) == MY_FILE:
                 self._ask("data", f"your file ({suffixes})", "", validator=partial(_check_file, None))
         task = tasks.entry(self.settings.data.task)
         if task.suffixes:

@@ -66,7 +66,8 @@ def measure(task: str, seed: int, **changes: Any) -> dict[str, Any]:
     experiment = prepare(settings)
     with tempfile.TemporaryDirectory() as folder:
         _, result = train(experiment, start(experiment, Path(folder) / "run"))
-    assert result is not None
+    if result is None:  # stopped by a signal
+        raise KeyboardInterrupt
     x, baselines = experiment.task_data.train.x, [baseline["value"] for baseline in result["baselines"]]
     return {
         "task": task,

@@ -34,8 +34,8 @@ class FuzzyRecall(Task):
 
     summary = "recall values of 1 to 3 tokens by keys of 1 to 3 tokens (MAD)"
     fresh_data = True
-    threshold = 0.95
-    defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
+    threshold = 0.9
+    defaults = {"causal": True, "epochs": 4, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; a key and its value take up to six tokens."""

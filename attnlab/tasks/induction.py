@@ -30,7 +30,6 @@ class Induction(Task):
 
     summary = "repeat what followed the last occurrence: two layers can, one cannot (induction heads)"
     fresh_data = True
-    threshold = 0.99
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:

@@ -18,7 +18,7 @@ ARGUMENTS = 3
 """The largest number of arguments; the smallest is 2."""
 NESTED = 0.3
 """The probability that an argument is an operation."""
-LENGTH = 24
+LENGTH = 12
 LONGEST = 160
 """Longer expressions would take long to draw."""
 
@@ -41,8 +41,8 @@ class ListOps(Task):
 
     summary = "the value of nested operations on digits: minimum, maximum, median and sum modulo 10"
     fresh_data = True
-    threshold = 0.8
-    defaults = {"epochs": 8, "learning_rate": 2e-3}
+    threshold = 0.65
+    defaults = {"epochs": 6, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random expressions of at most ``seq_length`` tokens."""

@@ -31,7 +31,7 @@ class ModularAddition(Task):
     """
 
     summary = "add two numbers modulo 59, from a part of the table (grokking)"
-    threshold = 0.9
+    threshold = 0.98
     defaults = {"epochs": 60, "learning_rate": 3e-3, "weight_decay": 1.0}
 
     def load(self, config: TaskConfig) -> TaskData:

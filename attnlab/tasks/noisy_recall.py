@@ -34,7 +34,7 @@ class NoisyRecall(Task):
     summary = "recall the value of each repeated key, between noise (MAD)"
     fresh_data = True
     threshold = 0.98
-    defaults = {"causal": True, "epochs": 3, "learning_rate": 3e-3}
+    defaults = {"causal": True, "epochs": 2, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``seq_length`` is even."""

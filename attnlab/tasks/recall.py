@@ -34,7 +34,6 @@ class Recall(Task):
 
     summary = "recall the value of each key: multi-query associative recall (MQAR of Zoology)"
     fresh_data = True
-    threshold = 0.99
     defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:

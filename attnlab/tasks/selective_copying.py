@@ -32,8 +32,8 @@ class SelectiveCopying(Task):
 
     summary = "write the symbols that stand between noise, in order"
     fresh_data = True
-    threshold = 0.9
-    defaults = {"causal": True, "epochs": 8, "learning_rate": 3e-3}
+    threshold = 0.98
+    defaults = {"causal": True, "epochs": 2, "learning_rate": 3e-3}
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; ``noise`` decides the number of symbols."""

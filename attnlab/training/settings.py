@@ -59,7 +59,7 @@ class Model:
 class Data:
     """The data."""
 
-    task: str = "digits"
+    task: str = tasks.DEFAULT
     """The task (attnlab tasks lists them); with --data, the task that reads such files by default."""
     data: OptionalStr = None
     """Your own file: .txt, .csv, .parquet, .jsonl, or .npz with x and y."""

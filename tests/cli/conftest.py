@@ -38,7 +38,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and small runs; only to be read."""
     folder = tmp_path_factory.mktemp("made")
-    digits = ("--layers", "2", "--steps", "5")
+    digits = ("--task", "digits", "--layers", "2", "--steps", "5")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patched:  # the data are the same for all copies
         draw_nothing(patched)
         text = "".join(f"the {i} quick brown foxes jump over {i} dogs\n\n" for i in range(331))

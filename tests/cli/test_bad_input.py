@@ -69,10 +69,10 @@ TRAIN = {
     "--device gpu": "unknown device 'gpu'; available: auto, cpu",
     "--embed_dim 65536 --layers 20": "parameters need",
     # tasks
-    "--seq_length 5": "the data of digits determine the sequence length, so leave out --seq_length 5",
+    "--task digits --seq_length 5": "the data of digits determine the sequence length, so leave out --seq_length 5",
     "--task multi_lookup --seq_length 1": "--seq_length for multi_lookup must be from 9 to 100,000, not 1",
     "--task text --data mine.txt --no_causal": "text predicts the next token, so the network must be causal: leave out",
-    "--target b": "digits has no columns, so --target b has no effect; leave it out",
+    "--task digits --target b": "digits has no columns, so --target b has no effect; leave it out",
     # user files
     "--data not_there.csv --target b": "--data not_there.csv does not exist; check the name",
     "--data empty.csv --target b": "--data empty.csv is empty",
@@ -131,7 +131,7 @@ TRAIN = {
     "--embed_dim 8 --init_from alone": "holds a selfhead network, but the run trains multihead; give --model selfhead",
     "--init_from none": "none is not there; give a run, or a file written by --save_path",
     "--init_from mine.csv": "mine.csv is truncated or not a checkpoint",
-    "--embed_dim 8 --num_heads 4 --layers 3 --init_from digits": "is missing there and (8,) here",
+    "--task digits --embed_dim 8 --num_heads 4 --layers 3 --init_from digits": "is missing there and (8,) here",
 }
 
 COMMANDS = {

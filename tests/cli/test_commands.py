@@ -25,7 +25,7 @@ from attnlab.network import Network
 from attnlab.training.runs import Run
 
 HEADS = (*SMALL, "--num_heads", "2")
-DIGITS = (*HEADS, "--steps", "5")
+DIGITS = (*HEADS, "--task", "digits", "--steps", "5")
 
 
 def test_train_evaluate_predict_runs() -> None:

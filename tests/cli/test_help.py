@@ -19,7 +19,7 @@ from attnlab.cli._flags import given_flags, parse_train_args
 from attnlab.cli._format import command_line
 from attnlab.cli._parse import note_renamed
 from attnlab.training.report import options
-from attnlab.training.settings import mechanism_options
+from attnlab.training.settings import defaults, mechanism_options
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = "--model multihead --embed_dim 128 --num_heads 8 --epochs 200"
@@ -77,7 +77,7 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
     for flag in flags.split():
         assert f"--{flag}" in out, flag
     words = " ".join(out.replace("│", " ").split())
-    assert "(default: 0.001)" in words
+    assert f"(default: {defaults('multihead', tasks.DEFAULT).training.learning_rate})" in words
     assert "(default: float32)" in words
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from calls import CommandResult, call, contents_of, output_of, write_files
 
+from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.training.runs import Run
 
@@ -55,7 +56,7 @@ def test_empty_answers_take_the_defaults() -> None:
     assert (done.code, done.err) == (0, "")
     assert all(question in done.out for question in QUESTIONS)
     settings = Run.open(Path("run")).settings
-    assert (settings.model.model, settings.data.task, settings.model.embed_dim) == ("multihead", "digits", 64)
+    assert (settings.model.model, settings.data.task, settings.model.embed_dim) == ("multihead", tasks.DEFAULT, 64)
 
 
 def test_choices_by_name_and_by_number() -> None:
@@ -63,7 +64,7 @@ def test_choices_by_name_and_by_number() -> None:
     tail = "\n16\n\n\n\n\n\nno\n"
     by_name = answered("selfhead\ndigits" + tail)
     number = re.search(r"^ +(\d+)  selfhead +.*head", by_name.out, re.MULTILINE)
-    task = re.search(r"^  (\d)  digits ", by_name.out, re.MULTILINE)
+    task = re.search(r"^ +(\d+)  digits ", by_name.out, re.MULTILINE)
     assert number is not None
     assert task is not None
     by_number = answered(f"{number[1]}\n{task[1]}{tail}")

@@ -19,6 +19,8 @@ from attnlab import tasks
 from attnlab.tasks import _synthetic
 from attnlab.tasks._synthetic import compacted, most_common, most_common_so_far
 from attnlab.tasks.base import IGNORE, Split, TaskConfig, TaskData
+from attnlab.training import settings as training_settings
+from attnlab.training.experiment import build
 from attnlab.utils.errors import UserError
 
 Row = list[int]
@@ -159,6 +161,15 @@ def test_seeds_draw_other_examples(name: str) -> None:
     for first, second, third in zip(*map(parts, (one, same, other)), strict=True):
         assert torch.equal(first.x, second.x)
         assert not torch.equal(first.x, third.x)
+
+
+@pytest.mark.parametrize("model", ["linear", "mamba2"])
+@pytest.mark.parametrize("name", [*SOLVERS, "modular_addition", "few_shot"])
+def test_other_mechanisms_can_be_trained(name: str, model: str) -> None:
+    defaults = training_settings.defaults(model, name)
+    task_data = load(name)
+    out = build(defaults, task_data)(task_data.test.x[:3])
+    assert out.shape == (*task_data.test.y[:3].shape, task_data.outputs.size)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

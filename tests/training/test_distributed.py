@@ -176,8 +176,8 @@ def work() -> None:
 
 STEPS = 60
 TRAIN = [
-    *("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1", "--steps", str(STEPS)),
-    *("--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet", "--run_dir", "run"),
+    *("train", "--model", "multihead", "--task", "digits", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1"),
+    *("--steps", str(STEPS), "--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet", "--run_dir", "run"),
 ]
 RESUME = ["train", "--quiet", "--checkpoint_seconds", "0", "--resume", "run"]
 

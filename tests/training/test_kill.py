@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 KILLS = 8
 STEPS = 80
 TRAIN = [
-    *("train", "--model", "multihead", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1", "--steps", str(STEPS)),
-    *("--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet"),
+    *("train", "--model", "multihead", "--task", "digits", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1"),
+    *("--steps", str(STEPS), "--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet"),
 ]
 
 
