@@ -204,7 +204,7 @@ def _read_calibration(folder: Path) -> dict[str, float]:
 def _learning_rates(
     comparison: _Comparison, cases: Sequence[Case]
 ) -> tuple[dict[str, float], dict[str, dict[str, float | None]], list[Trial]]:
-    """The learning rate of each case with the best validation metric, the metric of each that was tried, and the runs."""
+    """The best learning rate of each case on validation data, the metric of each that was tried, and the runs."""
     rates = comparison.question.learning_rates
     if len(rates) < 2:
         return {case.name: (rates or [case.settings.training.learning_rate])[0] for case in cases}, {}, []

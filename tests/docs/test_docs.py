@@ -81,6 +81,21 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         'attnlab bench --models multihead "2*linear,multihead" --lengths 16,32 --phases decode --embed_dim 16 --brief',
         "the page shows the output of a longer measurement",
     ),
+    "attnlab compare --models multihead,linear --data docs/examples/flowers.csv --target species --seeds 3 --epochs 10": (
+        "attnlab compare --models multihead --data docs/examples/flowers.csv --target species --seeds 2 --steps 2 "
+        "--lr default --no_costs",
+        "the page shows no output, and tests/comparison runs whole comparisons",
+    ),
+    "attnlab compare --models multihead,linear --task recall --sweep pairs=2,4 --seq_length 16 --vocabulary 16 "
+    "--lr 1e-2 --steps 30 --seeds 2 --no_costs --output comparisons/capacity": (
+        "attnlab compare --models linear --task recall --sweep pairs=2,4 --seq_length 16 --vocabulary 16 "
+        "--lr 1e-2 --steps 2 --seeds 1 --no_costs --output comparisons/capacity",
+        "the same",
+    ),
+    "attnlab claims run induction-needs-two-layers": (
+        "attnlab claims induction-needs-two-layers",
+        "takes a minute; tests/claims runs small claims",
+    ),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 
