@@ -81,7 +81,8 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         'attnlab bench --models multihead "2*linear,multihead" --lengths 16,32 --phases decode --embed_dim 16 --brief',
         "the page shows the output of a longer measurement",
     ),
-    "attnlab compare --models multihead,linear --data docs/examples/flowers.csv --target species --seeds 3 --epochs 10": (
+    "attnlab compare --models multihead,linear --data docs/examples/flowers.csv --target species "
+    "--seeds 3 --epochs 10": (
         "attnlab compare --models multihead --data docs/examples/flowers.csv --target species --seeds 2 --steps 2 "
         "--lr default --no_costs",
         "the page shows no output, and tests/comparison runs whole comparisons",
