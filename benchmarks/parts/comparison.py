@@ -20,7 +20,7 @@ from benchmarks.results import Note, Row
 TITLE = "Comparisons"
 ABOUT = (
     "Six runs of `induction` (1,000 steps of multihead with 4 heads, one thread each), wall time of whole commands: "
-    "`attnlab compare` with one job and with two, and a script that trains the same runs one after the other. The three "
+    "`attnlab compare` with one job and with two, and a script that trains the same runs in sequence. The three "
     "are interleaved; a result is the median (quartiles) of the ratios within a round, and the control is the ratio of "
     "two scripts. The report has 200 runs, made from the recorded comparison of docs/compare.md."
 )
