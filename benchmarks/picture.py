@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attnlab.bench.crossover import crossing
-from attnlab.docs import drawing
-from attnlab.docs.drawing import BLUE, GREEN, INK, ORANGE, RED
+from attnlab.utils import drawing
+from attnlab.utils.drawing import BLUE, GREEN, INK, ORANGE, RED
 from benchmarks.results import Growth, Result
 
 COLOURS = (RED, BLUE, GREEN, ORANGE)

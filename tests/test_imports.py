@@ -20,8 +20,11 @@ LAYERS = [  # from the bottom; packages of one line do not import each other
     {"models"},
     {"checks", "network", "integrations"},
     {"tasks"},
-    {"docs", "training"},
+    {"training"},
     {"analysis", "bench"},
+    {"comparison"},
+    {"claims"},
+    {"docs"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in sorted(packages)}

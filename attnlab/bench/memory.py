@@ -86,6 +86,8 @@ class MemoryProcess:
             process.stdin.flush()
             answer = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
+            with contextlib.suppress(OSError):
+                process.stdin.close()  # ends a process that is still there
             code = process.wait()
             self.close()
             if code not in (-signal.SIGKILL, -signal.SIGABRT):
@@ -98,10 +100,14 @@ class MemoryProcess:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):  # what was not sent is lost
+                        stream.close()
 
     def __enter__(self) -> Self:
         return self

@@ -159,6 +159,7 @@ def layers(
             try:
                 torch.testing.assert_close(layer(x), ours(x), rtol=1e-4, atol=1e-5)
             except AssertionError as error:
-                raise UserError(f"the output of {package} differs from that of multihead: {error}") from None
+                difference = " ".join(str(error).split())[:200]
+                raise UserError(f"the output of {package} differs from that of multihead: {difference}") from None
         made[package] = layer.to(like)
     return made

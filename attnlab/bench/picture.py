@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from attnlab.bench.measurement import Row
 from attnlab.bench.results import Crossover, Result, crossovers, curves
 from attnlab.bench.workloads import Phase
-from attnlab.docs import drawing
-from attnlab.docs.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED
+from attnlab.utils import drawing
+from attnlab.utils.drawing import BLUE, GREEN, GREY, INK, ORANGE, RED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -130,7 +130,11 @@ def curves(groups: list[Group]) -> dict[tuple[Phase, int], dict[str, dict[int, R
 
 
 def crossovers(groups: list[Group]) -> Iterator[Crossover]:
-    """The lengths from which a model is faster than the first; its upper quartile is below 1 at the longest length."""
+    """The lengths from which a model is faster than the first, by more than the noise at the longest length.
+
+    There, its upper quartile is below 1 and below the lower quartile of the control.
+    """
+    controls = {(g.phase, g.batch_size, g.length): g.control for g in groups}
     for (phase, batch_size), models in curves(groups).items():
         baselines = {g.baseline for g in groups if (g.phase, g.batch_size) == (phase, batch_size)} - {None}
         if len(baselines) != 1:  # the first model was not measured at some length
@@ -139,7 +143,10 @@ def crossovers(groups: list[Group]) -> Iterator[Crossover]:
         for model, rows in models.items():
             ratio_at = {length: row.ratio for length, row in rows.items() if row.ratio is not None}
             lengths = sorted(ratio_at)
-            if model == baseline or not lengths or ratio_at[lengths[-1]].upper >= 1:
+            if model == baseline or not lengths:
+                continue
+            control = controls[phase, batch_size, lengths[-1]]
+            if ratio_at[lengths[-1]].upper >= min(1.0, 1.0 if control is None else control.lower):
                 continue
             speedups = [1 / ratio_at[length].median for length in lengths]
             length = crossing(lengths, speedups)

@@ -83,7 +83,7 @@ def expand(words: str | Iterable[str]) -> dict[str, str]:
                 group = registry.names() if text == ALL else registry.family(text.removeprefix(FAMILY).strip())
                 if label:
                     raise UserError(f"{text} stands for {len(group)} models, which one label ({label}) cannot name")
-                models |= {name: name for name in group if name not in models}
+                models |= {name: name for name in group}
                 continue
             enclosed = _ENCLOSED.fullmatch(text)
             model = "".join(filter(None, enclosed.groups())) if enclosed else text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from attnlab.bench.machine import Machine
-from attnlab.claims.claim import FOLDER, Claim, Criterion, Point
+from attnlab.claims.claim import Claim, Criterion, Point
 from attnlab.claims.record import Arm, Judged, Record
 from attnlab.comparison.execute import Executor
 from attnlab.comparison.plan import Sweep, Trial, cases_of, plan_trials
@@ -19,6 +20,9 @@ from attnlab.comparison.trial import read_result, read_tests
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, check, defaults
 from attnlab.utils.errors import UserError
+
+FIRST_SEED = 100
+"""Settings and criteria were chosen in trials with smaller seeds."""
 
 Values = Mapping[tuple[str, Point | None], Mapping[int, float]]
 """The measured value by arm, point and seed."""
@@ -36,7 +40,7 @@ def run(
         StoppedError: after a signal.
     """
     progress = progress or Progress()
-    numbers = list(range(seeds or claim.seeds))
+    numbers = [FIRST_SEED + i for i in range(seeds or claim.seeds)]
     arms = {name: _settings(claim, name) for name in claim.arms}
     trained = claim.sweep is not None and claim.measure == "test"
     sweeps = [Sweep(claim.sweep.setting, tuple(claim.sweep.values))] if trained and claim.sweep else []
@@ -57,12 +61,12 @@ def run(
     machine = Machine.current()
     return Record(
         name=claim.name,
-        sha256=fingerprint(claim.name),
+        sha256=fingerprint(claim),
         seeds=numbers,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source=machine.source,
         machine=machine.environment,
-        arms=[Arm(arm=arm, point=point, values=list(each.values())) for (arm, point), each in values.items()],
+        arms=[_arm(arm, point, list(each.values())) for (arm, point), each in values.items()],
         criteria=[judge(criterion, values) for criterion in claim.criteria],
     )
 
@@ -90,9 +94,15 @@ def judge(criterion: Criterion, values: Values) -> Judged:
     )
 
 
-def fingerprint(name: str) -> str:
-    """The SHA-256 of the file of a claim: a result belongs to the criteria that were written before it."""
-    return hashlib.sha256((FOLDER / f"{name}.toml").read_bytes()).hexdigest()
+def _arm(arm: str, point: Point | None, values: list[float]) -> Arm:
+    each = interval(values)
+    return Arm(arm=arm, point=point, values=values, mean=each.mean, low=each.low, high=each.high)
+
+
+def fingerprint(claim: Claim) -> str:
+    """The SHA-256 of what decides a verdict: a result belongs to the criteria that were written before it."""
+    content = claim.model_dump(include={"measure", "settings", "arms", "sweep", "criteria"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(claim: Claim, arm: str) -> Settings:

@@ -9,10 +9,9 @@ from attnlab.claims import record
 from attnlab.claims.claim import Claim
 from attnlab.claims.record import Record
 from attnlab.comparison.analysis import number
-from attnlab.comparison.statistics import interval
-from attnlab.docs.trust import table
 from attnlab.training.settings import flag_name
 from attnlab.utils.escape import shell_word
+from attnlab.utils.markdown import table
 
 NOT_RUN = "not run yet"
 
@@ -33,12 +32,12 @@ def verdict(result: Record | None) -> str:
 
 def section(claim: Claim, result: Record | None) -> str:
     """The section about one claim."""
-    parts = [f"## {claim.name}", f"{claim.claim} ({claim.paper})"]
+    parts = [f"## {claim.name}", claim.claim, f"Source: {claim.paper}."]
     if result is None:
-        parts.append(f"{NOT_RUN}: `attnlab claims run {claim.name} --record`".capitalize())
+        parts.append(f"Verdict: {NOT_RUN} (`attnlab claims run {claim.name} --record`).")
     else:
-        parts += [f"{verdict(result)}, {len(result.seeds)} seeds.".capitalize(), criteria(result), arms(claim, result)]
-    parts.append(f"Not shown: {claim.not_shown}")
+        parts += [f"Verdict: {verdict(result)} ({len(result.seeds)} seeds).", criteria(result), arms(claim, result)]
+    parts.append(f"Not shown: {claim.not_shown}.")
     parts.append(f"Settings of all arms: {_flags(claim.settings)}. To run it again: `attnlab claims run {claim.name}`.")
     return "\n\n".join(parts)
 
@@ -60,8 +59,8 @@ def arms(claim: Claim, result: Record) -> str:
     for name in dict.fromkeys(arm.arm for arm in result.arms):
         cells = []
         for point in points:
-            values = next((arm.values for arm in result.arms if (arm.arm, arm.point) == (name, point)), [])
-            cells.append(_mean(values))
+            found = [arm for arm in result.arms if (arm.arm, arm.point) == (name, point)]
+            cells.append(_estimate(found[0]) if found else "–")
         rows.append((name, _flags(claim.arms[name]), *cells))
     heads = ["mean ± 95 % interval"] if points == [None] else [f"{_sweep(claim)} {point}" for point in points]
     return table(("arm", "its settings", *heads), rows)
@@ -77,22 +76,16 @@ def lesson_table(pairs: Iterable[tuple[Claim, Record | None]]) -> str:
     """A table of claims with links to their experiments."""
     rows = []
     for claim, result in pairs:
-        estimates = "" if result is None else "; ".join(f"{each.text}: {_short(each)}" for each in result.criteria)
+        estimates = "" if result is None else "; ".join(f"{each.text}: {_estimate(each)}" for each in result.criteria)
         link = f"[{claim.claim}](../../docs/claims.md#{claim.name})"
         rows.append((link, claim.paper, estimates, verdict(result)))
     return table(("claim", "paper", "ours (95 % interval)", "verdict"), rows) if rows else ""
 
 
-def _short(each: record.Judged) -> str:
+def _estimate(each: record.Judged | record.Arm) -> str:
+    """``0.912 ± 0.016``."""
     half = (each.high - each.low) / 2
     return f"{number(each.mean, half)} ± {number(half, half)}"
-
-
-def _mean(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else "–"
-    each = interval(values)
-    return f"{number(each.mean, each.half_width)} ± {number(each.half_width, each.half_width)}"
 
 
 def _sweep(claim: Claim) -> str:

@@ -21,11 +21,14 @@ class _Record(BaseModel):
 
 
 class Arm(_Record):
-    """The measured values of an arm at a point, one per seed."""
+    """The measured values of an arm at a point, one per seed, and their mean with its 95 % interval."""
 
     arm: str
     point: Point | None
     values: list[Number]
+    mean: Number
+    low: Number
+    high: Number
 
 
 class Judged(_Record):
@@ -39,7 +42,7 @@ class Judged(_Record):
 
 
 class Record(_Record):
-    """The result of a claim; ``sha256`` is that of its file when it was run."""
+    """The result of a claim; ``sha256`` identifies the settings and criteria that were run."""
 
     name: str
     sha256: str

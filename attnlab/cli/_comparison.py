@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 COMPARISONS = Path("comparisons")
 TUNING = (1 / 3, 1.0, 3.0)
 """The learning rates of ``--lr sweep``, in multiples of the task's default."""
-MOST_RUNS = 10_000
 OTHER_FLAGS = {
     "model": "--models",
     "seed": "--seeds",

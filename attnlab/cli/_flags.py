@@ -291,16 +291,17 @@ def parse_with_mechanisms(
     expanded = _for_each_mechanism(arguments, model)
     listed = {flag: pair for flag, pair in option_flags(model).items() if pair[1].name not in names}
     defaults = {flag: option.default for flag, (_, option) in listed.items() if option.default is not REQUIRED}
-    members: list[Any] = [("command", options)]
-    for name, group in _option_groups(model, listed, defaults).items():
-        members.append((name, type(group), field(default_factory=partial(copy.copy, group))))
+    group = command.split()[-1]  # a heading of the help
+    members: list[Any] = [(group, options)]
+    for name, mechanism in _option_groups(model, listed, defaults).items():
+        members.append((name, type(mechanism), field(default_factory=partial(copy.copy, mechanism))))
     interface = dataclasses.make_dataclass("Command", members)
     parsed: Any = parse(interface, expanded, command=command, description=description)
     given, values = given_flags(expanded), {name: dict[str, Any]() for name in pattern.mechanisms(model)}
     for flag, (name, option) in listed.items():
         if flag in given:
             values[name][option.name] = getattr(getattr(parsed, _group_of(flag, name, option)), option.name)
-    return parsed.command, values
+    return getattr(parsed, group), values
 
 
 def _group_of(flag: str, mechanism: str, option: Option) -> str:

@@ -37,12 +37,14 @@ def train_together(arguments: Sequence[str], train: Callable[[Sequence[str], Pro
         code = 2
         if processes.is_first_to_fail():
             raise
+    except OSError as error:
+        code = 141 if isinstance(error, BrokenPipeError) else 2  # as `attnlab.cli.main` returns
+        raise
     except SystemExit as stop:  # --help
         code = int(stop.code or 0)
     except KeyboardInterrupt:
         code = 130
-        if processes.rank == 0:
-            raise
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when another process has ended
         processes.end(code)

@@ -67,7 +67,7 @@ def train(args: TrainArgs, processes: Processes = ALONE) -> int:
     elif run_dir is not None:
         folder.check_run_dir(run_dir, overwrite=output.overwrite)
     if processes.size == 1 and settings.hardware.fsdp and (resumed is None or "fsdp" in args.given):
-        raise UserError("--fsdp needs several processes; start them with torchrun, or leave it out")
+        raise UserError("--fsdp needs several processes; start them with torchrun, or give --no_fsdp")
 
     began = resumed is not None and resumed.began
     if processes.size > 1:

@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 def run(arguments: list[str]) -> int:
     """Train, alone or with the other processes that torchrun started."""
     if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        from attnlab.cli._processes import train_together
+        try:
+            from attnlab.cli._processes import train_together
 
-        return train_together(arguments, _run)
+            return train_together(arguments, _run)
+        except KeyboardInterrupt:
+            if os.environ["RANK"] == "0":  # the first process reports it
+                raise
+            return 130
     return _run(arguments)
 
 

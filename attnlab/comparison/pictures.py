@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.comparison import analysis
 from attnlab.comparison.results import CaseRecord, IntervalRecord, Results, TrialRecord
-from attnlab.docs import drawing
-from attnlab.docs.drawing import GREY, INK
+from attnlab.utils import drawing
+from attnlab.utils.drawing import GREY, INK
 from attnlab.utils.escape import one_line
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -55,6 +56,11 @@ class Case:
         return f"{self.model}, {self.variant}" if self.variant else self.model
 
     @property
+    def digest(self) -> str:
+        """A hash of its settings."""
+        return _digest(self.settings.flat())
+
+    @property
     def name(self) -> str:
         """The label and the point."""
         return self.label if self.point is None else f"{self.label}, {self.point}"
@@ -92,9 +98,13 @@ class Trial:
             "tests": {str(point): absolute(each.flat()) for point, each in self.tests.items()},
             "versions": (attnlab.__version__, torch.__version__),
         }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        digest = _digest(content)
         stem = re.sub(r"[^\w.-]+", "-", pattern.file_name(self.case.label))[:60].strip("-.")
         return f"{stem}-lr{self.learning_rate:g}-seed{self.seed}-{digest[:10]}"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def cases_of(models: Mapping[str, Settings], sweeps: Sequence[Sweep]) -> list[Case]:

@@ -232,5 +232,6 @@ def _code(value: str) -> str:
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of plain text."""
     lines = [[markdown(cell) for cell in head], ["---"] * len(head), *([markdown(c) for c in row] for row in body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

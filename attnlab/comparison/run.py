@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from attnlab import tasks
 from attnlab.bench.machine import Machine
@@ -112,10 +111,11 @@ def compare(question: Question, folder: Path, execute: Executor, progress: Progr
     comparison = _Comparison(question, folder, execute, progress or Progress())
     folder.mkdir(parents=True, exist_ok=True)
     cases = _matched(comparison, _possible(comparison, cases_of(question.models, question.sweeps)))
-    rates, tried = _learning_rates(comparison, cases)
+    rates, tried, tuning = _learning_rates(comparison, cases)
     trials = plan_trials(cases, question.seeds, rates)
     comparison.run([trial for trial, _ in trials], "comparing")
-    return _results(comparison, cases, rates, tried, trials)
+    made = _results(comparison, cases, rates, tried, trials)
+    return made.model_copy(update={"trials": [*made.trials, *(_trial_record(comparison, trial) for trial in tuning)]})
 
 
 def _possible(comparison: _Comparison, cases: Sequence[Case]) -> list[Case]:
@@ -155,11 +155,8 @@ def _matched(comparison: _Comparison, cases: list[Case]) -> list[Case]:
         elif kind == "flops":
             changed = budget.match_steps(members, data, budget.step_flops(members, data))
         else:
-            if missing := [case for case in members if case.name not in seconds]:
-                measured = budget.step_seconds(members, data)
-                seconds |= {case.name: measured[case.label] for case in members} if missing else {}
-                write_text(comparison.folder / CALIBRATION, json.dumps(seconds))
-            changed = budget.match_steps(members, data, {case.label: seconds[case.name] for case in members})
+            _calibrate(comparison.folder, seconds, members, data)
+            changed = budget.match_steps(members, data, {case.label: seconds[case.digest] for case in members})
         matched |= dict(zip(group, changed, strict=True))
     if kind == "params":
         comparison.held.append(f"the parameters, to {max(worst, 0.001):.1%}, by the width of the MLPs or the embedding")
@@ -172,6 +169,20 @@ def _matched(comparison: _Comparison, cases: list[Case]) -> list[Case]:
     else:
         comparison.held.append("the operations of the matrix products in training, by the number of steps")
     return [matched[i] for i in range(len(cases))]
+
+
+def _calibrate(folder: Path, seconds: dict[str, float], members: Sequence[Case], data: TaskData) -> None:
+    """Add the seconds per step of the members that are not known yet, in the unit of the first where that is known.
+
+    A case that is added later then does not change the steps of those that have been trained.
+    """
+    if all(case.digest in seconds for case in members):
+        return
+    measured, first = budget.step_seconds(members, data), members[0]
+    unit = seconds.get(first.digest, measured[first.label]) / measured[first.label]
+    for case in members:
+        seconds.setdefault(case.digest, measured[case.label] * unit)
+    write_text(folder / CALIBRATION, json.dumps(seconds))
 
 
 def _groups(cases: Sequence[Case]) -> dict[tuple[Point, str], list[int]]:
@@ -192,11 +203,11 @@ def _read_calibration(folder: Path) -> dict[str, float]:
 
 def _learning_rates(
     comparison: _Comparison, cases: Sequence[Case]
-) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
-    """The learning rate of each case with the best validation metric, and the metric of each that was tried."""
+) -> tuple[dict[str, float], dict[str, dict[str, float | None]], list[Trial]]:
+    """The best learning rate of each case on validation data, the metric of each that was tried, and the runs."""
     rates = comparison.question.learning_rates
     if len(rates) < 2:
-        return {case.name: (rates or [case.settings.training.learning_rate])[0] for case in cases}, {}
+        return {case.name: (rates or [case.settings.training.learning_rate])[0] for case in cases}, {}, []
     trials: list[tuple[Trial, list[Case]]] = []
     for rate in rates:
         trials += plan_trials(cases, [TUNING_SEED], dict.fromkeys((case.name for case in cases), rate))
@@ -218,7 +229,7 @@ def _learning_rates(
             f"The best learning rate is the smallest or the largest that was tried for {', '.join(edge)}; more extreme "
             "ones might be better."
         )
-    return chosen, tried
+    return chosen, tried, [trial for trial, _ in trials]
 
 
 def _results(
@@ -442,9 +453,3 @@ def _text(question: Question, cases: Sequence[Case], settings: Settings, data: T
 
 def _rates(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
-
-
-def trained(made: Results) -> dict[str, Any]:
-    """The number of runs and their total seconds, for the summary of the command."""
-    seconds = [trial.seconds or 0.0 for trial in made.trials]
-    return {"runs": len(seconds), "seconds": sum(seconds)}

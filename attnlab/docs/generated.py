@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.catalog import registry
+from attnlab.claims import page as claims
 from attnlab.docs import hybrids, tasks, trust
 from attnlab.nn.card import CAPABILITIES, WEIGHTS, Card
+from attnlab.utils import markdown
 from attnlab.utils.errors import UnknownNameError, UserError
 
 LEGEND = "n is the sequence length, d the width of a token (`embed_dim`), h the number of heads."
@@ -48,11 +50,15 @@ def pages(lessons: Sequence[str] | None = None) -> list[Page]:
     for e in entries:
         if lessons is None or e.name in lessons:
             parts[e.folder / "README.md"] = {"badge": badge(e), "card": card(e)}
+            if shown := claims.lesson(e.name):
+                parts[e.folder / "README.md"]["claims"] = shown
     if (file := root / "README.md").is_file():
         parts[file] = {"mechanisms": overview(entries)}
     if (file := root / "docs" / "trust.md").is_file():
         growth = _growth(root / "benchmarks" / "results" / "mechanisms.json")
         parts[file] = {"trust": trust.page({e.name: e.folder for e in entries}, growth)}
+    if (file := root / "docs" / "claims.md").is_file():
+        parts[file] = {"claims": claims.page()}
     if (file := root / "docs" / "hybrids.md").is_file():
         parts[file] = {"hybrids": hybrids.recorded(root / "docs" / "hybrids.json")}
     if (file := root / "docs" / "tasks.md").is_file():
@@ -75,7 +81,7 @@ def table(entries: Sequence[registry.Entry]) -> str:
     for name, c in ((e.name, e.card) for e in entries):
         source = (f"[{c.title}]({name}/README.md) `{name}`", f"{c.authors} {c.year}")
         rows.append((*source, c.heads, c.time, c.memory, c.representation, c.use_case, ", ".join(c.supports)))
-    return f"{trust.table(columns, rows)}\n\n{LEGEND} {OTHER_LETTERS}"
+    return f"{markdown.table(columns, rows)}\n\n{LEGEND} {OTHER_LETTERS}"
 
 
 def overview(entries: Sequence[registry.Entry]) -> str:
@@ -86,7 +92,7 @@ def overview(entries: Sequence[registry.Entry]) -> str:
     ]
     columns = ("mechanism", "`--model`", "paper", "what it does", "time", "decoding keeps")
     legend = f"{LEGEND} {OTHER_LETTERS}\nA mechanism marked – has no cache for decoding."
-    return f"{trust.table(columns, rows)}\n\n{legend}"
+    return f"{markdown.table(columns, rows)}\n\n{legend}"
 
 
 def _decoding(card: Card) -> str:
@@ -119,7 +125,7 @@ def card(entry: registry.Entry) -> str:
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
     ]
-    return f"{trust.table((card.title, card.summary), rows)}\n\n{LEGEND}"
+    return f"{markdown.table((card.title, card.summary), rows)}\n\n{LEGEND}"
 
 
 def family(entries: Sequence[registry.Entry]) -> str:

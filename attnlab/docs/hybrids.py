@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.catalog import registry
-from attnlab.docs import trust
+from attnlab.utils import markdown
 from attnlab.utils.errors import UserError
 
 PATTERNS = {
@@ -140,7 +140,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             )
         )
     memory = ("bytes per token", "bytes per sequence", f"at {LONG:,} tokens")
-    return trust.table(("attention : recurrence", "`--model`", "accuracy (95 % interval)", *memory), rows)
+    return markdown.table(("attention : recurrence", "`--model`", "accuracy (95 % interval)", *memory), rows)
 
 
 def recorded(file: Path) -> str:

@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from attnlab.catalog import registry
-from attnlab.docs import drawing
 from attnlab.docs.example import Example, train_example
 from attnlab.nn.cache import KVCache
+from attnlab.utils import drawing
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 

@@ -37,6 +37,8 @@ SECTIONS = (
     "glossary",
     "tasks",
     "training",
+    "compare",
+    "claims",
     "hybrids",
     "heads",
     "interop",

@@ -16,8 +16,8 @@ from typing import Any
 
 from attnlab import tasks
 from attnlab.catalog import registry
-from attnlab.docs import trust
 from attnlab.docs.hybrids import interval
+from attnlab.utils import markdown
 from attnlab.utils.errors import UserError
 
 SEEDS = 5
@@ -101,7 +101,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
             )
         )
     columns = ("task", "chance", "best baseline", "threshold", "steps", "tokens", "multihead (95 % interval)")
-    return trust.table(columns, rows)
+    return markdown.table(columns, rows)
 
 
 def recorded(file: Path) -> str:

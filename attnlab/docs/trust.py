@@ -7,12 +7,13 @@ mechanism; docs/trust.md and a line in each lesson are generated from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attnlab.utils.errors import UserError
+from attnlab.utils.markdown import table
 
 FILE = "trust.json"
 MARKS = {"pass": "✓", "not applicable": "–"}
@@ -116,12 +117,6 @@ def page(names: Mapping[str, Path], growth: Mapping[str, tuple[str, str]]) -> st
     checks = dict.fromkeys(check for trust in recorded.values() for check in trust.checks)
     marks = [(name, *(MARKS.get(trust.checks.get(name, ""), "?") for trust in recorded.values())) for name in checks]
     return f"{table(head, rows)}\n\n{table(('check', *map(str, range(1, len(recorded) + 1))), marks)}"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; ``|`` in a cell is escaped."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def error(value: float | None) -> str:

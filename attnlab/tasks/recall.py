@@ -25,7 +25,8 @@ class Recall(Task):
 
     Keys come from the lower half of the vocabulary and values from the upper; by default there are N / 8 pairs. The
     distance between the pairs and a query follows a power law. Longer test sequences have as many pairs, and more
-    filler.
+    filler. By default all filler is random, so that it may contradict a pair; with ``noise``, that fraction of it is
+    random but never repeats a key, and the rest is token 0.
 
     Source: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models"
     (arXiv 2312.04927), with its defaults except a vocabulary of 128 in place of 8,192.
@@ -37,7 +38,7 @@ class Recall(Task):
 
     def load(self, config: TaskConfig) -> TaskData:
         """Random examples; a pair needs four tokens, and its own key and value."""
-        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary")
+        check_options(config, "recall", "seq_length", "test_length", "pairs", "vocabulary", "noise")
         lengths = check_lengths(config, "recall", LENGTH, 4, LONGEST, even="keys and values come in pairs")
         pairs = max(1, lengths.train // 8) if config.pairs is None else config.pairs
         vocabulary = VOCABULARY if config.vocabulary is None else config.vocabulary
@@ -49,7 +50,7 @@ class Recall(Task):
             )
 
         def draw(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:
-            return mqar(generator, count, N, pairs, vocabulary)
+            return mqar(generator, count, N, pairs, vocabulary, config.noise)
 
         values = vocabulary // 2
         return synthetic(
@@ -68,9 +69,18 @@ class Recall(Task):
 
 
 def mqar(
-    generator: np.random.Generator, count: int, N: int, pairs: int, vocabulary: int = VOCABULARY
+    generator: np.random.Generator,
+    count: int,
+    N: int,
+    pairs: int,
+    vocabulary: int = VOCABULARY,
+    noise: float | None = None,
 ) -> tuple[Integers, Integers]:
-    """``x`` and ``y`` (count, N) of multi-query associative recall."""
+    """``x`` and ``y`` (count, N) of multi-query associative recall.
+
+    ``noise`` is the fraction of the filler that is random, but no key of the sequence; the rest is token 0. By default
+    all filler is random.
+    """
     half = vocabulary // 2
     keys = 1 + distinct(generator, np.ones(half - 1), count, pairs)
     values = half + distinct(generator, np.ones(half), count, pairs)
@@ -80,6 +90,10 @@ def mqar(
     queries = 2 * pairs + 2 * distinct(generator, gaps, count, pairs)
 
     x = generator.integers(0, vocabulary, (count, N))
+    if noise is not None:
+        used = np.zeros((count, vocabulary), bool)
+        np.put_along_axis(used, keys, True, axis=1)
+        x[np.take_along_axis(used, x, axis=1) | (generator.random((count, N)) >= noise)] = 0
     x[:, 0 : 2 * pairs : 2] = keys
     x[:, 1 : 2 * pairs : 2] = values
     np.put_along_axis(x, queries, keys, axis=1)

@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,13 +93,14 @@ class Processes:
 
     def end(self, code: int) -> None:
         """Tell the other processes that this one ends; the first waits for those that it has not trained with."""
-        if self.rank:
-            self._store.add("attnlab/ended", 1)
-            return
-        self.send({"exit": code})
-        latest = time.monotonic() + END_SECONDS
-        while not self._joined and self._store.add("attnlab/ended", 0) < self.size - 1 and time.monotonic() < latest:
-            time.sleep(POLL_SECONDS)
+        with suppress(RuntimeError):  # the store ended with its process
+            if self.rank:
+                self._store.add("attnlab/ended", 1)
+                return
+            self.send({"exit": code})
+            until = time.monotonic() + END_SECONDS
+            while not self._joined and self._store.add("attnlab/ended", 0) < self.size - 1 and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
 
     def is_first_to_fail(self) -> bool:
         """Whether no other process has reported an error, so that this one reports it."""
@@ -180,6 +181,10 @@ class Processes:
         else:
             tokens = factor * batch.lengths.sum().double() / examples.lengths[rows].sum()
         return Share(batch, factor / weight(examples.y[rows]), tokens)
+
+    def dropout_seed(self, seed: int, step: int) -> int:
+        """The seed of dropout in this process at a step, so that no checkpoint needs the random state of the others."""
+        return ((seed * 1_000_003 + step + 2**32) * self.size + self.rank) % 2**63
 
     def exchange(self, values: Sequence[float]) -> list[list[float]]:
         """The values of every process, by rank."""

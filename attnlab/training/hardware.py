@@ -36,7 +36,7 @@ def device(name: str) -> torch.device:
 
 def own_device(hardware: Hardware, local_rank: int) -> torch.device:
     """The device of one of several processes: a GPU of its own, or the CPU."""
-    name, gpus = hardware.device, torch.cuda.device_count()
+    name, gpus = hardware.device, sum(name.startswith("cuda") for name in available())
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {name} is for one process; with several, give cuda (one GPU for each) or cpu")
     if hardware.fsdp and hardware.precision == "float16":

@@ -221,15 +221,10 @@ class Trainer:
         with self.autocast:
             if self.processes.size == 1:
                 return self.batch_loss(self.train.take(rows))
-            torch.manual_seed(self._dropout_seed())
+            torch.manual_seed(self.processes.dropout_seed(self.settings.training.seed, self.step))
             share = self.processes.share(self.train, rows, self.objective.weight)
             loss, total = self.batch_loss(share.examples, share)
             return loss, total * self.processes.size
-
-    def _dropout_seed(self) -> int:
-        """A seed for this step and process, so that a checkpoint needs the random state of no other process."""
-        first = self.settings.training.seed * 1_000_003 + self.step + 2**32
-        return (first * self.processes.size + self.processes.rank) % 2**63
 
     def restore(self) -> None:
         """Load the run's last checkpoint; a run that was stopped before its first one starts from the beginning."""

@@ -14,7 +14,7 @@ CORE = ("torch", "numpy", "safetensors", "jaxtyping")
 
 EXTRAS = {
     "train": (
-        *("docstring_parser", "huggingface_hub", "matplotlib", "polars", "pydantic"),
+        *("docstring_parser", "huggingface_hub", "jinja2", "matplotlib", "polars", "pydantic"),
         *("questionary", "rich", "scipy", "sklearn", "tyro"),
     ),
     "hf": ("transformers",),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab.docs import drawing, lesson
-from attnlab.docs.drawing import BLUE, GREY, INK, ORANGE, PALE
+from attnlab.docs import lesson
+from attnlab.utils import drawing
+from attnlab.utils.drawing import BLUE, GREY, INK, ORANGE, PALE
 
 EXAMPLE = {"num_heads": 2, "num_kv_heads": 1}
 COST: lesson.Layers = {

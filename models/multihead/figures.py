@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab.docs import drawing, lesson
-from attnlab.docs.drawing import BLUE, GREEN, ORANGE
+from attnlab.docs import lesson
+from attnlab.utils import drawing
+from attnlab.utils.drawing import BLUE, GREEN, ORANGE
 
 COST: lesson.Layers = {
     "1 head, 64 wide": ("multihead", {"num_heads": 1}),

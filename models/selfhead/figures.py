@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attnlab.docs import drawing, lesson
-from attnlab.docs.drawing import BLUE, GREY, INK, ORANGE, PALE
+from attnlab.docs import lesson
+from attnlab.utils import drawing
+from attnlab.utils.drawing import BLUE, GREY, INK, ORANGE, PALE
 
 COST: lesson.Layers = {"self-attention": ("selfhead", {})}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnlab.bench import measure
 from attnlab.bench.measurement import Group, Row
 from attnlab.bench.timing import TimingConfig
-from attnlab.bench.workloads import Layers, workload
+from attnlab.bench.workloads import Layers, Phase, workload
 from attnlab.catalog import registry
 from attnlab.network import Network
 
@@ -145,6 +145,13 @@ def test_an_error_is_a_row_with_the_reason(error: Exception, reason: str, calls:
     assert rows(group)["fails"].seconds is None
     if not calls:  # an error during the rounds ends those of all
         assert rows(group)["works"].seconds is not None
+
+
+@pytest.mark.parametrize(("phase", "mode"), [("training", True), ("prefill", False), ("decode", False)])
+def test_only_training_runs_in_training_mode(phase: Phase, mode: bool) -> None:
+    model, x = layers("multihead", dropout=0.5).train(not mode), torch.randn(2, 7, 24)
+    workload(model, x, phase)
+    assert {module.training for module in model.modules()} == {mode}
 
 
 def test_models_keep_their_mode_and_have_no_gradients() -> None:

@@ -147,6 +147,11 @@ def test_crossovers_are_where_a_model_becomes_faster_for_good() -> None:
     assert report.sentence(found["always"]) == "training: always is faster than first at every length"
 
 
+def test_a_difference_within_the_noise_is_no_crossover() -> None:
+    noisy = Ratio(0.5, 1.0, 2.0, 9)
+    assert [c.model for c in crossovers([group(64, control=noisy, first=1.0, near=0.6, far=0.4)])] == ["far"]
+
+
 def test_no_crossover_where_the_first_model_was_not_measured_at_every_length() -> None:
     assert not list(crossovers([group(64, a=1.0, b=0.5), group(256, a="too long", b=1.0)]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlab.catalog import pattern, registry
@@ -119,6 +119,7 @@ PATTERNS = st.lists(st.tuples(st.integers(1, 3), NAMES), min_size=1, max_size=4)
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(PATTERNS, min_size=1, max_size=4, unique=True), st.data())
 def test_every_list_of_enclosed_patterns_is_read_as_written(models: list[str], data: st.DataObject) -> None:
     marks = [data.draw(st.sampled_from([("(", ")"), ('"', '"'), ("'", "'")])) for _ in models]

@@ -43,7 +43,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     [
         ("", {"models": {"multihead": "multihead", "linear": "linear"}, "lengths": [16], "options": {}}),
         ("--models sinks,linear --lengths 29,7 16", {"lengths": [7, 16, 29]}),
-        ("--models=sinks,linear", {"models": {"sinks": "sinks", "linear": "linear"}}),
+        (
+            "--brief --models=sinks,linear",
+            {"rounds": 3, "budget": 0.0, "models": {"sinks": "sinks", "linear": "linear"}},
+        ),
         ("--models x=2*linear,sinks", {"models": {"x": "2*linear,sinks"}}),
         ("--phases decode,training", {"phases": ["training", "decode"]}),
         ("--feature_map relu", {"options": {"linear": {"feature_map": "relu"}}}),
@@ -54,7 +57,6 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         ),
         ("--models linear --model.linear.feature_map relu", {"options": {"linear": {"feature_map": "relu"}}}),
         ("--no_causal --batch_sizes 3,3 --threads 1", {"causal": False, "batch_sizes": [3], "rounds": 5}),
-        ("--brief", {"budget": 0.0, "rounds": 3}),
     ],
 )
 def test_the_plan_of_a_command(plans: list[Plan], line: str, expected: dict[str, Any]) -> None:
@@ -96,7 +98,7 @@ def test_results_are_replaced_only_with_overwrite(plans: list[Plan]) -> None:
     output_of(*SMALL, "--output", "out")
     assert error_of(*SMALL, "--output", "out") == "out has results already; give another --output, or --overwrite"
     output_of(*SMALL, "--output", "out", "--overwrite")
-    output_of(*SMALL)
+    Path("bench/001").mkdir(parents=True)
     assert "written: bench/002/results.json, bench/002/report.md" in output_of(*SMALL)
     Path("file").touch()
     assert error_of(*SMALL, "--output", "file").startswith("cannot write --output file")
@@ -110,6 +112,7 @@ def test_a_stopped_measurement_keeps_what_was_measured(plans: list[Plan]) -> Non
     assert "The measurement was stopped" in Path("out/report.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_built_as_asked_are_rows_and_lines_fit_80_columns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,6 +128,7 @@ def test_models_that_cannot_be_built_as_asked_are_rows_and_lines_fit_80_columns(
     assert not any(group.rows[1].seconds for group in kept.groups)
 
 
+@pytest.mark.slow
 def test_json_is_what_the_file_holds() -> None:
     out = output_of(*SMALL, "--models", "sinks", "--phases", "decode", "--output", "out", "--json")
     assert json.loads(out) == json.loads(Path("out/results.json").read_text("utf-8"))

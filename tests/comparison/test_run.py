@@ -59,15 +59,14 @@ def test_a_comparison_is_extended_without_training_again(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_learning_rates_are_chosen_on_validation_data(tmp_path: Path) -> None:
     asked = question("multihead", "linear", learning_rates=(1e-9, 0.03))
-    log = Log()
     made = compare(replace(asked, models={m: settings(m, steps=40) for m in asked.models}), tmp_path, one_by_one)
     tuning = [trial for trial in made.trials if trial.tuning]
-    assert not tuning  # those that chose the rate are not among the runs that are compared
+    assert {trial.seed for trial in tuning} == {TUNING_SEED}
+    assert len(tuning) == 4
     for case in made.cases:
         best = max(case.tried, key=lambda rate: case.tried[rate] or 0)
         assert case.learning_rate == float(best)
     assert any("smallest or the largest" in line for line in made.limits)
-    assert not log.trained
     assert sorted(path.name for path in (tmp_path / "runs").glob(f"*seed{TUNING_SEED}*"))
 
 
@@ -137,5 +136,5 @@ def test_costs_and_budgets_are_in_the_results(tmp_path: Path) -> None:
     assert not linear.bytes_per_token
     assert linear.bytes_per_sequence
     timed = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
-    again = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
-    assert [case.steps for case in timed.cases] == [case.steps for case in again.cases]
+    again = compare(question("multihead", "linear", "retention", budget="time", seeds=(0,)), tmp_path, one_by_one)
+    assert [case.steps for case in timed.cases] == [case.steps for case in again.cases[:2]]

@@ -64,10 +64,38 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "python -m attnlab.docs.hybrids --help",
         "takes half an hour; tests/docs/test_hybrids.py trains one network",
     ),
+    **{
+        f"torchrun --nproc_per_node 2 -m attnlab train {flags}": (None, "tests/training/test_distributed.py runs both")
+        for flags in (
+            "--model multihead --embed_dim 256 --batch_size 256",
+            "--resume runs/digits-multihead-001",
+        )
+    },
+    "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint host:29500 --rdzv_id 1 "
+    "-m attnlab train --model multihead --embed_dim 1024 --layers 12 --fsdp": (
+        "attnlab train --model multihead --embed_dim 1024 --layers 12 --fsdp --help",
+        "needs two machines",
+    ),
     'attnlab bench --models multihead linear "2*linear,multihead" --lengths 128,2048 --phases training,decode '
     "--embed_dim 128 --brief": (
         'attnlab bench --models multihead "2*linear,multihead" --lengths 16,32 --phases decode --embed_dim 16 --brief',
         "the page shows the output of a longer measurement",
+    ),
+    "attnlab compare --models multihead,linear --data docs/examples/flowers.csv --target species "
+    "--seeds 3 --epochs 10": (
+        "attnlab compare --models multihead --data docs/examples/flowers.csv --target species --seeds 2 --steps 2 "
+        "--lr default --no_costs",
+        "the page shows no output, and tests/comparison runs whole comparisons",
+    ),
+    "attnlab compare --models multihead,linear --task recall --sweep pairs=2,4 --seq_length 16 --vocabulary 16 "
+    "--lr 1e-2 --steps 30 --seeds 2 --no_costs --output comparisons/capacity": (
+        "attnlab compare --models linear --task recall --sweep pairs=2,4 --seq_length 16 --vocabulary 16 "
+        "--lr 1e-2 --steps 2 --seeds 1 --no_costs --output comparisons/capacity",
+        "the same",
+    ),
+    "attnlab claims run induction-needs-two-layers": (
+        "attnlab claims induction-needs-two-layers",
+        "takes a minute; tests/claims runs small claims",
     ),
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }

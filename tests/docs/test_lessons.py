@@ -18,9 +18,10 @@ from torch import Tensor
 from worked_examples import EXACT, VALUES
 
 from attnlab.catalog import registry
-from attnlab.docs import drawing, example, lesson
+from attnlab.docs import example, lesson
 from attnlab.models.multihead import MultiAttention
 from attnlab.tasks.base import IGNORE
+from attnlab.utils import drawing
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"

@@ -25,6 +25,7 @@ from attnlab.training import train
 from attnlab.training.distributed import ALONE, LostProcessError, Processes
 from attnlab.training.experiment import Experiment, build
 from attnlab.training.loop import Trainer
+from attnlab.training.objective import evaluate
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 
@@ -39,6 +40,11 @@ def test_parts_are_disjoint_and_cover_all_rows(size: int, length: int) -> None:
     parts = [list(range(length))[Processes(rank, size).part(length)] for rank in range(size)]
     assert list(itertools.chain(*parts)) == list(range(length))
     assert max(map(len, parts)) == Processes(0, size).longest_part(length) <= min(map(len, parts)) + 1
+
+
+def test_dropout_differs_between_processes_and_steps() -> None:
+    seeds = [Processes(rank, WORLD).dropout_seed(0, step) for rank in range(WORLD) for step in range(3)]
+    assert len({*seeds, Processes(0, WORLD).dropout_seed(1, 0)}) == len(seeds) + 1
 
 
 def test_only_a_failed_connection_is_a_lost_process() -> None:
@@ -136,6 +142,11 @@ def work() -> None:
             together.fit()
             compare(together, single, f"{case}, {'FSDP2' if fsdp else 'DDP'}")
             assert all(hasattr(p, "full_tensor") == fsdp for p in together.parameters)
+            assert torch.initial_seed() == processes.dropout_seed(0, together.step - 1)
+            seven = single.validation.take(slice(7))  # two batches of 3 in one process, one in the other
+            _, metric = evaluate(together.network, seven, single.objective, batch_size=3, processes=processes)
+            expected_metric = evaluate(single.network, seven, single.objective, batch_size=3)[1]
+            assert metric == pytest.approx(expected_metric, abs=TOLERANCE)
 
     # One checkpoint moves from one process to two with FSDP2, to two with DDP, and back to one.
     case, path = next(iter(CASES)), folder / "run"

@@ -10,6 +10,7 @@ import torch
 from small import refused
 
 from attnlab.training import hardware
+from attnlab.training.distributed import Processes
 from attnlab.training.settings import Hardware
 from attnlab.utils.errors import UserError
 
@@ -27,6 +28,19 @@ def test_auto_selects_the_fastest_device(monkeypatch: pytest.MonkeyPatch) -> Non
         assert str(hardware.device("auto")) == expected
     assert str(hardware.device("cuda")) == "cuda:0"
     assert str(hardware.device("cuda:1")) == "cuda:1"
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(local_rank: int, name: str = "auto", **options: Any) -> str:
+        return str(hardware.prepare(Hardware(device=name, **options), Processes(local_rank, 3, local_rank)))
+
+    monkeypatch.setattr(hardware, "available", lambda: ["cpu", "mps"])
+    assert device(1) == device(1, "cpu") == "cpu"
+    monkeypatch.setattr(hardware, "available", lambda: ["cpu", "cuda:0", "cuda:1"])
+    assert [device(0), device(1), device(1, "cuda"), device(1, "cpu")] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
+    refused("every process needs a GPU, but this machine has 2", device, 2)
+    refused("--device cuda:1 is for one process", device, 1, "cuda:1")
+    refused("--fsdp does not support float16", device, 1, fsdp=True, precision="float16")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:cpu", "meta", "cuda:-1"])

@@ -64,6 +64,20 @@ def test_ignored_targets_do_not_count(metric: str) -> None:
     assert judged(metric, x, y) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "objective", [Objective("accuracy"), Objective("accuracy", class_weights=(0.5, 2.0, 7.0)), Objective("rmse")]
+)
+def test_the_sum_of_the_losses_divided_by_the_weight_is_their_mean(objective: Objective) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (5, 7), generator=generator)
+    y[1:3] = IGNORE
+    x = torch.randn(5, 7, 3, generator=generator).double()
+    if objective.of_values:
+        x, y = x[..., 0], y.double()
+    total, weight = objective.loss(x, y, "sum"), objective.weight(y)
+    assert float(total / weight) == pytest.approx(float(objective.loss(x, y)), rel=1e-12)
+
+
 def test_root_mean_squared_error_in_the_users_unit() -> None:
     x, y = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0], [0.0, 2.0]])
     loss, error = judged("rmse", x, y, unit=10.0)

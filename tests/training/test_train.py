@@ -158,6 +158,6 @@ def test_no_result_without_a_network(tmp_path: Path) -> None:
 
 def test_device_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(hardware, "prepare", lambda m: asked.append(m) or torch.device("cpu"))
+    monkeypatch.setattr(hardware, "prepare", lambda m, *_: asked.append(m) or torch.device("cpu"))
     assert prepare(settings()).device == torch.device("cpu")
     assert len(asked) == 1
