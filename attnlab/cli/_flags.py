@@ -44,7 +44,7 @@ from attnlab.utils.errors import UnknownNameError, UserError
 DESCRIPTION = """Train an attention mechanism on real data and compare it with baselines.
 
 For example:
-  {trainer} --model multihead --embed_dim 128 --num_heads 8 --epochs 200
+  {trainer} --model multihead --embed_dim 128 --num_heads 8 --epochs 12
 """
 
 

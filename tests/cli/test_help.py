@@ -22,7 +22,7 @@ from attnlab.training.report import options
 from attnlab.training.settings import defaults, mechanism_options
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = "--model multihead --embed_dim 128 --num_heads 8 --epochs 200"
+EXAMPLE = "--model multihead --embed_dim 128 --num_heads 8 --epochs 12"
 
 LIGHT = [
     *("", "--help", "--version", "train --help", "train --model selfhead --help", "train --interactive --help"),

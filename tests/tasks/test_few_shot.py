@@ -62,6 +62,7 @@ def test_every_query_is_another_scan_of_an_example(pairs: int | None) -> None:
         used.append({index for row in found for index, _ in row})
         counted.update(place for row in found for _, place in row)
     assert sum(map(len, used)) == len(set.union(*used)), "no scan is in two parts"
+    assert set(counted) == {0, 1, 2}, "the places"
     assert min(counted.values()) > 0.3 * counted.total()
 
 

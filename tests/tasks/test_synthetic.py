@@ -20,7 +20,7 @@ from attnlab.tasks import _synthetic
 from attnlab.tasks._synthetic import compacted, most_common, most_common_so_far
 from attnlab.tasks.base import IGNORE, Split, TaskConfig, TaskData
 from attnlab.training import settings as training_settings
-from attnlab.training.experiment import build
+from attnlab.training.experiment import build, load_task_data
 from attnlab.utils.errors import UserError
 
 Row = list[int]
@@ -202,6 +202,24 @@ def test_number_of_pairs() -> None:
     assert {len(set(row[row < 8].tolist())) for row in x} == {3}
     x = load("fuzzy_recall", pairs=2, seq_length=90).train.x.tolist()
     assert max(len(set(fuzzy_keys(row))) for row in x) == 2
+
+
+@pytest.mark.parametrize("name", ["noisy_recall", "fuzzy_recall"])
+def test_last_key_is_repeated(name: str) -> None:
+    """So that every sequence has a target, however short it is."""
+    y = load(name, seq_length=12).train.y
+    assert (y != IGNORE).any(1).all()
+
+
+def test_settings_reach_the_task() -> None:
+    options = {"pairs": 3, "vocabulary": 23, "noise": 0.9, "seq_length": 50, "test_length": 70}
+    changed = training_settings.defaults("multihead", "noisy_recall").updated(options, "the test")
+    task_data = load_task_data(changed)
+    assert task_data.summary_lines == (
+        "3 pairs out of 11 keys and 12 values; 50 tokens, 90% of them noise; 70 tokens in the test data",
+    )
+    assert [part.x.shape[1] for part in parts(task_data)] == [50, 50, 70]
+    assert (task_data.train.x >= 23).double().mean() > 0.8
 
 
 def fuzzy_keys(x: Row) -> list[str]:
