@@ -52,6 +52,7 @@ def pictures(results: Results) -> list[Picture]:
     with _missing_characters():
         made = [
             _sweep(results) if swept else None,
+            _capacity(results),
             _ranking(results),
             _pareto_state(results),
             _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode"),
@@ -173,6 +174,49 @@ def _sweep(results: Results) -> Picture | None:
         f"Test {results.metric_label} against {str(results.sweep).replace('_', ' ')}",
         "Mean and 95 % interval over the seeds."
         + (" The dotted line is the accuracy at which the capacity is read." if results.capacities else ""),
+        figure,
+    )
+
+
+def _capacity(results: Results) -> Picture | None:
+    """Where accuracy falls below the threshold, against the bytes that decoding keeps."""
+    sizes = {case.label: case.state_bytes(results.length) for case in results.cases}
+    shown = [(each, x) for each in results.capacities if (x := sizes[each.label])]
+    if len(shown) < 2:
+        return None
+    figure, (ax,) = _canvas(7.4, 4.2)
+    styles = _styles(results)
+    axis = [float(point) for point in results.points if isinstance(point, int | float)]
+    points, bars = [], []
+    for each, x in shown:
+        colour, marker, _ = styles[each.label]
+        if each.at is not None:
+            y, (low, high) = each.at.mean, _error(each.at)
+            ax.errorbar(x, y, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
+        else:  # it never falls so far in most seeds, or starts below
+            y, low, high = axis[-1] if each.above >= each.below else axis[0], 0.0, 0.0
+            ax.plot(x, y, marker, color=colour, markersize=7, fillstyle="none")
+            way, arrow = 16 if each.above >= each.below else -16, {"arrowstyle": "<-", "color": colour}
+            ax.annotate("", (x, y), (0, way), textcoords="offset points", arrowprops=arrow)
+        bars.append((low, high))
+        points.append((float(x), y, _short(each.label), colour))
+    ax.set_xscale("log")
+    ax.set_yscale("log", base=2)
+    ax.set_ylim(axis[0] / 1.6, axis[-1] * 1.6)
+    ax.set_yticks(axis, labels=[f"{value:,g}" for value in axis])
+    xs = [x for x, *_ in points]
+    ax.set_xlim(min(xs) / 1.6, max(xs) * 2.6)
+    _plain_ticks(ax, xs)
+    name = str(results.sweep).replace("_", " ")
+    ax.set_xlabel(f"bytes that decoding keeps of {results.length:,} tokens", fontsize=9, color=INK)
+    ax.set_ylabel(f"{name} at {analysis.THRESHOLD:.0%} accuracy", fontsize=9, color=INK)
+    ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    _label_points(ax, points, bars)
+    return Picture(
+        "capacity",
+        "Capacity against the memory of decoding",
+        f"The {name} at which accuracy falls below {analysis.THRESHOLD:.0%}: mean and 95 % interval over the seeds. "
+        "Open markers with an arrow lie beyond the sweep.",
         figure,
     )
 
