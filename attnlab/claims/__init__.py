@@ -1,1 +1,1 @@
-"""Published claims as experiments whose criteria are written down before they are run."""
+"""Published claims as pre-registered experiments: their criteria are fixed before they are run."""

@@ -100,7 +100,7 @@ def _arm(arm: str, point: Point | None, values: list[float]) -> Arm:
 
 
 def fingerprint(claim: Claim) -> str:
-    """The SHA-256 of what decides a verdict: a result belongs to the criteria that were written before it."""
+    """The SHA-256 of what decides a verdict: a result belongs to the criteria that were registered before it."""
     content = claim.model_dump(include={"measure", "settings", "arms", "sweep", "criteria"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -49,7 +49,7 @@ def criteria(result: Record) -> str:
         half = (each.high - each.low) / 2
         estimate = f"{number(each.mean, half)} ({number(each.low, half)} to {number(each.high, half)})"
         rows.append((each.text, estimate, each.outcome))
-    return table(("criterion, written before the runs", "estimate (95 % interval)", ""), rows)
+    return table(("pre-registered criterion", "estimate (95 % interval)", ""), rows)
 
 
 def arms(claim: Claim, result: Record) -> str:
