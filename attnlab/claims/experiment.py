@@ -126,8 +126,11 @@ def _measure(claim: Claim, trial: Trial, folder: Path, points: Sequence[Point | 
     if claim.measure == "first_token":
         return [measures.first_token(run)]
     if trial.tests:
-        tests = read_tests(trial, folder)
-        return [tests[str(point)][run.config["metric"]] for point in points]
+        tests = read_tests(trial, folder, run.config["metric"])
+        values = [tests[str(point)] for point in points]
+        if None in values:
+            raise UserError(f"{claim.name}: the metric of {run.path} is not defined on the test data")
+        return [value for value in values if value is not None]
     result = read_result(trial, folder)
     assert result is not None
     return [result["test"]]

@@ -85,7 +85,7 @@ def lesson_table(pairs: Iterable[tuple[Claim, Record | None]]) -> str:
 def _estimate(each: record.Judged | record.Arm) -> str:
     """``0.912 ± 0.016``."""
     half = (each.high - each.low) / 2
-    return f"{number(each.mean, half)} ± {number(half, half)}"
+    return f"{number(each.mean, half)} ± {number(half, half, each.mean)}"
 
 
 def _sweep(claim: Claim) -> str:

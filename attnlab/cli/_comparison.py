@@ -22,11 +22,13 @@ from attnlab.cli._split import groups, parse_flag
 from attnlab.comparison import analysis, results
 from attnlab.comparison.execute import executor
 from attnlab.comparison.plan import Sweep, Value
-from attnlab.comparison.report import FILES, write_reports
+from attnlab.comparison.report import FILES, PICTURES, write_reports
 from attnlab.comparison.results import Results
 from attnlab.comparison.run import Progress, Question
 from attnlab.comparison.run import compare as run_comparison
+from attnlab.files.atomic import UNFINISHED
 from attnlab.training import locks
+from attnlab.training.folder import remove_unfinished
 from attnlab.training.settings import ALIASES, Settings, option_flags, renamed_flags, spellings
 from attnlab.training.signals import StoppedError
 from attnlab.utils.errors import UserError
@@ -42,6 +44,7 @@ OTHER_FLAGS = {
     "model": "--models",
     "seed": "--seeds",
     "threads": "--jobs",
+    "learning_rate": "--lr",
     "run_dir": "--output",
     "config": "the settings as flags",
 }
@@ -70,6 +73,8 @@ def compare(options: CompareOptions, rest: Sequence[str], arguments: Sequence[st
     run = executor(options.jobs, options.on)
     folder.mkdir(parents=True, exist_ok=True)
     handle = locks.lock(folder)
+    for unfinished in (folder, folder / "tests", folder / PICTURES):
+        remove_unfinished(unfinished)
     try:
         with RunsDisplay(console, options.jobs) as display:
             made = run_comparison(question, folder, run, Progress(display.stage, display.ended))
@@ -199,7 +204,8 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file; give a folder")
     ours = {"runs", "tests", "calibration.json", *FILES}
-    if folder.is_dir() and (others := [entry.name for entry in folder.iterdir() if entry.name not in ours]):
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if others := sorted(name for name in names if name not in ours and not name.startswith(UNFINISHED)):
         raise UserError(f"--output {folder} holds {others[0]}, which no comparison wrote; give another folder")
 
 

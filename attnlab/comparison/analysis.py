@@ -111,18 +111,22 @@ def _interval(value: Interval) -> IntervalRecord:
 # Text
 
 
-def decimals(half_width: float | None) -> int:
-    """The decimal places that an interval supports: two significant digits of its half width if it begins with 1."""
+def decimals(half_width: float | None, scale: float = 1.0) -> int:
+    """The decimal places that an interval supports: two significant digits of its half width if it begins with 1.
+
+    Without an interval three significant digits of ``scale``, and at least three places; never more than four digits.
+    """
+    most = 4 if scale == 0 else max(4, 3 - math.floor(math.log10(abs(scale))))
     if half_width is None or half_width <= 0 or not math.isfinite(half_width):
-        return 3
+        return most - 1
     exponent = math.floor(math.log10(half_width))
     first = int(half_width / 10**exponent)
-    return min(4, max(0, -exponent + (1 if first == 1 else 0)))
+    return min(most, max(0, -exponent + (1 if first == 1 else 0)))
 
 
-def number(value: float, half_width: float | None) -> str:
-    """A value with the digits that its interval supports."""
-    text = f"{value:,.{decimals(half_width)}f}"
+def number(value: float, half_width: float | None, scale: float | None = None) -> str:
+    """A value with the digits that its interval supports; ``scale`` is the mean where it is not the value itself."""
+    text = f"{value:,.{decimals(half_width, max(abs(value if scale is None else scale), half_width or 0.0))}f}"
     return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
 
 
@@ -134,7 +138,7 @@ def half_width(value: IntervalRecord) -> float | None:
 def with_interval(value: IntervalRecord) -> str:
     """``0.912 ± 0.016``, or the mean alone for a single seed."""
     half = half_width(value)
-    return number(value.mean, half) + ("" if half is None else f" ± {number(half, half)}")
+    return number(value.mean, half) + ("" if half is None else f" ± {number(half, half, value.mean)}")
 
 
 def bounds(value: IntervalRecord) -> str:
@@ -143,7 +147,8 @@ def bounds(value: IntervalRecord) -> str:
     if value.low is None or value.high is None:
         return number(abs(value.mean), half)
     low, high = sorted((sign * value.low, sign * value.high))
-    return f"{number(abs(value.mean), half)} ({number(low, half)} to {number(high, half)})"
+    digits = [number(each, half, value.mean) for each in (abs(value.mean), low, high)]
+    return f"{digits[0]} ({digits[1]} to {digits[2]})"
 
 
 def verdict(results: Results) -> str:
@@ -159,9 +164,10 @@ def verdict(results: Results) -> str:
 
 def _verdict_at(results: Results, point: Point) -> str:
     cases = results.at(point)
-    finished = [case for case in cases if case.quality is not None]
+    failed = [f"{case.label} ({case.failed} of {len(results.seeds)})" for case in cases if case.failed]
+    finished = [case for case in cases if case.quality is not None and not case.failed]
     if not finished:
-        return "No run finished, so nothing is known."
+        return f"Every mechanism has runs that failed, so nothing is known: {_names(failed)}."
     best = finished[0]
     assert best.quality is not None
     word = "highest" if results.higher_is_better else "lowest"
@@ -171,7 +177,7 @@ def _verdict_at(results: Results, point: Point) -> str:
         parts[0] += f", but no two mechanisms can be distinguished at n = {best.quality.n}"
     elif tied:
         parts[0] += f", not distinguishable from {_names(tied)} at n = {best.quality.n}"
-    compared = [case for case in finished if case.difference is not None and not case.failed]
+    compared = [case for case in finished if case.difference is not None]
     better = [case for case in compared if is_distinct(case) and _is_better(case, results)]
     worse = [case for case in compared if is_distinct(case) and not _is_better(case, results)]
     same = [case for case in compared if not is_distinct(case)]
@@ -185,7 +191,7 @@ def _verdict_at(results: Results, point: Point) -> str:
     if detectable := [case.difference.detectable for case in same if case.difference and case.difference.detectable]:
         size = max(detectable)
         parts[-1] += f" (a difference of {number(size, size)} would be detected with a probability of {POWER:.0%})"
-    if failed := [f"{case.label} ({case.failed} of {len(results.seeds)})" for case in cases if case.failed]:
+    if failed:
         parts.append(f"runs that failed: {_names(failed)}")
     if beaten := _unbeaten(results, point, best):
         parts.append(f"no mechanism is better than {beaten}")

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -161,9 +162,12 @@ def on_ray(trials: Sequence[Trial], folder: Path, jobs: int, run: Run = run_tria
             for reference in ready:
                 trial = running.pop(reference)
                 try:
-                    yield trial, ray.get(reference)
-                except ray.exceptions.WorkerCrashedError:
-                    yield trial, _died()
+                    outcome = ray.get(reference)
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+                    outcome = _died()
+                if outcome.how == "stopped":  # a signal that only the worker received
+                    raise StoppedError(signal.SIGTERM)
+                yield trial, outcome
     finally:
         ray.shutdown()
 
@@ -186,9 +190,18 @@ def _died() -> Outcome:
 
 def _work(connection: Connection, folder: Path, run: Run) -> None:
     """Run the trials that arrive, until the pipe is closed or a signal stops one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             outcome = run(connection.recv(), folder)
             connection.send(outcome)
             if outcome.how == "stopped":
                 return
+
+
+def _end_with_parent() -> None:
+    """Stop this process when its parent has died, so that it saves a checkpoint and unlocks its run."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import attnlab
 from attnlab.catalog import pattern
-from attnlab.training.paths import absolute, file_hash
+from attnlab.training.paths import SETTINGS, absolute, file_hash
 from attnlab.training.settings import Settings
 
 TUNING_SEED = 900_000
@@ -25,6 +26,9 @@ TUNING_SEED = 900_000
 
 TEST_ONLY = "test_length"
 """The setting that changes the test data alone: its points share the trained networks."""
+
+NOT_IN_A_STEP = ("steps", "epochs", "seed", "learning_rate", TEST_ONLY)
+"""The settings that do not change the time of a training step."""
 
 Value = int | float | str | bool
 """A value of a setting in a sweep."""
@@ -56,14 +60,14 @@ class Case:
         return f"{self.model}, {self.variant}" if self.variant else self.model
 
     @property
-    def digest(self) -> str:
-        """A hash of its settings."""
-        return _digest(self.settings.flat())
-
-    @property
     def name(self) -> str:
         """The label and the point."""
         return self.label if self.point is None else f"{self.label}, {self.point}"
+
+    @property
+    def step(self) -> str:
+        """A digest of what decides the time of a training step: the data and the settings without the duration."""
+        return _digest(_with_hashes(self.settings.flat()) | dict.fromkeys(NOT_IN_A_STEP))
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,14 @@ class Trial:
     @property
     def folder(self) -> str:
         """The name of its folder: readable, and unique for its settings, data and versions."""
-        settings = absolute(self.settings.flat())
-        content = {
-            "settings": settings | {"data": file_hash(settings["data"])},
-            "tests": {str(point): absolute(each.flat()) for point, each in self.tests.items()},
-            "versions": (attnlab.__version__, torch.__version__),
-        }
-        digest = _digest(content)
+        digest = _digest(
+            {
+                "settings": _with_hashes(self.settings.flat()),
+                "tests": {str(point): absolute(each.flat()) for point, each in self.tests.items()},
+            }
+        )
         stem = re.sub(r"[^\w.-]+", "-", pattern.file_name(self.case.label))[:60].strip("-.")
         return f"{stem}-lr{self.learning_rate:g}-seed{self.seed}-{digest[:10]}"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def cases_of(models: Mapping[str, Settings], sweeps: Sequence[Sweep]) -> list[Case]:
@@ -160,3 +159,20 @@ def _with(settings: Settings, seed: int, learning_rate: float) -> Settings:
     copy = Settings(**{name: replace(getattr(settings, name)) for name in ("model", "data", "training", "hardware")})
     copy.training.seed, copy.training.learning_rate, copy.hardware.threads = seed, learning_rate, 1
     return copy
+
+
+def _with_hashes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the hashes of files in place of their paths; of a run, that of its network."""
+    hashes = {}
+    for name in SETTINGS:
+        file = settings[name] and Path(settings[name])
+        if file and file.is_dir():
+            file /= "model.safetensors"
+        hashes[name] = file_hash(str(file)) if file and file.is_file() else settings[name]
+    return {**settings, **hashes}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """A digest of the content and of the versions of attnlab and PyTorch."""
+    versions = {"versions": (attnlab.__version__, torch.__version__)}
+    return hashlib.sha256(json.dumps({**content, **versions}, sort_keys=True).encode()).hexdigest()

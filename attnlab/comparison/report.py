@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def page(made: Results, drawn: Sequence[dict[str, str]]) -> str:
         baselines=baselines(made),
         rates=rates(made),
         runs=[run for run in made.trials if not run.tuning],
+        number=analysis.number,
     )
 
 
@@ -138,7 +140,7 @@ def _row(made: Results, case: CaseRecord) -> list[str]:
     if case.difference is not None:
         difference = analysis.with_interval(case.difference)
         difference = difference if difference.startswith("−") else f"+{difference}"
-        p = "< 0.001" if case.difference.p < 0.001 else f"{case.difference.p:.3f}"
+        p = "< 0.001" if case.difference.p < 0.001 else f"{case.difference.p:.3f}" if case.difference.n > 1 else ""
     cells = [case.label, quality, case.letters, difference, p, f"{case.parameters:,}"]
     cells += ["–" if size is None else f"{size:,}" for size in (case.bytes_per_token, case.bytes_per_sequence)]
     if (cost := case.cost) is None:
@@ -211,7 +213,7 @@ def rates(made: Results) -> tuple[list[str], list[list[str]]]:
         for rate in tried:
             value = case.tried.get(rate)
             chosen = " ←" if float(rate) == case.learning_rate else ""
-            cells.append("failed" if value is None else f"{value:.3f}{chosen}")
+            cells.append("failed" if value is None else f"{analysis.number(value, None)}{chosen}")
         body.append([case.label, *([str(case.point)] if swept else []), *cells])
     return head, body
 
@@ -228,7 +230,9 @@ def _cell(value: Any) -> str:
 
 
 def _code(value: str) -> str:
-    return f"`{one_line(value)}`"
+    text = one_line(value)
+    marks = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{marks} {text} {marks}" if len(marks) > 1 else f"`{text}`"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -36,7 +36,7 @@ class IntervalRecord(_Record):
 
 
 class DifferenceRecord(IntervalRecord):
-    """A paired difference; ``p`` is corrected by Holm's method for all comparisons of its point."""
+    """A paired difference; ``p`` is corrected by Holm's method for all comparisons with the baseline."""
 
     p: Number
     detectable: Number | None
@@ -164,10 +164,13 @@ class Results(_Record):
     """What was not run, and what does not follow."""
 
     def at(self, point: Point) -> list[CaseRecord]:
-        """The cases of a point, best first; those without a result last."""
+        """The cases of a point, best first; then those with failed runs, and those without a result."""
         cases = [case for case in self.cases if case.point == point]
         sign = -1 if self.higher_is_better else 1
-        return sorted(cases, key=lambda case: (case.quality is None, sign * case.quality.mean if case.quality else 0))
+        return sorted(
+            cases,
+            key=lambda case: (case.quality is None, case.failed > 0, sign * case.quality.mean if case.quality else 0),
+        )
 
     @property
     def labels(self) -> list[str]:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from attnlab import tasks
 from attnlab.bench.machine import Machine
@@ -15,7 +18,7 @@ from attnlab.comparison import analysis, budget, results
 from attnlab.comparison.budget import Budget
 from attnlab.comparison.costs import measure_costs
 from attnlab.comparison.execute import Executor
-from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial, Value, cases_of, plan_trials
+from attnlab.comparison.plan import TEST_ONLY, TUNING_SEED, Case, Sweep, Trial, Value, cases_of, plan_trials
 from attnlab.comparison.results import BaselineRecord, CaseRecord, Point, Results, TrialRecord
 from attnlab.comparison.trial import Outcome, read_result, read_tests
 from attnlab.files.atomic import parse_json, read_bytes, write_text
@@ -27,9 +30,13 @@ from attnlab.training.generate import caches_of_one_token
 from attnlab.training.objective import Objective
 from attnlab.training.settings import Settings
 from attnlab.utils.errors import UserError
+from attnlab.utils.validation import first_error
 
+HARDER = ("pairs", "seq_length", TEST_ONLY, "vocabulary", "noise")
+"""The settings whose larger values make a task harder, so that accuracy falls."""
 CALIBRATION = "calibration.json"
 """The file with the measured seconds per step, which a comparison that is resumed uses again."""
+_SECONDS = TypeAdapter(dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]])
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,9 @@ def _possible(comparison: _Comparison, cases: Sequence[Case]) -> list[Case]:
     left = [case for case in possible if case.model not in refused]
     if not left:
         raise UserError(f"none of the models can learn this task: {next(iter(refused.values()))}")
+    metrics = sorted({comparison.task_data(case.settings).metric for case in left})
+    if len(metrics) > 1:
+        raise UserError(f"--sweep cannot change the metric ({' and '.join(metrics)}); make one comparison for each")
     comparison.limits += [f"{model} was not run: {reason}." for model, reason in refused.items()]
     return left
 
@@ -155,8 +165,10 @@ def _matched(comparison: _Comparison, cases: list[Case]) -> list[Case]:
         elif kind == "flops":
             changed = budget.match_steps(members, data, budget.step_flops(members, data))
         else:
-            _calibrate(comparison.folder, seconds, members, data)
-            changed = budget.match_steps(members, data, {case.label: seconds[case.digest] for case in members})
+            if any(case.step not in seconds for case in members):
+                seconds |= _timed(members, data, seconds)
+                write_text(comparison.folder / CALIBRATION, json.dumps(seconds))
+            changed = budget.match_steps(members, data, {case.label: seconds[case.step] for case in members})
         matched |= dict(zip(group, changed, strict=True))
     if kind == "params":
         comparison.held.append(f"the parameters, to {max(worst, 0.001):.1%}, by the width of the MLPs or the embedding")
@@ -171,20 +183,6 @@ def _matched(comparison: _Comparison, cases: list[Case]) -> list[Case]:
     return [matched[i] for i in range(len(cases))]
 
 
-def _calibrate(folder: Path, seconds: dict[str, float], members: Sequence[Case], data: TaskData) -> None:
-    """Add the seconds per step of the members that are not known yet, in the unit of the first where that is known.
-
-    A case that is added later then does not change the steps of those that have been trained.
-    """
-    if all(case.digest in seconds for case in members):
-        return
-    measured, first = budget.step_seconds(members, data), members[0]
-    unit = seconds.get(first.digest, measured[first.label]) / measured[first.label]
-    for case in members:
-        seconds.setdefault(case.digest, measured[case.label] * unit)
-    write_text(folder / CALIBRATION, json.dumps(seconds))
-
-
 def _groups(cases: Sequence[Case]) -> dict[tuple[Point, str], list[int]]:
     """The indices of the cases at each point and variant, which are compared with each other."""
     groups: dict[tuple[Point, str], list[int]] = {}
@@ -193,11 +191,24 @@ def _groups(cases: Sequence[Case]) -> dict[tuple[Point, str], list[int]]:
     return groups
 
 
+def _timed(cases: Sequence[Case], data: TaskData, seconds: Mapping[str, float]) -> dict[str, float]:
+    """The seconds per step of the cases that are not among the given ``seconds``, in proportion to those that are.
+
+    Those that are keep them, because their runs were trained for steps that depend on them.
+    """
+    measured = budget.step_seconds(cases, data)
+    known = next((case for case in cases if case.step in seconds), None)
+    scale = 1.0 if known is None else seconds[known.step] / measured[known.label]
+    return {case.step: scale * measured[case.label] for case in cases if case.step not in seconds}
+
+
 def _read_calibration(folder: Path) -> dict[str, float]:
+    """The seconds per step that were measured earlier, by `Case.step`."""
     file = folder / CALIBRATION
     try:
-        return dict(parse_json(read_bytes(file, 2**20))) if file.is_file() else {}
-    except ValueError as error:
+        return _SECONDS.validate_python(parse_json(read_bytes(file, 2**20)), strict=True) if file.is_file() else {}
+    except ValueError as error:  # a ValidationError is one
+        error = ValueError(first_error(error)) if isinstance(error, ValidationError) else error
         raise UserError(f"{file} is damaged ({error}); remove it, and the steps are timed again") from None
 
 
@@ -221,7 +232,10 @@ def _learning_rates(
     for case in cases:
         values = {float(rate): value for rate, value in tried[case.name].items() if value is not None}
         if not values:
-            raise UserError(f"{case.name} failed at every learning rate ({_rates(rates)}); give lower ones with --lr")
+            errors = [comparison.outcomes[trial.folder].error for trial, covered in trials if case in covered]
+            raise UserError(
+                f"{case.name} failed at every learning rate ({_rates(rates)}): {errors[-1]}; give others with --lr"
+            )
         better = max if Objective.of(comparison.task_data(case.settings)).higher_is_better else min
         chosen[case.name] = better(values, key=lambda rate: values[rate])
     if edge := sorted({case.label for case in cases if chosen[case.name] in (min(rates), max(rates))}):
@@ -244,18 +258,20 @@ def _results(
     higher, overlap = METRICS[data.metric].higher_is_better, _overlap(data, task)
     qualities: dict[str, dict[int, float]] = {case.name: {} for case in cases}
     simple: dict[tuple[str, Point], list[float]] = {}
+    trained: dict[str, Case] = {}
     for trial, covered in trials:
+        trained |= dict.fromkeys((case.name for case in covered), trial.case)
         result = read_result(trial, comparison.folder)
         if result is None:
             continue
-        tests = read_tests(trial, comparison.folder) if trial.tests else {}
+        tests = read_tests(trial, comparison.folder, data.metric) if trial.tests else {}
         for case in covered:
-            value = tests[str(case.point)][data.metric] if tests else result["test"]
+            value = tests[str(case.point)] if trial.tests else result["test"]
             if value is not None:
                 qualities[case.name][trial.seed] = value
         if covered[0].label == cases[0].label:
             for each in result["baselines"]:
-                simple.setdefault((each["name"], covered[0].point), []).append(each["value"])
+                simple.setdefault((each["name"], trial.case.point), []).append(each["value"])
     baseline = _baseline(question, cases)
     named = {(case.model, case.point, case.variant): case.name for case in cases}
     against = {
@@ -269,7 +285,7 @@ def _results(
         here = {case.name: qualities[case.name] for case in cases if case.point == point}
         tied |= analysis.letters(here, overlap, higher_is_better=higher)
     records = [
-        _case_record(comparison, case, rates, tried, qualities[case.name]).model_copy(
+        _case_record(comparison, case, trained[case.name], rates, tried, qualities[case.name]).model_copy(
             update={"difference": found.get(case.name), "letters": tied.get(case.name, "")}
         )
         for case in cases
@@ -307,7 +323,7 @@ def _results(
             for (name, point), values in simple.items()
             if (quality := analysis.interval_record(values, overlap)) is not None
         ],
-        capacities=_capacities(records, qualities, cases, points, data.metric),
+        capacities=_capacities(question, qualities, cases, points, data.metric),
         trials=[_trial_record(comparison, trial) for trial, _ in trials],
         limits=comparison.limits,
     )
@@ -317,11 +333,13 @@ def _results(
 def _case_record(
     comparison: _Comparison,
     case: Case,
+    trained: Case,
     rates: Mapping[str, float],
     tried: Mapping[str, dict[str, float | None]],
     quality: Mapping[int, float],
 ) -> CaseRecord:
-    settings, data = case.settings, comparison.task_data(case.settings)
+    """The record of a case, whose network is that of the case ``trained``."""
+    settings, data = trained.settings, comparison.task_data(trained.settings)
     network = build(settings, data).eval()
     caches = caches_of_one_token(network)
     return CaseRecord(
@@ -380,13 +398,15 @@ def _trial_record(comparison: _Comparison, trial: Trial) -> TrialRecord:
 
 
 def _capacities(
-    records: Sequence[CaseRecord],
+    question: Question,
     qualities: Mapping[str, Mapping[int, float]],
     cases: Sequence[Case],
     points: Sequence[Point],
     metric: str,
 ) -> list[results.CapacityRecord]:
-    """The capacity of each label, for a sweep of numbers on a task with accuracy."""
+    """The capacity of each label, for a sweep that makes a task with accuracy harder."""
+    if not question.sweeps or question.sweeps[0].setting not in HARDER:
+        return []
     axis = [point for point in points if isinstance(point, int | float) and not isinstance(point, bool) and point > 0]
     if metric != "accuracy" or len(axis) < 2 or len(axis) < len(points) or axis != sorted(axis):
         return []
@@ -415,6 +435,10 @@ def _limits(made: Results) -> list[str]:
         lines.append(
             "All mechanisms have the same learning rate. A ranking can be an effect of the learning rate alone: "
             "--lr sweep chooses one for each mechanism."
+        )
+    if made.budget == "params" and made.sweep in ("embed_dim", "mlp_width") and len(made.labels) > 1:
+        lines.append(
+            f"{made.sweep} is that of {made.baseline}; the others have the widths that give as many parameters."
         )
     if made.budget != "params" and len({case.parameters for case in made.cases}) > 1:
         lines.append("The numbers of parameters differ.")

@@ -10,6 +10,7 @@ Generalization Error", section 4.2): ``(1/n + test/train)·s²`` in place of ``s
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -68,21 +69,26 @@ def interval(values: Sequence[float], *, overlap: float = 0.0) -> Interval:
 def paired(values: Sequence[float], baseline: Sequence[float], *, overlap: float = 0.0) -> Difference:
     """The difference of ``values`` from ``baseline``, where both have one value per seed, in the same order.
 
+    A small test set can give all seeds the same difference by chance: its metric has few values. Their standard
+    deviation is then that of the difference of two values that were rounded to multiples of it, ``|mean|/sqrt(6)``.
+
     Raises:
         ValueError: for no values, or different numbers of values.
     """
     from scipy import stats
 
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
-    between = interval(differences, overlap=overlap)
-    n, mean = between.n, between.mean
+    n, mean = len(differences), statistics.fmean(differences)
     if n < 2:
-        return Difference(mean, between.low, between.high, n, 1.0, math.inf)
-    error = _error(differences, overlap)
-    if error <= 1e-12 * max(map(abs, [*values, *baseline])):  # all differences are equal up to rounding
-        return Difference(mean, between.low, between.high, n, 0.0 if abs(mean) > 1e-12 else 1.0, 0.0)
+        return Difference(mean, -math.inf, math.inf, n, 1.0, math.inf)
+    error, rounding = _error(differences, overlap), 1e-12 * max(map(abs, [*values, *baseline]))
+    if error <= rounding:
+        if abs(mean) <= rounding:
+            return Difference(mean, mean, mean, n, 1.0, 0.0)
+        error = abs(mean) * math.sqrt((1 / n + overlap) / 6)
+    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, between.low, between.high, n, p, _detectable(n) * error)
+    return Difference(mean, mean - half, mean + half, n, p, _detectable(n) * error)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -143,6 +149,7 @@ def _error(values: Sequence[float], overlap: float) -> float:
     return statistics.stdev(values) * math.sqrt(1 / len(values) + overlap)
 
 
+@functools.cache
 def _detectable(n: int) -> float:
     """The minimum detectable difference in units of the standard error, from the noncentral t distribution."""
     from scipy import optimize, stats

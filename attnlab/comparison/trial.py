@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from attnlab.comparison.plan import Trial
 from attnlab.files.atomic import parse_json, read_bytes, write_text
@@ -19,8 +20,10 @@ from attnlab.training.hardware import prepare as device_of
 from attnlab.training.objective import Objective
 from attnlab.training.train import start, train
 from attnlab.utils.errors import UserError
+from attnlab.utils.validation import first_error
 
 TESTS_BYTES = 2**20
+_TESTS = TypeAdapter(dict[str, dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]])
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,19 @@ def tests_file(trial: Trial, folder: Path) -> Path:
     return folder / "tests" / f"{trial.folder}.json"
 
 
-def read_tests(trial: Trial, folder: Path) -> dict[str, dict[str, Any]]:
-    """The metrics on the further test data by point, as text.
+def read_tests(trial: Trial, folder: Path, metric: str) -> dict[str, float | None]:
+    """A metric on the further test data by point, as text; None where it is not defined.
 
     Raises:
         UserError: for a file that is missing or damaged.
     """
     file = tests_file(trial, folder)
     try:
-        content: dict[str, dict[str, Any]] = parse_json(read_bytes(file, TESTS_BYTES))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); remove it, and the same command writes it again") from None
-    return content
+        content = _TESTS.validate_python(parse_json(read_bytes(file, TESTS_BYTES)), strict=True)
+        return {str(point): content[str(point)][metric] for point in trial.tests}
+    except (ValueError, KeyError) as error:
+        what = first_error(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{file} is damaged ({what}); remove it, and the same command writes it again") from None
 
 
 def _evaluate(trial: Trial, run: runs.Run, folder: Path) -> None:

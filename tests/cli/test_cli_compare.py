@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from calls import call
 
-from attnlab.cli._comparison import _learning_rates, _seeds, _sweeps
+from attnlab.cli._comparison import _check_folder, _learning_rates, _seeds, _sweeps
 from attnlab.comparison.plan import Sweep
 from attnlab.training.settings import Settings
 
@@ -40,6 +40,8 @@ REFUSED = {
     "--models multihead --seed 3": "compare does not take --seed; give --seeds",
     "--models multihead --run_dir here": "compare does not take --run_dir; give --output",
     "--models multihead --save_path a.pt": "compare does not take --save_path, which is for a single run",
+    "--models multihead --learning_rate 0.1": "compare does not take --learning_rate; give --lr",
+    "--models multihead --task digits --sweep metric=accuracy,f1": "cannot change the metric (accuracy and f1)",
     "--models multihead --threads 4": "compare does not take --threads; give --jobs",
     "--models multihead --jobs 0": "--jobs must be at least 1, not 0",
     "--models multihead --baseline linear": "--baseline linear is not among the models: multihead",
@@ -79,6 +81,13 @@ def test_seeds_rates_and_sweeps() -> None:
         Sweep("noise", (0.5, 1)),
         Sweep("mlp", (True, False)),
     ]
+
+
+def test_files_of_a_process_that_was_killed_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    (folder / ".attnlab-1.json").touch()
+    _check_folder(folder)
 
 
 @pytest.mark.slow

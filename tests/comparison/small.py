@@ -135,3 +135,12 @@ def train_and_maybe_die(trial: Trial, folder: Path, deaths: dict[int, int]) -> O
     """The same, and train the trial."""
     mark_and_maybe_die(trial, folder, deaths)
     return run_trial(trial, folder)
+
+
+def train_and_tell(trial: Trial, folder: Path) -> Outcome:
+    """Train the trial, and write how it ended into the pipe ``folder``/pipe, which this process holds open."""
+    with (folder / "pipe").open("w", encoding="utf-8") as pipe:
+        print("started", file=pipe, flush=True)
+        outcome = run_trial(trial, folder)
+        print(outcome.how, file=pipe)
+    return outcome

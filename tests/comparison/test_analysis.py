@@ -18,12 +18,18 @@ GOOD, SAME, BAD = [0.90, 0.92, 0.91], [0.905, 0.917, 0.911], [0.40, 0.45, 0.41]
         (0.91234, 0.021, "0.91 ± 0.02"),
         (0.91234, 0.0000021, "0.9123 ± 0.0000"),
         (1234.5, 12.0, "1,234 ± 12"),
+        (1.23e-6, 3e-7, "0.0000012 ± 0.0000003"),
         (-0.0004, 0.03, "0.00 ± 0.03"),
         (-0.25, 0.03, "−0.25 ± 0.03"),
     ],
 )
 def test_digits_follow_the_interval(mean: float, half: float, text: str) -> None:
     assert analysis.with_interval(IntervalRecord(mean=mean, low=mean - half, high=mean + half, n=5)) == text
+
+
+def test_a_single_seed_has_three_significant_digits() -> None:
+    texts = [analysis.with_interval(IntervalRecord(mean=mean, low=None, high=None, n=1)) for mean in (0.5, 1.234e-6)]
+    assert texts == ["0.500", "0.00000123"]
 
 
 def test_bounds_of_a_difference_have_no_sign() -> None:
@@ -62,3 +68,6 @@ def test_verdict_with_one_seed_or_failed_runs() -> None:
     text = analysis.verdict(results({"a": GOOD, "b": BAD[:2]}))
     assert "runs that failed: b (1 of 3)" in text
     assert "worse" not in text  # the mean of b leaves out the run that went wrong
+    made = results({"a": BAD, "b": GOOD[:2]})
+    assert analysis.verdict(made).startswith("a has the highest accuracy")
+    assert [case.label for case in made.at(None)] == ["a", "b"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,3 +92,30 @@ def test_workers_give_the_results_of_one_process(
         assert results[0]["test"] == results[1]["test"]
         model = [folder / "runs" / trial.folder / "model.safetensors" for folder in (here, there)]
         assert model[0].read_bytes() == model[1].read_bytes()
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from attnlab.comparison.execute import in_processes
+from attnlab.comparison.plan import Case, plan_trials
+from tests.comparison.small import settings, train_and_tell
+case = Case("multihead", settings("multihead", steps=20_000))
+(trial, _), = plan_trials([case], [0], {case.name: 0.01})
+list(in_processes([trial], Path(sys.argv[1]), 1, train_and_tell))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of POSIX")
+def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """Otherwise they would train on, and the comparison that is started again would find their runs locked."""
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)]) as parent,
+        (tmp_path / "pipe").open(encoding="utf-8") as pipe,
+    ):
+        assert pipe.readline() == "started\n"
+        parent.kill()
+        rest = pipe.read()  # until the worker has ended
+    assert rest in ("", "stopped\n")

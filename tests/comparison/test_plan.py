@@ -58,14 +58,14 @@ def test_folders_depend_on_all_that_decides_the_result(tmp_path: Path) -> None:
     assert folders[0].startswith("a-lr0.01-seed0-")
     changed = base.updated({"num_heads": 4}, "a test")
     assert plan({"a": changed})[0][0].folder != folders[0]
-    data = tmp_path / "data.csv"
-    table = base.updated({"task": "table"}, "a test")
-    table.data.data = str(data)
+    table, started = base.updated({"task": "table"}, "a test"), base.updated({}, "a test")
+    file = tmp_path / "model.safetensors"
+    table.data.data, started.training.init_from = str(file), str(tmp_path)
     names = set()
     for text in ("x,y\n1,2\n", "x,y\n1,3\n"):
-        data.write_text(text, encoding="utf-8")
-        names.add(plan({"a": table})[0][0].folder)
-    assert len(names) == 2
+        file.write_text(text, encoding="utf-8")
+        names |= {plan({"a": each})[0][0].folder for each in (table, started)}
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("name", ["multihead", "(3*linear,multihead)", "a/../b", "ä $", "." * 300])

@@ -52,6 +52,12 @@ def test_all_reports_have_the_numbers(folder: Path) -> None:
     assert records.read(folder / records.FILE).question == HOSTILE
 
 
+def test_a_command_stays_inside_its_code_span() -> None:
+    made = results({"a": [0.5], "b": [0.75]}, command="compare --output 'a`<b>`'")
+    assert "`` compare --output 'a`<b>`' ``" in report.text(made, [])
+    assert [row[4] for row in report.rows(made, None)] == ["", ""]  # a single seed has no p-value
+
+
 def test_results_that_were_damaged_are_refused(tmp_path: Path) -> None:
     file = records.write(results(VALUES), tmp_path)
     content = json.loads(file.read_text(encoding="utf-8"))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from attnlab.comparison import budget
 from attnlab.comparison.execute import one_by_one
-from attnlab.comparison.plan import TUNING_SEED, Sweep, Trial
-from attnlab.comparison.run import Progress, Question, compare
+from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial
+from attnlab.comparison.run import Progress, Question, _capacities, _Comparison, _matched, compare
 from attnlab.comparison.trial import Outcome
 from attnlab.training.loop import Trainer
 from attnlab.utils.errors import UserError
@@ -81,6 +82,12 @@ def test_points_of_a_longer_test_share_their_network(tmp_path: Path) -> None:
     assert len(set(qualities)) == 2
     (found,) = made.capacities
     assert (found.label, found.below) == ("multihead", 2)
+    assert len({case.parameters for case in made.cases}) == 1  # the positions of the longest
+    assert {each.point for each in made.baselines} == {64}  # the test data of the runs' own results
+    for file in tmp_path.glob("tests/*.json"):
+        file.write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"tests/.* is damaged \('32'\)"):
+        compare(asked, tmp_path, one_by_one)
 
 
 @pytest.mark.slow
@@ -136,5 +143,33 @@ def test_costs_and_budgets_are_in_the_results(tmp_path: Path) -> None:
     assert not linear.bytes_per_token
     assert linear.bytes_per_sequence
     timed = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
-    again = compare(question("multihead", "linear", "retention", budget="time", seeds=(0,)), tmp_path, one_by_one)
-    assert [case.steps for case in timed.cases] == [case.steps for case in again.cases[:2]]
+    again = compare(question("multihead", "linear", budget="time", seeds=(0,)), tmp_path, one_by_one)
+    assert [case.steps for case in timed.cases] == [case.steps for case in again.cases]
+
+
+def test_steps_that_were_timed_earlier_keep_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise runs that have finished would be trained again for a few steps more or less."""
+    measured = {"multihead": 2.0, "linear": 3.0}
+    monkeypatch.setattr(budget, "step_seconds", lambda cases, data: {c.label: measured[c.label] for c in cases})
+
+    def steps(*models: str, **values: int) -> dict[str, int | None]:
+        cases = [Case(model, settings(model, steps=60, **values)) for model in models]
+        asked = question(*models, budget="time")
+        matched = _matched(_Comparison(asked, tmp_path, one_by_one, Progress()), cases)
+        return {case.label: case.settings.training.steps for case in matched}
+
+    assert steps("multihead", "linear") == {"multihead": 60, "linear": 40}
+    measured |= {"multihead": 8.0, "linear": 8.0, "retention": 4.0}
+    assert steps("multihead", "linear", "retention") == {"multihead": 60, "linear": 40, "retention": 120}
+    assert steps("multihead", "linear", embed_dim=16) == {"multihead": 60, "linear": 60}  # other steps are timed again
+    (tmp_path / "calibration.json").write_text('{"a": 0}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"is damaged \(a \(0\): input should be greater than 0"):
+        steps("multihead", "linear")
+
+
+def test_capacities_need_a_setting_that_makes_the_task_harder() -> None:
+    for setting, expected in {"pairs": ["multihead"], "embed_dim": []}.items():
+        asked = question("multihead", sweeps=(Sweep(setting, (4, 8)),))
+        cases = [Case("multihead", settings("multihead"), point) for point in (4, 8)]
+        qualities = {case.name: {0: 0.99, 1: 0.98} for case in cases}
+        assert [each.label for each in _capacities(asked, qualities, cases, (4, 8), "accuracy")] == expected

@@ -47,10 +47,20 @@ def test_single_seeds_and_equal_differences() -> None:
     assert interval([0.5]).low == -np.inf
     single = paired([0.5], [0.25])
     assert (single.p, single.detectable, single.mean) == (1.0, np.inf, 0.25)
-    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0.0
     assert paired(A, A).p == 1.0
     with pytest.raises(ValueError):
         paired([0.5], [0.25, 0.5])
+
+
+def test_equal_differences_of_a_small_test_set_are_not_certain() -> None:
+    """By simulation: two mechanisms of the same quality, and a test set of 30 examples."""
+    generator = np.random.default_rng(0)
+    for n in (2, 3):
+        scores = generator.binomial(30, 0.95, (2, 1_000, n)) / 30
+        detected = [paired(a, b).p < statistics.LEVEL for a, b in zip(*scores.tolist(), strict=True)]
+        assert np.mean(detected) < 0.07
+    assert paired([0.75] * 5, [0.25] * 5).p < 0.01  # which no chance explains
+    assert paired([7e-14] * 2, [2e-14] * 2).low < 0  # in any unit
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
