@@ -13,7 +13,7 @@ from attnlab.utils.errors import UserError
 from attnlab.utils.validation import first_error
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Verdict = Literal["holds", "partly", "not at our scale"]
+Verdict = Literal["holds", "partly", "undecided", "not at our scale"]
 
 
 class _Record(BaseModel):
@@ -55,9 +55,11 @@ class Record(_Record):
 
     @property
     def verdict(self) -> Verdict:
-        """``holds`` if all criteria hold, ``not at our scale`` if none does, else ``partly``."""
-        held = sum(criterion.outcome == "holds" for criterion in self.criteria)
-        return "holds" if held == len(self.criteria) else "partly" if held else "not at our scale"
+        """``holds`` if all criteria hold, ``partly`` if some do; if none does, ``not at our scale`` if all fail."""
+        outcomes = [criterion.outcome for criterion in self.criteria]
+        if "holds" in outcomes:
+            return "holds" if set(outcomes) == {"holds"} else "partly"
+        return "undecided" if "undecided" in outcomes else "not at our scale"
 
 
 def file_of(claim: Claim) -> Path:

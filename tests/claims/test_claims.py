@@ -144,7 +144,8 @@ def test_differences_are_paired_by_seed() -> None:
     [
         (["holds", "holds"], "holds"),
         (["holds", "undecided"], "partly"),
-        (["fails", "undecided"], "not at our scale"),
+        (["fails", "undecided"], "undecided"),
+        (["fails", "fails"], "not at our scale"),
     ],
 )
 def test_verdicts(outcomes: list[str], verdict: str) -> None:
