@@ -55,8 +55,8 @@ def pictures(results: Results) -> list[Picture]:
             _capacity(results),
             _ranking(results),
             _pareto_state(results),
-            _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode"),
-            _pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill"),
+            _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode", "decoding time"),
+            _pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill", "prefill time"),
             _curves(results),
         ]
     return [picture for picture in made if picture is not None]
@@ -228,13 +228,13 @@ def _pareto_state(results: Results) -> Picture | None:
         lambda case: case.state_bytes(results.length),
         f"bytes that decoding keeps of {results.length:,} tokens",
         "state",
-        "the memory of decoding",
+        "state size",
     )
 
 
-def _pareto_cost(results: Results, field: str, label: str, name: str) -> Picture | None:
+def _pareto_cost(results: Results, field: str, label: str, name: str, against: str) -> Picture | None:
     """Quality against a measured time."""
-    return _pareto(results, lambda case: getattr(case.cost, field, None), label, name, f"the time: {label}")
+    return _pareto(results, lambda case: getattr(case.cost, field, None), label, name, against)
 
 
 def _pareto(
@@ -265,11 +265,11 @@ def _pareto(
     ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
     _label_points(ax, points, bars)
     where = "" if point is None else f" at {results.sweep} {point}"
-    better = "above" if results.higher_is_better else "below"
     return Picture(
         f"pareto-{name}",
         f"Test {results.metric_label} against {against}{where}",
-        f"Mean and 95 % interval over the seeds. No mechanism to the left of the dashed line lies {better} it.",
+        "Mean and 95 % interval over the seeds. The dashed line is the Pareto front: no cheaper mechanism has a better "
+        "mean than one on it.",
         figure,
     )
 

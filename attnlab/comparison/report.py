@@ -169,14 +169,19 @@ def legend(made: Results) -> list[str]:
                 f"{analysis.number(max(detectable), max(detectable))}, depending on the pair."
             )
     lines.append("State: what decoding keeps of a sequence, per token and in total; – where there is no cache.")
-    if any(case.cost for case in made.cases):
-        cost = next(case.cost for case in made.cases if case.cost)
+    costs = [(case.label, case.cost) for case in made.cases if case.cost]
+    if costs:
+        lengths = " or ".join(f"{length:,}" for length in dict.fromkeys(cost.length for _, cost in costs))
         lines.append(
-            f"Speed and memory: measured in turn on one thread, batch {cost.batch}, {cost.length:,} tokens; a value "
+            f"Speed and memory: measured in turn on one thread, batch {costs[0][1].batch}, {lengths} tokens; a value "
             f"marked ~ has an interquartile range of more than {SPREAD:.0%}. Compare them within this report only."
         )
-        notes = dict.fromkeys(note for case in made.cases if case.cost for note in case.cost.notes)
-        lines += [f"{note}." for note in notes]
+        missing: dict[str, list[str]] = {}
+        for label, cost in costs:
+            for note in cost.notes:
+                missing.setdefault(note, []).append(label)
+        for note, labels in missing.items():
+            lines.append(f"No {note}" if len(labels) == len(costs) else f"{', '.join(labels)}: no {note}")
     return lines
 
 

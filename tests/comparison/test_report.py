@@ -58,6 +58,14 @@ def test_a_command_stays_inside_its_code_span() -> None:
     assert [row[4] for row in report.rows(made, None)] == ["", ""]  # a single seed has no p-value
 
 
+def test_a_reason_for_a_missing_cost_is_given_once() -> None:
+    made = results({"a": [0.5], "b": [0.75], "c": [0.75]}, costs=True)
+    for case, notes in zip(made.cases, (["one.", "two."], ["one."], ["one."]), strict=True):
+        assert case.cost is not None
+        case.cost = case.cost.model_copy(update={"notes": notes})
+    assert report.legend(made)[-2:] == ["No one.", "a: no two."]
+
+
 def test_results_that_were_damaged_are_refused(tmp_path: Path) -> None:
     file = records.write(results(VALUES), tmp_path)
     content = json.loads(file.read_text(encoding="utf-8"))
