@@ -13,7 +13,7 @@ from attnlab.comparison import analysis, results
 from attnlab.comparison.pictures import pictures, png, svg
 from attnlab.comparison.results import CaseRecord, Results
 from attnlab.files.atomic import atomically, write_text
-from attnlab.utils.escape import markdown, one_line
+from attnlab.utils.escape import markdown, one_line, visible
 
 PAGE, MARKDOWN, CSV, PICTURES = "report.html", "report.md", "results.csv", "pictures"
 FILES = (results.FILE, PAGE, MARKDOWN, CSV, PICTURES)
@@ -45,6 +45,7 @@ def page(made: Results, drawn: Sequence[dict[str, str]]) -> str:
         loader=PackageLoader("attnlab.comparison", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
         trim_blocks=True,
         lstrip_blocks=True,
     )

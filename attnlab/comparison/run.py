@@ -446,7 +446,7 @@ def _limits(made: Results) -> list[str]:
         lines.append(
             f"{made.sweep} is that of {made.baseline}; the others have the widths that give as many parameters."
         )
-    if made.budget != "params" and len({case.parameters for case in made.cases}) > 1:
+    if made.budget != "params" and any(len({case.parameters for case in made.at(p)}) > 1 for p in made.points):
         lines.append("The numbers of parameters differ.")
     if made.overlap:
         lines.append(

@@ -32,6 +32,7 @@ def test_the_page_loads_nothing_and_escapes_names(folder: Path) -> None:
     assert not re.search(r"<(script|link|iframe|img|object)\b|@import|url\((?!#)", page)
     assert not re.search(r"""(?:src|href)=["'](?!#)""", page)
     assert "&lt;script&gt;alert(1)" in page
+    assert not re.search("[\x00-\x09\x0b-\x1f]", page)
     assert page.count("<svg") == 5  # ranking, three Pareto fronts, learning curves
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
