@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attnlab.tasks.base import Task
 
 FOLDER = Path(__file__).parent
-DEFAULT = "digits"
+DEFAULT = "few_shot"
 """The task without ``--task`` and ``--data``."""
 SHARED = ("base", "metrics")
 """Files of this folder that are not tasks."""

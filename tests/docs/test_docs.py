@@ -25,7 +25,7 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
     "make test": ("make --dry-run test", "these are the tests"),
     **{
         f"python main.py {flags} {length}": (f"python main.py {flags} --steps {steps}", "the page shows no output")
-        for flags, length, steps in [("--model selfhead --embed_dim 64", "--epochs 100", 1)]
+        for flags, length, steps in [("--model selfhead --task digits --embed_dim 64", "--epochs 100", 1)]
     },
     **{
         f"python main.py --task multi_lookup --num_heads {heads}": (
@@ -35,7 +35,7 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         for heads in (1, 4)
     },
     "python main.py --task multi_lookup --num_heads 8": (None, "the same, with another number of heads"),
-    "python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 200": (None, "docs/training.md trains it"),
+    "python main.py --model multihead --embed_dim 128 --num_heads 8 --epochs 12": (None, "docs/training.md trains it"),
     "python main.py --task text --steps 300": (None, "docs/tasks.md trains it"),
     "python main.py --task text --steps 300 --run_dir runs/english": (
         "python main.py --task text --steps 20 --embed_dim 16 --layers 1 --num_heads 2 --run_dir runs/english",
