@@ -254,7 +254,8 @@ def _pareto(
         bars.append((low, high))
         ax.errorbar(x, case.quality.mean, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
         points.append((float(x), case.quality.mean, _short(case.label), colour))
-    front = _front([(x, y) for x, y, _, _ in points], higher_is_better=results.higher_is_better)
+    complete = [(float(x), c.quality.mean) for c, x in cases if c.quality is not None and not c.failed]
+    front = _front(complete, higher_is_better=results.higher_is_better)
     ax.step([x for x, _ in front], [y for _, y in front], where="post", color=GREY, lw=1, ls="--", zorder=0)
     ax.set_xscale("log")
     xs = [x for x, *_ in points]
