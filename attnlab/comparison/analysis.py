@@ -155,7 +155,7 @@ def verdict(results: Results) -> str:
     """The answer in one or two sentences."""
     if len(results.seeds) < 2:
         return "One seed gives no interval, so nothing can be distinguished; use --seeds 5 or more."
-    if results.capacities:
+    if len({capacity_text(each, results) for each in results.capacities}) > 1:
         return _verdict_on_capacities(results)
     point = results.points[-1]
     where = "" if point is None else f"At {results.sweep} {point}: "

@@ -160,7 +160,8 @@ def legend(made: Results) -> list[str]:
             f"Mean ± half of the 95 % interval (Student's t) over {len(made.seeds)} seeds.",
             "Mechanisms that share a letter cannot be distinguished at n = "
             f"{len(made.seeds)}: paired t-tests of all pairs, corrected by Holm's method.",
-            f"p: paired t-test against {made.baseline}, corrected by Holm's method for all comparisons with it.",
+            f"p: paired t-test against {made.baseline}, corrected by Holm's method for all comparisons with it; the "
+            "intervals are not corrected.",
         ]
         detectable = [c.difference.detectable for c in made.cases if c.difference and c.difference.detectable]
         if detectable:
