@@ -79,6 +79,6 @@ def read(claim: Claim) -> Record | None:
     if not file.is_file():
         return None
     try:
-        return Record.model_validate_json(file.read_text(encoding="utf-8"))
+        return Record.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file} is damaged: {first_error(error)}; run the claim again with --record") from None

@@ -155,7 +155,7 @@ def verdict(results: Results) -> str:
     """The answer in one or two sentences."""
     if len(results.seeds) < 2:
         return "One seed gives no interval, so nothing can be distinguished; use --seeds 5 or more."
-    if results.capacities:
+    if len({capacity_text(each, results) for each in results.capacities}) > 1:
         return _verdict_on_capacities(results)
     point = results.points[-1]
     where = "" if point is None else f"At {results.sweep} {point}: "
@@ -219,7 +219,9 @@ def _unbeaten(results: Results, point: Point, best: CaseRecord) -> str:
 def _verdict_on_capacities(results: Results) -> str:
     parts = [f"{each.label} {capacity_text(each, results)}" for each in ranked(results.capacities)]
     shown = parts if len(parts) <= 2 * MAX_NAMED else [*parts[:MAX_NAMED], "..."]
-    return f"The {results.sweep} at which accuracy falls below {THRESHOLD:.0%}: {'; '.join(shown)}."
+    failed = [*dict.fromkeys(case.label for case in results.cases if case.failed)]
+    left_out = f" Runs of {_names(failed)} failed, and are left out." if failed else ""
+    return f"The {results.sweep} at which accuracy falls below {THRESHOLD:.0%}: {'; '.join(shown)}.{left_out}"
 
 
 def ranked(capacities: Sequence[CapacityRecord]) -> list[CapacityRecord]:

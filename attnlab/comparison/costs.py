@@ -9,10 +9,12 @@ import torch
 
 from attnlab.bench import Group, measure
 from attnlab.bench.timing import FULL
+from attnlab.bench.workloads import Phase
 from attnlab.comparison.results import CostRecord
 from attnlab.network import Network
 from attnlab.tasks.base import TaskData
 
+NAMES: Mapping[Phase, str] = {"training": "training speed", "prefill": "prefill time", "decode": "decoding time"}
 TIMING = replace(FULL, budget=4.0, max_rounds=25)
 
 
@@ -47,7 +49,7 @@ def _record(label: str, training: Group, prefill: Group, decode: Group) -> CostR
         batch=training.batch_size,
         spread=max(spreads, default=None),
         notes=[
-            f"{label}, {group.phase}: {row.reason}"
+            f"{NAMES[group.phase]}: {row.reason}."
             for group, row in ((training, step), (prefill, forward), (decode, token))
             if row.reason
         ],

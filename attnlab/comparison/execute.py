@@ -48,11 +48,12 @@ def executor(jobs: int, on: str) -> Executor:
 
 def one_by_one(trials: Sequence[Trial], folder: Path) -> Endings:
     """Run the trials in this process; StoppedError after a signal."""
-    for trial in trials:
-        outcome = run_trial(trial, folder)
-        if outcome.how == "stopped":
-            raise StoppedError(signal.SIGINT)
-        yield trial, outcome
+    with raising_signals():
+        for trial in trials:
+            outcome = run_trial(trial, folder)
+            if outcome.how == "stopped":
+                raise StoppedError(outcome.signal or signal.SIGINT)
+            yield trial, outcome
 
 
 @dataclass

@@ -55,8 +55,8 @@ def pictures(results: Results) -> list[Picture]:
             _capacity(results),
             _ranking(results),
             _pareto_state(results),
-            _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode"),
-            _pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill"),
+            _pareto_cost(results, "decode_ms", "decoding of one token (ms)", "decode", "decoding time"),
+            _pareto_cost(results, "prefill_ms", "forward pass of a sequence (ms)", "prefill", "prefill time"),
             _curves(results),
         ]
     return [picture for picture in made if picture is not None]
@@ -228,13 +228,13 @@ def _pareto_state(results: Results) -> Picture | None:
         lambda case: case.state_bytes(results.length),
         f"bytes that decoding keeps of {results.length:,} tokens",
         "state",
-        "the memory of decoding",
+        "state size",
     )
 
 
-def _pareto_cost(results: Results, field: str, label: str, name: str) -> Picture | None:
+def _pareto_cost(results: Results, field: str, label: str, name: str, against: str) -> Picture | None:
     """Quality against a measured time."""
-    return _pareto(results, lambda case: getattr(case.cost, field, None), label, name, f"the time: {label}")
+    return _pareto(results, lambda case: getattr(case.cost, field, None), label, name, against)
 
 
 def _pareto(
@@ -254,7 +254,8 @@ def _pareto(
         bars.append((low, high))
         ax.errorbar(x, case.quality.mean, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
         points.append((float(x), case.quality.mean, _short(case.label), colour))
-    front = _front([(x, y) for x, y, _, _ in points], higher_is_better=results.higher_is_better)
+    complete = [(float(x), c.quality.mean) for c, x in cases if c.quality is not None and not c.failed]
+    front = _front(complete, higher_is_better=results.higher_is_better)
     ax.step([x for x, _ in front], [y for _, y in front], where="post", color=GREY, lw=1, ls="--", zorder=0)
     ax.set_xscale("log")
     xs = [x for x, *_ in points]
@@ -265,11 +266,11 @@ def _pareto(
     ax.grid(color=GREY, alpha=0.25, linewidth=0.6)
     _label_points(ax, points, bars)
     where = "" if point is None else f" at {results.sweep} {point}"
-    better = "above" if results.higher_is_better else "below"
     return Picture(
         f"pareto-{name}",
         f"Test {results.metric_label} against {against}{where}",
-        f"Mean and 95 % interval over the seeds. No mechanism to the left of the dashed line lies {better} it.",
+        "Mean and 95 % interval over the seeds. The dashed line is the Pareto front: no cheaper mechanism has a better "
+        "mean than one on it.",
         figure,
     )
 

@@ -13,7 +13,7 @@ from attnlab.comparison import analysis, results
 from attnlab.comparison.pictures import pictures, png, svg
 from attnlab.comparison.results import CaseRecord, Results
 from attnlab.files.atomic import atomically, write_text
-from attnlab.utils.escape import markdown, one_line
+from attnlab.utils.escape import markdown, one_line, visible
 
 PAGE, MARKDOWN, CSV, PICTURES = "report.html", "report.md", "results.csv", "pictures"
 FILES = (results.FILE, PAGE, MARKDOWN, CSV, PICTURES)
@@ -45,6 +45,7 @@ def page(made: Results, drawn: Sequence[dict[str, str]]) -> str:
         loader=PackageLoader("attnlab.comparison", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -159,7 +160,8 @@ def legend(made: Results) -> list[str]:
             f"Mean ± half of the 95 % interval (Student's t) over {len(made.seeds)} seeds.",
             "Mechanisms that share a letter cannot be distinguished at n = "
             f"{len(made.seeds)}: paired t-tests of all pairs, corrected by Holm's method.",
-            f"p: paired t-test against {made.baseline}, corrected by Holm's method for all comparisons with it.",
+            f"p: paired t-test against {made.baseline}, corrected by Holm's method for all comparisons with it; the "
+            "intervals are not corrected.",
         ]
         detectable = [c.difference.detectable for c in made.cases if c.difference and c.difference.detectable]
         if detectable:
@@ -169,14 +171,19 @@ def legend(made: Results) -> list[str]:
                 f"{analysis.number(max(detectable), max(detectable))}, depending on the pair."
             )
     lines.append("State: what decoding keeps of a sequence, per token and in total; – where there is no cache.")
-    if any(case.cost for case in made.cases):
-        cost = next(case.cost for case in made.cases if case.cost)
+    costs = [(case.label, case.cost) for case in made.cases if case.cost]
+    if costs:
+        lengths = " or ".join(f"{length:,}" for length in dict.fromkeys(cost.length for _, cost in costs))
         lines.append(
-            f"Speed and memory: measured in turn on one thread, batch {cost.batch}, {cost.length:,} tokens; a value "
+            f"Speed and memory: measured in turn on one thread, batch {costs[0][1].batch}, {lengths} tokens; a value "
             f"marked ~ has an interquartile range of more than {SPREAD:.0%}. Compare them within this report only."
         )
-        notes = dict.fromkeys(note for case in made.cases if case.cost for note in case.cost.notes)
-        lines += [f"{note}." for note in notes]
+        missing: dict[str, list[str]] = {}
+        for label, cost in costs:
+            for note in cost.notes:
+                missing.setdefault(note, []).append(label)
+        for note, labels in missing.items():
+            lines.append(f"No {note}" if len(labels) == len(costs) else f"{', '.join(labels)}: no {note}")
     return lines
 
 

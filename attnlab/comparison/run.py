@@ -112,7 +112,8 @@ def compare(question: Question, folder: Path, execute: Executor, progress: Progr
     Everything is written below ``folder``; a comparison that was stopped resumes when it is started again.
 
     Raises:
-        UserError: for a model that cannot learn the task, unless the question says that they are optional.
+        UserError: for a model that cannot learn the task, unless the question says that they are optional; if every run
+            failed.
         StoppedError: after a signal; every run has then saved a checkpoint.
     """
     comparison = _Comparison(question, folder, execute, progress or Progress())
@@ -121,6 +122,9 @@ def compare(question: Question, folder: Path, execute: Executor, progress: Progr
     rates, tried, tuning = _learning_rates(comparison, cases)
     trials = plan_trials(cases, question.seeds, rates)
     comparison.run([trial for trial, _ in trials], "comparing")
+    outcomes = [comparison.outcomes[trial.folder] for trial, _ in trials]
+    if all(outcome.how == "failed" for outcome in outcomes):
+        raise UserError(f"every run failed, the first because: {outcomes[0].error}")
     made = _results(comparison, cases, rates, tried, trials)
     return made.model_copy(update={"trials": [*made.trials, *(_trial_record(comparison, trial) for trial in tuning)]})
 
@@ -364,14 +368,16 @@ def _case_record(
 def _with_costs(comparison: _Comparison, cases: Sequence[Case], records: list[CaseRecord]) -> list[CaseRecord]:
     """The records of the last point with the measured costs of their networks."""
     comparison.progress.stage("measuring speed and memory", [])
-    last = [i for i, case in enumerate(cases) if case.point == cases[-1].point]
-    data = comparison.task_data(cases[last[0]].settings)
-    networks = {cases[i].name: build(cases[i].settings, data) for i in last}
-    costs = measure_costs(networks, data, cases[last[0]].settings.training.batch_size)
-    return [
-        record.model_copy(update={"cost": costs[case.name]}) if i in last else record
-        for i, (case, record) in enumerate(zip(cases, records, strict=True))
-    ]
+    measured: dict[int, results.CostRecord] = {}
+    for (point, _), group in _groups(cases).items():
+        if point != cases[-1].point:
+            continue
+        first = cases[group[0]].settings
+        data = comparison.task_data(first)
+        networks = {cases[i].name: build(cases[i].settings, data) for i in group}
+        costs = measure_costs(networks, data, first.training.batch_size)
+        measured |= {i: costs[cases[i].name] for i in group}
+    return [record.model_copy(update={"cost": measured.get(i)}) for i, record in enumerate(records)]
 
 
 def _trial_record(comparison: _Comparison, trial: Trial) -> TrialRecord:
@@ -440,7 +446,7 @@ def _limits(made: Results) -> list[str]:
         lines.append(
             f"{made.sweep} is that of {made.baseline}; the others have the widths that give as many parameters."
         )
-    if made.budget != "params" and len({case.parameters for case in made.cases}) > 1:
+    if made.budget != "params" and any(len({case.parameters for case in made.at(p)}) > 1 for p in made.points):
         lines.append("The numbers of parameters differ.")
     if made.overlap:
         lines.append(

@@ -34,6 +34,7 @@ class Outcome:
     error: str = ""
     seconds: float = 0.0
     reused: bool = False
+    signal: int | None = None
 
 
 def run_trial(trial: Trial, folder: Path) -> Outcome:
@@ -52,9 +53,9 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
             experiment = prepare(trial.settings, began=run is not None and run.began)
             resume = run is not None
             run = run or start(experiment, path)
-            _, result = train(experiment, run, resume=resume)
+            ended, result = train(experiment, run, resume=resume)
             if result is None:
-                return Outcome("stopped")
+                return Outcome("stopped", signal=ended.signal)
         if trial.tests and not tests_file(trial, folder).is_file():
             _evaluate(trial, run, folder)
             reused = False

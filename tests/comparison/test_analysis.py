@@ -71,3 +71,19 @@ def test_verdict_with_one_seed_or_failed_runs() -> None:
     made = results({"a": BAD, "b": GOOD[:2]})
     assert analysis.verdict(made).startswith("a has the highest accuracy")
     assert [case.label for case in made.at(None)] == ["a", "b"]
+
+
+def test_verdict_on_capacities_names_mechanisms_with_failed_runs() -> None:
+    made, complete = (results({"a": GOOD, "b": b}, points=(4, 8)) for b in (BAD[:2], BAD))
+    ends = {"a": 0.9, "b": 0.5}
+    found = [
+        analysis.capacity(label, dict.fromkeys((0, 1, 2), [(4.0, 1.0), (8.0, end)])) for label, end in ends.items()
+    ]
+    text = analysis.verdict(made.model_copy(update={"capacities": found}))
+    assert text.startswith("The pairs at which accuracy falls below 95%: a ")
+    assert text.endswith("Runs of b failed, and are left out.")
+    same = [found[0], found[0].model_copy(update={"label": "b"})]  # which says nothing about a ranking
+    assert analysis.verdict(complete.model_copy(update={"capacities": same})).startswith(
+        "At pairs 8: a has the highest"
+    )
+    assert "left out" not in analysis.verdict(complete.model_copy(update={"capacities": found}))

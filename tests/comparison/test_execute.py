@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from attnlab.comparison import execute
 from attnlab.comparison.execute import ATTEMPTS, Endings, Run, in_processes, on_ray, one_by_one
 from attnlab.comparison.plan import Case, Trial, plan_trials
 from attnlab.comparison.trial import Outcome, read_result
@@ -50,6 +52,17 @@ def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     outcomes = [outcome for _, outcome in one_by_one([bad, *trials(1)], tmp_path)]
     assert [outcome.how for outcome in outcomes] == ["failed", "finished"]
     assert "--data" in outcomes[0].error
+
+
+def test_a_signal_while_data_are_loaded_stops_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "run_trial", lambda trial, folder: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(StoppedError) as stopped:
+            list(one_by_one(trials(1), tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.signal == signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def test_the_page_loads_nothing_and_escapes_names(folder: Path) -> None:
     assert not re.search(r"<(script|link|iframe|img|object)\b|@import|url\((?!#)", page)
     assert not re.search(r"""(?:src|href)=["'](?!#)""", page)
     assert "&lt;script&gt;alert(1)" in page
+    assert not re.search("[\x00-\x09\x0b-\x1f]", page)
     assert page.count("<svg") == 5  # ranking, three Pareto fronts, learning curves
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
@@ -56,6 +57,14 @@ def test_a_command_stays_inside_its_code_span() -> None:
     made = results({"a": [0.5], "b": [0.75]}, command="compare --output 'a`<b>`'")
     assert "`` compare --output 'a`<b>`' ``" in report.text(made, [])
     assert [row[4] for row in report.rows(made, None)] == ["", ""]  # a single seed has no p-value
+
+
+def test_a_reason_for_a_missing_cost_is_given_once() -> None:
+    made = results({"a": [0.5], "b": [0.75], "c": [0.75]}, costs=True)
+    for case, notes in zip(made.cases, (["one.", "two."], ["one."], ["one."]), strict=True):
+        assert case.cost is not None
+        case.cost = case.cost.model_copy(update={"notes": notes})
+    assert report.legend(made)[-2:] == ["No one.", "a: no two."]
 
 
 def test_results_that_were_damaged_are_refused(tmp_path: Path) -> None:

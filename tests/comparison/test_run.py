@@ -8,11 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnlab.comparison import budget
+from attnlab.comparison import budget, run
 from attnlab.comparison.execute import one_by_one
-from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial
-from attnlab.comparison.run import Progress, Question, _capacities, _Comparison, _matched, compare
+from attnlab.comparison.plan import TUNING_SEED, Case, Sweep, Trial, cases_of
+from attnlab.comparison.results import CostRecord
+from attnlab.comparison.run import (
+    Progress,
+    Question,
+    _capacities,
+    _case_record,
+    _Comparison,
+    _matched,
+    _with_costs,
+    compare,
+)
 from attnlab.comparison.trial import Outcome
+from attnlab.network import Network
+from attnlab.tasks.base import TaskData
 from attnlab.training.loop import Trainer
 from attnlab.utils.errors import UserError
 from tests.comparison.small import question, settings
@@ -173,3 +185,32 @@ def test_capacities_need_a_setting_that_makes_the_task_harder() -> None:
         cases = [Case("multihead", settings("multihead"), point) for point in (4, 8)]
         qualities = {case.name: {0: 0.99, 1: 0.98} for case in cases}
         assert [each.label for each in _capacities(asked, qualities, cases, (4, 8), "accuracy")] == expected
+
+
+def test_costs_are_measured_on_the_data_of_each_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = question("multihead", "linear", sweeps=(Sweep("embed_dim", (4, 8)), Sweep("seq_length", (13, 17))))
+    cases = cases_of(asked.models, asked.sweeps)
+    lengths: dict[str, int] = {}
+
+    def measured(networks: dict[str, Network], data: TaskData, batch_size: int) -> dict[str, CostRecord]:
+        length = data.test.x.shape[1]
+        lengths.update(dict.fromkeys(networks, length))
+        return dict.fromkeys(networks, CostRecord(length=length, batch=batch_size))
+
+    monkeypatch.setattr(run, "measure_costs", measured)
+    comparison = _Comparison(asked, tmp_path, one_by_one, Progress())
+    records = [_case_record(comparison, case, case, dict.fromkeys([case.name], 0.01), {}, {}) for case in cases]
+    made = _with_costs(comparison, cases, records)
+    assert lengths == {f"{model}, seq_length {n}, 8": n for model in asked.models for n in (13, 17)}
+    assert [each.cost.length if each.cost else None for each in made] == [
+        case.settings.data.seq_length if case.point == 8 else None for case in cases
+    ]
+
+
+def test_a_comparison_without_a_result_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self: step(self) * float("nan"))
+    with pytest.raises(UserError, match="every run failed, the first because: the loss became nan at step 1"):
+        compare(question("multihead", "linear"), tmp_path, one_by_one)
+    with pytest.raises(UserError, match=r"multihead failed at every learning rate \(0.1, 0.2\): the loss became nan"):
+        compare(question("multihead", learning_rates=(0.1, 0.2)), tmp_path, one_by_one)
