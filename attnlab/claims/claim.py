@@ -27,6 +27,8 @@ paired difference from another arm (at ``minus_at``; by default the same arm or 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,6 +105,12 @@ class Claim(_Strict):
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     sweep: Sweep | None = None
     criteria: Annotated[list[Criterion], Field(min_length=1)]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of what decides a verdict: a result belongs to the criteria that were registered before it."""
+        content = self.model_dump(include={"measure", "settings", "arms", "sweep", "criteria"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _known_names(self) -> Claim:

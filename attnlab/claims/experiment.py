@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +59,7 @@ def run(
     machine = Machine.current()
     return Record(
         name=claim.name,
-        sha256=fingerprint(claim),
+        sha256=claim.sha256,
         seeds=numbers,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source=machine.source,
@@ -97,12 +95,6 @@ def judge(criterion: Criterion, values: Values) -> Judged:
 def _arm(arm: str, point: Point | None, values: list[float]) -> Arm:
     each = interval(values)
     return Arm(arm=arm, point=point, values=values, mean=each.mean, low=each.low, high=each.high)
-
-
-def fingerprint(claim: Claim) -> str:
-    """The SHA-256 of what decides a verdict: a result belongs to the criteria that were registered before it."""
-    content = claim.model_dump(include={"measure", "settings", "arms", "sweep", "criteria"})
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(claim: Claim, arm: str) -> Settings:

@@ -74,11 +74,12 @@ def write(record: Record, claim: Claim) -> Path:
 
 
 def read(claim: Claim) -> Record | None:
-    """The recorded result; None if there is none."""
+    """The recorded result; None if there is none, or if the experiment was changed since."""
     file = file_of(claim)
     if not file.is_file():
         return None
     try:
-        return Record.model_validate_json(file.read_bytes())
+        result = Record.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file} is damaged: {first_error(error)}; run the claim again with --record") from None
+    return result if result.sha256 == claim.sha256 else None

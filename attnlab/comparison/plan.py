@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import attnlab
-from attnlab.catalog import pattern
+from attnlab.catalog import pattern, registry
 from attnlab.training.paths import SETTINGS, absolute, file_hash
 from attnlab.training.settings import Settings
 
@@ -99,6 +99,7 @@ class Trial:
         digest = _digest(
             {
                 "settings": _with_hashes(self.settings.flat()),
+                "sources": _sources(self.settings.model.model),
                 "tests": {str(point): absolute(each.flat()) for point, each in self.tests.items()},
             }
         )
@@ -170,6 +171,12 @@ def _with_hashes(settings: Mapping[str, Any]) -> dict[str, Any]:
             file /= "model.safetensors"
         hashes[name] = file_hash(str(file)) if file and file.is_file() else settings[name]
     return {**settings, **hashes}
+
+
+def _sources(model: str) -> dict[str, str | None]:
+    """The hashes of the source files of the mechanisms, so that a changed mechanism is trained again."""
+    files = {name: registry.entry(name).folder / f"{name}.py" for name in pattern.mechanisms(model)}
+    return {name: file_hash(str(file)) for name, file in files.items()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

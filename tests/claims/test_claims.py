@@ -102,8 +102,7 @@ def test_registered_claims_can_be_run(name: str) -> None:
 def test_recorded_results_belong_to_the_criteria_that_were_written_before(name: str) -> None:
     claim = claims.load(name)
     result = record.read(claim)
-    assert result is not None
-    assert result.sha256 == experiment.fingerprint(claim), "the claim was changed after it was run; run it again"
+    assert result is not None, "not recorded, or changed after it was run"
     assert len(result.seeds) >= 5
     assert min(result.seeds) >= experiment.FIRST_SEED
     values = {(arm.arm, arm.point): dict(zip(result.seeds, arm.values, strict=True)) for arm in result.arms}
@@ -280,4 +279,4 @@ def test_a_changed_criterion_changes_the_fingerprint(tmp_path: Path) -> None:
     moved = before.criteria[0].model_copy(update={"at_least": 0.1})
     after = before.model_copy(update={"criteria": [moved, *before.criteria[1:]]})
     reworded = before.model_copy(update={"paper": "Somebody 2001"})
-    assert experiment.fingerprint(after) != experiment.fingerprint(before) == experiment.fingerprint(reworded)
+    assert after.sha256 != before.sha256 == reworded.sha256

@@ -75,9 +75,9 @@ def test_verdict_with_one_seed_or_failed_runs() -> None:
 
 def test_verdict_on_capacities_names_mechanisms_with_failed_runs() -> None:
     made, complete = (results({"a": GOOD, "b": b}, points=(4, 8)) for b in (BAD[:2], BAD))
-    ends = {"a": 0.9, "b": 0.5}
     found = [
-        analysis.capacity(label, {seed: [(4.0, 1.0), (8.0, end)] for seed in range(3)}) for label, end in ends.items()
+        analysis.capacity(label, {seed: [(4.0, 1.0), (8.0, end)] for seed in range(3)})
+        for label, end in {"a": 0.9, "b": 0.5}.items()
     ]
     text = analysis.verdict(made.model_copy(update={"capacities": found}))
     assert text.startswith("The pairs at which accuracy falls below 95%: a ")
