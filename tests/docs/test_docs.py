@@ -65,7 +65,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "takes half an hour; tests/docs/test_hybrids.py trains one network",
     ),
     **{
-        f"torchrun --nproc_per_node 2 -m attnlab train {flags}": (None, "tests/training/test_distributed.py runs both")
+        f"torchrun --nproc_per_node 2 -m attnlab train {flags}": (
+            None,
+            "tests/training/test_several_processes.py runs both",
+        )
         for flags in (
             "--model multihead --embed_dim 256 --batch_size 256",
             "--resume runs/digits-multihead-001",

@@ -138,7 +138,7 @@ def test_wrong_target_shape_is_refused() -> None:
         ("recall", {"seq_length": 22, "pairs": 6}, "6 pairs needs sequences of at least 24 tokens, four for each, not"),
         ("recall", {"test_length": 30}, "8 pairs needs sequences of at least 32 tokens, four for each, not 30"),
         ("recall", {"seq_length": 512}, "64 pairs needs a vocabulary of at least 130, with a key and a value for each"),
-        ("recall", {"noise": 0.5}, "recall has no noise to set; leave out --noise 0.5"),
+        ("induction", {"noise": 0.5}, "induction has no noise to set; leave out --noise 0.5"),
         ("induction", {"test_length": 3}, "--test_length for induction must be from 4 to"),
         ("induction", {"pairs": 3}, "induction has no key-value pairs to choose the number of; leave out --pairs 3"),
         ("digits", {"test_length": 16}, "digits has no test data of another length; leave out --test_length 16"),

@@ -214,7 +214,7 @@ def run_together(
 @pytest.mark.xdist_group("processes")
 def test_two_processes_train_as_one(server: Server, tmp_path: Path) -> None:
     """With uneven batches, targets, weights and lengths, for DDP and FSDP2; checkpoints move between all of them."""
-    codes, _, errors = run_together(server, ["test_distributed", "work"], tmp_path)
+    codes, _, errors = run_together(server, ["test_several_processes", "work"], tmp_path)
     assert codes == [0, 0], "\n".join(errors)
 
 
