@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.comparison import analysis
 from attnlab.comparison.results import CaseRecord, IntervalRecord, Results, TrialRecord
+from attnlab.tasks.metrics import CLASS_METRICS
 from attnlab.utils import drawing
 from attnlab.utils.drawing import GREY, INK
 from attnlab.utils.escape import one_line
@@ -107,7 +108,7 @@ def _ranking(results: Results) -> Picture | None:
         colour, marker, _ = styles[case.label]
         seeds = values.get(case.label, [])
         ax.plot(seeds, [row] * len(seeds), "|", color=colour, markersize=9, alpha=0.55)
-        low, high = _error(case.quality)
+        low, high = _error(case.quality, results)
         ax.errorbar(
             case.quality.mean, row, xerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=6, lw=1.6
         )
@@ -146,7 +147,7 @@ def _sweep(results: Results) -> Picture | None:
         known = [(x, q) for x, p in zip(xs, results.points, strict=True) if (q := by_point.get(p)) is not None]
         if not known:
             continue
-        errors = [_error(q) for _, q in known]
+        errors = [_error(q, results) for _, q in known]
         ax.errorbar(
             [x for x, _ in known],
             [q.mean for _, q in known],
@@ -250,7 +251,7 @@ def _pareto(
     for case, x in cases:
         assert case.quality is not None
         colour, marker, _ = styles[case.label]
-        low, high = _error(case.quality)
+        low, high = _error(case.quality, results)
         bars.append((low, high))
         ax.errorbar(x, case.quality.mean, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
         points.append((float(x), case.quality.mean, _short(case.label), colour))
@@ -391,11 +392,14 @@ def _styles(results: Results) -> dict[str, tuple[str, str, Any]]:
     return {label: (colour, marker, line) for label, colour, marker, line in cycles}
 
 
-def _error(value: IntervalRecord) -> tuple[float, float]:
-    """The distances from the mean to the ends of the interval."""
+def _error(value: IntervalRecord, results: Results | None = None) -> tuple[float, float]:
+    """The distances from the mean to the ends of the interval; an interval of an accuracy is drawn from 0 to 1."""
     if value.low is None or value.high is None:
         return 0.0, 0.0
-    return value.mean - value.low, value.high - value.mean
+    low, high = value.low, value.high
+    if results is not None and results.metric in CLASS_METRICS:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return value.mean - low, high - value.mean
 
 
 def _front(points: Iterable[tuple[float, float]], *, higher_is_better: bool) -> list[tuple[float, float]]:
