@@ -195,10 +195,11 @@ def _capacity(results: Results) -> Picture | None:
             y, (low, high) = each.at.mean, _error(each.at)
             ax.errorbar(x, y, yerr=[[low], [high]], fmt=marker, color=colour, capsize=4, markersize=7)
         else:  # it never falls so far in most seeds, or starts below
-            y, low, high = axis[-1] if each.above >= each.below else axis[0], 0.0, 0.0
+            y = axis[-1] if each.above >= each.below else axis[0]
             ax.plot(x, y, marker, color=colour, markersize=7, fillstyle="none")
-            way, arrow = 16 if each.above >= each.below else -16, {"arrowstyle": "<-", "color": colour}
-            ax.annotate("", (x, y), (0, way), textcoords="offset points", arrowprops=arrow)
+            up, arrow = each.above >= each.below, {"arrowstyle": "<-", "color": colour}
+            ax.annotate("", (x, y), (0, 16 if up else -16), textcoords="offset points", arrowprops=arrow)
+            low, high = (0.0, 0.2 * y) if up else (0.2 * y, 0.0)  # about the arrow, so that no label covers it
         bars.append((low, high))
         points.append((float(x), y, _short(each.label), colour))
     ax.set_xscale("log")
