@@ -44,11 +44,7 @@ def section(claim: Claim, result: Record | None) -> str:
 
 def criteria(result: Record) -> str:
     """The table of the criteria."""
-    rows = []
-    for each in result.criteria:
-        half = (each.high - each.low) / 2
-        estimate = f"{number(each.mean, half)} ({number(each.low, half)} to {number(each.high, half)})"
-        rows.append((each.text, estimate, each.outcome))
+    rows = [(each.text, each.estimate, each.outcome) for each in result.criteria]
     return table(("pre-registered criterion", "estimate (95 % interval)", ""), rows)
 
 

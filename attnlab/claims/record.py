@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attnlab.claims.claim import FOLDER, Claim, Point
+from attnlab.comparison.analysis import number
 from attnlab.files.atomic import write_text
 from attnlab.utils.errors import UserError
 from attnlab.utils.validation import first_error
@@ -39,6 +40,13 @@ class Judged(_Record):
     low: Number
     high: Number
     outcome: Literal["holds", "fails", "undecided"]
+
+    @property
+    def estimate(self) -> str:
+        """``0.912 (0.896 to 0.928)``."""
+        half = (self.high - self.low) / 2
+        mean, low, high = (number(each, half) for each in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})"
 
 
 class Record(_Record):

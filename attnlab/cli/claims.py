@@ -128,12 +128,9 @@ def _run(arguments: list[str]) -> int:
 
 def _show(console: Console, result: Record) -> None:
     """Print the criteria with their estimates."""
-    from attnlab.comparison.analysis import number
-
     for each in result.criteria:
-        half = (each.high - each.low) / 2
-        estimate = f"{number(each.mean, half)} ({number(each.low, half)} to {number(each.high, half)})"
-        console.print(Padding(Text(f"{each.outcome}: {each.text}: {estimate}"), (0, 0, 0, 2), expand=False))
+        text = f"{each.outcome}: {each.text}: {each.estimate}"
+        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
 
 
 def _json(result: Record | None) -> object:

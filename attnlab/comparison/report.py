@@ -14,6 +14,7 @@ from attnlab.comparison.pictures import pictures, png, svg
 from attnlab.comparison.results import CaseRecord, Results
 from attnlab.files.atomic import atomically, write_text
 from attnlab.utils.escape import markdown, one_line, visible
+from attnlab.utils.markdown import text_table
 
 PAGE, MARKDOWN, CSV, PICTURES = "report.html", "report.md", "results.csv", "pictures"
 FILES = (results.FILE, PAGE, MARKDOWN, CSV, PICTURES)
@@ -73,16 +74,16 @@ def text(made: Results, drawn: Sequence[tuple[str, str, str]]) -> str:
         )
     )
     for point in made.points:
-        parts += [f"## {markdown(heading(made, point))}", _table(header(made, point), rows(made, point))]
+        parts += [f"## {markdown(heading(made, point))}", text_table(header(made, point), rows(made, point))]
     parts.append("\n".join(f"- {markdown(line)}" for line in legend(made)))
     if made.capacities:
-        parts += ["## Capacity", _table(*capacities(made))]
+        parts += ["## Capacity", text_table(*capacities(made))]
     for title, caption, file in drawn:
         parts += [f"## {markdown(title)}", f"![{markdown(title)}]({file})", markdown(caption)]
     if made.baselines:
-        parts += ["## Simpler methods", _table(*baselines(made))]
+        parts += ["## Simpler methods", text_table(*baselines(made))]
     if any(case.tried for case in made.cases):
-        parts += ["## Learning rates", _table(*rates(made))]
+        parts += ["## Learning rates", text_table(*rates(made))]
     parts += ["## What was not run, and what does not follow", "\n".join(f"- {markdown(line)}" for line in made.limits)]
     return "\n\n".join(parts) + "\n"
 
@@ -240,9 +241,3 @@ def _code(value: str) -> str:
     text = one_line(value)
     marks = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     return f"{marks} {text} {marks}" if len(marks) > 1 else f"`{text}`"
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of plain text."""
-    lines = [[markdown(cell) for cell in head], ["---"] * len(head), *([markdown(c) for c in row] for row in body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

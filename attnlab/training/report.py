@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from attnlab.tasks.metrics import METRICS
 from attnlab.training.runs import Run
 from attnlab.training.settings import Settings, defaults, flag_name, spellings
 from attnlab.utils.escape import markdown, one_line, shell_word
+from attnlab.utils.markdown import text_table
 
 MAX_SHOWN = 15
 """Confusion matrices of more classes are drawn without numbers and are not printed."""
@@ -95,7 +95,7 @@ def write_report(run: Run, result: dict[str, Any]) -> None:
 Test {METRICS[metric].label} on {result["test_examples"]:,} examples, of the network with the best
 validation metric ({number(metric, result["validation"])} at step {result["best_step"]:,} of {result["steps"]:,}).
 
-{_table(["", *(METRICS[m].label for m in names)], rows, bold=result["model"])}
+{text_table(["", *(METRICS[m].label for m in names)], rows, bold=result["model"])}
 {remarks}{_classes(run, result)}
 ![training curve](curve.png)
 
@@ -108,7 +108,7 @@ Reproduce with:
 {result["parameters"]:,} parameters, attnlab {markdown(run.config["attnlab"])}, \
 PyTorch {markdown(run.config["torch"])}, {threads} CPU thread{"s" if threads > 1 else ""}.
 
-{_table(["setting", "value"], [[n, str(v)] for n, v in settings.flat().items() if v is not None])}
+{text_table(["setting", "value"], [[n, str(v)] for n, v in settings.flat().items() if v is not None])}
 """,
     )
 
@@ -177,23 +177,14 @@ def _classes(run: Run, result: dict[str, Any]) -> str:
     matrix = ""
     if len(labels) <= MAX_SHOWN:
         counts = [[label, *map(str, row)] for label, row in zip(labels, result["confusion"], strict=True)]
-        matrix = "\n" + _table(["true, then predicted as", *labels], counts) + "\n"
+        matrix = "\n" + text_table(["true, then predicted as", *labels], counts) + "\n"
     return f"""
 ## Classes
 
-{_table(["class", "precision", "recall", "F1", "examples"], each)}
+{text_table(["class", "precision", "recall", "F1", "examples"], each)}
 {matrix}
 ![confusion matrix](confusion.png)
 """
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, bold: str | None = None) -> str:
-    """A Markdown table of plain text; the row whose first cell is ``bold`` is highlighted."""
-    lines = [[markdown(cell) for cell in header], ["---"] * len(header)]
-    for name, *cells in rows:
-        first = f"**{markdown(name)}**" if name == bold else markdown(name)
-        lines.append([first, *map(markdown, cells)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _label(value: Any) -> str:

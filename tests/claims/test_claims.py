@@ -27,7 +27,7 @@ from attnlab.utils.errors import UserError
 NAMES = claims.names()
 SMALL = """
 claim = "More heads are better."
-paper = "Nobody et al. 2000"
+paper = "An author 2000"
 not_shown = "anything"
 measure = "MEASURE"
 
