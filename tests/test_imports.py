@@ -25,6 +25,7 @@ LAYERS = [  # from the bottom; packages of one line do not import each other
     {"comparison"},
     {"claims"},
     {"docs"},
+    {"explore"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in sorted(packages)}

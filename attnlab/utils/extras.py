@@ -19,6 +19,7 @@ EXTRAS = {
     ),
     "hf": ("transformers",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "explore": ("fastapi", "uvicorn"),
     "ray": ("ray",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
 }
