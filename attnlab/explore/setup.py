@@ -238,8 +238,8 @@ class Layer(BaseModel):
     """‖changed output − output‖ / ‖output‖ of the layer, if the setup changes anything."""
     flops: float | None
     """Of the layer on this input."""
-    state_bytes: float
-    """Decoding state per token of this input, in bytes."""
+    state_bytes: float | None
+    """The decoding cache or state per token of this input, in bytes; None for a layer that cannot decode."""
 
 
 class View(BaseModel):
@@ -295,6 +295,15 @@ class Ablation(BaseModel):
 
     output_change: list[float]
     note: str
+
+
+class Uploaded(BaseModel):
+    """An uploaded file: ``key`` names it in `Upload`, ``shape`` is that of its rows."""
+
+    key: str
+    name: str
+    rows: int
+    shape: list[int]
 
 
 class Choice(BaseModel):

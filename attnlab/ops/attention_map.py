@@ -9,6 +9,8 @@ Axes: B batch, H heads, N queries, M keys, w the width of the values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -22,16 +24,78 @@ Choice = Sequence[int] | slice | Tensor | None
 """Rows or heads; None for all."""
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How scores are changed, see `AttentionMap.with_scores`; by default not at all."""
+
+    temperature: float = 1.0
+    scale: bool = True
+    softcap: float | None = None
+    sink: float | None = None
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """The options that differ from their defaults."""
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+
+    def factor(self, width: int) -> float:
+        """Return the factor of ``q kᵀ / √width``."""
+        return (1.0 if self.scale else width**0.5) / self.temperature
+
+
 class AttentionMap:
     """The base class of lazy attention weights. A subclass implements `apply`, and `_rows` where that is cheaper.
+
+    One whose scores can be changed also implements `changes` and `_with_scores`.
 
     Args:
         shape: (B, H, N, M).
         like: a tensor with the dtype and the device of the weights.
     """
 
+    implied: ClassVar[bool] = False
+    """Whether the mechanism does not compute these weights, but its output equals their product with the values."""
+
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.shape, self._like = shape, like
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """The options of `with_scores` that these weights support."""
+        return frozenset()
+
+    @final
+    def with_scores(
+        self,
+        *,
+        temperature: float = 1.0,
+        scale: bool = True,
+        softcap: float | None = None,
+        sink: float | None = None,
+    ) -> AttentionMap:
+        """Return the weights for changed scores; ``self`` if no option is given.
+
+        Args:
+            temperature: divides the products of queries and keys. A cap, and then biases and decays, come after it.
+            scale: False leaves out the factor 1/√d of the products.
+            softcap: the products become ``softcap · tanh(product / softcap)``; replaces a cap of the mechanism.
+            sink: a logit in every row that takes weight and has no value; replaces the sinks of the mechanism.
+
+        Raises:
+            ValueError: for an option that is not in `changes`.
+        """
+        options = ScoreOptions(temperature, scale, softcap, sink)
+        if not options.changes:
+            return self
+        if missing := options.changes - self.changes:
+            raise ValueError(
+                f"the weights of {type(self).__name__} cannot be changed by {', '.join(sorted(missing))}; "
+                f"they support {', '.join(sorted(self.changes)) or 'no change'}"
+            )
+        return self._with_scores(options)
+
+    def _with_scores(self, options: ScoreOptions) -> AttentionMap:
+        raise NotImplementedError(f"{type(self).__name__} has no _with_scores")
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the weighted sums of these values.

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.bias import Bias, cut, four_axes
@@ -53,6 +53,14 @@ class DecayedMap(AttentionMap):
         self.sums = self.gates.cumsum(-1)
         # Then a sum over the allowed keys differs from that over all keys by the same value for all keys of a row.
         self.contiguous = mask is not None and mask.is_causal_and_contiguous
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """All options; the decays stay the same."""
+        return self._by_rows().changes
+
+    def _with_scores(self, options: ScoreOptions) -> AttentionMap:
+        return self._by_rows()._with_scores(options)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         # A kernel gives no gradient to a matrix, and a functorch transform hides that one is needed. In forward mode

@@ -7,15 +7,18 @@ Axes: B batch, H heads, N queries, n rows at a time, M keys, m keys that these r
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import QUERY_CHUNK, Index, count, slices
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
+from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.backends.tiles import Tiles, by_tiles
 from attnlab.ops.bias import Bias, cut
 from attnlab.ops.dispatch import Dispatch, record
@@ -51,6 +54,7 @@ class RowwiseMap(AttentionMap):
         score_fn: computes scores (B, H, n, m) from q and k; the scaled dot product by default.
         added: computes a further term of the scores of a tile.
         score_cost: the temporary values per score.
+        is_scaled: whether ``score_fn`` has the factor 1/√d.
     """
 
     def __init__(
@@ -64,10 +68,29 @@ class RowwiseMap(AttentionMap):
         score_fn: Callable[[Tensor, Tensor], Tensor] = scaled_dot_product,
         added: Added | None = None,
         score_cost: int = 1,
+        is_scaled: bool = True,
     ) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask, self.bias = q, k, mask, bias
         self._normalize, self._score_fn, self._added, self._score_cost = normalize, score_fn, added, score_cost
+        self._is_scaled = is_scaled
+        self._factor = 1.0
+        self._softcap: float | None = None
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """A temperature and a cap; no scale where there is one; a sink where the weights are a softmax."""
+        also = {"scale": self._is_scaled, "sink": self._normalize is masked_softmax}
+        return frozenset({"temperature", "softcap", *(name for name, is_supported in also.items() if is_supported)})
+
+    def _with_scores(self, options: ScoreOptions) -> RowwiseMap:
+        changed = copy.copy(self)
+        changed._factor = self._factor * options.factor(self.q.shape[-1])
+        if options.softcap is not None:
+            changed._softcap = options.softcap
+        if options.sink is not None:
+            changed._normalize = partial(masked_softmax, sink=self._like.new_full((self.shape[1],), options.sink))
+        return changed
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         B, H, N, M = self.shape
@@ -91,6 +114,10 @@ class RowwiseMap(AttentionMap):
     def _weights(self, rows: Index, keys: Index) -> Tensor:
         permitted = None if self.mask is None else self.mask.tile(rows, keys)
         scores = self._score_fn(self.q[:, :, rows], self.k[:, :, keys])
+        if self._factor != 1.0:
+            scores = scores * self._factor
+        if self._softcap is not None:
+            scores = self._softcap * torch.tanh(scores / self._softcap)
         if self.bias is not None:
             scores = scores + cut(self.bias, rows, keys).to(scores.dtype)
         if self._added is not None:

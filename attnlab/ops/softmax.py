@@ -6,6 +6,7 @@ with one head may leave out H.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax as masked_softmax
 from attnlab.ops.backends.flex import Flex
 from attnlab.ops.backends.sdpa import Fused, Kernel, Sdpa, additive, unpad
@@ -100,6 +101,18 @@ class SoftmaxMap(AttentionMap):
         self.q, self.k, self.mask = q, k, mask
         self.scale, self.sink, self.softcap = scale, sink, softcap
         self.bias = None if bias is None else four_axes(bias)
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """All options."""
+        return frozenset({"temperature", "scale", "softcap", "sink"})
+
+    def _with_scores(self, options: ScoreOptions) -> SoftmaxMap:
+        scale = 1 / math.sqrt(self.q.shape[-1]) if self.scale is None else self.scale
+        scale = (scale if options.scale else 1.0) / options.temperature
+        softcap = self.softcap if options.softcap is None else options.softcap
+        sink = self.sink if options.sink is None else self.q.new_full((self.shape[1],), options.sink)
+        return SoftmaxMap(self.q, self.k, self.mask, self.bias, scale=scale, sink=sink, softcap=softcap)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, by the first backend that applies: (B, H, M, w) to (B, H, N, w).

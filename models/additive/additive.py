@@ -97,8 +97,9 @@ class AdditiveAttention(MultiHeadBase):
             return separated_scores(Q, K, self.score.to(Q.dtype))
 
         if can_separate(Q, K):
-            return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=separated, score_cost=2)
-        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=hidden_layer, score_cost=self.head_dim)
+            return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=separated, score_cost=2, is_scaled=False)
+        cost = self.head_dim
+        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=hidden_layer, score_cost=cost, is_scaled=False)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)

@@ -138,6 +138,8 @@ class ProjectedMap(AttentionMap):
         F: of the shape of ``E``.
     """
 
+    implied = True
+
     def __init__(self, Q: Tensor, K: Tensor, E: Tensor, F: Tensor) -> None:
         super().__init__((*Q.shape[:3], K.shape[2]), Q)
         self.Q, self.K, self.F = Q, _projected(E, K), F

@@ -13,7 +13,7 @@ from attnlab.masks import BoundMask, causal, sliding_window
 from attnlab.masks.bound import Index, positions
 from attnlab.nn.attention import Attention, Card, check_positive_int, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.call import repeat_kv
 from attnlab.ops.rowwise import RowwiseMap, scaled_dot_product
@@ -156,7 +156,10 @@ class NativeSparseAttention(Attention):
         return self._map_and_values(x, mask)[0]
 
     def _apply_weights(self, weights: Float[Tensor, "B H N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self._merge_heads(weights @ repeat_kv(self._project_qkv(x)[2], self.num_heads // self.num_kv_heads))
+        return self._merge_heads(weights @ self._values(x))
+
+    def _values(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
+        return repeat_kv(self._project_qkv(x)[2], self.num_heads // self.num_kv_heads)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N D"]:
         return self.output(heads.transpose(1, 2).flatten(2))
@@ -289,6 +292,15 @@ class ThreeBranches(AttentionMap):
     def __init__(self, layer: NativeSparseAttention, branches: list[AttentionMap], gates: Tensor) -> None:
         super().__init__(branches[1].shape, gates)
         self._layer, self._branches, self._gates = layer, branches, gates
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Those that all branches support; the blocks stay selected by the scores of the mechanism."""
+        return frozenset.intersection(*(branch.changes for branch in self._branches))
+
+    def _with_scores(self, options: ScoreOptions) -> ThreeBranches:
+        branches = [branch._with_scores(options) for branch in self._branches]
+        return ThreeBranches(self._layer, branches, self._gates)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, 1, H_kv or H, M, w)."""

@@ -133,6 +133,8 @@ class NystromMap(AttentionMap):
         conv: maps values (B, H, N, w) to the same shape; None for no convolution.
     """
 
+    implied = True
+
     def __init__(
         self,
         Q: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.utils.tracing import full_precision
@@ -200,6 +201,16 @@ class HashedMap(AttentionMap):
         # The key of a query without others, (B | 1, N): the token itself; of padding the first token; N for no key.
         first = (real.cumsum(-1) == 0).sum(-1, keepdim=True)
         self.alone = torch.where(real, position, torch.where(first <= position, first, N) if causal else first)
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """A temperature; the scores are not divided by √d."""
+        return frozenset({"temperature"})
+
+    def _with_scores(self, options: ScoreOptions) -> HashedMap:
+        changed = copy.copy(self)  # the keys and the buckets stay the same
+        changed.Q = self.Q / options.temperature
+        return changed
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""

@@ -34,6 +34,8 @@ class NormalizedScan(AttentionMap):
         ValueError: for a segment mask with another number of queries than keys.
     """
 
+    implied = True
+
     def __init__(self, q: Tensor, k: Tensor, mask: BoundMask | None, log_scale: Tensor | None = None) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.mask, self.causal = mask, False

@@ -21,6 +21,8 @@ class ScanMap(AttentionMap):
     Its weights may be negative, and need not sum to one.
     """
 
+    implied = True
+
     def __init__(
         self,
         q: Tensor,
@@ -62,6 +64,8 @@ class RecurrenceMap(AttentionMap):
         inputs: the recurrence, in the order of ``sequences`` and masked by it.
         sequences: the documents and the padding of the rows.
     """
+
+    implied = True
 
     def __init__(self, inputs: Recurrence, sequences: Sequences) -> None:
         B, H, N, _ = inputs.q.shape
