@@ -46,7 +46,10 @@ class Untrained(_Model):
 
 
 class Trained(_Model):
-    """A network of two layers that is trained in a few seconds to repeat a word, as in the lessons."""
+    """A network of two layers that is trained in a few seconds to repeat a word, as in the lessons.
+
+    It is 32 wide, so ``num_heads`` is 4 by default where the mechanism has that option.
+    """
 
     kind: Literal["trained"] = "trained"
     model: Annotated[str, Field(min_length=1, max_length=100)] = "multihead"
