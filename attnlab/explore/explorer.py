@@ -67,11 +67,11 @@ class Explorer:
         Raises:
             UserError: for a setup that cannot be built or is too large.
         """
-        return self._answer(f"view {setup.key()}", lambda: self._view(setup))
+        return self._answer(f"view {setup.key()}", lambda: self._view(setup))[0]
 
     def thumbnails(self, setup: Setup) -> bytes:
         """Return the codes of the thumbnails of all heads: layer by layer, head by head, row-major; see `codes`."""
-        return self._answer(f"thumbnails {setup.key()}", lambda: self._thumbnails(setup))
+        return self._answer(f"view {setup.key()}", lambda: self._view(setup))[1]
 
     def matrix(self, request: MapRequest) -> Tensor:
         """Return a part of the weights of a head, pooled to the size that was asked for, float32."""
@@ -133,16 +133,18 @@ class Explorer:
                 self._passes.move_to_end(key)
                 return self._passes[key]
             subject = make_subject(setup, self.shelf)
-            check_size(len(subject.tokens), [layer.num_heads for layer in subject.layers])
-            result = forward.run(subject, setup)
+            sizes = len(subject.tokens), [layer.num_heads for layer in subject.layers]
+            check_size(*sizes)
+            result = forward.run(subject, setup, keep=kept_bytes(*sizes) <= memory_limit())
             self._passes[key] = result
             while len(self._passes) > MAX_PASSES or (len(self._passes) > 1 and self._size() > memory_limit()):
                 self._passes.popitem(last=False)
             return result
 
     def _size(self) -> int:
+        """The bytes of the matrices that are kept."""
         return sum(
-            required_bytes(len(kept.subject.tokens), [layer.layer.num_heads for layer in kept.layers])
+            kept_bytes(len(kept.subject.tokens), [layer.layer.num_heads for layer in kept.layers if layer.keep])
             for kept in self._passes.values()
         )
 
@@ -175,18 +177,20 @@ class Explorer:
         plain = setup.model_copy(update={name: Setup.model_fields[name].default for name in CHANGES})
         return None if plain == setup else self.run(plain)
 
-    def _view(self, setup: Setup) -> View:
+    def _view(self, setup: Setup) -> tuple[View, bytes]:
+        """The view and its thumbnails, whose units it holds."""
         result = self.run(setup)
         plain = self._unchanged(setup)
         tokens = result.subject.tokens
-        source = setup.model_copy(update={"mask": setup.mask.model_copy(update={"blocked": ()})})
-        costs = self._answer(f"costs {source.source!r} {source.input!r}", lambda: [_cost(x) for x in result.layers])
-        before = [None] * len(result.layers) if plain is None else plain.layers
-        return View(
+        costs = self._answer(f"costs {setup.source!r} {setup.input!r}", lambda: [_cost(x) for x in result.layers])
+        before: list[Any] = [None] * len(result.layers) if plain is None else plain.layers
+        drawn = [_thumbnails(layer) for layer in result.layers]
+        view = View(
             tokens=list(tokens),
             special=list(result.subject.special) or [False] * len(tokens),
             layers=[
-                _layer(layer, tokens, cost, old) for layer, cost, old in zip(result.layers, costs, before, strict=True)
+                _layer(layer, tokens, cost, old, peaks)
+                for layer, cost, old, (_, peaks) in zip(result.layers, costs, before, drawn, strict=True)
             ],
             prediction=_prediction(result),
             output_change=None if plain is None else _change(result.output, plain.output),
@@ -194,19 +198,7 @@ class Explorer:
             image=None if result.subject.image is None else [list(row) for row in result.subject.image],
             patches=None if result.subject.patches is None else list(result.subject.patches),
         )
-
-    def _thumbnails(self, setup: Setup) -> bytes:
-        parts = []
-        for layer, shown in zip(self.run(setup).layers, self.view(setup).layers, strict=True):
-            if layer.map is None:
-                continue
-            N, M = layer.shape
-            small = layer.pooled(slice(0, N), slice(0, M), THUMBNAIL)
-            peak = torch.tensor([head.peak for head in shown.heads])[:, None, None]
-            if N > THUMBNAIL or M > THUMBNAIL:
-                peak = small.abs().amax((1, 2), keepdim=True)
-            parts.append(codes.encode(small, peak, signed=layer.is_signed).numpy().tobytes())
-        return b"".join(parts)
+        return view, b"".join(data for data, _ in drawn)
 
     def _ablation(self, setup: Setup, layer: int) -> Ablation:
         whole = self.run(setup)
@@ -236,11 +228,17 @@ CHANGES = ("mask", "scores", "ablated")
 """The fields of a setup that change the attention of a network."""
 
 
+def kept_bytes(length: int, heads: list[int]) -> int:
+    """The bytes of the matrices of all layers, which have these numbers of heads, kept and while they are computed."""
+    return 8 * sum(heads) * length * length if length <= forward.MAX_DETAIL else 0
+
+
 def required_bytes(length: int, heads: list[int]) -> int:
-    """The bytes that the matrices of all layers take: whole up to `forward.MAX_DETAIL` tokens, and pooled beyond."""
+    """The bytes that a view needs at least: the matrices of one layer, which are pooled beyond `forward.MAX_DETAIL`."""
+    largest = max(heads, default=0)
     if length <= forward.MAX_DETAIL:
-        return 4 * sum(heads) * length * length * 2
-    return 4 * max(heads, default=0) * length * THUMBNAIL * 3 + 4 * forward.CHUNK_VALUES * 4
+        return 8 * largest * length * length
+    return 12 * largest * length * THUMBNAIL + 16 * forward.CHUNK_VALUES
 
 
 def check_size(length: int, heads: list[int]) -> None:
@@ -248,8 +246,8 @@ def check_size(length: int, heads: list[int]) -> None:
     needed = required_bytes(length, heads)
     if needed > memory_limit():
         raise UserError(
-            f"the attention of {sum(heads):,} heads over {length:,} tokens takes {needed:,} bytes, more than a quarter "
-            f"of this machine's memory ({memory_limit():,}); give a shorter input, or fewer layers or heads"
+            f"the attention of {max(heads):,} heads over {length:,} tokens takes {needed:,} bytes, more than a quarter "
+            f"of this machine's memory ({memory_limit():,}); give a shorter input, or fewer heads"
         )
 
 
@@ -258,8 +256,24 @@ def has_state(layer: LayerPass) -> bool:
     return hasattr(layer.map, "states")
 
 
-def _layer(layer: LayerPass, tokens: tuple[str, ...], cost: tuple[float | None, float | None], old: Any) -> Layer:
+def _thumbnails(layer: LayerPass) -> tuple[bytes, list[float]]:
+    """The codes of the thumbnails of a layer, and the unit of each head."""
+    if layer.map is None:
+        return b"", []
+    small = layer.pooled(slice(0, layer.shape[0]), slice(0, layer.shape[1]), THUMBNAIL)
+    peaks = small.abs().amax((1, 2))
+    return codes.encode(small, peaks[:, None, None], signed=layer.is_signed).numpy().tobytes(), peaks.tolist()
+
+
+def _layer(
+    layer: LayerPass,
+    tokens: tuple[str, ...],
+    cost: tuple[float | None, float | None],
+    old: LayerPass | None,
+    peaks: list[float],
+) -> Layer:
     module, heads = layer.layer, summaries.summarize(layer, tokens)
+    heads = [head.model_copy(update={"thumbnail_peak": peak}) for head, peak in zip(heads, peaks, strict=True)]
     flops, state_bytes = cost
     name = type(module).__module__.rpartition(".")[2]
     size = (0, 0) if layer.map is None else tuple(min(THUMBNAIL, _blocks(n)) for n in layer.shape)

@@ -1,19 +1,8 @@
-"""The page as HTML: served with its data fetched later, or self-contained in one file.
-
-page/index.html is a template; it gets
-
-title, version  texts
-nonce           of its inline scripts and styles
-policy          the content security policy of a file; empty where the server sends it as a header
-importmap       JSON: where each module is, by its bare name ("explore/main")
-style           the text of style.css
-data            JSON: the data of a self-contained page; empty where the server has them
-"""
+"""The page as HTML: served with its data fetched later, or self-contained in one file."""
 
 from __future__ import annotations
 
 import base64
-import json
 import secrets
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +12,7 @@ import torch
 
 import attnlab
 from attnlab.explore import codes
+from attnlab.explore.forward import MAX_DETAIL
 from attnlab.files.atomic import write_text
 from attnlab.utils.errors import UserError
 
@@ -36,15 +26,15 @@ MAX_WEIGHTS = 2**26
 FOLDER = files("attnlab.explore") / "page"
 
 
-def live_page(version: str) -> tuple[str, str]:
+def live_page() -> tuple[str, str]:
     """Return the page that a server sends, and its content security policy."""
     nonce = secrets.token_urlsafe(16)
     modules = {f"explore/{name}": f"/static/{name}.js" for name in scripts()}
     policy = (
-        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'nonce-{nonce}'; connect-src 'self'; "
         "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
     )
-    return _render(modules, nonce=nonce, version=version), policy
+    return _render(modules, nonce=nonce), policy
 
 
 def page(explorer: Explorer, setup: Setup) -> str:
@@ -57,9 +47,8 @@ def page(explorer: Explorer, setup: Setup) -> str:
         f"explore/{name}": "data:text/javascript;base64," + base64.b64encode(text.encode()).decode("ascii")
         for name, text in scripts().items()
     }
-    nonce = "exported"
-    policy = f"default-src 'none'; script-src 'nonce-{nonce}' data:; style-src 'nonce-{nonce}'; img-src data: blob:"
-    return _render(modules, nonce=nonce, version=attnlab.__version__, policy=policy, data=contents(explorer, setup))
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    return _render(modules, nonce="exported", style=style, export=contents(explorer, setup))
 
 
 def write(explorer: Explorer, setup: Setup, path: Path) -> int:
@@ -79,7 +68,7 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
     with explorer.lock:
         result, view = explorer.run(setup), explorer.view(setup)
         count = sum(0 if x.map is None else x.map.shape[1] * x.shape[0] * x.shape[1] for x in result.layers)
-        if count > MAX_WEIGHTS or any(not layer.is_kept for layer in result.layers):
+        if count > MAX_WEIGHTS or any(max(layer.shape) > MAX_DETAIL for layer in result.layers):
             raise UserError(
                 f"an exported page holds at most {MAX_WEIGHTS:,} weights and 1,024 tokens, and this network has "
                 f"{count:,} weights of {len(view.tokens):,} tokens; give a shorter input or fewer layers"
@@ -117,22 +106,10 @@ def scripts() -> dict[str, str]:
     }
 
 
-def _render(modules: dict[str, str], *, nonce: str, version: str, policy: str = "", data: Any = None) -> str:
+def _render(modules: dict[str, str], *, nonce: str, style: str | None = None, export: Any = None) -> str:
+    """Fill the template; ``modules`` holds the address of each module by its name, such as ``explore/main``."""
     from jinja2 import Environment, StrictUndefined
-    from jinja2.utils import htmlsafe_json_dumps
-    from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((FOLDER / "index.html").read_text(encoding="utf-8")).render(
-        title="attnlab explore",
-        version=version,
-        nonce=nonce,
-        policy=policy,
-        importmap=htmlsafe_json_dumps({"imports": modules}),
-        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
-        data="" if data is None else htmlsafe_json_dumps(data, dumps=_compact),
-    )
-
-
-def _compact(value: Any, **options: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), **options)
+    template = environment.from_string((FOLDER / "index.html").read_text(encoding="utf-8"))
+    return template.render(nonce=nonce, modules=modules, version=attnlab.__version__, style=style, export=export)

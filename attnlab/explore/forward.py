@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attnlab import masks
 from attnlab.explore.setup import MaskChange, ScoreChange, Setup
 from attnlab.explore.subject import Subject
+from attnlab.files.data import memory_limit
 from attnlab.masks import Mask
 from attnlab.nn.attention import Attention
 from attnlab.nn.mixer import SequenceMixer
@@ -49,6 +50,10 @@ class LayerPass:
     output: Tensor
     map: AttentionMap | None
     shown: Tensor | None = None
+    keep: bool = True
+    """Whether the whole matrix is kept; otherwise it is computed again, in parts."""
+    dense: Tensor | None = field(default=None, repr=False)
+    """The weights of `map`, (H, N, M), if they are materialized."""
     _kept: Tensor | None = field(default=None, repr=False)
 
     @cached_property
@@ -63,15 +68,16 @@ class LayerPass:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the input is short enough to keep the whole matrices."""
-        return max(self.shape) <= MAX_DETAIL
+        """Whether the whole matrix is kept."""
+        return self.keep and max(self.shape) <= MAX_DETAIL
 
     def weights(self, rows: Tensor | None = None) -> Tensor:
         """Return the weights of some queries (None: all), (H, n, M), as they are shown."""
         assert self.map is not None
         N = self.shape[0]
         if self._kept is None and self.is_kept:
-            self._kept = self._shown(self.map.materialize()[0].float(), torch.arange(N))
+            dense = self.map.materialize()[0] if self.dense is None else self.dense
+            self._kept, self.dense = self._shown(dense.float(), torch.arange(N)), None
         if self._kept is not None:
             return self._kept if rows is None else self._kept[:, rows]
         rows = torch.arange(N) if rows is None else rows
@@ -126,8 +132,8 @@ class Pass:
 
 
 @torch.no_grad()
-def run(subject: Subject, setup: Setup) -> Pass:
-    """Run the subject with the changes of the setup.
+def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
+    """Run the subject with the changes of the setup; ``keep`` the matrices of inputs of up to `MAX_DETAIL` tokens.
 
     Raises:
         UserError: for a change that a layer does not support, or that does not fit the input.
@@ -153,17 +159,19 @@ def run(subject: Subject, setup: Setup) -> Pass:
         x, given = inputs[0], options.get("mask")
         gone = [head for at, head in setup.ablated if at == i]
         attention = attention_map(layer, x, given, setup.scores)
-        changed = setup.scores != ScoreChange() or bool(gone)
+        changed, dense = setup.scores != ScoreChange() or bool(gone), None
         if changed and attention is None:
             raise UserError(f"layer {i}, {layer.card.title}, has no attention weights to change")
         if changed and attention is not None:
             assert isinstance(layer, Attention)
-            weights = attention.materialize()
+            _check_dense(attention)
+            dense = weights = attention.materialize()
             if gone:
                 weights = weights.clone()
                 weights[:, gone] = 0
             output = layer.apply_weights(weights, x, mask=given)
-        passes[i] = LayerPass(layer, x, given, output, attention, shown)
+        kept = dense[0] if keep and dense is not None else None
+        passes[i] = LayerPass(layer, x, given, output, attention, shown, keep, kept)
         return output
 
     with ExitStack() as stack:
@@ -225,8 +233,20 @@ def attention_map(layer: SequenceMixer, x: Tensor, mask: Mask | None, scores: Sc
     return weights if scores.top_k is None else _largest(weights, scores.top_k, layer.card.weights == "signed")
 
 
+def _check_dense(weights: AttentionMap) -> None:
+    """Raise UserError where changed weights, which are materialized, need more than a quarter of the memory."""
+    _, H, N, M = weights.shape
+    needed = 3 * 4 * H * N * M
+    if needed > memory_limit():
+        raise UserError(
+            f"changed weights are computed as whole matrices: {H} heads over {N:,} tokens take {needed:,} bytes, more "
+            f"than a quarter of this machine's memory ({memory_limit():,}); give a shorter input"
+        )
+
+
 def _largest(weights: AttentionMap, count: int, signed: bool) -> DenseMap:
     """Keep the largest weights of each query; those of a row that are not negative keep its sum."""
+    _check_dense(weights)
     dense = weights.materialize()
     index = dense.abs().topk(min(count, dense.shape[-1])).indices
     kept = torch.zeros_like(dense).scatter(-1, index, dense.gather(-1, index))

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from attnlab.explore.explorer import Explorer
-from attnlab.explore.forward import LayerPass
+from attnlab.explore.forward import MAX_DETAIL, LayerPass
 from attnlab.explore.setup import PictureRequest
 from attnlab.utils import drawing
 from attnlab.utils.errors import UserError
@@ -30,7 +30,7 @@ def make(explorer: Explorer, request: PictureRequest) -> tuple[bytes, str]:
     """
     with explorer.lock:
         layer = explorer.layer(request)
-        if not layer.is_kept:
+        if max(layer.shape) > MAX_DETAIL:
             raise UserError(
                 f"a file holds a whole matrix of up to 1,024 tokens, not {layer.shape[0]:,}; give a shorter input"
             )

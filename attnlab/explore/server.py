@@ -135,7 +135,7 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
         """The page."""
-        text, policy = export.live_page(attnlab.__version__)
+        text, policy = export.live_page()
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/static/{name}", responses={404: {"model": Problem}}, response_class=PlainTextResponse)

@@ -212,7 +212,9 @@ class Head(BaseModel):
     row_sums: tuple[float, float]
     """The smallest and the largest sum of the weights of a query."""
     peak: float
-    """The largest |weight|: the unit of the codes of thumbnails."""
+    """The largest |weight|."""
+    thumbnail_peak: float
+    """The largest |value| of the thumbnail, the unit of its codes: a pooled value may be larger than a weight."""
     tags: dict[str, float]
     """Scores from 0 to 1: ``previous token``, ``induction``, ``same token``, ``first token``, ``self``."""
 

@@ -53,6 +53,7 @@ def summarize(layer: LayerPass, tokens: tuple[str, ...]) -> list[Head]:
             sink=tags[h][TAGS.index("first token")],
             row_sums=(float(low[h]), float(high[h])),
             peak=float(peak[h]),
+            thumbnail_peak=0.0,
             tags={name: tags[h][i] for i, name in enumerate(TAGS) if found[h][i]},
         )
         for h in range(layer.map.shape[1])
@@ -71,10 +72,10 @@ def _part(weights: Tensor, rows: Tensor, tokens: tuple[str, ...], signed: bool) 
     entropy = torch.zeros(H) if signed else (torch.special.entr(weights).sum(-1) * share + total.where(real, 1.0).log())
     sums = weights.sum(-1) if signed else total
     shares, eligible = [], []
-    for pattern in patterns(rows, tokens[:M]):
-        on = pattern.any(-1) & real  # (H, n)
-        shares.append((torch.einsum("hnm,nm->hn", size, pattern.float()) * share * on).sum(-1))
-        eligible.append(on.sum(-1))
+    for on_pattern, exists in _pattern_weights(size, rows, tokens[:M]):
+        counted = exists & real  # (H, n)
+        shares.append((on_pattern * share * counted).sum(-1))
+        eligible.append(counted.sum(-1))
     return {
         "low": sums.amin(-1),
         "high": sums.amax(-1),
@@ -87,18 +88,15 @@ def _part(weights: Tensor, rows: Tensor, tokens: tuple[str, ...], signed: bool) 
     }
 
 
-def patterns(rows: Tensor, tokens: tuple[str, ...]) -> list[Tensor]:
-    """Return the keys of each of `TAGS` for these queries, Boolean (n, M)."""
+def _pattern_weights(size: Tensor, rows: Tensor, tokens: tuple[str, ...]) -> list[tuple[Tensor, Tensor]]:
+    """For each of `TAGS`, the sum of |weight| (H, n, M) on its keys, (H, n), and which queries have such keys, (n,)."""
     numbers = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     ids = torch.tensor([numbers[token] for token in tokens])
-    keys, queries = torch.arange(len(tokens)), rows[:, None]
+    keys, queries, n = torch.arange(len(tokens)), rows[:, None], torch.arange(len(rows))
     same = ids[rows][:, None] == ids
     follows = torch.zeros_like(same)
     follows[:, 1:] = same[:, :-1]  # the key before has the query's token
-    return [
-        keys == queries - 1,
-        keys == queries,
-        (keys == 0) & (queries > 0),
-        follows & (keys <= queries),
-        same & (keys != queries),
-    ]
+    weights = [size[:, n, (rows - 1).clamp(min=0)], size[:, n, rows], size[:, :, 0]]
+    pairs = list(zip(weights, (rows > 0, rows >= 0, rows > 0), strict=True))
+    several = (follows & (keys <= queries), same & (keys != queries))
+    return pairs + [(torch.einsum("hnm,nm->hn", size, each.to(size.dtype)), each.any(-1)) for each in several]

@@ -109,14 +109,12 @@ def test_special_tokens_are_hidden_from_the_weights_only() -> None:
     torch.testing.assert_close(weights[:, 1:-1, 1:-1], ratio)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_pooled_weights_are_exact_sums(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [True, False])
+def test_pooled_weights_are_exact_sums(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = forward.run(stacked(multihead()), Setup()).layers[0].weights()
-    if not kept:
-        monkeypatch.setattr(forward, "MAX_DETAIL", 5)
     for chunk in (1, 2**24):  # through rows, and through a pass over all queries
         monkeypatch.setattr(forward, "CHUNK_VALUES", chunk)
-        layer = forward.run(stacked(multihead()), Setup()).layers[0]
+        layer = forward.run(stacked(multihead()), Setup(), keep=keep).layers[0]
         pooled = layer.pooled(slice(1, 11), slice(2, 9), 3)
         blocks = [(slice(1, 5), slice(5, 9), slice(9, 11)), (slice(2, 5), slice(5, 8), slice(8, 9))]
         expected = torch.stack(
@@ -153,3 +151,13 @@ def test_changes_that_a_recurrence_does_not_have_are_refused(setup: Setup, line:
         forward.run(subject, setup)
     assert not subject.layers[0]._forward_hooks
     assert not subject.layers[0]._forward_pre_hooks
+
+
+def test_changed_weights_that_need_too_much_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 3 * 4 * HEADS * LENGTH * LENGTH
+    for scores in (ScoreChange(temperature=2), ScoreChange(top_k=1)):
+        monkeypatch.setattr(forward, "memory_limit", lambda: needed)
+        forward.run(stacked(multihead()), Setup(scores=scores))
+        monkeypatch.setattr(forward, "memory_limit", lambda: needed - 1)
+        with pytest.raises(UserError, match=f"{needed:,} bytes"):
+            forward.run(stacked(multihead()), Setup(scores=scores))
