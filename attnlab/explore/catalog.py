@@ -30,12 +30,11 @@ def catalog(shelf: Shelf) -> Catalog:
 
 def _mechanism(name: str) -> Mechanism:
     card = registry.entry(name).card
-    causal = "always" if card.always_causal else "optional" if "causal" in card.supports else "never"
     return Mechanism(
         name=name,
         title=card.title,
         summary=card.summary,
-        causal=causal,
+        causal="always" if card.always_causal else "optional" if "causal" in card.supports else "never",
         options=[_choice(option, name) for option in mechanism_options(name) if option.name != "causal"],
         lesson=f"models/{name}/README.md",
     )
@@ -43,12 +42,11 @@ def _mechanism(name: str) -> Mechanism:
 
 def _choice(option: Option, model: str) -> Choice:
     kinds = option.kinds
-    kind = "boolean" if bool in kinds else "number" if float in kinds else "integer" if int in kinds else "text"
     return Choice(
         name=option.name,
-        kind=kind,
+        kind="boolean" if bool in kinds else "number" if float in kinds else "integer" if int in kinds else "text",
         default=None if option.default is REQUIRED else option.default,
-        choices=[] if kind == "boolean" else list(choices_of(option, model).names),
+        choices=[] if bool in kinds else list(choices_of(option, model).names),
         optional=None in kinds,
         help=option.help,
     )
