@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attnlab.explore.uploads import Uploads
+from attnlab.training.folder import looks_like_a_run
 from attnlab.training.runs import Run
 from attnlab.utils.errors import UnknownNameError
 
@@ -16,6 +17,11 @@ T = TypeVar("T")
 
 MAX_KEPT = 8
 """Networks, and data of tasks, that stay in memory."""
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, sorted; none if there is no such folder."""
+    return sorted(path for path in folder.iterdir() if looks_like_a_run(path)) if folder.is_dir() else []
 
 
 class Shelf:
