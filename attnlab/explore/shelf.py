@@ -20,6 +20,11 @@ MAX_KEPT = 8
 """Networks, and data of tasks, that stay in memory."""
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, sorted; none if there is no such folder."""
+    return sorted(path for path in folder.iterdir() if looks_like_a_run(path)) if folder.is_dir() else []
+
+
 class Shelf:
     """Run folders by name, uploads by key, and a cache of networks and of the data of tasks.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks.bound import slices
+from attnlab.ops.arithmetic import Arithmetic, Cell
 
 CHUNK = 256
 """Rows of the matrix that are materialized at a time."""
@@ -46,7 +47,8 @@ class ScoreOptions:
 class AttentionMap:
     """The base class of lazy attention weights. A subclass implements `apply`, and `_rows` where that is cheaper.
 
-    One whose scores can be changed also implements `changes` and `_with_scores`.
+    One whose scores can be changed also implements `changes` and `_with_scores`; one with a formula for a weight,
+    `_explain`.
 
     Args:
         shape: (B, H, N, M).
@@ -55,6 +57,9 @@ class AttentionMap:
 
     implied: ClassVar[bool] = False
     """Whether the mechanism does not compute these weights, but its output equals their product with the values."""
+
+    has_state: ClassVar[bool] = False
+    """Whether the output is read from a recurrent state, whose trace ``states(values, head)`` returns."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.shape, self._like = shape, like
@@ -147,6 +152,29 @@ class AttentionMap:
             none = self._like.new_zeros(*self.shape[:3], count)
             return none, none.long()
         return torch.cat([part.values for part in parts], 2), torch.cat([part.indices for part in parts], 2)
+
+    @final
+    def arithmetic(self, head: int, query: int, key: int, batch: int = 0) -> Arithmetic:
+        """Return the arithmetic of one attention weight, line by line, in the terms of the mechanism.
+
+        Raises:
+            IndexError: for an index out of range.
+        """
+        for name, index, count in zip(
+            ("batch", "head", "query", "key"), (batch, head, query, key), self.shape, strict=True
+        ):
+            if not 0 <= index < count:
+                raise IndexError(f"{name} {index} is out of range; there are {count}, counted from 0")
+        lines = Arithmetic()
+        self._explain(lines, Cell(batch, head, query, key))
+        return lines
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        """Add the lines of one weight. A subclass gives those of its formula."""
+        one = self._like.new_zeros(self.shape[3], 1)
+        one[cell.key] = 1.0
+        weight = self.apply(one[None, None])[cell.batch, cell.head, cell.query, 0]
+        a.given("weight", weight, "the output for values that are 1 at this key and 0 at the others")
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return these rows, (B, H, rows, M), by applying the map to the identity, a chunk of keys at a time."""

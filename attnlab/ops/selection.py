@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
+from attnlab.ops.arithmetic import Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.backends.sdpa import Kernel
@@ -93,8 +94,19 @@ class SelectedMap(AttentionMap):
             scores = self.q.new_zeros(1, 1, count(rows), count(keys))
             return scores if chosen is None else scores.masked_fill(~chosen, -torch.inf)
 
-        k, cost = repeat_kv(self.k, self._groups), TEMPORARY_VALUES
-        return RowwiseMap(self.q, k, self.mask, None, masked_softmax, added=selected, score_cost=cost)
+        return RowwiseMap(
+            self.q,
+            repeat_kv(self.k, self._groups),
+            self.mask,
+            None,
+            masked_softmax,
+            added=selected,
+            score_cost=TEMPORARY_VALUES,
+            excluded=f"this key is not among the (at most {self._limit}) keys that are selected for the query",
+        )
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        self._by_rows()._explain(a, cell)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         B, _, N, M = self.shape

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attnlab.masks import BoundMask
+from attnlab.ops.arithmetic import Arithmetic, Cell, dot_product, softmax
 from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax as masked_softmax
 from attnlab.ops.backends.flex import Flex
@@ -151,16 +152,28 @@ class SoftmaxMap(AttentionMap):
 
     def by_rows(self) -> RowwiseMap:
         """Return the same weights, materialized a few rows at a time."""
-        k, sink, scale, softcap = repeat_kv(self.k, num_groups(self.q, self.k)), self.sink, self.scale, self.softcap
+        k, sink, scale = repeat_kv(self.k, num_groups(self.q, self.k)), self.sink, self.scale
 
         def scores(q: Tensor, k: Tensor) -> Tensor:
-            scores = scaled_dot_product(q, k) if scale is None else q @ k.mT * scale
-            return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            return scaled_dot_product(q, k) if scale is None else q @ k.mT * scale
 
         def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
             return masked_softmax(scores, permitted, sink)
 
-        return RowwiseMap(self.q, k, self.mask, self.bias, normalize, score_fn=scores)
+        return RowwiseMap(
+            self.q,
+            k,
+            self.mask,
+            self.bias,
+            normalize,
+            score_fn=scores,
+            softcap=self.softcap,
+            score_lines=partial(dot_product, scale=scale),
+            weight_lines=partial(softmax, sink=sink),
+        )
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        self.by_rows()._explain(a, cell)
 
 
 class Softcapped:

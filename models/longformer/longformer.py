@@ -13,6 +13,7 @@ from attnlab.nn.attention import Card, UnsupportedError, check_positive_int, mak
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
+from attnlab.ops.arithmetic import Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.bias import cut
 from attnlab.ops.softmax import SoftmaxMap
@@ -160,6 +161,9 @@ class FirstRows(AttentionMap):
 
     def _with_scores(self, options: ScoreOptions) -> FirstRows:
         return FirstRows(self._first._with_scores(options), self._rest._with_scores(options))
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        (self._first if cell.query < self._first.shape[2] else self._rest)._explain(a, cell)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """The output for these values."""

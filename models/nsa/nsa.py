@@ -13,6 +13,7 @@ from attnlab.masks import BoundMask, causal, sliding_window
 from attnlab.masks.bound import Index, positions
 from attnlab.nn.attention import Attention, Card, check_positive_int, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
+from attnlab.ops.arithmetic import Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.call import repeat_kv
@@ -301,6 +302,24 @@ class ThreeBranches(AttentionMap):
     def _with_scores(self, options: ScoreOptions) -> ThreeBranches:
         branches = [branch._with_scores(options) for branch in self._branches]
         return ThreeBranches(self._layer, branches, self._gates)
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        (b, h, i, j), layer = cell, self._layer
+        gates = a.given("gates", self._gates[:, b, h, i, 0], "the gates of the branches: compressed, selected, window")
+        size, step = layer.compress_block, layer.compress_stride
+        blocks = range(max(0, -(-(j - size + 1) // step)), j // step + 1)
+        places = [j - block * step for block in blocks]
+        weights = self._branches[0].materialize([i], [h])[b, 0, 0, blocks.start : blocks.stop]
+        pool = layer.value_pool[h // (layer.num_heads // layer.num_kv_heads), places]
+        weight = a.given("blocks", weights, "the attention weights of the compressed blocks that contain the key")
+        share = a.given("shares", pool, "the factors of the key in the compressed values of these blocks")
+        terms = [a.compute("compressed", f"sum(x * y for x, y in zip({weight}, {share}))", "the compressed branch")]
+        for branch, suffix in zip(self._branches[1:], ("_selected", "_window"), strict=True):
+            part = a.part(suffix)
+            branch._explain(part, cell)
+            terms.append(part.last)
+        code = " + ".join(f"{gates}[{n}] * {term}" for n, term in enumerate(terms))
+        a.compute("weight", code, "the gated sum of the three branches")
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, 1, H_kv or H, M, w)."""
