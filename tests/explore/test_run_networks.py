@@ -22,6 +22,7 @@ from attnlab.explore.subject import Subject
 from attnlab.tasks.base import Split
 from attnlab.training import train
 from attnlab.training.experiment import load_task_data, prepare
+from attnlab.training.loop import Trainer
 from attnlab.training.runs import Run
 from attnlab.training.settings import defaults
 from attnlab.utils.errors import UserError
@@ -34,7 +35,7 @@ def trained(path: Path, task: str, model: str = "multihead", **options: Any) -> 
     if model == "multihead":
         small.setdefault("num_heads", 3)
     ready = prepare(defaults(model, task).updated(small, "the test"))
-    train._fit(ready, train.start(ready, path), train.ALONE, False)
+    Trainer(ready.network, ready.task_data, ready.settings, train.start(ready, path)).fit()
     return path
 
 
@@ -134,9 +135,9 @@ def test_other_inputs(folder: Path, shelf: Shelf) -> None:
 @pytest.mark.parametrize(
     ("run", "given", "message"),
     [
-        ("digits", Text(), "digits was trained on digits and takes the input task or upload or digit, not text"),
-        ("table", Text(), "table was trained on table and takes the input task, not text"),
-        ("recall", Digit(), "recall was trained on recall and takes the input task or upload, not digit"),
+        ("digits", Text(), "digits was trained on digits; it takes the input task or upload or digit, not text"),
+        ("table", Text(), "table was trained on table; it takes the input task, not text"),
+        ("recall", Digit(), "recall was trained on recall; it takes the input task or upload, not digit"),
         ("digits", Digit(), "are rows of pixels, not 2x2 patches; choose row"),
         ("recall", TaskExample(task="copy"), "recall was trained on recall; leave the task out, or choose recall"),
         ("recall", TaskExample(seed=3), "the examples are the validation data of"),
