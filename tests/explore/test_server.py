@@ -14,8 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from starlette.testclient import TestClient
 
-from attnlab.explore import codes
-from attnlab.explore import explorer as explorer_module
+from attnlab.explore import codes, explorer as explorer_module
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.forward import run
 from attnlab.explore.networks import make_subject
@@ -165,9 +164,7 @@ def test_a_recurrent_layer_shows_its_state(client: TestClient) -> None:
     assert state["rank"][0] == 1
 
 
-@pytest.mark.parametrize(
-    ("format", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("npz", b"PK"), ("csv", b"query")]
-)
+@pytest.mark.parametrize(("format", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("npz", b"PK"), ("csv", b"query")])
 def test_files(client: TestClient, format: str, start: bytes) -> None:
     answer = ask(client, "picture", layer=1, head=0, format=format)
     assert answer.content.startswith(start)
