@@ -79,11 +79,9 @@ def run(options: Options) -> int:
 
 def _run_folders(options: Options) -> list[Path]:
     """The runs that can be chosen; the one that is asked for comes first."""
-    from attnlab.training.folder import looks_like_a_run
+    from attnlab.explore.shelf import run_folders
 
-    folder = Path(options.runs)
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    folders = [path for path in there if path.is_dir() and looks_like_a_run(path)]
+    folders = run_folders(Path(options.runs))
     if not _is_run(options.what):
         return folders
     chosen = Path(options.what)
@@ -108,18 +106,17 @@ def _setup(options: Options, shelf: Shelf) -> Setup:
     try:
         if options.state is not None:
             return Setup.model_validate_json(options.state)
-        what, text = options.what, {} if options.text is None else {"text": options.text}
+        what, text = options.what, None if options.text is None else Text(text=options.text)
         if not what:
-            return Setup(input=Text(**text))
+            return Setup(input=text or Text())
         if _is_run(what):
             Run.open(Path(what))
-            given = Text(**text) if text else TaskExample()
-            return Setup(source=RunNetwork(run=next(iter(shelf.runs))), input=given)
+            return Setup(source=RunNetwork(run=next(iter(shelf.runs))), input=text or TaskExample())
         if what in PRETRAINED:
-            return Setup(source=Pretrained(name=what), input=Text(text=text.get("text", SENTENCE)))
+            return Setup(source=Pretrained(name=what), input=text or Text(text=SENTENCE))
         if what in registry.names():
-            return Setup(source=Trained(model=what), input=Text(**text))
+            return Setup(source=Trained(model=what), input=text or Text())
         pattern.mechanisms(what)  # refuses unknown names
-        return Setup(source=Untrained(model=what, layers=len(pattern.period(what))), input=Text(**text))
+        return Setup(source=Untrained(model=what, layers=len(pattern.period(what))), input=text or Text())
     except ValidationError as error:
         raise UserError(f"{'--state' if options.state is not None else '--text'}: {first_error(error)}") from None

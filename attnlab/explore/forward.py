@@ -139,9 +139,9 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
         UserError: for a change that a layer does not support, or that does not fit the input.
     """
     N, H = len(subject.tokens), [layer.num_heads for layer in subject.layers]
-    for layer, head in setup.ablated:
-        if layer >= len(H) or head >= H[layer]:
-            raise UserError(f"there is no head {head} in layer {layer}; ablated takes pairs of a layer and a head")
+    for i, head in setup.ablated:
+        if i >= len(H) or head >= H[i]:
+            raise UserError(f"there is no head {head} in layer {i}; ablated takes pairs of a layer and a head")
     mask = mask_of(setup.mask, N)
     hide = getattr(setup.source, "hide_special", False) and any(subject.special)
     shown = ~torch.tensor(subject.special) if hide else None

@@ -9,7 +9,7 @@ from attnlab.explore.explorer import Explorer
 from attnlab.explore.link import fragment
 from attnlab.explore.server import Server
 from attnlab.explore.setup import Setup
-from attnlab.explore.shelf import Shelf
+from attnlab.explore.shelf import Shelf, run_folders
 
 
 class Page:
@@ -55,7 +55,7 @@ def show(setup: Setup | None = None, *, runs: str | Path = "runs", height: int =
         UserError: for a setup that cannot be built.
     """
     setup = Setup() if setup is None else setup
-    explorer = Explorer(Shelf.of_folder(Path(runs)))
+    explorer = Explorer(Shelf(run_folders(Path(runs))))
     explorer.view(setup)
     server = Server(explorer, port=0)
     server.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab import tasks
 from attnlab.explore.inputs import (
@@ -25,7 +26,7 @@ from attnlab.explore.shelf import Shelf
 from attnlab.explore.subject import Subject
 from attnlab.network import Network
 from attnlab.network.received import check_options
-from attnlab.tasks.base import TaskData
+from attnlab.tasks.base import Task, TaskData
 from attnlab.training import records
 from attnlab.training.experiment import check_same_data, load_task_data
 from attnlab.training.runs import Run, check_data
@@ -91,39 +92,58 @@ def _check_shapes(network: Network, options: dict[str, Any], path: Path) -> None
             )
 
 
+def accepted_inputs(run: Run) -> list[str]:
+    """The kinds of input that fit the network of a run: an example of its task, and what its task can read."""
+    name = task_name(run)
+    accepted = ["task"]
+    if run.config["network"]["inputs"][0] != "cells" and name != "text":
+        accepted.append("upload")
+    return accepted + {"text": ["text"], "digits": ["digit"]}.get(name, [])
+
+
+def task_name(run: Run) -> str:
+    """The current name of the task that a run was trained on."""
+    return tasks.resolve(run.config["settings"]["task"])
+
+
 def run_sequence(run: Run, network: Network, given: Text | TaskExample | Digit | UploadInput, shelf: Shelf) -> Sequence:
     """An input as the run's task encodes it."""
-    name = tasks.resolve(run.config["settings"]["task"])
-    task, encoding = tasks.load(name), run.config["encoding"]
+    name, encoding, accepted = task_name(run), run.config["encoding"], accepted_inputs(run)
+    if given.kind not in accepted:
+        raise UserError(
+            f"{run.path} was trained on {name}; it takes the input {' or '.join(accepted)}, not {given.kind}"
+        )
+    task = tasks.load(name)
+    match given:
+        case TaskExample():
+            if tasks.resolve(given.task or name) != name:
+                raise UserError(f"{run.path} was trained on {name}; leave the task out, or choose {name}")
+            if given.seed:
+                raise UserError(f"the examples are the validation data of {run.path}; leave the seed at 0")
+            data: TaskData = shelf.keep(("data", str(run.path), run.config["sha256"]), partial(_task_data, run))
+            return validation_example(task, data, given.index)
+        case Digit():
+            if given.patch != "row":
+                raise UserError(f"the tokens of {run.path} are rows of pixels, not {given.patch} patches; choose row")
+            return digit(given)
+        case UploadInput():
+            x = _read_upload(task, network, given, encoding, shelf)
+        case Text():
+            x = torch.tensor(list(given.text.encode()))
     classes = class_names(task, network.inputs, network.outputs, encoding)
-    if isinstance(given, TaskExample):
-        if tasks.resolve(given.task or name) != name:
-            raise UserError(f"{run.path} was trained on {name}; leave the task out, or choose {name}")
-        if given.seed:
-            raise UserError(f"the examples are the validation data of {run.path}; leave the seed at 0")
-        data: TaskData = shelf.keep(("data", str(run.path), run.config["sha256"]), partial(_task_data, run))
-        return validation_example(task, data, given.index)
-    if isinstance(given, Digit):
-        if name != "digits" or given.patch != "row":
-            takes = "rows" if name == "digits" else "validation examples of its task (task)"
-            raise UserError(f"{run.path} was trained on {name}, whose network takes {takes}; choose that input")
-        return digit(given)
-    if isinstance(given, UploadInput):
-        row = check_row(given, shelf)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "upload.npz"
-            np.savez(path, x=shelf.uploads.get(given.key).x[row : row + 1])
-            try:
-                x = task.read(path, network.inputs, network.length, encoding).x[0]
-            except UserError as error:
-                raise UserError(str(error).replace(str(path), shelf.uploads.get(given.key).name)) from None
-    else:
-        if name != "text":
-            raise UserError(
-                f"{run.path} was trained on {name}, not on text; choose one of its validation examples (task)"
-            )
-        x = torch.tensor(list(given.text.encode()))
     return Sequence(x, tuple(task.token_labels(x, network.inputs, encoding)), network.inputs, network.outputs, classes)
+
+
+def _read_upload(task: Task, network: Network, given: UploadInput, encoding: dict[str, Any], shelf: Shelf) -> Tensor:
+    """A row of an upload as the task reads new data: checked against the network, and standardized as in training."""
+    upload, row = shelf.uploads.get(given.key), check_row(given, shelf)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "upload.npz"
+        np.savez(path, x=upload.x[row : row + 1])
+        try:
+            return task.read(path, network.inputs, network.length, encoding).x[0]
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), upload.name)) from None
 
 
 def _task_data(run: Run) -> TaskData:

@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request, Response  # noqa: E402
 from fastapi.exceptions import RequestValidationError  # noqa: E402
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
 import attnlab  # noqa: E402
 from attnlab.explore import export, pictures  # noqa: E402
@@ -48,10 +49,6 @@ MAX_BODY = 2**20
 """Bytes of the body of a request; an upload may have `MAX_UPLOAD`."""
 MAX_UPLOAD = 2**26
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 
 class Guard:
     """Middleware that refuses other hosts and origins, and bodies that are too large.
@@ -61,7 +58,7 @@ class Guard:
         hosts: the values of Host that are answered.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +80,7 @@ class Guard:
             return
         seen = 0
 
-        async def bounded() -> dict[str, Any]:
+        async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
@@ -200,7 +197,7 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
     @app.post("/api/upload", openapi_extra={"requestBody": UPLOAD})
     async def upload(request: Request, name: str = "data.npz") -> Uploaded:
         """Keep an .npz or .safetensors file with an input ``x``, until the server stops."""
-        return explorer.shelf.upload(name, await request.body())
+        return Uploaded.model_validate(explorer.shelf.uploads.add(name, await request.body()))
 
     return app
 

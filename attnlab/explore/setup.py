@@ -328,7 +328,7 @@ class Mechanism(BaseModel):
     causal: Literal["optional", "always", "never"]
     options: list[Choice]
     lesson: str
-    """The address of its lesson."""
+    """The path of its lesson in the repository."""
 
 
 class RunEntry(BaseModel):
@@ -338,7 +338,12 @@ class RunEntry(BaseModel):
     model: str
     task: str
     inputs: Literal["tokens", "vectors", "cells"]
+    accepts: list[str]
+    """The kinds of `Input` that fit it."""
     steps: list[int]
+    """Those of its snapshots."""
+    problem: str = ""
+    """Why it cannot be opened, in one line."""
 
 
 class PretrainedEntry(BaseModel):

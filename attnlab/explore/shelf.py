@@ -8,7 +8,9 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from attnlab.explore.setup import Uploaded
 from attnlab.explore.uploads import Uploads
+from attnlab.training.folder import looks_like_a_run
 from attnlab.training.runs import Run
 from attnlab.utils.errors import UnknownNameError
 
@@ -16,6 +18,11 @@ T = TypeVar("T")
 
 MAX_KEPT = 8
 """Networks, and data of tasks, that stay in memory."""
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, sorted; none if there is no such folder."""
+    return sorted(path for path in folder.iterdir() if looks_like_a_run(path)) if folder.is_dir() else []
 
 
 class Shelf:
@@ -34,6 +41,16 @@ class Shelf:
         self.uploads = Uploads()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.RLock()
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Shelf:
+        """The runs in a folder, by name; none if there is no such folder."""
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        return cls(path for path in there if path.is_dir() and looks_like_a_run(path))
+
+    def upload(self, name: str, content: bytes) -> Uploaded:
+        """Keep a file for `attnlab.explore.setup.Upload`; see `Uploads.add`."""
+        return self.uploads.add(name, content)
 
     def run(self, name: str) -> Run:
         """Open the run folder of this name.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from attnlab.explore.setup import Uploaded
 from attnlab.files import npz
 from attnlab.files.tensors import SafetensorsFile
 from attnlab.tasks.arrays import MAX_TOKENS
@@ -30,7 +31,7 @@ MAX_UPLOADS = 8
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class UploadedArray:
     """``x`` of a file, (rows, N) integers or (rows, N, F) numbers; ``name`` is the file's."""
 
     name: str
@@ -41,14 +42,11 @@ class Uploads:
     """The last uploads, by the hash of their content."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Uploaded] = OrderedDict()
+        self._kept: OrderedDict[str, UploadedArray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, name: str, content: bytes) -> dict[str, Any]:
+    def add(self, name: str, content: bytes) -> Uploaded:
         """Read an uploaded .npz or .safetensors file and keep its ``x``.
-
-        Returns:
-            ``key`` (for `attnlab.explore.setup.Upload`), ``name``, ``rows`` and the ``shape`` of ``x``.
 
         Raises:
             UserError: for a file that is too large or cannot be read safely, or an ``x`` that is no sequence.
@@ -59,13 +57,13 @@ class Uploads:
         x = _checked(name, _read(name, content))
         key = hashlib.sha256(name.encode() + b"\0" + content).hexdigest()[:16]
         with self._lock:
-            self._kept[key] = Uploaded(name, x)
+            self._kept[key] = UploadedArray(name, x)
             self._kept.move_to_end(key)
             while len(self._kept) > MAX_UPLOADS:
                 self._kept.popitem(last=False)
-        return {"key": key, "name": name, "rows": len(x), "shape": list(x.shape)}
+        return Uploaded(key=key, name=name, rows=len(x), shape=list(x.shape))
 
-    def get(self, key: str) -> Uploaded:
+    def get(self, key: str) -> UploadedArray:
         """Return an upload; UserError if it is unknown or was forgotten."""
         with self._lock:
             if key not in self._kept:

@@ -1,0 +1,111 @@
+// How the weight of the chosen cell is computed, line by line.
+
+import { newest } from "explore/data";
+import { announce, h, number, visible } from "explore/dom";
+
+const FEW = 8; // values of a list that are shown unfolded
+const MANY = 40; // lines that are shown unfolded
+
+export class Arithmetic {
+  constructor(root, app) {
+    Object.assign(this, { root, app, key: null });
+    this.load = newest();
+    this.title = h("p", { class: "pair" });
+    this.body = h("div");
+    root.append(h("h2", { textContent: "Arithmetic of one weight" }), this.title, this.body);
+  }
+
+  update() {
+    const { app } = this;
+    const { view, matrix } = app.now();
+    if (!view) return;
+    const { head, cell, setup } = app;
+    const [query, key] = cell;
+    const token = (i) => `${i} “${visible(view.tokens[i] ?? "")}”`;
+    const text = `How much query ${token(query)} attends to key ${token(key)}, in layer ${head[0]}, head ${head[1]}.`;
+    if (this.title.textContent !== text) this.title.textContent = text;
+    const name = JSON.stringify([setup, head, cell]);
+    if (name === this.key && matrix === this.matrix) return;
+    Object.assign(this, { key: name, matrix });
+    if (!app.data.live) {
+      this.#plain("This page is an export: the arithmetic needs `attnlab explore`.");
+      return;
+    }
+    if (!matrix) {
+      this.#plain(app.layer()?.note || "This layer has no attention weights.");
+      return;
+    }
+    this.load(
+      (signal) => app.data.cell(setup, head, cell, signal),
+      (answer) => this.#show(answer),
+      (error) => this.#plain(error.message),
+    );
+  }
+
+  #plain(text) {
+    this.body.replaceChildren(h("p", { class: "soft", textContent: text }));
+  }
+
+  #show({ weight, lines, python, contribution, note }) {
+    const rows = lines.map((line) => this.#line(line));
+    const shown = rows.length > MANY ? [...rows.slice(0, MANY / 2), this.#folded(rows.slice(MANY / 2, -MANY / 2)), ...rows.slice(-MANY / 2)] : rows;
+    const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });
+    const code = h("details", {}, h("summary", { textContent: "Python" }), h("pre", { tabIndex: 0 }, h("code", { textContent: python })));
+    this.body.replaceChildren(h("div", {},
+      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: number(weight, 6) })),
+      h("ol", { class: "lines" }, shown),
+      contribution ? this.#contribution(contribution) : null,
+      note ? h("p", { class: "soft small", textContent: note }) : null,
+      h("p", {}, copy),
+      code,
+    ));
+  }
+
+  #line({ name, code, value, meaning }) {
+    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), h("code", {}, h("b", { textContent: name }), ` = ${code}`), this.#value(value));
+  }
+
+  #value(value) {
+    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${number(value, 6)}` });
+    const text = (values) => values.map((each) => number(each, 4)).join(", ");
+    if (value.length <= FEW) return h("span", { class: "value", textContent: `= [${text(value)}]` });
+    return h("details", { class: "value" }, h("summary", { textContent: `= [${text(value.slice(0, 4))}, … ${value.length} values]` }), h("span", { textContent: text(value) }));
+  }
+
+  #folded(rows) {
+    return h("li", {}, h("details", {}, h("summary", { textContent: `${rows.length} more lines` }), h("ol", { class: "lines" }, rows)));
+  }
+
+  // The part of the output of the head that comes from this key, as bars around zero.
+  #contribution(values) {
+    const largest = Math.max(...values.map(Math.abs), 1e-12);
+    const bars = values.slice(0, 64).map((value) => {
+      const bar = h("span", { class: value < 0 ? "negative" : "positive", title: number(value) });
+      bar.style.height = `${(50 * Math.abs(value)) / largest}%`;
+      return h("span", { class: "slot" }, bar);
+    });
+    const norm = Math.hypot(...values);
+    return h(
+      "div",
+      {},
+      h("h3", { textContent: "Contribution to the output" }),
+      h("p", { class: "soft small", textContent: `weight × value, ${values.length} numbers with norm ${number(norm)}: what this key adds to the output of the head at this query.` }),
+      h("div", { class: "bars", role: "img", "aria-label": `bars from ${number(Math.min(...values))} to ${number(Math.max(...values))}` }, bars),
+      h("details", {}, h("summary", { textContent: "Numbers" }), h("p", { class: "numbers", textContent: values.map((each) => number(each)).join(", ") })),
+    );
+  }
+
+  async #copy(text, button) {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+      announce("copied");
+    } catch {
+      // without permission: the text is selected instead
+      const details = this.body.querySelector("details:has(pre)");
+      details.open = true;
+      getSelection().selectAllChildren(details.querySelector("code"));
+      button.textContent = "Selected: press Ctrl C";
+    }
+  }
+}

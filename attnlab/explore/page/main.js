@@ -1,0 +1,377 @@
+// The application: the state, what is loaded for it, and the parts of the page that show it.
+
+import { onTheme } from "explore/color";
+import { newest, open, Problem, steady } from "explore/data";
+import { announce, byId, debounced, visible } from "explore/dom";
+import { Keys } from "explore/keys";
+import { HeadView } from "explore/headview";
+import { difference, Matrix } from "explore/matrix";
+import { Overview } from "explore/overview";
+import { Panels } from "explore/panels";
+import { Pickers } from "explore/pickers";
+import { Save } from "explore/save";
+import { decode, encode, isChanged, newState, unchanged } from "explore/setup";
+import { Strip } from "explore/strip";
+import { Tour } from "explore/tour";
+
+const FEW = 16; // chosen tokens of a large matrix whose rows are fetched
+
+/** One setup with what is loaded for it. */
+class Side {
+  constructor() {
+    Object.assign(this, { setup: null, wanted: null, view: null, thumbs: null, matrix: null, head: [0, 0], baseline: null });
+    this.views = steady();
+    this.maps = newest();
+    this.details = newest();
+    this.baselines = newest();
+  }
+}
+
+class App {
+  constructor() {
+    this.data = open();
+    this.sides = { a: new Side(), b: new Side() };
+    this.state = newState();
+    this.parts = [];
+    this.writeLink = debounced(() => this.#link(false), 200);
+  }
+
+  async start() {
+    this.limit = 1024;
+    this.read();
+    addEventListener("hashchange", () => {
+      if (location.hash.slice(1) !== this.fragment()) this.read();
+    });
+    try {
+      this.catalog = await this.data.catalog();
+    } catch (error) {
+      this.problem(error);
+      this.catalog = { version: "", mechanisms: [], tasks: [], runs: [], pretrained: [] };
+    }
+    this.parts = [
+      new Pickers(byId("pickers"), this),
+      new Strip(byId("tokens"), this),
+      new Overview(byId("overview"), this),
+      new HeadView(byId("map"), this),
+      new Panels(byId("details"), this),
+      new Save(byId("save"), this),
+    ];
+    this.tour = new Tour(byId("tour"), this);
+    this.keys = new Keys(this);
+    byId("compare").addEventListener("click", () => this.compare());
+    byId("compare").hidden = !this.data.live;
+    onTheme(() => {
+      for (const part of this.parts) (part.retint ?? part.update).call(part);
+    });
+    this.update();
+  }
+
+  // State
+
+  get side() {
+    return this.sides[this.state.side];
+  }
+  get setup() {
+    return this.side.setup ?? this.state[this.state.side];
+  }
+  get head() {
+    return this.side.head;
+  }
+  get cell() {
+    return this.#cell(this.sides.a);
+  }
+  now() {
+    const { view, thumbs, matrix, baseline } = this.side;
+    return { state: this.state, view, thumbs, matrix, baseline };
+  }
+  layer() {
+    return this.side.view?.layers[this.head[0]];
+  }
+  large() {
+    return this.side.matrix?.pooled ?? true;
+  }
+
+  /** Return the chosen tokens, or the query (from) or key (to) of the chosen cell. */
+  selection() {
+    const { tokens, direction } = this.state;
+    const length = this.side.view?.tokens.length ?? 0;
+    const valid = tokens.filter((index) => index < length);
+    return valid.length ? valid : [this.cell[direction === "from" ? 0 : 1]];
+  }
+
+  /** Change the state; a replaced link makes no entry in the history. */
+  set(patch, { replace = false } = {}) {
+    this.state = { ...this.state, ...patch };
+    if (this.state.b) this.state.b = { ...this.state.b, input: this.state.a.input };
+    else this.state.side = "a";
+    if (replace) this.writeLink();
+    else this.#link(true);
+    this.load();
+    this.update();
+  }
+
+  /** Change the setup of the side that is edited: `edit` gets a copy. */
+  change(edit, options) {
+    const setup = structuredClone(this.state[this.state.side]);
+    edit(setup);
+    const patch = { [this.state.side]: setup };
+    if (this.state.side === "b") patch.a = { ...this.state.a, input: setup.input };
+    this.set(patch, options);
+  }
+
+  fragment() {
+    return encode(this.data.live ? this.state : { ...this.state, a: newState().a });
+  }
+
+  #link(push) {
+    const link = `#${this.fragment()}`;
+    if (link === (location.hash || "#")) return;
+    history[push ? "pushState" : "replaceState"](null, "", link);
+  }
+
+  read() {
+    this.problem(null);
+    try {
+      this.state = decode(location.hash);
+    } catch (error) {
+      this.state = newState();
+      this.problem(new Problem(`${error.message}; this is the default view.`));
+    }
+    if (!this.data.live) Object.assign(this.state, { a: this.data.setup, b: null, side: "a" });
+    this.load();
+    this.update();
+  }
+
+  problem(error) {
+    if (error && !(error instanceof Problem)) console.error(error);
+    const line = byId("problem");
+    line.hidden = !error;
+    line.textContent = error ? error.message : "";
+  }
+
+  // Loading
+
+  load() {
+    this.#loadSide("a");
+    if (this.state.b) this.#loadSide("b");
+  }
+
+  #loadSide(name) {
+    const side = this.sides[name];
+    const setup = this.state[name];
+    const key = JSON.stringify(setup);
+    if (side.wanted !== key) {
+      side.wanted = key;
+      byId("map").setAttribute("aria-busy", "true");
+      side.views(
+        () => this.#fetch(name, setup),
+        (loaded) => this.#loaded(name, loaded),
+        (error) => this.#failed(name, error),
+      );
+    } else if (side.view && String(this.#headOf(name, side.view)) !== String(side.head)) this.#loadMap(name);
+  }
+
+  async #fetch(name, setup) {
+    const view = await this.data.view(setup);
+    const head = this.#headOf(name, view);
+    const [thumbs, base] = await Promise.all([this.data.thumbnails(setup), this.#base(setup, view, head)]);
+    return { setup, view, head, thumbs, base };
+  }
+
+  #base(setup, view, head, signal) {
+    return view.layers[head[0]]?.heads.length ? this.data.map(setup, head, { signal }) : null;
+  }
+
+  #loaded(name, { setup, view, head, thumbs, base }) {
+    const side = this.sides[name];
+    Object.assign(side, { setup, view, thumbs, baseline: null });
+    this.problem(null);
+    this.#show(name, head, base);
+    if (String(this.#headOf(name, view)) !== String(head)) this.#loadMap(name);
+    if (isChanged(setup) && this.data.live)
+      side.baselines(
+        (signal) => this.data.view(unchanged(setup), signal),
+        (baseline) => {
+          side.baseline = baseline;
+          this.update();
+        },
+        () => {}, // the setup itself works; without the comparison the panel shows no "before"
+      );
+    byId("map").removeAttribute("aria-busy");
+    byId("notes").textContent = view.notes.join(" ");
+    document.body.dataset.ready = "true";
+  }
+
+  #failed(name, error) {
+    byId("map").removeAttribute("aria-busy");
+    const side = this.sides[name];
+    if (side.view) {
+      this.problem(error);
+      return;
+    }
+    this.state = name === "b" ? { ...this.state, b: null, side: "a" } : newState();
+    this.load();
+    this.problem(new Problem(`${error.message} (the link was not used; this is the default view)`));
+    if (!(error instanceof Problem)) console.error(error);
+  }
+
+  #loadMap(name) {
+    const side = this.sides[name];
+    const { setup, view } = side;
+    const head = this.#headOf(name, view);
+    side.head = head;
+    side.maps(
+      (signal) => this.#base(setup, view, head, signal),
+      (base) => this.#show(name, head, base),
+      (error) => this.problem(error),
+    );
+  }
+
+  #show(name, head, base) {
+    const side = this.sides[name];
+    side.head = head;
+    side.matrix = base ? new Matrix(base, side.view.tokens.length, side.view.layers[head[0]].signed) : null;
+    this.update();
+    if (this.data.live && side.view.tokens.length <= this.limit) {
+      const { setup, view } = side;
+      setTimeout(() => {
+        if (side.setup !== setup) return;
+        for (const step of [1, -1]) this.#base(setup, view, this.#stepped(view, head, step))?.catch(() => {});
+      }, 30);
+    }
+  }
+
+  /** Load a part of a matrix in more detail. */
+  detail(name, queries, keys) {
+    const side = this.sides[name];
+    const { setup, head, matrix } = side;
+    side.details(
+      (signal) => this.data.map(setup, head, { queries, keys, signal }),
+      (answer) => {
+        if (side.matrix !== matrix) return;
+        matrix.zoomed(answer);
+        this.update();
+      },
+      (error) => this.problem(error),
+    );
+  }
+
+  /** Return the summed or mean weights between the chosen tokens and `count` tokens from `start`; null without weights. */
+  async flow(selection, start, count) {
+    const { matrix, setup, head } = this.side;
+    const { direction, total } = this.state;
+    if (!matrix) return null;
+    const sum = new Float32Array(count);
+    const used = matrix.pooled ? selection.slice(0, FEW) : selection;
+    for (const index of used) {
+      let line = matrix.line(index, direction)?.subarray(start, start + count);
+      if (!line) {
+        const [one, window] = [[index, index + 1], [start, start + count]];
+        line = (await this.data.map(setup, head, direction === "from" ? { queries: one, keys: window } : { queries: window, keys: one })).values;
+      }
+      for (let i = 0; i < count; i++) sum[i] += line[i];
+    }
+    if (total === "mean") for (let i = 0; i < count; i++) sum[i] /= used.length;
+    return sum;
+  }
+
+  // Heads and cells
+
+  #headOf(name, view) {
+    const wanted = (name === "b" && this.state.bhead) || this.state.head;
+    if (wanted) {
+      const layer = Math.min(wanted[0], view.layers.length - 1);
+      return [layer, Math.max(0, Math.min(wanted[1], view.layers[layer].heads.length - 1))];
+    }
+    if (name === "b" && this.sides.a.view) {
+      const [layer, head] = this.sides.a.head;
+      const same = Math.min(layer, view.layers.length - 1);
+      return [same, Math.max(0, Math.min(head, view.layers[same].heads.length - 1))];
+    }
+    let [best, found] = [0, null]; // the head that repeats what followed, if there is one
+    view.layers.forEach(({ heads }, layer) =>
+      heads.forEach(({ tags }, head) => {
+        if ((tags.induction ?? 0) > best + 1e-6) [best, found] = [tags.induction, [layer, head]];
+      }),
+    );
+    return found ?? [Math.max(0, view.layers.findIndex(({ heads }) => heads.length)), 0];
+  }
+
+  #cell({ view, matrix }) {
+    const length = view?.tokens.length ?? 1;
+    const { cell } = this.state;
+    if (cell) return cell.map((index) => Math.min(index, length - 1));
+    const query = length - 1;
+    if (!matrix) return [query, query];
+    let best = 0;
+    for (let key = 0; key < length; key += matrix.base.width) if (Math.abs(matrix.at(query, key).value) > Math.abs(matrix.at(query, best).value)) best = key;
+    return [query, best];
+  }
+
+  choose(head, options) {
+    this.set(this.state.side === "b" ? { bhead: head } : { head }, options);
+    this.announceHead();
+  }
+
+  #stepped(view, [layer, head], step) {
+    const next = head + step;
+    if (next >= 0 && next < view.layers[layer].heads.length) return [layer, next];
+    const other = layer + step;
+    if (other < 0 || other >= view.layers.length) return [layer, head];
+    return [other, step > 0 ? 0 : Math.max(0, view.layers[other].heads.length - 1)];
+  }
+
+  step(step) {
+    if (this.side.view) this.choose(this.#stepped(this.side.view, this.head, step), { replace: true });
+  }
+
+  stepLayer(step) {
+    const { layers } = this.side.view;
+    const layer = Math.min(layers.length - 1, Math.max(0, this.head[0] + step));
+    this.choose([layer, Math.max(0, Math.min(this.head[1], layers[layer].heads.length - 1))], { replace: true });
+  }
+
+  announceHead() {
+    const { side } = this;
+    if (!side.view) return;
+    const [layer, head] = this.#headOf(this.state.side, side.view);
+    const { title, heads, weights } = side.view.layers[layer];
+    const tag = Object.entries(heads[head]?.tags ?? {}).sort((a, b) => b[1] - a[1])[0];
+    announce(`layer ${layer}, ${title}, ${weights}, head ${head} of ${heads.length}${tag ? `, ${tag[0]} ${tag[1].toFixed(2)}` : ""}`);
+  }
+
+  moveCell([rows, columns]) {
+    const length = this.side.view?.tokens.length;
+    if (!length) return;
+    const [query, key] = this.cell;
+    const inside = (index) => Math.min(length - 1, Math.max(0, index));
+    this.pick([inside(query + rows), inside(key + columns)], { replace: true });
+  }
+
+  pick(cell, options) {
+    this.set({ cell, tokens: [] }, options);
+    const { matrix, view } = this.side;
+    const value = matrix?.at(...cell)?.value;
+    announce(`query ${cell[0]} ${visible(view.tokens[cell[0]])}, key ${cell[1]} ${visible(view.tokens[cell[1]])}${value === undefined ? "" : `, weight ${value.toFixed(4)}`}`);
+  }
+
+  /** Start or end the comparison; it starts with a copy of the setup, which is then edited. */
+  compare() {
+    const { b } = this.state;
+    this.set(b ? { b: null, bhead: null, side: "a" } : { b: structuredClone(this.state.a), bhead: null, side: "b" });
+    announce(b ? "comparison ended" : "comparison started; changes now act on B");
+  }
+
+  difference() {
+    const [a, b] = [this.sides.a.matrix, this.sides.b.matrix];
+    return this.state.b ? difference(a, b) : null;
+  }
+
+  update() {
+    byId("compare").setAttribute("aria-pressed", this.state.b ? "true" : "false");
+    document.body.classList.toggle("comparing", Boolean(this.state.b));
+    for (const part of this.parts) part.update();
+  }
+}
+
+new App().start();

@@ -1,0 +1,177 @@
+// Which network, and on which input.
+
+import { debounced, field, h, select } from "explore/dom";
+import { part } from "explore/setup";
+
+const PATTERN = " pattern"; // the value of a choice; no mechanism has a space in its name
+
+export class Pickers {
+  constructor(root, app) {
+    Object.assign(this, { root, app });
+    root.addEventListener("submit", (event) => event.preventDefault());
+    if (!app.data.live) {
+      const { source, input } = app.data.setup;
+      const name = [source.kind, source.model ?? source.run ?? source.name].filter(Boolean).join(" ");
+      root.append(h("p", { class: "soft", textContent: `An export of attnlab explore: ${name} network, ${input.kind.replace("_", " ")} input.` }));
+      return;
+    }
+    this.text = debounced((value) => {
+      if (value) app.change((setup) => (setup.input.text = value), { replace: true });
+    }, 250);
+    this.network = h("div", { class: "picker" });
+    this.input = h("div", { class: "picker" });
+    root.append(this.network, this.input);
+  }
+
+  update() {
+    if (!this.app.data.live) return;
+    const { state } = this.app;
+    const { source } = state[state.side];
+    const { input } = state.a;
+    const names = [JSON.stringify([state.side, Boolean(state.b), source.kind, source.model, source.run, source.name]), JSON.stringify([input.kind, source.kind, input.key])];
+    if (names[0] !== this.names?.[0]) this.network.replaceChildren(...this.#network(source, state));
+    if (names[1] !== this.names?.[1]) this.input.replaceChildren(...this.#input(input, source));
+    this.names = names;
+    for (const [control, value] of this.#values(source, input)) if (control && control !== document.activeElement) control.value = value;
+  }
+
+  #values(source, input) {
+    return [
+      [this.step, source.step ?? ""],
+      [this.textarea, input.text ?? ""],
+      [this.index, input.index ?? 0],
+      [this.seed, input.seed ?? 0],
+      [this.row, input.row ?? 0],
+    ];
+  }
+
+  #network(source, state) {
+    const { catalog } = this.app;
+    const choices = [
+      ["trained", "trained for seconds: repeats a word"],
+      ["untrained", "random parameters"],
+      ["lesson", "three tokens of the lessons"],
+      ...catalog.runs.map((run) => [`run ${run.name}`, `run: ${run.name} (${run.model}, ${run.task})`]),
+      ...catalog.pretrained.map((entry) => [`pretrained ${entry.name}`, `pretrained: ${entry.title}${entry.missing ? " (not installed)" : ""}`]),
+    ];
+    const value = source.kind === "run" ? `run ${source.run}` : source.kind === "pretrained" ? `pretrained ${source.name}` : source.kind;
+    if (!choices.some(([key]) => key === value)) choices.push([value, value]);
+    const kind = select(choices, value, (choice) => this.#source(choice));
+    kind.id = "source";
+    const fields = [field(state.b ? `Network of ${state.side.toUpperCase()}` : "Network", kind)];
+    if (source.kind === "trained" || source.kind === "untrained") fields.push(...this.#model(source));
+    this.step = null;
+    const run = source.kind === "run" && catalog.runs.find(({ name }) => name === source.run);
+    if (run && run.steps.length > 1) fields.push(this.#steps(run, source));
+    if (source.kind === "pretrained") {
+      const box = h("input", { type: "checkbox", checked: source.hide_special, onchange: () => this.app.change((setup) => (setup.source.hide_special = box.checked)) });
+      fields.push(field("Hide [CLS] and [SEP]", box, "Their weights are left out, and the others divided by their sum."));
+      const missing = catalog.pretrained.find(({ name }) => name === source.name)?.missing;
+      if (missing) fields.push(h("p", { class: "soft small" }, "Install it with ", h("code", { textContent: missing })));
+    }
+    return fields;
+  }
+
+  #model(source) {
+    const { mechanisms } = this.app.catalog;
+    const single = mechanisms.some(({ name }) => name === source.model);
+    const choices = mechanisms.map(({ name, title }) => [name, `${name}: ${title}`]);
+    if (source.kind === "untrained" || !single) choices.push([PATTERN, "a pattern of mechanisms"]);
+    const put = (model) =>
+      this.app.change((setup) => {
+        setup.source.model = model;
+        setup.source.options = {}; // those of another mechanism
+      });
+    const list = select(choices, single ? source.model : PATTERN, (value) => put(value === PATTERN ? `${source.model},linear` : value));
+    list.id = "mechanism";
+    const fields = [field("Mechanism", list)];
+    if (!single) {
+      const text = h("input", { type: "text", value: source.model, onchange: () => put(text.value) });
+      fields.push(field("Pattern", text, "One mechanism per layer, such as 3*linear,multihead"));
+    }
+    return fields;
+  }
+
+  #steps(run, source) {
+    const last = run.steps.length; // after the snapshots: the best
+    const at = source.step === null ? last : run.steps.indexOf(source.step);
+    const slider = h("input", { type: "range", id: "step", min: 0, max: last, step: 1, value: at });
+    const shown = h("output", { for: "step" });
+    const say = () => {
+      shown.textContent = Number(slider.value) === last ? "best" : String(run.steps[slider.value]);
+      slider.setAttribute("aria-valuetext", `step ${shown.textContent}`);
+    };
+    slider.addEventListener("input", () => {
+      say();
+      this.app.change((setup) => (setup.source.step = Number(slider.value) === last ? null : run.steps[slider.value]), { replace: true });
+    });
+    say();
+    const element = field("Training step ", slider);
+    element.querySelector("label").append(shown);
+    return element;
+  }
+
+  #source(choice) {
+    const [kind, ...rest] = choice.split(" ");
+    const name = rest.join(" ");
+    const run = this.app.catalog.runs.find((entry) => entry.name === name);
+    this.app.change((setup) => {
+      setup.source = { ...part("source", kind), ...(kind === "run" ? { run: name } : kind === "pretrained" ? { name } : {}) };
+      if (kind === "lesson") setup.input = part("input", "three_tokens");
+      else if (kind === "run") setup.input = part("input", run?.inputs === "tokens" && setup.input.kind === "text" ? "text" : "task");
+      else if (kind === "pretrained") setup.input = setup.input.kind === "text" && setup.input.text !== part("input", "text").text ? setup.input : { kind: "text", text: "The animal did not cross the street because it was too tired" };
+      else if (kind === "trained" || setup.input.kind === "three_tokens") setup.input = part("input", "text");
+    });
+  }
+
+  #input(input, source) {
+    const choices = [
+      ["text", "text"],
+      ["task", source.kind === "run" ? "example of its task" : "example of a task"],
+      ["digit", "scanned digit"],
+      ["upload", "file (.npz, .safetensors)"],
+      ["three_tokens", "three tokens of the lessons"],
+    ];
+    const kind = select(choices, input.kind, (value) => {
+      if (value === "upload" && input.kind !== "upload") this.#choose();
+      else this.app.change((setup) => (setup.input = { ...part("input", value), ...(value === "task" && source.kind !== "run" ? { task: this.app.catalog.tasks[0]?.[0] ?? "" } : {}) }));
+      kind.value = this.app.state.a.input.kind;
+    });
+    kind.id = "input";
+    Object.assign(this, { textarea: null, index: null, seed: null, row: null });
+    const fields = [field("Input", kind)];
+    const integer = (name, label, most) => {
+      this[name] = h("input", { type: "number", min: 0, max: most, step: 1, value: input[name], onchange: () => this[name].reportValidity() && this.app.change((setup) => (setup.input[name] = Number(this[name].value))) });
+      return field(label, this[name]);
+    };
+    if (input.kind === "text") {
+      this.textarea = h("textarea", { id: "text", rows: 1, maxLength: 32768, value: input.text, oninput: () => this.text(this.textarea.value) });
+      fields.push(field("Text", this.textarea));
+      fields.at(-1).classList.add("wide");
+    } else if (input.kind === "task") {
+      if (source.kind !== "run") {
+        const tasks = this.app.catalog.tasks.map(([name, title]) => [name, title ? `${name}: ${title}` : name]);
+        fields.push(field("Task", select(tasks, input.task, (task) => this.app.change((setup) => (setup.input.task = task)))));
+      }
+      fields.push(integer("index", "Example", 1e6), integer("seed", "Seed", 999999999));
+    } else if (input.kind === "digit") {
+      fields.push(integer("index", "Digit", 1796), field("Tokens", select([["2x2", "patches of 2 × 2"], ["1x1", "pixels"], ["row", "rows"]], input.patch, (patch) => this.app.change((setup) => (setup.input.patch = patch)))));
+    } else if (input.kind === "upload") {
+      fields.push(integer("row", "Row", 1e6), h("p", { class: "soft small", textContent: this.uploaded?.key === input.key ? `${this.uploaded.name}: ${this.uploaded.shape.join(" × ")}` : "" }), h("button", { type: "button", textContent: "Another file …", onclick: () => this.#choose() }));
+    }
+    return fields;
+  }
+
+  #choose() {
+    const file = h("input", { type: "file", accept: ".npz,.safetensors" });
+    file.addEventListener("change", async () => {
+      try {
+        this.uploaded = await this.app.data.upload(file.files[0]);
+        this.app.change((setup) => (setup.input = { kind: "upload", key: this.uploaded.key, row: 0 }));
+      } catch (error) {
+        this.app.problem(error);
+      }
+    });
+    file.click();
+  }
+}

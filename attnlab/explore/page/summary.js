@@ -1,0 +1,87 @@
+// Summaries of the chosen head, with their caveat beside them, and the ablation of the heads of its layer.
+
+import { newest } from "explore/data";
+import { count, h, number, visible } from "explore/dom";
+
+const CAVEAT =
+  "High entropy does not mean unimportant, and a large weight does not mean important: attention weights are not importances. Ablation is the causal check.";
+const TAGS = {
+  "previous token": "weight on the token before",
+  induction: "weight on the token after an earlier copy of this token",
+  "same token": "weight on copies of the token",
+  "first token": "weight on the first token",
+  self: "weight on the token itself",
+};
+
+export class Summary {
+  constructor(root, app) {
+    Object.assign(this, { root, app, key: null });
+    this.load = newest();
+    this.body = h("div");
+    this.button = h("button", { type: "button", id: "run-ablation", textContent: "Ablate each head of this layer", onclick: () => this.#ablate() });
+    this.result = h("div", { "aria-live": "polite" });
+    root.append(h("h2", { textContent: "Summary of the head" }), this.body, h("h3", { textContent: "Ablation" }), h("p", { class: "small", textContent: "How much the output of the network changes without each head." }), this.button, this.result);
+  }
+
+  update() {
+    const { view } = this.app.now();
+    if (!view) return;
+    const [i, j] = this.app.head;
+    const layer = view.layers[i];
+    const head = layer.heads[j];
+    const entry = this.app.catalog.mechanisms.find(({ name }) => name === layer.mechanism);
+    const row = (name, value, help) => h("tr", {}, h("th", { scope: "row", title: help, textContent: name }), h("td", { textContent: value }));
+    const facts = head
+      ? [
+          row("Entropy", head.entropy === null ? "not defined for signed weights" : `${number(head.entropy, 3)} nats`, "Mean over the queries"),
+          row("Mean distance", `${number(head.distance, 3)} tokens`, "|query position − key position|, weighted"),
+          row("Sink mass", number(head.sink, 3), "Share of the weight on the first key"),
+          row("Row sums", `${number(head.row_sums[0], 3)} to ${number(head.row_sums[1], 3)}`),
+          row("Largest weight", number(head.peak, 3)),
+        ]
+      : [];
+    const tags = Object.entries(head?.tags ?? {}).sort((a, b) => b[1] - a[1]);
+    this.body.replaceChildren(
+      h(
+        "div",
+        {},
+        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `. ${entry.summary} `, h("a", { href: entry.lesson, target: "_blank", rel: "noreferrer noopener", textContent: "Lesson" })) : null),
+        layer.note ? h("p", { class: "note", textContent: layer.note }) : null,
+        head ? h("p", { class: "note caveat", textContent: CAVEAT }) : null,
+        h("table", {}, h("tbody", {}, facts, row("FLOPs of the layer", layer.flops === null ? "not counted" : count(layer.flops)), row("Decoding state per token", `${count(layer.state_bytes)}B`))),
+        tags.length ? h("h3", { textContent: "Tags" }) : null,
+        tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
+        view.prediction.length ? h("h3", { textContent: "Most probable outputs" }) : null,
+        view.prediction.map(([name, probability]) => this.#meter(`“${visible(name)}”`, probability, "")),
+      ),
+    );
+    const key = JSON.stringify([this.app.setup, i]);
+    if (key !== this.key) {
+      this.key = key;
+      this.result.replaceChildren();
+    }
+    this.button.disabled = !this.app.data.live;
+  }
+
+  #meter(name, value, help, most = 1) {
+    const fill = h("span");
+    fill.style.width = `${Math.min(100, (100 * value) / most)}%`;
+    return h("div", { class: "meter", title: help }, h("span", { class: "name", textContent: name }), h("span", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "value", textContent: number(value, 3) }));
+  }
+
+  #ablate() {
+    const { app } = this;
+    this.result.replaceChildren(h("p", { class: "soft", textContent: "Running the network once per head …" }));
+    this.load(
+      (signal) => app.data.ablation(app.setup, app.head, signal),
+      ({ output_change, note }) => {
+        const most = Math.max(...output_change, 1e-12);
+        this.result.replaceChildren(
+          ...output_change.map((value, head) => this.#meter(`head ${head}`, value, "‖change of the output‖ / ‖output‖", most)),
+          h("p", { class: "soft small", textContent: note }),
+        );
+      },
+      (error) => this.result.replaceChildren(h("p", { class: "soft", textContent: error.message })),
+    );
+  }
+}
