@@ -92,6 +92,8 @@ def assert_explained(weights: AttentionMap, cells: list[tuple[int, int, int, int
         arithmetic = weights.arithmetic(head, query, key, batch)
         where = f"head {head}, query {query}, key {key}, item {batch}:\n{arithmetic.python()}"
         assert abs(arithmetic.result - expected) <= 1e-6 * max(1.0, abs(expected)), (arithmetic.result, expected, where)
+        for line in arithmetic.lines:  # JSON has no infinities
+            assert all(map(math.isfinite, line.value if isinstance(line.value, list) else [line.value])), line
         if n < run:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):

@@ -55,7 +55,7 @@ def test_a_mechanism_without_lines_shows_its_scores_and_its_weight() -> None:
     assert shown.lines[0].value == pytest.approx((2 * q[1, 1, 2] @ k[1, 1, 5]).item())
     assert shown.result == pytest.approx(weights.materialize()[1, 1, 2, 5].item())
     masked = weights.arithmetic(1, 0, 6)
-    assert [line.name for line in masked.lines] == ["scored", "masked", "weight"]
+    assert [line.name for line in masked.lines] == ["scored", "weight"]
     assert masked.result == 0.0
     dense = DenseMap(weights.materialize()).arithmetic(2, 4, 6, batch=1)
     assert dense.result == weights.materialize()[1, 2, 4, 6].item()
@@ -65,9 +65,9 @@ def test_a_masked_key_and_a_fully_masked_row_are_named() -> None:
     q, k = queries_and_keys()
     rows = (torch.arange(N) != 1).unsqueeze(-1).expand(N, M)
     weights = SoftmaxMap(q, k, sliding_window(3).bind(N, M))
-    assert weights.arithmetic(0, 0, 6).lines[-2].meaning.startswith("the mask does not allow this key")
+    assert weights.arithmetic(0, 0, 6).lines[-1].meaning.startswith("the mask does not allow this key")
     fully = SoftmaxMap(q, k, from_tensor(rows).bind(N, M))
-    assert "no key of this row is allowed" in fully.arithmetic(0, 1, 3).lines[-2].meaning
+    assert "no key of this row is allowed" in fully.arithmetic(0, 1, 3).lines[-1].meaning
     assert fully.arithmetic(0, 1, 3).result == 0.0
     assert "2 of the 7 keys are left out" in weights_line(weights.arithmetic(0, 2, 4))
 
