@@ -124,12 +124,11 @@ class Row:
         """Whether the key is left out in this head."""
         return not self.allowed[self.cell.head, self.cell.key]
 
-    def others(self, head: int | None = None) -> Tensor:
-        """Return the scores of the other allowed keys of a head, in the order of the keys, in float64."""
-        head = self.cell.head if head is None else head
-        keep = self.allowed[head].clone()
+    def others(self) -> Tensor:
+        """Return the scores of the other allowed keys in this head, in the order of the keys, in float64."""
+        keep = self.allowed[self.cell.head].clone()
         keep[self.cell.key] = False
-        return self.scores[head, keep].detach().double()
+        return self.scores[self.cell.head, keep].detach().double()
 
 
 def dot_product(a: Arithmetic, q: Tensor, k: Tensor, head: int, *, scale: float | None = None) -> str:

@@ -139,6 +139,13 @@ def test_the_arithmetic_of_long_rows_is_short(name: str) -> None:
         assert isinstance(line.value, float) or len(line.value) <= 64
 
 
+@pytest.mark.parametrize("name", supporting("weights", "context"))
+def test_the_arithmetic_with_a_context(name: str) -> None:
+    weights = build(name).attention_map(tokens(), context=tokens(7))
+    assert weights.shape[2:] == (N, 7)
+    assert_explained(weights, cells(weights))
+
+
 def test_the_arithmetic_of_a_long_stick() -> None:
     weights = build("stickbreaking").attention_map(0.2 * tokens(131), attn_bias=torch.full((131, 131), -5.0))
     assert weights.materialize()[0, 0, 130, 60] > 1e-3  # 70 nearer keys leave something

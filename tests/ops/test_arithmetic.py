@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab.masks import from_tensor, sliding_window
@@ -89,3 +91,24 @@ def test_extreme_scores_do_not_overflow(size: float) -> None:
     matrix = weights.materialize()
     for key in range(M):
         assert weights.arithmetic(0, 0, key).result == pytest.approx(matrix[0, 0, 0, key].item(), abs=1e-2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_softmax_with_any_options(data: st.DataObject) -> None:
+    heads, groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    queries, keys, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 90)), data.draw(st.integers(1, 5))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    optional = {
+        "mask": from_tensor(torch.rand(queries, keys) < 0.7).bind(queries, keys),
+        "bias": torch.randn(heads * groups, queries, keys),
+        "scale": 0.3,
+        "sink": torch.randn(heads * groups),
+        "softcap": 1.5,
+    }
+    chosen = {name: value for name, value in optional.items() if data.draw(st.booleans())}
+    q, k = torch.randn(1, heads * groups, queries, width), torch.randn(1, heads, keys, width)
+    weights = SoftmaxMap(q, k, **chosen)
+    head, query, key = (data.draw(st.integers(0, count - 1)) for count in (heads * groups, queries, keys))
+    expected = weights.materialize()[0, head, query, key].item()
+    assert weights.arithmetic(head, query, key).result == pytest.approx(expected, abs=1e-6)
