@@ -1,7 +1,7 @@
 // How the weight of the chosen cell is computed, line by line.
 
 import { newest } from "explore/data";
-import { announce, h, number, visible } from "explore/dom";
+import { announce, exact, h, number, visible } from "explore/dom";
 
 const FEW = 8; // values of a list that are shown unfolded
 const MANY = 40; // lines that are shown unfolded
@@ -52,7 +52,7 @@ export class Arithmetic {
     const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });
     const code = h("details", {}, h("summary", { textContent: "Python" }), h("pre", { tabIndex: 0 }, h("code", { textContent: python })));
     this.body.replaceChildren(h("div", {},
-      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: number(weight, 6) })),
+      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: exact(weight) })),
       h("ol", { class: "lines" }, shown),
       contribution ? this.#contribution(contribution) : null,
       note ? h("p", { class: "soft small", textContent: note }) : null,
@@ -66,7 +66,7 @@ export class Arithmetic {
   }
 
   #value(value) {
-    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${number(value, 6)}` });
+    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${exact(value)}` });
     const text = (values) => values.map((each) => number(each, 4)).join(", ");
     if (value.length <= FEW) return h("span", { class: "value", textContent: `= [${text(value)}]` });
     return h("details", { class: "value" }, h("summary", { textContent: `= [${text(value.slice(0, 4))}, … ${value.length} values]` }), h("span", { textContent: text(value) }));

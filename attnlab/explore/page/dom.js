@@ -10,7 +10,7 @@ export function h(tag, props, ...children) {
     else if (name === "class") element.className = value;
     else element[name] = value;
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -45,12 +45,15 @@ export function number(value, digits = 4) {
   return text.replace("-", "−");
 }
 
+/** Return a number with seven significant digits, the precision of float32. */
+export const exact = (value) => String(Number(value.toPrecision(7))).replace("-", "−");
+
 const UNITS = ["", "k", "M", "G", "T", "P"];
-/** Return a count with a decimal prefix, such as 1.2 M. */
-export function count(value) {
+/** Return a count with a unit and its decimal prefix, such as 1.20 MB. */
+export function count(value, unit) {
   let power = 0;
   while (value >= 1000 && power < UNITS.length - 1) [value, power] = [value / 1000, power + 1];
-  return `${power ? value.toPrecision(3) : Math.round(value)}${power ? ` ${UNITS[power]}` : ""}`;
+  return `${power ? value.toPrecision(3) : Math.round(value)} ${UNITS[power]}${unit}`;
 }
 
 const SIGNS = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };

@@ -16,7 +16,7 @@ export class HeadView {
     this.heading = h("span", { class: "heading" });
     this.layers = h("select", { onchange: () => this.#choose(Number(this.layers.value), 0) });
     this.heads = h("select", { onchange: () => this.#choose(this.app.head[0], Number(this.heads.value)) });
-    this.sides = h("fieldset", { class: "sides", hidden: true }, h("legend", { textContent: "Edit and explain" }));
+    this.sides = h("fieldset", { class: "sides", hidden: true }, h("legend", { class: "quiet", textContent: "Setup that the panels show and change" }), h("span", { class: "soft", "aria-hidden": "true", textContent: "Edit" }));
     for (const side of ["a", "b"]) {
       const input = h("input", { type: "radio", name: "side", id: `side-${side}`, value: side, onchange: () => app.set({ side }) });
       this.sides.append(input, h("label", { for: input.id, textContent: NAMES[side] }));
@@ -212,14 +212,14 @@ export class HeadView {
     if (this.costs.hidden) return;
     const total = (view, name) => view.layers.reduce((sum, layer) => (sum === null || layer[name] === null ? null : sum + layer[name]), 0);
     const row = (text, show) => h("tr", {}, h("th", { scope: "row", textContent: text }), ["a", "b"].map((side) => h("td", { textContent: show(sides[side].view) })));
-    const flops = (view) => (total(view, "flops") === null ? "not counted" : `${count(total(view, "flops"))}FLOP`);
+    const flops = (view) => (total(view, "flops") === null ? "not counted" : count(total(view, "flops"), "FLOP"));
     this.costs.replaceChildren(
       h(
         "table",
         {},
         h("caption", { textContent: "Cost of the attention layers on this input" }),
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col", textContent: "A" }), h("th", { scope: "col", textContent: "B" }))),
-        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => `${count(total(view, "state_bytes"))}B`), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
+        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => count(total(view, "state_bytes"), "B")), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
       ),
     );
   }

@@ -192,7 +192,7 @@ export class HeadMap {
     }
     context.stroke();
     const { signed } = this.matrix;
-    if (unit >= 38 || signed) {
+    if (unit >= 38 || (signed && unit >= 14)) {
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.font = FONT;
@@ -286,12 +286,9 @@ export class HeadMap {
       context.lineWidth = width;
       context.strokeStyle = colors.mark;
       if (cross) {
-        context.globalAlpha = 0.14;
-        context.fillStyle = colors.mark;
-        const thick = Math.max(unit, 1);
-        context.fillRect(this.margin, y, this.plot, thick);
-        context.fillRect(x, this.margin, thick, this.plot);
-        context.globalAlpha = 1;
+        context.lineWidth = 1;
+        context.strokeRect(this.margin - 2, y, this.plot + 4, unit);
+        context.strokeRect(x, this.margin - 2, unit, this.plot + 4);
       }
       const least = Math.max(unit, 5);
       const shift = (least - unit) / 2;

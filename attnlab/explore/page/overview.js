@@ -115,7 +115,7 @@ export class Overview {
     this.#label();
   }
 
-  #least = (heads) => (heads <= 4 ? 60 : heads <= 16 ? 44 : 28);
+  #least = (heads) => (heads <= 4 ? 44 : heads <= 16 ? 40 : 26);
 
   #order() {
     const { layers } = this.view;

@@ -48,7 +48,7 @@ export class Summary {
         h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `. ${entry.summary} `, h("a", { href: entry.lesson, target: "_blank", rel: "noreferrer noopener", textContent: "Lesson" })) : null),
         layer.note ? h("p", { class: "note", textContent: layer.note }) : null,
         head ? h("p", { class: "note caveat", textContent: CAVEAT }) : null,
-        h("table", {}, h("tbody", {}, facts, row("FLOPs of the layer", layer.flops === null ? "not counted" : count(layer.flops)), row("Decoding state per token", `${count(layer.state_bytes)}B`))),
+        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", count(layer.state_bytes, "B")))),
         tags.length ? h("h3", { textContent: "Tags" }) : null,
         tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
         view.prediction.length ? h("h3", { textContent: "Most probable outputs" }) : null,
