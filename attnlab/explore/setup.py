@@ -46,7 +46,10 @@ class Untrained(_Model):
 
 
 class Trained(_Model):
-    """A network of two layers that is trained in a few seconds to repeat a word, as in the lessons."""
+    """A network of two layers that is trained in a few seconds to repeat a word, as in the lessons.
+
+    It is 32 wide, so ``num_heads`` is 4 by default where the mechanism has that option.
+    """
 
     kind: Literal["trained"] = "trained"
     model: Annotated[str, Field(min_length=1, max_length=100)] = "multihead"
@@ -209,7 +212,9 @@ class Head(BaseModel):
     row_sums: tuple[float, float]
     """The smallest and the largest sum of the weights of a query."""
     peak: float
-    """The largest |weight|: the unit of the codes of thumbnails."""
+    """The largest |weight|."""
+    thumbnail_peak: float
+    """The largest |value| of the thumbnail, the unit of its codes: a pooled value may be larger than a weight."""
     tags: dict[str, float]
     """Scores from 0 to 1: ``previous token``, ``induction``, ``same token``, ``first token``, ``self``."""
 
@@ -235,8 +240,8 @@ class Layer(BaseModel):
     """‖changed output − output‖ / ‖output‖ of the layer, if the setup changes anything."""
     flops: float | None
     """Of the layer on this input."""
-    state_bytes: float
-    """Decoding state per token of this input, in bytes."""
+    state_bytes: float | None
+    """The decoding cache or state per token of this input, in bytes; None for a layer that cannot decode."""
 
 
 class View(BaseModel):
@@ -294,6 +299,15 @@ class Ablation(BaseModel):
     note: str
 
 
+class Uploaded(BaseModel):
+    """An uploaded file: ``key`` names it in `Upload`, ``shape`` is that of its rows."""
+
+    key: str
+    name: str
+    rows: int
+    shape: list[int]
+
+
 class Choice(BaseModel):
     """An option of a mechanism."""
 
@@ -314,7 +328,7 @@ class Mechanism(BaseModel):
     causal: Literal["optional", "always", "never"]
     options: list[Choice]
     lesson: str
-    """The address of its lesson."""
+    """The path of its lesson in the repository."""
 
 
 class RunEntry(BaseModel):
@@ -324,7 +338,12 @@ class RunEntry(BaseModel):
     model: str
     task: str
     inputs: Literal["tokens", "vectors", "cells"]
+    accepts: list[str]
+    """The kinds of `Input` that fit it."""
     steps: list[int]
+    """Those of its snapshots."""
+    problem: str = ""
+    """Why it cannot be opened, in one line."""
 
 
 class PretrainedEntry(BaseModel):

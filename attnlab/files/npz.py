@@ -25,13 +25,17 @@ _MAX_COMPRESSION = 100
 class Arrays(Mapping[str, NDArray[Any]]):
     """The arrays of an .npz file by name, read on access; nothing in the file is executed.
 
+    Args:
+        path: the file.
+        max_bytes: the largest array that is read, in bytes; by default limited by the file and the memory alone.
+
     Raises:
         UserError: for an invalid file; on access, for an array of Python objects, or a declared size that exceeds the
             file or the memory.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, max_bytes: int | None = None) -> None:
+        self.path, self.max_bytes = path, max_bytes
         with _refusing(path), open_data(path) as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         self._names = dict.fromkeys(names)
@@ -64,6 +68,10 @@ class Arrays(Mapping[str, NDArray[Any]]):
             raise UserError(
                 f"{self.path} has {size:,} bytes and declares {entry.file_size:,} in {entry.filename}; arrays "
                 f"that are compressed more than {_MAX_COMPRESSION} times are not read, so save it with numpy.savez"
+            )
+        if self.max_bytes is not None and entry.file_size > self.max_bytes:
+            raise UserError(
+                f"{entry.filename} in {self.path} has {entry.file_size:,} bytes; at most {self.max_bytes:,} are read"
             )
         check_size(self.path, entry.file_size)
 

@@ -115,7 +115,7 @@ def check_description(described: Any, shapes: Mapping[str, Shape], make: Callabl
         raise UserError(f"{source} describes no network that can be built: {first_error(error)}") from None
     if checked.layers > len(shapes):
         raise UserError(f"{source} holds {len(shapes):,} tensors, too few for {checked.layers:,} layers; restore it")
-    _check_types(checked, source)
+    check_options(checked.model, checked.options or {}, source)
     try:
         with torch.device("meta"):
             made = make(**described)
@@ -147,13 +147,17 @@ def fill(network: N, tensors: dict[str, torch.Tensor]) -> N:
     return network.eval()
 
 
-def _check_types(described: Description, source: str) -> None:
-    """Refuse an option that no mechanism has, or of another type than its constructor declares."""
+def check_options(model: str, options: Mapping[str, Any], source: str) -> None:
+    """Refuse an option that no mechanism of a pattern has, or of another type than its constructor declares.
+
+    Raises:
+        UserError: for the first wrong option; the message begins with ``source``.
+    """
     try:
-        options = pattern.options_by_mechanism(described.model, described.options or {})
+        by_mechanism = pattern.options_by_mechanism(model, options)
     except TypeError as error:
         raise UserError(f"{source} has a wrong option: {error}") from None
-    for mechanism, values in options.items():
+    for mechanism, values in by_mechanism.items():
         _check_types_of(mechanism, values, source)
 
 

@@ -29,7 +29,8 @@ from attnlab.ops.attention_map import AttentionMap, DenseMap
 class Attention(SequenceMixer):
     """The base class of attention, softmax or not.
 
-    With the capability "weights", a subclass implements `_build_map` or `_attention_weights`, and `_apply_weights`.
+    With the capability "weights", a subclass implements `_build_map` or `_attention_weights`, `_values`, and
+    `_apply_weights`.
     Takes and raises what `SequenceMixer` does.
     """
 
@@ -37,7 +38,8 @@ class Attention(SequenceMixer):
     """Whether the output is linear in the attention weights, so that dropout keeps its mean."""
 
     values_depend_on_mask: ClassVar[bool] = False
-    """Whether the values depend on the mask, which ``_apply_weights`` then gets: a convolution mixes tokens."""
+    """Whether the values depend on the mask, which ``_apply_weights`` and ``_values`` then get: a convolution mixes
+    tokens."""
 
     @final
     def attention_weights(
@@ -113,6 +115,29 @@ class Attention(SequenceMixer):
             return zeros_in_graph(out)
         return out if bound is None else bound.zero_fully_masked_rows(out)
 
+    @final
+    def values(
+        self,
+        x: Float[Tensor, "B N D"],
+        *,
+        mask: Mask | Tensor | None = None,
+        context: Float[Tensor, "B M D"] | None = None,
+    ) -> Float[Tensor, "B H M w"]:
+        """Return the vectors that the attention weights average, (B, H, M, w). Takes what `apply_weights` takes.
+
+        Values that several heads share are repeated for each of them.
+
+        Raises:
+            UnsupportedError: for a mechanism without one set of values, for an argument that it does not support, or
+                without the capability "weights".
+            ValueError: for a mask or a context of a shape that does not fit.
+        """
+        self._require_capability("weights")
+        x, bound, options = self._validate(x, mask, None, context)
+        if self.values_depend_on_mask:
+            options["mask"] = bound
+        return self._values(x, **options)
+
     # For subclasses: ``mask`` already contains ``causal`` and the pattern; only supported arguments are passed.
 
     def _build_map(self, x: Tensor, mask: BoundMask | None, *args: Any, **options: Any) -> AttentionMap:
@@ -127,3 +152,6 @@ class Attention(SequenceMixer):
 
     def _apply_weights(self, weights: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has the capability weights, but no _apply_weights")
+
+    def _values(self, x: Tensor) -> Tensor:
+        raise UnsupportedError(f"{type(self).__name__} does not define its values; implement _values")

@@ -31,6 +31,7 @@ from attnlab.nn.cache import KVCache
 from attnlab.nn.select import head_channels, select_channels, select_features, validate_indices
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
+from attnlab.ops.call import repeat_kv
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, parse_positions
 from attnlab.utils.tracing import autocast_dtype
@@ -231,8 +232,12 @@ class MultiHeadBase(Attention):
         x: Float[Tensor, "B N D"],
         context: Float[Tensor, "B M D"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        _, _, V = self._project_qkv(x, context)
-        return self._merge_heads(weights @ V.repeat_interleave(self.num_heads // self.num_kv_heads, 1), x)
+        return self._merge_heads(weights @ self._values(x, context), x)
+
+    def _values(
+        self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"] | None = None
+    ) -> Float[Tensor, "B H M d"]:
+        return repeat_kv(self._project_qkv(x, context)[2], self.num_heads // self.num_kv_heads)
 
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""

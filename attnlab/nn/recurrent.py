@@ -262,6 +262,12 @@ class RecurrentBase(MultiHeadBase):
         heads = sequences.restore(self._finish_heads(heads, inputs), 2)
         return sequences.zero_padding(self._merge_heads(heads, x))
 
+    def _values(  # type: ignore[override]
+        self, x: Float[Tensor, "B N D"], mask: BoundMask | None = None
+    ) -> Float[Tensor, "B H N w"]:
+        sequences = Sequences(mask, x.shape[1])
+        return sequences.restore(self._project(sequences.arrange(x), sequences)[0].v, 2)
+
     def extra_repr(self) -> str:
         """Return the options that a printed network shows."""
         widths = "" if self._widths == (None, None) else f", key_dim={self.key_dim}, value_dim={self.value_dim}"

@@ -9,11 +9,14 @@ Axes: B batch, H heads, N queries, M keys, w the width of the values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from attnlab.masks.bound import slices
+from attnlab.ops.arithmetic import Arithmetic, Cell
 
 CHUNK = 256
 """Rows of the matrix that are materialized at a time."""
@@ -22,16 +25,82 @@ Choice = Sequence[int] | slice | Tensor | None
 """Rows or heads; None for all."""
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How scores are changed, see `AttentionMap.with_scores`; by default not at all."""
+
+    temperature: float = 1.0
+    scale: bool = True
+    softcap: float | None = None
+    sink: float | None = None
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """The options that differ from their defaults."""
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+
+    def factor(self, width: int) -> float:
+        """Return the factor of ``q kᵀ / √width``."""
+        return (1.0 if self.scale else width**0.5) / self.temperature
+
+
 class AttentionMap:
     """The base class of lazy attention weights. A subclass implements `apply`, and `_rows` where that is cheaper.
+
+    One whose scores can be changed also implements `changes` and `_with_scores`; one with a formula for a weight,
+    `_explain`.
 
     Args:
         shape: (B, H, N, M).
         like: a tensor with the dtype and the device of the weights.
     """
 
+    implied: ClassVar[bool] = False
+    """Whether the mechanism does not compute these weights, but its output equals their product with the values."""
+
+    has_state: ClassVar[bool] = False
+    """Whether the output is read from a recurrent state, whose trace ``states(values, head)`` returns."""
+
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.shape, self._like = shape, like
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """The options of `with_scores` that these weights support."""
+        return frozenset()
+
+    @final
+    def with_scores(
+        self,
+        *,
+        temperature: float = 1.0,
+        scale: bool = True,
+        softcap: float | None = None,
+        sink: float | None = None,
+    ) -> AttentionMap:
+        """Return the weights for changed scores; ``self`` if no option is given.
+
+        Args:
+            temperature: divides the products of queries and keys. A cap, and then biases and decays, come after it.
+            scale: False leaves out the factor 1/√d of the products.
+            softcap: the products become ``softcap · tanh(product / softcap)``; replaces a cap of the mechanism.
+            sink: a logit in every row that takes weight and has no value; replaces the sinks of the mechanism.
+
+        Raises:
+            ValueError: for an option that is not in `changes`.
+        """
+        options = ScoreOptions(temperature, scale, softcap, sink)
+        if not options.changes:
+            return self
+        if missing := options.changes - self.changes:
+            raise ValueError(
+                f"the weights of {type(self).__name__} cannot be changed by {', '.join(sorted(missing))}; "
+                f"they support {', '.join(sorted(self.changes)) or 'no change'}"
+            )
+        return self._with_scores(options)
+
+    def _with_scores(self, options: ScoreOptions) -> AttentionMap:
+        raise NotImplementedError(f"{type(self).__name__} has no _with_scores")
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the weighted sums of these values.
@@ -83,6 +152,29 @@ class AttentionMap:
             none = self._like.new_zeros(*self.shape[:3], count)
             return none, none.long()
         return torch.cat([part.values for part in parts], 2), torch.cat([part.indices for part in parts], 2)
+
+    @final
+    def arithmetic(self, head: int, query: int, key: int, batch: int = 0) -> Arithmetic:
+        """Return the arithmetic of one attention weight, line by line, in the terms of the mechanism.
+
+        Raises:
+            IndexError: for an index out of range.
+        """
+        for name, index, count in zip(
+            ("batch", "head", "query", "key"), (batch, head, query, key), self.shape, strict=True
+        ):
+            if not 0 <= index < count:
+                raise IndexError(f"{name} {index} is out of range; there are {count}, counted from 0")
+        lines = Arithmetic()
+        self._explain(lines, Cell(batch, head, query, key))
+        return lines
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        """Add the lines of one weight. A subclass gives those of its formula."""
+        one = self._like.new_zeros(self.shape[3], 1)
+        one[cell.key] = 1.0
+        weight = self.apply(one[None, None])[cell.batch, cell.head, cell.query, 0]
+        a.given("weight", weight, "the output for values that are 1 at this key and 0 at the others")
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return these rows, (B, H, rows, M), by applying the map to the identity, a chunk of keys at a time."""

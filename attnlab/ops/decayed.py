@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import MAX_LISTED, Arithmetic, Cell
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.bias import Bias, cut, four_axes
@@ -54,6 +55,14 @@ class DecayedMap(AttentionMap):
         # Then a sum over the allowed keys differs from that over all keys by the same value for all keys of a row.
         self.contiguous = mask is not None and mask.is_causal_and_contiguous
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """All options; the decays stay the same."""
+        return self._by_rows().changes
+
+    def _with_scores(self, options: ScoreOptions) -> AttentionMap:
+        return self._by_rows()._with_scores(options)
+
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         # A kernel gives no gradient to a matrix, and a functorch transform hides that one is needed. In forward mode
         # both the matrix and the zeros that carry its gradient would contribute.
@@ -72,7 +81,33 @@ class DecayedMap(AttentionMap):
 
     def _by_rows(self) -> RowwiseMap:
         # The sums over allowed keys and their differences take 4 float64 values per score.
-        return RowwiseMap(self.q, self.k, self.mask, self.bias, masked_softmax, added=self._decay, score_cost=8)
+        return RowwiseMap(
+            self.q,
+            self.k,
+            self.mask,
+            self.bias,
+            masked_softmax,
+            added=self._decay,
+            score_cost=8,
+            added_lines=self._decay_lines,
+        )
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        self._by_rows()._explain(a, cell)
+
+    def _decay_lines(self, a: Arithmetic, cell: Cell) -> str:
+        b, h, i, j = cell
+        (B, H, N, M) = self.shape
+        place = i + M - N
+        between = torch.zeros(M, dtype=torch.bool, device=self.gates.device)
+        between[j + 1 : place + 1] = between[place:j] = True  # one of the two is empty
+        if not self.contiguous and self.mask is not None:
+            between &= self.mask.tile(slice(i, i + 1), slice(0, M)).expand(B, H, 1, M)[b, h, 0]
+        gates = self.gates[b, h, between]
+        if len(gates) > MAX_LISTED:
+            return a.given("decay", gates.sum(), f"the sum of the log gates of the {len(gates)} keys in between")
+        listed = a.given("log_gates", gates, "the logarithms of the forget gates between the key and the query")
+        return a.compute("decay", f"math.fsum({listed})", "their sum: the decay of the score")
 
     def _decay(self, rows: Index, keys: Index, permitted: Tensor | None) -> Tensor:
         """Return D for these rows and keys, (B, H, n, m), in float64."""

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from attnlab.masks import BoundMask
 from attnlab.masks.bound import Index, count, positions
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.call import num_groups, repeat_kv
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.rowwise import MAX_TILE_VALUES, one_tile, row_tiles, scaled_dot_product
+from attnlab.ops.rowwise import MAX_TILE_VALUES, RowwiseMap, one_tile, row_tiles, scaled_dot_product
 from attnlab.utils.tracing import can_inspect_values
 
 GATHER_RATIO = 64
@@ -78,6 +79,34 @@ class SelectedMap(AttentionMap):
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask = q, k, mask
         self._select, self._limit, self._groups = select, limit, num_groups(q, k)
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """All options; the selection stays the same."""
+        return self._by_rows().changes
+
+    def _with_scores(self, options: ScoreOptions) -> AttentionMap:
+        return self._by_rows()._with_scores(options)
+
+    def _by_rows(self) -> RowwiseMap:
+        def selected(rows: Index, keys: Index, permitted: Tensor | None) -> Tensor:
+            chosen = self._of_heads(self.selected(rows, keys))
+            scores = self.q.new_zeros(1, 1, count(rows), count(keys))
+            return scores if chosen is None else scores.masked_fill(~chosen, -torch.inf)
+
+        return RowwiseMap(
+            self.q,
+            repeat_kv(self.k, self._groups),
+            self.mask,
+            None,
+            masked_softmax,
+            added=selected,
+            score_cost=TEMPORARY_VALUES,
+            excluded=f"this key is not among the (at most {self._limit}) keys that are selected for the query",
+        )
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        self._by_rows()._explain(a, cell)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         B, _, N, M = self.shape

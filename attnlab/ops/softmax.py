@@ -6,6 +6,7 @@ with one head may leave out H.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from attnlab.masks import BoundMask
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell, dot_product, softmax
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax as masked_softmax
 from attnlab.ops.backends.flex import Flex
 from attnlab.ops.backends.sdpa import Fused, Kernel, Sdpa, additive, unpad
@@ -101,6 +103,18 @@ class SoftmaxMap(AttentionMap):
         self.scale, self.sink, self.softcap = scale, sink, softcap
         self.bias = None if bias is None else four_axes(bias)
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """All options."""
+        return frozenset({"temperature", "scale", "softcap", "sink"})
+
+    def _with_scores(self, options: ScoreOptions) -> SoftmaxMap:
+        scale = 1 / math.sqrt(self.q.shape[-1]) if self.scale is None else self.scale
+        scale = (scale if options.scale else 1.0) / options.temperature
+        softcap = self.softcap if options.softcap is None else options.softcap
+        sink = self.sink if options.sink is None else self.q.new_full((self.shape[1],), options.sink)
+        return SoftmaxMap(self.q, self.k, self.mask, self.bias, scale=scale, sink=sink, softcap=softcap)
+
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, by the first backend that applies: (B, H, M, w) to (B, H, N, w).
 
@@ -138,16 +152,28 @@ class SoftmaxMap(AttentionMap):
 
     def by_rows(self) -> RowwiseMap:
         """Return the same weights, materialized a few rows at a time."""
-        k, sink, scale, softcap = repeat_kv(self.k, num_groups(self.q, self.k)), self.sink, self.scale, self.softcap
+        k, sink, scale = repeat_kv(self.k, num_groups(self.q, self.k)), self.sink, self.scale
 
         def scores(q: Tensor, k: Tensor) -> Tensor:
-            scores = scaled_dot_product(q, k) if scale is None else q @ k.mT * scale
-            return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            return scaled_dot_product(q, k) if scale is None else q @ k.mT * scale
 
         def normalize(scores: Tensor, permitted: Tensor | None) -> Tensor:
             return masked_softmax(scores, permitted, sink)
 
-        return RowwiseMap(self.q, k, self.mask, self.bias, normalize, score_fn=scores)
+        return RowwiseMap(
+            self.q,
+            k,
+            self.mask,
+            self.bias,
+            normalize,
+            score_fn=scores,
+            softcap=self.softcap,
+            score_lines=partial(dot_product, scale=scale),
+            weight_lines=partial(softmax, sink=sink),
+        )
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        self.by_rows()._explain(a, cell)
 
 
 class Softcapped:

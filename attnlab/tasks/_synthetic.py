@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_lowercase
 from typing import Literal
 
 import numpy as np
@@ -73,6 +74,11 @@ def synthetic(
         summary_lines=(summary + longer,),
         baselines=lambda: baselines(test),
     )
+
+
+def letter(symbol: int) -> str:
+    """The name of a symbol: a letter, or its number from 26 on."""
+    return ascii_lowercase[symbol] if symbol < len(ascii_lowercase) else str(symbol)
 
 
 def distinct(generator: np.random.Generator, weights: NDArray[np.floating], count: int, size: int) -> Integers:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from attnlab.network import Outputs
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, one_per_symbol, synthetic
-from attnlab.tasks.base import IGNORE, Baseline, Split, TaskConfig, TaskData
+from attnlab.tasks._synthetic import LONGEST, Integers, letter, one_per_symbol, synthetic
+from attnlab.tasks.base import IGNORE, Baseline, Split, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
 LENGTH = 32
+
+
+class Transduction(Task):
+    """The base class of these tasks."""
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The symbols as letters, and ``|`` for the separator."""
+        return ["|" if token == inputs.size - 1 else letter(token) for token in x.tolist()]
 
 
 def transduction(config: TaskConfig, task: str, rule: Callable[[Integers], Integers], without: str) -> TaskData:

@@ -191,6 +191,16 @@ class Task:
         """
         return {}
 
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """A short name for each token of a sequence: by default its integer, or its position if it is a vector.
+
+        Args:
+            x: one sequence without padding, (N,), (N, F) or (N, 2), depending on ``inputs``.
+            inputs: of the network.
+            encoding: of the data that the network was trained on.
+        """
+        return list(map(str, x.tolist() if inputs.kind == "tokens" else range(1, len(x) + 1)))
+
     def read(self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any]) -> Split:
         """More data of the same kind, for prediction or evaluation. By default: ``x`` of an .npz file.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import Integers, most_common, synthetic
+from attnlab.tasks._synthetic import Integers, letter, most_common, synthetic
 from attnlab.tasks.base import Baseline, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
@@ -53,3 +56,7 @@ class Compression(Task):
                 Baseline("chance", {"accuracy": 1 / symbols}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The symbols as letters, and ``>`` for the marker."""
+        return [">" if token == inputs.size - 1 else letter(token) for token in x.tolist()]

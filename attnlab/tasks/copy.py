@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnlab.tasks._transduction import transduction
-from attnlab.tasks.base import Task, TaskConfig, TaskData
+from attnlab.tasks._transduction import Transduction, transduction
+from attnlab.tasks.base import TaskConfig, TaskData
 
 
-class Copy(Task):
+class Copy(Transduction):
     """Random symbols and a separator, then the same symbols.
 
     With 4 symbols (letters here) and N = 8; the dots have no target::

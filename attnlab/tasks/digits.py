@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import classifiers, flattened
@@ -72,3 +73,7 @@ class Digits(Task):
                 "so divide by the largest possible value"
             )
         return Split(x.float(), torch.empty(0))
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The rows of pixels, ``row 1`` to ``row 8``."""
+        return [f"row {i}" for i in range(1, len(x) + 1)]

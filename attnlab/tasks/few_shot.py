@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._baselines import MAX_TRAIN
@@ -79,6 +80,12 @@ class FewShot(Task):
             ),
             baselines=lambda: baselines(train, test, pairs),
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """``scan A`` for an example with the label A, and ``scan ?`` for a query."""
+        labels = x[:, PIXELS:]
+        names = ["ABCDEFGHIJ"[i] for i in labels.argmax(-1).tolist()]
+        return [f"scan {name if known else '?'}" for name, known in zip(names, labels.any(-1).tolist(), strict=True)]
 
 
 def draw(generator: np.random.Generator, count: int, images: Floats, digits: Integers, rows: Rows, pairs: int) -> Split:

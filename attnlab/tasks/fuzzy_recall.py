@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from attnlab.network import Outputs
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options, check_vocabulary
-from attnlab.tasks._synthetic import LONGEST, Integers, compacted, most_common_so_far, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, compacted, letter, most_common_so_far, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
@@ -65,6 +68,14 @@ class FuzzyRecall(Task):
                 Baseline("chance", {"accuracy": 1 / (vocabulary - keys)}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """Keys as letters, values as numbers, and ``_`` for a blank."""
+        vocabulary = inputs.size - 1
+        half = vocabulary // 2
+        return [
+            "_" if token == vocabulary else letter(token) if token < half else str(token - half) for token in x.tolist()
+        ]
 
 
 def fuzzy_recall(

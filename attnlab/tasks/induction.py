@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, most_common_so_far, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, letter, most_common_so_far, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
 SYMBOLS = 16
@@ -54,6 +57,10 @@ class Induction(Task):
                 Baseline("chance", {"accuracy": 1 / SYMBOLS}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The symbols as letters."""
+        return list(map(letter, x.tolist()))
 
 
 def followers(x: Integers) -> Integers:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
 from attnlab.tasks._synthetic import Integers, compacted, synthetic
 from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
@@ -58,6 +61,11 @@ class ListOps(Task):
             summary=f"expressions of at most {lengths.train} tokens",
             baselines=baselines,
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """Digits, operations such as ``[MIN``, ``]``, and ``_`` for a blank."""
+        names = [*map(str, range(DIGITS)), *(f"[{name}" for name in OPERATIONS), "]", "_"]
+        return [names[token] for token in x.tolist()]
 
 
 def expressions(generator: np.random.Generator, count: int, N: int) -> tuple[Integers, Integers]:

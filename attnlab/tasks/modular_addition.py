@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_options
@@ -59,3 +62,7 @@ class ModularAddition(Task):
             summary_lines=(f"the {p * p:,} sums of two numbers modulo {p}; a + b and b + a are in the same part",),
             baselines=lambda: [Baseline("chance", {"accuracy": 1 / p})],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The numbers, and ``=``."""
+        return ["=" if token == inputs.size - 1 else str(token) for token in x.tolist()]

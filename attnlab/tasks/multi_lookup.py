@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from attnlab.network import Outputs
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, letter, synthetic
 from attnlab.tasks.base import Baseline, Split, Task, TaskConfig, TaskData
 
 SYMBOLS = 8
@@ -61,6 +64,10 @@ class MultiLookup(Task):
             ),
             baselines=baselines,
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The symbols as letters, and the questions as ``?0`` to ``?4``."""
+        return [letter(token) if token < SYMBOLS else f"?{token - SYMBOLS}" for token in x.tolist()]
 
 
 def positions(N: int) -> Integers:

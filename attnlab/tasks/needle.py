@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, letter, synthetic
 from attnlab.tasks.base import Baseline, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
@@ -59,3 +62,11 @@ class Needle(Task):
             summary=f"one of {symbols} values among {lengths.train - 3} tokens of noise",
             baselines=lambda test: [Baseline("chance", {"accuracy": 1 / symbols})],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The values as upper-case letters, noise as lower-case letters, and ``?`` for the key."""
+        values = inputs.size // 2
+        return [
+            "?" if token == 2 * values else letter(token).upper() if token < values else letter(token - values)
+            for token in x.tolist()
+        ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options, check_vocabulary
-from attnlab.tasks._synthetic import LONGEST, Integers, distinct, most_common_so_far, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, distinct, letter, most_common_so_far, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 
 VOCABULARY = 16
@@ -63,6 +66,14 @@ class NoisyRecall(Task):
                 Baseline("chance", {"accuracy": 1 / (vocabulary - keys)}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """Keys as letters, values as numbers, and ``-`` for noise."""
+        vocabulary = inputs.size - NOISE_SYMBOLS
+        half = vocabulary // 2
+        return [
+            "-" if token >= vocabulary else letter(token) if token < half else str(token - half) for token in x.tolist()
+        ]
 
 
 def noisy_recall(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options, check_vocabulary
 from attnlab.tasks._synthetic import LONGEST, Integers, distinct, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
@@ -66,6 +69,11 @@ class Recall(Task):
                 Baseline("any value", {"accuracy": 1 / values}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """``k5`` for the key 5, ``v7`` for the value 7, and 0 for filler without a key."""
+        half = inputs.size // 2
+        return [f"v{token - half}" if token >= half else f"k{token}" if token else "0" for token in x.tolist()]
 
 
 def mqar(

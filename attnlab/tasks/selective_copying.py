@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from attnlab.network import Outputs
+import numpy as np
+from torch import Tensor
+
+from attnlab.network import Inputs, Outputs
 from attnlab.tasks._options import check_lengths, check_options
-from attnlab.tasks._synthetic import LONGEST, Integers, most_common, synthetic
+from attnlab.tasks._synthetic import LONGEST, Integers, letter, most_common, synthetic
 from attnlab.tasks.base import IGNORE, Baseline, Task, TaskConfig, TaskData
 from attnlab.utils.errors import UserError
 
@@ -69,3 +72,8 @@ class SelectiveCopying(Task):
                 Baseline("chance", {"accuracy": 1 / symbols}),
             ],
         )
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The symbols as letters, ``-`` for noise and ``>`` for a marker."""
+        special = {inputs.size - 2: "-", inputs.size - 1: ">"}
+        return [special.get(token) or letter(token) for token in x.tolist()]

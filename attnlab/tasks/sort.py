@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnlab.tasks._transduction import transduction
-from attnlab.tasks.base import Task, TaskConfig, TaskData
+from attnlab.tasks._transduction import Transduction, transduction
+from attnlab.tasks.base import TaskConfig, TaskData
 
 
-class Sort(Task):
+class Sort(Transduction):
     """Random symbols and a separator, then the same symbols in ascending order.
 
     With 4 symbols (letters here) and N = 8; the dots have no target::

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError, model_validator
+from torch import Tensor
 
 from attnlab.network import Inputs
 from attnlab.tasks._options import check_options
 from attnlab.tasks._split import Rows, check_count, listed
 from attnlab.tasks._supervised import Encoded, supervised
 from attnlab.tasks.base import ColumnUse, Split, Task, TaskConfig, TaskData
-from attnlab.tasks.tables.cells import ColumnValues, Layout, baseline_features, encode, fit, row_keys
+from attnlab.tasks.tables.cells import ColumnValues, Layout, baseline_features, cell_labels, encode, fit, row_keys
 from attnlab.tasks.tables.columns import Column, choose, read_columns
 from attnlab.tasks.tables.file import TableFile
 from attnlab.tasks.tables.new_rows import column_values, refuse_gaps, refuse_large
@@ -128,6 +129,10 @@ class Table(Task):
     def columns(self, path: Path) -> dict[str, str]:
         """The columns that hold values, each with its kind: number, date, category, text, id or one value."""
         return {c.name: KINDS.get(c.kind, c.kind) for c in read_columns(read_table(path)) if not c.missing.all()}
+
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The column and the value of each cell, such as ``age=37``; the bytes of texts as characters."""
+        return cell_labels(Encoding.model_validate(encoding).columns, x.numpy())
 
     def read(
         self, path: Path, inputs: Inputs, length: int, encoding: dict[str, Any], *, labelled: bool = False

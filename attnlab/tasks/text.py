@@ -124,6 +124,10 @@ class Text(Task):
             "next": following,
         }
 
+    def token_labels(self, x: Tensor, inputs: Inputs, encoding: dict[str, Any]) -> list[str]:
+        """The bytes as characters, and those that are no printable ASCII as hexadecimal numbers."""
+        return [chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in x.tolist()]
+
 
 def python_documentation(split_by: Unit | None) -> Corpus:
     """The English that ships with Python."""

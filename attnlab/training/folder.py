@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,9 @@ RUN_FILES = (
     "confusion.png",
 )
 """The files of a run; ``--overwrite`` removes these, and nothing else."""
+SNAPSHOTS = "snapshots"
+"""The folder in a run's folder that holds the networks at some steps of training."""
+_SNAPSHOT = re.compile(r"step-([0-9]{8,9})\.safetensors")
 REPLACED = ".replaced"
 """The suffix of an earlier run that is being replaced: ``.attnlab-NAME.replaced``."""
 ABANDONED = 3600
@@ -64,8 +68,34 @@ def check_save_path(path: Path, *, overwrite: bool = False) -> None:
     except OSError as error:
         raise UserError(f"cannot write --save_path {path}: {error.strerror}") from None
     target = Path(os.path.realpath(path))
-    if target.name in RUN_FILES and looks_like_a_run(target.parent):
+    owner = target.parent.parent if target.parent.name == SNAPSHOTS else target.parent
+    if (target.name in RUN_FILES or owner != target.parent) and looks_like_a_run(owner):
         raise UserError(f"--save_path {path} is a file of the run in {target.parent}; give another name")
+
+
+def snapshot_name(step: int) -> str:
+    """The name of the file of a snapshot."""
+    return f"step-{step:08d}.safetensors"
+
+
+def snapshots(path: Path) -> dict[int, Path]:
+    """The files of the snapshots of a run by their step; links are not followed."""
+    parent = path / SNAPSHOTS
+    if parent.is_symlink() or not parent.is_dir():
+        return {}
+    named = ((_SNAPSHOT.fullmatch(file.name), file) for file in parent.iterdir())
+    steps = {int(match[1]): file for match, file in named if match and not file.is_dir()}
+    return {step: file for step, file in steps.items() if file.name == snapshot_name(step)}
+
+
+def make_snapshots(parent: Path) -> None:
+    """Make the folder of the snapshots; UserError if there is a link or a file in its place."""
+    try:
+        parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {parent}: {error.strerror}") from None
+    if parent.is_symlink():
+        raise UserError(f"{parent} is a link, so it is not written to; replace it by a copy")
 
 
 def looks_like_a_run(path: Path) -> bool:
@@ -151,7 +181,8 @@ def replace(new: Path, path: Path) -> None:
 
 def remove_unfinished(path: Path) -> None:
     """Remove the incomplete files that a killed process left in a run's folder."""
-    for leftover in path.glob(f"{UNFINISHED}*"):
+    folders = [path] if (path / SNAPSHOTS).is_symlink() else [path, path / SNAPSHOTS]
+    for leftover in (file for each in folders for file in each.glob(f"{UNFINISHED}*")):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
@@ -161,18 +192,22 @@ def _remove(folder: Path) -> None:
     if folder.is_symlink():
         return
     remove_unfinished(folder)
-    for name in RUN_FILES:
+    for file in (*(folder / name for name in RUN_FILES), *snapshots(folder).values()):
         with contextlib.suppress(OSError):
-            (folder / name).unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+            file.unlink()
+    for emptied in (folder / SNAPSHOTS, folder):
+        with contextlib.suppress(OSError):
+            emptied.rmdir()
 
 
 def _others(folder: Path) -> list[str]:
-    """The names in a folder that no run wrote."""
+    """The names in a folder that no run wrote, also in its folder of snapshots."""
+    inside, entries = folder / SNAPSHOTS, set(folder.iterdir())
+    if inside in entries and inside.is_dir() and not inside.is_symlink():
+        entries = entries - {inside} | set(inside.iterdir())
+    ours = {*(folder / name for name in RUN_FILES), *snapshots(folder).values()}
     return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if not (entry.name in RUN_FILES or entry.name.startswith(UNFINISHED))
-        or (entry.is_dir() and not entry.is_symlink())
+        str(entry.relative_to(folder))
+        for entry in entries
+        if not (entry in ours or entry.name.startswith(UNFINISHED)) or (entry.is_dir() and not entry.is_symlink())
     )

@@ -28,13 +28,14 @@ class LockedFolder:
         for name in ("model.safetensors", "metrics.jsonl"):
             self.keep(path / name)
 
-    def keep(self, file: Path) -> None:
-        """Keep a file open, so that its content survives its removal."""
+    def keep(self, file: Path, name: str | None = None) -> None:
+        """Keep a file open, so that its content survives its removal; ``name`` is its path in a subfolder."""
+        name = name or file.name
         with contextlib.suppress(UserError):
             opened = open_regular(file)
-            if file.name in self._files:
-                self._files.pop(file.name).close()
-            self._files[file.name] = opened
+            if name in self._files:
+                self._files.pop(name).close()
+            self._files[name] = opened
 
     def was_removed(self) -> bool:
         """Whether the folder was removed, moved or replaced."""
@@ -57,6 +58,7 @@ class LockedFolder:
         write_text(path / "config.json", config)
         for name, file in self._files.items():
             file.seek(0)
+            (path / name).parent.mkdir(exist_ok=True)
             with atomically(path / name) as temporary, temporary.open("wb") as copy:
                 shutil.copyfileobj(file, copy)
         os.close(self.handle)

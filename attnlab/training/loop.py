@@ -126,6 +126,7 @@ class Trainer:
         )
         planned = schedule(how, task_data)
         self.epoch_steps, self.steps, self.evaluate_every = planned.epoch_steps, planned.steps, planned.evaluate_every
+        self.snapshots = planned.snapshots
         self.validation = validation_sample(task_data, planned.validation_examples)
         self.step = 0
         self.best: float | None = None
@@ -153,10 +154,12 @@ class Trainer:
         with signals() as received, memory_advice(how.batch_size):
             if self.step == 0:
                 torch.manual_seed(how.seed + 2**32)  # so that dropout is independent of the initialization
+                self._save_snapshot()
                 self._save_state()
             while self.step < self.steps and not self._out_of_patience():
                 losses[pending] = self.training_step()
                 pending += 1
+                self._save_snapshot()
                 evaluating = self.step % self.evaluate_every == 0 or self.step == self.steps
                 if pending < sync_every and not evaluating and not (received and alone):
                     continue
@@ -312,6 +315,15 @@ class Trainer:
                 }
             )
         self.loss_sum, self.loss_count = 0.0, 0
+
+    def _save_snapshot(self) -> None:
+        """Keep the network if this step is one of the snapshots."""
+        if self.step not in self.snapshots:
+            return
+        self._check_weights()
+        weights = self.processes.whole(self.network.state_dict())
+        if self.run is not None:
+            self.run.save_snapshot(self.step, self.network, weights)
 
     def _save_state(self) -> None:
         if self.run is None and self.processes.size == 1:

@@ -4,6 +4,7 @@ config.json        the settings, the network's shape, the encoding of the data
 metrics.jsonl      one line per evaluation
 model.safetensors  the best network on the validation data
 state.safetensors  the state of training, to resume it
+snapshots/         the networks at some steps of training, if any were asked for
 result.json        the test result with its baselines, once training has ended
 report.md, curve.png
 """
@@ -34,7 +35,7 @@ from attnlab.network import Network
 from attnlab.tasks.base import TaskData
 from attnlab.training import folder, records
 from attnlab.training.checkpoint import load_tensors, save_tensors
-from attnlab.training.folder import RUNS
+from attnlab.training.folder import RUNS, SNAPSHOTS, snapshot_name
 from attnlab.training.locks import LockedFolder
 from attnlab.training.network_file import load_network, save_network
 from attnlab.training.paths import absolute, file_hash, shown
@@ -152,16 +153,19 @@ class Run:
         return records.read_metrics(file, self.config["metric"]) if os.path.lexists(file) else []
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl after ``step``, from which training resumes."""
+        """Drop the lines of metrics.jsonl and the snapshots after ``step``, from which training resumes."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_text(self.place("metrics.jsonl"), "".join(kept))
+        for taken, file in folder.snapshots(self.path).items():
+            if taken > step:
+                file.unlink(missing_ok=True)
+            else:
+                self._keep(file, f"{SNAPSHOTS}/{file.name}")
 
     def save_model(self, network: Network, about: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
         """Save the best network so far; ``weights`` are its parameters if it is sharded."""
-        description = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
-        description |= {"task": self.config["settings"]["task"], "run": self.config["id"]}
         file = self.place("model.safetensors")
-        save_network(file, network, {**description, **about}, weights=weights)
+        save_network(file, network, {**self._description(), **about}, weights=weights)
         self._keep(file)
 
     def load_model(self) -> Network:
@@ -169,11 +173,38 @@ class Run:
         file = self.place("model.safetensors")
         network, about = load_network(file, trained=True, follow=False)
         self._check_id("model.safetensors", about)
-        expected = {**self.config, "task": self.config["settings"]["task"]}
-        saved, expected = ({**each, "network": _with_all_options(each["network"])} for each in (about, expected))
-        for name in ("network", "encoding", "metric", "unit", "task"):
-            if saved[name] != expected[name]:
-                raise UserError(f"{file} has another {name} than the config.json beside it; restore it, or train again")
+        self._check_description(file, about)
+        return network
+
+    def snapshot_file(self, step: int) -> Path:
+        """The file of the snapshot at a step."""
+        return self.path / SNAPSHOTS / snapshot_name(step)
+
+    def snapshots(self) -> list[int]:
+        """The steps of the snapshots in the folder, in order."""
+        return sorted(folder.snapshots(self.path))
+
+    def save_snapshot(self, step: int, network: Network, weights: dict[str, Tensor] | None = None) -> None:
+        """Save the network as it is at a step; ``weights`` are its parameters if it is sharded."""
+        parent = self.place(SNAPSHOTS)
+        folder.make_snapshots(parent)
+        file = parent / snapshot_name(step)
+        save_network(file, network, {**self._description(), "step": step}, weights=weights)
+        self._keep(file, f"{SNAPSHOTS}/{file.name}")
+
+    def load_snapshot(self, step: int) -> Network:
+        """The network as it was at a step, in eval mode; UserError if there is no snapshot of it."""
+        steps = self.snapshots()
+        if step not in steps:
+            known = ", ".join(f"{each:,}" for each in steps)
+            has = f"there are those of {known}" if steps else "it has none; train with --snapshots"
+            raise UserError(f"{self.path} has no snapshot of step {step:,}; {has}")
+        file = self.snapshot_file(step)
+        network, about = load_network(file, follow=False)
+        self._check_id(f"{SNAPSHOTS}/{file.name}", about)
+        if about.get("step") != step:
+            raise UserError(f"{file} is the snapshot of another step; restore it, or train again")
+        self._check_description(file, about)
         return network
 
     def save_state(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -232,9 +263,22 @@ class Run:
             raise UserError(f"cannot write {path}: {error.strerror}; the network is in {self.path}") from None
         save_tensors(path, *load_tensors(self.path / "model.safetensors"), follow=True)
 
-    def _keep(self, file: Path) -> None:
+    def _keep(self, file: Path, name: str | None = None) -> None:
         if self._locked is not None:
-            self._locked.keep(file)
+            self._locked.keep(file, name)
+
+    def _description(self) -> dict[str, Any]:
+        """What the files of networks say about the run and its data."""
+        about = {key: self.config[key] for key in ("attnlab", "encoding", "metric", "unit")}
+        return about | {"task": self.config["settings"]["task"], "run": self.config["id"]}
+
+    def _check_description(self, file: Path, about: dict[str, Any]) -> None:
+        """Refuse the description of a network that differs from config.json."""
+        expected = {**self.config, "task": self.config["settings"]["task"]}
+        saved, expected = ({**each, "network": _with_all_options(each["network"])} for each in (about, expected))
+        for name in ("network", "encoding", "metric", "unit", "task"):
+            if saved.get(name) != expected[name]:
+                raise UserError(f"{file} has another {name} than the config.json beside it; restore it, or train again")
 
     def _check_id(self, name: str, about: dict[str, Any]) -> None:
         if about.get("run") != self.config["id"]:

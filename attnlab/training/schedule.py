@@ -35,6 +35,8 @@ class Schedule:
     epoch_steps: int
     evaluate_every: int
     validation_examples: int
+    snapshots: frozenset[int] = frozenset()
+    """The steps after which the network is kept; 0 is before training."""
 
     @property
     def evaluations(self) -> int:
@@ -62,7 +64,21 @@ def schedule(how: Training, task_data: TaskData) -> Schedule:
     if how.evaluate_every is None:
         evaluations = max(1, int(affordable / examples))
         every = max(every, math.ceil(steps / evaluations))
-    return Schedule(steps, epoch_steps, every, examples)
+    return Schedule(steps, epoch_steps, every, examples, frozenset(snapshot_steps(how.snapshots, steps)))
+
+
+def snapshot_steps(count: int, steps: int) -> list[int]:
+    """``count`` different steps, evenly spaced on a logarithmic scale: 0, 1, ..., ``steps``.
+
+    One is the last step, two are the first and the last. Close to step 1, where a logarithmic scale is finer than
+    whole steps, they are consecutive; with fewer steps than ``count``, all are returned.
+    """
+    if count >= steps + 1:
+        return list(range(steps + 1))
+    if count < 2:
+        return [steps][:count]
+    after = [max(i + 1, math.floor(steps ** (i / max(1, count - 2)) + 0.5)) for i in range(count - 2)]
+    return [0, *after, steps]
 
 
 def validation_sample(task_data: TaskData, count: int) -> Split:

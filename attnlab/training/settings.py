@@ -121,6 +121,8 @@ class Training:
     """Steps between evaluations; by default evaluation takes about a tenth of the run."""
     validation_examples: OptionalInt = None
     """Validation examples per evaluation; by default as many as fit in a tenth of the run."""
+    snapshots: int = 0
+    """Networks to keep besides the best: at this many steps on a logarithmic scale, from 0 to the last; at most 100."""
     init_from: OptionalStr = None
     """Start from the parameters of this run, or of a file written by --save_path."""
     seed: int = 0
@@ -229,6 +231,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "patience": (1, 1_000_000),
     "evaluate_every": (1, 100_000_000),
     "validation_examples": (1, 1_000_000_000),
+    "snapshots": (0, 100),
     "seed": (0, 999_999_999),
     "threads": (1, 4_096),
 }

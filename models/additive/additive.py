@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
@@ -96,9 +97,26 @@ class AdditiveAttention(MultiHeadBase):
         def separated(Q: Float[Tensor, "B H n d"], K: Float[Tensor, "B H m d"]) -> Float[Tensor, "B H n m"]:
             return separated_scores(Q, K, self.score.to(Q.dtype))
 
-        if can_separate(Q, K):
-            return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=separated, score_cost=2)
-        return RowwiseMap(Q, K, mask, bias, masked_softmax, score_fn=hidden_layer, score_cost=self.head_dim)
+        is_cheap = can_separate(Q, K)
+        return RowwiseMap(
+            Q,
+            K,
+            mask,
+            bias,
+            masked_softmax,
+            score_fn=separated if is_cheap else hidden_layer,
+            score_cost=2 if is_cheap else self.head_dim,
+            is_scaled=False,
+            score_lines=self._score_lines,
+        )
+
+    def _score_lines(self, a: Arithmetic, q: Tensor, k: Tensor, head: int) -> str:
+        """Add the arithmetic of one score."""
+        q_name, k_name = a.given("q", q, "the query"), a.given("k", k, "the key")
+        hidden = f"[math.tanh(x + y) for x, y in zip({q_name}, {k_name})]"
+        hidden = a.compute("hidden", hidden, "the hidden layer: tanh(q + k)")
+        v = a.given("v", self.score[head], "the weights of its output")
+        return a.compute("scored", f"sum(x * y for x, y in zip({v}, {hidden}))", "v · tanh(q + k)")
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         super()._select_heads(heads, groups)

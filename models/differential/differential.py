@@ -12,7 +12,8 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase, rms_norm
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.bias import Bias
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions, parse_positions
@@ -134,6 +135,23 @@ class Difference(AttentionMap):
     def __init__(self, first: AttentionMap, second: AttentionMap, weight: Tensor) -> None:
         super().__init__(first.shape, weight)
         self.first, self.second, self.weight = first, second, weight
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Those that both terms support."""
+        return self.first.changes & self.second.changes
+
+    def _with_scores(self, options: ScoreOptions) -> Difference:
+        return Difference(self.first._with_scores(options), self.second._with_scores(options), self.weight)
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        names = []
+        for term, suffix in ((self.first, "_1"), (self.second, "_2")):
+            part = a.part(suffix)
+            term._explain(part, cell)
+            names.append(part.last)
+        weight = a.given("lambda_", self.weight, "λ: the factor of the second attention weight")
+        a.compute("weight", f"{names[0]} - {weight} * {names[1]}", "the difference of the two attention weights")
 
     def apply(self, values: Float[Tensor, "B H M w"], *, dropout: float = 0.0) -> Float[Tensor, "B H N w"]:
         """The output for these values."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic, Row
 from attnlab.ops.bias import Bias
 from attnlab.ops.entmax import entmax
 from attnlab.ops.rowwise import RowwiseMap
@@ -76,4 +77,18 @@ class EntmaxAttention(MultiHeadBase):
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        return RowwiseMap(Q, K, mask, bias, lambda scores, permitted: entmax(scores, self.alpha, permitted))
+        def normalize(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
+            return entmax(scores, self.alpha, permitted)
+
+        return RowwiseMap(Q, K, mask, bias, normalize, weight_lines=self._weight_lines)
+
+    def _weight_lines(self, a: Arithmetic, row: Row) -> None:
+        """Add the arithmetic from a score to its weight."""
+        alpha, scores = self.alpha - 1, row.scores[row.cell.head].double()
+        weights = entmax(scores, self.alpha, row.allowed[row.cell.head])
+        largest = weights.argmax()  # its weight gives the threshold
+        threshold = alpha * scores[largest] - weights[largest] ** alpha
+        z = a.compute("z", f"{alpha!r} * {row.score}", "(α - 1) · score")
+        tau = a.given("tau", threshold, "the threshold τ, with which the weights of the row sum to one")
+        above = a.compute("above", f"max({z} - {tau}, 0.0)", "what exceeds the threshold")
+        a.compute("weight", f"{above} ** {1 / alpha!r}", "the attention weight: to the power of 1 / (α - 1)")

@@ -188,4 +188,7 @@ class LatentAttention(Attention):
         return SoftmaxMap(self._project_queries(x), self._expand_kv(self._latents(x))[0], mask, attn_bias)
 
     def _apply_weights(self, weights: Float[Tensor, "B h N M"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self._merge_heads(weights @ self._expand_kv(self._latents(x))[1])
+        return self._merge_heads(weights @ self._values(x))
+
+    def _values(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B h N d_k"]:
+        return self._expand_kv(self._latents(x))[1]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from attnlab.masks import BoundMask, PaddingMask
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
-from attnlab.ops.rowwise import at_least_float32
+from attnlab.ops.rowwise import at_least_float32, scaled_dot_product
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.utils.tracing import full_precision
 
@@ -138,6 +139,8 @@ class ProjectedMap(AttentionMap):
         F: of the shape of ``E``.
     """
 
+    implied = True
+
     def __init__(self, Q: Tensor, K: Tensor, E: Tensor, F: Tensor) -> None:
         super().__init__((*Q.shape[:3], K.shape[2]), Q)
         self.Q, self.K, self.F = Q, _projected(E, K), F
@@ -145,6 +148,18 @@ class ProjectedMap(AttentionMap):
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values; ``dropout`` drops weights of the projected keys."""
         return SoftmaxMap(self.Q, self.K).apply(_projected(self.F, values), dropout=dropout)
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        b, h, i, j = cell
+        scores = scaled_dot_product(self.Q[b, h, i], self.K[b, h])
+        column = self.F.expand(*self.shape[:2], -1, -1)[b, h, :, j]
+        s = a.given("scores", scores, "q · k / √d for the query and each projected key, a row of E K")
+        f = a.given("factors", column, "the factors of the token in the projected values: its column of F")
+        top = a.compute("top", f"max({s})", "the largest score, subtracted against overflow")
+        e = a.compute("exponentials", f"[math.exp(x - {top}) for x in {s}]", "the numerators of the softmax")
+        total = a.compute("total", f"sum({e})", "its denominator")
+        code = f"sum(x / {total} * y for x, y in zip({e}, {f}))"
+        a.compute("weight", code, "the implied weight: Σ of the softmax over the projected keys times F")
 
     def _rows(self, rows: Tensor) -> Tensor:
         return SoftmaxMap(self.Q[:, :, rows], self.K).materialize() @ self.F.to(self.Q.dtype)

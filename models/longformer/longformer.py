@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlab.masks import BoundMask, Mask, from_tensor, global_tokens, sliding_window
-from attnlab.nn.attention import Card, check_positive_int, make_linear, renamed_options
+from attnlab.nn.attention import Card, UnsupportedError, check_positive_int, make_linear, renamed_options
 from attnlab.nn.cache import KVCache
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.bias import cut
 from attnlab.ops.softmax import SoftmaxMap
 from attnlab.positions import Positions
@@ -117,6 +118,9 @@ class LongformerAttention(MultiHeadBase):
         (_, _, V), (_, _, V_g), g = self._project_qkv(x, None), self._project_global(x), self.num_global
         return self._merge_heads(torch.cat([weights[:, :, :g] @ V_g, weights[:, :, g:] @ V], 2), x)
 
+    def _values(self, x: Float[Tensor, "B N D"], context: Tensor | None = None) -> Float[Tensor, "B H N d"]:
+        raise UnsupportedError("Longformer has two sets of values: global queries average others than the rest")
+
     def _local_and_global(
         self, x: Tensor, mask: BoundMask | None, attn_bias: Tensor | None
     ) -> tuple[SoftmaxMap, SoftmaxMap, Tensor, Tensor]:
@@ -149,6 +153,17 @@ class FirstRows(AttentionMap):
     def __init__(self, first: AttentionMap, rest: AttentionMap) -> None:
         super().__init__(rest.shape, rest._like)
         self._first, self._rest = first, rest
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Those that both maps support."""
+        return self._first.changes & self._rest.changes
+
+    def _with_scores(self, options: ScoreOptions) -> FirstRows:
+        return FirstRows(self._first._with_scores(options), self._rest._with_scores(options))
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        (self._first if cell.query < self._first.shape[2] else self._rest)._explain(a, cell)
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """The output for these values."""

@@ -13,7 +13,8 @@ from attnlab.masks import BoundMask, causal, sliding_window
 from attnlab.masks.bound import Index, positions
 from attnlab.nn.attention import Attention, Card, check_positive_int, divisors_near, join_or, make_linear
 from attnlab.nn.cache import KVCache
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.call import repeat_kv
 from attnlab.ops.rowwise import RowwiseMap, scaled_dot_product
@@ -156,7 +157,10 @@ class NativeSparseAttention(Attention):
         return self._map_and_values(x, mask)[0]
 
     def _apply_weights(self, weights: Float[Tensor, "B H N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self._merge_heads(weights @ repeat_kv(self._project_qkv(x)[2], self.num_heads // self.num_kv_heads))
+        return self._merge_heads(weights @ self._values(x))
+
+    def _values(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
+        return repeat_kv(self._project_qkv(x)[2], self.num_heads // self.num_kv_heads)
 
     def _merge_heads(self, heads: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N D"]:
         return self.output(heads.transpose(1, 2).flatten(2))
@@ -289,6 +293,33 @@ class ThreeBranches(AttentionMap):
     def __init__(self, layer: NativeSparseAttention, branches: list[AttentionMap], gates: Tensor) -> None:
         super().__init__(branches[1].shape, gates)
         self._layer, self._branches, self._gates = layer, branches, gates
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Those that all branches support; the blocks stay selected by the scores of the mechanism."""
+        return frozenset.intersection(*(branch.changes for branch in self._branches))
+
+    def _with_scores(self, options: ScoreOptions) -> ThreeBranches:
+        branches = [branch._with_scores(options) for branch in self._branches]
+        return ThreeBranches(self._layer, branches, self._gates)
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        (b, h, i, j), layer = cell, self._layer
+        gates = a.given("gates", self._gates[:, b, h, i, 0], "the gates of the branches: compressed, selected, window")
+        size, step = layer.compress_block, layer.compress_stride
+        blocks = range(max(0, -(-(j - size + 1) // step)), j // step + 1)
+        places = [j - block * step for block in blocks]
+        weights = self._branches[0].materialize([i], [h])[b, 0, 0, blocks.start : blocks.stop]
+        pool = layer.value_pool[h // (layer.num_heads // layer.num_kv_heads), places]
+        weight = a.given("blocks", weights, "the attention weights of the compressed blocks that contain the key")
+        share = a.given("shares", pool, "the factors of the key in the compressed values of these blocks")
+        terms = [a.compute("compressed", f"sum(x * y for x, y in zip({weight}, {share}))", "the compressed branch")]
+        for branch, suffix in zip(self._branches[1:], ("_selected", "_window"), strict=True):
+            part = a.part(suffix)
+            branch._explain(part, cell)
+            terms.append(part.last)
+        code = " + ".join(f"{gates}[{n}] * {term}" for n, term in enumerate(terms))
+        a.compute("weight", code, "the gated sum of the three branches")
 
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, 1, H_kv or H, M, w)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnlab.masks import BoundMask, from_attention_mask
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import at_least_float32, scaled_dot_product
@@ -133,6 +134,8 @@ class NystromMap(AttentionMap):
         conv: maps values (B, H, N, w) to the same shape; None for no convolution.
     """
 
+    implied = True
+
     def __init__(
         self,
         Q: Tensor,
@@ -164,6 +167,24 @@ class NystromMap(AttentionMap):
             weights = self._softmax(self.Q, self.K_landmarks, self._filled)
             out = weights.apply(self.inverse @ summaries, dropout=dropout).to(values.dtype)
         return out if self.conv is None or not self.shape[2] else out + self.conv(values)
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        b, h, i, j = cell
+        with full_precision(self.Q.device):
+            left = self._softmax(self.Q[:, :, i : i + 1], self.K_landmarks, self._filled).materialize()[b, h, 0]
+            right = self._softmax(self.Q_landmarks, self.K, self.real).materialize()[b, h, :, j]
+            column = self.inverse[b, h] @ right
+        left_name = a.given("left", left, "softmax(q K̃ᵀ / √d): the weights of the query over the key landmarks")
+        a.given("right", right, "softmax(Q̃ k / √d): the weights of the key in the rows of the query landmarks")
+        product = a.given("inverse_right", column, "A⁺ times the line above; A holds the landmarks' weights")
+        code = f"sum(x * y for x, y in zip({left_name}, {product}))"
+        weight = a.compute("factored" if self.conv is not None else "weight", code, "the implied weight")
+        if self.conv is not None:
+            one = self.Q.new_zeros(1, self.shape[1], self.shape[3], 1)
+            if self.real is None or self.real[b if len(self.real) > 1 else 0, j]:
+                one[:, :, j] = 1.0
+            near = a.given("convolution", self.conv(one)[0, h, i, 0], "the weight of the convolution over the values")
+            a.compute("weight", f"{weight} + {near}", "the implied weight with the convolution")
 
     def _rows(self, rows: Tensor) -> Tensor:
         if self.conv is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, check_positive_int
 from attnlab.nn.multihead import MultiHeadBase
 from attnlab.nn.select import head_channels, select_features
-from attnlab.ops.attention_map import AttentionMap
+from attnlab.ops.arithmetic import Arithmetic, Cell, Row, masked, softmax
+from attnlab.ops.attention_map import AttentionMap, ScoreOptions
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import at_least_float32
 from attnlab.utils.tracing import full_precision
@@ -201,6 +203,38 @@ class HashedMap(AttentionMap):
         first = (real.cumsum(-1) == 0).sum(-1, keepdim=True)
         self.alone = torch.where(real, position, torch.where(first <= position, first, N) if causal else first)
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """A temperature; the scores are not divided by √d."""
+        return frozenset({"temperature"})
+
+    def _with_scores(self, options: ScoreOptions) -> HashedMap:
+        changed = copy.copy(self)  # the keys and the buckets stay the same
+        changed.Q = self.Q / options.temperature
+        return changed
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        b, h, i, j = cell
+        rows = torch.tensor([i], device=self.Q.device)
+        allowed = self._allowed(rows)[b, :, 0]
+        if not allowed[h].any():
+            alone = float(j == self.alone[b if len(self.alone) > 1 else 0, i])
+            a.given("weight", alone, "no other key is in a bucket of the query, which then attends to itself")
+            return
+        q = a.given("q", self.Q[b, h, i], "the query")
+        k = a.given("k", self.K[b, h, j], "the key: the query of its token, divided by its norm")
+        products = a.compute("products", f"[x * y for x, y in zip({q}, {k})]", "the products of their features")
+        score = a.compute("score", f"sum({products})", "q · k")
+        scores = (self.Q[b, :, rows] @ self.K[b].mT)[:, 0]
+        row = Row(cell, score, scores, allowed, "no round puts the key near the query in its bucket")
+        (masked if row.is_masked else softmax)(a, row)
+
+    def _allowed(self, rows: Tensor) -> Tensor:
+        """Return which keys these queries attend to, other than their own tokens, (B, H, rows, N)."""
+        position = torch.arange(self.shape[3], device=rows.device)
+        near = self._near(self.place[..., rows], self.key_place).any(2)
+        return near & (rows.unsqueeze(-1) != position)
+
     def apply(self, values: Tensor, *, dropout: float = 0.0) -> Tensor:
         """Return the output for these values, (B, H, N, w); raise ValueError for a dropout of attention weights."""
         if dropout:
@@ -246,9 +280,7 @@ class HashedMap(AttentionMap):
         return (distance >= self.causal) & (distance <= self.reach)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        position = torch.arange(self.shape[3], device=rows.device)
-        near = self._near(self.place[..., rows], self.key_place).any(2)
-        allowed = near & (rows.unsqueeze(-1) != position)
+        position, allowed = torch.arange(self.shape[3], device=rows.device), self._allowed(rows)
         with full_precision(rows.device):
             scores = (self.Q[:, :, rows] @ self.K.mT).masked_fill(~allowed, MASKED)
         alone = (self.alone[:, None, rows, None] == position).to(scores.dtype)

@@ -68,7 +68,10 @@ class SelfAttention(Attention):
 
     def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # the average of the values, weighted by the attention weights
-        return self.output(weights.squeeze(1) @ self.value(x))
+        return self.output((weights @ self._values(x)).squeeze(1))
+
+    def _values(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 N D"]:
+        return self.value(x).unsqueeze(1)
 
     def _forward(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic, Row, sigmoid
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import RowwiseMap, at_least_float32
 from attnlab.positions import Positions
@@ -73,7 +74,7 @@ class SigmoidAttention(MultiHeadBase):
     def _attention_map(
         self, Q: Float[Tensor, "B H N d"], K: Float[Tensor, "B H M d"], mask: BoundMask | None, bias: Bias | None
     ) -> RowwiseMap:
-        return RowwiseMap(Q, K, mask, bias, sigmoid_weights)
+        return RowwiseMap(Q, K, mask, bias, sigmoid_weights, weight_lines=weight_lines)
 
 
 def sigmoid_weights(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
@@ -84,3 +85,10 @@ def sigmoid_weights(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) 
     n = permitted.expand(*permitted.shape[:-1], scores.shape[-1]).sum(-1, keepdim=True).clamp(min=1)
     # σ(-inf) is exactly 0, and one subtraction takes a fifth of the time of masked_fill.
     return torch.sigmoid(exact - torch.where(permitted, n.to(exact.dtype).log(), torch.inf)).to(scores.dtype)
+
+
+def weight_lines(a: Arithmetic, row: Row) -> None:
+    """Add the arithmetic from a score to its weight."""
+    n = a.given("n", row.allowed[row.cell.head].sum(), "the number of keys that the query attends to")
+    shifted = a.compute("shifted", f"{row.score} - math.log({n})", "the score minus log n")
+    sigmoid(a, "weight", shifted, "the attention weight: σ(score - log n), which no other key changes")

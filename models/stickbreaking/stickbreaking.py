@@ -12,6 +12,7 @@ from torch import Tensor
 from attnlab.masks import BoundMask, Mask, sliding_window
 from attnlab.nn.attention import Card
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import MAX_LISTED, Arithmetic, Row, dot_product, sigmoid
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import RowwiseMap, at_least_float32, scaled_dot_product
 from attnlab.utils.tracing import full_precision
@@ -94,7 +95,8 @@ class StickBreakingAttention(MultiHeadBase):
         def weights(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             return stick_breaking(scores, permitted).to(Q.dtype)
 
-        return RowwiseMap(Q, K, mask, bias, weights, score_fn=scores, score_cost=2)
+        lines: dict[str, Any] = {"score_lines": dot_product, "weight_lines": weight_lines}
+        return RowwiseMap(Q, K, mask, bias, weights, score_fn=scores, score_cost=2, **lines)
 
 
 def stick_breaking(scores: Float[Tensor, "... M"], permitted: Tensor | None = None) -> Float[Tensor, "... M"]:
@@ -109,3 +111,16 @@ def stick_breaking(scores: Float[Tensor, "... M"], permitted: Tensor | None = No
     log_left = F.logsigmoid(-scores).cumsum(-1).clamp(min=NOTHING_LEFT)  # after each key
     left = torch.exp(F.pad(log_left, (1, 0))[..., :-1])  # before each key
     return (torch.sigmoid(scores) * left).flip(-1)
+
+
+def weight_lines(a: Arithmetic, row: Row) -> None:
+    """Add the arithmetic from a score to its weight."""
+    beta = sigmoid(a, "beta", row.score, "β: the share of what is left that this key takes")
+    head, key = row.cell.head, row.cell.key
+    nearer = row.scores[head, key + 1 :][row.allowed[head, key + 1 :]].double().clamp(-700, 700)
+    if len(nearer) > MAX_LISTED:
+        left = a.given("left", F.logsigmoid(-nearer).sum().exp(), f"what the {len(nearer)} nearer keys left")
+    else:
+        scores = a.given("nearer", nearer, "the scores of the keys between this one and the query")
+        left = a.compute("left", f"math.prod(1 / (1 + math.exp(s)) for s in {scores})", "what they left: Π (1 - σ(s))")
+    a.compute("weight", f"{beta} * {left}", "the attention weight")

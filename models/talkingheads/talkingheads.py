@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Card, UnsupportedError
 from attnlab.nn.multihead import MultiHeadBase
+from attnlab.ops.arithmetic import Arithmetic, Row
 from attnlab.ops.bias import Bias
 from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
@@ -96,7 +97,32 @@ class TalkingHeadsAttention(MultiHeadBase):
             weights = masked_softmax(mixed, permitted)
             return torch.einsum("hg,bgnm->bhnm", self.mixture.to(weights.dtype), weights)
 
-        return RowwiseMap(Q, K, mask, bias, normalize)
+        return RowwiseMap(Q, K, mask, bias, normalize, weight_lines=self._weight_lines)
+
+    def _weight_lines(self, a: Arithmetic, row: Row) -> None:
+        """Add the arithmetic from a score to its weight."""
+        key, head = row.cell.key, row.cell.head
+        allowed = row.allowed[:, key]
+        every = row.scores[:, key].tolist()
+        listed = ", ".join(row.score if h == head else repr(score) for h, score in enumerate(every))
+        scores = a.compute("scores", f"[{listed}]", "the scores of the query and the key in every head")
+        mixing = a.given("mixing", self.scores.flatten(), f"P_l, {len(every)} rows, which mixes the scores")
+        rows = f"[{mixing}[i : i + {len(every)}] for i in range(0, {len(every) ** 2}, {len(every)})]"
+        mixed = f"[sum(p * s for p, s in zip(row, {scores})) for row in {rows}]"
+        mixed = a.compute("mixed", mixed, "the mixed score of the key in every head")
+        keys = row.allowed.clone()
+        keys[:, key] = False
+        others = (self.scores.double() @ row.scores.double()).masked_fill(~keys, -torch.inf)
+        rest = a.given("rest", others.logsumexp(-1), "the log-sum-exp of the mixed scores of the other allowed keys")
+        top = a.compute("top", f"[max(m, r) for m, r in zip({mixed}, {rest})]", "the larger of the two")
+        total = f"(math.exp(m - t) + math.exp(r - t)) for m, r, t in zip({mixed}, {rest}, {top})"
+        softmax = a.compute("softmax", f"[math.exp(m - t) / {total}]", "the softmax of every head")
+        if not allowed.all():
+            keep = a.given("allowed", allowed, "1 in the heads whose mask allows the key")
+            softmax = a.compute("kept", f"[x * y for x, y in zip({softmax}, {keep})]", "zero in the other heads")
+        mixture = a.given("mixture", self.mixture[head], "the row of P_w for this head, which mixes the weights")
+        code = f"sum(p * x for p, x in zip({mixture}, {softmax}))"
+        a.compute("weight", code, "the attention weight: the mixture of the heads")
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:
         pruned = [head for head in range(self.num_heads) if head not in heads]

@@ -78,7 +78,7 @@ def test_the_shapes_in_the_signatures_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", registry.names())
 def test_methods_annotate_their_shapes(name: str) -> None:
     source = (registry.folder() / name / f"{name}.py").read_text(encoding="utf-8")
-    for method in ("def _forward(", "def _attention_weights(", "def _apply_weights("):
+    for method in ("def _forward(", "def _attention_weights(", "def _apply_weights(", "def _values("):
         if method in source:
             signature = source.split(method)[1].split(":\n")[0]
             assert "Float[Tensor" in signature, f"{name}.{method}"

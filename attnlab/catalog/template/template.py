@@ -64,7 +64,10 @@ class TemplateAttention(Attention):
         return masked_softmax(scores.unsqueeze(1), mask)  # the mask includes causal
 
     def _apply_weights(self, weights: Float[Tensor, "B 1 N N"], x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self.output(weights.squeeze(1) @ self.value(x))
+        return self.output((weights @ self._values(x)).squeeze(1))
+
+    def _values(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 N D"]:
+        return self.value(x).unsqueeze(1)
 
     def _forward(self, x: Float[Tensor, "B N D"], mask: BoundMask | None) -> Float[Tensor, "B N D"]:
         # Materializes the attention weights; a faster form can replace this and is tested against reference.py.

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.masks import BoundMask, SegmentMask
+from attnlab.ops.arithmetic import MAX_LISTED, Arithmetic, Cell
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
+from attnlab.ops.scan.states import StateTrace
 from attnlab.utils.tracing import can_inspect_values, full_precision, widest_dtype
 
 LOWEST = -(2.0**14)
@@ -33,6 +35,9 @@ class NormalizedScan(AttentionMap):
     Raises:
         ValueError: for a segment mask with another number of queries than keys.
     """
+
+    implied = True
+    has_state = True
 
     def __init__(self, q: Tensor, k: Tensor, mask: BoundMask | None, log_scale: Tensor | None = None) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)
@@ -158,7 +163,72 @@ class NormalizedScan(AttentionMap):
             ids = (ids - ids.min()) * (self.segments.max() - self.segments.min() + 1) + self.segments
         self.segments = ids
 
+    def states(self, values: Tensor, head: int, batch: int = 0) -> StateTrace:
+        """Return ``S = Σ_j φ(k_j) v_jᵀ`` of a head after each token, in the order of the batch, in float64.
+
+        The sum is over the tokens of the same document so far, also without ``causal``. Nothing is erased. With a
+        ``log_scale`` the features are relative to the largest scale of the sequence. Padding is all zeros.
+
+        Args:
+            values: (B, H, N, w).
+            head: the head.
+            batch: the item of the batch.
+        """
+        k, v = self.k[batch, head].detach().double(), values[batch, head].detach().double()
+        if self.log_scale is not None:
+            scale = self.log_scale[batch, head].detach().double()
+            k = k * (scale - scale.max()).exp().unsqueeze(-1)
+        ids = None if self.segments is None else self.segments.expand(self.shape[0], -1)[batch].tolist()
+        real = torch.ones(len(k), dtype=torch.bool, device=k.device)
+        for keys in [] if self.mask is None else self.mask.real_keys(len(k)):
+            real = real & keys.expand(self.shape[0], -1)[batch]
+        trace, states = StateTrace(), dict[int, Tensor]()
+        for t in range(len(k)):
+            document = 0 if ids is None else ids[t]
+            state = states.get(document, k.new_zeros(k.shape[1], v.shape[1]))
+            states[document] = trace.step(state, state, torch.outer(k[t], v[t]))
+        return trace.arranged([t if is_real else None for t, is_real in enumerate(real.tolist())])
+
+    def _explain(self, a: Arithmetic, cell: Cell) -> None:
+        (b, h, i, j), (B, H, _, M) = cell, self.shape
+        sums, permitted = self._terms(torch.tensor([i], device=self.q.device))
+        q = a.given("q", self.q[b, h, i], "φ(q): the features of the query")
+        k = a.given("k", self.k[b, h, j], "φ(k): the features of the key")
+        products = a.compute("products", f"[x * y for x, y in zip({q}, {k})]", "the products of their features")
+        product = a.compute("product", f"sum({products})", "φ(q) · φ(k)")
+        allowed = torch.ones(M, dtype=torch.bool, device=self.q.device)
+        if permitted is not None:
+            allowed = permitted.expand(B, H, 1, M)[b, h, 0]
+        if not allowed[j]:
+            a.compute("weight", f"0.0 * {product}", "the mask leaves out this key")
+            return
+        if self.log_scale is not None:
+            scale = self.log_scale[b, h]
+            own = a.given("log_scale", scale[j], "the logarithm of the scale of the key's features")
+            top = a.given("largest", scale[allowed].max(), "the largest of the allowed keys")
+            product = a.compute("scaled", f"{product} * math.exp({own} - {top})", "the product of the scaled features")
+        others = sums[b, h, 0].detach().double()
+        allowed = allowed.clone()
+        allowed[j] = False
+        others, left_out = others[allowed], M - 1 - int(allowed.sum())
+        meaning = f"φ(q) · φ(k) of the other {len(others)} keys" + (f"; {left_out} are masked" if left_out else "")
+        if len(others) > MAX_LISTED:
+            name = a.given("others", others.sum(), f"the sum of {meaning}")
+            total = a.compute("total", f"{product} + {name}", "the normalizer: φ(q) · Σ φ(k)")
+        else:
+            name = a.given("others", others, meaning)
+            total = a.compute("total", f"{product} + sum({name})", "the normalizer: φ(q) · Σ φ(k)")
+        smallest = torch.finfo(self.q.dtype).tiny ** 0.5
+        if a.value(total) < smallest:
+            total = a.compute("limited", f"max({total}, {smallest!r})", "at least this, against overflow in gradients")
+        a.compute("weight", f"{product} / {total}", "the implied weight")
+
     def _rows(self, rows: Tensor) -> Tensor:
+        terms = self._terms(rows)[0]
+        return _normalized(torch.cat([terms, terms.sum(-1, keepdim=True)], -1), self._like)
+
+    def _terms(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the products of these queries and all keys, zero where masked, and which are allowed."""
         scores = self.q[:, :, rows] @ self.k.mT
         permitted = None if self.mask is None else self.mask.tile(rows, slice(0, self.mask.keys))
         if self.log_scale is not None:
@@ -166,9 +236,7 @@ class NormalizedScan(AttentionMap):
             allowed = scale if permitted is None else scale.masked_fill(~permitted, LOWEST)
             largest = F.pad(allowed.detach(), (1, 0), value=LOWEST).amax(-1, keepdim=True)
             scores = scores * (allowed - largest).exp()
-        if permitted is not None:
-            scores = scores.masked_fill(~permitted, 0.0)
-        return _normalized(torch.cat([scores, scores.sum(-1, keepdim=True)], -1), self._like)
+        return scores if permitted is None else scores.masked_fill(~permitted, 0.0), permitted
 
 
 def _normalized(sums: Tensor, like: Tensor) -> Tensor:

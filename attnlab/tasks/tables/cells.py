@@ -188,6 +188,34 @@ def number_matrix(
     return _stacked(columns, rows), names, np.array(means), np.array(spreads)
 
 
+def cell_labels(layout: Layout, x: NDArray[np.float32]) -> list[str]:
+    """The column and the value of each cell (N, 2) of a row, such as ``age=37``; a byte of a text as a character."""
+    numbers = [layout.numbers, *(date.parts for date in layout.dates)]
+    owners = ["", *(date.name for date in layout.dates)]
+    units = [
+        (f"{owner} ({name})" if owner else name, mean, spread)
+        for owner, part in zip(owners, numbers, strict=True)
+        for name, mean, spread in zip(part.names, part.means, part.spreads, strict=True)
+    ]
+    levels = [
+        f"{category.name}={level}"
+        for category in layout.categories
+        for level in ("(other)", "(missing)", *category.levels)
+    ]
+    labels = []
+    for code, value in x.tolist():
+        at = int(code) - len(units)
+        if at < 0:
+            name, mean, spread = units[int(code)]
+            labels.append(f"{name}={value * spread + mean:.4g}")
+        elif at < len(levels):
+            labels.append(levels[at])
+        else:
+            byte = (at - len(levels)) % 256
+            labels.append(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}")
+    return labels
+
+
 def date_parts(days: NDArray[np.float64]) -> NDArray[np.float64]:
     """`DATE_PARTS` (B, 7) of days since 1970 (B, 2) in UTC and local time; NaN where missing."""
     local = days[:, 1]

@@ -1,0 +1,115 @@
+"""The page as HTML: served with its data fetched later, or self-contained in one file."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnlab
+from attnlab.explore import codes
+from attnlab.explore.forward import MAX_DETAIL
+from attnlab.files.atomic import write_text
+from attnlab.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from attnlab.explore.explorer import Explorer
+    from attnlab.explore.setup import Setup
+
+MAX_WEIGHTS = 2**26
+"""Weights that an exported page may hold."""
+
+FOLDER = files("attnlab.explore") / "page"
+
+
+def live_page() -> tuple[str, str]:
+    """Return the page that a server sends, and its content security policy."""
+    nonce = secrets.token_urlsafe(16)
+    modules = {f"explore/{name}": f"/static/{name}.js" for name in scripts()}
+    policy = (
+        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    return _render(modules, nonce=nonce), policy
+
+
+def page(explorer: Explorer, setup: Setup) -> str:
+    """Return a self-contained page with all heads of a setup.
+
+    Raises:
+        UserError: for more than `MAX_WEIGHTS` weights.
+    """
+    modules = {
+        f"explore/{name}": "data:text/javascript;base64," + base64.b64encode(text.encode()).decode("ascii")
+        for name, text in scripts().items()
+    }
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    return _render(modules, nonce="exported", style=style, export=contents(explorer, setup))
+
+
+def write(explorer: Explorer, setup: Setup, path: Path) -> int:
+    """Write a self-contained page; returns its size in bytes."""
+    text = page(explorer, setup)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return len(text.encode())
+
+
+def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
+    """Return the data of a self-contained page.
+
+    ``maps`` holds, by "layer.head", the codes of the weights (see `attnlab.explore.codes`), deflated and in base64;
+    where all weights on later keys are zero, ``causal`` is true and each row ends at the query's own key.
+    """
+    with explorer.lock:
+        result, view = explorer.run(setup), explorer.view(setup)
+        count = sum(0 if x.map is None else x.map.shape[1] * x.shape[0] * x.shape[1] for x in result.layers)
+        if count > MAX_WEIGHTS or any(max(layer.shape) > MAX_DETAIL for layer in result.layers):
+            raise UserError(
+                f"an exported page holds at most {MAX_WEIGHTS:,} weights and 1,024 tokens, and this network has "
+                f"{count:,} weights of {len(view.tokens):,} tokens; give a shorter input or fewer layers"
+            )
+        maps = {}
+        for i, layer in enumerate(result.layers):
+            if layer.map is None:
+                continue
+            weights = layer.weights()
+            causal = not weights.triu(1).any() and weights.shape[1] == weights.shape[2]
+            for h, head in enumerate(view.layers[i].heads):
+                shown = codes.encode(weights[h], torch.tensor(head.peak), signed=layer.is_signed)
+                if causal:
+                    shown = shown[torch.tril(torch.ones_like(shown, dtype=torch.bool))]
+                maps[f"{i}.{h}"] = {
+                    "codes": codes.deflated(shown.numpy().tobytes()),
+                    "causal": bool(causal),
+                    "signed": layer.is_signed,
+                    "peak": head.peak,
+                }
+        return {
+            "setup": setup.model_dump(mode="json"),
+            "view": view.model_dump(mode="json"),
+            "thumbnails": codes.deflated(explorer.thumbnails(setup)),
+            "maps": maps,
+        }
+
+
+def scripts() -> dict[str, str]:
+    """Return the modules of the page by name."""
+    return {
+        file.name.removesuffix(".js"): file.read_text(encoding="utf-8")
+        for file in sorted(FOLDER.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".js")
+    }
+
+
+def _render(modules: dict[str, str], *, nonce: str, style: str | None = None, export: Any = None) -> str:
+    """Fill the template; ``modules`` holds the address of each module by its name, such as ``explore/main``."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((FOLDER / "index.html").read_text(encoding="utf-8"))
+    return template.render(nonce=nonce, modules=modules, version=attnlab.__version__, style=style, export=export)
