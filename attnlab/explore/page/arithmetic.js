@@ -5,6 +5,7 @@ import { announce, exact, h, number, visible } from "explore/dom";
 
 const FEW = 8; // values of a list that are shown unfolded
 const MANY = 40; // lines that are shown unfolded
+const LONG = 160; // characters of a statement that are shown unfolded
 
 export class Arithmetic {
   constructor(root, app) {
@@ -62,10 +63,14 @@ export class Arithmetic {
   }
 
   #line({ name, code, value, meaning }) {
-    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), h("code", {}, h("b", { textContent: name }), ` = ${code}`), this.#value(value));
+    const literal = /^[[\]\d\s.,eE+-]+$/.test(code); // a number or a list of them: the value says the same
+    const long = !literal && code.length > LONG;
+    const statement = h("code", {}, h("b", { textContent: name }), literal ? "" : ` = ${long ? `${code.slice(0, LONG)} …` : code}`);
+    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), statement, long ? h("details", {}, h("summary", { textContent: "whole statement" }), h("code", { textContent: code })) : null, this.#value(value));
   }
 
   #value(value) {
+    if (Array.isArray(value) && Array.isArray(value[0])) value = value.flat();
     if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${exact(value)}` });
     const text = (values) => values.map((each) => number(each, 4)).join(", ");
     if (value.length <= FEW) return h("span", { class: "value", textContent: `= [${text(value)}]` });

@@ -163,7 +163,7 @@ export class Changes {
   #options(source, entry) {
     if (!entry) return h("p", { class: "soft small", textContent: "Options can be changed for a network of one mechanism." });
     const controls = entry.options.map((option) => {
-      const get = (setup) => setup.source.options?.[option.name] ?? option.default;
+      const get = (setup) => setup.source.options?.[option.name] ?? (option.name === "num_heads" ? this.app.layer()?.num_heads : undefined) ?? option.default;
       const put = (setup, value) => {
         if (value === option.default || (value === "" && option.optional)) delete setup.source.options[option.name];
         else setup.source.options[option.name] = value;

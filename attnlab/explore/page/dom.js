@@ -60,7 +60,8 @@ const SIGNS = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };
 /** Return a token with visible signs in place of white space and control characters. */
 export function visible(token) {
   if (token === "") return "∅";
-  return token.replace(/[\s\p{Cc}\p{Cf}]/gu, (sign) => SIGNS[sign] ?? (/\s/.test(sign) ? "␣" : "�"));
+  const shown = (sign) => SIGNS[sign] ?? (/\s/.test(sign) ? "␣" : "�");
+  return token.replace(/^\s+|\s+$|[^\S ]|\p{Cc}|\p{Cf}/gu, (run) => [...run].map(shown).join(""));
 }
 
 /** Return the start of a text. */

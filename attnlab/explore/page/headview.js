@@ -219,7 +219,7 @@ export class HeadView {
         {},
         h("caption", { textContent: "Cost of the attention layers on this input" }),
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col", textContent: "A" }), h("th", { scope: "col", textContent: "B" }))),
-        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => count(total(view, "state_bytes"), "B")), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
+        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => (total(view, "state_bytes") === null ? "cannot decode" : count(total(view, "state_bytes"), "B"))), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
       ),
     );
   }

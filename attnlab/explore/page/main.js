@@ -78,7 +78,9 @@ class App {
     return this.side.head;
   }
   get cell() {
-    return this.#cell(this.sides.a);
+    const { a } = this.sides;
+    if (this.state.cell || a.cellOf !== a.matrix || !a.cell) [a.cell, a.cellOf] = [this.#cell(a), this.state.cell ? null : a.matrix];
+    return a.cell;
   }
   now() {
     const { view, thumbs, matrix, baseline } = this.side;
@@ -198,7 +200,7 @@ class App {
         () => {}, // the setup itself works; without the comparison the panel shows no "before"
       );
     byId("map").removeAttribute("aria-busy");
-    byId("notes").textContent = view.notes.join(" ");
+    byId("about").textContent = view.notes.join(" ");
     document.body.dataset.ready = "true";
   }
 
@@ -301,11 +303,15 @@ class App {
     const length = view?.tokens.length ?? 1;
     const { cell } = this.state;
     if (cell) return cell.map((index) => Math.min(index, length - 1));
-    const query = length - 1;
-    if (!matrix) return [query, query];
-    let best = 0;
-    for (let key = 0; key < length; key += matrix.base.width) if (Math.abs(matrix.at(query, key).value) > Math.abs(matrix.at(query, best).value)) best = key;
-    return [query, best];
+    if (!matrix) return [length - 1, length - 1];
+    let best = [length - 1, 0]; // the largest weight of the second half: queries that had much to choose from
+    const { base } = matrix;
+    for (let row = base.rows >> 1, most = -1; row < base.rows; row++)
+      for (let column = 0; column < base.columns; column++) {
+        const weight = Math.abs(base.values[row * base.columns + column]);
+        if (weight > most) [most, best] = [weight, [row * base.height, column * base.width]];
+      }
+    return best;
   }
 
   choose(head, options) {

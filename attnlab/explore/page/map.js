@@ -133,7 +133,7 @@ export class HeadMap {
       this.labels.push(short(visible(this.tokens[i]), 12));
       if (i < 256) widest = Math.max(widest, context.measureText(this.labels[i]).width);
     }
-    this.upright = widest <= 14;
+    this.widest = widest;
     this.margin = GAP + Math.min(this.size / 4, this.matrix.length > 99 ? Math.max(widest, 34) : widest) + 8;
     this.plot = Math.max(40, this.size - this.margin - 2);
   }
@@ -255,7 +255,7 @@ export class HeadMap {
     for (let i = Math.ceil(columns[0] / step) * step; i < columns[1]; i += step) {
       const x = margin + (i + 0.5 - left) * unit;
       if (!inside(x)) continue;
-      if (this.upright || !all) {
+      if (!all || this.widest <= unit - 2) {
         context.textAlign = "center";
         context.fillText(label(i), x, margin - 10, all ? unit : 60);
       } else {

@@ -45,10 +45,10 @@ export class Summary {
       h(
         "div",
         {},
-        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `. ${entry.summary} `, h("a", { href: entry.lesson, target: "_blank", rel: "noreferrer noopener", textContent: "Lesson" })) : null),
+        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `: ${entry.summary}. Its lesson is `, h("code", { textContent: entry.lesson }), ".") : null),
         layer.note ? h("p", { class: "note", textContent: layer.note }) : null,
         head ? h("p", { class: "note caveat", textContent: CAVEAT }) : null,
-        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", count(layer.state_bytes, "B")))),
+        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", layer.state_bytes === null ? "cannot decode" : count(layer.state_bytes, "B")))),
         tags.length ? h("h3", { textContent: "Tags" }) : null,
         tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
         view.prediction.length ? h("h3", { textContent: "Most probable outputs" }) : null,
