@@ -1,7 +1,7 @@
 // How the weight of the chosen cell is computed, line by line.
 
 import { newest } from "explore/data";
-import { announce, exact, h, number, visible } from "explore/dom";
+import { announce, exact, h, number, sentence, visible } from "explore/dom";
 
 const FEW = 8; // values of a list that are shown unfolded
 const MANY = 40; // lines that are shown unfolded
@@ -29,11 +29,11 @@ export class Arithmetic {
     if (name === this.key && matrix === this.matrix) return;
     Object.assign(this, { key: name, matrix });
     if (!app.data.live) {
-      this.#plain("This page is an export: the arithmetic needs `attnlab explore`.");
+      this.#plain("This page is an export: run attnlab explore to see the arithmetic.");
       return;
     }
     if (!matrix) {
-      this.#plain(app.layer()?.note || "This layer has no attention weights.");
+      this.#plain(sentence(app.layer()?.note ?? "") || "This layer has no attention weights.");
       return;
     }
     this.load(
@@ -56,7 +56,7 @@ export class Arithmetic {
       h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: exact(weight) })),
       h("ol", { class: "lines" }, shown),
       contribution ? this.#contribution(contribution) : null,
-      note ? h("p", { class: "soft small", textContent: note }) : null,
+      note ? h("p", { class: "soft small", textContent: sentence(note) }) : null,
       h("p", {}, copy),
       code,
     ));

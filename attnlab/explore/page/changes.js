@@ -47,7 +47,7 @@ export class Changes {
   #build(setup, layer, entry) {
     this.synced = [];
     if (!this.app.data.live) {
-      this.form.replaceChildren(h("p", { class: "soft", textContent: "This page is an export. Run `attnlab explore` to change masks, scores and options." }));
+      this.form.replaceChildren(h("p", { class: "soft", textContent: "This page is an export. Run attnlab explore to change masks, scores and options." }));
       return;
     }
     const { source } = setup;

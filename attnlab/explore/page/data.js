@@ -43,7 +43,7 @@ class Server {
       answer = await fetch(path, body === undefined ? { signal } : { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Problem("The server does not answer. Is `attnlab explore` still running?");
+      throw new Problem("The server does not answer. Is attnlab explore still running?");
     }
     if (answer.ok) return answer;
     const text = await answer.text();
@@ -133,7 +133,7 @@ export function weightOf(code, signed, peak) {
   return Math.sign(part) * peak * part * part;
 }
 
-const ONLY_LIVE = "An export contains the attention matrices only; run `attnlab explore` for more.";
+const ONLY_LIVE = "An export contains the attention matrices only; run attnlab explore for more.";
 const refuse = async () => {
   throw new Problem(ONLY_LIVE);
 };

@@ -64,6 +64,9 @@ export function visible(token) {
   return token.replace(/^\s+|\s+$|[^\S ]|\p{Cc}|\p{Cf}/gu, (run) => [...run].map(shown).join(""));
 }
 
+/** Return a clause as a sentence. */
+export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".") : "");
+
 /** Return the start of a text. */
 export const short = (text, length) => ([...text].length > length ? [...text].slice(0, length - 1).join("") + "…" : text);
 

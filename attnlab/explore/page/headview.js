@@ -1,7 +1,7 @@
 // The matrix of the chosen head with its controls: alone, or beside that of a second setup and their difference.
 
 import { peakOf } from "explore/color";
-import { announce, byId, count, h, number, visible } from "explore/dom";
+import { announce, byId, count, h, number, sentence, visible } from "explore/dom";
 import { HeadMap, reading } from "explore/map";
 import { badge, colorBar } from "explore/overview";
 import { fillTable } from "explore/table";
@@ -151,7 +151,7 @@ export class HeadView {
       this.shown.delta = [sides.a.matrix, sides.b.matrix];
     }
     this.#show("difference", delta ? this.delta : null, delta ? peakOf(delta.base.values) : 0, force, null);
-    const missing = app.side.matrix ? "" : info.note || "This layer has no attention weights.";
+    const missing = app.side.matrix ? "" : sentence(info.note) || "This layer has no attention weights.";
     this.none.hidden = !missing && !(both && !delta);
     this.none.textContent = missing || "The two matrices have different shapes: there is no difference map.";
     this.#read(app.cell);
@@ -191,7 +191,7 @@ export class HeadView {
     } else {
       map.show({ matrix, tokens: source.view.tokens, peak, cell, blocked, drawing: this.drawing && name === app.state.side });
       if (old?.matrix.length === matrix.length && String(old.cell) !== String(cell)) map.move(cell);
-      const note = matrix.pooled ? `sums over ${matrix.base.width} keys, means over ${matrix.base.height} queries; zoom in for single weights` : "square-root scale";
+      const note = matrix.pooled ? `sums over ${matrix.base.width} keys, means over ${matrix.base.height} queries; zoom in for single weights` : app.data.live ? "square-root scale" : "square-root scale; an export holds weights to 0.4 % of the largest";
       scale.replaceChildren(colorBar(matrix.signed, peak, note));
     }
     this.shown[name] = { matrix, peak, blocked, cell, detail: matrix.detail };

@@ -2,7 +2,7 @@
 
 import { onTheme } from "explore/color";
 import { newest, open, Problem, steady } from "explore/data";
-import { announce, byId, debounced, visible } from "explore/dom";
+import { announce, byId, debounced, sentence, visible } from "explore/dom";
 import { Keys } from "explore/keys";
 import { HeadView } from "explore/headview";
 import { difference, Matrix } from "explore/matrix";
@@ -200,7 +200,7 @@ class App {
         () => {}, // the setup itself works; without the comparison the panel shows no "before"
       );
     byId("map").removeAttribute("aria-busy");
-    byId("about").textContent = view.notes.join(" ");
+    byId("about").textContent = view.notes.map(sentence).join(" ");
     document.body.dataset.ready = "true";
   }
 

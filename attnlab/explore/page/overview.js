@@ -1,7 +1,7 @@
 // The heads of all layers as thumbnails: one canvas per layer, or one for all heads when they are sorted by a measure.
 
 import { gradient, paint, style } from "explore/color";
-import { h, number, select } from "explore/dom";
+import { h, number, select, sentence } from "explore/dom";
 
 const GAP = 4;
 const CAPTION = 15;
@@ -105,7 +105,7 @@ export class Overview {
       const heading = layer
         ? h("h3", {}, `Layer ${i} `, h("span", { class: "mechanism", textContent: layer.title }), badge(layer))
         : h("h3", { textContent: "All heads" });
-      const note = layer && !entries.length ? h("p", { class: "soft small", textContent: layer.note || "This layer has no attention weights." }) : null;
+      const note = layer && !entries.length ? h("p", { class: "soft small", textContent: sentence(layer.note) || "This layer has no attention weights." }) : null;
       const bar = layer && entries.length ? colorBar(layer.signed, "peak") : null;
       return h("div", { class: "layer" }, heading, bar, entries.length ? canvas : null, note);
     });
