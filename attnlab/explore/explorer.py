@@ -9,6 +9,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ from attnlab.explore.shelf import Shelf
 from attnlab.files.data import memory_limit
 from attnlab.nn.attention import Attention, UnsupportedError
 from attnlab.nn.mixer import SequenceMixer
+from attnlab.ops.scan.states import StateTrace
 from attnlab.utils.errors import UserError
 
 THUMBNAIL = 64
@@ -109,12 +111,9 @@ class Explorer:
             assert isinstance(layer.layer, Attention)
             assert layer.map is not None
             values = layer.layer.values(layer.x, mask=layer.mask)
-            trace: Any = layer.map.states(values, request.head)  # type: ignore[attr-defined]
+            trace: StateTrace = layer.map.states(values, request.head)  # type: ignore[attr-defined]
             return State(
-                norm=trace.norm.tolist(),
-                rank=trace.rank.tolist(),
-                written=trace.written.tolist(),
-                erased=trace.erased.tolist(),
+                **asdict(trace),
                 note="norms are Frobenius norms of the state matrix; the rank counts singular values above 1 % of the "
                 "largest",
             )
