@@ -36,6 +36,7 @@ export class Arithmetic {
       this.#plain(sentence(app.layer()?.note ?? "") || "This layer has no attention weights.");
       return;
     }
+    this.body.setAttribute("aria-busy", "true");
     this.load(
       (signal) => app.data.cell(setup, head, cell, signal),
       (answer) => this.#show(answer),
@@ -44,10 +45,12 @@ export class Arithmetic {
   }
 
   #plain(text) {
+    this.body.removeAttribute("aria-busy");
     this.body.replaceChildren(h("p", { class: "soft", textContent: text }));
   }
 
   #show({ weight, lines, python, contribution, note }) {
+    this.body.removeAttribute("aria-busy");
     const rows = lines.map((line) => this.#line(line));
     const shown = rows.length > MANY ? [...rows.slice(0, MANY / 2), this.#folded(rows.slice(MANY / 2, -MANY / 2)), ...rows.slice(-MANY / 2)] : rows;
     const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });

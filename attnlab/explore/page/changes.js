@@ -3,7 +3,7 @@
 import { field, h, number, select, visible } from "explore/dom";
 import { DEFAULTS, isChanged, unchanged } from "explore/setup";
 
-const LOG = { least: Math.log(0.05), most: Math.log(20) }; // of the slider of the temperature
+const POWER = 4; // the slider of the temperature goes from 2^−4 to 2^4
 const UNSUPPORTED = "This mechanism does not support it.";
 const SCORES = {
   temperature: "Scores are divided by it: below 1 the weights become sharper, above 1 more even.",
@@ -87,11 +87,11 @@ export class Changes {
   #scores(layer) {
     const put = (name) => (setup, value) => (setup.scores[name] = value);
     const get = (name) => (setup) => setup.scores[name];
-    const slider = h("input", { type: "range", id: "temperature", min: LOG.least, max: LOG.most, step: 0.02 });
+    const slider = h("input", { type: "range", id: "temperature", min: -POWER, max: POWER, step: 0.05 });
     const shown = h("output", { for: "temperature" });
-    slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number(Math.exp(slider.value).toPrecision(3))), { replace: true }));
+    slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number((2 ** slider.value).toPrecision(3))), { replace: true }));
     this.synced.push(({ scores: { temperature } }) => {
-      if (slider !== document.activeElement) slider.value = Math.log(temperature);
+      if (slider !== document.activeElement) slider.value = Math.log2(temperature);
       shown.textContent = number(temperature, 3);
       slider.setAttribute("aria-valuetext", number(temperature, 3));
     });

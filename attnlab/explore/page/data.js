@@ -180,7 +180,7 @@ export function open() {
 /** Return a function that runs a task and aborts the one before, so that a late answer never replaces a newer one. */
 export function newest() {
   let controller = null;
-  return async (task, done, failed) => {
+  const run = async (task, done, failed) => {
     controller?.abort();
     const own = (controller = new AbortController());
     try {
@@ -190,6 +190,8 @@ export function newest() {
       if (error.name !== "AbortError" && !own.signal.aborted) failed(error);
     }
   };
+  run.stop = () => controller?.abort();
+  return run;
 }
 
 /** Like `newest`, but a task in progress ends, and of those that wait only the last one runs: a slider moves smoothly. */

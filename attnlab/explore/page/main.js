@@ -106,6 +106,7 @@ class App {
     this.state = { ...this.state, ...patch };
     if (this.state.b) this.state.b = { ...this.state.b, input: this.state.a.input };
     else this.state.side = "a";
+    this.stays = false;
     if (replace) this.writeLink();
     else this.#link(true);
     this.load();
@@ -137,15 +138,17 @@ class App {
       this.state = decode(location.hash);
     } catch (error) {
       this.state = newState();
-      this.problem(new Problem(`${error.message}; this is the default view.`));
+      this.problem(new Problem(`${error.message}; this is the default view.`), { stays: true });
     }
     if (!this.data.live) Object.assign(this.state, { a: this.data.setup, b: null, side: "a" });
     this.load();
     this.update();
   }
 
-  problem(error) {
+  /** Show an error; that of a link stays until the user changes something, others until a view is loaded. */
+  problem(error, { stays = false } = {}) {
     if (error && !(error instanceof Problem)) console.error(error);
+    this.stays = stays;
     const line = byId("problem");
     line.hidden = !error;
     line.textContent = error ? error.message : "";
@@ -171,6 +174,7 @@ class App {
         (error) => this.#failed(name, error),
       );
     } else if (side.view && String(this.#headOf(name, side.view)) !== String(side.head)) this.#loadMap(name);
+    else side.maps.stop(); // the head that is shown is wanted again
   }
 
   async #fetch(name, setup) {
@@ -187,7 +191,7 @@ class App {
   #loaded(name, { setup, view, head, thumbs, base }) {
     const side = this.sides[name];
     Object.assign(side, { setup, view, thumbs, baseline: null });
-    this.problem(null);
+    if (!this.stays) this.problem(null);
     this.#show(name, head, base);
     if (String(this.#headOf(name, view)) !== String(head)) this.#loadMap(name);
     if (isChanged(setup) && this.data.live)
@@ -213,15 +217,14 @@ class App {
     }
     this.state = name === "b" ? { ...this.state, b: null, side: "a" } : newState();
     this.load();
-    this.problem(new Problem(`${error.message} (the link was not used; this is the default view)`));
     if (!(error instanceof Problem)) console.error(error);
+    this.problem(new Problem(`${error.message}; this is the default view.`), { stays: true });
   }
 
   #loadMap(name) {
     const side = this.sides[name];
     const { setup, view } = side;
     const head = this.#headOf(name, view);
-    side.head = head;
     side.maps(
       (signal) => this.#base(setup, view, head, signal),
       (base) => this.#show(name, head, base),
@@ -319,6 +322,11 @@ class App {
     this.announceHead();
   }
 
+  // The head that was chosen, which may still be loading.
+  get #wanted() {
+    return this.#headOf(this.state.side, this.side.view);
+  }
+
   #stepped(view, [layer, head], step) {
     const next = head + step;
     if (next >= 0 && next < view.layers[layer].heads.length) return [layer, next];
@@ -328,13 +336,14 @@ class App {
   }
 
   step(step) {
-    if (this.side.view) this.choose(this.#stepped(this.side.view, this.head, step), { replace: true });
+    if (this.side.view) this.choose(this.#stepped(this.side.view, this.#wanted, step), { replace: true });
   }
 
   stepLayer(step) {
     const { layers } = this.side.view;
-    const layer = Math.min(layers.length - 1, Math.max(0, this.head[0] + step));
-    this.choose([layer, Math.max(0, Math.min(this.head[1], layers[layer].heads.length - 1))], { replace: true });
+    const [from, head] = this.#wanted;
+    const layer = Math.min(layers.length - 1, Math.max(0, from + step));
+    this.choose([layer, Math.max(0, Math.min(head, layers[layer].heads.length - 1))], { replace: true });
   }
 
   announceHead() {

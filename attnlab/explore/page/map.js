@@ -71,6 +71,8 @@ export class HeadMap {
     const now = cell ? cell.join() : null;
     if (now === (this.hovered ? this.hovered.join() : null)) return;
     this.hovered = cell;
+    if (cell) this.stage.dataset.hovered = now;
+    else delete this.stage.dataset.hovered;
     this.#overlay();
     if (mine) this.on.hover(cell);
   }
