@@ -124,6 +124,7 @@ def card(entry: registry.Entry) -> str:
         ("supports", "; ".join(f"**{name}** ({CAPABILITIES[name]})" for name in card.supports)),
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
+        ("see it", f"`attnlab explore {entry.name}`, which opens [this page]({PAGE}#source.model={entry.name})"),
     ]
     return f"{markdown.table((card.title, card.summary), rows)}\n\n{LEGEND}"
 
