@@ -71,6 +71,7 @@ class LayerPass:
         """Whether the whole matrix is kept."""
         return self.keep and max(self.shape) <= MAX_DETAIL
 
+    @torch.no_grad()
     def weights(self, rows: Tensor | None = None) -> Tensor:
         """Return the weights of some queries (None: all), (H, n, M), as they are shown."""
         assert self.map is not None
@@ -93,6 +94,7 @@ class LayerPass:
         kept = weights.sum(-1, keepdim=True)
         return weights * torch.where(kept > 0, total / kept, 0.0)
 
+    @torch.no_grad()
     def pooled(self, queries: slice, keys: slice, size: int, head: int | None = None) -> Tensor:
         """Return sums over blocks of keys, averaged over blocks of queries, (H or 1, at most size, at most size).
 

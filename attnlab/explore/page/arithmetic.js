@@ -1,10 +1,11 @@
 // How the weight of the chosen cell is computed, line by line.
 
 import { newest } from "explore/data";
-import { announce, h, number, visible } from "explore/dom";
+import { announce, exact, h, number, sentence, visible } from "explore/dom";
 
 const FEW = 8; // values of a list that are shown unfolded
 const MANY = 40; // lines that are shown unfolded
+const LONG = 160; // characters of a statement that are shown unfolded
 
 export class Arithmetic {
   constructor(root, app) {
@@ -28,13 +29,14 @@ export class Arithmetic {
     if (name === this.key && matrix === this.matrix) return;
     Object.assign(this, { key: name, matrix });
     if (!app.data.live) {
-      this.#plain("This page is an export: the arithmetic needs `attnlab explore`.");
+      this.#plain("This page is an export: run attnlab explore to see the arithmetic.");
       return;
     }
     if (!matrix) {
-      this.#plain(app.layer()?.note || "This layer has no attention weights.");
+      this.#plain(sentence(app.layer()?.note ?? "") || "This layer has no attention weights.");
       return;
     }
+    this.body.setAttribute("aria-busy", "true");
     this.load(
       (signal) => app.data.cell(setup, head, cell, signal),
       (answer) => this.#show(answer),
@@ -43,30 +45,36 @@ export class Arithmetic {
   }
 
   #plain(text) {
+    this.body.removeAttribute("aria-busy");
     this.body.replaceChildren(h("p", { class: "soft", textContent: text }));
   }
 
   #show({ weight, lines, python, contribution, note }) {
+    this.body.removeAttribute("aria-busy");
     const rows = lines.map((line) => this.#line(line));
     const shown = rows.length > MANY ? [...rows.slice(0, MANY / 2), this.#folded(rows.slice(MANY / 2, -MANY / 2)), ...rows.slice(-MANY / 2)] : rows;
     const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });
     const code = h("details", {}, h("summary", { textContent: "Python" }), h("pre", { tabIndex: 0 }, h("code", { textContent: python })));
     this.body.replaceChildren(h("div", {},
-      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: number(weight, 6) })),
+      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: exact(weight) })),
       h("ol", { class: "lines" }, shown),
       contribution ? this.#contribution(contribution) : null,
-      note ? h("p", { class: "soft small", textContent: note }) : null,
+      note ? h("p", { class: "soft small", textContent: sentence(note) }) : null,
       h("p", {}, copy),
       code,
     ));
   }
 
   #line({ name, code, value, meaning }) {
-    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), h("code", {}, h("b", { textContent: name }), ` = ${code}`), this.#value(value));
+    const literal = /^[[\]\d\s.,eE+-]+$/.test(code); // a number or a list of them: the value says the same
+    const long = !literal && code.length > LONG;
+    const statement = h("code", {}, h("b", { textContent: name }), literal ? "" : ` = ${long ? `${code.slice(0, LONG)} …` : code}`);
+    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), statement, long ? h("details", {}, h("summary", { textContent: "whole statement" }), h("code", { textContent: code })) : null, this.#value(value));
   }
 
   #value(value) {
-    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${number(value, 6)}` });
+    if (Array.isArray(value) && Array.isArray(value[0])) value = value.flat();
+    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${exact(value)}` });
     const text = (values) => values.map((each) => number(each, 4)).join(", ");
     if (value.length <= FEW) return h("span", { class: "value", textContent: `= [${text(value)}]` });
     return h("details", { class: "value" }, h("summary", { textContent: `= [${text(value.slice(0, 4))}, … ${value.length} values]` }), h("span", { textContent: text(value) }));

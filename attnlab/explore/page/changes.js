@@ -3,7 +3,7 @@
 import { field, h, number, select, visible } from "explore/dom";
 import { DEFAULTS, isChanged, unchanged } from "explore/setup";
 
-const LOG = { least: Math.log(0.05), most: Math.log(20) }; // of the slider of the temperature
+const POWER = 4; // the slider of the temperature goes from 2^−4 to 2^4
 const UNSUPPORTED = "This mechanism does not support it.";
 const SCORES = {
   temperature: "Scores are divided by it: below 1 the weights become sharper, above 1 more even.",
@@ -47,7 +47,7 @@ export class Changes {
   #build(setup, layer, entry) {
     this.synced = [];
     if (!this.app.data.live) {
-      this.form.replaceChildren(h("p", { class: "soft", textContent: "This page is an export. Run `attnlab explore` to change masks, scores and options." }));
+      this.form.replaceChildren(h("p", { class: "soft", textContent: "This page is an export. Run attnlab explore to change masks, scores and options." }));
       return;
     }
     const { source } = setup;
@@ -87,11 +87,11 @@ export class Changes {
   #scores(layer) {
     const put = (name) => (setup, value) => (setup.scores[name] = value);
     const get = (name) => (setup) => setup.scores[name];
-    const slider = h("input", { type: "range", id: "temperature", min: LOG.least, max: LOG.most, step: 0.02 });
+    const slider = h("input", { type: "range", id: "temperature", min: -POWER, max: POWER, step: 0.05 });
     const shown = h("output", { for: "temperature" });
-    slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number(Math.exp(slider.value).toPrecision(3))), { replace: true }));
+    slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number((2 ** slider.value).toPrecision(3))), { replace: true }));
     this.synced.push(({ scores: { temperature } }) => {
-      if (slider !== document.activeElement) slider.value = Math.log(temperature);
+      if (slider !== document.activeElement) slider.value = Math.log2(temperature);
       shown.textContent = number(temperature, 3);
       slider.setAttribute("aria-valuetext", number(temperature, 3));
     });
@@ -163,7 +163,7 @@ export class Changes {
   #options(source, entry) {
     if (!entry) return h("p", { class: "soft small", textContent: "Options can be changed for a network of one mechanism." });
     const controls = entry.options.map((option) => {
-      const get = (setup) => setup.source.options?.[option.name] ?? option.default;
+      const get = (setup) => setup.source.options?.[option.name] ?? (option.name === "num_heads" ? this.app.layer()?.num_heads : undefined) ?? option.default;
       const put = (setup, value) => {
         if (value === option.default || (value === "" && option.optional)) delete setup.source.options[option.name];
         else setup.source.options[option.name] = value;

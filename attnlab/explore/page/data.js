@@ -43,7 +43,7 @@ class Server {
       answer = await fetch(path, body === undefined ? { signal } : { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Problem("The server does not answer. Is `attnlab explore` still running?");
+      throw new Problem("The server does not answer. Is attnlab explore still running?");
     }
     if (answer.ok) return answer;
     const text = await answer.text();
@@ -133,7 +133,7 @@ export function weightOf(code, signed, peak) {
   return Math.sign(part) * peak * part * part;
 }
 
-const ONLY_LIVE = "An export contains the attention matrices only; run `attnlab explore` for more.";
+const ONLY_LIVE = "An export contains the attention matrices only; run attnlab explore for more.";
 const refuse = async () => {
   throw new Problem(ONLY_LIVE);
 };
@@ -180,7 +180,7 @@ export function open() {
 /** Return a function that runs a task and aborts the one before, so that a late answer never replaces a newer one. */
 export function newest() {
   let controller = null;
-  return async (task, done, failed) => {
+  const run = async (task, done, failed) => {
     controller?.abort();
     const own = (controller = new AbortController());
     try {
@@ -190,6 +190,8 @@ export function newest() {
       if (error.name !== "AbortError" && !own.signal.aborted) failed(error);
     }
   };
+  run.stop = () => controller?.abort();
+  return run;
 }
 
 /** Like `newest`, but a task in progress ends, and of those that wait only the last one runs: a slider moves smoothly. */

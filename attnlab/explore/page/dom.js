@@ -10,7 +10,7 @@ export function h(tag, props, ...children) {
     else if (name === "class") element.className = value;
     else element[name] = value;
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -45,20 +45,27 @@ export function number(value, digits = 4) {
   return text.replace("-", "−");
 }
 
+/** Return a number with seven significant digits, the precision of float32. */
+export const exact = (value) => String(Number(value.toPrecision(7))).replace("-", "−");
+
 const UNITS = ["", "k", "M", "G", "T", "P"];
-/** Return a count with a decimal prefix, such as 1.2 M. */
-export function count(value) {
+/** Return a count with a unit and its decimal prefix, such as 1.20 MB. */
+export function count(value, unit) {
   let power = 0;
   while (value >= 1000 && power < UNITS.length - 1) [value, power] = [value / 1000, power + 1];
-  return `${power ? value.toPrecision(3) : Math.round(value)}${power ? ` ${UNITS[power]}` : ""}`;
+  return `${power ? value.toPrecision(3) : Math.round(value)} ${UNITS[power]}${unit}`;
 }
 
 const SIGNS = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };
 /** Return a token with visible signs in place of white space and control characters. */
 export function visible(token) {
   if (token === "") return "∅";
-  return token.replace(/[\s\p{Cc}\p{Cf}]/gu, (sign) => SIGNS[sign] ?? (/\s/.test(sign) ? "␣" : "�"));
+  const shown = (sign) => SIGNS[sign] ?? (/\s/.test(sign) ? "␣" : "�");
+  return token.replace(/^\s+|\s+$|[^\S ]|\p{Cc}|\p{Cf}/gu, (run) => [...run].map(shown).join(""));
 }
+
+/** Return a clause as a sentence. */
+export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".") : "");
 
 /** Return the start of a text. */
 export const short = (text, length) => ([...text].length > length ? [...text].slice(0, length - 1).join("") + "…" : text);

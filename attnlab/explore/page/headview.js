@@ -1,7 +1,7 @@
 // The matrix of the chosen head with its controls: alone, or beside that of a second setup and their difference.
 
 import { peakOf } from "explore/color";
-import { announce, byId, count, h, number, visible } from "explore/dom";
+import { announce, byId, count, h, number, sentence, visible } from "explore/dom";
 import { HeadMap, reading } from "explore/map";
 import { badge, colorBar } from "explore/overview";
 import { fillTable } from "explore/table";
@@ -16,7 +16,7 @@ export class HeadView {
     this.heading = h("span", { class: "heading" });
     this.layers = h("select", { onchange: () => this.#choose(Number(this.layers.value), 0) });
     this.heads = h("select", { onchange: () => this.#choose(this.app.head[0], Number(this.heads.value)) });
-    this.sides = h("fieldset", { class: "sides", hidden: true }, h("legend", { textContent: "Edit and explain" }));
+    this.sides = h("fieldset", { class: "sides", hidden: true }, h("legend", { class: "quiet", textContent: "Setup that the panels show and change" }), h("span", { class: "soft", "aria-hidden": "true", textContent: "Edit" }));
     for (const side of ["a", "b"]) {
       const input = h("input", { type: "radio", name: "side", id: `side-${side}`, value: side, onchange: () => app.set({ side }) });
       this.sides.append(input, h("label", { for: input.id, textContent: NAMES[side] }));
@@ -151,7 +151,7 @@ export class HeadView {
       this.shown.delta = [sides.a.matrix, sides.b.matrix];
     }
     this.#show("difference", delta ? this.delta : null, delta ? peakOf(delta.base.values) : 0, force, null);
-    const missing = app.side.matrix ? "" : info.note || "This layer has no attention weights.";
+    const missing = app.side.matrix ? "" : sentence(info.note) || "This layer has no attention weights.";
     this.none.hidden = !missing && !(both && !delta);
     this.none.textContent = missing || "The two matrices have different shapes: there is no difference map.";
     this.#read(app.cell);
@@ -191,7 +191,7 @@ export class HeadView {
     } else {
       map.show({ matrix, tokens: source.view.tokens, peak, cell, blocked, drawing: this.drawing && name === app.state.side });
       if (old?.matrix.length === matrix.length && String(old.cell) !== String(cell)) map.move(cell);
-      const note = matrix.pooled ? `sums over ${matrix.base.width} keys, means over ${matrix.base.height} queries; zoom in for single weights` : "square-root scale";
+      const note = matrix.pooled ? `sums over ${matrix.base.width} keys, means over ${matrix.base.height} queries; zoom in for single weights` : app.data.live ? "square-root scale" : "square-root scale; an export holds weights to 0.4 % of the largest";
       scale.replaceChildren(colorBar(matrix.signed, peak, note));
     }
     this.shown[name] = { matrix, peak, blocked, cell, detail: matrix.detail };
@@ -212,14 +212,14 @@ export class HeadView {
     if (this.costs.hidden) return;
     const total = (view, name) => view.layers.reduce((sum, layer) => (sum === null || layer[name] === null ? null : sum + layer[name]), 0);
     const row = (text, show) => h("tr", {}, h("th", { scope: "row", textContent: text }), ["a", "b"].map((side) => h("td", { textContent: show(sides[side].view) })));
-    const flops = (view) => (total(view, "flops") === null ? "not counted" : `${count(total(view, "flops"))}FLOP`);
+    const flops = (view) => (total(view, "flops") === null ? "not counted" : count(total(view, "flops"), "FLOP"));
     this.costs.replaceChildren(
       h(
         "table",
         {},
         h("caption", { textContent: "Cost of the attention layers on this input" }),
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col", textContent: "A" }), h("th", { scope: "col", textContent: "B" }))),
-        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => `${count(total(view, "state_bytes"))}B`), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
+        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => (total(view, "state_bytes") === null ? "cannot decode" : count(total(view, "state_bytes"), "B"))), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1], 3)}` : "none"))),
       ),
     );
   }

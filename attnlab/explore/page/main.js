@@ -2,7 +2,7 @@
 
 import { onTheme } from "explore/color";
 import { newest, open, Problem, steady } from "explore/data";
-import { announce, byId, debounced, visible } from "explore/dom";
+import { announce, byId, debounced, sentence, visible } from "explore/dom";
 import { Keys } from "explore/keys";
 import { HeadView } from "explore/headview";
 import { difference, Matrix } from "explore/matrix";
@@ -78,7 +78,9 @@ class App {
     return this.side.head;
   }
   get cell() {
-    return this.#cell(this.sides.a);
+    const { a } = this.sides;
+    if (this.state.cell || a.cellOf !== a.matrix || !a.cell) [a.cell, a.cellOf] = [this.#cell(a), this.state.cell ? null : a.matrix];
+    return a.cell;
   }
   now() {
     const { view, thumbs, matrix, baseline } = this.side;
@@ -104,6 +106,7 @@ class App {
     this.state = { ...this.state, ...patch };
     if (this.state.b) this.state.b = { ...this.state.b, input: this.state.a.input };
     else this.state.side = "a";
+    this.stays = false;
     if (replace) this.writeLink();
     else this.#link(true);
     this.load();
@@ -135,15 +138,17 @@ class App {
       this.state = decode(location.hash);
     } catch (error) {
       this.state = newState();
-      this.problem(new Problem(`${error.message}; this is the default view.`));
+      this.problem(new Problem(`${error.message}; this is the default view.`), { stays: true });
     }
     if (!this.data.live) Object.assign(this.state, { a: this.data.setup, b: null, side: "a" });
     this.load();
     this.update();
   }
 
-  problem(error) {
+  /** Show an error; that of a link stays until the user changes something, others until a view is loaded. */
+  problem(error, { stays = false } = {}) {
     if (error && !(error instanceof Problem)) console.error(error);
+    this.stays = stays;
     const line = byId("problem");
     line.hidden = !error;
     line.textContent = error ? error.message : "";
@@ -169,6 +174,7 @@ class App {
         (error) => this.#failed(name, error),
       );
     } else if (side.view && String(this.#headOf(name, side.view)) !== String(side.head)) this.#loadMap(name);
+    else side.maps.stop(); // the head that is shown is wanted again
   }
 
   async #fetch(name, setup) {
@@ -185,7 +191,7 @@ class App {
   #loaded(name, { setup, view, head, thumbs, base }) {
     const side = this.sides[name];
     Object.assign(side, { setup, view, thumbs, baseline: null });
-    this.problem(null);
+    if (!this.stays) this.problem(null);
     this.#show(name, head, base);
     if (String(this.#headOf(name, view)) !== String(head)) this.#loadMap(name);
     if (isChanged(setup) && this.data.live)
@@ -198,7 +204,7 @@ class App {
         () => {}, // the setup itself works; without the comparison the panel shows no "before"
       );
     byId("map").removeAttribute("aria-busy");
-    byId("notes").textContent = view.notes.join(" ");
+    byId("about").textContent = view.notes.map(sentence).join(" ");
     document.body.dataset.ready = "true";
   }
 
@@ -211,15 +217,14 @@ class App {
     }
     this.state = name === "b" ? { ...this.state, b: null, side: "a" } : newState();
     this.load();
-    this.problem(new Problem(`${error.message} (the link was not used; this is the default view)`));
     if (!(error instanceof Problem)) console.error(error);
+    this.problem(new Problem(`${error.message}; this is the default view.`), { stays: true });
   }
 
   #loadMap(name) {
     const side = this.sides[name];
     const { setup, view } = side;
     const head = this.#headOf(name, view);
-    side.head = head;
     side.maps(
       (signal) => this.#base(setup, view, head, signal),
       (base) => this.#show(name, head, base),
@@ -301,16 +306,25 @@ class App {
     const length = view?.tokens.length ?? 1;
     const { cell } = this.state;
     if (cell) return cell.map((index) => Math.min(index, length - 1));
-    const query = length - 1;
-    if (!matrix) return [query, query];
-    let best = 0;
-    for (let key = 0; key < length; key += matrix.base.width) if (Math.abs(matrix.at(query, key).value) > Math.abs(matrix.at(query, best).value)) best = key;
-    return [query, best];
+    if (!matrix) return [length - 1, length - 1];
+    let best = [length - 1, 0]; // the largest weight of the second half: queries that had much to choose from
+    const { base } = matrix;
+    for (let row = base.rows >> 1, most = -1; row < base.rows; row++)
+      for (let column = 0; column < base.columns; column++) {
+        const weight = Math.abs(base.values[row * base.columns + column]);
+        if (weight > most) [most, best] = [weight, [row * base.height, column * base.width]];
+      }
+    return best;
   }
 
   choose(head, options) {
     this.set(this.state.side === "b" ? { bhead: head } : { head }, options);
     this.announceHead();
+  }
+
+  // The head that was chosen, which may still be loading.
+  get #wanted() {
+    return this.#headOf(this.state.side, this.side.view);
   }
 
   #stepped(view, [layer, head], step) {
@@ -322,13 +336,14 @@ class App {
   }
 
   step(step) {
-    if (this.side.view) this.choose(this.#stepped(this.side.view, this.head, step), { replace: true });
+    if (this.side.view) this.choose(this.#stepped(this.side.view, this.#wanted, step), { replace: true });
   }
 
   stepLayer(step) {
     const { layers } = this.side.view;
-    const layer = Math.min(layers.length - 1, Math.max(0, this.head[0] + step));
-    this.choose([layer, Math.max(0, Math.min(this.head[1], layers[layer].heads.length - 1))], { replace: true });
+    const [from, head] = this.#wanted;
+    const layer = Math.min(layers.length - 1, Math.max(0, from + step));
+    this.choose([layer, Math.max(0, Math.min(head, layers[layer].heads.length - 1))], { replace: true });
   }
 
   announceHead() {

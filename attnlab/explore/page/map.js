@@ -71,6 +71,8 @@ export class HeadMap {
     const now = cell ? cell.join() : null;
     if (now === (this.hovered ? this.hovered.join() : null)) return;
     this.hovered = cell;
+    if (cell) this.stage.dataset.hovered = now;
+    else delete this.stage.dataset.hovered;
     this.#overlay();
     if (mine) this.on.hover(cell);
   }
@@ -133,7 +135,7 @@ export class HeadMap {
       this.labels.push(short(visible(this.tokens[i]), 12));
       if (i < 256) widest = Math.max(widest, context.measureText(this.labels[i]).width);
     }
-    this.upright = widest <= 14;
+    this.widest = widest;
     this.margin = GAP + Math.min(this.size / 4, this.matrix.length > 99 ? Math.max(widest, 34) : widest) + 8;
     this.plot = Math.max(40, this.size - this.margin - 2);
   }
@@ -192,7 +194,7 @@ export class HeadMap {
     }
     context.stroke();
     const { signed } = this.matrix;
-    if (unit >= 38 || signed) {
+    if (unit >= 38 || (signed && unit >= 14)) {
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.font = FONT;
@@ -255,7 +257,7 @@ export class HeadMap {
     for (let i = Math.ceil(columns[0] / step) * step; i < columns[1]; i += step) {
       const x = margin + (i + 0.5 - left) * unit;
       if (!inside(x)) continue;
-      if (this.upright || !all) {
+      if (!all || this.widest <= unit - 2) {
         context.textAlign = "center";
         context.fillText(label(i), x, margin - 10, all ? unit : 60);
       } else {
@@ -286,12 +288,9 @@ export class HeadMap {
       context.lineWidth = width;
       context.strokeStyle = colors.mark;
       if (cross) {
-        context.globalAlpha = 0.14;
-        context.fillStyle = colors.mark;
-        const thick = Math.max(unit, 1);
-        context.fillRect(this.margin, y, this.plot, thick);
-        context.fillRect(x, this.margin, thick, this.plot);
-        context.globalAlpha = 1;
+        context.lineWidth = 1;
+        context.strokeRect(this.margin - 2, y, this.plot + 4, unit);
+        context.strokeRect(x, this.margin - 2, unit, this.plot + 4);
       }
       const least = Math.max(unit, 5);
       const shift = (least - unit) / 2;

@@ -1,7 +1,7 @@
 // The heads of all layers as thumbnails: one canvas per layer, or one for all heads when they are sorted by a measure.
 
 import { gradient, paint, style } from "explore/color";
-import { h, number, select } from "explore/dom";
+import { h, number, select, sentence } from "explore/dom";
 
 const GAP = 4;
 const CAPTION = 15;
@@ -105,17 +105,18 @@ export class Overview {
       const heading = layer
         ? h("h3", {}, `Layer ${i} `, h("span", { class: "mechanism", textContent: layer.title }), badge(layer))
         : h("h3", { textContent: "All heads" });
-      const note = layer && !entries.length ? h("p", { class: "soft small", textContent: layer.note || "This layer has no attention weights." }) : null;
+      const note = layer && !entries.length ? h("p", { class: "soft small", textContent: sentence(layer.note) || "This layer has no attention weights." }) : null;
       const bar = layer && entries.length ? colorBar(layer.signed, "peak") : null;
       return h("div", { class: "layer" }, heading, bar, entries.length ? canvas : null, note);
     });
     this.list.replaceChildren(...sections);
     this.list.scrollTop = scroll;
     for (const row of this.rows) this.#draw(row);
+    this.marked = String(this.app.head);
     this.#label();
   }
 
-  #least = (heads) => (heads <= 4 ? 60 : heads <= 16 ? 44 : 28);
+  #least = (heads) => (heads <= 4 ? 44 : heads <= 16 ? 40 : 26);
 
   #order() {
     const { layers } = this.view;
@@ -153,7 +154,7 @@ export class Overview {
 
   #draw(row) {
     if (!row.entries.length) return;
-    const { canvas, entries, columns, side, caption, lines } = row;
+    const { canvas, entries, side, caption, lines } = row;
     const scale = globalThis.devicePixelRatio || 1;
     const height = lines * (side + caption + GAP);
     canvas.width = Math.round(this.width * scale);
@@ -162,38 +163,49 @@ export class Overview {
     canvas.style.height = `${height}px`;
     const context = canvas.getContext("2d");
     context.setTransform(scale, 0, 0, scale, 0, 0);
-    const colors = style();
     context.font = FONT;
     context.textAlign = "center";
-    const ablated = new Set(this.app.setup.ablated.map(String));
-    entries.forEach((entry, i) => {
-      const [x, y] = [(i % columns) * (side + GAP), Math.floor(i / columns) * (side + caption + GAP)];
-      if (this.thumbs) {
-        const image = this.#image(entry.at);
-        context.imageSmoothingEnabled = image.width > side * scale;
-        context.drawImage(image, x + 2, y + 2, side - 4, side - 4);
-      }
-      const chosen = String(entry.at) === String(this.app.head);
-      context.strokeStyle = chosen ? colors.mark : colors.line;
-      context.lineWidth = chosen ? 3 : 1;
-      context.strokeRect(x + 1.5, y + 1.5, side - 3, side - 3);
-      if (ablated.has(String(entry.at))) {
-        context.strokeStyle = colors.mark;
-        context.lineWidth = 2;
-        context.beginPath();
-        context.moveTo(x + 4, y + 4);
-        context.lineTo(x + side - 4, y + side - 4);
-        context.stroke();
-      }
-      if (!caption) return;
-      context.fillStyle = chosen ? colors.ink : colors.soft;
-      const name = entry.value === undefined ? `head ${entry.at[1]}` : `${entry.at.join(".")} · ${entry.value === null ? "–" : number(entry.value, 2)}`;
-      context.fillText(side < 50 ? name.replace("head ", "") : name, x + side / 2, y + side + 11, side);
-    });
+    row.context = context;
+    for (let i = 0; i < entries.length; i++) this.#entry(row, i);
   }
 
+  #entry({ context, entries, columns, side, caption }, i) {
+    const entry = entries[i];
+    const [x, y] = [(i % columns) * (side + GAP), Math.floor(i / columns) * (side + caption + GAP)];
+    const colors = style();
+    context.clearRect(x - 1, y - 1, side + 2, side + caption + 2);
+    if (this.thumbs) {
+      const image = this.#image(entry.at);
+      context.imageSmoothingEnabled = image.width > side;
+      context.drawImage(image, x + 2, y + 2, side - 4, side - 4);
+    }
+    const chosen = String(entry.at) === String(this.app.head);
+    context.strokeStyle = chosen ? colors.mark : colors.line;
+    context.lineWidth = chosen ? 3 : 1;
+    context.strokeRect(x + 1.5, y + 1.5, side - 3, side - 3);
+    if (this.app.setup.ablated.some((each) => String(each) === String(entry.at))) {
+      context.strokeStyle = colors.mark;
+      context.lineWidth = 2;
+      context.beginPath();
+      context.moveTo(x + 4, y + 4);
+      context.lineTo(x + side - 4, y + side - 4);
+      context.stroke();
+    }
+    if (!caption) return;
+    context.fillStyle = chosen ? colors.ink : colors.soft;
+    const name = entry.value === undefined ? `head ${entry.at[1]}` : `${entry.at.join(".")} · ${entry.value === null ? "–" : number(entry.value, 2)}`;
+    context.fillText(side < 50 ? name.replace("head ", "") : name, x + side / 2, y + side + 11, side);
+  }
+
+  // The choice moved from one head to another: only these two are drawn again.
   #mark() {
-    for (const row of this.rows) this.#draw(row);
+    const now = String(this.app.head);
+    if (now === this.marked) return;
+    for (const row of this.rows)
+      row.entries.forEach(({ at }, i) => {
+        if (row.context && (String(at) === now || String(at) === this.marked)) this.#entry(row, i);
+      });
+    this.marked = now;
     this.#label();
   }
 

@@ -3,6 +3,9 @@
 import { debounced, field, h, select } from "explore/dom";
 import { part } from "explore/setup";
 
+const INPUTS = { text: "text", task: "example of a task", digit: "scanned digit", upload: "file (.npz, .safetensors)", three_tokens: "three tokens of the lessons" };
+const ACCEPTED = { lesson: ["three_tokens"], untrained: ["text", "task", "digit", "upload"], trained: ["text"], pretrained: ["text"] };
+const SENTENCE = "The animal did not cross the street because it was too tired";
 const PATTERN = " pattern"; // the value of a choice; no mechanism has a space in its name
 
 export class Pickers {
@@ -51,7 +54,7 @@ export class Pickers {
       ["trained", "trained for seconds: repeats a word"],
       ["untrained", "random parameters"],
       ["lesson", "three tokens of the lessons"],
-      ...catalog.runs.map((run) => [`run ${run.name}`, `run: ${run.name} (${run.model}, ${run.task})`]),
+      ...catalog.runs.map((run) => [`run ${run.name}`, `run: ${run.name} (${run.problem || `${run.model}, ${run.task}`})`]),
       ...catalog.pretrained.map((entry) => [`pretrained ${entry.name}`, `pretrained: ${entry.title}${entry.missing ? " (not installed)" : ""}`]),
     ];
     const value = source.kind === "run" ? `run ${source.run}` : source.kind === "pretrained" ? `pretrained ${source.name}` : source.kind;
@@ -111,27 +114,24 @@ export class Pickers {
     return element;
   }
 
+  #accepted(source) {
+    return ACCEPTED[source.kind] ?? this.app.catalog.runs.find(({ name }) => name === source.run)?.accepts ?? ["task"];
+  }
+
   #source(choice) {
     const [kind, ...rest] = choice.split(" ");
     const name = rest.join(" ");
-    const run = this.app.catalog.runs.find((entry) => entry.name === name);
     this.app.change((setup) => {
       setup.source = { ...part("source", kind), ...(kind === "run" ? { run: name } : kind === "pretrained" ? { name } : {}) };
-      if (kind === "lesson") setup.input = part("input", "three_tokens");
-      else if (kind === "run") setup.input = part("input", run?.inputs === "tokens" && setup.input.kind === "text" ? "text" : "task");
-      else if (kind === "pretrained") setup.input = setup.input.kind === "text" && setup.input.text !== part("input", "text").text ? setup.input : { kind: "text", text: "The animal did not cross the street because it was too tired" };
-      else if (kind === "trained" || setup.input.kind === "three_tokens") setup.input = part("input", "text");
+      const accepted = this.#accepted(setup.source);
+      if (!accepted.includes(setup.input.kind)) setup.input = part("input", accepted[0] ?? "task");
+      if (setup.input.kind === "text" && [part("input", "text").text, SENTENCE].includes(setup.input.text)) setup.input.text = kind === "pretrained" ? SENTENCE : part("input", "text").text;
     });
   }
 
   #input(input, source) {
-    const choices = [
-      ["text", "text"],
-      ["task", source.kind === "run" ? "example of its task" : "example of a task"],
-      ["digit", "scanned digit"],
-      ["upload", "file (.npz, .safetensors)"],
-      ["three_tokens", "three tokens of the lessons"],
-    ];
+    const choices = this.#accepted(source).map((name) => [name, INPUTS[name]]);
+    if (!choices.some(([name]) => name === input.kind)) choices.push([input.kind, INPUTS[input.kind]]);
     const kind = select(choices, input.kind, (value) => {
       if (value === "upload" && input.kind !== "upload") this.#choose();
       else this.app.change((setup) => (setup.input = { ...part("input", value), ...(value === "task" && source.kind !== "run" ? { task: this.app.catalog.tasks[0]?.[0] ?? "" } : {}) }));

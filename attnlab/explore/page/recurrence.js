@@ -2,7 +2,7 @@
 
 import { style } from "explore/color";
 import { newest } from "explore/data";
-import { h, number } from "explore/dom";
+import { h, number, sentence } from "explore/dom";
 
 const CHARTS = [
   ["norm", "Norm of the state"],
@@ -39,7 +39,7 @@ export class Recurrence {
       (signal) => app.data.recurrence(app.setup, app.head, signal),
       (answer) => {
         this.answer = answer;
-        this.note.textContent = answer.note;
+        this.note.textContent = sentence(answer.note);
         this.#draw();
       },
       (error) => {

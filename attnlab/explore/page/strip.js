@@ -162,7 +162,7 @@ export class Strip {
     const text = this.search.value;
     const { tokens } = this.view;
     if (!text) return;
-    const matches = tokens.flatMap((token, i) => (token.toLowerCase().includes(text.toLowerCase()) || visible(token) === text ? [i] : []));
+    const matches = tokens.flatMap((token, i) => (token.toLowerCase().includes(text.toLowerCase()) || visible(token) === visible(text) ? [i] : []));
     if (!matches.length) {
       announce(`no token contains ${text}`);
       this.search.setCustomValidity("no such token");

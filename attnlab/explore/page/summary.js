@@ -1,7 +1,7 @@
 // Summaries of the chosen head, with their caveat beside them, and the ablation of the heads of its layer.
 
 import { newest } from "explore/data";
-import { count, h, number, visible } from "explore/dom";
+import { count, h, number, sentence, visible } from "explore/dom";
 
 const CAVEAT =
   "High entropy does not mean unimportant, and a large weight does not mean important: attention weights are not importances. Ablation is the causal check.";
@@ -45,10 +45,10 @@ export class Summary {
       h(
         "div",
         {},
-        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `. ${entry.summary} `, h("a", { href: entry.lesson, target: "_blank", rel: "noreferrer noopener", textContent: "Lesson" })) : null),
-        layer.note ? h("p", { class: "note", textContent: layer.note }) : null,
+        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `: ${entry.summary}. Its lesson is `, h("code", { textContent: entry.lesson }), ".") : null),
+        layer.note ? h("p", { class: "note", textContent: sentence(layer.note) }) : null,
         head ? h("p", { class: "note caveat", textContent: CAVEAT }) : null,
-        h("table", {}, h("tbody", {}, facts, row("FLOPs of the layer", layer.flops === null ? "not counted" : count(layer.flops)), row("Decoding state per token", `${count(layer.state_bytes)}B`))),
+        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", layer.state_bytes === null ? "cannot decode" : count(layer.state_bytes, "B")))),
         tags.length ? h("h3", { textContent: "Tags" }) : null,
         tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
         view.prediction.length ? h("h3", { textContent: "Most probable outputs" }) : null,
@@ -78,7 +78,7 @@ export class Summary {
         const most = Math.max(...output_change, 1e-12);
         this.result.replaceChildren(
           ...output_change.map((value, head) => this.#meter(`head ${head}`, value, "‖change of the output‖ / ‖output‖", most)),
-          h("p", { class: "soft small", textContent: note }),
+          h("p", { class: "soft small", textContent: sentence(note) }),
         );
       },
       (error) => this.result.replaceChildren(h("p", { class: "soft", textContent: error.message })),

@@ -1,0 +1,768 @@
+"""The page in a real browser: what it shows, the keyboard, links, masks, comparison and export.
+
+Every test fails if the browser asks any server but this one, or writes an error to its console.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnlab.explore.explorer import Explorer
+from attnlab.explore.link import fragment
+from attnlab.explore.server import Server
+from attnlab.explore.setup import (
+    Digit,
+    Lesson,
+    MapRequest,
+    MaskChange,
+    Pretrained,
+    RunNetwork,
+    ScoreChange,
+    Setup,
+    TaskExample,
+    Text,
+    ThreeTokens,
+    Trained,
+    Untrained,
+    Upload,
+)
+from attnlab.explore.shelf import Shelf
+
+playwright = pytest.importorskip("playwright.sync_api", reason="install the extra dev")
+expect = playwright.expect
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+TEXT = "abcdeabcdea"
+SMALL = Setup(source=Untrained(embed_dim=12, layers=2, options={"num_heads": 3}), input=Text(text=TEXT))
+LESSON = Setup(source=Lesson(), input=ThreeTokens())
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Explorer:
+    return Explorer(Shelf())
+
+
+@pytest.fixture(scope="module")
+def server(explorer: Explorer) -> Iterator[Server]:
+    with Server(explorer, port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = os.environ.get("ATTNLAB_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("there is no browser: install Debian's chromium, or set ATTNLAB_CHROMIUM to the path of one")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+Visit = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any, server: Server) -> Iterator[Visit]:
+    """Open the page, or the file at ``address``; the tour is dismissed unless ``tour``."""
+    contexts, foreign, errors = [], [], []
+
+    def visit(
+        link: str = "", *, size: tuple[int, int] = (1280, 900), tour: bool = False, address: str = "", **options: Any
+    ) -> Any:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True, **options)
+        contexts.append(context)
+        allowed = address or server.url
+
+        def route(request: Any) -> None:
+            if request.request.url.startswith((allowed, "data:", "blob:")):
+                request.continue_()
+            else:
+                foreign.append(request.request.url)
+                request.abort()
+
+        context.route("**/*", route)
+        if not tour:
+            context.add_init_script("try { localStorage.setItem('attnlab-explore-tour', 'yes') } catch {}")
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto((address or server.url) + link)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not foreign, "the page asked another server"
+    assert not [error for error in errors if "status of 422" not in error]
+
+
+def head_of(explorer: Explorer, setup: Setup, layer: int = 0, head: int = 0) -> torch.Tensor:
+    return explorer.matrix(MapRequest(setup=setup, layer=layer, head=head))
+
+
+def link(setup: Setup, **place: str) -> str:
+    return fragment(setup, **place)
+
+
+def readout(page: Any) -> Any:
+    return expect(page.locator("#readout"))
+
+
+def shown_weight(page: Any) -> float:
+    """The weight in the line above the matrix."""
+    return float(page.inner_text("#readout").rpartition(" ")[2].replace("−", "-"))
+
+
+def point(page: Any, cell: tuple[int, int], length: int, canvas: str = ".stage >> nth=0") -> tuple[float, float]:
+    """The middle of a cell of the matrix, in pixels of the stage, found by hovering along both axes."""
+    page.locator(canvas).scroll_into_view_if_needed()
+    box = page.locator(canvas).bounding_box()
+    corner = first_cell(page, box)
+    unit = (box["width"] - 2 - (corner[0] - box["x"])) / length
+    return corner[0] + (cell[1] + 0.5) * unit, corner[1] + (cell[0] + 0.5) * unit
+
+
+def first_cell(page: Any, box: dict[str, float]) -> tuple[float, float]:
+    """The corner of the matrix, from the drawn frame: the leftmost and topmost place that names query 0, key 0."""
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    place = []
+    for axis in (0, 1):
+        low, high = box["xy"[axis]], middle[axis]
+        while high - low > 0.5:
+            at = (low + high) / 2
+            page.mouse.move(*((at, middle[1]) if axis == 0 else (middle[0], at)))
+            inside = page.locator(".stage").first.evaluate("(stage) => stage.dataset.hovered ?? ''") != ""
+            low, high = (low, at) if inside else (at, high)
+        place.append(high)
+    return place[0], place[1]
+
+
+# The first view, and what it loads
+
+
+def test_default_view_shows_the_trained_network_with_its_strongest_induction_head(
+    visit: Visit, explorer: Explorer
+) -> None:
+    page = visit()
+    view = explorer.view(Setup())
+    scores = [[head.tags["induction"] for head in layer.heads] for layer in view.layers]
+    best = torch.tensor(scores).argmax().item()
+    layer, head = divmod(int(best), len(scores[0]))
+    expect(page.locator("#map-title")).to_have_text(f"Layer {layer}, head {head}")
+    assert page.evaluate("location.hash") == ""
+    assert "".join(page.locator(".token").all_inner_texts()) == "blacksmith␣blacksmith"
+    assert "trained" in page.inner_text(".lead").lower()
+
+
+def test_page_defaults_are_those_of_the_contract(visit: Visit) -> None:
+    page = visit(link(LESSON))
+    shown = page.evaluate('import("explore/setup").then(({ DEFAULTS }) => DEFAULTS)')
+    kinds = {
+        "source": (Lesson, Untrained, Trained, RunNetwork, Pretrained),
+        "input": (ThreeTokens, Text, TaskExample, Digit, Upload),
+    }
+
+    def defaults(model: Any) -> dict[str, Any]:
+        fields = {name: f for name, f in model.model_fields.items() if name != "kind"}
+        plain = {name: None if f.is_required() else f.get_default() for name, f in fields.items()}
+        return json.loads(json.dumps(plain))
+
+    for group, models in kinds.items():
+        own = {model.model_fields["kind"].default: defaults(model) for model in models}
+        for required in ("run", "key"):  # without a default: empty on the page
+            for fields in own.values():
+                if required in fields:
+                    fields[required] = ""
+        assert shown[group] == own
+    assert shown["mask"] == defaults(MaskChange)
+    assert shown["scores"] == defaults(ScoreChange)
+
+
+def test_scripts_stay_below_150_kib() -> None:
+    from attnlab.explore.export import scripts
+
+    assert sum(len(text.encode()) for text in scripts().values()) < 150 * 1024
+
+
+def test_many_heads_and_tokens_need_few_nodes(visit: Visit) -> None:
+    large = Setup(source=Untrained(layers=48, embed_dim=64, options={"num_heads": 64}), input=Text(text="xyzzy " * 100))
+    small = large.model_copy(update={"input": Text(text="xyzzy")})
+    page = visit(link(small))
+    assert page.locator("#overview canvas").count() == 48
+    assert page.evaluate("document.querySelectorAll('*').length") <= 3_000
+    page.goto(page.url.split("#")[0] + link(large.model_copy(update={"source": SMALL.source}), table="1"))
+    expect(page.locator(".table td").first).to_be_visible()
+    expect(page.locator(".table tbody tr")).to_have_count(40)
+    assert page.evaluate("document.querySelectorAll('*').length") <= 3_000
+
+
+# One cell
+
+
+def test_arithmetic_and_readout_show_the_weight_under_the_cursor(visit: Visit, explorer: Explorer) -> None:
+    weights = head_of(explorer, SMALL, 1, 2)
+    page = visit(link(SMALL, head="1.2"))
+    for cell in ((7, 3), (10, 0)):
+        x, y = point(page, cell, len(TEXT))
+        page.mouse.move(x, y)
+        readout(page).to_have_text(re.compile(rf"^query {cell[0]} .* key {cell[1]} "))
+        assert shown_weight(page) == pytest.approx(float(weights[cell]), abs=6e-5)
+        page.mouse.click(x, y)
+        expect(page.locator(".pair")).to_contain_text(f"query {cell[0]} “{TEXT[cell[0]]}”")
+        expect(page.locator("#panel-arithmetic [aria-busy]")).to_have_count(0)
+        expect(page.locator("#weight")).to_have_text(f"{float(weights[cell]):.7g}")
+        assert float(page.inner_text("#weight")) == pytest.approx(float(weights[cell]), abs=1e-6)
+        assert page.evaluate("location.hash").endswith(f"&cell={cell[0]}.{cell[1]}")
+
+
+def test_copied_python_prints_the_weight(visit: Visit, explorer: Explorer, capsys: pytest.CaptureFixture[str]) -> None:
+    page = visit(link(SMALL, head="1.2", cell="7.3"), permissions=["clipboard-read", "clipboard-write"])
+    page.click("#copy-python")
+    expect(page.locator("#copy-python")).to_have_text("Copied")
+    exec(page.evaluate("navigator.clipboard.readText()"), {})  # our own server's program
+    assert float(capsys.readouterr().out) == pytest.approx(float(head_of(explorer, SMALL, 1, 2)[7, 3]), abs=1e-6)
+
+
+# Keyboard
+
+
+def test_every_key_does_what_the_help_says(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.1", cell="4.2"))
+    title, announced = expect(page.locator("#map-title")), expect(page.locator("#announce"))
+    readout(page).to_have_text(re.compile("^query 4 “e” → key 2 “c”"))
+    for key, query, column in (("ArrowDown", 5, 2), ("ArrowRight", 5, 3), ("ArrowUp", 4, 3), ("ArrowLeft", 4, 2)):
+        page.keyboard.press(key)
+        readout(page).to_have_text(re.compile(f"^query {query} .* key {column} "))
+    announced.to_have_text(re.compile("^query 4 e, key 2 c, weight 0"))
+    for key, layer, head in (("PageDown", 0, 2), ("PageDown", 1, 0), ("PageUp", 0, 2), ("]", 1, 2), ("[", 0, 2)):
+        page.keyboard.press(key)
+        title.to_have_text(f"Layer {layer}, head {head}")
+    announced.to_have_text(re.compile("^layer 0, Multi-head attention, true weights, head 2 of 3"))
+    page.keyboard.press("/")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("d")
+    page.keyboard.press("Enter")
+    readout(page).to_have_text(re.compile("^query 8 “d”"))
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    expect(page.locator("figcaption >> visible=true")).to_have_count(3)
+    page.keyboard.press("c")
+    expect(page.locator(".stage >> visible=true")).to_have_count(1)
+    page.keyboard.press("t")
+    expect(page.locator("td.chosen")).to_be_visible()
+    page.keyboard.press("ArrowLeft")
+    readout(page).to_have_text(re.compile("^query 8 .* key 1 "))
+    page.keyboard.press("Escape")
+    expect(page.locator(".table")).to_be_hidden()
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
+    page.keyboard.press("m")
+    expect(page.locator("#draw-mask")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Space")
+    readout(page).to_have_text(re.compile(r"key 1 “b”: 0$"))
+    page.keyboard.press("Escape")
+    expect(page.locator("#draw-mask")).to_have_attribute("aria-pressed", "false")
+
+
+def test_keys_in_a_text_field_are_text(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.1"))
+    page.fill("#text", "")
+    page.locator("#text").press_sequentially("tc[]?/")
+    expect(page.locator(".token")).to_have_text(list("tc[]?/"))
+    expect(page.locator("#map-title")).to_have_text("Layer 0, head 1")
+    expect(page.locator("#help")).to_be_hidden()
+
+
+def test_tab_reaches_the_matrix_the_heads_and_the_tokens(visit: Visit) -> None:
+    page = visit(link(LESSON))
+    seen: list[str] = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
+        if seen[-1] == "BODY":
+            break
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", f"{seen[-1]} shows no focus"
+    assert {"stage", "heads", "tokens"} <= set(seen)
+
+
+# Links
+
+
+def test_link_restores_the_setup_and_the_place(visit: Visit) -> None:
+    setup = Setup(
+        source=Untrained(model="multihead,entmax", embed_dim=12, layers=2, options={"num_heads": 3}, seed=5),
+        input=Text(text="a b&c=d#e “+” %41 1"),
+        mask=MaskChange(window=4, documents=(5, 6), blocked=((3, 1), (9, 9))),
+    )
+    requests: list[Any] = []
+    page = visit(link(LESSON))
+    page.on("request", lambda request: requests.append(request) if request.url.endswith("/api/view") else None)
+    page.goto(page.url.split("#")[0] + link(setup, head="1.2", cell="5.3"))
+    expect(page.locator("#map-title")).to_have_text("Layer 1, head 2")
+    readout(page).to_have_text(re.compile("^query 5 .* key 3 "))
+    assert Setup.model_validate_json(requests[0].post_data) == setup
+    page.evaluate("history.replaceState(null, '', '#')")
+    page.keyboard.press("ArrowRight")  # the page writes its link anew
+    expect(page).to_have_url(re.compile("cell=5.4"))
+    requests.clear()
+    again = visit(page.evaluate("location.hash"))
+    expect(again.locator("#map-title")).to_have_text("Layer 1, head 2")
+    again.on("request", lambda request: requests.append(request) if request.url.endswith("/api/view") else None)
+    again.locator("#tab-changes").click()
+    again.locator("#ablate").check()
+    expect(again).to_have_url(re.compile("ablated"))
+    assert Setup.model_validate_json(requests[0].post_data) == setup.model_copy(update={"ablated": ((1, 2),)})
+
+
+def test_back_and_forward_restore_what_was_shown(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0", cell="4.2"))
+    title = expect(page.locator("#map-title"))
+    page.select_option("#head", "1")
+    page.select_option("#head", "2")
+    title.to_have_text("Layer 0, head 2")
+    page.go_back()
+    title.to_have_text("Layer 0, head 1")
+    page.go_back()
+    title.to_have_text("Layer 0, head 0")
+    page.go_forward()
+    title.to_have_text("Layer 0, head 1")
+    page.keyboard.press("ArrowRight")
+    readout(page).to_have_text(re.compile("key 3 "))
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("#nonsense", "has no value"),
+        ("#head=first", "is not two numbers, such as head=1.2"),
+        ("#source.kind=magic", "source.kind=magic in the link is unknown"),
+        ("#source.size=3", "unknown setting, source.size"),
+        ("#mask.blocked=7", "mask.blocked in the link is not a list"),
+        ("#input.text=%E0%A4%A", "cannot be decoded"),
+        ("#source.model=nosuch", "nosuch"),
+        ("#mask.window=-3", "mask.window"),
+    ],
+)
+def test_broken_link_shows_one_line_and_the_default_view(visit: Visit, broken: str, reason: str) -> None:
+    page = visit(broken)
+    expect(page.locator("#problem")).to_contain_text(reason)
+    expect(page.locator("#problem")).to_contain_text("this is the default view")
+    assert len(page.locator(".token").all()) == len("blacksmith blacksmith")
+
+
+# Changes
+
+
+def test_drawn_mask_blocks_the_cells_it_covers(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL, head="0.0", cell="8.2"))
+    page.click("#draw-mask")
+    start, stop = point(page, (7, 1), len(TEXT)), point(page, (8, 2), len(TEXT))
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*stop, steps=4)
+    page.mouse.up()
+    readout(page).to_have_text(re.compile(r"^query 8 .* key 2 .*: 0$"))
+    blocked = ((7, 1), (7, 2), (8, 1), (8, 2))
+    assert page.evaluate("location.hash") == link(
+        SMALL.model_copy(update={"mask": MaskChange(blocked=blocked)}), head="0.0", cell="8.2"
+    )
+    page.click("#draw-mask")
+    page.mouse.move(*point(page, (8, 3), len(TEXT)))
+    masked = head_of(explorer, SMALL.model_copy(update={"mask": MaskChange(blocked=blocked)}))
+    readout(page).to_have_text(re.compile("^query 8 .* key 3 "))
+    assert shown_weight(page) == pytest.approx(float(masked[8, 3]), abs=6e-5)
+    assert float(masked[8, 3]) != pytest.approx(float(head_of(explorer, SMALL)[8, 3]), abs=1e-3)
+
+
+def test_temperature_changes_the_weights_and_shows_before_and_after(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL, head="1.1", cell="9.4"))
+    page.click("#tab-changes")
+    page.locator("#temperature").fill("2.5")  # the power of two
+    expect(page).to_have_url(re.compile("scores.temperature=5.66"))
+    warm = SMALL.model_copy(update={"scores": ScoreChange(temperature=5.66)})
+    readout(page).to_have_text(re.compile(f"{float(head_of(explorer, warm, 1, 1)[9, 4]):.4f}$"))
+    old, new = (explorer.view(setup).layers[1].heads[1].entropy for setup in (SMALL, warm))
+    expect(page.locator(".effect tr", has_text="Entropy").locator("td")).to_have_text(
+        [f"{old:.2f} nats", f"{new:.2f} nats"]
+    )
+    change = explorer.view(warm).output_change
+    assert change is not None
+    percent = page.locator(".effect tr", has_text="network's output").inner_text().split()[-2]
+    assert float(percent) == pytest.approx(100 * change, rel=0.01)
+    page.click("#reset-changes")
+    expect(page).not_to_have_url(re.compile("temperature"))
+
+
+def test_controls_that_a_mechanism_does_not_support_are_disabled_with_the_reason(visit: Visit) -> None:
+    setup = Setup(source=Untrained(model="retention", embed_dim=12, options={"num_heads": 3}), input=Text(text=TEXT))
+    page = visit(link(setup))
+    page.click("#tab-changes")
+    expect(page.locator("#temperature")).to_be_disabled()
+    expect(page.locator(".unsupported small").first).to_have_text("This mechanism does not support it.")
+    expect(page.get_by_label("Causal")).to_be_disabled()
+
+
+def test_options_of_the_catalog_change_the_network(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0"))
+    page.click("#tab-changes")
+    page.get_by_label("num_heads", exact=True).fill("2")
+    page.keyboard.press("Tab")
+    expect(page.locator("#head option")).to_have_count(2)
+    page.get_by_label("num_heads", exact=True).fill("5")
+    page.keyboard.press("Tab")
+    expect(page.locator("#problem")).to_contain_text("embed_dim (12) must be divisible by num_heads (5)")
+    expect(page.locator("#head option")).to_have_count(2)  # the last view that worked
+
+
+# Overview and tokens
+
+
+def test_heads_are_sorted_by_the_measure_and_chosen_by_a_click(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL))
+    page.select_option("#sort", "entropy")
+    expect(page.locator("#overview canvas")).to_have_count(1)
+    heads = {
+        (i, j): head.entropy
+        for i, layer in enumerate(explorer.view(SMALL).layers)
+        for j, head in enumerate(layer.heads)
+    }
+    first = min(heads, key=lambda at: heads[at] or 0)
+    page.locator("#overview canvas").click(position={"x": 10, "y": 10})
+    expect(page.locator("#map-title")).to_have_text(f"Layer {first[0]}, head {first[1]}")
+    page.locator(".heads").focus()
+    page.keyboard.press("ArrowRight")
+    second = sorted(heads, key=lambda at: heads[at] or 0)[1]
+    expect(page.locator("#map-title")).to_have_text(f"Layer {second[0]}, head {second[1]}")
+
+
+def test_badges_say_what_kind_of_weights_each_layer_has(visit: Visit) -> None:
+    setup = Setup(
+        source=Untrained(model="multihead,retention", embed_dim=12, options={"num_heads": 3}), input=Text(text=TEXT)
+    )
+    page = visit(link(setup, head="1.0"))
+    expect(page.locator("#overview .badge")).to_have_text(["● true weights", "◐ implied weights"])
+    expect(page.locator(".legend .ticks >> nth=0")).to_have_text(re.compile("^−.*0\\+"))
+    page.click("#tab-state")
+    expect(page.locator("#panel-state canvas")).to_have_attribute("aria-label", re.compile("norm .*, rank "))
+
+
+def test_token_strip_sums_the_weights_of_the_chosen_tokens(visit: Visit, explorer: Explorer) -> None:
+    weights = head_of(explorer, SMALL)
+    page = visit(link(SMALL, head="0.0", cell="2.0"))
+    page.locator(".token").nth(5).click()
+    page.locator(".token").nth(7).click(modifiers=["Shift"])
+    page.locator(".token").nth(6).click()
+    caption = expect(page.locator("#tokens-caption"))
+    caption.to_contain_text("Weight from 5 “a”, 7 “c” to each token")
+    caption.to_contain_text(f"darkest is {float((weights[5] + weights[7]).max()):.3f}")
+    expect(page.locator('.token[aria-selected="true"]')).to_have_text(["a", "c"])
+    page.select_option("[aria-label='Direction of attention']", "to")
+    caption.to_contain_text("Weight from each token to 5 “a”, 7 “c”")
+    caption.to_contain_text(f"darkest is {float((weights[:, 5] + weights[:, 7]).max()):.3f}")
+    page.select_option("[aria-label^='Sum or mean']", "mean")
+    caption.to_contain_text(f"darkest is {float((weights[:, 5] + weights[:, 7]).max() / 2):.3f}")
+
+
+def test_patches_of_a_digit_can_be_chosen(visit: Visit) -> None:
+    page = visit(link(Setup(source=SMALL.source, input=Digit(index=3)), head="0.0"))
+    page.locator("#tokens canvas").click(position={"x": 150, "y": 60})  # the second row, the last column
+    expect(page.locator("#tokens-caption")).to_contain_text("Weight from 7 ")
+
+
+# Comparison
+
+
+def test_comparison_shows_both_weights_their_difference_and_the_costs(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL, head="1.0", cell="6.2"))
+    page.click("#compare")
+    page.click("#tab-changes")
+    page.locator("#temperature").fill("2.5")
+    other = SMALL.model_copy(update={"scores": ScoreChange(temperature=5.66)})
+    a, b = (float(head_of(explorer, setup, 1, 0)[6, 2]) for setup in (SMALL, other))
+    difference = f"{b - a:.4f}".replace("-", "−")
+    readout(page).to_have_text(re.compile(f"A {a:.4f}, B {b:.4f}, B − A {difference}$"))
+    expect(page.locator("figcaption >> visible=true")).to_have_count(3)
+    flops = sum(layer.flops or 0 for layer in explorer.view(SMALL).layers)
+    expect(page.locator(".costs tr", has_text="Forward pass").locator("td").first).to_have_text(
+        f"{flops / 1e3:.3g} kFLOP"
+    )
+    expect(page).to_have_url(re.compile("b.scores.temperature=5.66"))
+    again = visit(page.evaluate("location.hash"))
+    readout(again).to_have_text(re.compile(f"A {a:.4f}, B {b:.4f}"))
+    again.locator("label[for=side-a]").click()
+    again.click("#tab-changes")
+    expect(again.locator("output[for=temperature]")).to_have_text("1.00")
+
+
+def test_mechanisms_of_different_kinds_can_be_compared(visit: Visit) -> None:
+    page = visit(
+        link(SMALL, head="1.0")
+        + "&b.source.kind=untrained&b.source.model=retention&b.source.embed_dim=12&b.source.options.num_heads=3"
+    )
+    expect(page.locator("figcaption >> visible=true")).to_contain_text(["A: Multi-head", "B: Retention", "Difference"])
+
+
+# Loading
+
+
+def test_late_answer_does_not_replace_a_newer_one(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0", cell="10.0"))
+    expect(page.locator("#weight")).to_be_visible()
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        body = json.loads(route.request.post_data)
+        if (body["layer"], body["head"]) == (1, 1) and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/map", hold)
+    page.evaluate("location.hash = location.hash.replace('head=0.0', 'head=1.1')")
+    page.select_option("#layer", "1")
+    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    before = page.inner_text("#readout")
+    for route in held:
+        route.continue_()
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    assert page.inner_text("#readout") == before
+
+
+def test_long_inputs_are_pooled_and_fetched_in_detail_when_zoomed(visit: Visit, explorer: Explorer) -> None:
+    setup = Setup(source=Untrained(embed_dim=8, layers=1, options={"num_heads": 1}), input=Text(text=(TEXT * 100)))
+    page = visit(link(setup, cell="700.300"))
+    readout(page).to_have_text(re.compile("^queries 700 to 701 → keys 300 to 301: sum "))
+    exact = explorer.matrix(MapRequest(setup=setup, queries=(700, 701), keys=(300, 301)))
+    for _ in range(4):
+        page.keyboard.press("+")
+    readout(page).to_have_text(re.compile("^query 700 .* key 300 "))
+    assert shown_weight(page) == pytest.approx(float(exact), abs=6e-5)
+    page.locator(".stage").first.dblclick()
+    assert page.locator(".token").count() == 400
+
+
+def test_wheel_zooms_and_lets_the_page_scroll_at_full_view(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0"), size=(1280, 600))
+    page.locator(".stage").first.scroll_into_view_if_needed()
+    box = page.locator(".stage").first.bounding_box()
+    corner = box["x"] + box["width"] - 8, box["y"] + 200
+    page.mouse.move(*corner)
+    readout(page).to_have_text(re.compile("key 10 "))
+    page.mouse.wheel(0, -800)  # to the largest zoom, about the cursor
+    page.mouse.move(box["x"] + box["width"] / 2, corner[1])
+    readout(page).to_have_text(re.compile("key 8 "))
+    page.mouse.wheel(0, 2000)
+    page.mouse.move(box["x"] + box["width"] / 2 + 1, corner[1])
+    readout(page).to_have_text(re.compile("key 4 "))
+    page.mouse.wheel(0, 300)
+    expect(page.locator("h1")).not_to_be_in_viewport()
+
+
+# Files
+
+
+def test_exported_page_works_from_a_file(visit: Visit, explorer: Explorer, tmp_path: Path) -> None:
+    page = visit(link(SMALL))
+    page.click("#save > summary")
+    with page.expect_download() as download:
+        page.click("text=Page (HTML)")
+    path = tmp_path / "attention.html"
+    download.value.save_as(path)
+    weights = head_of(explorer, SMALL, 1, 2)
+    export = visit("#head=1.2&cell=7.3", address=path.as_uri())
+    expect(export.locator("#map-title")).to_have_text("Layer 1, head 2")
+    readout(export).to_have_text(re.compile("^query 7 .* key 3 "))
+    assert shown_weight(export) == pytest.approx(float(weights[7, 3]), abs=0.004 * float(weights.max()))
+    export.keyboard.press("PageUp")
+    expect(export.locator("#map-title")).to_have_text("Layer 1, head 1")
+    export.click("#tab-changes")
+    expect(export.locator("#panel-changes form")).to_contain_text("Run attnlab explore")
+    export.click("#save > summary")
+    with export.expect_download() as download:
+        export.click("#save >> text=CSV")
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == len(TEXT) + 1
+
+
+@pytest.mark.parametrize("kind", ["SVG", "PNG", "CSV", "NPZ"])
+def test_matrix_can_be_saved(visit: Visit, kind: str, tmp_path: Path) -> None:
+    page = visit(link(SMALL, head="1.2"))
+    page.click("#save > summary")
+    with page.expect_download() as download:
+        page.click(f"#save >> text={kind}")
+    assert download.value.suggested_filename == f"attention-1.2.{kind.lower()}"
+    start = {"SVG": b"<?xml", "PNG": b"\x89PNG", "CSV": b"", "NPZ": b"PK"}[kind]
+    assert Path(download.value.path()).read_bytes().startswith(start)
+
+
+def test_token_that_is_a_script_is_only_a_token(visit: Visit, explorer: Explorer, tmp_path: Path) -> None:
+    script = "</script><img src=x onerror=\"document.title='x'\"><b>"
+    setup = SMALL.model_copy(update={"input": Text(text=script)})
+    page = visit(link(setup, head="0.0", cell="9.1"))
+    assert "".join(page.locator(".token").all_inner_texts()) == script.replace(" ", "␣")
+    page.keyboard.press("t")
+    expect(page.locator("td.chosen")).to_be_visible()
+    page.click("#save > summary")
+    with page.expect_download() as download:
+        page.click("text=Page (HTML)")
+    path = tmp_path / "script.html"
+    download.value.save_as(path)
+    export = visit(address=path.as_uri())
+    for each in (page, export):
+        assert each.locator("img").count() == 0
+        assert each.title() == "Attention explorer"
+    assert "".join(export.locator(".token").all_inner_texts()) == script.replace(" ", "␣")
+
+
+# Design and access
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_a_contrast_of_at_least_4_5(visit: Visit, scheme: str) -> None:
+    page = visit(link(SMALL, head="1.1", cell="9.4"), color_scheme=scheme, tour=True)
+    low: list[Any] = []
+    for tab in ("arithmetic", "changes", "summary"):
+        page.click(f"#tab-{tab}")
+        low += page.evaluate(CONTRAST)
+    page.keyboard.press("t")
+    page.keyboard.press("c")
+    expect(page.locator(".costs")).to_be_visible()
+    low += page.evaluate(CONTRAST)
+    page.keyboard.press("?")
+    low += page.evaluate(CONTRAST)
+    assert not low
+
+
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length < 4 || color[3] > 0) return color;
+    }
+  };
+  const low = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!(text || element.matches("input, select, textarea")) || !element.checkVisibility({ checkVisibilityCSS: true })) continue;
+    if (element.closest(":disabled, .quiet, .skip, .unsupported, option")) continue;
+    const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([element.tagName, element.className, element.textContent.slice(0, 30), ratio]);
+  }
+  return low;
+}"""
+
+
+def test_every_control_has_a_name(visit: Visit) -> None:
+    page = visit(link(SMALL), tour=True)
+    for tab in ("arithmetic", "changes", "summary"):
+        page.click(f"#tab-{tab}")
+        controls = page.locator(
+            "button, select, input, textarea, [role=application], [role=listbox], canvas[role=img], [tabindex='0']"
+        )
+        for control in controls.all():
+            if control.is_visible():
+                tree = control.aria_snapshot()
+                assert '"' in tree or ":" in tree, control.evaluate("(element) => element.outerHTML.slice(0, 200)")
+
+
+def test_narrow_page_does_not_scroll_sideways(visit: Visit) -> None:
+    setup = Setup(
+        source=Untrained(model="retention", embed_dim=12, options={"num_heads": 3}), input=Text(text=TEXT * 3)
+    )
+    page = visit(link(setup), size=(320, 640), tour=True)
+    for tab in ("arithmetic", "changes", "summary", "state"):
+        page.click(f"#tab-{tab}")
+        assert page.evaluate("document.documentElement.scrollWidth") == 320, tab
+    page.keyboard.press("t")
+    page.keyboard.press("c")
+    expect(page.locator(".costs")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+def test_tour_has_four_steps_and_is_shown_once(visit: Visit) -> None:
+    page = visit(tour=True)
+    tour = page.locator("#tour")
+    expect(tour).to_contain_text("1 of 4")
+    for step in (2, 3, 4):
+        tour.get_by_role("button", name="Next").click()
+        expect(tour).to_contain_text(f"{step} of 4")
+    tour.get_by_role("button", name="Done").click()
+    expect(tour).to_be_hidden()
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    expect(tour).to_be_hidden()
+
+
+def test_summary_has_its_caveat_and_ablates_on_request(visit: Visit, explorer: Explorer) -> None:
+    from attnlab.explore.setup import HeadRequest
+
+    page = visit(link(SMALL, head="1.0"))
+    page.click("#tab-summary")
+    expect(page.locator(".caveat")).to_contain_text("attention weights are not importances")
+    page.click("#run-ablation")
+    changes = explorer.ablation(HeadRequest(setup=SMALL, layer=1)).output_change
+    for head, change in enumerate(changes):
+        row = page.locator(".meter", has_text=f"head {head}").locator(".value")
+        expect(row).to_have_text(f"{change:.3f}")
+
+
+def test_snapshots_of_a_run_have_a_slider(visit: Visit) -> None:
+    page = visit(link(SMALL))
+    run = {
+        "name": "r",
+        "model": "multihead",
+        "task": "t",
+        "inputs": "tokens",
+        "accepts": ["task"],
+        "steps": [0, 50],
+        "problem": "",
+    }
+
+    def with_run(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "runs": [run]})
+
+    page.route("**/api/catalog", with_run)
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    asked: list[Any] = []
+
+    def answer_view(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data))
+        route.fulfill(status=422, json={"error": "no such run"})
+
+    page.route("**/api/view", answer_view)
+    page.select_option("#source", "run r")
+    expect(page.locator("#problem")).to_have_text("no such run")
+    page.locator("#step").fill("1")
+    expect(page.locator("output[for=step]")).to_have_text("50")
+    expect(page).to_have_url(re.compile("source.step=50"))
+    assert asked[-1]["source"] == {"kind": "run", "run": "r", "step": 50, "options": {}, "causal": None}
