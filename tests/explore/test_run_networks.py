@@ -51,7 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     days = [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(61)]
     frame = {
         "age": rng.integers(10, 90, 61), "city": rng.choice(["Rome", "Oslo", "Bern"], 61), "day": days,
-        "note": [f"note {i} is long enough to be a text" + i % 5 * "!" for i in range(61)], "y": rng.choice(["no", "yes"], 61),
+        "note": [f"note {i} is long enough to be a text" + i % 5 * "!" for i in range(61)],
+        "y": rng.choice(["no", "yes"], 61),
     }  # fmt: skip
     pl.DataFrame(frame).write_csv(path / "data/table.csv")
     trained(path / "digits", "digits")
