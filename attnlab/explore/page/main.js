@@ -18,19 +18,23 @@ const FEW = 16; // chosen tokens of a large matrix whose rows are fetched
 
 /** One setup with what is loaded for it. */
 class Side {
-  constructor() {
+  constructor(prefetch) {
     Object.assign(this, { setup: null, wanted: null, view: null, thumbs: null, matrix: null, head: [0, 0], baseline: null });
     this.views = steady();
     this.maps = newest();
     this.details = newest();
     this.baselines = newest();
+    this.prefetch = debounced(prefetch, 120); // once the user pauses: the server has one request less to answer before
   }
 }
 
 class App {
   constructor() {
     this.data = open();
-    this.sides = { a: new Side(), b: new Side() };
+    const prefetch = (setup, view, head) => {
+      for (const step of [1, -1]) this.#base(setup, view, this.#stepped(view, head, step))?.catch(() => {});
+    };
+    this.sides = { a: new Side(prefetch), b: new Side(prefetch) };
     this.state = newState();
     this.parts = [];
     this.writeLink = debounced(() => this.#link(false), 200);
@@ -237,13 +241,7 @@ class App {
     side.head = head;
     side.matrix = base ? new Matrix(base, side.view.tokens.length, side.view.layers[head[0]].signed) : null;
     this.update();
-    if (this.data.live && side.view.tokens.length <= this.limit) {
-      const { setup, view } = side;
-      setTimeout(() => {
-        if (side.setup !== setup) return;
-        for (const step of [1, -1]) this.#base(setup, view, this.#stepped(view, head, step))?.catch(() => {});
-      }, 30);
-    }
+    if (this.data.live && side.view.tokens.length <= this.limit) side.prefetch(side.setup, side.view, head);
   }
 
   /** Load a part of a matrix in more detail. */

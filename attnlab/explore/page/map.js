@@ -377,11 +377,12 @@ export class HeadMap {
 
   #wheel(event) {
     if (!this.matrix) return;
-    const out = event.deltaY > 0;
-    if (out && this.view[2] >= this.matrix.length) return; // nothing to zoom out of: the page scrolls
+    const pinch = event.ctrlKey || event.metaKey; // so browsers report a pinch on a touchpad
+    if (!pinch && document.activeElement !== this.stage) return; // the wheel scrolls the page until the matrix is clicked
+    if (event.deltaY > 0 && this.view[2] >= this.matrix.length) return;
     event.preventDefault();
     const at = [(event.offsetY - this.margin) / this.plot, (event.offsetX - this.margin) / this.plot].map((part) => Math.min(1, Math.max(0, part)));
-    this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), at);
+    this.zoom(Math.exp(-event.deltaY * (pinch ? 0.01 : 0.002)), at);
   }
 }
 
