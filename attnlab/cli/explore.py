@@ -27,7 +27,7 @@ SENTENCE = "The animal did not cross the street because it was too tired"
 class Options:
     """What to show."""
 
-    what: Annotated[Positional[str], arg(metavar="WHAT")] = ""
+    what: Annotated[Positional[str], arg(metavar="[WHAT]")] = ""
     """A mechanism, the folder of a run, or a pretrained network (minilm); by default a small trained network."""
     text: Annotated[str | None, arg(metavar="TEXT")] = None
     """The text that is shown first."""

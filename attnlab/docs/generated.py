@@ -19,6 +19,8 @@ from attnlab.utils import markdown
 from attnlab.utils.errors import UnknownNameError, UserError
 
 LEGEND = "n is the sequence length, d the width of a token (`embed_dim`), h the number of heads."
+EXPLORER = "http://127.0.0.1:8765/"
+"""The page of `attnlab explore` while it runs, at its default port."""
 OTHER_LETTERS = "`attnlab models NAME` explains the other letters."
 
 
@@ -124,6 +126,7 @@ def card(entry: registry.Entry) -> str:
         ("supports", "; ".join(f"**{name}** ({CAPABILITIES[name]})" for name in card.supports)),
         ("train it", f"`python main.py --model {entry.name}`"),
         ("check it", f"`attnlab check {entry.name}`"),
+        ("see it", f"`attnlab explore {entry.name}`, which opens [this page]({EXPLORER}#source.model={entry.name})"),
     ]
     return f"{markdown.table((card.title, card.summary), rows)}\n\n{LEGEND}"
 

@@ -28,6 +28,7 @@ API = {
     "Conformance suite": ("attnlab.checks",),
     "Networks": ("attnlab.network",),
     "Tasks": ("attnlab.tasks.base",),
+    "Explorer": ("attnlab.explore.setup", "attnlab.explore.notebook"),
     "Benchmarks": ("attnlab.bench.measurement",),
     "Integrations": ("attnlab.integrations.pytorch", "attnlab.integrations.huggingface"),
 }
@@ -37,6 +38,7 @@ SECTIONS = (
     "glossary",
     "tasks",
     "training",
+    "explore",
     "compare",
     "claims",
     "hybrids",

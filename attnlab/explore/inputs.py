@@ -77,10 +77,12 @@ def characters(text: str) -> Sequence:
     The codes do not depend on the text, so that a network stays the same while its text changes.
     """
     codes = [ord(c) if ord(c) < ASCII else ASCII + ord(c) % ASCII for c in text]
-    shared = {code: {c for c, other in zip(text, codes, strict=True) if other == code} for code in codes}
+    sharing: dict[int, set[str]] = {}
+    for c, code in zip(text, codes, strict=True):
+        sharing.setdefault(code, set()).add(c)
     notes = tuple(
         f"the characters {' and '.join(sorted(same))} have the same code, so they are the same token"
-        for same in shared.values()
+        for same in sharing.values()
         if len(same) > 1
     )
     size = 2 * ASCII

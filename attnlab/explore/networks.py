@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import log, prod
 from typing import Any
@@ -127,8 +128,8 @@ def build_untrained(source: Untrained, inputs: Inputs, outputs: Outputs, pool: s
 
 
 def build(make: Callable[[], Network], model: str, seed: int = 0) -> Network:
-    """Build a network with a seed, in eval mode; errors of its options become one line."""
-    try:
+    """Build a network with a seed, in eval mode."""
+    with one_line_errors(model):
         with torch.device("meta"):  # only the shapes
             size = sum(prod(parameter.shape) for parameter in make().parameters())
         if size > MAX_PARAMETERS:
@@ -136,6 +137,13 @@ def build(make: Callable[[], Network], model: str, seed: int = 0) -> Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return make().eval()
+
+
+@contextmanager
+def one_line_errors(model: str) -> Iterator[None]:
+    """Turn the errors of a mechanism, for its options or its input, into a UserError of one line."""
+    try:
+        yield
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{model}: {' '.join(str(error).split())}") from None
 
@@ -161,7 +169,8 @@ def trained(source: Trained, text: str, shelf: Shelf) -> Subject:
     check_options(registry.entry(source.model).name, source.options, "the network")
     resolve_causal(source.model, source.causal)
     key = ("trained", source.model, json.dumps(example.with_defaults(source.model, source.options), sort_keys=True))
-    network, accuracy = shelf.keep(key, partial(example.network, source.model, dict(source.options)))
+    with one_line_errors(source.model):
+        network, accuracy = shelf.keep(key, partial(example.network, source.model, source.options))
     check_length(len(text), network.limit, ", the length of the texts that the network was trained on")
     symbols = lesson_example.LETTERS if network.inputs.size < len(lesson_example.SYMBOLS) else lesson_example.SYMBOLS
     notes = [f"trained to repeat a word: it predicts {accuracy:.1%} of the letters of a repeated word"]
@@ -195,10 +204,8 @@ def network_subject(network: Network, name: str, sequence: Sequence, notes: tupl
 
     @torch.no_grad()
     def run() -> Tensor:
-        try:
+        with one_line_errors(name):
             out: Tensor = network(x)[0]
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{name}: {' '.join(str(error).split())}") from None
         return out if network.outputs.kind == "tokens" else out.flatten()
 
     return Subject(

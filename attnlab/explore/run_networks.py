@@ -19,7 +19,7 @@ from attnlab.explore.inputs import (
     digit,
     validation_example,
 )
-from attnlab.explore.networks import changed, network_subject, resolve_causal
+from attnlab.explore.networks import changed, network_subject, one_line_errors, resolve_causal
 from attnlab.explore.setup import Digit, RunNetwork, TaskExample, Text
 from attnlab.explore.setup import Upload as UploadInput
 from attnlab.explore.shelf import Shelf
@@ -80,11 +80,8 @@ def _check_shapes(network: Network, options: dict[str, Any], path: Path) -> None
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for names in (*([name] for name in options), list(options)):  # one at a time, to name the first
         chosen = {name: options[name] for name in names}
-        try:
-            with torch.device("meta"):
-                made = Network(**config | {"options": (config["options"] or {}) | chosen})
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{config['model']}: {' '.join(str(error).split())}") from None
+        with one_line_errors(config["model"]), torch.device("meta"):
+            made = Network(**config | {"options": (config["options"] or {}) | chosen})
         if {name: tensor.shape for name, tensor in made.state_dict().items()} != expected:
             raise UserError(
                 f"{' and '.join(names)} changes the parameters of {path}; leave it as it was in training, or train "

@@ -48,6 +48,8 @@ PORT = 8765
 MAX_BODY = 2**20
 """Bytes of the body of a request; an upload may have `MAX_UPLOAD`."""
 MAX_UPLOAD = 2**26
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 
 class Guard:
@@ -229,13 +231,16 @@ class Server:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
+            self._socket.listen(BACKLOG)  # requests wait from now on, until they are served
         except OSError as error:
             self._socket.close()
             raise UserError(f"cannot use port {port}: {error.strerror}; choose another one, or 0 for any") from None
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{HOST}:{self.port}/"
         hosts = frozenset({f"{HOST}:{self.port}", f"localhost:{self.port}"})
-        config = uvicorn.Config(make_app(explorer, hosts), log_level="warning", access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            make_app(explorer, hosts), log_level="warning", access_log=False, lifespan="off", backlog=BACKLOG
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.wait, daemon=True, name="attnlab explore")
 
@@ -244,8 +249,7 @@ class Server:
         self._server.run(sockets=[self._socket])
 
     def start(self) -> None:
-        """Serve in a thread; requests are answered from now on, because the socket listens already."""
-        self._socket.listen(2048)
+        """Serve in a thread."""
         self._thread.start()
 
     def stop(self) -> None:

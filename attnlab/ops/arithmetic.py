@@ -124,12 +124,11 @@ class Row:
         """Whether the key is left out in this head."""
         return not self.allowed[self.cell.head, self.cell.key]
 
-    def others(self, head: int | None = None) -> Tensor:
-        """Return the scores of the other allowed keys of a head, in the order of the keys, in float64."""
-        head = self.cell.head if head is None else head
-        keep = self.allowed[head].clone()
+    def others(self) -> Tensor:
+        """Return the scores of the other allowed keys in this head, in the order of the keys, in float64."""
+        keep = self.allowed[self.cell.head].clone()
         keep[self.cell.key] = False
-        return self.scores[head, keep].detach().double()
+        return self.scores[self.cell.head, keep].detach().double()
 
 
 def dot_product(a: Arithmetic, q: Tensor, k: Tensor, head: int, *, scale: float | None = None) -> str:
@@ -139,7 +138,7 @@ def dot_product(a: Arithmetic, q: Tensor, k: Tensor, head: int, *, scale: float 
     products = a.compute("products", f"[x * y for x, y in zip({q_name}, {k_name})]", "the products of their features")
     dot = a.compute("dot", f"sum({products})", "q · k")
     if scale is None:
-        return a.compute("scaled", f"{dot} / math.sqrt({len(q)})", f"divided by √d, the width of a head being {len(q)}")
+        return a.compute("scaled", f"{dot} / math.sqrt({len(q)})", f"divided by √d; a head has d = {len(q)} features")
     return a.compute("scaled", f"{dot} * {scale!r}", f"times the scale, {scale:.6g}")
 
 
@@ -175,16 +174,9 @@ def sigmoid(a: Arithmetic, name: str, x: str, meaning: str) -> str:
 
 
 def masked(a: Arithmetic, row: Row) -> None:
-    """Add the lines of a key that is not allowed: its weight is zero."""
+    """Add the line of a key that is not allowed: its weight is zero."""
     nothing = "" if row.allowed[row.cell.head].any() else "; no key of this row is allowed, so all its weights are zero"
-    score = a.compute("masked", "-math.inf", f"{row.reason}: its score is replaced by −∞{nothing}")
-    a.compute("weight", f"math.exp({score})", "the attention weight: exp(−∞) = 0")
-
-
-def numbers(x: Tensor) -> list[float]:
-    """Return the values of a vector."""
-    values: list[float] = x.detach().double().tolist()
-    return values
+    a.compute("weight", "math.exp(-math.inf)", f"{row.reason}: its score is replaced by −∞, and exp(−∞) = 0{nothing}")
 
 
 def _literal(value: float | list[float]) -> str:

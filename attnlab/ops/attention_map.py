@@ -58,9 +58,6 @@ class AttentionMap:
     implied: ClassVar[bool] = False
     """Whether the mechanism does not compute these weights, but its output equals their product with the values."""
 
-    has_state: ClassVar[bool] = False
-    """Whether the output is read from a recurrent state, whose trace ``states(values, head)`` returns."""
-
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.shape, self._like = shape, like
 

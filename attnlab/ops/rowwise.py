@@ -64,7 +64,7 @@ class RowwiseMap(AttentionMap):
         score_fn: computes scores (B, H, n, m) from q and k; the scaled dot product by default.
         added: computes a further term of the scores of a tile.
         score_cost: the temporary values per score.
-        is_scaled: whether ``score_fn`` has the factor 1/√d.
+        is_scaled: whether another ``score_fn`` than the default has the factor 1/√d.
         softcap: the scores become ``softcap · tanh(score / softcap)`` before the bias.
         score_lines: explains ``score_fn``; without it a score is shown as it is, unless it is the scaled dot product.
         weight_lines: explains ``normalize``; without it a weight is shown as it is, unless it is a softmax.
@@ -83,7 +83,7 @@ class RowwiseMap(AttentionMap):
         score_fn: Callable[[Tensor, Tensor], Tensor] = scaled_dot_product,
         added: Added | None = None,
         score_cost: int = 1,
-        is_scaled: bool = True,
+        is_scaled: bool = False,
         softcap: float | None = None,
         score_lines: ScoreLines | None = None,
         weight_lines: WeightLines | None = None,
@@ -93,7 +93,7 @@ class RowwiseMap(AttentionMap):
         super().__init__((*q.shape[:3], k.shape[2]), q)
         self.q, self.k, self.mask, self.bias = q, k, mask, bias
         self._normalize, self._score_fn, self._added, self._score_cost = normalize, score_fn, added, score_cost
-        self._is_scaled = is_scaled
+        self._is_scaled = is_scaled or score_fn is scaled_dot_product
         self._factor, self._softcap, self._excluded = 1.0, softcap, excluded
         self._score_lines = dot_product if score_lines is None and score_fn is scaled_dot_product else score_lines
         self._weight_lines = softmax if weight_lines is None and normalize is masked_softmax else weight_lines

@@ -106,7 +106,6 @@ class AdditiveAttention(MultiHeadBase):
             masked_softmax,
             score_fn=separated if is_cheap else hidden_layer,
             score_cost=2 if is_cheap else self.head_dim,
-            is_scaled=False,
             score_lines=self._score_lines,
         )
 

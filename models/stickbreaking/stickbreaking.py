@@ -95,7 +95,7 @@ class StickBreakingAttention(MultiHeadBase):
         def weights(scores: Float[Tensor, "B H n m"], permitted: Tensor | None) -> Float[Tensor, "B H n m"]:
             return stick_breaking(scores, permitted).to(Q.dtype)
 
-        lines: dict[str, Any] = {"score_lines": dot_product, "weight_lines": weight_lines}
+        lines: dict[str, Any] = {"is_scaled": True, "score_lines": dot_product, "weight_lines": weight_lines}
         return RowwiseMap(Q, K, mask, bias, weights, score_fn=scores, score_cost=2, **lines)
 
 

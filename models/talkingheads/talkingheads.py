@@ -17,6 +17,9 @@ from attnlab.ops.rowwise import RowwiseMap
 from attnlab.ops.softmax import masked_softmax
 from attnlab.positions import Positions
 
+LOWEST = -1e30
+"""A finite logarithm of zero."""
+
 
 class TalkingHeadsAttention(MultiHeadBase):
     """``W = P_w · softmax(P_l · (Q Kᵀ / √d_k))``: P_l and P_w, (h, h) each, mix across heads.
@@ -113,9 +116,10 @@ class TalkingHeadsAttention(MultiHeadBase):
         keys = row.allowed.clone()
         keys[:, key] = False
         others = (self.scores.double() @ row.scores.double()).masked_fill(~keys, -torch.inf)
-        rest = a.given("rest", others.logsumexp(-1), "the log-sum-exp of the mixed scores of the other allowed keys")
-        top = a.compute("top", f"[max(m, r) for m, r in zip({mixed}, {rest})]", "the larger of the two")
-        total = f"(math.exp(m - t) + math.exp(r - t)) for m, r, t in zip({mixed}, {rest}, {top})"
+        rest = others.logsumexp(-1).clamp(min=LOWEST)
+        rest_name = a.given("rest", rest, "the log-sum-exp of the mixed scores of the other allowed keys")
+        top = a.compute("top", f"[max(m, r) for m, r in zip({mixed}, {rest_name})]", "the larger of the two")
+        total = f"(math.exp(m - t) + math.exp(r - t)) for m, r, t in zip({mixed}, {rest_name}, {top})"
         softmax = a.compute("softmax", f"[math.exp(m - t) / {total}]", "the softmax of every head")
         if not allowed.all():
             keep = a.given("allowed", allowed, "1 in the heads whose mask allows the key")

@@ -72,7 +72,7 @@ def test_help_shows_groups_defaults_and_an_example() -> None:
         "model task data target embed_dim num_heads layers seq_length epochs steps batch_size learning_rate warmup "
         "weight_decay dropout grad_clip seed device precision threads compile val_fraction patience save_path run_dir "
         "resume config json quiet interactive overwrite target_type features ignore missing split_by metric "
-        "class_weight evaluate_every validation_examples init_from test_length pairs vocabulary noise"
+        "class_weight evaluate_every validation_examples snapshots init_from test_length pairs vocabulary noise"
     )
     for flag in flags.split():
         assert f"--{flag}" in out, flag
@@ -162,6 +162,7 @@ def test_lists_of_columns(line: str, names: list[str]) -> None:
         "--target None --target_type class --missing drop --split_by lines",
         "--target=-x --features None a,b --run_dir None",
         "--metric f1 --class_weight balanced --evaluate_every 7 --validation_examples 11 --init_from './a b'",
+        "--snapshots 3",
     ],
 )
 def test_the_printed_command_parses_to_the_same_arguments(line: str) -> None:

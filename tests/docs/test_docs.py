@@ -100,6 +100,10 @@ EXCEPTIONS: dict[str, tuple[str | None, str]] = {
         "attnlab claims induction-needs-two-layers",
         "takes a minute; tests/claims runs small claims",
     ),
+    **{
+        f"attnlab explore{what}": (f"attnlab explore{what} --export page.html --overwrite", "serves until Ctrl-C")
+        for what in ("", " runs/induction")
+    },
     "python main.py --interactive": (None, "needs a terminal; tests/cli/test_interactive.py runs it"),
 }
 

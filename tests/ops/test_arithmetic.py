@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from attnlab.masks import from_tensor, sliding_window
@@ -55,7 +57,7 @@ def test_a_mechanism_without_lines_shows_its_scores_and_its_weight() -> None:
     assert shown.lines[0].value == pytest.approx((2 * q[1, 1, 2] @ k[1, 1, 5]).item())
     assert shown.result == pytest.approx(weights.materialize()[1, 1, 2, 5].item())
     masked = weights.arithmetic(1, 0, 6)
-    assert [line.name for line in masked.lines] == ["scored", "masked", "weight"]
+    assert [line.name for line in masked.lines] == ["scored", "weight"]
     assert masked.result == 0.0
     dense = DenseMap(weights.materialize()).arithmetic(2, 4, 6, batch=1)
     assert dense.result == weights.materialize()[1, 2, 4, 6].item()
@@ -65,9 +67,9 @@ def test_a_masked_key_and_a_fully_masked_row_are_named() -> None:
     q, k = queries_and_keys()
     rows = (torch.arange(N) != 1).unsqueeze(-1).expand(N, M)
     weights = SoftmaxMap(q, k, sliding_window(3).bind(N, M))
-    assert weights.arithmetic(0, 0, 6).lines[-2].meaning.startswith("the mask does not allow this key")
+    assert weights.arithmetic(0, 0, 6).lines[-1].meaning.startswith("the mask does not allow this key")
     fully = SoftmaxMap(q, k, from_tensor(rows).bind(N, M))
-    assert "no key of this row is allowed" in fully.arithmetic(0, 1, 3).lines[-2].meaning
+    assert "no key of this row is allowed" in fully.arithmetic(0, 1, 3).lines[-1].meaning
     assert fully.arithmetic(0, 1, 3).result == 0.0
     assert "2 of the 7 keys are left out" in weights_line(weights.arithmetic(0, 2, 4))
 
@@ -89,3 +91,24 @@ def test_extreme_scores_do_not_overflow(size: float) -> None:
     matrix = weights.materialize()
     for key in range(M):
         assert weights.arithmetic(0, 0, key).result == pytest.approx(matrix[0, 0, 0, key].item(), abs=1e-2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_softmax_with_any_options(data: st.DataObject) -> None:
+    heads, groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    queries, keys, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 90)), data.draw(st.integers(1, 5))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    optional = {
+        "mask": from_tensor(torch.rand(queries, keys) < 0.7).bind(queries, keys),
+        "bias": torch.randn(heads * groups, queries, keys),
+        "scale": 0.3,
+        "sink": torch.randn(heads * groups),
+        "softcap": 1.5,
+    }
+    chosen = {name: value for name, value in optional.items() if data.draw(st.booleans())}
+    q, k = torch.randn(1, heads * groups, queries, width), torch.randn(1, heads, keys, width)
+    weights = SoftmaxMap(q, k, **chosen)
+    head, query, key = (data.draw(st.integers(0, count - 1)) for count in (heads * groups, queries, keys))
+    expected = weights.materialize()[0, head, query, key].item()
+    assert weights.arithmetic(head, query, key).result == pytest.approx(expected, abs=1e-6)

@@ -101,6 +101,9 @@ def test_padding_and_documents_are_in_the_order_of_the_batch(name: str) -> None:
     assert left.norm[:2] == left.written[:2] == left.erased[:2] == [0.0, 0.0]
     assert left.rank[:2] == [0, 0]
     assert_equal(left, trace(layer, x[1:, 2:]), slice(2, N))
+    right = trace(layer, x, 1, padding(torch.tensor([N, 5])))
+    assert_equal(right, trace(layer, x[1:, :5]), slice(0, 5))
+    assert right.norm[5:] == right.written[5:] == right.erased[5:] == [0.0, 0.0]
     packed = trace(layer, x, 0, documents(torch.tensor([0, 0, 0, 1, 1, 1, 1])))
     assert_equal(packed, trace(layer, x[:1, :3]), slice(0, 3))
     alone = trace(layer, x[:1, 3:])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from processes import Server
-from small import lines, same, without_times
+from small import files, lines, same, without_times
 
 from attnlab.files.atomic import UNFINISHED
 from attnlab.training.checkpoint import load_tensors
@@ -25,7 +25,7 @@ KILLS = 8
 STEPS = 80
 TRAIN = [
     *("train", "--model", "multihead", "--task", "digits", "--embed_dim", "8", "--layers", "1", "--dropout", "0.1"),
-    *("--steps", str(STEPS), "--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet"),
+    *("--steps", str(STEPS), "--learning_rate", "0.01", "--checkpoint_seconds", "0", "--quiet", "--snapshots", "5"),
 ]
 
 
@@ -56,6 +56,7 @@ def assert_the_same_run(path: Path, expected: Path) -> None:
     result, wanted_result = ({**(Run.open(p).result() or {}), "run": ""} for p in (path, expected))
     assert without_times(result) == without_times(wanted_result)
     assert wanted_result["steps"] == STEPS
+    assert files(path / "snapshots") == files(expected / "snapshots")
     assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in expected.iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 
 from attnlab.network import Inputs, Outputs
 from attnlab.tasks.base import Split, TaskData
-from attnlab.training.schedule import MIN_EXAMPLES, SHARE, STEP_COST, evenly_spaced, schedule, validation_sample
+from attnlab.training.schedule import (
+    MIN_EXAMPLES,
+    SHARE,
+    STEP_COST,
+    evenly_spaced,
+    schedule,
+    snapshot_steps,
+    validation_sample,
+)
 from attnlab.training.settings import Training
 from attnlab.utils.errors import UserError
 
@@ -78,3 +88,19 @@ def test_evenly_spaced(total: int, count: int) -> None:
     assert rows[0] >= 0
     assert rows[-1] < total
     assert total - rows[-1] <= -(-total // count)
+
+
+@given(st.integers(0, 100), st.integers(1, 10**8))
+def test_snapshots_are_evenly_spaced_on_a_logarithmic_scale(count: int, steps: int) -> None:
+    taken = snapshot_steps(count, steps)
+    assert len(set(taken)) == len(taken) == min(count, steps + 1)
+    assert taken == sorted(taken)
+    assert not taken or taken[-1] == steps
+    assert count < 2 or taken[0] == 0
+    gaps = [two - one for one, two in pairwise(taken)]
+    assert all(two >= one - 1 for one, two in pairwise(gaps)), "the gaps grow, up to rounding"
+
+
+def test_snapshots_of_a_thousand_steps() -> None:
+    assert snapshot_steps(5, 1_000) == [0, 1, 10, 100, 1_000]
+    assert [snapshot_steps(count, 7) for count in (0, 1, 2, 9)] == [[], [7], [0, 7], list(range(8))]

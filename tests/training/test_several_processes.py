@@ -99,7 +99,7 @@ def make(case: str, processes: Processes = ALONE, path: Path | None = None, **ch
     """
     dataset, options = CASES[case]
     made = {"embed_dim": 8, "num_heads": 2, "layers": 1, "batch_size": 4, "steps": 12, "evaluate_every": 3}
-    made |= {"precision": "float64", "learning_rate": 0.02, "bias": False, **options, **changes}
+    made |= {"snapshots": 3, "precision": "float64", "learning_rate": 0.02, "bias": False, **options, **changes}
     settings = defaults(made.pop("model"), "digits").updated(made, "the test")
     data = changed(dataset(), Split.double)
     torch.manual_seed(settings.training.seed)
@@ -170,6 +170,11 @@ def work() -> None:
     if processes.rank == 0:
         saved = Run.open(path).load_model().state_dict()
         assert saved.keys() == expected.network.state_dict().keys()
+        assert Run.open(path).snapshots() == [0, 1, 12], "whole networks, also of sharded ones"
+        first, end = (Run.open(path).load_snapshot(step) for step in (1, 12))
+        assert not same(first.state_dict(), end.state_dict())
+        compare_networks = zip(end.parameters(), expected.network.parameters(), strict=True)
+        assert all(torch.allclose(one, two, atol=TOLERANCE, rtol=0) for one, two in compare_networks)
 
 
 # Running

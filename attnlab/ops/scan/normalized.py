@@ -37,7 +37,6 @@ class NormalizedScan(AttentionMap):
     """
 
     implied = True
-    has_state = True
 
     def __init__(self, q: Tensor, k: Tensor, mask: BoundMask | None, log_scale: Tensor | None = None) -> None:
         super().__init__((*q.shape[:3], k.shape[2]), q)

@@ -28,7 +28,6 @@ class ScanMap(AttentionMap):
     """
 
     implied = True
-    has_state = True
 
     def __init__(
         self,
@@ -162,7 +161,6 @@ class RecurrenceMap(AttentionMap):
     """
 
     implied = True
-    has_state = True
 
     def __init__(self, inputs: Recurrence, sequences: Sequences) -> None:
         B, H, N, _ = inputs.q.shape
