@@ -25,6 +25,7 @@ from attnlab.explore.setup import (
     MapRequest,
     MaskChange,
     Pretrained,
+    RunEntry,
     RunNetwork,
     ScoreChange,
     Setup,

@@ -39,6 +39,7 @@ export function select(options, value, onchange) {
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "none";
   if (value === 0 || !Number.isFinite(value)) return String(value);
+  value = Number(value.toPrecision(digits));
   const size = Math.abs(value);
   if (size < 1e-4 || size >= 1e6) return value.toExponential(digits - 1).replace("-", "−").replace("e−", "e-");
   const text = size >= 1 ? value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))) : value.toFixed(digits);

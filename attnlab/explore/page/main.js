@@ -209,7 +209,6 @@ class App {
       );
     byId("map").removeAttribute("aria-busy");
     byId("about").textContent = view.notes.map(sentence).join(" ");
-    document.body.dataset.ready = "true";
   }
 
   #failed(name, error) {
@@ -384,6 +383,7 @@ class App {
     byId("compare").setAttribute("aria-pressed", this.state.b ? "true" : "false");
     document.body.classList.toggle("comparing", Boolean(this.state.b));
     for (const part of this.parts) part.update();
+    if (this.parts.length && this.side.view) document.body.dataset.ready = "true";
   }
 }
 

@@ -129,14 +129,14 @@ export class HeadMap {
   #margins() {
     const context = this.base.getContext("2d");
     context.font = FONT;
-    let widest = 12;
+    let widest = 1;
     this.labels = [];
     for (let i = 0; i < Math.min(this.tokens.length, 2048); i++) {
       this.labels.push(short(visible(this.tokens[i]), 12));
       if (i < 256) widest = Math.max(widest, context.measureText(this.labels[i]).width);
     }
     this.widest = widest;
-    this.margin = GAP + Math.min(this.size / 4, this.matrix.length > 99 ? Math.max(widest, 34) : widest) + 8;
+    this.margin = GAP + Math.min(this.size / 4, Math.max(widest, this.matrix.length > 99 ? 34 : 12)) + 8;
     this.plot = Math.max(40, this.size - this.margin - 2);
   }
 
@@ -257,7 +257,7 @@ export class HeadMap {
     for (let i = Math.ceil(columns[0] / step) * step; i < columns[1]; i += step) {
       const x = margin + (i + 0.5 - left) * unit;
       if (!inside(x)) continue;
-      if (!all || this.widest <= unit - 2) {
+      if (!all || this.widest <= unit) {
         context.textAlign = "center";
         context.fillText(label(i), x, margin - 10, all ? unit : 60);
       } else {
