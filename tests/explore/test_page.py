@@ -6,9 +6,7 @@ Every test fails if the browser asks any server but this one, or writes an error
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from attnlab.docs import explorer as explorer_pictures
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.link import fragment
 from attnlab.explore.server import Server
@@ -37,15 +36,12 @@ from attnlab.explore.setup import (
     Upload,
 )
 from attnlab.explore.shelf import Shelf
+from attnlab.utils.errors import UserError
 
 playwright = pytest.importorskip("playwright.sync_api", reason="install the extra dev")
 expect = playwright.expect
 
 pytestmark = pytest.mark.slow
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 TEXT = "abcdeabcdea"
 
@@ -72,11 +68,12 @@ def server(explorer: Explorer) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = os.environ.get("ATTNLAB_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("there is no browser: install Debian's chromium, or set ATTNLAB_CHROMIUM to the path of one")
+    try:
+        program = explorer_pictures.browser()
+    except UserError as error:
+        pytest.skip(str(error))
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=FLAGS)
+        launched = driver.chromium.launch(executable_path=program, args=list(explorer_pictures.FLAGS))
         yield launched
         launched.close()
 

@@ -171,14 +171,31 @@ class App {
     const key = JSON.stringify(setup);
     if (side.wanted !== key) {
       side.wanted = key;
-      byId("map").setAttribute("aria-busy", "true");
+      this.#busy(setup);
       side.views(
         () => this.#fetch(name, setup),
         (loaded) => this.#loaded(name, loaded),
-        (error) => this.#failed(name, error),
+        (error) => this.#failed(name, key, error),
       );
     } else if (side.view && String(this.#headOf(name, side.view)) !== String(side.head)) this.#loadMap(name);
     else side.maps.stop(); // the head that is shown is wanted again
+  }
+
+  #busy(setup) {
+    byId("map").setAttribute("aria-busy", "true");
+    clearTimeout(this.waiting);
+    const text = setup.source.kind === "trained" ? "Training a small network, which takes some seconds …" : "Computing …";
+    this.waiting = setTimeout(() => Object.assign(byId("busy"), { hidden: false, textContent: text }), 500);
+  }
+
+  // The answer for a setup has arrived; another one may be on its way.
+  #idle(name, key) {
+    this.sides[name].answered = key;
+    const shown = this.state.b ? ["a", "b"] : ["a"];
+    if (shown.some((each) => this.sides[each].answered !== this.sides[each].wanted)) return;
+    clearTimeout(this.waiting);
+    byId("map").removeAttribute("aria-busy");
+    byId("busy").hidden = true;
   }
 
   async #fetch(name, setup) {
@@ -207,12 +224,12 @@ class App {
         },
         () => {}, // the setup itself works; without the comparison the panel shows no "before"
       );
-    byId("map").removeAttribute("aria-busy");
+    this.#idle(name, JSON.stringify(setup));
     byId("about").textContent = view.notes.map(sentence).join(" ");
   }
 
-  #failed(name, error) {
-    byId("map").removeAttribute("aria-busy");
+  #failed(name, key, error) {
+    this.#idle(name, key);
     const side = this.sides[name];
     if (side.view) {
       this.problem(error);

@@ -204,7 +204,7 @@ export class HeadMap {
           const { value } = this.matrix.at(query, key);
           if (unit < 38 && !(value < 0)) continue;
           context.fillStyle = inkOn(value, signed, peak);
-          const text = unit >= 38 ? number(Math.round(value * 100) / 100, 2) : "−";
+          const text = unit >= 38 ? value === 0 ? "0" : value.toFixed(2).replace("-", "−") : "−";
           context.fillText(text, this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit);
         }
     }
@@ -244,7 +244,8 @@ export class HeadMap {
     context.fillText("← query position", 0, 0);
     context.restore();
     context.fillStyle = colors.ink;
-    const all = unit >= 12 && this.labels.length === this.tokens.length;
+    if (unit < 12) context.font = FONT.replace("12px", "10px");
+    const all = unit >= 9 && this.labels.length === this.tokens.length;
     const step = all ? 1 : nice(span / Math.max(2, plot / 60));
     const label = (i) => (all ? this.labels[i] : String(i));
     const [rows, columns] = [this.#span(top, span), this.#span(left, span)];
@@ -257,7 +258,7 @@ export class HeadMap {
     for (let i = Math.ceil(columns[0] / step) * step; i < columns[1]; i += step) {
       const x = margin + (i + 0.5 - left) * unit;
       if (!inside(x)) continue;
-      if (!all || this.widest <= unit) {
+      if (!all || this.widest <= Math.max(unit, 12)) {
         context.textAlign = "center";
         context.fillText(label(i), x, margin - 10, all ? unit : 60);
       } else {
