@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from attnlab.docs import explorer as explorer_pictures
+from attnlab.explore import screenshots
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.link import fragment
 from attnlab.explore.server import Server
@@ -69,11 +70,11 @@ def server(explorer: Explorer) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     try:
-        program = explorer_pictures.browser()
+        program = screenshots.browser()
     except UserError as error:
         pytest.skip(str(error))
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=list(explorer_pictures.FLAGS))
+        launched = driver.chromium.launch(executable_path=program, args=list(screenshots.FLAGS))
         yield launched
         launched.close()
 
@@ -122,6 +123,13 @@ def head_of(explorer: Explorer, setup: Setup, layer: int = 0, head: int = 0) -> 
     return explorer.matrix(MapRequest(setup=setup, layer=layer, head=head))
 
 
+def strongest(explorer: Explorer, setup: Setup) -> tuple[int, int]:
+    """The layer and the head with the largest score of induction."""
+    layers = explorer.view(setup).layers
+    scores = {(i, j): head.tags["induction"] for i, layer in enumerate(layers) for j, head in enumerate(layer.heads)}
+    return max(scores, key=lambda at: scores[at])
+
+
 def link(setup: Setup, **place: str) -> str:
     return fragment(setup, **place)
 
@@ -167,10 +175,7 @@ def test_default_view_shows_the_trained_network_with_its_strongest_induction_hea
     visit: Visit, explorer: Explorer
 ) -> None:
     page = visit()
-    view = explorer.view(Setup())
-    scores = [[head.tags["induction"] for head in layer.heads] for layer in view.layers]
-    best = torch.tensor(scores).argmax().item()
-    layer, head = divmod(int(best), len(scores[0]))
+    layer, head = strongest(explorer, Setup())
     expect(page.locator("#map-title")).to_have_text(f"Layer {layer}, head {head}")
     assert page.evaluate("location.hash") == ""
     assert "".join(page.locator(".token").all_inner_texts()) == "blacksmith␣blacksmith"
@@ -450,6 +455,36 @@ def test_options_of_the_catalog_change_the_network(visit: Visit) -> None:
     expect(page.locator("#head option")).to_have_count(2)  # the last view that worked
 
 
+def test_positions_take_settings(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL, head="0.0", cell="7.3"))
+    page.click("#tab-changes")
+    page.get_by_label("positions", exact=True).fill("rotary(base=100)")
+    page.keyboard.press("Tab")
+    source = Untrained(embed_dim=12, options={"num_heads": 3, "positions": "rotary(base=100)"})
+    turned = head_of(explorer, SMALL.model_copy(update={"source": source}))
+    readout(page).to_have_text(re.compile(f"{float(turned[7, 3]):.4f}$"))
+    assert abs(float(turned[7, 3] - head_of(explorer, SMALL)[7, 3])) > 1e-4
+
+
+def test_file_can_be_uploaded(visit: Visit, tmp_path: Path) -> None:
+    page = visit(link(SMALL))
+    for name, content in (("x.txt", b"no arrays"), ("x.npz", b"")):
+        path = tmp_path / name
+        path.write_bytes(content)
+        if path.suffix == ".npz":
+            np.savez(path, x=np.arange(3 * 7).reshape(3, 7) % 5)
+        with page.expect_file_chooser() as chooser:
+            page.select_option("#input", "upload")
+        chooser.value.set_files(path)
+        expect(page.locator("#problem" if name == "x.txt" else "#pickers")).to_contain_text(
+            "x.txt" if name == "x.txt" else "x.npz: 3 × 7"
+        )
+    expect(page.locator(".token")).to_have_count(7)
+    page.get_by_label("Row").fill("3")
+    page.keyboard.press("Tab")
+    expect(page.locator("#problem")).to_contain_text("3")
+
+
 # Overview and tokens
 
 
@@ -536,6 +571,36 @@ def test_mechanisms_of_different_kinds_can_be_compared(visit: Visit) -> None:
         + "&b.source.kind=untrained&b.source.model=retention&b.source.embed_dim=12&b.source.options.num_heads=3"
     )
     expect(page.locator("figcaption >> visible=true")).to_contain_text(["A: Multi-head", "B: Retention", "Difference"])
+
+
+def test_second_setup_shows_the_head_of_the_first_whichever_answer_comes_first(
+    visit: Visit, explorer: Explorer
+) -> None:
+    def seeded(seed: int) -> Setup:
+        return small().model_copy(update={"source": Untrained(embed_dim=12, options={"num_heads": 3}, seed=seed)})
+
+    seed = next(seed for seed in range(1, 20) if strongest(explorer, seeded(seed)) != strongest(explorer, SMALL))
+    page = visit(link(LESSON))
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if json.loads(route.request.post_data)["source"]["seed"] == 0:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/view", hold)
+    second = link(seeded(seed))[1:].split("&input")[0].replace("source", "b.source")
+    page.goto(f"{page.url.split('#')[0]}{link(SMALL)}&side=b&{second}")
+    page.reload()
+    expect(page.locator("#map-title")).to_be_visible()
+    other = page.inner_text("#map-title")
+    for route in held:
+        route.continue_()
+    expect(page.locator("figcaption >> visible=true")).to_have_count(3)
+    expect(page.locator("#map-title")).not_to_have_text(other)
+    names = page.locator("figcaption").all_inner_texts()
+    assert names[0].partition("layer")[2] == names[1].partition("layer")[2]
 
 
 # Loading

@@ -18,13 +18,13 @@ export const byId = (id) => document.getElementById(id);
 
 let serial = 0;
 /** Return a control with its label, and a help text that is read with it. */
-export function field(label, control, help = "") {
+export function field(label, control, help = "", more = null) {
   control.id ||= `control-${++serial}`;
   const note = help ? h("small", { id: `${control.id}-help`, textContent: help }) : null;
   if (note) control.setAttribute("aria-describedby", note.id);
   const check = control.type === "checkbox";
   const name = h("label", { for: control.id, textContent: label });
-  return h("div", { class: check ? "field check" : "field" }, check ? [control, name] : [name, control], note);
+  return h("div", { class: check ? "field check" : "field" }, check ? [control, name] : [name, control], note, more);
 }
 
 /** Return a `select` with these [value, text] pairs. */

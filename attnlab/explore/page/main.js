@@ -256,6 +256,8 @@ class App {
     const side = this.sides[name];
     side.head = head;
     side.matrix = base ? new Matrix(base, side.view.tokens.length, side.view.layers[head[0]].signed) : null;
+    const { b } = this.sides;
+    if (name === "a" && this.state.b && b.view && String(this.#headOf("b", b.view)) !== String(b.head)) this.#loadMap("b"); // it follows A
     this.update();
     if (this.data.live && side.view.tokens.length <= this.limit) side.prefetch(side.setup, side.view, head);
   }
