@@ -1,4 +1,4 @@
-"""Take the pictures of docs/explore.md: ``python -m attnlab.explore.screenshots`` with Chromium and the extra ``dev``."""
+"""Take the pictures of docs/explore.md: ``python -m attnlab.explore.screenshots``, with Chromium and the extra dev."""
 
 from __future__ import annotations
 
