@@ -62,29 +62,22 @@ def explorer() -> Explorer:
 
 
 @pytest.fixture(scope="module")
-def server(explorer: Explorer) -> Iterator[Server]:
-    with Server(explorer, port=0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def running(explorer: Explorer) -> Iterator[tuple[Server, Any]]:
     try:
-        program = screenshots.browser()
+        screenshots.browser()
     except UserError as error:
         pytest.skip(str(error))
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=list(screenshots.FLAGS))
-        yield launched
-        launched.close()
+    with screenshots.served(explorer) as both:
+        yield both
 
 
 Visit = Callable[..., Any]
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Visit]:
+def visit(running: tuple[Server, Any]) -> Iterator[Visit]:
     """Open the page, or the file at ``address``; the tour is dismissed unless ``tour``."""
+    server, browser = running
     contexts, foreign, errors = [], [], []
 
     def visit(
