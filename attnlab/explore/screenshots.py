@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attnlab.catalog import registry
+from attnlab.explore.explorer import Explorer
+from attnlab.explore.server import Server
+from attnlab.explore.shelf import Shelf
 from attnlab.utils.errors import UserError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -38,19 +43,22 @@ def browser() -> str:
     return found
 
 
-def take(folder: Path) -> None:
-    """Write the pictures into a folder."""
+@contextmanager
+def served(explorer: Explorer) -> Iterator[tuple[Server, Any]]:
+    """Run a server and a browser; both end with the context."""
     from playwright.sync_api import sync_playwright
 
-    from attnlab.explore.explorer import Explorer
-    from attnlab.explore.server import Server
-    from attnlab.explore.shelf import Shelf
-
-    with Server(Explorer(Shelf()), port=0) as server, sync_playwright() as driver:
+    with Server(explorer, port=0) as server, sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=browser(), args=list(FLAGS))
+        yield server, chromium
+        chromium.close()
+
+
+def take(folder: Path) -> None:
+    """Write the pictures into a folder."""
+    with served(Explorer(Shelf())) as (server, chromium):
         for name, (link, (width, height), scheme, panel) in PICTURES.items():
-            size: Any = {"width": width, "height": height}
-            page = chromium.new_page(viewport=size, color_scheme="dark" if scheme == "dark" else "light")
+            page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.add_init_script("localStorage.setItem('attnlab-explore-tour', 'yes')")
             page.goto(server.url + link)
             page.wait_for_selector("body[data-ready] #map:not([aria-busy])")
@@ -58,7 +66,6 @@ def take(folder: Path) -> None:
             page.wait_for_load_state("networkidle")
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"{name}.png")
-        chromium.close()
 
 
 if __name__ == "__main__":

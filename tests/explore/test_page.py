@@ -62,29 +62,22 @@ def explorer() -> Explorer:
 
 
 @pytest.fixture(scope="module")
-def server(explorer: Explorer) -> Iterator[Server]:
-    with Server(explorer, port=0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def running(explorer: Explorer) -> Iterator[tuple[Server, Any]]:
     try:
-        program = screenshots.browser()
+        screenshots.browser()
     except UserError as error:
         pytest.skip(str(error))
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=list(screenshots.FLAGS))
-        yield launched
-        launched.close()
+    with screenshots.served(explorer) as both:
+        yield both
 
 
 Visit = Callable[..., Any]
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Visit]:
+def visit(running: tuple[Server, Any]) -> Iterator[Visit]:
     """Open the page, or the file at ``address``; the tour is dismissed unless ``tour``."""
+    server, browser = running
     contexts, foreign, errors = [], [], []
 
     def visit(
@@ -335,6 +328,7 @@ def test_link_restores_the_setup_and_the_place(visit: Visit) -> None:
     page.evaluate("history.replaceState(null, '', '#')")
     page.keyboard.press("ArrowRight")  # the page writes its link anew
     expect(page).to_have_url(re.compile("cell=5.4"))
+    assert page.evaluate("location.hash") == link(setup, head="1.2", cell="5.4")
     requests.clear()
     again = visit(page.evaluate("location.hash"))
     expect(again.locator("#map-title")).to_have_text("Layer 1, head 2")
@@ -606,27 +600,37 @@ def test_second_setup_shows_the_head_of_the_first_whichever_answer_comes_first(
 # Loading
 
 
-def test_late_answer_does_not_replace_a_newer_one(visit: Visit) -> None:
-    page = visit(link(SMALL, head="0.0", cell="10.0"))
-    expect(page.locator("#weight")).to_be_visible()
-    held: list[Any] = []
+@pytest.mark.parametrize("prefetched", [False, True])
+def test_late_answer_does_not_replace_a_newer_one(visit: Visit, prefetched: bool) -> None:
+    """The matrix of another head arrives late: it was asked for, or asked for while it was fetched in advance."""
+    late, held = (0, 1) if prefetched else (1, 1), []
+    page = visit(link(LESSON))
 
     def hold(route: Any) -> None:
         body = json.loads(route.request.post_data)
-        if (body["layer"], body["head"]) == (1, 1) and not held:
+        if (body["layer"], body["head"]) == late and not held:
             held.append(route)
         else:
             route.continue_()
 
     page.route("**/api/map", hold)
-    page.evaluate("location.hash = location.hash.replace('head=0.0', 'head=1.1')")
-    page.select_option("#layer", "1")
-    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    with page.expect_request(lambda request: '"layer":0,"head":1' in (request.post_data or "")):
+        page.goto(page.url.split("#")[0] + link(SMALL, head="0.0", cell="10.0"))
+    title = expect(page.locator("#map-title"))
+    title.to_have_text("Layer 0, head 0")
+    page.evaluate("(hash) => { location.hash = hash }", link(SMALL, head=f"{late[0]}.{late[1]}", cell="10.0"))
+    expect(page).to_have_url(re.compile(f"head={late[0]}.{late[1]}"))
+    page.evaluate("(hash) => { location.hash = hash }", link(SMALL, head="1.0", cell="10.0"))
+    title.to_have_text("Layer 1, head 0")
     before = page.inner_text("#readout")
-    for route in held:
-        route.continue_()
-    page.wait_for_load_state("networkidle")
-    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    assert held
+    if prefetched:
+        with page.expect_response("**/api/map"):
+            held[0].continue_()
+    else:  # the page has given it up
+        held[0].continue_()
+    page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    title.to_have_text("Layer 1, head 0")
     assert page.inner_text("#readout") == before
 
 
