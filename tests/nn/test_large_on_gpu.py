@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from attnlab.catalog import registry
 from attnlab.checks.costs import exponent
 from attnlab.checks.layer_under_test import LayerUnderTest
 from attnlab.masks import BoundMask, Mask, causal, documents, padding, sliding_window
+from attnlab.nn.mixer import SequenceMixer
 from attnlab.ops import rowwise
 from attnlab.ops.backends import sdpa
-from attnlab.ops.backends.sdpa import Kernel
+from attnlab.ops.backends.sdpa import Fused, Kernel
+from attnlab.ops.call import AttentionCall
 from attnlab.ops.dispatch import record_dispatch
 from attnlab.ops.rowwise import GPU_TILE_VALUES, row_tiles
-from attnlab.ops.softmax import softmax_attention
+from attnlab.ops.softmax import masked_softmax, softmax_attention
 from attnlab.utils import tracing
 
 N = 3001
@@ -48,7 +51,7 @@ class Seen(TorchDispatchMode):
     """The largest tensor of a computation, and the operations that read values."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements, self.largest, self.reads = 0, "", list[str]()
 
     def __torch_dispatch__(
@@ -68,7 +71,8 @@ class Seen(TorchDispatchMode):
 def test_no_large_matrix_and_no_read(name: str, simulated_gpu: None) -> None:
     case = LayerUnderTest(registry.load(name))
     layer = case.build(case.causal_choices[-1], dtype=torch.float32)
-    assert exponent(layer.card.memory, layer, (N, 2 * N)) < 1.1, "the bound below is for n·d"  # type: ignore[arg-type]
+    assert isinstance(layer, SequenceMixer)
+    assert exponent(layer.card.memory, layer, (N, 2 * N)) < 1.1, "the bound below is for n·d"
     mask = padding(torch.tensor([N - 5])) if "padding" in case.capabilities else None
     with torch.no_grad(), Seen() as seen:
         case(layer, case.tokens(1, N, dtype=torch.float32), mask)
@@ -131,14 +135,9 @@ def test_gpu_tiles_are_few_and_fit(rule: Mask | None, monkeypatch: pytest.Monkey
     assert len(sizes) < 2.2 * sum(sizes) * cost / GPU_TILE_VALUES + 2
 
 
-def aligned(t: Tensor) -> int:
-    return -t.shape[-1] % 8
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_features_are_padded_for_the_kernels_of_a_gpu(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = [torch.randn(2, 3, 11, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    mask = (sliding_window(5) if masked else causal()).bind(11)
+def test_features_are_padded_for_the_kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, 3, 11, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask, sink = sliding_window(5).bind(11), torch.ones(3, dtype=torch.float64)
     widths, kernel = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -146,26 +145,33 @@ def test_features_are_padded_for_the_kernels_of_a_gpu(masked: bool, monkeypatch:
         return kernel(q, k, v, **options)
 
     def run() -> tuple[Tensor, ...]:
-        outs = softmax_attention(*tensors, mask), Kernel(0.3, torch.ones(3, dtype=torch.float64))(*tensors)
-        return *outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), tensors)
+        out = torch.cat([softmax_attention(q, k, v, mask), Kernel(0.3, sink)(q, k, v)])
+        return out, *torch.autograd.grad(out.square().sum(), [q, k, v])
 
     expected = run()
-    monkeypatch.setattr(sdpa, "missing_features", aligned)
+    monkeypatch.setattr(sdpa, "missing_features", lambda t: -t.shape[-1] % 8)
     monkeypatch.setattr(sdpa, "can_inspect_values", lambda _: False)
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
     torch.testing.assert_close(run(), expected)
     assert widths == [(8, 8, 8)] * 2
 
 
+@pytest.mark.parametrize("width", [5, 8])
+def test_calls_without_a_matrix_are_padded_too(width: int) -> None:
+    q: Any = SimpleNamespace(shape=(2, 3, 11, width), is_cuda=True)
+    assert Fused().applies(AttentionCall(q, q, q)) is (False if width == 8 else None)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_dropout_of_a_traced_layer_may_be_symbolic(dropout: float) -> None:
-    def run(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        return rowwise.RowwiseMap(q, k, None, None, rowwise.masked_softmax).apply(v, dropout=dropout)
+    def run(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+        return rowwise.RowwiseMap(q, k, None, None, masked_softmax).apply(v, dropout=dropout)
 
     compiled: Callable[..., Tensor] = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
     for length in (7, 11):
-        inputs, outs = [torch.randn(2, 3, length, 5) for _ in range(3)], []
+        q, k, v = (torch.randn(2, 3, length, 5) for _ in range(3))
+        outs = []
         for function in (run, compiled):
             torch.manual_seed(0)
-            outs.append(function(*inputs, dropout))
+            outs.append(function(q, k, v, dropout=dropout))
         torch.testing.assert_close(*outs)

@@ -35,7 +35,7 @@ def compiled(case: LayerUnderTest) -> Values:
     """The difference between torch.compile and eager mode, in outputs and gradients.
 
     One graph for every length; several where the layer is not declared exportable. By inductor on an accelerator or
-    with a C++ compiler, else by aot_eager. The first layer of `modules` is in training.
+    with a C++ compiler, else by aot_eager. Without a mask, a mechanism of attnlab is in training.
     """
     has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
     backend = "inductor" if has_compiler else "aot_eager"
@@ -147,7 +147,8 @@ class _Module(nn.Module):
 def modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
     """The layer without a mask, causal where it can be, and with a mask.
 
-    A mechanism of attnlab is first in training, without dropout: a probability that is an attribute is symbolic then.
+    A mechanism of attnlab is first in training, without dropout: compiled with ``dynamic=True``, the probability is
+    symbolic there.
     """
     configurations = [(is_causal, False) for is_causal in case.causal_choices]
     if "padding" in case.capabilities:

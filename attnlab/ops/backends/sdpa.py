@@ -39,7 +39,7 @@ class Fused:
         q, k, mask = call.q, call.k, call.mask
         if call.bias is not None or call.dropout or call.sink is not None or call.softcap is not None:
             return None
-        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1] or missing_features(q):
+        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1] or (q.is_cuda and missing_features(q)):
             return None
         if mask is None:
             return False
