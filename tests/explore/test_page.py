@@ -643,7 +643,9 @@ def test_long_inputs_are_pooled_and_fetched_in_detail_when_zoomed(visit: Visit, 
         page.keyboard.press("+")
     readout(page).to_have_text(re.compile("^query 700 .* key 300 "))
     assert shown_weight(page) == pytest.approx(float(exact), abs=6e-5)
-    page.locator(".stage").first.dblclick()
+    expect(page.locator(".legend").first).to_contain_text("square-root scale")
+    page.locator(".stage").first.dblclick(position={"x": 300, "y": 300})
+    expect(page.locator(".legend").first).to_contain_text("sums over 2 keys, means over 2 queries")
     assert page.locator(".token").count() == 400
 
 
@@ -668,6 +670,25 @@ def test_wheel_zooms_the_matrix_that_has_the_focus_and_scrolls_the_page_otherwis
     readout(page).to_have_text(re.compile("key 4 "))
     page.mouse.wheel(0, 300)
     expect(page.locator("h1")).not_to_be_in_viewport()
+
+
+def test_two_fingers_zoom_and_one_finger_chooses(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0"), has_touch=True)
+    x, y = point(page, (5, 5), len(TEXT))
+    page.touchscreen.tap(x, y)
+    readout(page).to_have_text(re.compile("^query 5 .* key 5 "))
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (x - 20, y), (x + 20, y))
+    fingers("touchMove", (x - 90, y), (x + 90, y))
+    fingers("touchEnd")
+    box = page.locator(".stage").first.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 8, y)
+    readout(page).to_have_text(re.compile("key [67] "))  # at full view it is key 10
 
 
 # Files

@@ -262,10 +262,16 @@ class App {
     if (this.data.live && side.view.tokens.length <= this.limit) side.prefetch(side.setup, side.view, head);
   }
 
-  /** Load a part of a matrix in more detail. */
+  /** Load a part of a matrix in more detail; none without queries. */
   detail(name, queries, keys) {
     const side = this.sides[name];
     const { setup, head, matrix } = side;
+    if (!queries) {
+      side.details.stop();
+      if (matrix.detail) matrix.detail = null;
+      this.update();
+      return;
+    }
     side.details(
       (signal) => this.data.map(setup, head, { queries, keys, signal }),
       (answer) => {
