@@ -33,6 +33,7 @@ class AttentionCall:
         softcap: the scores become ``softcap · tanh(score / softcap)`` before the bias.
         dropout: the probability of dropping a weight; 0 outside of training.
         can_inspect: whether the choice of a backend may depend on the values of the mask: eagerly on a CPU.
+        can_split: whether it may depend on the sizes: eagerly on any device.
     """
 
     q: Tensor
@@ -45,6 +46,7 @@ class AttentionCall:
     softcap: float | None = None
     dropout: float = 0.0
     can_inspect: bool = False
+    can_split: bool = False
 
     def expand(self) -> AttentionCall:
         """Return the same call for kernels that need equal widths and one key head per query head.

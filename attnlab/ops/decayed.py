@@ -23,9 +23,9 @@ from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.bias import Bias, cut, four_axes
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.rowwise import RowwiseMap, at_least_float32, one_tile, row_tiles
+from attnlab.ops.rowwise import RowwiseMap, at_least_float32, row_tiles
 from attnlab.ops.softmax import masked_softmax
-from attnlab.utils.tracing import can_inspect_device, full_precision, widest_dtype
+from attnlab.utils.tracing import full_precision, widest_dtype
 
 
 class DecayedMap(AttentionMap):
@@ -151,8 +151,7 @@ class DecayedMap(AttentionMap):
 
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))[..., :width]
-        # The tiles depend on shapes alone, so a GPU uses them too.
-        tiles = row_tiles(mask, N, M, 4 * B * H) if can_inspect_device(torch.device("cpu")) else one_tile(N, M)
+        tiles = row_tiles(self.q, mask, M, 4 * B * H)
         size = count(tiles[0][0])
         record(lambda: Dispatch("decayed", f"the fused kernel with a decay per pair; {size} of {N} rows at a time"))
         return by_tiles(part, tiles)[..., :width]

@@ -23,10 +23,13 @@ from attnlab.ops.backends.eager import masked_softmax
 from attnlab.ops.backends.tiles import Tiles, by_tiles
 from attnlab.ops.bias import Bias, cut
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.utils.tracing import can_inspect_values
+from attnlab.utils.tracing import has_values
 
 MAX_TILE_VALUES = 2**20
-"""Values that are materialized at a time."""
+"""Values that are materialized at a time on a CPU."""
+
+GPU_TILE_VALUES = 2**22
+"""Values per tile on other devices: computing fewer takes no longer than starting the kernels."""
 
 MIN_TILE_VALUES = 2**16
 """Values that take about as long to compute as setting up one tile."""
@@ -119,12 +122,14 @@ class RowwiseMap(AttentionMap):
         B, H, N, M = self.shape
 
         def part(rows: slice, keys: Index) -> Tensor:
-            return torch.dropout(self._weights(rows, keys), dropout, dropout > 0) @ values[:, :, keys]
+            weights = self._weights(rows, keys)
+            if dropout:  # a condition, because `torch.dropout` takes no symbolic Boolean
+                weights = torch.dropout(weights, dropout, True)
+            return weights @ values[:, :, keys]
 
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))
-        inspect = can_inspect_values(self.q)
-        tiles = row_tiles(self.mask, N, M, B * H * self._score_cost) if inspect else one_tile(N, M)
+        tiles = row_tiles(self.q, self.mask, M, B * H * self._score_cost)
         size = count(tiles[0][0])
         record(lambda: Dispatch("rows", f"no fused kernel computes these weights; {size} of {N} rows at a time"))
         return by_tiles(part, tiles, random=dropout > 0)
@@ -193,22 +198,33 @@ class RowwiseMap(AttentionMap):
         return score
 
 
-def row_tiles(mask: BoundMask | None, N: int, M: int, cost: int) -> Tiles:
+def row_tiles(q: Tensor, mask: BoundMask | None, M: int, cost: int) -> Tiles:
     """Return all rows in tiles, each with the keys that it may attend to; one tile where more would save nothing.
 
-    The cost is the number of temporary values per pair of a query and a key.
+    Depends on no value of ``q``, nor of a mask on another device than a CPU. In a trace there is one tile.
+
+    Args:
+        q: (B, H, N, d).
+        mask: which keys each query attends to.
+        M: the number of keys.
+        cost: the number of temporary values per pair of a query and a key.
     """
-    whole = one_tile(N, M)
-    budget = MAX_TILE_VALUES // max(1, cost)
+    N, whole = q.shape[2], one_tile(q.shape[2], M)
+    if not has_values(q):
+        return whole
+    least, most = (MIN_TILE_VALUES, MAX_TILE_VALUES) if q.is_cpu else (GPU_TILE_VALUES, GPU_TILE_VALUES)
+    budget = most // max(1, cost)
     if mask is None:
         return [(rows, slice(0, M)) for rows in slices(N, max(1, budget // max(1, M)))] or whole
     back, ahead = mask.mask.band
     if back is not None and ahead is not None:
         # A tile of n rows covers n + window keys, so its area grows with n².
         window = (back + ahead) // mask.mask.stride + 1
-        size = min(max(QUERY_CHUNK, window // 4), (math.isqrt(window**2 + 4 * budget) - window) // 2)
+        size = (math.isqrt(window**2 + 4 * budget) - window) // 2
+        if q.is_cpu:
+            size = min(size, max(QUERY_CHUNK, window // 4))
         tiles = mask.tiles(max(1, size))
-        tiled_cost = sum(max(MIN_TILE_VALUES, cost * count(r) * count(c)) for r, c in tiles)
+        tiled_cost = sum(max(least, cost * count(r) * count(c)) for r, c in tiles)
         if budget >= N * M and 1.5 * tiled_cost > cost * N * M:
             return whole
         return tiles or whole

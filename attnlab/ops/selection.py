@@ -22,8 +22,7 @@ from attnlab.ops.backends.sdpa import Kernel
 from attnlab.ops.backends.tiles import by_tiles
 from attnlab.ops.call import num_groups, repeat_kv
 from attnlab.ops.dispatch import Dispatch, record
-from attnlab.ops.rowwise import MAX_TILE_VALUES, RowwiseMap, one_tile, row_tiles, scaled_dot_product
-from attnlab.utils.tracing import can_inspect_values
+from attnlab.ops.rowwise import MAX_TILE_VALUES, RowwiseMap, row_tiles, scaled_dot_product
 
 GATHER_RATIO = 64
 """Keys per selected key from which gathering the selected keys is faster than masking the others, on a CPU."""
@@ -131,7 +130,7 @@ class SelectedMap(AttentionMap):
         if torch.compiler.is_compiling():  # one graph for every length
             return part(slice(0, N), slice(0, M))
         cost = B * TEMPORARY_VALUES
-        tiles = row_tiles(self.mask, N, M, cost) if can_inspect_values(self.q) else one_tile(N, M)
+        tiles = row_tiles(self.q, self.mask, M, cost)
         size, how = count(tiles[0][0]), "gathered" if gathers else "as a mask"
         record(
             lambda: Dispatch("selected", f"{self._limit} of {M} keys per query, {how}; {size} of {N} rows at a time")

@@ -26,7 +26,7 @@ from attnlab.ops.bias import Bias, cut, four_axes, of_heads
 from attnlab.ops.call import AttentionCall, Backend, num_groups, repeat_kv
 from attnlab.ops.dispatch import Dispatch, record
 from attnlab.ops.rowwise import RowwiseMap, scaled_dot_product
-from attnlab.utils.tracing import can_inspect_values
+from attnlab.utils.tracing import can_inspect_values, has_values
 
 MAX_SHARED_QUERIES = 16
 """Queries up to which the heads that share keys are computed as one head with more queries, without repeating keys."""
@@ -136,8 +136,10 @@ class SoftmaxMap(AttentionMap):
             k = repeat_kv(k, num_groups(q, k))
         if shape[0] != B or shape[1] != k.shape[1]:
             values = values.expand(B, k.shape[1], -1, -1)
+        inspect = can_inspect_values(q)
+        split = inspect or has_values(q)
         call = AttentionCall(
-            q, k, values, self.mask, self.bias, self.scale, self.sink, self.softcap, dropout, can_inspect_values(q)
+            q, k, values, self.mask, self.bias, self.scale, self.sink, self.softcap, dropout, inspect, split
         )
         for backend in BACKENDS:
             plan = backend.applies(call)
@@ -260,8 +262,8 @@ BACKENDS: tuple[Backend, ...] = (
     Tiled(),
     Segments(),
     CausalChunks(),
-    Rows(),
     Flex(),
+    Rows(),
     Sdpa(),
 )
 """In order of preference; the thresholds were measured by ``python -m benchmarks cores``."""

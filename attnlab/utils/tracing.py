@@ -57,7 +57,10 @@ def can_keep_tensors() -> bool:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor has values that can be shown, on any device."""
+    """Whether a tensor has values, on any device: eagerly, and not of a subclass.
+
+    A computation on it may be split in parts that depend on shapes, which needs no value.
+    """
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and can_inspect_device(torch.device("cpu"))
 
 

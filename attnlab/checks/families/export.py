@@ -35,7 +35,7 @@ def compiled(case: LayerUnderTest) -> Values:
     """The difference between torch.compile and eager mode, in outputs and gradients.
 
     One graph for every length; several where the layer is not declared exportable. By inductor on an accelerator or
-    with a C++ compiler, else by aot_eager.
+    with a C++ compiler, else by aot_eager. Without a mask, a mechanism of attnlab is in training.
     """
     has_compiler = case.device.type != "cpu" or shutil.which("g++") or shutil.which("clang++")
     backend = "inductor" if has_compiler else "aot_eager"
@@ -135,21 +135,28 @@ def _quiet(name: str) -> Iterator[None]:
 class _Module(nn.Module):
     """A layer as a module of (x, mask), with the calling convention of the case."""
 
-    def __init__(self, case: LayerUnderTest, is_causal: bool) -> None:
+    def __init__(self, case: LayerUnderTest, is_causal: bool, train: bool) -> None:
         super().__init__()
-        self.case, self.layer = case, case.build(is_causal)
+        options = {"dropout": 0.0} if train else {}
+        self.case, self.layer = case, case.build(is_causal, train=train, **options)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.case(self.layer, x, from_attention_mask(mask) if mask is not None and mask.dim() == 2 else mask)
 
 
 def modules(case: LayerUnderTest) -> Iterator[tuple[_Module, bool, str]]:
-    """The layer without a mask, causal where it can be, and with a mask."""
+    """The layer without a mask, causal where it can be, and with a mask.
+
+    A mechanism of attnlab is first in training, without dropout: compiled with ``dynamic=True``, the probability is
+    symbolic there.
+    """
     configurations = [(is_causal, False) for is_causal in case.causal_choices]
     if "padding" in case.capabilities:
         configurations.append((case.causal_choices[-1], True))
-    for is_causal, masked in configurations:
-        yield _Module(case, is_causal), masked, describe(is_causal, None) + (" with a mask" if masked else "")
+    for position, (is_causal, masked) in enumerate(configurations):
+        train = case.is_ours and position == 0
+        where = describe(is_causal, None) + (" with a mask" if masked else "") + (", in training" if train else "")
+        yield _Module(case, is_causal, train), masked, where
 
 
 def _arguments(case: LayerUnderTest, length: int, masked: bool, batch: int = B) -> tuple[Tensor, ...]:

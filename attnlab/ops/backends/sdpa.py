@@ -39,7 +39,7 @@ class Fused:
         q, k, mask = call.q, call.k, call.mask
         if call.bias is not None or call.dropout or call.sink is not None or call.softcap is not None:
             return None
-        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1]:
+        if q.shape[1] != k.shape[1] or q.shape[-1] != call.v.shape[-1] or (q.is_cuda and missing_features(q)):
             return None
         if mask is None:
             return False
@@ -115,7 +115,7 @@ def additive(permitted: Tensor | None, bias: Bias | None, dtype: torch.dtype) ->
     return matrix if permitted is None else matrix.masked_fill(~permitted, -torch.inf)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality
 class Kernel:
     """``dropout(softmax([sink | scale · q kᵀ + matrix])) [0 | v]``, by a fused kernel where possible.
 
@@ -158,22 +158,27 @@ class Kernel:
         return self._sdpa(q, k, v, matrix, causal)
 
     def _with_a_key(self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, matrix: Tensor | None, causal: bool) -> Tensor:
-        """Add the sink as one more key, whose score is the logit and whose value is zero."""
-        (H, N), M = q.shape[1:3], k.shape[2]
-        if causal:
-            matrix = _square(q)
-        matrix = q.new_zeros(1, 1, 1, M) if matrix is None else _added(matrix, q.dtype)
-        matrix = matrix[(None,) * (4 - matrix.dim())]
-        matrix = matrix.expand(matrix.shape[0], H, N, M)
-        logit = sink.to(q.dtype)[:, None, None].expand(matrix.shape[0], H, N, 1)
-        matrix = torch.cat([logit, matrix], -1)
-        if torch.onnx.is_in_onnx_export():  # its second pass would choose another kernel with gradients
-            matrix = matrix.detach()
-        k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-        return self._sdpa(q, k, v, matrix)
+        """Add the sink as a first key with a value of zero, whose score is the product of one more feature.
+
+        No matrix is needed: that of the sinks would have a value per head, query and key.
+        """
+        (B, H, N, d), M = q.shape, k.shape[2]
+        logit = (sink / self.scale)[:, None, None].expand(B, H, 1, 1).to(k.dtype)
+        first = torch.cat([k.new_zeros(B, H, 1, d), logit], -1)
+        q, k = torch.cat([q, q.new_ones(B, H, N, 1)], -1), torch.cat([first, F.pad(k, (0, 1))], 2)
+        v = F.pad(v, (0, 1, 1, 0))
+        if causal:  # one more query keeps the mask square
+            return self._sdpa(F.pad(q, (0, 0, 1, 0)), k, v, None, causal)[:, :, 1:, :d]
+        if matrix is not None:
+            matrix = F.pad(matrix.expand(*matrix.shape[:-1], M), (1, 0), value=float(matrix.dtype == torch.bool))
+        return self._sdpa(q, k, v, matrix)[..., :d]
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, matrix: Tensor | None, causal: bool = False) -> Tensor:
         """Call `F.scaled_dot_product_attention`, with workarounds."""
+        width = v.shape[-1]
+        if more := missing_features(v):
+            q, k, v = F.pad(q, (0, more)), F.pad(k, (0, more)), F.pad(v, (0, more))
+            return self._sdpa(q, k, v, matrix, causal)[..., :width]
         usual = 1 / math.sqrt(q.shape[-1])
         scale: float | None = None if self.scale == usual else self.scale
         if scale is not None and torch.onnx.is_in_onnx_export():  # the exporter rounds a scale to float32
@@ -186,6 +191,11 @@ class Kernel:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=matrix, dropout_p=self.dropout, is_causal=causal, scale=scale
         )
+
+
+def missing_features(t: Tensor) -> int:
+    """The features missing to a multiple of 8 on a GPU, whose fused kernels support no other widths with a mask."""
+    return -t.shape[-1] % 8 if t.is_cuda else 0
 
 
 def _may_skip_dispatch(*tensors: Tensor | None) -> bool:

@@ -108,7 +108,7 @@ class Rows(InParts):
     """Some rows at a time, for a matrix that is large and not materialized yet, or for much dropout."""
 
     def applies(self, call: AttentionCall) -> Tiles | None:
-        if (call.mask is None and call.bias is None and not call.dropout) or not call.can_inspect:
+        if (call.mask is None and call.bias is None and not call.dropout) or not call.can_split:
             return None
         mask, bias, (H, N), M = call.mask, call.bias, call.q.shape[1:3], call.k.shape[2]
         if mask is not None and mask.allows_all:
@@ -121,12 +121,14 @@ class Rows(InParts):
             exists = mask is None or mask.is_causal or not mask.mask.by_position
         if mask is not None:
             batch, heads = max(batch, mask.mask.batch_size), max(heads, mask.mask.num_heads)
+        if not call.can_inspect:  # a GPU: only long sequences, because what is recomputed costs more than the memory
+            batch = heads = 1
         large = not exists and batch * heads * N * M > MAX_MATRIX_VALUES
-        if call.dropout and H * N * M > MAX_DROPOUT_WEIGHTS:
+        if call.can_inspect and call.dropout and H * N * M > MAX_DROPOUT_WEIGHTS:
             (batch, heads), large = call.q.shape[:2], True
         if not large:
             return None
-        size = max(1, MATRIX_TILE_VALUES // (batch * heads * M))
+        size = max(1, (MATRIX_TILE_VALUES if call.q.is_cpu else MAX_MATRIX_VALUES) // (batch * heads * M))
         return [(rows, slice(0, M)) for rows in slices(N, size)] if mask is None else mask.tiles(size)
 
     def compute(self, call: AttentionCall, kernel: Kernel, plan: Tiles) -> Tensor:
