@@ -311,6 +311,16 @@ def test_tab_reaches_the_matrix_the_heads_and_the_tokens(visit: Visit) -> None:
     assert {"stage", "heads", "tokens"} <= set(seen)
 
 
+def test_table_holds_the_weights(visit: Visit, explorer: Explorer) -> None:
+    weights = head_of(explorer, SMALL, 1, 2)
+    page = visit(link(SMALL, head="1.2", cell="7.3", table="1"))
+    rows = [row.split("\t") for row in page.locator(".table tbody").inner_text().split("\n") if row.strip()]
+    shown = torch.tensor([[float(cell) for cell in row[1:]] for row in rows])
+    torch.testing.assert_close(shown, weights, atol=6e-4, rtol=0)
+    expect(page.locator("td.chosen")).to_have_text(f"{float(weights[7, 3]):.3f}")
+    assert rows[7][0] == "7 c"
+
+
 # Links
 
 
@@ -556,12 +566,13 @@ def cells(left: float, top: float, unit: float, inside: float) -> list[tuple[flo
     return [(left + (key + inside) * unit, top + (query + inside) * unit) for query in N for key in N]
 
 
-def drawn_cells(page: Any) -> torch.Tensor:
-    """The colours of the cells of the matrix, (N, N, 4), beside the numbers in the middle of the cells."""
+def drawn_cells(page: Any, stage: int = 0) -> torch.Tensor:
+    """The colours of the cells of a matrix, (N, N, 4), beside the numbers in the middle of the cells."""
     left, top, unit = geometry(page)
     box = page.locator(".stage").first.bounding_box()
     places = cells(left - box["x"], top - box["y"], unit, 0.15)
-    return torch.tensor(page.locator(".stage canvas").first.evaluate(PIXELS, places)).unflatten(0, (len(TEXT), -1))
+    canvas = page.locator(".stage").nth(stage).locator("canvas").first
+    return torch.tensor(canvas.evaluate(PIXELS, places)).unflatten(0, (len(TEXT), -1))
 
 
 def test_larger_weights_are_darker_and_exact_zeros_are_grey(visit: Visit, explorer: Explorer) -> None:
@@ -621,6 +632,22 @@ def test_comparison_shows_both_weights_their_difference_and_the_costs(visit: Vis
     again.locator("label[for=side-a]").click()
     again.click("#tab-changes")
     expect(again.locator("output[for=temperature]")).to_have_text("1.00")
+
+
+def test_comparison_draws_both_matrices_on_one_scale_and_the_sign_of_their_difference(
+    visit: Visit, explorer: Explorer
+) -> None:
+    other = SMALL.model_copy(update={"scores": ScoreChange(temperature=4)})
+    page = visit(link(SMALL, head="0.1") + "&b.scores.temperature=4&" + link(SMALL)[1:].replace("source", "b.source"))
+    readout(page).to_have_text(re.compile("B − A"))
+    a, b = (head_of(explorer, setup, 0, 1) for setup in (SMALL, other))
+    colors = [drawn_cells(page, stage)[..., :3] for stage in range(3)]
+    values = torch.cat([a[a > 0], b[b > 0]])
+    brightness = torch.cat([colors[0][a > 0], colors[1][b > 0]]).sum(-1)
+    assert (brightness[values.argsort()].diff() <= 0).all()
+    red, blue = colors[2][..., 0], colors[2][..., 2]
+    assert (red[b - a < -0.02] > blue[b - a < -0.02]).all()
+    assert (blue[b - a > 0.02] > red[b - a > 0.02]).all()
 
 
 def test_mechanisms_of_different_kinds_can_be_compared(visit: Visit) -> None:
