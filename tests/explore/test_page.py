@@ -6,6 +6,7 @@ Every test fails if the browser asks any server but this one, or writes an error
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,13 @@ def small(model: str = "multihead") -> Setup:
 
 
 SMALL = small()
+
+
+def warm(temperature: float) -> Setup:
+    """The small network at another temperature."""
+    return SMALL.model_copy(update={"scores": ScoreChange(temperature=temperature)})
+
+
 LESSON = Setup(source=Lesson(), input=ThreeTokens())
 
 
@@ -440,6 +448,18 @@ def test_temperature_changes_the_weights_and_shows_before_and_after(visit: Visit
     expect(page).not_to_have_url(re.compile("temperature"))
 
 
+def test_change_keeps_the_head_and_the_cell_that_the_page_chose(visit: Visit, explorer: Explorer) -> None:
+    other = next(t for t in (0.0625, 16) if strongest(explorer, warm(t)) != strongest(explorer, SMALL))
+    layer, head = strongest(explorer, SMALL)
+    page = visit(link(SMALL))
+    page.click("#tab-changes")
+    before = page.inner_text("#readout").partition(":")[0]
+    page.locator("#temperature").fill(str(math.log2(other)))
+    expect(page).to_have_url(re.compile(rf"scores.temperature=.*&head={layer}\.{head}&cell=\d+\.\d+$"))
+    expect(page.locator("#map-title")).to_have_text(f"Layer {layer}, head {head}")
+    readout(page).to_have_text(re.compile("^" + re.escape(before)))
+
+
 def test_controls_that_a_mechanism_does_not_support_are_disabled_with_the_reason(visit: Visit) -> None:
     setup = small("retention")
     page = visit(link(setup))
@@ -576,9 +596,12 @@ def drawn_cells(page: Any, stage: int = 0) -> torch.Tensor:
 
 
 def test_larger_weights_are_darker_and_exact_zeros_are_grey(visit: Visit, explorer: Explorer) -> None:
-    weights = head_of(explorer, SMALL, 0, 1)
-    colors = drawn_cells(visit(link(SMALL, head="0.1")))
-    assert (colors[weights == 0] == torch.tensor(GREY)).all()
+    sharp = warm(0.1)
+    weights = head_of(explorer, sharp, 0, 1)
+    assert ((weights > 0) & (weights < 1e-6)).any()
+    colors = drawn_cells(visit(link(sharp, head="0.1")))
+    is_grey = (colors == torch.tensor(GREY)).all(-1)
+    assert torch.equal(is_grey, weights == 0)
     brightness = colors[..., :3].sum(-1)[weights > 0]
     order = weights[weights > 0].argsort()
     assert (brightness[order].diff() <= 0).all()
