@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.text import Text as Line
 from tyro.conf import Positional, arg
 
-from attnlab.cli._console import say
+from attnlab.cli._console import Console, say
 from attnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def run(options: Options) -> int:
     folders = _run_folders(options)
     explorer = Explorer(Shelf(folders))
     setup = _setup(options, explorer.shelf)
-    explorer.view(setup)  # an error is reported here, before a browser opens
+    with Console(stderr=True).status(Line("preparing the network; one that is not trained yet takes some seconds")):
+        explorer.view(setup)  # an error is reported here, before a browser opens
     if target is not None:
         size = export.write(explorer, setup, target)
         say(f"wrote {target}, {size / 2**20:.1f} MiB; it needs no server and loads nothing")

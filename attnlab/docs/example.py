@@ -79,24 +79,29 @@ def train_example(
         seed: of the parameters and the training texts.
         **options: of the mechanism.
     """
-    causal = "causal" in registry.entry(model).card.supports
-    symbols = len(LETTERS if causal else SYMBOLS)
-    text = text or (TEXT if causal else BLANKED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(
-            model,
-            Inputs("tokens", symbols),
-            Outputs("tokens", symbols),
-            length=LENGTH,
-            embed_dim=32,
-            layers=2,
-            options=options,
-            causal=causal,
-            mlp=False,
-        )
+        network = untrained_example(model, options)
         accuracy, steps = _train(network, words, max_steps)
+    text = text or (TEXT if network.inputs.size == len(LETTERS) else BLANKED)
     return Example(network, text, accuracy, steps, _attention_weights(network, text))
+
+
+def untrained_example(model: str, options: dict[str, Any]) -> Network:
+    """The network of `train_example` before its training."""
+    causal = "causal" in registry.entry(model).card.supports
+    symbols = len(LETTERS if causal else SYMBOLS)
+    return Network(
+        model,
+        Inputs("tokens", symbols),
+        Outputs("tokens", symbols),
+        length=LENGTH,
+        embed_dim=32,
+        layers=2,
+        options=options,
+        causal=causal,
+        mlp=False,
+    )
 
 
 def continue_training(network: Network, *, steps: int, seed: int = 0) -> float:

@@ -193,7 +193,7 @@ class Explorer:
             ],
             prediction=_prediction(result),
             output_change=None if plain is None else _change(result.output, plain.output),
-            notes=list(result.subject.notes),
+            notes=[*result.subject.notes, *result.notes],
             image=None if result.subject.image is None else [list(row) for row in result.subject.image],
             patches=None if result.subject.patches is None else list(result.subject.patches),
         )

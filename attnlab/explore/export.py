@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 
 import attnlab
 from attnlab.explore import codes
-from attnlab.explore.forward import MAX_DETAIL
+from attnlab.explore.forward import MAX_DETAIL, LayerPass
 from attnlab.files.atomic import write_text
 from attnlab.utils.errors import UserError
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 MAX_WEIGHTS = 2**26
 """Weights that an exported page may hold."""
+
+ROUNDING = (1 / 255, 1 / 127, 1 / 63)
+"""The errors of a weight that are tried, until the codes take at most `BYTES_PER_WEIGHT`."""
+
+MIN_LEVELS = 15
+BYTES_PER_WEIGHT = 0.53
+"""With base64, of all N² weights of a head: 5 MiB hold 12 × 12 heads over 256 tokens."""
 
 FOLDER = files("attnlab.explore") / "page"
 
@@ -73,27 +81,40 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
                 f"an exported page holds at most {MAX_WEIGHTS:,} weights and 1,024 tokens, and this network has "
                 f"{count:,} weights of {len(view.tokens):,} tokens; give a shorter input or fewer layers"
             )
-        maps = {}
-        for i, layer in enumerate(result.layers):
-            if layer.map is None:
-                continue
-            weights = layer.weights()
-            causal = not weights.triu(1).any() and weights.shape[1] == weights.shape[2]
-            for h, head in enumerate(view.layers[i].heads):
-                shown = codes.encode(weights[h], torch.tensor(head.peak), signed=layer.is_signed)
-                if causal:
-                    shown = shown[torch.tril(torch.ones_like(shown, dtype=torch.bool))]
-                maps[f"{i}.{h}"] = {
-                    "codes": codes.deflated(shown.numpy().tobytes()),
-                    "causal": bool(causal),
-                    "signed": layer.is_signed,
-                    "peak": head.peak,
-                }
+        for rounding in ROUNDING:
+            maps = {
+                f"{i}.{h}": coded
+                for i, layer in enumerate(result.layers)
+                for h, coded in enumerate(_coded(layer, rounding))
+            }
+            if sum(len(coded["codes"]) for coded in maps.values()) <= BYTES_PER_WEIGHT * count:
+                break
+        note = f"this file holds the weights rounded, within {rounding:.3f} or a fifteenth of the largest of a head"
         return {
             "setup": setup.model_dump(mode="json"),
-            "view": view.model_dump(mode="json"),
+            "view": view.model_copy(update={"notes": [*view.notes, note]}).model_dump(mode="json"),
             "thumbnails": codes.deflated(explorer.thumbnails(setup)),
             "maps": maps,
+        }
+
+
+def _coded(layer: LayerPass, rounding: float) -> Iterator[dict[str, Any]]:
+    """The codes of each head of a layer, with as many levels as the rounding error of a weight needs."""
+    if layer.map is None:
+        return
+    for weights in layer.weights():
+        peak = float(weights.abs().max())
+        levels = round(min(codes.LEVELS, max(MIN_LEVELS, (2 if layer.is_signed else 1) * peak / rounding)))
+        shown = codes.encode(weights, torch.tensor(peak), signed=layer.is_signed, levels=levels)
+        causal = weights.shape[0] == weights.shape[1] and not weights.triu(1).any()
+        if causal:
+            shown = shown[torch.tril(torch.ones_like(shown, dtype=torch.bool))]
+        yield {
+            "codes": codes.deflated(shown.numpy().tobytes()),
+            "causal": causal,
+            "signed": layer.is_signed,
+            "peak": peak,
+            "levels": levels,
         }
 
 

@@ -126,11 +126,12 @@ class LayerPass:
 
 @dataclass
 class Pass:
-    """A forward pass: its layers in order, and the output of the network, (N, C) or (C,)."""
+    """A forward pass: its layers in order, the output of the network, (N, C) or (C,), and what a reader must know."""
 
     subject: Subject
     layers: list[LayerPass]
     output: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -148,6 +149,7 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
     hide = getattr(setup.source, "hide_special", False) and any(subject.special)
     shown = ~torch.tensor(subject.special) if hide else None
     passes: dict[int, LayerPass] = {}
+    applied: dict[int, set[str]] = {}
 
     def before(layer: SequenceMixer, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         given = options.get("mask")
@@ -160,12 +162,13 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
     ) -> Tensor | None:
         x, given = inputs[0], options.get("mask")
         gone = [head for at, head in setup.ablated if at == i]
-        attention = attention_map(layer, x, given, setup.scores)
-        changed, dense = setup.scores != ScoreChange() or bool(gone), None
-        if changed and attention is None:
-            raise UserError(f"layer {i}, {layer.card.title}, has no attention weights to change")
-        if changed and attention is not None:
+        if gone and not _has_weights(layer):
+            raise UserError(f"layer {i}, {layer.card.title}, has no attention weights, so no head can be left out")
+        attention, changed = attention_map(layer, x, given, setup.scores)
+        applied[i], dense = changed, None
+        if changed or gone:
             assert isinstance(layer, Attention)
+            assert attention is not None
             _check_dense(attention)
             dense = weights = attention.materialize()
             if gone:
@@ -184,7 +187,8 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
             hook: Callable[..., Any] = partial(after, i)
             stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
         output = subject.run()
-    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output)
+    notes = _not_applied(setup.scores, [(subject.layers[i], applied[i]) for i in sorted(applied)])
+    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output, notes)
 
 
 def mask_of(change: MaskChange, length: int) -> Mask | None:
@@ -219,20 +223,47 @@ def mask_of(change: MaskChange, length: int) -> Mask | None:
     return mask
 
 
-def attention_map(layer: SequenceMixer, x: Tensor, mask: Mask | None, scores: ScoreChange) -> AttentionMap | None:
-    """Return the weights of a layer with changed scores; None for a layer without weights.
+def attention_map(
+    layer: SequenceMixer, x: Tensor, mask: Mask | None, scores: ScoreChange
+) -> tuple[AttentionMap | None, set[str]]:
+    """Return the weights of a layer with those changes of the scores that it supports, and the names of these.
+
+    None for a layer without weights.
+    """
+    if not _has_weights(layer):
+        return None, set()
+    assert isinstance(layer, Attention)
+    weights = layer.attention_map(x, mask=mask)
+    changes = {name: getattr(scores, name) for name in asked(scores) & weights.changes}
+    weights = weights.with_scores(**changes)
+    if scores.top_k is None:
+        return weights, set(changes)
+    return _largest(weights, scores.top_k, layer.card.weights == "signed"), {*changes, "top_k"}
+
+
+def asked(scores: ScoreChange) -> set[str]:
+    """Return the names of the changes that differ from the defaults."""
+    return {name for name, declared in ScoreChange.model_fields.items() if getattr(scores, name) != declared.default}
+
+
+def _not_applied(scores: ScoreChange, layers: list[tuple[SequenceMixer, set[str]]]) -> tuple[str, ...]:
+    """Name the changes that some layers do not support.
 
     Raises:
-        UserError: for a change that the layer does not support.
+        UserError: for a change that no layer supports.
     """
-    if not (isinstance(layer, Attention) and layer.supports("weights")):
-        return None
-    weights = layer.attention_map(x, mask=mask)
-    try:
-        weights = weights.with_scores(**scores.model_dump(exclude={"top_k"}))
-    except ValueError as error:
-        raise UserError(f"{layer.card.title}: {error}") from None
-    return weights if scores.top_k is None else _largest(weights, scores.top_k, layer.card.weights == "signed")
+    notes = []
+    for name in sorted(asked(scores)):
+        without = sorted({layer.card.title for layer, applied in layers if name not in applied})
+        if not any(name in applied for _, applied in layers):
+            raise UserError(f"{' and '.join(without)}: its weights cannot be changed by {name}; leave it out")
+        if without:
+            notes.append(f"{name} does not apply to the layers of {' and '.join(without)}, which are unchanged")
+    return tuple(notes)
+
+
+def _has_weights(layer: SequenceMixer) -> bool:
+    return isinstance(layer, Attention) and layer.supports("weights")
 
 
 def _check_dense(weights: AttentionMap) -> None:

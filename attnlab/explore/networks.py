@@ -27,6 +27,10 @@ from attnlab.utils.errors import UserError
 
 MAX_PARAMETERS = 2**26
 """The largest untrained network, in parameters: 256 MiB."""
+MAX_TRAINED = 2**18
+"""The largest network that is trained on demand, in parameters."""
+MAX_OPTIONS = {"iterations": 1_000, "num_hashes": 1_000}
+"""Options that repeat the work of a layer, which a link from a stranger could set to any number."""
 
 SOURCES = {
     "lesson": ("the layer of the lessons", ("three_tokens",)),
@@ -129,14 +133,28 @@ def build_untrained(source: Untrained, inputs: Inputs, outputs: Outputs, pool: s
 
 def build(make: Callable[[], Network], model: str, seed: int = 0) -> Network:
     """Build a network with a seed, in eval mode."""
-    with one_line_errors(model):
-        with torch.device("meta"):  # only the shapes
-            size = sum(prod(parameter.shape) for parameter in make().parameters())
-        if size > MAX_PARAMETERS:
-            raise UserError(f"the network has {size:,} parameters; the limit is {MAX_PARAMETERS:,}: make it smaller")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return make().eval()
+    check_size(make, model)
+    with one_line_errors(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().eval()
+
+
+def check_size(make: Callable[[], Network], model: str, limit: int = MAX_PARAMETERS) -> None:
+    """Refuse a network of more than ``limit`` parameters before it is built."""
+    with one_line_errors(model), torch.device("meta"):  # only the shapes
+        network = make()
+    check_work(network)
+    size = sum(prod(parameter.shape) for parameter in network.parameters())
+    if size > limit:
+        raise UserError(f"the network has {size:,} parameters; the limit is {limit:,}: make it smaller")
+
+
+def check_work(network: Network) -> None:
+    """Refuse options that repeat the work of a layer too often."""
+    for layer in network.mechanisms():
+        for name, limit in MAX_OPTIONS.items():
+            if getattr(layer, name, 0) > limit:
+                raise UserError(f"{name} is {getattr(layer, name):,}; the explorer computes at most {limit:,}")
 
 
 @contextmanager
@@ -168,7 +186,9 @@ def trained(source: Trained, text: str, shelf: Shelf) -> Subject:
     """The network that repeats words, with a text; it is trained when it is asked for the first time."""
     check_options(registry.entry(source.model).name, source.options, "the network")
     resolve_causal(source.model, source.causal)
-    key = ("trained", source.model, json.dumps(example.with_defaults(source.model, source.options), sort_keys=True))
+    options = example.with_defaults(source.model, source.options)
+    check_size(partial(lesson_example.untrained_example, source.model, options), source.model, MAX_TRAINED)
+    key = ("trained", source.model, json.dumps(options, sort_keys=True))
     with one_line_errors(source.model):
         network, accuracy = shelf.keep(key, partial(example.network, source.model, source.options))
     check_length(len(text), network.limit, ", the length of the texts that the network was trained on")
@@ -188,13 +208,15 @@ def trained(source: Trained, text: str, shelf: Shelf) -> Subject:
 def changed(network: Network, arguments: dict[str, Any]) -> Network:
     """A copy of a network with other arguments, which must not change the shapes of its parameters; see `Network`."""
     config = network.to_config() | arguments
-    copy = build(lambda: Network(**config), config["model"])
+    with one_line_errors(config["model"]), torch.random.fork_rng(devices=[]):
+        copy = Network(**config).eval()
     copy.to(next(network.parameters()).dtype).load_state_dict(network.state_dict())
     return copy
 
 
 def network_subject(network: Network, name: str, sequence: Sequence, notes: tuple[str, ...]) -> Subject:
     """The subject of a network; its output is (N, C), (C,), or (slots · C,) for several classes per sequence."""
+    check_work(network)  # that of a received run
     check_length(len(sequence.x))
     check_length(len(sequence.x), network.limit, ", the positions that the network has learned")
     x = sequence.x[None]

@@ -18,7 +18,13 @@ from attnlab.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
-FOR_EVERY_MECHANISM = [f"tests/{name}" for name in ("models/test_contract.py", "docs", "catalog", "network")]
+FOR_EVERY_MECHANISM = [
+    f"tests/{name}"
+    for name in (
+        *("models/test_contract.py", "models/test_weight_arithmetic.py", "explore/test_every_mechanism.py"),
+        *("docs", "catalog", "network"),
+    )
+]
 
 STEP = """
 import torch

@@ -34,6 +34,15 @@ def test_signed_weights_keep_their_sign(values: np.ndarray) -> None:
     assert (decoded * weights >= 0).all()
 
 
+@given(SIGNED, st.integers(15, 255), st.booleans())
+def test_fewer_levels_round_more(values: np.ndarray, levels: int, signed: bool) -> None:
+    weights = torch.from_numpy(values if signed else np.abs(values))
+    peak = weights.abs().max()
+    shown = codes.encode(weights, peak, signed=signed, levels=levels)
+    error = (codes.decode(shown, peak, signed=signed, levels=levels) - weights).abs().max()
+    assert error <= 1.001 * peak / (levels // 2 if signed else levels) + 1e-30
+
+
 def test_zero_and_the_peak_are_exact() -> None:
     weights = torch.tensor([0.0, 0.7, -0.7])
     peak = torch.tensor(0.7)

@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused(setup: Setup, line: str) -> None:
 @pytest.mark.parametrize(
     ("setup", "line"),
     [
-        (Setup(scores=ScoreChange(temperature=2)), "Retention.* cannot be changed by temperature"),
+        (Setup(scores=ScoreChange(temperature=2)), "Retention: its weights cannot be changed by temperature"),
         (Setup(mask=MaskChange(prefix=2)), "is always causal"),
     ],
 )
@@ -151,6 +151,17 @@ def test_changes_that_a_recurrence_does_not_have_are_refused(setup: Setup, line:
         forward.run(subject, setup)
     assert not subject.layers[0]._forward_hooks
     assert not subject.layers[0]._forward_pre_hooks
+
+
+def test_a_change_applies_to_the_layers_that_support_it_and_the_others_are_named() -> None:
+    subject = stacked(multihead(), retention())
+    plain, result = (forward.run(subject, Setup(scores=ScoreChange(temperature=t))) for t in (1.0, 3.0))
+    assert result.notes == ("temperature does not apply to the layers of Retention, which are unchanged",)
+    assert not torch.equal(result.layers[0].weights(), plain.layers[0].weights())
+    layer = result.layers[1].layer
+    assert isinstance(layer, Attention)
+    assert torch.equal(result.layers[1].weights(), layer.attention_weights(result.layers[1].x)[0])
+    assert plain.notes == ()
 
 
 def test_changed_weights_that_need_too_much_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors.numpy import save
 
 from attnlab import tasks
@@ -23,7 +24,7 @@ from attnlab.docs.example import LETTERS, continue_training, train_example
 from attnlab.explore import example
 from attnlab.explore.catalog import catalog
 from attnlab.explore.inputs import characters, read_sequence
-from attnlab.explore.networks import SOURCES, make_subject
+from attnlab.explore.networks import SOURCES, make_subject, network_subject
 from attnlab.explore.setup import (
     Digit,
     Lesson,
@@ -189,6 +190,38 @@ def test_limits(shelf: Shelf) -> None:
     text = Text(text="a" * 101)
     subject = make_subject(Setup(source=Untrained(model="linformer", options={"max_length": 100}), input=text), shelf)
     refused("linformer: ", subject.run)
+
+
+def test_work_is_bounded(shelf: Shelf) -> None:
+    """A link from a stranger must not keep the server busy for hours."""
+    for source in (Untrained, Trained):
+        refuses(shelf, "iterations is 1,001", source=source(model="mesa", options={"iterations": 1_001}))
+        refuses(shelf, "num_hashes is 9,999", source=source(model="reformer", options={"num_hashes": 9_999}))
+    refuses(shelf, "the limit is 262,144", source=Trained(model="deltanet", options={"key_dim": 4_096}))
+    sizes: Any = {"inputs": ("tokens", 256), "outputs": ("tokens", 256), "length": 9, "embed_dim": 8, "layers": 1}
+    network = Network("mesa", **sizes, causal=True, options={"iterations": 10**6})
+    refused("iterations is 1,000,000", network_subject, network, "a received run", characters("abc"), ())
+
+
+WILD: Any = st.sampled_from(
+    [-1, 0, 1, 2, 3, 7, 64, 10**9, 0.5, -1.5, 1e300, "", "none", "rotary", "t5(", True, None, [1]]
+)
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from(registry.names()), st.sampled_from([1, 3, 8, 12]))
+def test_any_options_give_a_network_or_one_line(data: st.DataObject, model: str, embed_dim: int) -> None:
+    names = [option.name for option in registry.entry(model).options]
+    options = data.draw(st.dictionaries(st.sampled_from(names), WILD, max_size=2))
+    line = ""
+    try:
+        source = Untrained(model=model, embed_dim=embed_dim, layers=1, options=options)
+        make_subject(Setup(source=source, input=Text(text="abcabc")), Shelf()).run()
+    except ValidationError:  # the server refuses it
+        return
+    except UserError as error:
+        line = str(error)
+    assert "\n" not in line
 
 
 @given(st.text(min_size=1, max_size=30))

@@ -6,16 +6,16 @@ Every test fails if the browser asks any server but this one, or writes an error
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from attnlab.explore import screenshots
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.link import fragment
 from attnlab.explore.server import Server
@@ -25,6 +25,7 @@ from attnlab.explore.setup import (
     MapRequest,
     MaskChange,
     Pretrained,
+    RunEntry,
     RunNetwork,
     ScoreChange,
     Setup,
@@ -36,18 +37,22 @@ from attnlab.explore.setup import (
     Upload,
 )
 from attnlab.explore.shelf import Shelf
+from attnlab.utils.errors import UserError
 
 playwright = pytest.importorskip("playwright.sync_api", reason="install the extra dev")
 expect = playwright.expect
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
 TEXT = "abcdeabcdea"
-SMALL = Setup(source=Untrained(embed_dim=12, layers=2, options={"num_heads": 3}), input=Text(text=TEXT))
+
+
+def small(model: str = "multihead") -> Setup:
+    """An untrained network of two layers with three heads."""
+    return Setup(source=Untrained(model=model, embed_dim=12, options={"num_heads": 3}), input=Text(text=TEXT))
+
+
+SMALL = small()
 LESSON = Setup(source=Lesson(), input=ThreeTokens())
 
 
@@ -57,28 +62,22 @@ def explorer() -> Explorer:
 
 
 @pytest.fixture(scope="module")
-def server(explorer: Explorer) -> Iterator[Server]:
-    with Server(explorer, port=0) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = os.environ.get("ATTNLAB_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("there is no browser: install Debian's chromium, or set ATTNLAB_CHROMIUM to the path of one")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=FLAGS)
-        yield launched
-        launched.close()
+def running(explorer: Explorer) -> Iterator[tuple[Server, Any]]:
+    try:
+        screenshots.browser()
+    except UserError as error:
+        pytest.skip(str(error))
+    with screenshots.served(explorer) as both:
+        yield both
 
 
 Visit = Callable[..., Any]
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Visit]:
+def visit(running: tuple[Server, Any]) -> Iterator[Visit]:
     """Open the page, or the file at ``address``; the tour is dismissed unless ``tour``."""
+    server, browser = running
     contexts, foreign, errors = [], [], []
 
     def visit(
@@ -115,6 +114,13 @@ def visit(browser: Any, server: Server) -> Iterator[Visit]:
 
 def head_of(explorer: Explorer, setup: Setup, layer: int = 0, head: int = 0) -> torch.Tensor:
     return explorer.matrix(MapRequest(setup=setup, layer=layer, head=head))
+
+
+def strongest(explorer: Explorer, setup: Setup) -> tuple[int, int]:
+    """The layer and the head with the largest score of induction."""
+    layers = explorer.view(setup).layers
+    scores = {(i, j): head.tags["induction"] for i, layer in enumerate(layers) for j, head in enumerate(layer.heads)}
+    return max(scores, key=lambda at: scores[at])
 
 
 def link(setup: Setup, **place: str) -> str:
@@ -162,10 +168,7 @@ def test_default_view_shows_the_trained_network_with_its_strongest_induction_hea
     visit: Visit, explorer: Explorer
 ) -> None:
     page = visit()
-    view = explorer.view(Setup())
-    scores = [[head.tags["induction"] for head in layer.heads] for layer in view.layers]
-    best = torch.tensor(scores).argmax().item()
-    layer, head = divmod(int(best), len(scores[0]))
+    layer, head = strongest(explorer, Setup())
     expect(page.locator("#map-title")).to_have_text(f"Layer {layer}, head {head}")
     assert page.evaluate("location.hash") == ""
     assert "".join(page.locator(".token").all_inner_texts()) == "blacksmith␣blacksmith"
@@ -175,7 +178,7 @@ def test_default_view_shows_the_trained_network_with_its_strongest_induction_hea
 def test_page_defaults_are_those_of_the_contract(visit: Visit) -> None:
     page = visit(link(LESSON))
     shown = page.evaluate('import("explore/setup").then(({ DEFAULTS }) => DEFAULTS)')
-    kinds = {
+    kinds: dict[str, tuple[Any, ...]] = {
         "source": (Lesson, Untrained, Trained, RunNetwork, Pretrained),
         "input": (ThreeTokens, Text, TaskExample, Digit, Upload),
     }
@@ -186,7 +189,7 @@ def test_page_defaults_are_those_of_the_contract(visit: Visit) -> None:
         return json.loads(json.dumps(plain))
 
     for group, models in kinds.items():
-        own = {model.model_fields["kind"].default: defaults(model) for model in models}
+        own: Any = {model.model_fields["kind"].default: defaults(model) for model in models}
         for required in ("run", "key"):  # without a default: empty on the page
             for fields in own.values():
                 if required in fields:
@@ -325,6 +328,7 @@ def test_link_restores_the_setup_and_the_place(visit: Visit) -> None:
     page.evaluate("history.replaceState(null, '', '#')")
     page.keyboard.press("ArrowRight")  # the page writes its link anew
     expect(page).to_have_url(re.compile("cell=5.4"))
+    assert page.evaluate("location.hash") == link(setup, head="1.2", cell="5.4")
     requests.clear()
     again = visit(page.evaluate("location.hash"))
     expect(again.locator("#map-title")).to_have_text("Layer 1, head 2")
@@ -351,24 +355,34 @@ def test_back_and_forward_restore_what_was_shown(visit: Visit) -> None:
     readout(page).to_have_text(re.compile("key 3 "))
 
 
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        ("#nonsense", "has no value"),
-        ("#head=first", "is not two numbers, such as head=1.2"),
-        ("#source.kind=magic", "source.kind=magic in the link is unknown"),
-        ("#source.size=3", "unknown setting, source.size"),
-        ("#mask.blocked=7", "mask.blocked in the link is not a list"),
-        ("#input.text=%E0%A4%A", "cannot be decoded"),
-        ("#source.model=nosuch", "nosuch"),
-        ("#mask.window=-3", "mask.window"),
-    ],
-)
-def test_broken_link_shows_one_line_and_the_default_view(visit: Visit, broken: str, reason: str) -> None:
-    page = visit(broken)
-    expect(page.locator("#problem")).to_contain_text(reason)
-    expect(page.locator("#problem")).to_contain_text("this is the default view")
-    assert len(page.locator(".token").all()) == len("blacksmith blacksmith")
+BROKEN = {
+    "#nonsense": "has no value",
+    "#head=first": "is not two numbers, such as head=1.2",
+    "#source.kind=magic": "source.kind=magic in the link is unknown",
+    "#source.size=3": "unknown setting, source.size",
+    "#mask.blocked=7": "mask.blocked in the link is not a list",
+    "#input.text=%E0%A4%A": "cannot be decoded",
+}
+
+
+def test_broken_link_shows_one_line_and_the_default_view(visit: Visit) -> None:
+    page = visit(link(SMALL))
+    for broken, reason in BROKEN.items():
+        page.evaluate("(hash) => { location.hash = hash }", broken)
+        expect(page.locator("#problem")).to_have_text(re.compile(f"{re.escape(reason)}.*; this is the default view.$"))
+        expect(page.locator(".token")).to_have_count(len("blacksmith blacksmith"))
+
+
+@pytest.mark.parametrize(("wrong", "reason"), [("#source.model=nosuch", "nosuch"), ("#mask.window=-3", "mask.window")])
+def test_link_that_the_server_refuses_shows_its_reason_and_the_default_view(
+    visit: Visit, wrong: str, reason: str
+) -> None:
+    page = visit(wrong)
+    expect(page.locator("#problem")).to_have_text(re.compile(f"{re.escape(reason)}.*; this is the default view.$"))
+    expect(page.locator(".token")).to_have_count(len("blacksmith blacksmith"))
+    page.keyboard.press("PageDown")
+    page.keyboard.press("ArrowDown")
+    expect(page).to_have_url(re.compile("#head=.*cell="))
 
 
 # Changes
@@ -415,7 +429,7 @@ def test_temperature_changes_the_weights_and_shows_before_and_after(visit: Visit
 
 
 def test_controls_that_a_mechanism_does_not_support_are_disabled_with_the_reason(visit: Visit) -> None:
-    setup = Setup(source=Untrained(model="retention", embed_dim=12, options={"num_heads": 3}), input=Text(text=TEXT))
+    setup = small("retention")
     page = visit(link(setup))
     page.click("#tab-changes")
     expect(page.locator("#temperature")).to_be_disabled()
@@ -433,6 +447,36 @@ def test_options_of_the_catalog_change_the_network(visit: Visit) -> None:
     page.keyboard.press("Tab")
     expect(page.locator("#problem")).to_contain_text("embed_dim (12) must be divisible by num_heads (5)")
     expect(page.locator("#head option")).to_have_count(2)  # the last view that worked
+
+
+def test_positions_take_settings(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL, head="0.0", cell="7.3"))
+    page.click("#tab-changes")
+    page.get_by_label("positions", exact=True).fill("rotary(base=100)")
+    page.keyboard.press("Tab")
+    source = Untrained(embed_dim=12, options={"num_heads": 3, "positions": "rotary(base=100)"})
+    turned = head_of(explorer, SMALL.model_copy(update={"source": source}))
+    readout(page).to_have_text(re.compile(f"{float(turned[7, 3]):.4f}$"))
+    assert abs(float(turned[7, 3] - head_of(explorer, SMALL)[7, 3])) > 1e-4
+
+
+def test_file_can_be_uploaded(visit: Visit, tmp_path: Path) -> None:
+    page = visit(link(SMALL))
+    for name, content in (("x.txt", b"no arrays"), ("x.npz", b"")):
+        path = tmp_path / name
+        path.write_bytes(content)
+        if path.suffix == ".npz":
+            np.savez(path, x=np.arange(3 * 7).reshape(3, 7) % 5)
+        with page.expect_file_chooser() as chooser:
+            page.select_option("#input", "upload")
+        chooser.value.set_files(path)
+        expect(page.locator("#problem" if name == "x.txt" else "#pickers")).to_contain_text(
+            "x.txt" if name == "x.txt" else "x.npz: 3 × 7"
+        )
+    expect(page.locator(".token")).to_have_count(7)
+    page.get_by_label("Row", exact=True).fill("3")
+    page.keyboard.press("Tab")
+    expect(page.locator("#problem")).to_contain_text("3")
 
 
 # Overview and tokens
@@ -523,30 +567,70 @@ def test_mechanisms_of_different_kinds_can_be_compared(visit: Visit) -> None:
     expect(page.locator("figcaption >> visible=true")).to_contain_text(["A: Multi-head", "B: Retention", "Difference"])
 
 
-# Loading
+def test_second_setup_shows_the_head_of_the_first_whichever_answer_comes_first(
+    visit: Visit, explorer: Explorer
+) -> None:
+    def seeded(seed: int) -> Setup:
+        return small().model_copy(update={"source": Untrained(embed_dim=12, options={"num_heads": 3}, seed=seed)})
 
-
-def test_late_answer_does_not_replace_a_newer_one(visit: Visit) -> None:
-    page = visit(link(SMALL, head="0.0", cell="10.0"))
-    expect(page.locator("#weight")).to_be_visible()
+    seed = next(seed for seed in range(1, 20) if strongest(explorer, seeded(seed)) != strongest(explorer, SMALL))
+    page = visit(link(LESSON))
     held: list[Any] = []
 
     def hold(route: Any) -> None:
+        if json.loads(route.request.post_data)["source"]["seed"] == 0:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/view", hold)
+    second = link(seeded(seed))[1:].split("&input")[0].replace("source", "b.source")
+    page.goto(f"{page.url.split('#')[0]}{link(SMALL)}&side=b&{second}")
+    page.reload()
+    expect(page.locator("#map-title")).to_be_visible()
+    other = page.inner_text("#map-title")
+    for route in held:
+        route.continue_()
+    expect(page.locator("figcaption >> visible=true")).to_have_count(3)
+    expect(page.locator("#map-title")).not_to_have_text(other)
+    names = page.locator("figcaption").all_inner_texts()
+    assert names[0].partition("layer")[2] == names[1].partition("layer")[2]
+
+
+# Loading
+
+
+@pytest.mark.parametrize("prefetched", [False, True])
+def test_late_answer_does_not_replace_a_newer_one(visit: Visit, prefetched: bool) -> None:
+    """The matrix of another head arrives late: it was asked for, or asked for while it was fetched in advance."""
+    late, held = (0, 1) if prefetched else (1, 1), []
+    page = visit(link(LESSON))
+
+    def hold(route: Any) -> None:
         body = json.loads(route.request.post_data)
-        if (body["layer"], body["head"]) == (1, 1) and not held:
+        if (body["layer"], body["head"]) == late and not held:
             held.append(route)
         else:
             route.continue_()
 
     page.route("**/api/map", hold)
-    page.evaluate("location.hash = location.hash.replace('head=0.0', 'head=1.1')")
-    page.select_option("#layer", "1")
-    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    with page.expect_request(lambda request: '"layer":0,"head":1' in (request.post_data or "")):
+        page.goto(page.url.split("#")[0] + link(SMALL, head="0.0", cell="10.0"))
+    title = expect(page.locator("#map-title"))
+    title.to_have_text("Layer 0, head 0")
+    page.evaluate("(hash) => { location.hash = hash }", link(SMALL, head=f"{late[0]}.{late[1]}", cell="10.0"))
+    expect(page).to_have_url(re.compile(f"head={late[0]}.{late[1]}"))
+    page.evaluate("(hash) => { location.hash = hash }", link(SMALL, head="1.0", cell="10.0"))
+    title.to_have_text("Layer 1, head 0")
     before = page.inner_text("#readout")
-    for route in held:
-        route.continue_()
-    page.wait_for_load_state("networkidle")
-    expect(page.locator("#map-title")).to_have_text("Layer 1, head 0")
+    assert held
+    if prefetched:
+        with page.expect_response("**/api/map"):
+            held[0].continue_()
+    else:  # the page has given it up
+        held[0].continue_()
+    page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    title.to_have_text("Layer 1, head 0")
     assert page.inner_text("#readout") == before
 
 
@@ -563,13 +647,19 @@ def test_long_inputs_are_pooled_and_fetched_in_detail_when_zoomed(visit: Visit, 
     assert page.locator(".token").count() == 400
 
 
-def test_wheel_zooms_and_lets_the_page_scroll_at_full_view(visit: Visit) -> None:
+def test_wheel_zooms_the_matrix_that_has_the_focus_and_scrolls_the_page_otherwise(visit: Visit) -> None:
     page = visit(link(SMALL, head="0.0"), size=(1280, 600))
     page.locator(".stage").first.scroll_into_view_if_needed()
     box = page.locator(".stage").first.bounding_box()
     corner = box["x"] + box["width"] - 8, box["y"] + 200
     page.mouse.move(*corner)
     readout(page).to_have_text(re.compile("key 10 "))
+    top = page.evaluate("scrollY")
+    page.mouse.wheel(0, -40)
+    expect(page.locator("html")).to_have_js_property("scrollTop", top - 40)
+    page.mouse.move(corner[0], corner[1] + 40)
+    corner = corner[0], corner[1] + 40
+    page.locator(".stage").first.evaluate("(stage) => stage.focus({ preventScroll: true })")
     page.mouse.wheel(0, -800)  # to the largest zoom, about the cursor
     page.mouse.move(box["x"] + box["width"] / 2, corner[1])
     readout(page).to_have_text(re.compile("key 8 "))
@@ -606,15 +696,14 @@ def test_exported_page_works_from_a_file(visit: Visit, explorer: Explorer, tmp_p
     assert len(lines) == len(TEXT) + 1
 
 
-@pytest.mark.parametrize("kind", ["SVG", "PNG", "CSV", "NPZ"])
-def test_matrix_can_be_saved(visit: Visit, kind: str, tmp_path: Path) -> None:
+def test_matrix_can_be_saved(visit: Visit) -> None:
     page = visit(link(SMALL, head="1.2"))
-    page.click("#save > summary")
-    with page.expect_download() as download:
-        page.click(f"#save >> text={kind}")
-    assert download.value.suggested_filename == f"attention-1.2.{kind.lower()}"
-    start = {"SVG": b"<?xml", "PNG": b"\x89PNG", "CSV": b"", "NPZ": b"PK"}[kind]
-    assert Path(download.value.path()).read_bytes().startswith(start)
+    for kind, start in (("SVG", b"<?xml"), ("PNG", b"\x89PNG"), ("CSV", b""), ("NPZ", b"PK")):
+        page.click("#save > summary")
+        with page.expect_download() as download:
+            page.click(f"#save >> text={kind}")
+        assert download.value.suggested_filename == f"attention-1.2.{kind.lower()}"
+        assert Path(download.value.path()).read_bytes().startswith(start)
 
 
 def test_token_that_is_a_script_is_only_a_token(visit: Visit, explorer: Explorer, tmp_path: Path) -> None:
@@ -668,7 +757,8 @@ CONTRAST = """() => {
   const low = [];
   for (const element of document.querySelectorAll("body *")) {
     const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!(text || element.matches("input, select, textarea")) || !element.checkVisibility({ checkVisibilityCSS: true })) continue;
+    if (!text && !element.matches("input, select, textarea")) continue;
+    if (!element.checkVisibility({ checkVisibilityCSS: true })) continue;
     if (element.closest(":disabled, .quiet, .skip, .unsupported, option")) continue;
     const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -736,19 +826,11 @@ def test_summary_has_its_caveat_and_ablates_on_request(visit: Visit, explorer: E
 
 def test_snapshots_of_a_run_have_a_slider(visit: Visit) -> None:
     page = visit(link(SMALL))
-    run = {
-        "name": "r",
-        "model": "multihead",
-        "task": "t",
-        "inputs": "tokens",
-        "accepts": ["task"],
-        "steps": [0, 50],
-        "problem": "",
-    }
+    run = RunEntry(name="r", model="multihead", task="t", inputs="tokens", accepts=["task"], steps=[0, 50])
 
     def with_run(route: Any) -> None:
         answer = route.fetch()
-        route.fulfill(response=answer, json={**answer.json(), "runs": [run]})
+        route.fulfill(response=answer, json={**answer.json(), "runs": [run.model_dump()]})
 
     page.route("**/api/catalog", with_run)
     page.reload()

@@ -169,11 +169,13 @@ export class Changes {
         else setup.source.options[option.name] = value;
       };
       if (option.kind === "boolean") return field(option.name, this.#bind(h("input", { type: "checkbox" }), (setup) => Boolean(get(setup)), put), option.help);
-      if (option.choices.length) {
-        const choices = [...(option.optional ? [["", "none"]] : []), ...option.choices.map((choice) => [choice, choice])];
-        return field(option.name, this.#bind(select(choices, "", () => {}), (setup) => get(setup) ?? "", (setup, value) => put(setup, value)), option.help);
+      if (option.kind === "text") {
+        // a name can have settings, such as rotary(base=500000): the choices are suggestions
+        const list = h("datalist", { id: `choices-${option.name}` }, option.choices.map((value) => h("option", { value })));
+        const text = h("input", { type: "text", placeholder: option.optional ? "none" : "" });
+        if (option.choices.length) text.setAttribute("list", list.id);
+        return field(option.name, this.#bind(text, get, put), option.choices.length ? `${option.help} Choices: ${option.choices.join(", ")}.` : option.help, list);
       }
-      if (option.kind === "text") return field(option.name, this.#bind(h("input", { type: "text", placeholder: option.optional ? "none" : "" }), get, put), option.help);
       const step = option.kind === "integer" ? 1 : "any";
       return this.#number(option.name, option.help, get, (setup, value) => put(setup, value ?? option.default), { step });
     });

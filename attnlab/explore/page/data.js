@@ -126,10 +126,10 @@ async function inflate(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Return the weight of an 8-bit code. */
-export function weightOf(code, signed, peak) {
-  if (!signed) return peak * (code / 255) ** 2;
-  const part = (code - 128) / 127;
+/** Return the weight of an 8-bit code; see attnlab/explore/codes.py. */
+export function weightOf(code, signed, peak, levels = 255) {
+  if (!signed) return peak * (code / levels) ** 2;
+  const part = (code - 128) / Math.floor(levels / 2);
   return Math.sign(part) * peak * part * part;
 }
 
@@ -154,13 +154,13 @@ class Export {
     if (!this.maps.has(name)) this.maps.set(name, await this.#decoded(entry));
     return this.maps.get(name);
   }
-  async #decoded({ codes, causal, signed, peak }) {
+  async #decoded({ codes, causal, signed, peak, levels }) {
     const bytes = await inflate(codes);
     const rows = this.content.view.tokens.length;
     const columns = causal ? rows : bytes.length / rows;
     const values = new Float32Array(rows * columns);
     for (let row = 0, at = 0; row < rows; row++)
-      for (let column = 0; column < (causal ? row + 1 : columns); column++) values[row * columns + column] = weightOf(bytes[at++], signed, peak);
+      for (let column = 0; column < (causal ? row + 1 : columns); column++) values[row * columns + column] = weightOf(bytes[at++], signed, peak, levels);
     return { rows, columns, values, queries: null, keys: null };
   }
   cell = refuse;

@@ -18,13 +18,13 @@ export const byId = (id) => document.getElementById(id);
 
 let serial = 0;
 /** Return a control with its label, and a help text that is read with it. */
-export function field(label, control, help = "") {
+export function field(label, control, help = "", more = null) {
   control.id ||= `control-${++serial}`;
   const note = help ? h("small", { id: `${control.id}-help`, textContent: help }) : null;
   if (note) control.setAttribute("aria-describedby", note.id);
   const check = control.type === "checkbox";
   const name = h("label", { for: control.id, textContent: label });
-  return h("div", { class: check ? "field check" : "field" }, check ? [control, name] : [name, control], note);
+  return h("div", { class: check ? "field check" : "field" }, check ? [control, name] : [name, control], note, more);
 }
 
 /** Return a `select` with these [value, text] pairs. */
@@ -39,6 +39,7 @@ export function select(options, value, onchange) {
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "none";
   if (value === 0 || !Number.isFinite(value)) return String(value);
+  value = Number(value.toPrecision(digits));
   const size = Math.abs(value);
   if (size < 1e-4 || size >= 1e6) return value.toExponential(digits - 1).replace("-", "−").replace("e−", "e-");
   const text = size >= 1 ? value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))) : value.toFixed(digits);

@@ -46,7 +46,7 @@ export class HeadView {
       this.none,
       this.table,
       this.costs,
-      h("p", { class: "soft small", id: "map-keys", textContent: "Click a cell to see its arithmetic. Wheel, pinch, + and − zoom, dragging pans, a double click shows everything. Arrow keys move the cell." }),
+      h("p", { class: "soft small", id: "map-keys", textContent: "Click a cell to see its arithmetic. Then the wheel, a pinch, + and − zoom, dragging pans, a double click shows everything, and the arrow keys move the cell." }),
     );
     this.maps = {};
     for (const name of ["a", "b", "difference"]) this.maps[name] = this.#panel(name);
@@ -79,6 +79,7 @@ export class HeadView {
 
   toggleTable() {
     this.app.set({ table: !this.app.state.table });
+    announce(this.app.state.table ? "table shown" : "matrix shown");
     if (this.app.state.table) this.table.focus();
   }
 

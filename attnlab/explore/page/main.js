@@ -18,19 +18,23 @@ const FEW = 16; // chosen tokens of a large matrix whose rows are fetched
 
 /** One setup with what is loaded for it. */
 class Side {
-  constructor() {
+  constructor(prefetch) {
     Object.assign(this, { setup: null, wanted: null, view: null, thumbs: null, matrix: null, head: [0, 0], baseline: null });
     this.views = steady();
     this.maps = newest();
     this.details = newest();
     this.baselines = newest();
+    this.prefetch = debounced(prefetch, 120); // once the user pauses: the server has one request less to answer before
   }
 }
 
 class App {
   constructor() {
     this.data = open();
-    this.sides = { a: new Side(), b: new Side() };
+    const prefetch = (setup, view, head) => {
+      for (const step of [1, -1]) this.#base(setup, view, this.#stepped(view, head, step))?.catch(() => {});
+    };
+    this.sides = { a: new Side(prefetch), b: new Side(prefetch) };
     this.state = newState();
     this.parts = [];
     this.writeLink = debounced(() => this.#link(false), 200);
@@ -167,14 +171,31 @@ class App {
     const key = JSON.stringify(setup);
     if (side.wanted !== key) {
       side.wanted = key;
-      byId("map").setAttribute("aria-busy", "true");
+      this.#busy(setup);
       side.views(
         () => this.#fetch(name, setup),
         (loaded) => this.#loaded(name, loaded),
-        (error) => this.#failed(name, error),
+        (error) => this.#failed(name, key, error),
       );
     } else if (side.view && String(this.#headOf(name, side.view)) !== String(side.head)) this.#loadMap(name);
     else side.maps.stop(); // the head that is shown is wanted again
+  }
+
+  #busy(setup) {
+    byId("map").setAttribute("aria-busy", "true");
+    clearTimeout(this.waiting);
+    const text = setup.source.kind === "trained" ? "Training a small network, which takes some seconds …" : "Computing …";
+    this.waiting = setTimeout(() => Object.assign(byId("busy"), { hidden: false, textContent: text }), 500);
+  }
+
+  // The answer for a setup has arrived; another one may be on its way.
+  #idle(name, key) {
+    this.sides[name].answered = key;
+    const shown = this.state.b ? ["a", "b"] : ["a"];
+    if (shown.some((each) => this.sides[each].answered !== this.sides[each].wanted)) return;
+    clearTimeout(this.waiting);
+    byId("map").removeAttribute("aria-busy");
+    byId("busy").hidden = true;
   }
 
   async #fetch(name, setup) {
@@ -203,13 +224,12 @@ class App {
         },
         () => {}, // the setup itself works; without the comparison the panel shows no "before"
       );
-    byId("map").removeAttribute("aria-busy");
+    this.#idle(name, JSON.stringify(setup));
     byId("about").textContent = view.notes.map(sentence).join(" ");
-    document.body.dataset.ready = "true";
   }
 
-  #failed(name, error) {
-    byId("map").removeAttribute("aria-busy");
+  #failed(name, key, error) {
+    this.#idle(name, key);
     const side = this.sides[name];
     if (side.view) {
       this.problem(error);
@@ -236,14 +256,10 @@ class App {
     const side = this.sides[name];
     side.head = head;
     side.matrix = base ? new Matrix(base, side.view.tokens.length, side.view.layers[head[0]].signed) : null;
+    const { b } = this.sides;
+    if (name === "a" && this.state.b && b.view && String(this.#headOf("b", b.view)) !== String(b.head)) this.#loadMap("b"); // it follows A
     this.update();
-    if (this.data.live && side.view.tokens.length <= this.limit) {
-      const { setup, view } = side;
-      setTimeout(() => {
-        if (side.setup !== setup) return;
-        for (const step of [1, -1]) this.#base(setup, view, this.#stepped(view, head, step))?.catch(() => {});
-      }, 30);
-    }
+    if (this.data.live && side.view.tokens.length <= this.limit) side.prefetch(side.setup, side.view, head);
   }
 
   /** Load a part of a matrix in more detail. */
@@ -386,6 +402,7 @@ class App {
     byId("compare").setAttribute("aria-pressed", this.state.b ? "true" : "false");
     document.body.classList.toggle("comparing", Boolean(this.state.b));
     for (const part of this.parts) part.update();
+    if (this.parts.length && this.side.view) document.body.dataset.ready = "true";
   }
 }
 

@@ -129,14 +129,14 @@ export class HeadMap {
   #margins() {
     const context = this.base.getContext("2d");
     context.font = FONT;
-    let widest = 12;
+    let widest = 1;
     this.labels = [];
     for (let i = 0; i < Math.min(this.tokens.length, 2048); i++) {
       this.labels.push(short(visible(this.tokens[i]), 12));
       if (i < 256) widest = Math.max(widest, context.measureText(this.labels[i]).width);
     }
     this.widest = widest;
-    this.margin = GAP + Math.min(this.size / 4, this.matrix.length > 99 ? Math.max(widest, 34) : widest) + 8;
+    this.margin = GAP + Math.min(this.size / 4, Math.max(widest, this.matrix.length > 99 ? 34 : 12)) + 8;
     this.plot = Math.max(40, this.size - this.margin - 2);
   }
 
@@ -204,7 +204,7 @@ export class HeadMap {
           const { value } = this.matrix.at(query, key);
           if (unit < 38 && !(value < 0)) continue;
           context.fillStyle = inkOn(value, signed, peak);
-          const text = unit >= 38 ? number(Math.round(value * 100) / 100, 2) : "−";
+          const text = unit >= 38 ? value === 0 ? "0" : value.toFixed(2).replace("-", "−") : "−";
           context.fillText(text, this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit);
         }
     }
@@ -244,7 +244,8 @@ export class HeadMap {
     context.fillText("← query position", 0, 0);
     context.restore();
     context.fillStyle = colors.ink;
-    const all = unit >= 12 && this.labels.length === this.tokens.length;
+    if (unit < 12) context.font = FONT.replace("12px", "10px");
+    const all = unit >= 9 && this.labels.length === this.tokens.length;
     const step = all ? 1 : nice(span / Math.max(2, plot / 60));
     const label = (i) => (all ? this.labels[i] : String(i));
     const [rows, columns] = [this.#span(top, span), this.#span(left, span)];
@@ -257,7 +258,7 @@ export class HeadMap {
     for (let i = Math.ceil(columns[0] / step) * step; i < columns[1]; i += step) {
       const x = margin + (i + 0.5 - left) * unit;
       if (!inside(x)) continue;
-      if (!all || this.widest <= unit - 2) {
+      if (!all || this.widest <= Math.max(unit, 12)) {
         context.textAlign = "center";
         context.fillText(label(i), x, margin - 10, all ? unit : 60);
       } else {
@@ -377,11 +378,12 @@ export class HeadMap {
 
   #wheel(event) {
     if (!this.matrix) return;
-    const out = event.deltaY > 0;
-    if (out && this.view[2] >= this.matrix.length) return; // nothing to zoom out of: the page scrolls
+    const pinch = event.ctrlKey || event.metaKey; // so browsers report a pinch on a touchpad
+    if (!pinch && document.activeElement !== this.stage) return; // the wheel scrolls the page until the matrix is clicked
+    if (event.deltaY > 0 && this.view[2] >= this.matrix.length) return;
     event.preventDefault();
     const at = [(event.offsetY - this.margin) / this.plot, (event.offsetX - this.margin) / this.plot].map((part) => Math.min(1, Math.max(0, part)));
-    this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), at);
+    this.zoom(Math.exp(-event.deltaY * (pinch ? 0.01 : 0.002)), at);
   }
 }
 

@@ -37,7 +37,7 @@ export function colorBar(signed, peak, note = "") {
   const bar = h("span", { class: "bar" });
   bar.style.background = gradient(signed);
   const text = typeof peak === "number" ? number(peak, 3) : peak;
-  const ticks = signed ? [`−${text}`, "0", `+${text}`] : ["0", typeof peak === "number" ? number(peak / 4, 3) : "", text];
+  const ticks = peak === 0 ? ["0"] : signed ? [`−${text}`, "0", `+${text}`] : ["0", typeof peak === "number" ? number(peak / 4, 3) : "", text];
   return h("span", { class: "scale" }, bar, h("span", { class: "ticks" }, ticks.map((tick) => h("span", {}, tick))), note ? h("span", { class: "soft" }, note) : null);
 }
 
@@ -64,6 +64,7 @@ export class Overview {
   update() {
     const { app } = this;
     const { view, thumbs, state } = app.now();
+    if (!view) return;
     const kind = state.sort === "similarity" ? `similarity ${app.head}` : state.sort;
     this.sort.value = state.sort in SORTS ? state.sort : "position";
     if (view !== this.view || thumbs !== this.thumbs || kind !== this.kind) {

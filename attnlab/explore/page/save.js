@@ -26,6 +26,8 @@ export class Save {
   update() {}
 
   async #run(action) {
+    this.root.open = false;
+    this.root.querySelector("summary").focus();
     try {
       await action();
     } catch (error) {

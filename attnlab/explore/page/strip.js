@@ -29,6 +29,8 @@ export class Strip {
       h("div", { class: "strip" }, this.picture, h("div", { class: "text" }, this.earlier, this.list, this.later)),
       this.caption,
     );
+    this.output = h("p", { class: "output" });
+    this.list.after(this.output);
   }
 
   update() {
@@ -51,6 +53,8 @@ export class Strip {
     }
     this.view = view;
     this.clear.hidden = !state.tokens.length;
+    const [best] = view.prediction;
+    this.output.textContent = best ? `→ “${visible(best[0])}” is the most probable output, with ${(100 * best[1]).toFixed(best[1] > 0.0995 ? 0 : 1)} %` : "";
     this.#tint(this.app.selection());
     this.#select();
   }
@@ -79,7 +83,7 @@ export class Strip {
 
   async #tint(selection) {
     const asked = (this.asked = Symbol("tint"));
-    const values = await this.app.flow(selection, this.start, this.items.length);
+    const values = await this.app.flow(selection, this.start, this.items.length).catch((error) => this.app.problem(error));
     if (asked !== this.asked) return; // a newer selection
     const { view, state } = this.app.now();
     const signed = this.app.now().matrix?.signed ?? false;

@@ -6,11 +6,11 @@ import { count, h, number, sentence, visible } from "explore/dom";
 const CAVEAT =
   "High entropy does not mean unimportant, and a large weight does not mean important: attention weights are not importances. Ablation is the causal check.";
 const TAGS = {
-  "previous token": "weight on the token before",
-  induction: "weight on the token after an earlier copy of this token",
-  "same token": "weight on copies of the token",
-  "first token": "weight on the first token",
-  self: "weight on the token itself",
+  "previous token": "share of the weights on the token before",
+  "same position": "share on the query's own position",
+  "first token": "share on the first token",
+  induction: "share on keys that follow an earlier occurrence of the query's token",
+  "same token": "share on other occurrences of the query's token",
 };
 
 export class Summary {

@@ -3,11 +3,11 @@
 import { h, number, short, visible } from "explore/dom";
 
 const MOST = 40; // rows and columns
-const AROUND = { wide: 20, narrow: 6 };
+const NARROW = 12; // on a narrow screen
 
 /** Fill an element with a table of at most 40 × 40 weights around a cell. */
 export function fillTable(root, matrix, tokens, [query, key]) {
-  const half = Math.min(MOST / 2, matchMedia("(max-width: 40rem)").matches ? AROUND.narrow : AROUND.wide);
+  const half = (matchMedia("(max-width: 40rem)").matches ? NARROW : MOST) / 2;
   const range = (at) => {
     const start = Math.max(0, Math.min(at - half, tokens.length - 2 * half));
     return Array.from({ length: Math.min(2 * half, tokens.length) }, (_, i) => start + i);
