@@ -20,6 +20,7 @@ import uvicorn  # noqa: E402  after the check that it is installed
 from fastapi import FastAPI, Request, Response  # noqa: E402
 from fastapi.exceptions import RequestValidationError  # noqa: E402
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse  # noqa: E402
+from starlette.concurrency import run_in_threadpool  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
@@ -199,7 +200,7 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
     @app.post("/api/upload", openapi_extra={"requestBody": UPLOAD})
     async def upload(request: Request, name: str = "data.npz") -> Uploaded:
         """Keep an .npz or .safetensors file with an input ``x``, until the server stops."""
-        return Uploaded.model_validate(explorer.shelf.uploads.add(name, await request.body()))
+        return await run_in_threadpool(explorer.shelf.upload, name, await request.body())
 
     return app
 
