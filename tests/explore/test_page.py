@@ -42,6 +42,7 @@ from attnlab.utils.errors import UserError
 
 playwright = pytest.importorskip("playwright.sync_api", reason="install the extra dev")
 expect = playwright.expect
+expect.set_options(timeout=20_000)  # on a busy machine
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +107,7 @@ def visit(running: tuple[Server, Any]) -> Iterator[Visit]:
         if not tour:
             context.add_init_script("try { localStorage.setItem('attnlab-explore-tour', 'yes') } catch {}")
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto((address or server.url) + link)

@@ -89,7 +89,7 @@ export class Changes {
     const put = (name) => (setup, value) => (setup.scores[name] = value);
     const get = (name) => (setup) => setup.scores[name];
     const slider = h("input", { type: "range", id: "temperature", min: -POWER, max: POWER, step: 0.05 });
-    const shown = h("output", { for: "temperature" });
+    const shown = h("output", { for: "temperature", "aria-live": "off" });
     slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number((2 ** slider.value).toPrecision(3))), { replace: true }));
     this.synced.push(({ scores: { temperature } }) => {
       if (slider !== document.activeElement) slider.value = Math.log2(temperature);
