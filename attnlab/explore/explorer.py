@@ -69,14 +69,19 @@ class Explorer:
         Raises:
             UserError: for a setup that cannot be built or is too large.
         """
-        return self._answer(f"view {setup.key()}", lambda: self._view(setup))[0]
+        return self._both(setup)[0]
 
     def thumbnails(self, setup: Setup) -> bytes:
         """Return the codes of the thumbnails of all heads: layer by layer, head by head, row-major; see `codes`."""
-        return self._answer(f"view {setup.key()}", lambda: self._view(setup))[1]
+        return self._both(setup)[1]
+
+    def _both(self, setup: Setup) -> tuple[View, bytes]:
+        self.run(setup)
+        return self._answer(f"view {setup.key()}", lambda: self._view(setup))
 
     def matrix(self, request: MapRequest) -> Tensor:
         """Return a part of the weights of a head, pooled to the size that was asked for, float32."""
+        self.run(request.setup)
         with self.lock:
             layer = self.layer(request)
             N, M = layer.shape
@@ -85,6 +90,7 @@ class Explorer:
 
     def cell(self, request: CellRequest) -> Cell:
         """Return the arithmetic of one weight."""
+        self.run(request.setup)
         with self.lock:
             layer = self.layer(request)
             N, M = layer.shape
@@ -104,6 +110,7 @@ class Explorer:
 
     def state(self, request: HeadRequest) -> State:
         """Return the recurrent state of a head after each token."""
+        self.run(request.setup)
         with self.lock:
             layer = self.layer(request)
             if not has_state(layer):
@@ -120,18 +127,23 @@ class Explorer:
 
     def ablation(self, request: HeadRequest) -> Ablation:
         """Return the relative change of the network's output without each head of a layer, one at a time."""
+        self.run(request.setup)
         return self._answer(
             f"ablation {request.layer} {request.setup.key()}", lambda: self._ablation(request.setup, request.layer)
         )
 
     def run(self, setup: Setup) -> Pass:
-        """Return the forward pass of a setup."""
+        """Return the forward pass of a setup.
+
+        Call it without the lock first: a network may be trained, for seconds, while other requests are answered.
+        """
+        key = setup.key()
+        if (kept := self._kept_pass(key)) is not None:
+            return kept
+        subject = make_subject(setup, self.shelf)
         with self.lock:
-            key = setup.key()
-            if key in self._passes:
-                self._passes.move_to_end(key)
-                return self._passes[key]
-            subject = make_subject(setup, self.shelf)
+            if (kept := self._kept_pass(key)) is not None:
+                return kept
             sizes = len(subject.tokens), [layer.num_heads for layer in subject.layers]
             check_size(*sizes)
             result = forward.run(subject, setup, keep=kept_bytes(*sizes) <= memory_limit())
@@ -139,6 +151,12 @@ class Explorer:
             while len(self._passes) > MAX_PASSES or (len(self._passes) > 1 and self._size() > memory_limit()):
                 self._passes.popitem(last=False)
             return result
+
+    def _kept_pass(self, key: str) -> Pass | None:
+        with self.lock:
+            if key in self._passes:
+                self._passes.move_to_end(key)
+            return self._passes.get(key)
 
     def _size(self) -> int:
         """The bytes of the matrices that are kept."""

@@ -73,6 +73,7 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
     ``maps`` holds, by "layer.head", the codes of the weights (see `attnlab.explore.codes`), deflated and in base64;
     where all weights on later keys are zero, ``causal`` is true and each row ends at the query's own key.
     """
+    explorer.run(setup)
     with explorer.lock:
         result, view = explorer.run(setup), explorer.view(setup)
         count = sum(0 if x.map is None else x.map.shape[1] * x.shape[0] * x.shape[1] for x in result.layers)

@@ -28,6 +28,7 @@ def make(explorer: Explorer, request: PictureRequest) -> tuple[bytes, str]:
     Raises:
         UserError: for a matrix that is too large to be written whole.
     """
+    explorer.run(request.setup)
     with explorer.lock:
         layer = explorer.layer(request)
         if max(layer.shape) > MAX_DETAIL:

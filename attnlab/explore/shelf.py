@@ -40,13 +40,7 @@ class Shelf:
         }
         self.uploads = Uploads()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = threading.RLock()
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Shelf:
-        """The runs in a folder, by name; none if there is no such folder."""
-        there = sorted(folder.iterdir()) if folder.is_dir() else []
-        return cls(path for path in there if path.is_dir() and looks_like_a_run(path))
+        self._lock, self._build_lock = threading.Lock(), threading.RLock()
 
     def upload(self, name: str, content: bytes) -> Uploaded:
         """Keep a file for `attnlab.explore.setup.Upload`; see `Uploads.add`."""
@@ -65,13 +59,23 @@ class Shelf:
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` returned for this key before, or returns now; the least recently used one is forgotten.
 
-        One thread at a time builds or trains.
+        One thread at a time builds or trains, because both seed the global generator; others still get what is kept.
         """
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = make()
-            self._kept.move_to_end(key)
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
-            kept: T = self._kept[key]
+        if (kept := self._get(key)) is not None:
             return kept
+        with self._build_lock:
+            if (kept := self._get(key)) is not None:
+                return kept
+            made = make()
+            with self._lock:
+                self._kept[key] = made
+                while len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
+            return made
+
+    def _get(self, key: Hashable) -> Any:
+        """What is kept for the key, which is then the last to be forgotten; None for nothing."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)

@@ -18,7 +18,7 @@ import torch
 from attnlab.explore.catalog import catalog
 from attnlab.explore.networks import make_subject
 from attnlab.explore.setup import Digit, RunNetwork, Setup, TaskExample, Text, Upload
-from attnlab.explore.shelf import Shelf
+from attnlab.explore.shelf import Shelf, run_folders
 from attnlab.explore.subject import Subject
 from attnlab.tasks.base import Split
 from attnlab.training import train
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shelf(folder: Path) -> Shelf:
-    return Shelf.of_folder(folder)
+    return Shelf(run_folders(folder))
 
 
 def subject(shelf: Shelf, run: str, given: Any = None, **options: Any) -> Subject:
@@ -217,8 +217,8 @@ def test_a_run_in_training_is_read_again(folder: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_runs(folder: Path, tmp_path: Path) -> None:
-    assert list(Shelf.of_folder(folder).runs) == ["arrays", "digits", "latent", "recall", "table", "text"]
-    assert Shelf.of_folder(tmp_path / "none").runs == {}
+    assert list(Shelf(run_folders(folder)).runs) == ["arrays", "digits", "latent", "recall", "table", "text"]
+    assert Shelf(run_folders(tmp_path / "none")).runs == {}
     again = Path(shutil.copytree(folder / "recall", tmp_path / "recall"))
     assert list(Shelf([again, folder / "recall", again]).runs) == [str(again), str(folder / "recall")]
     assert list(Shelf([Path("recall"), folder / "text"]).runs) == ["recall", "text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from attnlab.explore.explorer import Explorer
 from attnlab.explore.forward import run
 from attnlab.explore.networks import make_subject
 from attnlab.explore.server import MAX_BODY, MAX_UPLOAD, Server, make_app
-from attnlab.explore.setup import Lesson, ScoreChange, Setup, Text, ThreeTokens, Untrained
+from attnlab.explore.setup import Lesson, MapRequest, ScoreChange, Setup, Text, ThreeTokens, Trained, Untrained
 from attnlab.explore.shelf import Shelf
 from attnlab.utils.errors import UserError
 
@@ -265,3 +266,24 @@ schema = schemathesis.openapi.from_asgi(
 def test_no_request_makes_the_server_fail(case: schemathesis.Case) -> None:
     answer = case.call(headers={"Host": "localhost"})
     assert answer.status_code < 500
+
+
+def test_others_are_answered_while_a_network_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    explorer, training, others = Explorer(Shelf()), Event(), Event()
+    explorer.view(SMALL)
+    slow = Setup(source=Trained(model="linear"))
+
+    def train(*_: object) -> None:
+        training.set()
+        assert others.wait(60)
+        raise UserError("trained")
+
+    monkeypatch.setattr("attnlab.explore.example.network", train)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(explorer.view, slow)
+        assert training.wait(60)
+        explorer.matrix(MapRequest(setup=SMALL))
+        explorer.view(SMALL.model_copy(update={"scores": ScoreChange(temperature=7.0)}))
+        others.set()
+        with pytest.raises(UserError, match="trained"):
+            waiting.result()
