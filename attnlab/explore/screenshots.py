@@ -23,7 +23,7 @@ FLAGS = (
 
 SENTENCE = "input.text=The+animal+did+not+cross+the+street+because+it+was+too+tired"
 PICTURES: dict[str, tuple[str, tuple[int, int], str, str]] = {
-    "explore": ("", (1440, 960), "light", "arithmetic"),
+    "explore": ("", (1440, 1130), "light", "arithmetic"),
     "explore-dark": (f"#source.kind=pretrained&{SENTENCE}&head=3.1&cell=9.2", (1440, 960), "dark", "summary"),
     "explore-compare": ("#b.scores.temperature=4&side=b", (1440, 960), "light", "changes"),
     "explore-narrow": ("", (320, 1400), "light", "changes"),

@@ -89,7 +89,7 @@ export class Changes {
     const put = (name) => (setup, value) => (setup.scores[name] = value);
     const get = (name) => (setup) => setup.scores[name];
     const slider = h("input", { type: "range", id: "temperature", min: -POWER, max: POWER, step: 0.05 });
-    const shown = h("output", { for: "temperature" });
+    const shown = h("output", { for: "temperature", "aria-live": "off" });
     slider.addEventListener("input", () => this.app.change((setup) => (setup.scores.temperature = Number((2 ** slider.value).toPrecision(3))), { replace: true }));
     this.synced.push(({ scores: { temperature } }) => {
       if (slider !== document.activeElement) slider.value = Math.log2(temperature);
@@ -177,7 +177,7 @@ export class Changes {
         const list = h("datalist", { id: `choices-${option.name}` }, option.choices.map((value) => h("option", { value })));
         const text = h("input", { type: "text", placeholder: option.optional ? "none" : "" });
         if (option.choices.length) text.setAttribute("list", list.id);
-        return field(option.name, this.#bind(text, get, put), option.choices.length ? `${option.help} Choices: ${option.choices.join(", ")}.` : option.help, list);
+        return field(option.name, this.#bind(text, get, put), option.choices.some((value) => !option.help.includes(value)) ? `${option.help} Choices: ${option.choices.join(", ")}.` : option.help, list);
       }
       const step = option.kind === "integer" ? 1 : "any";
       return this.#number(option.name, option.help, get, (setup, value) => put(setup, value ?? option.default), { step });

@@ -24,7 +24,7 @@ export class HeadView {
     const button = (text, title, action) => h("button", { type: "button", textContent: text, title, "aria-label": title, onclick: action });
     this.mask = h("button", { type: "button", id: "draw-mask", textContent: "Draw mask", "aria-pressed": "false", title: "Drag over cells to block them", onclick: () => this.draw(!this.drawing) });
     this.tableButton = h("button", { type: "button", id: "show-table", textContent: "Table", "aria-pressed": "false", title: "Keyboard: t", onclick: () => this.toggleTable() });
-    this.readout = h("output", { id: "readout" });
+    this.readout = h("output", { id: "readout", "aria-live": "off" });
     this.figures = h("div", { class: "figures" });
     this.table = h("div", { class: "table", hidden: true, tabIndex: 0, role: "region", "aria-label": "Attention weights around the chosen cell" });
     this.none = h("p", { class: "none", hidden: true });

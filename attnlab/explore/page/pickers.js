@@ -99,7 +99,7 @@ export class Pickers {
     const last = run.steps.length; // after the snapshots: the best
     const at = source.step === null ? last : run.steps.indexOf(source.step);
     const slider = h("input", { type: "range", id: "step", min: 0, max: last, step: 1, value: at });
-    const shown = h("output", { for: "step" });
+    const shown = h("output", { for: "step", "aria-live": "off" });
     const say = () => {
       shown.textContent = Number(slider.value) === last ? "best" : String(run.steps[slider.value]);
       slider.setAttribute("aria-valuetext", `step ${shown.textContent}`);
