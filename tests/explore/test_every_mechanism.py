@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from explored import multihead, stacked
 
 from attnlab.catalog import registry
 from attnlab.explore.catalog import catalog
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.setup import CellRequest, HeadRequest, MapRequest, ScoreChange, Setup, Text, Untrained
 from attnlab.explore.shelf import Shelf
+from attnlab.masks import BoundMask
 from attnlab.nn.attention import Attention
+from attnlab.nn.mixer import SequenceMixer
 from attnlab.utils.errors import UserError
 
 TEXT = "abcab cabba b"
@@ -69,3 +74,26 @@ def test_the_catalog_lists_every_option_of_every_mechanism() -> None:
     for name in registry.names():
         options = {option.name for option in registry.entry(name).options}
         assert {option.name for option in listed[name].options} >= options - {"embed_dim", "causal", "dropout"}
+
+
+class Shifted(SequenceMixer):
+    """A mechanism without attention weights: each token gets the one before it."""
+
+    card = replace(registry.entry("selfhead").card, title="Shift", supports=("causal",))
+
+    def _forward(self, x: torch.Tensor, mask: BoundMask | None) -> torch.Tensor:
+        return x.roll(1, 1)
+
+
+def test_a_layer_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnlab.explore.explorer.make_subject", lambda setup, shelf: stacked(Shifted(12), multihead()))
+    explorer, setup = Explorer(Shelf()), Setup()
+    first, second = explorer.view(setup).layers
+    assert (first.weights, first.heads, first.thumbnail, first.changes) == ("no weights", [], (0, 0), [])
+    assert first.note == "Shift has no attention weights: its output is not a weighted sum of values"
+    assert second.weights == "true weights"
+    assert len(explorer.thumbnails(setup)) == 3 * 11 * 11
+    with pytest.raises(UserError, match="layer 0, Shift, has no attention weights"):
+        explorer.matrix(MapRequest(setup=setup))
+    with pytest.raises(UserError, match="layer 0, Shift, has no attention weights, so no head can be left out"):
+        explorer.view(Setup(ablated=((0, 0),)))

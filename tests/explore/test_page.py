@@ -6,6 +6,7 @@ Every test fails if the browser asks any server but this one, or writes an error
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,13 @@ def small(model: str = "multihead") -> Setup:
 
 
 SMALL = small()
+
+
+def warm(temperature: float) -> Setup:
+    """The small network at another temperature."""
+    return SMALL.model_copy(update={"scores": ScoreChange(temperature=temperature)})
+
+
 LESSON = Setup(source=Lesson(), input=ThreeTokens())
 
 
@@ -136,29 +144,31 @@ def shown_weight(page: Any) -> float:
     return float(page.inner_text("#readout").rpartition(" ")[2].replace("−", "-"))
 
 
-def point(page: Any, cell: tuple[int, int], length: int, canvas: str = ".stage >> nth=0") -> tuple[float, float]:
-    """The middle of a cell of the matrix, in pixels of the stage, found by hovering along both axes."""
-    page.locator(canvas).scroll_into_view_if_needed()
-    box = page.locator(canvas).bounding_box()
-    corner = first_cell(page, box)
-    unit = (box["width"] - 2 - (corner[0] - box["x"])) / length
-    return corner[0] + (cell[1] + 0.5) * unit, corner[1] + (cell[0] + 0.5) * unit
+def geometry(page: Any, length: int = len(TEXT)) -> tuple[float, float, float]:
+    """The corner of the first cell and the size of a cell, in pixels of the window, found by moving the mouse.
 
-
-def first_cell(page: Any, box: dict[str, float]) -> tuple[float, float]:
-    """The corner of the matrix, from the drawn frame: the leftmost and topmost place that names query 0, key 0."""
-    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    The line above the matrix names a cell only while the mouse is over one.
+    """
+    stage = page.locator(".stage").first
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    place = []
+    corner = []
     for axis in (0, 1):
         low, high = box["xy"[axis]], middle[axis]
         while high - low > 0.5:
             at = (low + high) / 2
             page.mouse.move(*((at, middle[1]) if axis == 0 else (middle[0], at)))
-            inside = page.locator(".stage").first.evaluate("(stage) => stage.dataset.hovered ?? ''") != ""
+            inside = stage.evaluate("(stage) => 'hovered' in stage.dataset")
             low, high = (low, at) if inside else (at, high)
-        place.append(high)
-    return place[0], place[1]
+        corner.append(high)
+    return corner[0], corner[1], (box["x"] + box["width"] - 2 - corner[0]) / length
+
+
+def point(page: Any, cell: tuple[int, int]) -> tuple[float, float]:
+    """The middle of a cell of the matrix."""
+    left, top, unit = geometry(page)
+    return left + (cell[1] + 0.5) * unit, top + (cell[0] + 0.5) * unit
 
 
 # The first view, and what it loads
@@ -224,7 +234,7 @@ def test_arithmetic_and_readout_show_the_weight_under_the_cursor(visit: Visit, e
     weights = head_of(explorer, SMALL, 1, 2)
     page = visit(link(SMALL, head="1.2"))
     for cell in ((7, 3), (10, 0)):
-        x, y = point(page, cell, len(TEXT))
+        x, y = point(page, cell)
         page.mouse.move(x, y)
         readout(page).to_have_text(re.compile(rf"^query {cell[0]} .* key {cell[1]} "))
         assert shown_weight(page) == pytest.approx(float(weights[cell]), abs=6e-5)
@@ -309,6 +319,16 @@ def test_tab_reaches_the_matrix_the_heads_and_the_tokens(visit: Visit) -> None:
     assert {"stage", "heads", "tokens"} <= set(seen)
 
 
+def test_table_holds_the_weights(visit: Visit, explorer: Explorer) -> None:
+    weights = head_of(explorer, SMALL, 1, 2)
+    page = visit(link(SMALL, head="1.2", cell="7.3", table="1"))
+    rows = [row.split("\t") for row in page.locator(".table tbody").inner_text().split("\n") if row.strip()]
+    shown = torch.tensor([[float(cell) for cell in row[1:]] for row in rows])
+    torch.testing.assert_close(shown, weights, atol=6e-4, rtol=0)
+    expect(page.locator("td.chosen")).to_have_text(f"{float(weights[7, 3]):.3f}")
+    assert rows[7][0] == "7 c"
+
+
 # Links
 
 
@@ -391,7 +411,7 @@ def test_link_that_the_server_refuses_shows_its_reason_and_the_default_view(
 def test_drawn_mask_blocks_the_cells_it_covers(visit: Visit, explorer: Explorer) -> None:
     page = visit(link(SMALL, head="0.0", cell="8.2"))
     page.click("#draw-mask")
-    start, stop = point(page, (7, 1), len(TEXT)), point(page, (8, 2), len(TEXT))
+    start, stop = point(page, (7, 1)), point(page, (8, 2))
     page.mouse.move(*start)
     page.mouse.down()
     page.mouse.move(*stop, steps=4)
@@ -402,7 +422,7 @@ def test_drawn_mask_blocks_the_cells_it_covers(visit: Visit, explorer: Explorer)
         SMALL.model_copy(update={"mask": MaskChange(blocked=blocked)}), head="0.0", cell="8.2"
     )
     page.click("#draw-mask")
-    page.mouse.move(*point(page, (8, 3), len(TEXT)))
+    page.mouse.move(*point(page, (8, 3)))
     masked = head_of(explorer, SMALL.model_copy(update={"mask": MaskChange(blocked=blocked)}))
     readout(page).to_have_text(re.compile("^query 8 .* key 3 "))
     assert shown_weight(page) == pytest.approx(float(masked[8, 3]), abs=6e-5)
@@ -428,6 +448,18 @@ def test_temperature_changes_the_weights_and_shows_before_and_after(visit: Visit
     expect(page).not_to_have_url(re.compile("temperature"))
 
 
+def test_change_keeps_the_head_and_the_cell_that_the_page_chose(visit: Visit, explorer: Explorer) -> None:
+    other = next(t for t in (0.0625, 16) if strongest(explorer, warm(t)) != strongest(explorer, SMALL))
+    layer, head = strongest(explorer, SMALL)
+    page = visit(link(SMALL))
+    page.click("#tab-changes")
+    before = page.inner_text("#readout").partition(":")[0]
+    page.locator("#temperature").fill(str(math.log2(other)))
+    expect(page).to_have_url(re.compile(rf"scores.temperature=.*&head={layer}\.{head}&cell=\d+\.\d+$"))
+    expect(page.locator("#map-title")).to_have_text(f"Layer {layer}, head {head}")
+    readout(page).to_have_text(re.compile("^" + re.escape(before)))
+
+
 def test_controls_that_a_mechanism_does_not_support_are_disabled_with_the_reason(visit: Visit) -> None:
     setup = small("retention")
     page = visit(link(setup))
@@ -435,6 +467,9 @@ def test_controls_that_a_mechanism_does_not_support_are_disabled_with_the_reason
     expect(page.locator("#temperature")).to_be_disabled()
     expect(page.locator(".unsupported small").first).to_have_text("This mechanism does not support it.")
     expect(page.get_by_label("Causal")).to_be_disabled()
+    page.goto(page.url.split("#")[0] + link(small("multihead,retention"), head="1.0"))
+    expect(page.locator("#temperature")).to_be_enabled()
+    expect(page.locator("#temperature-help")).to_have_text("This layer does not support it, others do.")
 
 
 def test_options_of_the_catalog_change_the_network(visit: Visit) -> None:
@@ -534,6 +569,69 @@ def test_patches_of_a_digit_can_be_chosen(visit: Visit) -> None:
     expect(page.locator("#tokens-caption")).to_contain_text("Weight from 7 ")
 
 
+# What is drawn
+
+PIXELS = """(canvas, places) => {
+  const scale = canvas.width / canvas.clientWidth;
+  const context = canvas.getContext("2d");
+  return places.map(([x, y]) => [...context.getImageData(Math.round(x * scale), Math.round(y * scale), 1, 1).data]);
+}"""
+GREY = [233, 235, 238, 255]
+"""An exact zero in the light theme."""
+
+
+def cells(left: float, top: float, unit: float, inside: float) -> list[tuple[float, float]]:
+    """A place in each cell of a matrix: ``inside`` is 0 at its upper left and 1 at its lower right corner."""
+    N = range(len(TEXT))
+    return [(left + (key + inside) * unit, top + (query + inside) * unit) for query in N for key in N]
+
+
+def drawn_cells(page: Any, stage: int = 0) -> torch.Tensor:
+    """The colours of the cells of a matrix, (N, N, 4), beside the numbers in the middle of the cells."""
+    left, top, unit = geometry(page)
+    box = page.locator(".stage").first.bounding_box()
+    places = cells(left - box["x"], top - box["y"], unit, 0.15)
+    canvas = page.locator(".stage").nth(stage).locator("canvas").first
+    return torch.tensor(canvas.evaluate(PIXELS, places)).unflatten(0, (len(TEXT), -1))
+
+
+def test_larger_weights_are_darker_and_exact_zeros_are_grey(visit: Visit, explorer: Explorer) -> None:
+    sharp = warm(0.1)
+    weights = head_of(explorer, sharp, 0, 1)
+    assert ((weights > 0) & (weights < 1e-6)).any()
+    colors = drawn_cells(visit(link(sharp, head="0.1")))
+    is_grey = (colors == torch.tensor(GREY)).all(-1)
+    assert torch.equal(is_grey, weights == 0)
+    brightness = colors[..., :3].sum(-1)[weights > 0]
+    order = weights[weights > 0].argsort()
+    assert (brightness[order].diff() <= 0).all()
+    assert brightness.max() - brightness.min() > 300
+
+
+def test_signed_weights_are_blue_and_orange(visit: Visit, explorer: Explorer) -> None:
+    setup = small("deltanet")
+    weights = head_of(explorer, setup, 1, 1)
+    colors = drawn_cells(visit(link(setup, head="1.1")))
+    assert (colors[weights == 0] == torch.tensor(GREY)).all()
+    large = 0.05 * weights.abs().max()
+    red, blue = colors[..., 0], colors[..., 2]
+    assert (weights < -large).any()
+    assert (red[weights < -large] > blue[weights < -large]).all()
+    assert (blue[weights > large] > red[weights > large]).all()
+
+
+def test_thumbnails_show_their_own_heads(visit: Visit, explorer: Explorer) -> None:
+    page = visit(link(SMALL))
+    for layer, canvas in enumerate(page.locator("#overview canvas").all()):
+        side = (canvas.bounding_box()["width"] + 4) // 3 - 4
+        for head in range(3):
+            weights = head_of(explorer, SMALL, layer, head).flatten()
+            places = cells(head * (side + 4) + 2, 2, (side - 4) / len(TEXT), 0.5)
+            brightness = torch.tensor(canvas.evaluate(PIXELS, places))[:, :3].sum(-1)
+            both = torch.stack([brightness, -weights.sqrt()])[:, weights > 0]
+            assert torch.corrcoef(both)[0, 1] > 0.95
+
+
 # Comparison
 
 
@@ -557,6 +655,22 @@ def test_comparison_shows_both_weights_their_difference_and_the_costs(visit: Vis
     again.locator("label[for=side-a]").click()
     again.click("#tab-changes")
     expect(again.locator("output[for=temperature]")).to_have_text("1.00")
+
+
+def test_comparison_draws_both_matrices_on_one_scale_and_the_sign_of_their_difference(
+    visit: Visit, explorer: Explorer
+) -> None:
+    other = SMALL.model_copy(update={"scores": ScoreChange(temperature=4)})
+    page = visit(link(SMALL, head="0.1") + "&b.scores.temperature=4&" + link(SMALL)[1:].replace("source", "b.source"))
+    readout(page).to_have_text(re.compile("B − A"))
+    a, b = (head_of(explorer, setup, 0, 1) for setup in (SMALL, other))
+    colors = [drawn_cells(page, stage)[..., :3] for stage in range(3)]
+    values = torch.cat([a[a > 0], b[b > 0]])
+    brightness = torch.cat([colors[0][a > 0], colors[1][b > 0]]).sum(-1)
+    assert (brightness[values.argsort()].diff() <= 0).all()
+    red, blue = colors[2][..., 0], colors[2][..., 2]
+    assert (red[b - a < -0.02] > blue[b - a < -0.02]).all()
+    assert (blue[b - a > 0.02] > red[b - a > 0.02]).all()
 
 
 def test_mechanisms_of_different_kinds_can_be_compared(visit: Visit) -> None:
@@ -603,7 +717,8 @@ def test_second_setup_shows_the_head_of_the_first_whichever_answer_comes_first(
 @pytest.mark.parametrize("prefetched", [False, True])
 def test_late_answer_does_not_replace_a_newer_one(visit: Visit, prefetched: bool) -> None:
     """The matrix of another head arrives late: it was asked for, or asked for while it was fetched in advance."""
-    late, held = (0, 1) if prefetched else (1, 1), []
+    late = (0, 1) if prefetched else (1, 1)
+    held: list[Any] = []
     page = visit(link(LESSON))
 
     def hold(route: Any) -> None:
@@ -643,7 +758,9 @@ def test_long_inputs_are_pooled_and_fetched_in_detail_when_zoomed(visit: Visit, 
         page.keyboard.press("+")
     readout(page).to_have_text(re.compile("^query 700 .* key 300 "))
     assert shown_weight(page) == pytest.approx(float(exact), abs=6e-5)
-    page.locator(".stage").first.dblclick()
+    expect(page.locator(".legend").first).to_contain_text("square-root scale")
+    page.locator(".stage").first.dblclick(position={"x": 300, "y": 300})
+    expect(page.locator(".legend").first).to_contain_text("sums over 2 keys, means over 2 queries")
     assert page.locator(".token").count() == 400
 
 
@@ -668,6 +785,25 @@ def test_wheel_zooms_the_matrix_that_has_the_focus_and_scrolls_the_page_otherwis
     readout(page).to_have_text(re.compile("key 4 "))
     page.mouse.wheel(0, 300)
     expect(page.locator("h1")).not_to_be_in_viewport()
+
+
+def test_two_fingers_zoom_and_one_finger_chooses(visit: Visit) -> None:
+    page = visit(link(SMALL, head="0.0"), has_touch=True)
+    x, y = point(page, (5, 5))
+    page.touchscreen.tap(x, y)
+    readout(page).to_have_text(re.compile("^query 5 .* key 5 "))
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (x - 20, y), (x + 20, y))
+    fingers("touchMove", (x - 90, y), (x + 90, y))
+    fingers("touchEnd")
+    box = page.locator(".stage").first.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 8, y)
+    readout(page).to_have_text(re.compile("key [67] "))  # at full view it is key 10
 
 
 # Files

@@ -5,6 +5,7 @@ import { DEFAULTS, isChanged, unchanged } from "explore/setup";
 
 const POWER = 4; // the slider of the temperature goes from 2^−4 to 2^4
 const UNSUPPORTED = "This mechanism does not support it.";
+const ELSEWHERE = "This layer does not support it, others do.";
 const SCORES = {
   temperature: "Scores are divided by it: below 1 the weights become sharper, above 1 more even.",
   scale: "Divide the scores by √d.",
@@ -27,7 +28,7 @@ export class Changes {
     const { setup } = this.app;
     const layer = this.app.layer();
     const entry = this.#mechanism();
-    const kind = JSON.stringify([setup.source.kind, entry?.name, layer.changes, layer.mechanism]);
+    const kind = JSON.stringify([setup.source.kind, entry?.name, layer.mechanism, view.layers.map(({ changes }) => changes)]);
     if (kind !== this.kind) {
       this.kind = kind;
       this.#build(setup, layer, entry);
@@ -106,9 +107,11 @@ export class Changes {
     };
     for (const [name, element] of Object.entries(fields)) {
       if (layer.changes.includes(name)) continue;
+      const elsewhere = this.app.side.view.layers.some(({ changes }) => changes.includes(name));
+      element.querySelector("small").textContent = elsewhere ? ELSEWHERE : UNSUPPORTED;
+      if (elsewhere) continue;
       element.classList.add("unsupported");
       for (const control of element.querySelectorAll("input")) control.disabled = true;
-      element.querySelector("small").textContent = UNSUPPORTED;
     }
     return this.#group("Scores", Object.values(fields));
   }

@@ -192,8 +192,9 @@ export class HeadView {
     } else {
       map.show({ matrix, tokens: source.view.tokens, peak, cell, blocked, drawing: this.drawing && name === app.state.side });
       if (old?.matrix.length === matrix.length && String(old.cell) !== String(cell)) map.move(cell);
-      const note = matrix.pooled ? `sums over ${matrix.base.width} keys, means over ${matrix.base.height} queries; zoom in for single weights` : app.data.live ? "square-root scale" : "square-root scale; an export holds weights to 0.4 % of the largest";
-      scale.replaceChildren(colorBar(matrix.signed, peak, note));
+      const { width, height } = matrix.detail ?? matrix.base;
+      const note = width > 1 || height > 1 ? `sums over ${width} keys, means over ${height} queries; zoom in for single weights` : app.data.live ? "square-root scale" : "square-root scale; an export holds weights to 0.4 % of the largest";
+      scale.replaceChildren(colorBar(matrix.signed, map.unit, note));
     }
     this.shown[name] = { matrix, peak, blocked, cell, detail: matrix.detail };
     const layer = titled?.view.layers[titled.head[0]];

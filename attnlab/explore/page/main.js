@@ -16,6 +16,9 @@ import { Tour } from "explore/tour";
 
 const FEW = 16; // chosen tokens of a large matrix whose rows are fetched
 
+const sameNetwork = (one, two) =>
+  ["kind", "model", "run", "name"].every((field) => one.source[field] === two.source[field]) && JSON.stringify(one.input) === JSON.stringify(two.input);
+
 /** One setup with what is loaded for it. */
 class Side {
   constructor(prefetch) {
@@ -119,9 +122,16 @@ class App {
 
   /** Change the setup of the side that is edited: `edit` gets a copy. */
   change(edit, options) {
-    const setup = structuredClone(this.state[this.state.side]);
+    const before = this.state[this.state.side];
+    const setup = structuredClone(before);
     edit(setup);
     const patch = { [this.state.side]: setup };
+    const { a } = this.sides;
+    if (a.view && sameNetwork(before, setup)) {
+      // what the page chose stays, so that the effect of the change is seen
+      patch.head = this.state.head ?? a.head;
+      patch.cell = this.state.cell ?? this.cell;
+    }
     if (this.state.side === "b") patch.a = { ...this.state.a, input: setup.input };
     this.set(patch, options);
   }
@@ -262,10 +272,16 @@ class App {
     if (this.data.live && side.view.tokens.length <= this.limit) side.prefetch(side.setup, side.view, head);
   }
 
-  /** Load a part of a matrix in more detail. */
+  /** Load a part of a matrix in more detail; none without queries. */
   detail(name, queries, keys) {
     const side = this.sides[name];
     const { setup, head, matrix } = side;
+    if (!queries) {
+      side.details.stop();
+      if (matrix.detail) matrix.detail = null;
+      this.update();
+      return;
+    }
     side.details(
       (signal) => this.data.map(setup, head, { queries, keys, signal }),
       (answer) => {

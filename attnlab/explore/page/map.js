@@ -49,15 +49,11 @@ export class HeadMap {
     this.draw();
   }
 
-  zoomed() {
-    this.#detail();
-    this.draw();
-  }
-
   #detail() {
     const { detail, signed } = this.matrix;
+    this.unit = this.peak;
     if (!detail) return;
-    this.unit = detail.height === this.matrix.base.height ? this.peak : peakOf(detail.values);
+    this.unit = peakOf(detail.values);
     paint(this.closer, encode(detail.values, signed, this.unit), detail.rows, detail.columns, signed);
   }
 
@@ -107,7 +103,10 @@ export class HeadMap {
   #ask() {
     const [top, left, span] = this.view;
     const length = this.matrix.length;
-    if (span >= length) return;
+    if (span >= length) {
+      this.on.detail(null); // the whole matrix has one scale
+      return;
+    }
     const range = (start) => [Math.max(0, Math.floor(start - span / 4)), Math.min(length, Math.ceil(start + span * 1.25))];
     this.on.detail(range(top), range(left));
   }
@@ -198,7 +197,7 @@ export class HeadMap {
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.font = FONT;
-      const peak = this.matrix.detail ? this.unit : this.peak;
+      const peak = this.unit;
       for (let query = rows[0]; query < rows[1]; query++)
         for (let key = columns[0]; key < columns[1]; key++) {
           const { value } = this.matrix.at(query, key);

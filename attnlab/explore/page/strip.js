@@ -30,7 +30,7 @@ export class Strip {
       this.caption,
     );
     this.output = h("p", { class: "output" });
-    this.list.after(this.output);
+    this.later.after(this.output);
   }
 
   update() {
@@ -107,13 +107,12 @@ export class Strip {
 
   #select() {
     const chosen = new Set(this.app.selection());
-    const { tokens } = this.view;
     this.items.forEach((item, i) => {
       const index = this.start + i;
       item.setAttribute("aria-selected", chosen.has(index) ? "true" : "false");
     });
-    this.active ??= 0;
-    if (this.active >= tokens.length) this.active = 0;
+    const stop = this.start + this.items.length;
+    if (!(this.active >= this.start && this.active < stop)) this.active = this.start;
     this.list.setAttribute("aria-activedescendant", `token-${this.active}`);
   }
 
