@@ -154,7 +154,7 @@ class DecayedMap(AttentionMap):
         tiles = row_tiles(self.q, mask, M, 4 * B * H)
         size = count(tiles[0][0])
         record(lambda: Dispatch("decayed", f"the fused kernel with a decay per pair; {size} of {N} rows at a time"))
-        return by_tiles(part, tiles)[..., :width]
+        return by_tiles(part, tiles, self.q)[..., :width]
 
     def _zeros(self, rows: slice, keys: slice) -> tuple[Tensor, Tensor]:
         """Return zeros for each query, (B, H, n), and key, (B, H, m), whose sum has the gradient of D.

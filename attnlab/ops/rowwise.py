@@ -132,7 +132,7 @@ class RowwiseMap(AttentionMap):
         tiles = row_tiles(self.q, self.mask, M, B * H * self._score_cost)
         size = count(tiles[0][0])
         record(lambda: Dispatch("rows", f"no fused kernel computes these weights; {size} of {N} rows at a time"))
-        return by_tiles(part, tiles, random=dropout > 0)
+        return by_tiles(part, tiles, self.q, random=dropout > 0)
 
     def _rows(self, rows: Tensor) -> Tensor:
         B, H, _, M = self.shape

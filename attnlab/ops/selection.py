@@ -135,7 +135,7 @@ class SelectedMap(AttentionMap):
         record(
             lambda: Dispatch("selected", f"{self._limit} of {M} keys per query, {how}; {size} of {N} rows at a time")
         )
-        return by_tiles(part, tiles, random=dropout > 0)
+        return by_tiles(part, tiles, self.q, random=dropout > 0)
 
     def selected(self, rows: Index, keys: Index) -> Tensor | None:
         """Return which pairs are attended to, Boolean, broadcastable to (B, H, n, m); None for all."""

@@ -164,7 +164,7 @@ class DeepSeekSparseAttention(MultiHeadBase):
             return torch.cat([divergence, (p.sum(-1, keepdim=True) > 0).to(scores.dtype)], -1)  # (B, 1, n, 2)
 
         cost = len(x) * self.num_heads * TEMPORARY_VALUES
-        divergence, count = by_tiles(part, row_tiles(Q, bound, K.shape[2], cost)).sum((0, 1, 2))
+        divergence, count = by_tiles(part, row_tiles(Q, bound, K.shape[2], cost), Q).sum((0, 1, 2))
         return divergence / count.clamp(min=1)
 
     def _select_heads(self, heads: list[int], groups: list[int]) -> None:

@@ -121,6 +121,26 @@ def test_matrix_in_tiles_matches(
     torch.testing.assert_close(out, scores / total @ v)
 
 
+@pytest.mark.parametrize("name", ["multihead", "entmax", "dsa"])
+def test_recomputed_tiles_draw_the_same_dropout_on_any_device(
+    name: str, simulated_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`checkpoint` keeps the random state of the devices of its arguments."""
+    small_tiles(monkeypatch)
+    case, devices = LayerUnderTest(registry.load(name)), []
+    recorded = torch.utils.checkpoint.checkpoint
+
+    def spy(function: Any, *arguments: Any, **options: Any) -> Any:
+        devices.append((options["preserve_rng_state"], {t.device for t in arguments if isinstance(t, Tensor)}))
+        return recorded(function, *arguments, **options)
+
+    monkeypatch.setattr("attnlab.ops.backends.tiles.checkpoint", spy)
+    x = case.tokens(2, 131).requires_grad_()
+    case(case.build(True, train=True, dropout=0.25), x, padding(torch.tensor([131, 97])))
+    assert len(devices) > 1
+    assert all(device == (True, {x.device}) for device in devices)
+
+
 @pytest.mark.parametrize("rule", [None, causal(), sliding_window(65)], ids=str)
 def test_gpu_tiles_are_few_and_fit(rule: Mask | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A meta tensor stands for one on a GPU."""

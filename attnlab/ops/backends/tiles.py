@@ -149,16 +149,16 @@ def tiled(call: AttentionCall, kernel: Kernel, tiles: Tiles, *, recompute: bool 
         k, v = (t[:, :, keys] if isinstance(keys, slice) else t.index_select(2, keys) for t in (call.k, call.v))
         return compute_part(call.q[:, :, rows], k, v, call.mask, call.bias, kernel, rows, keys)
 
-    return by_tiles(part, tiles, recompute=recompute, random=kernel.dropout > 0)
+    return by_tiles(part, tiles, call.q, recompute=recompute, random=kernel.dropout > 0)
 
 
 def by_tiles(
-    part: Callable[[slice, Index], Tensor], tiles: Tiles, *, recompute: bool = True, random: bool = False
+    part: Callable[[slice, Index], Tensor], tiles: Tiles, q: Tensor, *, recompute: bool = True, random: bool = False
 ) -> Tensor:
     """Return ``part`` of every tile, (B, H, n, w), as one tensor (B, H, N, w), laid out as (B, N, H, w).
 
     With ``recompute`` and several tiles, the backward pass computes each again: keeping what it needs of all would be
-    the whole matrix. ``random`` tells whether ``part`` draws random numbers.
+    the whole matrix. ``random`` tells whether ``part`` draws random numbers, on the device of ``q``.
     """
     if len(tiles) == 1:
         return part(*tiles[0])
@@ -166,7 +166,9 @@ def by_tiles(
     def compute(rows: slice, keys: Index) -> Tensor:
         if not torch.is_grad_enabled():
             return part(rows, keys)
-        out: Tensor = checkpoint(part, rows, keys, use_reentrant=False, preserve_rng_state=random)
+        # Only from a tensor among the arguments does `checkpoint` know whose random numbers to draw again.
+        arguments = (lambda rows, keys, q: part(rows, keys)), rows, keys, q
+        out: Tensor = checkpoint(*arguments, use_reentrant=False, preserve_rng_state=random)
         return out
 
     outs = preallocated(compute, tiles) if recompute else [part(*tile) for tile in tiles]
