@@ -35,6 +35,7 @@ from attnlab.explore.shelf import Shelf
 from attnlab.files.data import memory_limit
 from attnlab.nn.attention import Attention, UnsupportedError
 from attnlab.nn.mixer import SequenceMixer
+from attnlab.ops.arithmetic import Arithmetic
 from attnlab.ops.scan.states import StateTrace
 from attnlab.utils.errors import UserError
 
@@ -100,6 +101,8 @@ class Explorer:
             arithmetic = layer.map.arithmetic(request.head, request.query, request.key)
             weight = float(layer.weights(torch.tensor([request.query]))[request.head, 0, request.key])
             contribution, note = self._contribution(layer, request, arithmetic.result)
+            if layer.shown is not None:
+                _renormalize(arithmetic, layer, request)
             return Cell(
                 weight=weight,
                 lines=[Line(name=x.name, code=x.code, value=x.value, meaning=x.meaning) for x in arithmetic.lines],
@@ -239,6 +242,23 @@ class Explorer:
             return None, str(error)
         head = request.head if values.shape[1] > 1 else 0
         return (weight * values[0, head, request.key].float()).tolist(), ""
+
+
+def _renormalize(arithmetic: Arithmetic, layer: LayerPass, request: CellRequest) -> None:
+    """Add the lines from a weight to the one that is shown where special tokens are hidden."""
+    assert layer.shown is not None
+    assert layer.map is not None
+    weight = arithmetic.last
+    if not (layer.shown[request.query] and layer.shown[request.key]):
+        arithmetic.compute("hidden", f"0.0 * {weight}", "special tokens are hidden")
+        return
+    if layer.is_signed:
+        return
+    weights = layer.map.materialize([request.query], [request.head])[0, 0, 0]
+    lines = arithmetic.part("_shown")
+    total = lines.given("sum_of_row", weights.sum(), "the sum of the weights of the row")
+    kept = lines.given("sum", (weights * layer.shown).sum(), "the sum of those on keys that are shown")
+    lines.compute("weight", f"{weight} * {total} / {kept}", "renormalized over the keys that are shown")
 
 
 CHANGES = ("mask", "scores", "ablated")

