@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attnlab
 from attnlab import tasks
 from attnlab.catalog import registry
 from attnlab.catalog.source import REQUIRED, Option
 from attnlab.explore import pretrained
+from attnlab.explore.example import with_defaults
 from attnlab.explore.inputs import explorable_tasks
 from attnlab.explore.run_networks import accepted_inputs
 from attnlab.explore.setup import Catalog, Choice, Mechanism, PretrainedEntry, RunEntry
 from attnlab.explore.shelf import Shelf
 from attnlab.training.settings import choices_of, mechanism_options
 from attnlab.utils.errors import UserError
+
+JSON = (bool, int, float, str)
 
 
 def catalog(shelf: Shelf) -> Catalog:
@@ -36,8 +41,14 @@ def _mechanism(name: str) -> Mechanism:
         summary=card.summary,
         causal="always" if card.always_causal else "optional" if "causal" in card.supports else "never",
         options=[_choice(option, name) for option in mechanism_options(name) if option.name != "causal"],
+        trained=_values(name),
         lesson=f"models/{name}/README.md",
     )
+
+
+def _values(name: str) -> dict[str, Any]:
+    """The options of a network that is trained on demand, as JSON values."""
+    return {key: value for key, value in with_defaults(name, {}).items() if value is None or isinstance(value, JSON)}
 
 
 def _choice(option: Option, model: str) -> Choice:

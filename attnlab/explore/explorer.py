@@ -323,12 +323,20 @@ def _layer(
         num_heads=module.num_heads,
         has_state=has_state(layer),
         changes=[] if layer.map is None else sorted({*layer.map.changes, "top_k"}),
+        masks=_masks(module),
         heads=heads,
         thumbnail=(size[0], size[1]),
         output_change=None if old is None else _change(layer.output, old.output),
         flops=flops,
         state_bytes=state_bytes,
     )
+
+
+def _masks(layer: SequenceMixer) -> list[str]:
+    """The fields of a `MaskChange` that a layer supports."""
+    if not layer.supports("arbitrary_mask"):
+        return ["documents"] if layer.supports("segments") else []
+    return ["window", *([] if layer.card.always_causal else ["prefix"]), "documents", "blocked"]
 
 
 def _blocks(length: int) -> int:

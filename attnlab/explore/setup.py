@@ -233,6 +233,8 @@ class Layer(BaseModel):
     has_state: bool
     changes: list[str]
     """The fields of `ScoreChange` that this layer supports."""
+    masks: list[str]
+    """The fields of `MaskChange` that it supports."""
     heads: list[Head]
     thumbnail: tuple[int, int]
     """The rows and columns of its thumbnails; (0, 0) without weights."""
@@ -327,6 +329,8 @@ class Mechanism(BaseModel):
     summary: str
     causal: Literal["optional", "always", "never"]
     options: list[Choice]
+    trained: dict[str, Any]
+    """The options of its network of `Trained`, by default."""
     lesson: str
     """The path of its lesson in the repository."""
 

@@ -11,7 +11,7 @@ from explored import multihead, stacked
 from attnlab.catalog import registry
 from attnlab.explore.catalog import catalog
 from attnlab.explore.explorer import Explorer
-from attnlab.explore.setup import CellRequest, HeadRequest, MapRequest, ScoreChange, Setup, Text, Untrained
+from attnlab.explore.setup import CellRequest, HeadRequest, MapRequest, MaskChange, ScoreChange, Setup, Text, Untrained
 from attnlab.explore.shelf import Shelf
 from attnlab.masks import BoundMask
 from attnlab.nn.attention import Attention
@@ -57,6 +57,32 @@ def test_every_change_that_is_offered_changes_the_output_and_no_other_is_offered
             assert (explorer.view(setup).output_change or 0) > 0, change
         else:
             with pytest.raises(UserError, match=change):
+                explorer.view(setup)
+
+
+MASKS = {"window": 3, "prefix": 4, "documents": (5, 4), "blocked": ((7, 2),)}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_mask_that_is_offered_is_obeyed_and_no_other_is_accepted(name: str) -> None:
+    explorer, N = Explorer(Shelf()), len(TEXT)
+    offered = explorer.view(setup_of(name)).layers[0].masks
+    i, j = torch.arange(N)[:, None], torch.arange(N)
+    document = torch.tensor([0] * 5 + [1] * 4 + [2] * 4)
+    forbidden = {
+        "window": (i - j).abs() >= 3,
+        "prefix": (j > i) & (j >= 4),
+        "documents": document[:, None] != document,
+        "blocked": (i == 7) & (j == 2),
+    }
+    for mask, value in MASKS.items():
+        setup = setup_of(name).model_copy(update={"mask": MaskChange.model_validate({mask: value})})
+        if mask in offered:
+            explorer.view(setup)
+            weights = explorer.run(setup).layers[0].weights()
+            assert (weights[:, forbidden[mask]].abs() < 1e-7).all(), mask
+        else:
+            with pytest.raises(UserError):
                 explorer.view(setup)
 
 
