@@ -90,7 +90,7 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
             }
             if sum(len(coded["codes"]) for coded in maps.values()) <= BYTES_PER_WEIGHT * count:
                 break
-        note = f"this file holds the weights rounded, within {rounding:.3f} or a fifteenth of the largest of a head"
+        note = f"this file holds rounded weights, within about {rounding:.3f}; run attnlab explore for exact ones"
         return {
             "setup": setup.model_dump(mode="json"),
             "view": view.model_copy(update={"notes": [*view.notes, note]}).model_dump(mode="json"),

@@ -61,25 +61,36 @@ def _npz(weights: Tensor, tokens: tuple[str, ...]) -> bytes:
 
 
 def _drawn(layer: LayerPass, weights: Tensor, tokens: tuple[str, ...], title: str, kind: str) -> bytes:
-    side = min(12.0, max(4.5, 0.16 * len(tokens)))
-    figure, (axes,) = drawing.canvas(side + 0.8, side)
-    labels = [one_line(token).replace(" ", "·").replace("$", r"\$") or "∅" for token in tokens]
+    """A picture as the page draws it: colours by the square root of the weight, grey for exact zeros."""
+    from matplotlib import colormaps
+    from matplotlib.colors import FuncNorm
+
+    side = min(12.0, max(4.5, 0.18 * len(tokens)))
+    figure, (axes,) = drawing.canvas(side + 1.0, side + 0.3)
+    labels = [one_line(token).replace(" ", "␣").replace("$", r"\$")[:16] or "∅" for token in tokens]
     limit = float(weights.abs().max()) or 1.0
-    low, colours = (-limit, "RdBu") if layer.is_signed else (0.0, "Blues")
-    image = axes.imshow(weights.numpy(), cmap=colours, vmin=low, vmax=limit, interpolation="nearest", aspect="auto")
-    step = -(-len(labels) // MAX_LABELS)
-    places = range(0, len(labels), step)
-    shown = [labels[i][:16] for i in places]
-    turned = 90 if any(len(label) > 2 for label in shown) else 0
-    axes.set_xticks(places, labels=shown, fontsize=7, family="monospace", rotation=turned)
-    axes.set_yticks(places, labels=shown, fontsize=7, family="monospace")
+    colours = colormaps["RdBu" if layer.is_signed else "Blues"].with_extremes(bad="#e6e7ea")
+    low = -limit if layer.is_signed else 0.0
+    scale = FuncNorm((lambda w: np.sign(w) * np.abs(w) ** 0.5, lambda root: np.sign(root) * root**2), low, limit)
+    shown = np.ma.masked_equal(weights.numpy(), 0.0)
+    image = axes.imshow(shown, cmap=colours, norm=scale, interpolation="nearest", aspect="equal")
+    places = range(0, len(labels), -(-len(labels) // MAX_LABELS))
+    marks = [labels[i] for i in places]
+    axes.set_xticks(places, labels=marks, fontsize=7, rotation=90 if any(len(mark) > 2 for mark in marks) else 0)
+    axes.set_yticks(places, labels=marks, fontsize=7)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
     axes.set_xlabel("key position", fontsize=9, color=drawing.INK)
     axes.set_ylabel("query position", fontsize=9, color=drawing.INK)
     axes.set_title(title, fontsize=10, color=drawing.INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.set_label("attention weight", fontsize=9, color=drawing.INK)
+    bar.ax.tick_params(labelsize=7)
     file = io.BytesIO()
     with warnings.catch_warnings():  # a token may hold characters that the font lacks; they are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        date = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(file, format=kind, metadata=date, dpi=2 * drawing.DPI, bbox_inches="tight", pad_inches=0.1)
     return file.getvalue()

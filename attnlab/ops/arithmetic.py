@@ -101,6 +101,11 @@ class Arithmetic:
         return "\n".join(["import math", "", *lines, f"print({self.last})", ""])
 
 
+def other_keys(count: int) -> str:
+    """Return "the other key" or "the other N keys"."""
+    return "the other key" if count == 1 else f"the other {count} keys"
+
+
 @dataclass(frozen=True)
 class Row:
     """The scores of one query in every head, and the key whose weight is explained.
@@ -133,8 +138,8 @@ class Row:
 
 def dot_product(a: Arithmetic, q: Tensor, k: Tensor, head: int, *, scale: float | None = None) -> str:
     """Add the lines of ``q · k`` times the scale, 1/√d by default; return the name of the score."""
-    q_name = a.given("q", q, "the query, with its position if the layer encodes positions in it")
-    k_name = a.given("k", k, "the key, with its position if the layer encodes positions in it")
+    q_name = a.given("q", q, "the query, after any rotation by its position")
+    k_name = a.given("k", k, "the key, after any rotation by its position")
     products = a.compute("products", f"[x * y for x, y in zip({q_name}, {k_name})]", "the products of their features")
     dot = a.compute("dot", f"sum({products})", "q · k")
     if scale is None:
@@ -146,7 +151,7 @@ def softmax(a: Arithmetic, row: Row, sink: Tensor | None = None) -> None:
     """Add the lines of the softmax over the allowed keys, of which the key is one; the sinks are (H,)."""
     score, others, count = row.score, row.others(), row.allowed.shape[1]
     left_out = count - len(others) - 1
-    meaning = f"the scores of the other {len(others)} keys that the query attends to"
+    meaning = f"the scores of {other_keys(len(others))} that the query attends to"
     if left_out:
         meaning += f"; {left_out} of the {count} keys are left out"
     if len(others) > MAX_LISTED:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.masks import BoundMask, SegmentMask
-from attnlab.ops.arithmetic import MAX_LISTED, Arithmetic, Cell
+from attnlab.ops.arithmetic import MAX_LISTED, Arithmetic, Cell, other_keys
 from attnlab.ops.attention_map import AttentionMap
 from attnlab.ops.scan.linear import linear_scan
 from attnlab.ops.scan.states import StateTrace
@@ -210,7 +210,7 @@ class NormalizedScan(AttentionMap):
         allowed = allowed.clone()
         allowed[j] = False
         others, left_out = others[allowed], M - 1 - int(allowed.sum())
-        meaning = f"φ(q) · φ(k) of the other {len(others)} keys" + (f"; {left_out} are masked" if left_out else "")
+        meaning = f"φ(q) · φ(k) of {other_keys(len(others))}" + (f"; {left_out} are masked" if left_out else "")
         if len(others) > MAX_LISTED:
             name = a.given("others", others.sum(), f"the sum of {meaning}")
             total = a.compute("total", f"{product} + {name}", "the normalizer: φ(q) · Σ φ(k)")
