@@ -1,7 +1,7 @@
 // How the weight of the chosen cell is computed, line by line.
 
 import { newest } from "explore/data";
-import { announce, exact, h, number, sentence, visible } from "explore/dom";
+import { announce, exact, h, number, sentence, small, visible } from "explore/dom";
 
 const FEW = 8; // values of a list that are shown unfolded
 const MANY = 40; // lines that are shown unfolded
@@ -13,7 +13,7 @@ export class Arithmetic {
     this.load = newest();
     this.title = h("p", { class: "pair" });
     this.body = h("div");
-    root.append(h("h2", { textContent: "Arithmetic of one weight" }), this.title, this.body);
+    root.append(h("h2", {}, "Arithmetic of one weight"), this.title, this.body);
   }
 
   update() {
@@ -33,7 +33,7 @@ export class Arithmetic {
       return;
     }
     if (!matrix) {
-      this.#plain(sentence(app.layer()?.note ?? "") || "This layer has no attention weights.");
+      this.#plain(sentence(app.layer()?.note ?? ""));
       return;
     }
     this.body.setAttribute("aria-busy", "true");
@@ -46,20 +46,20 @@ export class Arithmetic {
 
   #plain(text) {
     this.body.removeAttribute("aria-busy");
-    this.body.replaceChildren(h("p", { class: "soft", textContent: text }));
+    this.body.replaceChildren(h("p", { class: "soft" }, text));
   }
 
   #show({ weight, lines, python, contribution, note }) {
     this.body.removeAttribute("aria-busy");
     const rows = lines.map((line) => this.#line(line));
     const shown = rows.length > MANY ? [...rows.slice(0, MANY / 2), this.#folded(rows.slice(MANY / 2, -MANY / 2)), ...rows.slice(-MANY / 2)] : rows;
-    const copy = h("button", { type: "button", id: "copy-python", textContent: "Copy as Python", onclick: () => this.#copy(python, copy) });
-    const code = h("details", {}, h("summary", { textContent: "Python" }), h("pre", { tabIndex: 0 }, h("code", { textContent: python })));
+    const copy = h("button", { id: "copy-python", onclick: () => this.#copy(python, copy) }, "Copy as Python");
+    const code = h("details", {}, h("summary", {}, "Python"), h("pre", { tabIndex: 0 }, h("code", {}, python)));
     this.body.replaceChildren(h("div", {},
-      h("p", { class: "result" }, "weight ", h("strong", { id: "weight", textContent: exact(weight) })),
+      h("p", { class: "result" }, "weight ", h("strong", { id: "weight" }, exact(weight))),
       h("ol", { class: "lines" }, shown),
       contribution ? this.#contribution(contribution) : null,
-      note ? h("p", { class: "soft small", textContent: sentence(note) }) : null,
+      note ? small(sentence(note)) : null,
       h("p", {}, copy),
       code,
     ));
@@ -68,20 +68,20 @@ export class Arithmetic {
   #line({ name, code, value, meaning }) {
     const literal = /^[[\]\d\s.,eE+-]+$/.test(code); // a number or a list of them: the value says the same
     const long = !literal && code.length > LONG;
-    const statement = h("code", {}, h("b", { textContent: name }), literal ? "" : ` = ${long ? `${code.slice(0, LONG)} …` : code}`);
-    return h("li", {}, h("span", { class: "meaning", textContent: meaning }), statement, long ? h("details", {}, h("summary", { textContent: "whole statement" }), h("code", { textContent: code })) : null, this.#value(value));
+    const statement = h("code", {}, h("b", {}, name), literal ? "" : ` = ${long ? `${code.slice(0, LONG)} …` : code}`);
+    return h("li", {}, h("span", { class: "meaning" }, meaning), statement, long ? h("details", {}, h("summary", {}, "whole statement"), h("code", {}, code)) : null, this.#value(value));
   }
 
   #value(value) {
     if (Array.isArray(value) && Array.isArray(value[0])) value = value.flat();
-    if (!Array.isArray(value)) return h("span", { class: "value", textContent: `= ${exact(value)}` });
-    const text = (values) => values.map((each) => number(each, 4)).join(", ");
-    if (value.length <= FEW) return h("span", { class: "value", textContent: `= [${text(value)}]` });
-    return h("details", { class: "value" }, h("summary", { textContent: `= [${text(value.slice(0, 4))}, … ${value.length} values]` }), h("span", { textContent: text(value) }));
+    if (!Array.isArray(value)) return h("span", { class: "value" }, `= ${exact(value)}`);
+    const text = (values) => values.map((each) => number(each)).join(", ");
+    if (value.length <= FEW) return h("span", { class: "value" }, `= [${text(value)}]`);
+    return h("details", { class: "value" }, h("summary", {}, `= [${text(value.slice(0, 4))}, … ${value.length} values]`), h("span", {}, text(value)));
   }
 
   #folded(rows) {
-    return h("li", {}, h("details", {}, h("summary", { textContent: `${rows.length} more lines` }), h("ol", { class: "lines" }, rows)));
+    return h("li", {}, h("details", {}, h("summary", {}, `${rows.length} more lines`), h("ol", { class: "lines" }, rows)));
   }
 
   // The part of the output of the head that comes from this key, as bars around zero.
@@ -93,13 +93,11 @@ export class Arithmetic {
       return h("span", { class: "slot" }, bar);
     });
     const norm = Math.hypot(...values);
-    return h(
-      "div",
-      {},
-      h("h3", { textContent: "Contribution to the output" }),
-      h("p", { class: "soft small", textContent: `weight × value, ${values.length} numbers with norm ${number(norm)}: what this key adds to the output of the head at this query.` }),
+    return h("div", {},
+      h("h3", {}, "Contribution to the output"),
+      small(`weight × value, ${values.length} numbers with norm ${number(norm)}: what this key adds to the output of the head at this query.`),
       h("div", { class: "bars", role: "img", "aria-label": `bars from ${number(Math.min(...values))} to ${number(Math.max(...values))}` }, bars),
-      h("details", {}, h("summary", { textContent: "Numbers" }), h("p", { class: "numbers", textContent: values.map((each) => number(each)).join(", ") })),
+      h("details", {}, h("summary", {}, "Numbers"), h("p", { class: "numbers" }, values.map((each) => number(each)).join(", "))),
     );
   }
 

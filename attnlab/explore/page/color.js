@@ -57,7 +57,6 @@ function ink(packed) {
   const luminance = 0.2126 * linear(packed & 255) + 0.7152 * linear((packed >> 8) & 255) + 0.0722 * linear((packed >> 16) & 255);
   return luminance > 0.179 ? "#000" : "#fff"; // where black and white have the same contrast
 }
-export const inkOn = (weight, signed, peak) => ink(table(signed)[codeOf(weight, signed, peak)]);
 
 /** Return the CSS gradient of a colour bar. */
 export function gradient(signed) {
@@ -80,15 +79,7 @@ export function paint(canvas, codes, rows, columns, signed) {
 /** Return the codes of weights. */
 export function encode(values, signed, peak) {
   const codes = new Uint8Array(values.length);
-  const factor = peak > 0 ? 1 / peak : 0;
-  if (signed) {
-    for (let i = 0; i < values.length; i++) codes[i] = codeOf(values[i], true, peak);
-  } else {
-    for (let i = 0; i < values.length; i++) {
-      const value = values[i];
-      codes[i] = value > 0 ? Math.max(1, Math.min(255, 255 * Math.sqrt(value * factor) + 0.5)) : 0;
-    }
-  }
+  for (let i = 0; i < values.length; i++) codes[i] = codeOf(values[i], signed, peak);
   return codes;
 }
 
@@ -100,6 +91,21 @@ export function peakOf(values) {
     if (size > peak) peak = size;
   }
   return peak;
+}
+
+/** Return the weight of the darkest colour: the largest, or in large matrices a high percentile of those that are not zero. */
+export function scaleOf(part) {
+  part.scale ??= high(part);
+  return part.scale;
+}
+
+function high({ values, rows }) {
+  const peak = peakOf(values);
+  if (rows <= 64) return peak;
+  const step = Math.ceil(values.length / 2 ** 16);
+  const sizes = values.filter((value, i) => i % step === 0 && value !== 0).map(Math.abs).sort();
+  const most = sizes[Math.floor(0.99 * sizes.length)] ?? 0;
+  return most > 0 && most < peak / 2 ? most : peak;
 }
 
 let properties = null;

@@ -112,8 +112,10 @@ class Server {
   async picture(setup, [layer, head], format) {
     return (await this.#fetch("/api/picture", JSON.stringify({ setup, layer, head, format }))).blob();
   }
-  async exported(setup) {
-    return (await this.#fetch("/api/export", JSON.stringify(setup))).blob();
+  async exported(setup, head, cell) {
+    const text = await (await this.#fetch("/api/export", JSON.stringify(setup))).text();
+    const place = `"place": ${JSON.stringify({ head, cell })}, `;
+    return new Blob([text.replace('id="export">{', (start) => start + place)], { type: "text/html" });
   }
   async upload(file) {
     return (await this.#fetch(`/api/upload?name=${encodeURIComponent(file.name)}`, file)).json();
@@ -143,6 +145,7 @@ class Export {
   constructor(content) {
     Object.assign(this, { content, maps: new Map() });
     this.setup = content.setup;
+    this.place = content.place; // of an export that the page saved
   }
   catalog = async () => ({ version: "", mechanisms: [], tasks: [], runs: [], pretrained: [], max_detail: Infinity });
   view = async () => this.content.view;
@@ -163,12 +166,7 @@ class Export {
       for (let column = 0; column < (causal ? row + 1 : columns); column++) values[row * columns + column] = weightOf(bytes[at++], signed, peak, levels);
     return { rows, columns, values, queries: null, keys: null };
   }
-  cell = refuse;
-  recurrence = refuse;
-  ablation = refuse;
-  picture = refuse;
-  exported = refuse;
-  upload = refuse;
+  cell = this.recurrence = this.ablation = this.picture = this.exported = this.upload = refuse;
 }
 
 /** Return the source of the data of this page. */

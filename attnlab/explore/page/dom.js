@@ -3,6 +3,7 @@
 /** Return an element. `props` are properties, `on...` handlers, or attributes if the name has a hyphen or is `role`. */
 export function h(tag, props, ...children) {
   const element = document.createElement(tag);
+  if (tag === "button") element.type = "button";
   for (const [name, value] of Object.entries(props ?? {})) {
     if (value === undefined || value === null) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -14,6 +15,10 @@ export function h(tag, props, ...children) {
   return element;
 }
 
+export const small = (...content) => h("p", { class: "soft small" }, content);
+export const rowHead = (text, title) => h("th", { scope: "row", title }, text);
+export const columnHead = (text) => h("th", { scope: "col" }, text);
+
 export const byId = (id) => document.getElementById(id);
 
 let serial = 0;
@@ -23,28 +28,60 @@ export function field(label, control, help = "", more = null) {
   const note = help ? h("small", { id: `${control.id}-help`, textContent: help }) : null;
   if (note) control.setAttribute("aria-describedby", note.id);
   const check = control.type === "checkbox";
-  const name = h("label", { for: control.id, textContent: label });
+  const name = h("label", { for: control.id }, label);
   return h("div", { class: check ? "field check" : "field" }, check ? [control, name] : [name, control], note, more);
 }
 
 /** Return a `select` with these [value, text] pairs. */
 export function select(options, value, onchange) {
   const element = h("select", { onchange: () => onchange(element.value) });
-  for (const [key, text] of options) element.append(h("option", { value: key, textContent: text }));
+  for (const [key, text] of options) element.append(h("option", { value: key }, text));
   element.value = value;
   return element;
 }
 
-/** Return a number with four significant digits. */
-export function number(value, digits = 4) {
+/** Show an error under a control, or take it away. */
+export function complain(control, text = "") {
+  const box = control.closest(".field") ?? control.parentElement;
+  box.querySelector(".error")?.remove();
+  const note = text && h("p", { class: "error", id: `${control.id}-error`, role: "alert", textContent: text });
+  if (note) box.append(note);
+  control.setAttribute("aria-invalid", text ? "true" : "false");
+  control.setAttribute("aria-describedby", `${text ? note.id : ""} ${control.id}-help`.trim());
+}
+
+/** Whether the number in a control is allowed; if not, it says what is. */
+export function check(control, label) {
+  const { min, max, step, validity } = control;
+  const range = max ? ` from ${min} to ${max}` : min ? `, at least ${min}` : "";
+  const rule = step === "any" && min > 0 ? "greater than 0" : `a ${step === "any" ? "" : "whole "}number${range}`;
+  complain(control, validity.valid ? "" : `${label} must be ${rule}.`);
+  return validity.valid;
+}
+
+/** Give a canvas a size in CSS pixels; returns its context. */
+export function sized(canvas, width, height) {
+  const scale = devicePixelRatio;
+  Object.assign(canvas, { width: Math.round(width * scale), height: Math.round(height * scale) });
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  return context;
+}
+
+/** Return a number with three significant digits; only an exact zero is "0". */
+export function number(value) {
   if (value === null || value === undefined) return "none";
   if (value === 0 || !Number.isFinite(value)) return String(value);
-  value = Number(value.toPrecision(digits));
   const size = Math.abs(value);
-  if (size < 1e-4 || size >= 1e6) return value.toExponential(digits - 1).replace("-", "−").replace("e−", "e-");
-  const text = size >= 1 ? value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))) : value.toFixed(digits);
-  return text.replace("-", "−");
+  const text = size < 1e-4 || size >= 1e6 ? value.toExponential(2) : size >= 999.5 ? value.toFixed(0) : value.toPrecision(3);
+  return text.replace(/^-/, "−").replace("e+", "e");
 }
+
+/** Return a quantity of which values below 1e-6 are rounding errors of float32. */
+export const rounded = (value) => number(Math.abs(value) < 1e-6 ? 0 : value);
+export const percent = (value) => (value === null ? "–" : `${rounded(Math.abs(value) < 1e-6 ? 0 : 100 * value)} %`);
+export const nats = (entropy) => (entropy === null ? "not defined for signed weights" : `${rounded(entropy)} nats`);
 
 /** Return a number with seven significant digits, the precision of float32. */
 export const exact = (value) => String(Number(value.toPrecision(7))).replace("-", "−");

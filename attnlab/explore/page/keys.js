@@ -1,30 +1,11 @@
-// The keyboard, and the dialog that lists it.
+// The keyboard; the dialog that lists the keys is part of the document.
 
-import { byId, h } from "explore/dom";
-
-const KEYS = [
-  ["← → ↑ ↓", "move the cell: key with ← →, query with ↑ ↓"],
-  ["Page Up, Page Down", "previous or next head"],
-  ["[ and ]", "previous or next layer"],
-  ["+ − 0", "zoom in, zoom out, show the whole matrix"],
-  ["/", "find a token"],
-  ["c", "compare with a second setup, or end the comparison"],
-  ["t", "table in place of the matrix"],
-  ["m", "draw a mask, or end drawing; Space then blocks the chosen cell"],
-  ["Escape", "close what is open"],
-  ["?", "this list"],
-];
+import { byId } from "explore/dom";
 
 export class Keys {
   constructor(app) {
     this.app = app;
     this.help = byId("help");
-    this.help.append(
-      h("h2", { id: "help-title", textContent: "Keyboard" }),
-      h("table", {}, h("tbody", {}, KEYS.map(([keys, what]) => h("tr", {}, h("th", { scope: "row", textContent: keys }), h("td", { textContent: what }))))),
-      h("p", { class: "soft small", textContent: "In the overview, the arrow keys choose a head; in the token list, ← → move and Space chooses." }),
-      h("button", { type: "button", textContent: "Close", onclick: () => this.help.close() }),
-    );
     byId("show-help").addEventListener("click", () => this.help.showModal());
     document.addEventListener("keydown", (event) => this.#press(event));
   }
@@ -37,12 +18,11 @@ export class Keys {
     if (key === "Escape") {
       if (headview.drawing) headview.draw(false);
       else if (!byId("tour").hidden) app.tour.close();
-      else if (target.matches("input, textarea, select")) target.blur();
-      else if (app.state.table) app.set({ table: false });
+      else if (app.state.table && !target.matches("input, textarea, select")) headview.toggleTable();
+      else if (target.matches("input, textarea, select")) headview.focus();
       return;
     }
-    if (target.matches("textarea, select, input:not([type=checkbox], [type=radio])")) return;
-    if (target.matches("input[type=radio], [role=tab]") && key.startsWith("Arrow")) return;
+    if (target.matches("textarea, select, input")) return;
     const actions = {
       ArrowUp: () => app.moveCell([-1, 0]),
       ArrowDown: () => app.moveCell([1, 0]),
@@ -62,8 +42,10 @@ export class Keys {
       m: () => app.data.live && headview.draw(!headview.drawing),
       "?": () => this.help.showModal(),
     };
-    if (key === " " && headview.drawing && !target.matches("button, summary, [role=listbox]")) actions[" "] = () => headview.blockCell();
-    if (!Object.hasOwn(actions, key)) return;
+    if (key === " " && headview.drawing) actions[" "] = () => headview.blockCell();
+    if (target.closest(".stage")) Object.assign(actions, { Home: () => app.moveCell([0, -Infinity]), End: () => app.moveCell([0, Infinity]) });
+    const here = target.matches("body, #map") || target.closest(".stage, .heads, .tokens, .table");
+    if (!Object.hasOwn(actions, key) || !(here || key === "?" || key === "/")) return;
     event.preventDefault();
     actions[key]();
   }

@@ -2,27 +2,25 @@
 
 import { onTheme } from "explore/color";
 import { newest, open, Problem, steady } from "explore/data";
-import { announce, byId, debounced, sentence, visible } from "explore/dom";
+import { announce, byId, complain, debounced, h, sentence } from "explore/dom";
 import { Keys } from "explore/keys";
 import { HeadView } from "explore/headview";
+import { reading } from "explore/map";
 import { difference, Matrix } from "explore/matrix";
 import { Overview } from "explore/overview";
 import { Panels } from "explore/panels";
 import { Pickers } from "explore/pickers";
 import { Save } from "explore/save";
-import { decode, encode, isChanged, newState, unchanged } from "explore/setup";
+import { before, decode, encode, newState, originOf, same, sameNetwork } from "explore/setup";
 import { Strip } from "explore/strip";
 import { Tour } from "explore/tour";
 
 const FEW = 16; // chosen tokens of a large matrix whose rows are fetched
 
-const sameNetwork = (one, two) =>
-  ["kind", "model", "run", "name"].every((field) => one.source[field] === two.source[field]) && JSON.stringify(one.input) === JSON.stringify(two.input);
-
 /** One setup with what is loaded for it. */
 class Side {
   constructor(prefetch) {
-    Object.assign(this, { setup: null, wanted: null, view: null, thumbs: null, matrix: null, head: [0, 0], baseline: null });
+    Object.assign(this, { setup: null, wanted: null, view: null, thumbs: null, matrix: null, head: [0, 0], baseline: null, origin: null });
     this.views = steady();
     this.maps = newest();
     this.details = newest();
@@ -81,6 +79,9 @@ class App {
   get setup() {
     return this.side.setup ?? this.state[this.state.side];
   }
+  get origin() {
+    return this.side.origin;
+  }
   get head() {
     return this.side.head;
   }
@@ -120,20 +121,27 @@ class App {
     this.update();
   }
 
-  /** Change the setup of the side that is edited: `edit` gets a copy. */
-  change(edit, options) {
-    const before = this.state[this.state.side];
-    const setup = structuredClone(before);
+  /** Change the setup of the side that is edited: `edit` gets a copy. An error is shown under the `control`. */
+  change(edit, { control = null, ...options } = {}) {
+    const old = this.state[this.state.side];
+    const setup = structuredClone(old);
     edit(setup);
+    this.#settle();
+    this.control = control;
     const patch = { [this.state.side]: setup };
     const { a } = this.sides;
-    if (a.view && sameNetwork(before, setup)) {
+    if (a.view && sameNetwork(old, setup) && same(old.input, setup.input)) {
       // what the page chose stays, so that the effect of the change is seen
       patch.head = this.state.head ?? a.head;
       patch.cell = this.state.cell ?? this.cell;
     }
     if (this.state.side === "b") patch.a = { ...this.state.a, input: setup.input };
     this.set(patch, options);
+  }
+
+  // Errors under controls are taken away; the controls get the values of the state again.
+  #settle() {
+    for (const control of document.querySelectorAll('[aria-invalid="true"]')) complain(control);
   }
 
   fragment() {
@@ -148,15 +156,19 @@ class App {
 
   read() {
     this.problem(null);
+    this.#settle();
+    this.linked = true;
     try {
       this.state = decode(location.hash);
     } catch (error) {
       this.state = newState();
       this.problem(new Problem(`${error.message}; this is the default view.`), { stays: true });
     }
-    if (!this.data.live) Object.assign(this.state, { a: this.data.setup, b: null, side: "a" });
+    if (!this.data.live) Object.assign(this.state, location.hash ? {} : this.data.place, { a: this.data.setup, b: null, side: "a" });
     this.load();
     this.update();
+    const { a } = this.sides;
+    if (a.view && a.answered === a.wanted) this.#check(a.view);
   }
 
   /** Show an error; that of a link stays until the user changes something, others until a view is loaded. */
@@ -179,6 +191,7 @@ class App {
     const side = this.sides[name];
     const setup = this.state[name];
     const key = JSON.stringify(setup);
+    if (!side.known || !sameNetwork(side.known, setup)) Object.assign(side, { known: setup, origin: name === "b" && !side.known ? this.sides.a.origin : originOf(setup) });
     if (side.wanted !== key) {
       side.wanted = key;
       this.#busy(setup);
@@ -193,9 +206,18 @@ class App {
 
   #busy(setup) {
     byId("map").setAttribute("aria-busy", "true");
-    clearTimeout(this.waiting);
-    const text = setup.source.kind === "trained" ? "Training a small network, which takes some seconds …" : "Computing …";
-    this.waiting = setTimeout(() => Object.assign(byId("busy"), { hidden: false, textContent: text }), 500);
+    clearInterval(this.waiting);
+    const { source } = setup;
+    const start = Date.now();
+    const shown = this.sides.a.setup?.source;
+    const what = source.kind === "trained" ? `Training ${source.model} attention` : "Computing";
+    const seconds = h("span", { "aria-hidden": "true" });
+    byId("busy").replaceChildren(`${what} … `, seconds, shown ? ` Still showing ${shown.model ?? shown.run ?? shown.name ?? shown.kind}.` : "");
+    this.waiting = setInterval(() => {
+      byId("busy").hidden = false;
+      document.body.classList.add("stale");
+      seconds.textContent = `${Math.floor((Date.now() - start) / 1000)} s.`;
+    }, 500);
   }
 
   // The answer for a setup has arrived; another one may be on its way.
@@ -203,13 +225,15 @@ class App {
     this.sides[name].answered = key;
     const shown = this.state.b ? ["a", "b"] : ["a"];
     if (shown.some((each) => this.sides[each].answered !== this.sides[each].wanted)) return;
-    clearTimeout(this.waiting);
+    clearInterval(this.waiting);
+    document.body.classList.remove("stale");
     byId("map").removeAttribute("aria-busy");
     byId("busy").hidden = true;
   }
 
   async #fetch(name, setup) {
-    const view = await this.data.view(setup);
+    let view = await this.data.view(setup);
+    if (setup.source.kind === "untrained") view = { ...view, prediction: [] }; // means nothing
     const head = this.#headOf(name, view);
     const [thumbs, base] = await Promise.all([this.data.thumbnails(setup), this.#base(setup, view, head)]);
     return { setup, view, head, thumbs, base };
@@ -225,9 +249,10 @@ class App {
     if (!this.stays) this.problem(null);
     this.#show(name, head, base);
     if (String(this.#headOf(name, view)) !== String(head)) this.#loadMap(name);
-    if (isChanged(setup) && this.data.live)
+    const plain = before(setup, side.origin);
+    if (this.data.live && !same(plain, setup))
       side.baselines(
-        (signal) => this.data.view(unchanged(setup), signal),
+        (signal) => this.data.view(plain, signal),
         (baseline) => {
           side.baseline = baseline;
           this.update();
@@ -236,13 +261,33 @@ class App {
       );
     this.#idle(name, JSON.stringify(setup));
     byId("about").textContent = view.notes.map(sentence).join(" ");
+    const { source, input } = setup;
+    byId("printed").textContent = [source.kind, source.model, source.run, source.name, input.text && `“${input.text}”`].filter(Boolean).join(", ");
+    if (name === "a" && this.linked) this.#check(view);
+  }
+
+  // Whether the head and the cell of a link exist.
+  #check({ layers, tokens }) {
+    this.linked = false;
+    const { head, cell } = this.state;
+    const wrong = head && !layers[head[0]]?.heads[head[1]] ? "head" : cell && Math.max(...cell) >= tokens.length ? "cell" : null;
+    if (wrong && layers[head?.[0] ?? 0]?.heads.length !== 0) this.problem(new Problem(`The link names a ${wrong} that this ${wrong === "head" ? "network" : "input"} does not have; the nearest one is shown.`), { stays: true });
   }
 
   #failed(name, key, error) {
     this.#idle(name, key);
     const side = this.sides[name];
     if (side.view) {
-      this.problem(error);
+      const { control } = this;
+      if (sameNetwork(side.setup, this.state[name])) {
+        // back to what worked, so that the next change does not fail for the same reason
+        side.wanted = side.answered = JSON.stringify(side.setup);
+        this.state = { ...this.state, [name]: side.setup, ...(name === "a" && this.state.b ? { b: { ...this.state.b, input: side.setup.input } } : {}) };
+        this.writeLink();
+      }
+      if (control?.checkVisibility() && error instanceof Problem) complain(control, sentence(error.message));
+      else this.problem(error);
+      this.update();
       return;
     }
     this.state = name === "b" ? { ...this.state, b: null, side: "a" } : newState();
@@ -397,14 +442,13 @@ class App {
 
   pick(cell, options) {
     this.set({ cell, tokens: [] }, options);
-    const { matrix, view } = this.side;
-    const value = matrix?.at(...cell)?.value;
-    announce(`query ${cell[0]} ${visible(view.tokens[cell[0]])}, key ${cell[1]} ${visible(view.tokens[cell[1]])}${value === undefined ? "" : `, weight ${value.toFixed(4)}`}`);
+    announce(reading(this.side.matrix, this.side.view.tokens, cell));
   }
 
   /** Start or end the comparison; it starts with a copy of the setup, which is then edited. */
   compare() {
     const { b } = this.state;
+    this.sides.b.known = null;
     this.set(b ? { b: null, bhead: null, side: "a" } : { b: structuredClone(this.state.a), bhead: null, side: "b" });
     announce(b ? "comparison ended" : "comparison started; changes now act on B");
   }
@@ -418,6 +462,7 @@ class App {
     byId("compare").setAttribute("aria-pressed", this.state.b ? "true" : "false");
     document.body.classList.toggle("comparing", Boolean(this.state.b));
     for (const part of this.parts) part.update();
+    this.tour?.update();
     if (this.parts.length && this.side.view) document.body.dataset.ready = "true";
   }
 }

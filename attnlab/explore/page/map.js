@@ -1,6 +1,6 @@
 // One attention matrix on a canvas: labels, zoom, pan, crosshair, and a mode in which cells are blocked by dragging.
 
-import { encode, inkOn, paint, peakOf, style } from "explore/color";
+import { encode, paint, peakOf, style, tint } from "explore/color";
 import { debounced, h, number, short, visible } from "explore/dom";
 
 const FONT = '12px ui-sans-serif, system-ui, "Segoe UI", sans-serif';
@@ -13,9 +13,7 @@ export class HeadMap {
     Object.assign(this, { on, name, matrix: null, view: null, hovered: null, cell: null, blocked: new Set(), drawing: false, pointers: new Map(), drag: null });
     this.base = h("canvas", { "aria-hidden": "true" });
     this.over = h("canvas", { "aria-hidden": "true" });
-    this.stage = h(
-      "div",
-      { class: "stage", tabIndex: 0, role: "application", "aria-label": name, "aria-roledescription": "attention matrix", "aria-describedby": "map-keys" },
+    this.stage = h("div", { class: "stage", tabIndex: 0, role: "application", "aria-label": name, "aria-roledescription": "attention matrix", "aria-describedby": "map-keys" },
       this.base,
       this.over,
     );
@@ -35,9 +33,9 @@ export class HeadMap {
   }
 
   /** Show a matrix; the zoom stays if the length does. */
-  show({ matrix, tokens, peak, cell, blocked = [], drawing = false }) {
+  show({ matrix, tokens, peak, cell, blocked = [], chosen = [], direction = "from", drawing = false }) {
     const other = !this.matrix || this.matrix.length !== matrix.length;
-    Object.assign(this, { matrix, tokens, peak, cell, drawing });
+    Object.assign(this, { matrix, tokens, peak, cell, chosen, direction, drawing });
     this.blocked = new Set(blocked.map(([query, key]) => query * matrix.length + key));
     const { base } = matrix;
     paint(this.image, encode(base.values, matrix.signed, peak), base.rows, base.columns, matrix.signed);
@@ -114,7 +112,7 @@ export class HeadMap {
   #resize(width) {
     if (Math.round(width) === this.size || width < 1) return;
     this.size = Math.round(width);
-    this.scale = globalThis.devicePixelRatio || 1;
+    this.scale = devicePixelRatio;
     for (const canvas of [this.base, this.over]) {
       canvas.width = canvas.height = Math.round(this.size * this.scale);
       canvas.getContext("2d").setTransform(this.scale, 0, 0, this.scale, 0, 0);
@@ -202,9 +200,8 @@ export class HeadMap {
         for (let key = columns[0]; key < columns[1]; key++) {
           const { value } = this.matrix.at(query, key);
           if (unit < 38 && !(value < 0)) continue;
-          context.fillStyle = inkOn(value, signed, peak);
-          const text = unit >= 38 ? value === 0 ? "0" : value.toFixed(2).replace("-", "−") : "−";
-          context.fillText(text, this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit);
+          context.fillStyle = tint(value, signed, peak).color;
+          context.fillText(unit < 38 ? "−" : inCell(value), this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit, unit - 3);
         }
     }
     this.#crosses(context, unit, colors);
@@ -301,6 +298,14 @@ export class HeadMap {
       context.lineWidth = width;
       context.strokeRect(x - shift, y - shift, least, least);
     };
+    context.setLineDash([6, 3]);
+    context.strokeStyle = colors.accent;
+    context.lineWidth = 2;
+    for (const index of this.chosen) {
+      if (this.direction === "from") context.strokeRect(this.margin, this.margin + (index - top) * unit, this.plot, unit);
+      else context.strokeRect(this.margin + (index - left) * unit, this.margin, unit, this.plot);
+    }
+    context.setLineDash([]);
     box(this.cell, 2, !this.hovered);
     box(this.hovered, 1, true);
     if (this.drag?.block) {
@@ -397,6 +402,8 @@ function nice(step) {
   const power = 10 ** Math.floor(Math.log10(Math.max(step, 1)));
   return [1, 2, 5, 10].map((part) => part * power).find((each) => each >= step) ?? 1;
 }
+
+const inCell = (value) => (value === 0 ? "0" : Math.abs(value) < 0.005 ? (value < 0 ? ">−0.01" : "<0.01") : value.toFixed(2).replace("-", "−"));
 
 /** Return the line that names a cell and its weight. */
 export function reading(matrix, tokens, cell) {

@@ -1,7 +1,7 @@
 // The heads of all layers as thumbnails: one canvas per layer, or one for all heads when they are sorted by a measure.
 
 import { gradient, paint, style } from "explore/color";
-import { h, number, select, sentence } from "explore/dom";
+import { h, nats, number, rounded, select, sentence, sized, small } from "explore/dom";
 
 const GAP = 4;
 const CAPTION = 15;
@@ -10,10 +10,10 @@ const FONT = "11px ui-sans-serif, system-ui, sans-serif";
 /** What heads can be sorted by: [text, measure of a head, whether the largest comes first]. */
 const SORTS = {
   position: ["layer and head"],
-  entropy: ["entropy, lowest first", (head) => head.entropy, false],
-  distance: ["mean distance, longest first", (head) => head.distance, true],
-  sink: ["sink mass, largest first", (head) => head.sink, true],
-  similarity: ["similarity to this head", null, true],
+  entropy: ["entropy, lowest first", (head) => head.entropy, false, "nats", "entropy, averaged over the queries"],
+  distance: ["mean distance, longest first", (head) => head.distance, true, "tokens", "mean distance in tokens"],
+  sink: ["sink mass, largest first", (head) => head.sink, true, "", "share of the weights on the first key"],
+  similarity: ["similarity to this head", null, true, "", "cosine similarity of the weights to those of the chosen head"],
 };
 
 /** Return the place of every thumbnail among the bytes: offsets[layer][head]. */
@@ -28,16 +28,20 @@ function offsets(layers) {
   );
 }
 
-const BADGES = { "true weights": "●", "implied weights": "◐", "no weights": "○" };
+const BADGES = {
+  "true weights": ["●", "the mechanism computes these weights"],
+  "implied weights": ["◐", "never computed; the matrix that the formula of the mechanism applies to the values"],
+  "no weights": ["○", "the output is not a weighted sum of values"],
+};
 
-export const badge = (layer) => h("span", { class: `badge ${layer.weights.split(" ")[0]}`, textContent: `${BADGES[layer.weights]} ${layer.weights}` });
+export const badge = ({ weights }) => h("span", { class: `badge ${weights.split(" ")[0]}`, title: sentence(BADGES[weights][1]), textContent: `${BADGES[weights][0]} ${weights}` });
 
-/** Return a bar of the colours with numbers. */
-export function colorBar(signed, peak, note = "") {
+/** Return a bar of the colours with numbers; `clipped`: larger weights have the last colour, too. */
+export function colorBar(signed, peak, note = "", clipped = false) {
   const bar = h("span", { class: "bar" });
   bar.style.background = gradient(signed);
-  const text = typeof peak === "number" ? number(peak, 3) : peak;
-  const ticks = peak === 0 ? ["0"] : signed ? [`−${text}`, "0", `+${text}`] : ["0", typeof peak === "number" ? number(peak / 4, 3) : "", text];
+  const text = (typeof peak === "number" ? number(peak) : peak) + (clipped ? " or more" : "");
+  const ticks = peak === 0 ? ["0"] : signed ? [`−${text}`, "0", `+${text}`] : ["0", typeof peak === "number" ? number(peak / 4) : "", text];
   return h("span", { class: "scale" }, bar, h("span", { class: "ticks" }, ticks.map((tick) => h("span", {}, tick))), note ? h("span", { class: "soft" }, note) : null);
 }
 
@@ -48,10 +52,10 @@ export class Overview {
     this.sort.id = "sort";
     this.list = h("div", { class: "heads", tabIndex: 0, role: "application", "aria-label": "Heads", "aria-roledescription": "overview of heads", onkeydown: (event) => this.#key(event) });
     root.append(
-      h("h2", { id: "overview-title", textContent: "Layers and heads" }),
-      h("p", { class: "sort" }, h("label", { for: "sort", textContent: "Sort by " }), this.sort),
+      h("h2", { id: "overview-title" }, "Layers and heads"),
+      h("p", { class: "sort" }, h("label", { for: "sort" }, "Sort by "), this.sort),
       this.list,
-      h("p", { class: "soft small", textContent: "Rows are queries, columns are keys; each head is drawn in units of its own largest weight. Grey is an exact zero, such as a masked key." }),
+      (this.notes = small()),
     );
     new ResizeObserver(([entry]) => {
       const width = Math.floor(entry.contentRect.width);
@@ -87,13 +91,16 @@ export class Overview {
     const scroll = this.list.scrollTop;
     this.rows = [];
     const order = this.sort.value === "position" ? null : this.#order();
+    const [, , , unit, meaning] = SORTS[this.sort.value];
+    const kinds = [...new Set(layers.map(({ weights }) => weights))].map((kind) => `${BADGES[kind][0]} ${kind}: ${BADGES[kind][1]}.`);
+    this.notes.textContent = `Rows are queries, columns are keys; each head has its own scale. Grey is ${this.app.data.live ? "an exact zero, such as a masked key" : "zero, or too small for this file"}. ${kinds.join(" ")}`;
     const groups = order ? [[null, order]] : layers.map((layer, i) => [layer, layer.heads.map((_, head) => ({ at: [i, head] }))]);
     const sections = groups.map(([layer, entries], i) => {
       const columns = Math.min(entries.length || 1, Math.max(1, Math.floor((this.width + GAP) / (this.#least(entries.length) + GAP))));
       const side = Math.min(112, Math.floor((this.width + GAP) / columns) - GAP);
-      const caption = side >= 36 ? CAPTION : 0;
+      const caption = side >= 36 || order ? (order ? 2 : 1) * CAPTION : 0;
       const canvas = h("canvas", { "aria-hidden": "true" });
-      const row = { canvas, entries, columns, side, caption, layer: i, lines: Math.ceil(entries.length / columns) };
+      const row = { canvas, entries, columns, side, caption, unit, layer: i, lines: Math.ceil(entries.length / columns) };
       this.rows.push(row);
       canvas.addEventListener("click", (event) => {
         const entry = this.#hit(row, event);
@@ -104,14 +111,15 @@ export class Overview {
         canvas.title = entry ? this.#title(entry) : "";
       });
       const heading = layer
-        ? h("h3", {}, `Layer ${i} `, h("span", { class: "mechanism", textContent: layer.title }), badge(layer))
-        : h("h3", { textContent: "All heads" });
-      const note = layer && !entries.length ? h("p", { class: "soft small", textContent: sentence(layer.note) || "This layer has no attention weights." }) : null;
-      const bar = layer && entries.length ? colorBar(layer.signed, "peak") : null;
-      return h("div", { class: "layer" }, heading, bar, entries.length ? canvas : null, note);
+        ? h("h3", {}, `Layer ${i} `, h("span", { class: "mechanism" }, layer.title), badge(layer))
+        : small(`Below each head: layer.head and ${meaning}.`);
+      const note = layer && !entries.length ? small(sentence(layer.note)) : null;
+      const bar = layer ? entries.length && [layer.signed] : [...new Set(layers.filter(({ heads }) => heads.length).map(({ signed }) => signed))];
+      return h("div", { class: "layer" }, heading, (bar || []).map((signed) => colorBar(signed, "peak")), entries.length ? canvas : null, note);
     });
     this.list.replaceChildren(...sections);
     this.list.scrollTop = scroll;
+    this.shown = null;
     for (const row of this.rows) this.#draw(row);
     this.marked = String(this.app.head);
     this.#label();
@@ -147,7 +155,7 @@ export class Overview {
     if (!this.images.has(name)) {
       const { thumbnail, signed } = this.view.layers[at[0]];
       const canvas = document.createElement("canvas");
-      paint(canvas, this.#bytes(at), ...thumbnail, signed);
+      paint(canvas, stretched(this.#bytes(at), thumbnail[0], signed), ...thumbnail, signed);
       this.images.set(name, canvas);
     }
     return this.images.get(name);
@@ -156,21 +164,14 @@ export class Overview {
   #draw(row) {
     if (!row.entries.length) return;
     const { canvas, entries, side, caption, lines } = row;
-    const scale = globalThis.devicePixelRatio || 1;
-    const height = lines * (side + caption + GAP);
-    canvas.width = Math.round(this.width * scale);
-    canvas.height = Math.round(height * scale);
-    canvas.style.width = `${this.width}px`;
-    canvas.style.height = `${height}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(scale, 0, 0, scale, 0, 0);
+    const context = sized(canvas, this.width, lines * (side + caption + GAP));
     context.font = FONT;
     context.textAlign = "center";
     row.context = context;
     for (let i = 0; i < entries.length; i++) this.#entry(row, i);
   }
 
-  #entry({ context, entries, columns, side, caption }, i) {
+  #entry({ context, entries, columns, side, caption, unit }, i) {
     const entry = entries[i];
     const [x, y] = [(i % columns) * (side + GAP), Math.floor(i / columns) * (side + caption + GAP)];
     const colors = style();
@@ -194,8 +195,8 @@ export class Overview {
     }
     if (!caption) return;
     context.fillStyle = chosen ? colors.ink : colors.soft;
-    const name = entry.value === undefined ? `head ${entry.at[1]}` : `${entry.at.join(".")} · ${entry.value === null ? "–" : number(entry.value, 2)}`;
-    context.fillText(side < 50 ? name.replace("head ", "") : name, x + side / 2, y + side + 11, side);
+    const lines = entry.value === undefined ? [side < 50 ? entry.at[1] : `head ${entry.at[1]}`] : [entry.at.join("."), entry.value === null ? "–" : `${rounded(entry.value)} ${unit}`];
+    lines.forEach((line, at) => context.fillText(line, x + side / 2, y + side + 11 + at * 13, side));
   }
 
   // The choice moved from one head to another: only these two are drawn again.
@@ -218,10 +219,9 @@ export class Overview {
     const row = this.rows.find(({ entries }) => entries.some(({ at }) => String(at) === this.shown));
     if (!row || row.canvas === document.activeElement) return;
     const index = row.entries.findIndex(({ at }) => String(at) === this.shown);
-    const top = row.canvas.offsetTop - this.list.offsetTop + Math.floor(index / row.columns) * (row.side + row.caption + GAP);
-    const least = this.list.scrollTop;
-    if (top < least) this.list.scrollTop = top - 30;
-    else if (top + row.side > least + this.list.clientHeight) this.list.scrollTop = top + row.side + 20 - this.list.clientHeight;
+    const top = row.canvas.offsetTop + Math.floor(index / row.columns) * (row.side + row.caption + GAP);
+    const { scrollTop, clientHeight } = this.list;
+    if (top < scrollTop || top + row.side + row.caption > scrollTop + clientHeight) this.list.scrollTop = top - clientHeight / 2;
   }
 
   #hit({ entries, columns, side, caption }, event) {
@@ -231,7 +231,7 @@ export class Overview {
 
   #title({ at: [layer, head] }) {
     const { entropy, distance } = this.view.layers[layer].heads[head];
-    return `layer ${layer}, head ${head}: ${entropy === null ? "" : `entropy ${number(entropy, 2)} nats, `}mean distance ${number(distance, 2)}`;
+    return `layer ${layer}, head ${head}: ${entropy === null ? "" : `entropy ${nats(entropy)}, `}mean distance ${rounded(distance)}`;
   }
 
   #key(event) {
@@ -246,6 +246,14 @@ export class Overview {
     } else if (Math.abs(step) === 1) this.app.step(step);
     else this.app.stepLayer(step / 2);
   }
+}
+
+// The codes of a large unsigned thumbnail, scaled so that a few large weights do not hide the others; see `scaleOf`.
+function stretched(codes, rows, signed) {
+  if (signed || rows <= 32) return codes;
+  const sizes = codes.filter((code) => code).sort();
+  const high = sizes[Math.floor(0.99 * sizes.length)] ?? 255;
+  return high > 180 ? codes : codes.map((code) => Math.min(255, (code * 255) / high));
 }
 
 function cosine(a, b) {

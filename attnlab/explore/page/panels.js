@@ -16,7 +16,7 @@ export class Panels {
       ["State", Recurrence],
     ].map(([name, Panel]) => {
       const id = name.toLowerCase();
-      const tab = h("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, textContent: name, onclick: () => this.show(id) });
+      const tab = h("button", { role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, textContent: name, onclick: () => this.show(id) });
       const panel = h("div", { role: "tabpanel", id: `panel-${id}`, "aria-labelledby": `tab-${id}`, tabIndex: 0 });
       return { id, tab, panel, content: new Panel(panel, app) };
     });

@@ -1,6 +1,6 @@
 // Which network, and on which input.
 
-import { debounced, field, h, select } from "explore/dom";
+import { check, complain, debounced, field, h, select, small } from "explore/dom";
 import { part } from "explore/setup";
 
 const INPUTS = { text: "text", task: "example of a task", digit: "scanned digit", upload: "file (.npz, .safetensors)", three_tokens: "three tokens of the lessons" };
@@ -15,11 +15,12 @@ export class Pickers {
     if (!app.data.live) {
       const { source, input } = app.data.setup;
       const name = [source.kind, source.model ?? source.run ?? source.name].filter(Boolean).join(" ");
-      root.append(h("p", { class: "soft", textContent: `An export of attnlab explore: ${name} network, ${input.kind.replace("_", " ")} input.` }));
+      root.append(h("p", { class: "soft" }, `An export of attnlab explore: ${name} network, ${input.kind.replace("_", " ")} input.`));
       return;
     }
     this.text = debounced((value) => {
-      if (value) app.change((setup) => (setup.input.text = value), { replace: true });
+      if (value) app.change((setup) => (setup.input.text = value), { replace: true, control: this.textarea });
+      else complain(this.textarea, "Enter a text.");
     }, 250);
     this.network = h("div", { class: "picker" });
     this.input = h("div", { class: "picker" });
@@ -31,11 +32,11 @@ export class Pickers {
     const { state } = this.app;
     const { source } = state[state.side];
     const { input } = state.a;
-    const names = [JSON.stringify([state.side, Boolean(state.b), source.kind, source.model, source.run, source.name]), JSON.stringify([input.kind, source.kind, input.key])];
+    const names = [JSON.stringify([state.side, Boolean(state.b), source.kind, source.model, source.run, source.name]), JSON.stringify([input.kind, source.kind, input.key, Boolean(state.b)])];
     if (names[0] !== this.names?.[0]) this.network.replaceChildren(...this.#network(source, state));
-    if (names[1] !== this.names?.[1]) this.input.replaceChildren(...this.#input(input, source));
+    if (names[1] !== this.names?.[1] && !(this.names && document.activeElement === this.textarea && input.kind === "text")) this.input.replaceChildren(...this.#input(input, source));
     this.names = names;
-    for (const [control, value] of this.#values(source, input)) if (control && control !== document.activeElement) control.value = value;
+    for (const [control, value] of this.#values(source, input)) if (control && control !== document.activeElement && control.ariaInvalid !== "true") control.value = value;
   }
 
   #values(source, input) {
@@ -45,23 +46,25 @@ export class Pickers {
       [this.index, input.index ?? 0],
       [this.seed, input.seed ?? 0],
       [this.row, input.row ?? 0],
+      [this.layers, source.layers ?? ""],
     ];
   }
 
   #network(source, state) {
     const { catalog } = this.app;
     const choices = [
-      ["trained", "trained for seconds: repeats a word"],
+      ["trained", "repeats a word (trained)"],
       ["untrained", "random parameters"],
-      ["lesson", "three tokens of the lessons"],
-      ...catalog.runs.map((run) => [`run ${run.name}`, `run: ${run.name} (${run.problem || `${run.model}, ${run.task}`})`]),
-      ...catalog.pretrained.map((entry) => [`pretrained ${entry.name}`, `pretrained: ${entry.title}${entry.missing ? " (not installed)" : ""}`]),
+      ["lesson", "lesson (three tokens)"],
+      ...catalog.runs.map((run) => [`run ${run.name}`, `${run.name} (${run.problem || `${run.model}, ${run.task}`})`]),
+      ...catalog.pretrained.map((entry) => [`pretrained ${entry.name}`, `${entry.name === "minilm" ? "MiniLM" : entry.title}${entry.missing ? " (not installed)" : ""}`]),
     ];
     const value = source.kind === "run" ? `run ${source.run}` : source.kind === "pretrained" ? `pretrained ${source.name}` : source.kind;
     if (!choices.some(([key]) => key === value)) choices.push([value, value]);
     const kind = select(choices, value, (choice) => this.#source(choice));
     kind.id = "source";
-    const fields = [field(state.b ? `Network of ${state.side.toUpperCase()}` : "Network", kind)];
+    const fields = [field(state.b ? `Setup ${state.side.toUpperCase()}: network` : "Network", kind)];
+    this.layers = null;
     if (source.kind === "trained" || source.kind === "untrained") fields.push(...this.#model(source));
     this.step = null;
     const run = source.kind === "run" && catalog.runs.find(({ name }) => name === source.run);
@@ -70,7 +73,7 @@ export class Pickers {
       const box = h("input", { type: "checkbox", checked: source.hide_special, onchange: () => this.app.change((setup) => (setup.source.hide_special = box.checked)) });
       fields.push(field("Hide [CLS] and [SEP]", box, "Their weights are left out, and the others divided by their sum."));
       const missing = catalog.pretrained.find(({ name }) => name === source.name)?.missing;
-      if (missing) fields.push(h("p", { class: "soft small" }, "Install it with ", h("code", { textContent: missing })));
+      if (missing) fields.push(small("Install it with ", h("code", {}, missing)));
     }
     return fields;
   }
@@ -85,12 +88,17 @@ export class Pickers {
         setup.source.model = model;
         setup.source.options = {}; // those of another mechanism
       });
-    const list = select(choices, single ? source.model : PATTERN, (value) => put(value === PATTERN ? `${source.model},linear` : value));
+    const list = select(choices, single ? source.model : PATTERN, (value) => {
+      put(value === PATTERN ? `${source.model},linear` : value);
+      if (value === PATTERN) document.getElementById("pattern")?.focus();
+    });
     list.id = "mechanism";
     const fields = [field("Mechanism", list)];
     if (!single) {
-      const text = h("input", { type: "text", value: source.model, onchange: () => put(text.value) });
-      fields.push(field("Pattern", text, "One mechanism per layer, such as 3*linear,multihead"));
+      const text = h("input", { type: "text", id: "pattern", value: source.model, onchange: () => put(text.value) });
+      fields.push(field("Pattern", text, "One mechanism per layer, such as 3*linear,multihead; it is repeated."));
+      this.layers = h("input", { type: "number", required: true, min: 1, max: 48, value: source.layers, onchange: () => check(this.layers, "Layers") && this.app.change((setup) => (setup.source.layers = Number(this.layers.value)), { control: this.layers }) });
+      fields.push(field("Layers", this.layers));
     }
     return fields;
   }
@@ -141,12 +149,12 @@ export class Pickers {
     Object.assign(this, { textarea: null, index: null, seed: null, row: null });
     const fields = [field("Input", kind)];
     const integer = (name, label, most) => {
-      this[name] = h("input", { type: "number", min: 0, max: most, step: 1, value: input[name], onchange: () => this[name].reportValidity() && this.app.change((setup) => (setup.input[name] = Number(this[name].value))) });
+      this[name] = h("input", { type: "number", required: true, min: 0, max: most, step: 1, value: input[name], onchange: () => check(this[name], label) && this.app.change((setup) => (setup.input[name] = Number(this[name].value)), { control: this[name] }) });
       return field(label, this[name]);
     };
     if (input.kind === "text") {
       this.textarea = h("textarea", { id: "text", rows: 1, maxLength: 32768, value: input.text, oninput: () => this.text(this.textarea.value) });
-      fields.push(field("Text", this.textarea));
+      fields.push(field(this.app.state.b ? "Text (A and B)" : "Text", this.textarea, source.kind === "trained" ? "a–z and spaces, up to 24 characters" : ""));
       fields.at(-1).classList.add("wide");
     } else if (input.kind === "task") {
       if (source.kind !== "run") {
@@ -155,9 +163,9 @@ export class Pickers {
       }
       fields.push(integer("index", "Example", 1e6), integer("seed", "Seed", 999999999));
     } else if (input.kind === "digit") {
-      fields.push(integer("index", "Digit", 1796), field("Tokens", select([["2x2", "patches of 2 × 2"], ["1x1", "pixels"], ["row", "rows"]], input.patch, (patch) => this.app.change((setup) => (setup.input.patch = patch)))));
+      fields.push(integer("index", "Scan (0–1796)", 1796), field("Tokens", select([["2x2", "patches of 2 × 2"], ["1x1", "pixels"], ["row", "rows"]], input.patch, (patch) => this.app.change((setup) => (setup.input.patch = patch)))));
     } else if (input.kind === "upload") {
-      fields.push(integer("row", "Row", 1e6), h("p", { class: "soft small", textContent: this.uploaded?.key === input.key ? `${this.uploaded.name}: ${this.uploaded.shape.join(" × ")}` : "" }), h("button", { type: "button", textContent: "Another file …", onclick: () => this.#choose() }));
+      fields.push(integer("row", "Row", 1e6), small(this.uploaded?.key === input.key ? `${this.uploaded.name}: ${this.uploaded.shape.join(" × ")}` : ""), h("button", { onclick: () => this.#choose() }, "Another file …"));
     }
     return fields;
   }

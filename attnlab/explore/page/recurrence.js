@@ -2,7 +2,7 @@
 
 import { style } from "explore/color";
 import { newest } from "explore/data";
-import { h, number, sentence } from "explore/dom";
+import { h, number, sentence, sized, small } from "explore/dom";
 
 const CHARTS = [
   ["norm", "Norm of the state"],
@@ -10,16 +10,16 @@ const CHARTS = [
   ["written", "Written by the token"],
   ["erased", "Erased by the token"],
 ];
-const [HEIGHT, LEFT, BELOW, ABOVE] = [112, 46, 18, 20];
+const [HEIGHT, LEFT, BELOW, ABOVE] = [112, 52, 18, 20];
 
 export class Recurrence {
   constructor(root, app) {
     Object.assign(this, { app, key: null, answer: null, width: 0 });
     this.load = newest();
     this.canvas = h("canvas", { role: "img" });
-    this.note = h("p", { class: "soft small" });
+    this.note = small();
     this.box = h("div", {}, this.canvas);
-    root.append(h("h2", { textContent: "State of the recurrence" }), h("p", { class: "small", textContent: "After each token, from left to right. The vertical line is the query of the chosen cell." }), this.box, this.note);
+    root.append(h("h2", {}, "State of the recurrence"), h("p", { class: "small" }, "After each token, from left to right. The vertical line is the query of the chosen cell."), this.box, this.note);
     new ResizeObserver(([entry]) => {
       this.width = Math.floor(entry.contentRect.width);
       this.#draw();
@@ -56,17 +56,21 @@ export class Recurrence {
   #draw() {
     const { answer, width, canvas } = this;
     if (!answer || width < 60) return;
-    const scale = globalThis.devicePixelRatio || 1;
-    canvas.width = width * scale;
-    canvas.height = CHARTS.length * HEIGHT * scale;
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${CHARTS.length * HEIGHT}px`;
-    const context = canvas.getContext("2d");
-    context.setTransform(scale, 0, 0, scale, 0, 0);
+    const context = sized(canvas, width, CHARTS.length * HEIGHT);
     context.font = "12px ui-sans-serif, system-ui, sans-serif";
-    CHARTS.forEach(([name, title], i) => this.#chart(context, answer[name], title, i * HEIGHT));
-    const last = (name) => number(answer[name].at(-1), 3);
-    canvas.setAttribute("aria-label", `State after the last token: norm ${last("norm")}, rank ${last("rank")}, written ${last("written")}, erased ${last("erased")}`);
+    const erases = Math.max(...answer.erased) > 1e-9 * Math.max(...answer.written);
+    CHARTS.forEach(([name, title], i) => {
+      if (name !== "erased" || erases) this.#chart(context, answer[name], title, i * HEIGHT);
+      else this.#write(context, "This mechanism does not erase.", i * HEIGHT);
+    });
+    const last = (name) => (name === "rank" ? answer.rank.at(-1) : number(answer[name].at(-1)));
+    canvas.setAttribute("aria-label", `State after the last token: norm ${last("norm")}, rank ${last("rank")}, written ${last("written")}, ${erases ? `erased ${last("erased")}` : "nothing erased"}`);
+  }
+
+  #write(context, text, top) {
+    context.fillStyle = style().ink;
+    context.textAlign = "left";
+    context.fillText(text, LEFT, top + 13);
   }
 
   #chart(context, values, title, top) {
@@ -75,9 +79,7 @@ export class Recurrence {
     const most = Math.max(...values, 1e-12);
     const x = (i) => LEFT + ((this.width - LEFT - 8) * i) / Math.max(1, values.length - 1);
     const y = (value) => y0 - ((y0 - y1) * value) / most;
-    context.fillStyle = colors.ink;
-    context.textAlign = "left";
-    context.fillText(title, LEFT, top + 13);
+    this.#write(context, title, top);
     context.strokeStyle = colors.line;
     context.lineWidth = 1;
     context.beginPath();
@@ -89,7 +91,7 @@ export class Recurrence {
     context.fillStyle = colors.soft;
     context.textAlign = "right";
     context.fillText("0", LEFT - 6, y0 + 4);
-    context.fillText(number(most, 3), LEFT - 6, y1 + 4);
+    context.fillText(Number.isInteger(most) ? String(most) : number(most), LEFT - 6, y1 + 4);
     context.textAlign = "center";
     context.fillText("0", x(0), y0 + 14);
     context.fillText(String(values.length - 1), x(values.length - 1) - 4, y0 + 14);

@@ -5,15 +5,15 @@ import { announce, h } from "explore/dom";
 export class Save {
   constructor(root, app) {
     Object.assign(this, { root, app });
-    const item = (text, help, action) => h("button", { type: "button", textContent: text, title: help, onclick: () => this.#run(action) });
+    const item = (text, help, action) => h("button", { title: help, onclick: () => this.#run(action) }, text);
     const files = app.data.live
       ? [
           ...["svg", "png", "csv", "npz"].map((format) => item(format.toUpperCase(), `Save the matrix of this head as ${format.toUpperCase()}`, () => this.#picture(format))),
-          item("Page (HTML)", "Save all heads of this view as one file that needs no server", async () => download(await app.data.exported(app.setup), "attention.html")),
+          item("Page (HTML)", "Save all heads of this view as one file that needs no server", async () => download(await app.data.exported(app.setup, app.head, app.cell), "attention.html")),
         ]
       : [item("CSV", "Save the matrix of this head as CSV", () => this.#csv())];
-    const copy = item("Copy link", "Copy the link to this view", () => this.#copy());
-    copy.id = "copy-link";
+    const copy = h("button", { id: "copy-link", title: "Copy the link to this view", onclick: () => this.#copy(copy) }, "Copy link");
+    root.addEventListener("toggle", () => (copy.textContent = "Copy link"));
     root.append(h("div", { class: "items" }, files, copy));
     root.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !root.open) return;
@@ -54,10 +54,11 @@ export class Save {
     download(new Blob([lines.join("\n")], { type: "text/csv" }), this.#name("csv"));
   }
 
-  async #copy() {
+  async #copy(button) {
     const link = `${location.href.split("#")[0]}#${this.app.fragment()}`;
     try {
       await navigator.clipboard.writeText(link);
+      button.textContent = "Copied";
       announce("link copied");
     } catch {
       prompt("The link to this view", link);

@@ -25,7 +25,7 @@ const KIND = { source: "trained", input: "text" };
 const PAGE = { head: null, cell: null, tokens: [], direction: "from", total: "sum", sort: "position", table: false, side: "a", bhead: null };
 
 const clone = structuredClone;
-const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 export const part = (group, kind) => ({ kind, ...clone(DEFAULTS[group][kind]) });
 
@@ -37,10 +37,24 @@ export const newSetup = () => ({
   ablated: [],
 });
 
-/** Return a setup without changes to its attention. */
-export const unchanged = (setup) => ({ ...setup, mask: clone(DEFAULTS.mask), scores: clone(DEFAULTS.scores), ablated: [] });
+export const sameNetwork = (one, two) => ["kind", "model", "run", "name"].every((field) => one.source[field] === two.source[field]);
 
-export const isChanged = (setup) => !same(setup, unchanged(setup));
+/** Return the options and the causality to which changes of a network are undone. */
+export function originOf({ source }) {
+  if (!("options" in source)) return {};
+  return source.kind === "untrained" ? clone({ options: source.options, causal: source.causal }) : { options: {}, causal: null };
+}
+
+/** Return a setup without changes. */
+export const unchanged = (setup, origin) => ({ ...setup, source: { ...setup.source, ...clone(origin) }, mask: clone(DEFAULTS.mask), scores: clone(DEFAULTS.scores), ablated: [] });
+
+export const isChanged = (setup, origin) => !same(setup, unchanged(setup, origin));
+
+/** Whether another network is trained for the options of a setup. */
+export const isRetrained = ({ source }) => source.kind === "trained" && Object.keys(source.options).length > 0;
+
+/** Return the setup that is shown as "before": the same parameters without changes. */
+export const before = (setup, origin) => unchanged(setup, isRetrained(setup) ? { ...origin, options: setup.source.options } : origin);
 
 export const newState = () => ({ a: newSetup(), b: null, ...clone(PAGE) });
 

@@ -1,7 +1,8 @@
 // The tokens as text, tinted by the weights from or to the chosen ones; for images, the patches.
 
 import { peakOf, style, tint } from "explore/color";
-import { announce, h, number, select, visible } from "explore/dom";
+import { same } from "explore/setup";
+import { announce, complain, h, number, select, sized, visible } from "explore/dom";
 
 const WINDOW = 400; // tokens in the document at a time
 const SIDE = 168; // of an image, in pixels
@@ -9,23 +10,23 @@ const SIDE = 168; // of an image, in pixels
 export class Strip {
   constructor(root, app) {
     Object.assign(this, { root, app, items: [], start: 0, view: null, anchor: null, preview: null });
-    this.direction = select([["from", "what they attend to (from)"], ["to", "what attends to them (to)"]], "from", (direction) => app.set({ direction }));
+    this.direction = select([["from", "what they attend to"], ["to", "what attends to them"]], "from", (direction) => app.set({ direction }));
     this.total = select([["sum", "sum"], ["mean", "mean"]], "sum", (total) => app.set({ total }));
     this.direction.setAttribute("aria-label", "Direction of attention");
     this.total.setAttribute("aria-label", "Sum or mean over the chosen tokens");
-    this.search = h("input", { type: "search", id: "search", placeholder: "Find token  /", "aria-label": "Find a token", onkeydown: (event) => this.#find(event) });
-    this.clear = h("button", { type: "button", textContent: "Clear selection", onclick: () => app.set({ tokens: [] }) });
+    this.search = h("input", { type: "search", id: "search", placeholder: "Find token  /", "aria-label": "Find a token", onkeydown: (event) => this.#find(event), oninput: () => complain(this.search) });
+    this.clear = h("button", { onclick: () => app.set({ tokens: [] }) }, "Clear selection");
     this.list = h("div", {
       class: "tokens", role: "listbox", tabIndex: 0, "aria-multiselectable": "true", "aria-label": "Tokens",
       onclick: (event) => this.#click(event), onkeydown: (event) => this.#key(event),
       onpointerover: (event) => this.#preview(event.target.dataset?.index), onpointerleave: () => this.#preview(undefined),
     });
-    this.earlier = h("button", { type: "button", textContent: "← earlier tokens", onclick: () => this.#page(-1) });
-    this.later = h("button", { type: "button", textContent: "later tokens →", onclick: () => this.#page(1) });
+    this.earlier = h("button", { onclick: () => this.#page(-1) }, "← earlier tokens");
+    this.later = h("button", { onclick: () => this.#page(1) }, "later tokens →");
     this.picture = h("canvas", { hidden: true, role: "img", onclick: (event) => this.#patch(event) });
     this.caption = h("p", { class: "soft small", id: "tokens-caption" });
     root.append(
-      h("div", { class: "row" }, h("h2", { id: "tokens-title", textContent: "Tokens" }), h("span", { class: "controls" }, this.direction, this.total, this.clear, this.search)),
+      h("div", { class: "row" }, h("h2", { id: "tokens-title" }, "Tokens"), h("span", { class: "controls" }, this.direction, this.total, this.clear, h("span", { class: "field" }, this.search))),
       h("div", { class: "strip" }, this.picture, h("div", { class: "text" }, this.earlier, this.list, this.later)),
       this.caption,
     );
@@ -39,9 +40,9 @@ export class Strip {
     this.direction.value = state.direction;
     this.total.value = state.total;
     if (view.tokens !== this.view?.tokens) {
-      const same = this.view && view.tokens.length === this.view.tokens.length && view.tokens.every((token, i) => token === this.view.tokens[i]);
+      const kept = same(view.tokens, this.view?.tokens);
       this.view = view;
-      if (!same) {
+      if (!kept) {
         this.start = 0;
         this.#build();
       }
@@ -53,10 +54,17 @@ export class Strip {
     }
     this.view = view;
     this.clear.hidden = !state.tokens.length;
-    const [best] = view.prediction;
-    this.output.textContent = best ? `→ “${visible(best[0])}” is the most probable output, with ${(100 * best[1]).toFixed(best[1] > 0.0995 ? 0 : 1)} %` : "";
+    this.output.textContent = this.#prediction(view);
     this.#tint(this.app.selection());
     this.#select();
+  }
+
+  #prediction({ prediction: [best], tokens }) {
+    if (!best) return "";
+    const { setup, catalog } = this.app;
+    const causal = setup.source.causal ?? catalog.mechanisms.find(({ name }) => name === setup.source.model)?.causal !== "never";
+    const where = setup.input.kind === "text" ? `${causal ? "After" : "At"} the last token, “${visible(tokens.at(-1))}”, the` : "The";
+    return `${where} network predicts “${visible(best[0])}” (probability ${number(best[1])}).`;
   }
 
   #build() {
@@ -100,8 +108,9 @@ export class Strip {
     const whose = names.length ? `${names.join(", ")}${more}` : "no token";
     const kind = state.total === "mean" ? "Mean weight" : "Weight";
     const where = state.direction === "from" ? `from ${whose} to each token` : `from each token to ${whose}`;
+    const patches = view.patches ? " A token is named by the row and the column of its top left pixel." : "";
     this.caption.textContent = values
-      ? `${kind} ${where}; the darkest is ${number(peak, 3)}. Click tokens to add or remove them, with Shift for a range.`.replace("darkest", matchMedia("(prefers-color-scheme: dark)").matches ? "brightest" : "darkest")
+      ? `${kind} ${where}; the largest is ${number(peak)}. Click tokens to add or remove them, with Shift for a range.${patches}`
       : "This layer has no attention weights.";
   }
 
@@ -167,10 +176,7 @@ export class Strip {
     if (!text) return;
     const matches = tokens.flatMap((token, i) => (token.toLowerCase().includes(text.toLowerCase()) || visible(token) === visible(text) ? [i] : []));
     if (!matches.length) {
-      announce(`no token contains ${text}`);
-      this.search.setCustomValidity("no such token");
-      this.search.reportValidity();
-      this.search.setCustomValidity("");
+      complain(this.search, `No token contains “${text}”.`);
       return;
     }
     const [query, key] = this.app.cell;
@@ -183,14 +189,9 @@ export class Strip {
     const { image, patches } = this.view;
     this.picture.hidden = !image;
     if (!image) return;
-    const scale = globalThis.devicePixelRatio || 1;
     const [rows, columns] = [image.length, image[0].length];
     const unit = SIDE / Math.max(rows, columns);
-    this.picture.width = columns * unit * scale;
-    this.picture.height = rows * unit * scale;
-    this.picture.style.width = `${columns * unit}px`;
-    const context = this.picture.getContext("2d");
-    context.setTransform(scale, 0, 0, scale, 0, 0);
+    const context = sized(this.picture, columns * unit, rows * unit);
     image.forEach((line, row) =>
       line.forEach((value, column) => {
         const level = Math.round(255 * (1 - value));

@@ -1,7 +1,8 @@
 // Summaries of the chosen head, with their caveat beside them, and the ablation of the heads of its layer.
 
 import { newest } from "explore/data";
-import { count, h, number, sentence, visible } from "explore/dom";
+import { rowSums } from "explore/changes";
+import { count, h, nats, number, rounded, rowHead, sentence, small, visible } from "explore/dom";
 
 const CAVEAT =
   "High entropy does not mean unimportant, and a large weight does not mean important: attention weights are not importances. Ablation is the causal check.";
@@ -13,14 +14,17 @@ const TAGS = {
   "same token": "share on other occurrences of the query's token",
 };
 
+/** Return the bytes that decoding keeps per token. */
+export const cacheOf = (bytes, causal = true) => (bytes === null ? `${causal ? "" : "not causal, so it "}cannot decode token by token` : count(bytes, "B"));
+
 export class Summary {
   constructor(root, app) {
     Object.assign(this, { root, app, key: null });
     this.load = newest();
     this.body = h("div");
-    this.button = h("button", { type: "button", id: "run-ablation", textContent: "Ablate each head of this layer", onclick: () => this.#ablate() });
+    this.button = h("button", { id: "run-ablation", onclick: () => this.#ablate() }, "Ablate each head of this layer");
     this.result = h("div", { "aria-live": "polite" });
-    root.append(h("h2", { textContent: "Summary of the head" }), this.body, h("h3", { textContent: "Ablation" }), h("p", { class: "small", textContent: "How much the output of the network changes without each head." }), this.button, this.result);
+    root.append(h("h2", {}, "Summary of the head"), this.body, h("h3", {}, "Ablation"), h("p", { class: "small" }, "How much the output of the network changes without each head."), this.button, this.result);
   }
 
   update() {
@@ -30,28 +34,27 @@ export class Summary {
     const layer = view.layers[i];
     const head = layer.heads[j];
     const entry = this.app.catalog.mechanisms.find(({ name }) => name === layer.mechanism);
-    const row = (name, value, help) => h("tr", {}, h("th", { scope: "row", title: help, textContent: name }), h("td", { textContent: value }));
+    const row = (name, value, help) => h("tr", {}, rowHead(name, help), h("td", {}, value));
     const facts = head
       ? [
-          row("Entropy", head.entropy === null ? "not defined for signed weights" : `${number(head.entropy, 3)} nats`, "Mean over the queries"),
-          row("Mean distance", `${number(head.distance, 3)} tokens`, "|query position − key position|, weighted"),
-          row("Sink mass", number(head.sink, 3), "Share of the weight on the first key"),
-          row("Row sums", `${number(head.row_sums[0], 3)} to ${number(head.row_sums[1], 3)}`),
-          row("Largest weight", number(head.peak, 3)),
+          row("Entropy", nats(head.entropy), "Mean over the queries"),
+          row("Mean distance", `${rounded(head.distance)} tokens`, "|query position − key position|, weighted"),
+          row("Sink mass", rounded(head.sink), "Share of the weight on the first key"),
+          row("Row sums", rowSums(head)),
+          row("Largest weight", number(head.peak)),
         ]
       : [];
     const tags = Object.entries(head?.tags ?? {}).sort((a, b) => b[1] - a[1]);
     this.body.replaceChildren(
-      h(
-        "div",
-        {},
-        h("p", {}, h("strong", { textContent: layer.title }), entry ? h("span", {}, `: ${entry.summary}. Its lesson is `, h("code", { textContent: entry.lesson }), ".") : null),
-        layer.note ? h("p", { class: "note", textContent: sentence(layer.note) }) : null,
-        head ? h("p", { class: "note caveat", textContent: CAVEAT }) : null,
-        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", layer.state_bytes === null ? "cannot decode" : count(layer.state_bytes, "B")))),
-        tags.length ? h("h3", { textContent: "Tags" }) : null,
+      h("div", {},
+        h("p", {}, h("strong", {}, layer.title), entry ? h("span", {}, `: ${entry.summary}. Its lesson is `, h("code", {}, entry.lesson), ".") : null),
+        layer.signed && layer.weights === "true weights" ? h("p", { class: "note" }, "The weights of this mechanism may be negative.") : null,
+        layer.note ? h("p", { class: "note" }, sentence(layer.note)) : null,
+        head ? h("p", { class: "note caveat" }, CAVEAT) : null,
+        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", cacheOf(layer.state_bytes, entry?.causal !== "never" && this.app.setup.source.causal !== false)))),
+        tags.length ? h("h3", {}, "Tags") : null,
         tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
-        view.prediction.length ? h("h3", { textContent: "Most probable outputs" }) : null,
+        view.prediction.length ? h("h3", {}, "Most probable outputs") : null,
         view.prediction.map(([name, probability]) => this.#meter(`“${visible(name)}”`, probability, "")),
       ),
     );
@@ -66,22 +69,22 @@ export class Summary {
   #meter(name, value, help, most = 1) {
     const fill = h("span");
     fill.style.width = `${Math.min(100, (100 * value) / most)}%`;
-    return h("div", { class: "meter", title: help }, h("span", { class: "name", textContent: name }), h("span", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "value", textContent: number(value, 3) }));
+    return h("div", { class: "meter", title: help }, h("span", { class: "name" }, name), h("span", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "value" }, rounded(value)));
   }
 
   #ablate() {
     const { app } = this;
-    this.result.replaceChildren(h("p", { class: "soft", textContent: "Running the network once per head …" }));
+    this.result.replaceChildren(h("p", { class: "soft" }, "Running the network once per head …"));
     this.load(
       (signal) => app.data.ablation(app.setup, app.head, signal),
       ({ output_change, note }) => {
         const most = Math.max(...output_change, 1e-12);
         this.result.replaceChildren(
           ...output_change.map((value, head) => this.#meter(`head ${head}`, value, "‖change of the output‖ / ‖output‖", most)),
-          h("p", { class: "soft small", textContent: sentence(note) }),
+          small(sentence(note)),
         );
       },
-      (error) => this.result.replaceChildren(h("p", { class: "soft", textContent: error.message })),
+      (error) => this.result.replaceChildren(h("p", { class: "soft" }, error.message)),
     );
   }
 }

@@ -1,8 +1,9 @@
 // A table of the weights around a cell, in place of the matrix.
 
-import { h, number, short, visible } from "explore/dom";
+import { columnHead, h, number, rowHead, short, visible } from "explore/dom";
 
 const MOST = 40; // rows and columns
+const CHOSEN = { class: "chosen", "aria-current": "true" };
 const NARROW = 12; // on a narrow screen
 
 /** Fill an element with a table of at most 40 × 40 weights around a cell. */
@@ -16,22 +17,19 @@ export function fillTable(root, matrix, tokens, [query, key]) {
   const name = (i) => `${i} ${short(visible(tokens[i]), 12)}`;
   const value = (row, column) => {
     const found = matrix.at(row, column);
-    return found ? number(found.value, 3) : "";
+    return found ? number(found.value) : "";
   };
   const note = matrix.pooled ? " (sums over blocks where the matrix is pooled)" : "";
   root.replaceChildren(
-    h(
-      "table",
-      {},
-      h("caption", { textContent: `Weights of queries ${queries[0]} to ${queries.at(-1)} (rows) and keys ${keys[0]} to ${keys.at(-1)} (columns)${note}` }),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col", textContent: "query \\ key" }), keys.map((i) => h("th", { scope: "col", textContent: name(i) })))),
-      h(
-        "tbody",
-        {},
+    h("table", {},
+      h("caption", {}, `Weights of queries ${queries[0]} to ${queries.at(-1)} (rows) and keys ${keys[0]} to ${keys.at(-1)} (columns)${note}`),
+      h("thead", {}, h("tr", {}, columnHead("query \\ key"), keys.map((i) => columnHead(name(i))))),
+      h("tbody", {},
         queries.map((row) =>
-          h("tr", {}, h("th", { scope: "row", textContent: name(row) }), keys.map((column) => h("td", row === query && column === key ? { class: "chosen", "aria-current": "true", textContent: value(row, column) } : { textContent: value(row, column) }))),
+          h("tr", {}, rowHead(name(row)), keys.map((column) => h("td", { "data-cell": `${row}.${column}`, ...(row === query && column === key ? CHOSEN : {}) }, value(row, column)))),
         ),
       ),
     ),
   );
+  if (root === document.activeElement) root.querySelector(".chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
