@@ -454,7 +454,7 @@ def test_temperature_changes_the_weights_and_shows_before_and_after(visit: Visit
     expect(page).to_have_url(re.compile("scores.temperature=5.66"))
     warm = SMALL.model_copy(update={"scores": ScoreChange(temperature=5.66)})
     readout(page).to_have_text(re.compile(f"{digits(head_of(explorer, warm, 1, 1)[9, 4])}$"))
-    old, new = (explorer.view(setup).layers[1].heads[1].entropy for setup in (SMALL, warm))
+    old, new = (explorer.view(setup).layers[1].heads[1].entropy or 0 for setup in (SMALL, warm))
     expect(page.locator(".effect tr", has_text="Entropy").locator("td")).to_have_text(
         [f"{digits(old)} nats", f"{digits(new)} nats"]
     )
@@ -1004,13 +1004,17 @@ def test_narrow_page_does_not_scroll_sideways(visit: Visit) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
-def test_tour_has_four_steps_and_is_shown_once(visit: Visit) -> None:
+def test_tour_has_four_steps_and_is_shown_once(visit: Visit, explorer: Explorer) -> None:
     page = visit(tour=True)
     tour = page.locator("#tour")
     expect(tour).to_contain_text("1 of 4")
     for step in (2, 3, 4):
         tour.get_by_role("button", name="Next").click()
         expect(tour).to_contain_text(f"{step} of 4")
+        if step == 2:
+            layer, head = strongest(explorer, Setup())
+            expect(tour).to_contain_text(f"Head {head} of layer {layer} attends mostly to the token that followed last")
+    expect(page.locator("#tab-changes")).to_have_attribute("aria-selected", "true")
     tour.get_by_role("button", name="Done").click()
     expect(tour).to_be_hidden()
     page.reload()

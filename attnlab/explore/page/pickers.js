@@ -86,6 +86,8 @@ export class Pickers {
     const put = (model) =>
       this.app.change((setup) => {
         setup.source.model = model;
+        const length = model.split(",").reduce((sum, each) => sum + (Number.parseInt(each) || 1), 0);
+        if (setup.source.layers % length) setup.source.layers = length;
         setup.source.options = {}; // those of another mechanism
       });
     const list = select(choices, single ? source.model : PATTERN, (value) => {

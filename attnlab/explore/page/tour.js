@@ -11,7 +11,7 @@ function steps({ layers }, { source }) {
   const named = Object.entries(TAGS).flatMap(([tag, what]) => {
     const score = (each) => each.tags[tag] ?? 0;
     const best = all.reduce((one, two) => (score(two) > score(one) ? two : one), { tags: {} });
-    return score(best) > 0.5 ? [`Head ${best.head} of layer ${best.layer} attends to ${what}.`] : [];
+    return score(best) > 0.4 ? [`Head ${best.head} of layer ${best.layer} attends mostly to ${what}.`] : [];
   });
   const reads = source.kind === "trained" ? "The network was trained on repeated words and predicts the letters." : "These are the tokens of the input.";
   return [
