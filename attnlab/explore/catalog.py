@@ -11,7 +11,7 @@ from attnlab.catalog.source import REQUIRED, Option
 from attnlab.explore import pretrained
 from attnlab.explore.example import with_defaults
 from attnlab.explore.inputs import explorable_tasks
-from attnlab.explore.run_networks import accepted_inputs
+from attnlab.explore.run_networks import accepted_inputs, run_options
 from attnlab.explore.setup import Catalog, Choice, Mechanism, PretrainedEntry, RunEntry
 from attnlab.explore.shelf import Shelf
 from attnlab.training.settings import choices_of, mechanism_options
@@ -48,7 +48,11 @@ def _mechanism(name: str) -> Mechanism:
 
 def _values(name: str) -> dict[str, Any]:
     """The options of a network that is trained on demand, as JSON values."""
-    return {key: value for key, value in with_defaults(name, {}).items() if value is None or isinstance(value, JSON)}
+    return _json(with_defaults(name, {}))
+
+
+def _json(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is None or isinstance(value, JSON)}
 
 
 def _choice(option: Option, model: str) -> Choice:
@@ -67,9 +71,15 @@ def _run(name: str, shelf: Shelf) -> RunEntry:
     try:
         run = shelf.run(name)
         settings, inputs = run.config["settings"], run.config["network"]["inputs"][0]
-        steps, accepts = run.snapshots(), accepted_inputs(run)
+        steps, accepts, options = run.snapshots(), accepted_inputs(run), run_options(run)
     except (UserError, OSError) as error:
         return RunEntry(name=name, model="", task="", inputs="tokens", accepts=[], steps=[], problem=str(error))
     return RunEntry(
-        name=name, model=settings["model"], task=settings["task"], inputs=inputs, accepts=accepts, steps=steps
+        name=name,
+        model=settings["model"],
+        task=settings["task"],
+        inputs=inputs,
+        accepts=accepts,
+        steps=steps,
+        options=_json(options),
     )

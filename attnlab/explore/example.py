@@ -30,12 +30,13 @@ def network(model: str, options: Mapping[str, Any]) -> tuple[Network, float]:
     return trained.network.eval(), trained.accuracy
 
 
-def with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a mechanism: those given, and the defaults of the others; ``num_heads`` is 4 by default."""
+def with_defaults(model: str, options: Mapping[str, Any], heads: int | None = NUM_HEADS) -> dict[str, Any]:
+    """All options of a mechanism: those given, and the defaults of the others; ``heads`` is that of ``num_heads``."""
     known = {o.name: o.default for o in registry.entry(model).options if o.default is not REQUIRED}
     own = {name: value for name, value in known.items() if name not in NETWORK_ARGUMENTS}
-    heads = {"num_heads": NUM_HEADS} if "num_heads" in own else {}
-    return own | heads | registry.current_names(model, options)
+    if heads is not None and "num_heads" in own:
+        own["num_heads"] = heads
+    return own | registry.current_names(model, options)
 
 
 def write(path: Path = FILE) -> None:

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attnlab.explore import codes, forward, summaries
 from attnlab.explore.forward import LayerPass, Pass
 from attnlab.explore.networks import make_subject
+from attnlab.explore.run_networks import version
 from attnlab.explore.setup import (
     Ablation,
     Cell,
@@ -32,6 +33,7 @@ from attnlab.explore.setup import (
     View,
 )
 from attnlab.explore.shelf import Shelf
+from attnlab.explore.subject import Subject
 from attnlab.files.data import memory_limit
 from attnlab.nn.attention import Attention, UnsupportedError
 from attnlab.nn.mixer import SequenceMixer
@@ -44,6 +46,9 @@ THUMBNAIL = 64
 
 MAX_PASSES = 8
 """Forward passes that are kept."""
+
+FLOPS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+"""What PyTorch's counter lacks. Masked pairs are counted too, elementwise operations are not."""
 
 TOP = 5
 """Predictions that are shown."""
@@ -61,6 +66,8 @@ class Explorer:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self.lock = threading.RLock()
+        """Held while something is computed."""
+        self._cache_lock = threading.RLock()
         self._passes: OrderedDict[str, Pass] = OrderedDict()
         self._answers: OrderedDict[str, Any] = OrderedDict()
 
@@ -76,9 +83,24 @@ class Explorer:
         """Return the codes of the thumbnails of all heads: layer by layer, head by head, row-major; see `codes`."""
         return self._both(setup)[1]
 
+    def known(self, setup: Setup) -> tuple[View, bytes] | None:
+        """Return the view and the thumbnails of a setup that was viewed lately, without waiting; None for another."""
+        with self._cache_lock:
+            known: tuple[View, bytes] | None = self._answers.get(f"view {self._key(setup)}")
+            return known
+
+    def prepare(self, setup: Setup) -> None:
+        """Build the network of a setup, and train it if need be; it is kept."""
+        if self._kept_pass(self._key(setup)) is None:
+            make_subject(setup, self.shelf)
+
+    def _key(self, setup: Setup) -> str:
+        """The setup as text, with the version of a network that may still be in training."""
+        return f"{version(setup.source, self.shelf)} {setup.key()}"
+
     def _both(self, setup: Setup) -> tuple[View, bytes]:
         self.run(setup)
-        return self._answer(f"view {setup.key()}", lambda: self._view(setup))
+        return self._answer(f"view {self._key(setup)}", lambda: self._view(setup))
 
     def matrix(self, request: MapRequest) -> Tensor:
         """Return a part of the weights of a head, pooled to the size that was asked for, float32."""
@@ -101,6 +123,8 @@ class Explorer:
             arithmetic = layer.map.arithmetic(request.head, request.query, request.key)
             weight = float(layer.weights(torch.tensor([request.query]))[request.head, 0, request.key])
             contribution, note = self._contribution(layer, request, arithmetic.result)
+            if (request.layer, request.head) in request.setup.ablated:
+                note = "this head is left out of the output; otherwise it would add this"
             if layer.shown is not None:
                 _renormalize(arithmetic, layer, request)
             return Cell(
@@ -121,7 +145,10 @@ class Explorer:
             assert isinstance(layer.layer, Attention)
             assert layer.map is not None
             values = layer.layer.values(layer.x, mask=layer.mask)
-            trace: StateTrace = layer.map.states(values, request.head)  # type: ignore[attr-defined]
+            try:
+                trace: StateTrace = layer.map.states(values, request.head)  # type: ignore[attr-defined]
+            except RuntimeError:  # of the singular values of a matrix that is not finite
+                raise UserError(f"the state of head {request.head} is not finite, so it has no rank") from None
             return State(
                 **asdict(trace),
                 note="norms are Frobenius norms of the state matrix; the rank counts singular values above 1 % of the "
@@ -132,7 +159,7 @@ class Explorer:
         """Return the relative change of the network's output without each head of a layer, one at a time."""
         self.run(request.setup)
         return self._answer(
-            f"ablation {request.layer} {request.setup.key()}", lambda: self._ablation(request.setup, request.layer)
+            f"ablation {request.layer} {self._key(request.setup)}", lambda: self._ablation(request.setup, request.layer)
         )
 
     def run(self, setup: Setup) -> Pass:
@@ -140,43 +167,43 @@ class Explorer:
 
         Call it without the lock first: a network may be trained, for seconds, while other requests are answered.
         """
-        key = setup.key()
+        key = self._key(setup)
         if (kept := self._kept_pass(key)) is not None:
             return kept
         subject = make_subject(setup, self.shelf)
         with self.lock:
             if (kept := self._kept_pass(key)) is not None:
                 return kept
-            sizes = len(subject.tokens), [layer.num_heads for layer in subject.layers]
-            check_size(*sizes)
-            result = forward.run(subject, setup, keep=kept_bytes(*sizes) <= memory_limit())
-            self._passes[key] = result
-            while len(self._passes) > MAX_PASSES or (len(self._passes) > 1 and self._size() > memory_limit()):
-                self._passes.popitem(last=False)
+            check_size(subject)
+            result = forward.run(subject, setup, keep=kept_bytes(subject) <= memory_limit())
+            with self._cache_lock:
+                self._passes[key] = result
+                while len(self._passes) > MAX_PASSES or (len(self._passes) > 1 and self._size() > memory_limit()):
+                    self._passes.popitem(last=False)
             return result
 
     def _kept_pass(self, key: str) -> Pass | None:
-        with self.lock:
+        with self._cache_lock:
             if key in self._passes:
                 self._passes.move_to_end(key)
             return self._passes.get(key)
 
     def _size(self) -> int:
-        """The bytes of the matrices that are kept."""
-        return sum(
-            kept_bytes(len(kept.subject.tokens), [layer.layer.num_heads for layer in kept.layers if layer.keep])
-            for kept in self._passes.values()
-        )
+        """The bytes of the passes that are kept."""
+        return sum(kept_bytes(kept.subject) if kept.keep else 0 for kept in self._passes.values())
 
     def _answer(self, key: str, compute: Callable[[], T]) -> T:
         with self.lock:
             if key not in self._answers:
-                self._answers[key] = compute()
-                while len(self._answers) > 4 * MAX_PASSES:
-                    self._answers.popitem(last=False)
-            self._answers.move_to_end(key)
-            answer: T = self._answers[key]
-            return answer
+                made = compute()
+                with self._cache_lock:
+                    self._answers[key] = made
+                    while len(self._answers) > 4 * MAX_PASSES:
+                        self._answers.popitem(last=False)
+            with self._cache_lock:
+                self._answers.move_to_end(key)
+                answer: T = self._answers[key]
+                return answer
 
     def layer(self, request: HeadRequest) -> LayerPass:
         """Return the layer of a request, which has weights and the head."""
@@ -202,7 +229,11 @@ class Explorer:
         result = self.run(setup)
         plain = self._unchanged(setup)
         tokens = result.subject.tokens
-        costs = self._answer(f"costs {setup.source!r} {setup.input!r}", lambda: [_cost(x) for x in result.layers])
+        unchanged = plain or result
+        costs = self._answer(
+            f"costs {version(setup.source, self.shelf)} {setup.source!r} {setup.input!r}",
+            lambda: [_cost(layer) for layer in unchanged.layers],
+        )
         before: list[Any] = [None] * len(result.layers) if plain is None else plain.layers
         drawn = [_thumbnails(layer) for layer in result.layers]
         view = View(
@@ -214,7 +245,7 @@ class Explorer:
             ],
             prediction=_prediction(result),
             output_change=None if plain is None else _change(result.output, plain.output),
-            notes=[*result.subject.notes, *result.notes],
+            notes=[*result.subject.notes, *result.notes, *_sampled(result)],
             image=None if result.subject.image is None else [list(row) for row in result.subject.image],
             patches=None if result.subject.patches is None else list(result.subject.patches),
         )
@@ -265,26 +296,33 @@ CHANGES = ("mask", "scores", "ablated")
 """The fields of a setup that change the attention of a network."""
 
 
-def kept_bytes(length: int, heads: list[int]) -> int:
-    """The bytes of the matrices of all layers, which have these numbers of heads, kept and while they are computed."""
-    return 8 * sum(heads) * length * length if length <= forward.MAX_DETAIL else 0
+def kept_bytes(subject: Subject) -> int:
+    """The bytes of a pass that is kept: the matrices, also while they are computed, and the activations."""
+    length = len(subject.tokens)
+    heads = sum(layer.num_heads for layer in subject.layers)
+    return _activations(subject) + (8 * heads * length * length if length <= forward.MAX_DETAIL else 0)
 
 
-def required_bytes(length: int, heads: list[int]) -> int:
+def required_bytes(subject: Subject) -> int:
     """The bytes that a view needs at least: the matrices of one layer, which are pooled beyond `forward.MAX_DETAIL`."""
-    largest = max(heads, default=0)
+    length, largest = len(subject.tokens), max((layer.num_heads for layer in subject.layers), default=0)
     if length <= forward.MAX_DETAIL:
-        return 8 * largest * length * length
-    return 12 * largest * length * THUMBNAIL + 16 * forward.CHUNK_VALUES
+        return _activations(subject) + 8 * largest * length * length
+    return _activations(subject) + 12 * largest * length * THUMBNAIL + 16 * forward.CHUNK_VALUES
 
 
-def check_size(length: int, heads: list[int]) -> None:
-    """Raise UserError for an input whose matrices need more than a quarter of the memory."""
-    needed = required_bytes(length, heads)
+def _activations(subject: Subject) -> int:
+    """Input, output, queries, keys and values of every layer."""
+    return 20 * len(subject.tokens) * sum(layer.embed_dim for layer in subject.layers)
+
+
+def check_size(subject: Subject) -> None:
+    """Raise UserError for a subject that needs more than a quarter of the memory."""
+    needed = required_bytes(subject)
     if needed > memory_limit():
         raise UserError(
-            f"the attention of {max(heads):,} heads over {length:,} tokens takes {needed:,} bytes, more than a quarter "
-            f"of this machine's memory ({memory_limit():,}); give a shorter input, or fewer heads"
+            f"{len(subject.layers)} layers over {len(subject.tokens):,} tokens take {needed:,} bytes, more than a "
+            f"quarter of this machine's memory ({memory_limit():,}); give a shorter input, or fewer layers or heads"
         )
 
 
@@ -339,6 +377,14 @@ def _masks(layer: SequenceMixer) -> list[str]:
     return ["window", *([] if layer.card.always_causal else ["prefix"]), "documents", "blocked"]
 
 
+def _sampled(result: Pass) -> list[str]:
+    """A note about summaries of some queries."""
+    count = len(result.subject.tokens)
+    if all(layer.is_kept for layer in result.layers) or count <= summaries.MAX_QUERIES:
+        return []
+    return [f"the summaries of the heads are those of {summaries.MAX_QUERIES} of the {count:,} queries, evenly spaced"]
+
+
 def _blocks(length: int) -> int:
     """The number of blocks of a thumbnail, which are of equal size but for the last."""
     return math.ceil(length / math.ceil(length / THUMBNAIL)) if length else 0
@@ -369,7 +415,7 @@ def _prediction(result: Pass) -> list[tuple[str, float]]:
 def _cost(layer: LayerPass) -> tuple[float | None, float | None]:
     """The floating-point operations of the layer on its input, and the bytes of its cache or state per token."""
     with torch.no_grad():
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with counter:
             layer.layer(layer.x, mask=layer.mask)
         return float(counter.get_total_flops()), _state_bytes(layer.layer, layer.x)

@@ -19,8 +19,10 @@ from attnlab.explore.setup import MaskChange, ScoreChange, Setup
 from attnlab.explore.subject import Subject
 from attnlab.files.data import memory_limit
 from attnlab.masks import Mask
+from attnlab.network.pruning import edit_heads
 from attnlab.nn.attention import Attention
 from attnlab.nn.mixer import SequenceMixer
+from attnlab.nn.multihead import MultiHeadBase
 from attnlab.ops.attention_map import AttentionMap, DenseMap
 from attnlab.utils.errors import UserError
 
@@ -132,6 +134,7 @@ class Pass:
     layers: list[LayerPass]
     output: Tensor
     notes: tuple[str, ...] = ()
+    keep: bool = True
 
 
 @torch.no_grad()
@@ -170,11 +173,13 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
             assert isinstance(layer, Attention)
             assert attention is not None
             _check_dense(attention)
-            dense = weights = attention.materialize()
-            if gone:
-                weights = weights.clone()
-                weights[:, gone] = 0
-            output = layer.apply_weights(weights, x, mask=given)
+            dense = attention.materialize()
+            output = _without(layer, gone, dense, x, given)
+        if not output.isfinite().all():
+            raise UserError(
+                f"layer {i}, {layer.card.title}, computes values that are not finite; check the parameters of the "
+                "network, and the values of the input"
+            )
         kept = dense[0] if keep and dense is not None else None
         passes[i] = LayerPass(layer, x, given, output, attention, shown, keep, kept)
         return output
@@ -188,7 +193,21 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
             stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
         output = subject.run()
     notes = _not_applied(setup.scores, [(subject.layers[i], applied[i]) for i in sorted(applied)])
-    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output, notes)
+    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output, notes, keep)
+
+
+def _without(layer: Attention, heads: list[int], weights: Tensor, x: Tensor, mask: Mask | None) -> Tensor:
+    """Return the output for these weights (1, H, N, M), without these heads."""
+    if not heads:
+        return layer.apply_weights(weights, x, mask=mask)
+    if not isinstance(layer, MultiHeadBase):
+        return layer.apply_weights(weights.index_fill(1, torch.tensor(heads), 0.0), x, mask=mask)
+
+    def edit(outputs: Tensor) -> Tensor:  # (1, N, H, w), with what a mechanism adds after its weighted sums
+        return outputs.index_fill(2, torch.tensor(heads), 0.0)
+
+    with edit_heads(layer, edit):
+        return layer.apply_weights(weights, x, mask=mask)
 
 
 def mask_of(change: MaskChange, length: int) -> Mask | None:

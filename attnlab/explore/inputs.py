@@ -185,7 +185,7 @@ def class_names(task: Task, inputs: Inputs, outputs: Outputs, encoding: dict[str
 def uploaded(given: UploadInput, shelf: Shelf) -> Sequence:
     """A row of an uploaded array."""
     x = shelf.uploads.get(given.key).x
-    row = torch.from_numpy(x[check_row(given, shelf)])
+    row = torch.from_numpy(x[check_row(given, shelf)].astype(np.int64 if x.ndim == 2 else np.float32))
     if x.ndim == 2:
         size = int(x.max()) + 1
         return Sequence(row, tuple(map(str, row.tolist())), Inputs("tokens", size), Outputs("tokens", size))

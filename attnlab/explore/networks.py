@@ -55,6 +55,8 @@ def make_subject(setup: Setup, shelf: Shelf) -> Subject:
     name, accepted = SOURCES[source.kind]
     if given.kind not in accepted:
         raise UserError(f"{name} takes the input {' or '.join(accepted)}, not {given.kind}; choose another input")
+    if fixed := sorted({"embed_dim", "causal", "dropout"} & set(getattr(source, "options", {}))):
+        raise UserError(f"{' and '.join(fixed)} cannot be changed by the options of the mechanism; leave it out")
     match source:
         case Lesson():
             return lesson()

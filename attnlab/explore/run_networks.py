@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from attnlab import tasks
+from attnlab.catalog import pattern
+from attnlab.explore.example import with_defaults
 from attnlab.explore.inputs import (
     Sequence,
     check_row,
@@ -20,7 +22,7 @@ from attnlab.explore.inputs import (
     validation_example,
 )
 from attnlab.explore.networks import changed, network_subject, one_line_errors, resolve_causal
-from attnlab.explore.setup import Digit, RunNetwork, TaskExample, Text
+from attnlab.explore.setup import Digit, RunNetwork, Source, TaskExample, Text
 from attnlab.explore.setup import Upload as UploadInput
 from attnlab.explore.shelf import Shelf
 from attnlab.explore.subject import Subject
@@ -49,13 +51,8 @@ def run_subject(source: RunNetwork, given: Text | TaskExample | Digit | UploadIn
 
 def run_network(source: RunNetwork, run: Run, shelf: Shelf) -> tuple[Network, tuple[str, ...]]:
     """The network of a run in eval mode, with the options of the source, and notes about them."""
-    file = run.snapshot_file(source.step) if source.step is not None else run.path / "model.safetensors"
     load = run.load_model if source.step is None else partial(run.load_snapshot, source.step)
-    try:
-        version = file.stat().st_mtime_ns  # a run that is in training writes better networks
-    except OSError:
-        version = 0
-    key = ("run", str(run.path), run.config["sha256"], source.step, version)
+    key = ("run", str(run.path), run.config["sha256"], source.step, version(source, shelf))
     network = shelf.keep(key, load)
     notes = [] if source.step is None else [f"a snapshot at step {source.step:,} of the run's training"]
     config = network.to_config()
@@ -72,6 +69,30 @@ def run_network(source: RunNetwork, run: Run, shelf: Shelf) -> tuple[Network, tu
         altered = (*key, source.causal, repr(sorted(source.options.items())))
         network = shelf.keep(altered, partial(changed, network, arguments))
     return network, tuple(notes)
+
+
+def version(source: Source, shelf: Shelf) -> str:
+    """When the network of a run was written, because one in training is replaced by better ones; empty for others."""
+    if not isinstance(source, RunNetwork) or source.run not in shelf.runs:
+        return ""
+    path = shelf.runs[source.run]
+    try:
+        run = Run.open(path)
+        file = path / "model.safetensors" if source.step is None else run.snapshot_file(source.step)
+        return f"{run.config['sha256']} {file.stat().st_mtime_ns}"
+    except (UserError, OSError):  # reported where the network is loaded
+        return ""
+
+
+def run_options(run: Run) -> dict[str, Any]:
+    """The options of the mechanism of a run, by name; none for a pattern of several."""
+    config = run.config["network"]
+    if len(pattern.mechanisms(config["model"])) > 1:
+        return {}
+    return (
+        with_defaults(config["model"], {}, heads=None)
+        | pattern.options_by_mechanism(config["model"], config["options"] or {})[config["model"]]
+    )
 
 
 def _check_shapes(network: Network, options: dict[str, Any], path: Path) -> None:

@@ -6,11 +6,14 @@ it. Nothing is unpickled, the size of a body is bounded, and the page may load n
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from attnlab.utils.extras import need
 
@@ -21,6 +24,7 @@ from fastapi import FastAPI, Request, Response  # noqa: E402
 from fastapi.exceptions import RequestValidationError  # noqa: E402
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse  # noqa: E402
 from starlette.concurrency import run_in_threadpool  # noqa: E402
+from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
@@ -44,6 +48,8 @@ from attnlab.explore.setup import (  # noqa: E402
 )
 from attnlab.utils.errors import UserError  # noqa: E402
 
+T = TypeVar("T")
+
 HOST = "127.0.0.1"
 PORT = 8765
 MAX_BODY = 2**20
@@ -53,8 +59,16 @@ BACKLOG = 2048
 """Connections that wait to be accepted."""
 
 
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
 class Guard:
-    """Middleware that refuses other hosts and origins, and bodies that are too large.
+    """Middleware that refuses other hosts and origins, and bodies that are too large, and adds the headers of safety.
 
     Args:
         app: the application.
@@ -69,17 +83,24 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", "default-src 'none'")
+                headers.update(HEADERS)
+            await send(message)
+
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get("host", ""), headers.get("origin")
         if host not in self.hosts or (origin is not None and origin != f"http://{host}"):
-            await _refuse(403, f"this server answers only its own page, at http://{min(self.hosts)}")(
-                scope, receive, send
-            )
+            refused = _refuse(403, f"this server answers only its own page, at http://{min(self.hosts)}")
+            await refused(scope, receive, protected)
             return
         limit = MAX_UPLOAD if scope["path"] == "/api/upload" else MAX_BODY
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
-            await _refuse(413, f"the body may have at most {limit:,} bytes")(scope, receive, send)
+            await _refuse(413, f"the body may have at most {limit:,} bytes")(scope, receive, protected)
             return
         seen = 0
 
@@ -91,7 +112,30 @@ class Guard:
                 raise HTTPException(413, f"the body may have at most {limit:,} bytes")
             return message
 
-        await self.app(scope, bounded, send)
+        await self.app(scope, bounded, protected)
+
+
+class Queue:
+    """Computes one answer at a time, in the order of the requests; those whose client has left are dropped.
+
+    A network is built, and if need be trained, before its request queues.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        self._explorer = explorer
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    async def answer(self, request: Request, setup: Setup, compute: Callable[[], T]) -> T:
+        """Return what ``compute`` returns for the setup, from a thread.
+
+        Raises:
+            HTTPException: if the client has left.
+        """
+        await run_in_threadpool(self._explorer.prepare, setup)
+        async with self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            if await request.is_disconnected():
+                raise HTTPException(499, "the client has left")
+            return await run_in_threadpool(compute)
 
 
 def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
@@ -105,18 +149,9 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
         responses={422: {"model": Problem}},
     )
     app.add_middleware(Guard, hosts=hosts)
+    queue = Queue(explorer)
     page = files("attnlab.explore") / "page"
     static = {file.name: file.read_bytes() for file in page.iterdir() if file.name.endswith((".js", ".css"))}
-
-    @app.middleware("http")
-    async def protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
     @app.exception_handler(UserError)
     def user_error(request: Request, error: UserError) -> JSONResponse:
@@ -133,13 +168,13 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
         return JSONResponse({"error": str(error.detail)}, error.status_code)
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> HTMLResponse:
+    async def index() -> HTMLResponse:
         """The page."""
         text, policy = export.live_page()
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/static/{name}", responses={404: {"model": Problem}}, response_class=PlainTextResponse)
-    def static_file(name: str) -> Response:
+    async def static_file(name: str) -> Response:
         """A script or the style of the page."""
         if name not in static:
             raise HTTPException(404, f"there is no file {name!r:.60}")
@@ -152,49 +187,52 @@ def make_app(explorer: Explorer, hosts: frozenset[str]) -> FastAPI:
         return catalog(explorer.shelf)
 
     @app.post("/api/view")
-    def view(setup: Setup) -> View:
+    async def view(setup: Setup, request: Request) -> View:
         """A forward pass: its layers, the summaries of their heads, and the output."""
-        return explorer.view(setup)
+        known = explorer.known(setup)
+        return known[0] if known else await queue.answer(request, setup, partial(explorer.view, setup))
 
     @app.post("/api/thumbnails", response_class=Response, responses=BINARY)
-    def thumbnails(setup: Setup) -> Response:
+    async def thumbnails(setup: Setup, request: Request) -> Response:
         """The thumbnails of all heads as codes of one byte."""
-        return Response(explorer.thumbnails(setup), media_type="application/octet-stream")
+        known = explorer.known(setup)
+        data = known[1] if known else await queue.answer(request, setup, partial(explorer.thumbnails, setup))
+        return Response(data, media_type="application/octet-stream")
 
     @app.post("/api/map", response_class=Response, responses=BINARY)
-    def matrix(request: MapRequest) -> Response:
+    async def matrix(asked: MapRequest, request: Request) -> Response:
         """A part of the attention matrix of a head: float32, little endian, row-major."""
-        part = explorer.matrix(request)
+        part = await queue.answer(request, asked.setup, partial(explorer.matrix, asked))
         size = {"X-Rows": str(part.shape[0]), "X-Columns": str(part.shape[1])}
         data = part.contiguous().numpy().astype("<f4", copy=False).tobytes()
         return Response(data, media_type="application/octet-stream", headers=size)
 
     @app.post("/api/cell")
-    def cell(request: CellRequest) -> Cell:
+    async def cell(asked: CellRequest, request: Request) -> Cell:
         """The arithmetic of one weight."""
-        return explorer.cell(request)
+        return await queue.answer(request, asked.setup, partial(explorer.cell, asked))
 
     @app.post("/api/state")
-    def state(request: HeadRequest) -> State:
+    async def state(asked: HeadRequest, request: Request) -> State:
         """The recurrent state of a head after each token."""
-        return explorer.state(request)
+        return await queue.answer(request, asked.setup, partial(explorer.state, asked))
 
     @app.post("/api/ablation")
-    def ablation(request: HeadRequest) -> Ablation:
+    async def ablation(asked: HeadRequest, request: Request) -> Ablation:
         """The effect of removing each head of the layer."""
-        return explorer.ablation(request)
+        return await queue.answer(request, asked.setup, partial(explorer.ablation, asked))
 
     @app.post("/api/picture", response_class=Response, responses=BINARY)
-    def picture(request: PictureRequest) -> Response:
+    async def picture(asked: PictureRequest, request: Request) -> Response:
         """The attention matrix of a head as a file."""
-        data, kind = pictures.make(explorer, request)
-        name = f"attention-layer{request.layer}-head{request.head}.{request.format}"
+        data, kind = await queue.answer(request, asked.setup, partial(pictures.make, explorer, asked))
+        name = f"attention-layer{asked.layer}-head{asked.head}.{asked.format}"
         return Response(data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
     @app.post("/api/export", response_class=HTMLResponse)
-    def export_page(setup: Setup) -> HTMLResponse:
+    async def export_page(setup: Setup, request: Request) -> HTMLResponse:
         """A self-contained page of this setup."""
-        text = export.page(explorer, setup)
+        text = await queue.answer(request, setup, partial(export.page, explorer, setup))
         return HTMLResponse(text, headers={"Content-Disposition": 'attachment; filename="attention.html"'})
 
     @app.post("/api/upload", openapi_extra={"requestBody": UPLOAD})

@@ -346,6 +346,8 @@ class RunEntry(BaseModel):
     """The kinds of `Input` that fit it."""
     steps: list[int]
     """Those of its snapshots."""
+    options: dict[str, Any] = {}
+    """The options of its mechanism; empty for a pattern of several."""
     problem: str = ""
     """Why it cannot be opened, in one line."""
 

@@ -25,6 +25,11 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if looks_like_a_run(path)) if folder.is_dir() else []
 
 
+def _printable(name: str) -> str:
+    """A name whose bytes are not UTF-8 with escapes, so that it can be sent."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 class Shelf:
     """Run folders by name, uploads by key, and a cache of networks and of the data of tasks.
 
@@ -34,9 +39,10 @@ class Shelf:
 
     def __init__(self, runs: Iterable[Path] = ()) -> None:
         folders = list(dict.fromkeys(runs))
-        names = [path.name or str(path) for path in folders]
+        names = [_printable(path.name or str(path)) for path in folders]
         self.runs = {
-            name if names.count(name) == 1 else str(path): path for name, path in zip(names, folders, strict=True)
+            name if names.count(name) == 1 else _printable(str(path)): path
+            for name, path in zip(names, folders, strict=True)
         }
         self.uploads = Uploads()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()

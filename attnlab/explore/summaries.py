@@ -35,9 +35,25 @@ def summarize(layer: LayerPass, tokens: tuple[str, ...]) -> list[Head]:
     if layer.map is None:
         return []
     N, M = layer.shape
+    if layer.shown is not None:  # as if the sequence had only the tokens that are shown
+        index = layer.shown.nonzero().squeeze(1)
+        parts = [
+            _part(
+                layer.weights()[:, index][:, :, index],
+                torch.arange(len(index)),
+                tuple(tokens[i] for i in index.tolist()),
+                layer.is_signed,
+            )
+        ]
+        return _heads(parts, layer)
     rows = torch.arange(N) if layer.is_kept or N <= MAX_QUERIES else torch.linspace(0, N - 1, MAX_QUERIES).long()
     step = max(1, CHUNK_VALUES // max(1, layer.map.shape[1] * M))
     parts = [_part(layer.weights(part), part, tokens, layer.is_signed) for part in rows.split(step)]
+    return _heads(parts, layer)
+
+
+def _heads(parts: list[dict[str, Tensor]], layer: LayerPass) -> list[Head]:
+    """The summaries of all heads from sums over parts of the queries."""
     low = torch.stack([part["low"] for part in parts]).amin(0)
     high, peak = (torch.stack([part[name] for part in parts]).amax(0) for name in ("high", "peak"))
     entropy, distance, count, shares, eligible = (
@@ -56,7 +72,7 @@ def summarize(layer: LayerPass, tokens: tuple[str, ...]) -> list[Head]:
             thumbnail_peak=0.0,
             tags={name: tags[h][i] for i, name in enumerate(TAGS) if found[h][i]},
         )
-        for h in range(layer.map.shape[1])
+        for h in range(len(low))
     ]
 
 

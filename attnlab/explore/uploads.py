@@ -51,7 +51,8 @@ class Uploads:
         Raises:
             UserError: for a file that is too large or cannot be read safely, or an ``x`` that is no sequence.
         """
-        name = Path(name.replace("\\", "/")).name[:100]
+        path = Path(name.replace("\\", "/"))
+        name = path.stem[:80] + path.suffix[:20]
         if len(content) > MAX_BYTES:
             raise UserError(f"{name} has {len(content):,} bytes; the limit is {MAX_BYTES:,}: upload fewer rows")
         x = _checked(name, _read(name, content))
@@ -114,9 +115,9 @@ def _checked(name: str, x: NDArray[Any]) -> NDArray[Any]:
                 f"x in {name} has shape {x.shape}, dtype {x.dtype} and values from {x.min()} to {x.max()}; tokens are "
                 f"integers from 0 to {MAX_TOKENS - 1:,}, and vectors need a third axis"
             )
-        return x.astype(np.int64)
+        return x
     if x.shape[2] > MAX_FEATURES:
         raise UserError(f"x in {name} has {x.shape[2]:,} values per token; the limit is {MAX_FEATURES:,}")
     if x.dtype.kind not in "biuf" or not np.isfinite(x).all() or np.abs(x, dtype=np.float64).max() > 1e30:
         raise UserError(f"x in {name} (dtype {x.dtype}) must hold finite numbers, at most 1e30; replace the others")
-    return x.astype(np.float32)
+    return x

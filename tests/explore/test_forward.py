@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from explored import HEADS, LENGTH, multihead, retention, stacked
+from explored import HEADS, LENGTH, WIDTH, multihead, retention, stacked
 
 from attnlab import masks
+from attnlab.catalog import registry
 from attnlab.explore import forward
 from attnlab.explore.setup import MaskChange, Pretrained, ScoreChange, Setup
 from attnlab.nn.attention import Attention
@@ -172,3 +173,22 @@ def test_changed_weights_that_need_too_much_memory_are_refused(monkeypatch: pyte
         monkeypatch.setattr(forward, "memory_limit", lambda: needed - 1)
         with pytest.raises(UserError, match=f"{needed:,} bytes"):
             forward.run(stacked(multihead()), Setup(scores=scores))
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    first, second = multihead(), multihead(seed=1)
+    with torch.no_grad():
+        second.qkv.weight.fill_(3e38)
+    with pytest.raises(UserError, match="layer 1, Multi-head attention, computes values that are not finite"):
+        forward.run(stacked(first, second), Setup())
+
+
+@pytest.mark.parametrize("name", ["rwkv7", "multihead", "selfhead"])
+def test_nothing_of_a_head_that_is_left_out_reaches_the_output(name: str) -> None:
+    options = {} if name == "selfhead" else {"num_heads": HEADS}
+    layer = registry.load(name)(WIDTH, **options).eval()
+    every = tuple((0, head) for head in range(layer.num_heads))
+    with torch.no_grad():
+        output = forward.run(stacked(layer), Setup(ablated=every)).layers[0].output
+        nothing = layer.output(torch.zeros(1, LENGTH, layer.output.in_features))
+    torch.testing.assert_close(output, nothing)

@@ -21,7 +21,17 @@ from attnlab.explore.explorer import Explorer
 from attnlab.explore.forward import run
 from attnlab.explore.networks import make_subject
 from attnlab.explore.server import MAX_BODY, MAX_UPLOAD, Server, make_app
-from attnlab.explore.setup import Lesson, MapRequest, ScoreChange, Setup, Text, ThreeTokens, Trained, Untrained
+from attnlab.explore.setup import (
+    Lesson,
+    MapRequest,
+    MaskChange,
+    ScoreChange,
+    Setup,
+    Text,
+    ThreeTokens,
+    Trained,
+    Untrained,
+)
 from attnlab.explore.shelf import Shelf
 from attnlab.utils.errors import UserError
 
@@ -229,10 +239,23 @@ def test_a_malformed_request_is_one_line(client: TestClient, body: bytes) -> Non
 
 
 def test_too_much_memory_is_refused_with_its_bytes(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer_module, "memory_limit", lambda: 3 * 8 * 13 * 13 - 1)
+    needed = 20 * 13 * 2 * 12 + 8 * 3 * 13 * 13  # activations of two layers, matrices of one
+    monkeypatch.setattr(explorer_module, "memory_limit", lambda: needed - 1)
     answer = client.post("/api/view", json=SMALL.model_copy(update={"input": Text(text="x" * 13)}).model_dump())
     assert answer.status_code == 422
-    assert "takes 4,056 bytes, more than a quarter of this machine's memory (4,055)" in answer.json()["error"]
+    line = f"take {needed:,} bytes, more than a quarter of this machine's memory ({needed - 1:,})"
+    assert line in answer.json()["error"]
+
+
+@pytest.mark.parametrize(("causal", "tokens"), [(True, 17), (False, 31)])
+def test_the_operations_of_an_exact_attention_are_those_of_the_formula(causal: bool, tokens: int) -> None:
+    N, D = tokens, 12
+    source = Untrained(embed_dim=D, layers=1, options={"num_heads": 3}, causal=causal)
+    explorer = Explorer(Shelf())
+    setup = Setup(source=source, input=Text(text="x" * N))
+    masked = setup.model_copy(update={"mask": MaskChange(window=3)})
+    for shown in (masked, setup):  # whichever comes first
+        assert explorer.view(shown).layers[0].flops == 8 * N * D * D + 4 * N * N * D
 
 
 def test_a_port_in_use_is_refused() -> None:

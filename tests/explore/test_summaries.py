@@ -85,3 +85,14 @@ def test_long_inputs_are_summarized_by_some_of_their_queries(monkeypatch: pytest
     expected = layer.weights(torch.tensor([0, 5, 10])).amax((1, 2))
     heads = summaries.summarize(layer, tuple("abcdeabcdea"))
     assert [head.peak for head in heads] == pytest.approx(expected.tolist())
+
+
+def test_hidden_tokens_do_not_count() -> None:
+    rows = [[0.0] * 4, [0, 1.0, 0, 0], [0, 0.75, 0.25, 0], [0.0] * 4]
+    layer = layer_of(rows)
+    layer.shown = torch.tensor([False, True, True, False])
+    (head,) = summaries.summarize(layer, ("[CLS]", "a", "b", "[SEP]"))
+    assert head.row_sums == (1, 1)
+    assert head.sink == pytest.approx(0.75)  # on the first token that is shown
+    assert head.tags["previous token"] == pytest.approx(0.75)
+    assert head.distance == pytest.approx(0.75 / 2)

@@ -196,12 +196,12 @@ export class Changes {
   #options(source, entry) {
     if (!entry) return small("Options can be changed for a network of one mechanism.");
     const controls = entry.options.map((option) => {
-      const trained = source.kind === "trained" ? entry.trained[option.name] : undefined;
-      const base = trained ?? option.default; // the values of a run are not known
+      const own = { trained: entry.trained, run: this.app.catalog.runs.find(({ name }) => name === source.run)?.options }[source.kind];
+      const base = own?.[option.name] ?? option.default;
       const get = (setup) => setup.source.options?.[option.name] ?? (option.name === "num_heads" ? this.app.layer()?.num_heads : undefined) ?? base;
       const put = (setup, value) => {
         if (value === "" && option.optional) value = null;
-        if (source.kind === "run" ? value === null : value === base) delete setup.source.options[option.name];
+        if (value === base) delete setup.source.options[option.name];
         else setup.source.options[option.name] = value;
       };
       const help = sentence(option.help);
