@@ -39,6 +39,7 @@ SECTIONS = (
     "tasks",
     "training",
     "explore",
+    "weights",
     "compare",
     "claims",
     "hybrids",
