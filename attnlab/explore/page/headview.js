@@ -229,7 +229,7 @@ export class HeadView {
       h("table", {},
         h("caption", {}, "Cost of the attention layers on this input"),
         h("thead", {}, h("tr", {}, h("td"), columnHead("A"), columnHead("B"))),
-        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => cacheOf(total(view, "state_bytes"))), row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1])}` : "none"))),
+        h("tbody", {}, row("Forward pass", flops), row("Decoding state per token", (view) => cacheOf(total(view, "state_bytes"))), (sides.a.view.prediction[0] ?? sides.b.view.prediction[0]) && row("Most probable output", (view) => (view.prediction.length ? `“${visible(view.prediction[0][0])}” ${number(view.prediction[0][1])}` : "none"))),
       ),
     );
   }

@@ -11,7 +11,7 @@ const FONT = "11px ui-sans-serif, system-ui, sans-serif";
 const SORTS = {
   position: ["layer and head"],
   entropy: ["entropy, lowest first", (head) => head.entropy, false, "nats", "entropy, averaged over the queries"],
-  distance: ["mean distance, longest first", (head) => head.distance, true, "tokens", "mean distance in tokens"],
+  distance: ["distance, longest first", (head) => head.distance, true, "", "mean distance in tokens"],
   sink: ["sink mass, largest first", (head) => head.sink, true, "", "share of the weights on the first key"],
   similarity: ["similarity to this head", null, true, "", "cosine similarity of the weights to those of the chosen head"],
 };
@@ -96,7 +96,7 @@ export class Overview {
     this.notes.textContent = `Rows are queries, columns are keys; each head has its own scale. Grey is ${this.app.data.live ? "an exact zero, such as a masked key" : "zero, or too small for this file"}. ${kinds.join(" ")}`;
     const groups = order ? [[null, order]] : layers.map((layer, i) => [layer, layer.heads.map((_, head) => ({ at: [i, head] }))]);
     const sections = groups.map(([layer, entries], i) => {
-      const columns = Math.min(entries.length || 1, Math.max(1, Math.floor((this.width + GAP) / (this.#least(entries.length) + GAP))));
+      const columns = Math.min(entries.length || 1, Math.max(1, Math.floor((this.width + GAP) / ((order ? 52 : this.#least(entries.length)) + GAP))));
       const side = Math.min(112, Math.floor((this.width + GAP) / columns) - GAP);
       const caption = side >= 36 || order ? (order ? 2 : 1) * CAPTION : 0;
       const canvas = h("canvas", { "aria-hidden": "true" });
