@@ -64,6 +64,7 @@ def take(folder: Path) -> None:
             page.wait_for_selector("body[data-ready] #map:not([aria-busy])")
             page.click(f"#tab-{panel}")
             page.wait_for_load_state("networkidle")
+            page.mouse.move(0, 0)
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"{name}.png")
 

@@ -191,7 +191,7 @@ export class HeadMap {
     }
     context.stroke();
     const { signed } = this.matrix;
-    if (unit >= 38 || (signed && unit >= 14)) {
+    if (unit >= 30 || (signed && unit >= 14)) {
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.font = FONT;
@@ -199,9 +199,9 @@ export class HeadMap {
       for (let query = rows[0]; query < rows[1]; query++)
         for (let key = columns[0]; key < columns[1]; key++) {
           const { value } = this.matrix.at(query, key);
-          if (unit < 38 && !(value < 0)) continue;
+          if (unit < 30 && !(value < 0)) continue;
           context.fillStyle = tint(value, signed, peak).color;
-          context.fillText(unit < 38 ? "−" : inCell(value), this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit, unit - 3);
+          context.fillText(unit < 30 ? "−" : inCell(value), this.margin + (key + 0.5 - left) * unit, this.margin + (query + 0.5 - top) * unit, unit - 3);
         }
     }
     this.#crosses(context, unit, colors);

@@ -30,6 +30,7 @@ export class Summary {
   update() {
     const { view } = this.app.now();
     if (!view) return;
+    const { source } = this.app.setup;
     const [i, j] = this.app.head;
     const layer = view.layers[i];
     const head = layer.heads[j];
@@ -51,7 +52,7 @@ export class Summary {
         layer.signed && layer.weights === "true weights" ? h("p", { class: "note" }, "The weights of this mechanism may be negative.") : null,
         layer.note ? h("p", { class: "note" }, sentence(layer.note)) : null,
         head ? h("p", { class: "note caveat" }, CAVEAT) : null,
-        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", cacheOf(layer.state_bytes, entry?.causal !== "never" && this.app.setup.source.causal !== false)))),
+        h("table", {}, h("tbody", {}, facts, row("Forward pass of the layer", layer.flops === null ? "not counted" : count(layer.flops, "FLOP")), row("Decoding state per token", cacheOf(layer.state_bytes, (entry?.causal ?? "never") !== "never" && source.causal !== false && source.kind !== "pretrained")))),
         tags.length ? h("h3", {}, "Tags") : null,
         tags.map(([tag, score]) => this.#meter(tag, score, TAGS[tag] ?? "")),
         view.prediction.length ? h("h3", {}, "Most probable outputs") : null,
