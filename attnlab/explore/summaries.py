@@ -48,7 +48,8 @@ def summarize(layer: LayerPass, tokens: tuple[str, ...]) -> list[Head]:
         return _heads(parts, layer)
     rows = torch.arange(N) if layer.is_kept or N <= MAX_QUERIES else torch.linspace(0, N - 1, MAX_QUERIES).long()
     step = max(1, CHUNK_VALUES // max(1, layer.map.shape[1] * M))
-    parts = [_part(layer.weights(part), part, tokens, layer.is_signed) for part in rows.split(step)]
+    whole = len(rows) == N <= step  # no copy of all rows
+    parts = [_part(layer.weights(None if whole else part), part, tokens, layer.is_signed) for part in rows.split(step)]
     return _heads(parts, layer)
 
 
