@@ -105,7 +105,7 @@ def untrained(source: Untrained, sequence: Sequence, shelf: Shelf) -> Subject:
     network = shelf.keep(key, made)
     notes = (
         "the parameters are random, so the patterns come from the initialization, and predictions mean nothing",
-        "positions are sinusoidal, which have no limit",
+        "the embedding adds sinusoidal positions, which have no limit",
     )
     return network_subject(network, source.model, sequence, notes)
 
