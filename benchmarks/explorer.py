@@ -13,26 +13,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from attnlab.explore import export
+from attnlab.explore import export, screenshots
 from attnlab.explore.explorer import Explorer
 from attnlab.explore.link import fragment
 from attnlab.explore.server import Server
 from attnlab.explore.setup import MapRequest, Setup, Text, Untrained
 from attnlab.explore.shelf import Shelf
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WORDS = "the quick brown fox jumps over the lazy dog "
 
 SETTLED = """
@@ -96,7 +92,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the load by many clients")
     options = parser.parse_args()
     print(f"{'':<44}{'median':>9}{'95 %':>9}{'target':>9}")
-    with _browser() as new_page, Server(Explorer(Shelf()), port=0) as server:
+    with screenshots.served(Explorer(Shelf())) as (server, browser):
+        new_page = partial(_new_page, browser)
         _ready(new_page(), server, options.repeats // 4)
         for tokens, size, knob in ((21, "small", 150), (128, "small", 150), (128, "12 × 12", 150), (512, "small", 500)):
             _interactions(new_page(), server, tokens, size, knob, options.repeats)
@@ -114,21 +111,10 @@ def setup(tokens: int, size: str) -> Setup:
     return Setup(source=source, input=Text(text=text))
 
 
-@contextmanager
-def _browser() -> Iterator[Any]:
-    program = os.environ.get("ATTNLAB_CHROMIUM") or shutil.which("chromium")
-    if program is None:
-        raise SystemExit("there is no browser: install Debian's chromium, or set ATTNLAB_CHROMIUM to the path of one")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
-
-        def new_page() -> Page:
-            page = browser.new_page(viewport={"width": 1440, "height": 1000})
-            page.add_init_script("try { localStorage.setItem('attnlab-explore-tour', 'yes') } catch {}")
-            return page
-
-        yield new_page
-        browser.close()
+def _new_page(browser: Any) -> Page:
+    page: Page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.add_init_script("try { localStorage.setItem('attnlab-explore-tour', 'yes') } catch {}")
+    return page
 
 
 def _line(name: str, milliseconds: list[float], target: float) -> None:

@@ -5,7 +5,7 @@ A code is proportional to the square root of the weight, so that small weights, 
 
 unsigned: w = peak · (c / levels)²; signed: w = ± peak · ((c − 128) / h)² with h = ⌊levels / 2⌋ and the sign of c − 128.
 
-The error is at most peak / levels (twice that with a sign).
+The error is at most peak / levels, with a sign peak / h.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def decode(codes: Tensor, peak: Tensor, *, signed: bool, levels: int = LEVELS) -
         return peak * (codes.float() / levels).square()
     root = (codes.float() - 128) / (levels // 2)
     return peak * root.square() * root.sign()
+
+
+def rounding(peak: float, levels: int, *, signed: bool) -> float:
+    """Return the largest error of a weight that is encoded with these levels."""
+    return peak / (levels // 2 if signed else levels)
 
 
 def deflated(data: bytes) -> str:

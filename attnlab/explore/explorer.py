@@ -190,7 +190,10 @@ class Explorer:
 
     def _size(self) -> int:
         """The bytes of the passes that are kept."""
-        return sum((kept_bytes if kept.keep else _activations)(kept.subject) for kept in self._passes.values())
+        return sum(
+            (kept_bytes if all(layer.keep for layer in kept.layers) else _activations)(kept.subject)
+            for kept in self._passes.values()
+        )
 
     def _answer(self, key: str, compute: Callable[[], T]) -> T:
         with self.lock:

@@ -90,7 +90,8 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
             }
             if sum(len(coded["codes"]) for coded in maps.values()) <= BYTES_PER_WEIGHT * count:
                 break
-        note = f"this file holds rounded weights, within about {rounding:.3f}; run attnlab explore for exact ones"
+        error = max((codes.rounding(x["peak"], x["levels"], signed=x["signed"]) for x in maps.values()), default=0.0)
+        note = f"this file holds rounded weights, within {error:.2g}; run attnlab explore for exact ones"
         return {
             "setup": setup.model_dump(mode="json"),
             "view": view.model_copy(update={"notes": [*view.notes, note]}).model_dump(mode="json"),

@@ -134,7 +134,6 @@ class Pass:
     layers: list[LayerPass]
     output: Tensor
     notes: tuple[str, ...] = ()
-    keep: bool = True
 
 
 @torch.no_grad()
@@ -193,7 +192,7 @@ def run(subject: Subject, setup: Setup, *, keep: bool = True) -> Pass:
             stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
         output = subject.run()
     notes = _not_applied(setup.scores, [(subject.layers[i], applied[i]) for i in sorted(applied)])
-    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output, notes, keep)
+    return Pass(subject, [passes[i] for i in range(len(subject.layers))], output, notes)
 
 
 def _without(layer: Attention, heads: list[int], weights: Tensor, x: Tensor, mask: Mask | None) -> Tensor:

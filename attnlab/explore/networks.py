@@ -30,7 +30,7 @@ MAX_PARAMETERS = 2**26
 MAX_TRAINED = 2**18
 """The largest network that is trained on demand, in parameters."""
 MAX_OPTIONS = {"iterations": 1_000, "num_hashes": 1_000}
-"""Options that repeat the work of a layer, which a link from a stranger could set to any number."""
+"""Options that repeat the work of a layer, which an untrusted link could set to any number."""
 
 SOURCES = {
     "lesson": ("the layer of the lessons", ("three_tokens",)),
@@ -55,7 +55,7 @@ def make_subject(setup: Setup, shelf: Shelf) -> Subject:
     name, accepted = SOURCES[source.kind]
     if given.kind not in accepted:
         raise UserError(f"{name} takes the input {' or '.join(accepted)}, not {given.kind}; choose another input")
-    if fixed := sorted({"embed_dim", "causal", "dropout"} & set(getattr(source, "options", {}))):
+    if fixed := sorted(set(pattern.NETWORK_ARGUMENTS) & set(getattr(source, "options", {}))):
         raise UserError(f"{' and '.join(fixed)} cannot be changed by the options of the mechanism; leave it out")
     match source:
         case Lesson():

@@ -1,4 +1,4 @@
-"""The network of a run folder, which may come from a stranger, with an input that fits it."""
+"""The network of a run folder, which may be untrusted, with an input that fits it."""
 
 from __future__ import annotations
 

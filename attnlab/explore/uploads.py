@@ -1,4 +1,4 @@
-"""Uploaded arrays, which come from strangers: sizes and types are checked before anything is allocated."""
+"""Uploaded arrays, which are untrusted: sizes and types are checked before anything is allocated."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_fewer_levels_round_more(values: np.ndarray, levels: int, signed: bool) 
     peak = weights.abs().max()
     shown = codes.encode(weights, peak, signed=signed, levels=levels)
     error = (codes.decode(shown, peak, signed=signed, levels=levels) - weights).abs().max()
-    assert error <= 1.001 * peak / (levels // 2 if signed else levels) + 1e-30
+    assert error <= 1.001 * codes.rounding(float(peak), levels, signed=signed) + 1e-30
 
 
 def test_zero_and_the_peak_are_exact() -> None:

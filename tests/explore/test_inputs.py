@@ -193,7 +193,7 @@ def test_limits(shelf: Shelf) -> None:
 
 
 def test_work_is_bounded(shelf: Shelf) -> None:
-    """A link from a stranger must not keep the server busy for hours."""
+    """An untrusted link must not keep the server busy for hours."""
     for source in (Untrained, Trained):
         refuses(shelf, "iterations is 1,001", source=source(model="mesa", options={"iterations": 1_001}))
         refuses(shelf, "num_hashes is 9,999", source=source(model="reformer", options={"num_hashes": 9_999}))

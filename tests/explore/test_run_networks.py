@@ -1,4 +1,4 @@
-"""The networks of run folders: their inputs, changed options, snapshots, and folders from strangers."""
+"""The networks of run folders: their inputs, changed options, snapshots, and untrusted folders."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -18,6 +20,7 @@ from starlette.testclient import TestClient
 from attnlab.explore import codes
 from attnlab.explore import explorer as explorer_module
 from attnlab.explore.explorer import Explorer
+from attnlab.explore.export import contents
 from attnlab.explore.forward import run
 from attnlab.explore.networks import make_subject
 from attnlab.explore.server import MAX_BODY, MAX_UPLOAD, Server, make_app
@@ -197,6 +200,23 @@ def test_an_export_contains_the_data_and_no_markup_of_the_tokens(client: TestCli
     assert "alert(1)" not in text or "\\u003c/script" in text
     data = text.split('id="export"')[1].split(">", 1)[1].split("</script>")[0]
     assert json.loads(data)["view"]["tokens"] == list(bad)
+
+
+@pytest.mark.parametrize("model", ["multihead", "deltanet", "nsa", "sigmoid"])
+def test_an_export_rounds_as_far_as_it_says(model: str) -> None:
+    explorer = Explorer(Shelf())
+    setup = Setup(source=Untrained(model=model, embed_dim=12, options={"num_heads": 3}), input=Text(text="abcdeab"))
+    data = contents(explorer, setup)
+    stated = float(data["view"]["notes"][-1].split("within ")[1].split(";")[0])
+    errors = []
+    for name, coded in data["maps"].items():
+        layer, head = map(int, name.split("."))
+        weights = explorer.matrix(MapRequest(setup=setup, layer=layer, head=head))
+        places = torch.tril(torch.ones(7, 7, dtype=torch.bool)) if coded["causal"] else torch.ones(7, 7).bool()
+        shown = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(coded["codes"]))), dtype=torch.uint8)
+        decoded = codes.decode(shown, torch.tensor(coded["peak"]), signed=coded["signed"], levels=coded["levels"])
+        errors.append(float((decoded - weights[places]).abs().max()))
+    assert max(errors) <= 1.05 * stated  # two digits are stated
 
 
 def test_the_catalog_lists_every_mechanism(client: TestClient) -> None:
