@@ -25,11 +25,12 @@ MAX_WEIGHTS = 2**26
 """Weights that an exported page may hold."""
 
 ROUNDING = (1 / 255, 1 / 127, 1 / 63)
-"""The errors of a weight that are tried, until the codes take at most `BYTES_PER_WEIGHT`."""
+"""The errors of a weight that are tried, until the codes take at most `BYTES_PER_WEIGHT`, or `SMALL` bytes."""
 
 MIN_LEVELS = 15
 BYTES_PER_WEIGHT = 0.53
 """With base64, of all N² weights of a head: 5 MiB hold 12 × 12 heads over 256 tokens."""
+SMALL = 2**20
 
 FOLDER = files("attnlab.explore") / "page"
 
@@ -88,7 +89,7 @@ def contents(explorer: Explorer, setup: Setup) -> dict[str, Any]:
                 for i, layer in enumerate(result.layers)
                 for h, coded in enumerate(_coded(layer, rounding))
             }
-            if sum(len(coded["codes"]) for coded in maps.values()) <= BYTES_PER_WEIGHT * count:
+            if sum(len(coded["codes"]) for coded in maps.values()) <= max(SMALL, BYTES_PER_WEIGHT * count):
                 break
         error = max((codes.rounding(x["peak"], x["levels"], signed=x["signed"]) for x in maps.values()), default=0.0)
         note = f"this file holds rounded weights, within {error:.2g}; run attnlab explore for exact ones"

@@ -217,6 +217,7 @@ def test_an_export_rounds_as_far_as_it_says(model: str) -> None:
         decoded = codes.decode(shown, torch.tensor(coded["peak"]), signed=coded["signed"], levels=coded["levels"])
         errors.append(float((decoded - weights[places]).abs().max()))
     assert max(errors) <= 1.05 * stated  # two digits are stated
+    assert {coded["levels"] for coded in data["maps"].values() if coded["peak"] >= 1} <= {codes.LEVELS}, "it is small"
 
 
 def test_the_catalog_lists_every_mechanism(client: TestClient) -> None:
